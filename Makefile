@@ -1,0 +1,66 @@
+# Two commands do all the set-up: `make demo` and `make test`. Both may be run again at any time.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+VENV ?= .venv
+BIN := $(VENV)/bin
+LOCKS := deploy/locks
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+PROTOS := $(wildcard proto/*.proto)
+
+.PHONY: help demo test lint format proto vectors lock bench bench-peers
+
+help: ## Show the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.runtime ## A mesh CA under an offline root, at work, in ten seconds
+	@$(BIN)/meshca demo
+
+test: $(VENV)/.development ## Everything that must hold, on real parts
+	@$(BIN)/python -m tests.support.parts
+	@$(BIN)/python -m pytest -n auto --dist loadgroup $(PYTEST_ARGS)
+
+lint: $(VENV)/.development ## The static checks
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+format: $(VENV)/.development ## Put the code into its one form
+	$(BIN)/ruff check --fix-only --quiet
+	$(BIN)/ruff format --quiet
+
+proto: $(VENV)/.development ## Generate bridge/_proto from proto/
+	@$(BIN)/python -m grpc_tools.protoc -Ibridge/_proto=proto --python_out=. --pyi_out=. --grpc_python_out=. $(PROTOS)
+	@echo "bridge/_proto is as proto/ says"
+
+bench: $(VENV)/.development ## Where the microseconds of one request go
+	@$(BIN)/python -m tests.bench.steps $(BENCH_ARGS)
+
+bench-peers: $(VENV)/.development ## The bridge beside Istio's own CA, in one run
+	@$(BIN)/python -m tests.bench.peers $(BENCH_ARGS)
+
+lock: ## Write the locked requirements anew (needs uv on PATH)
+	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate \
+	  --custom-compile-command "make lock" pyproject.toml -o $(LOCKS)/runtime.txt
+	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate \
+	  --custom-compile-command "make lock" --all-extras --group dev -c $(LOCKS)/runtime.txt pyproject.toml -o $(LOCKS)/development.txt
+	echo -e "hatchling\neditables" | uv pip compile -q --universal --python-version 3.11 --generate-hashes \
+	  --no-emit-index-url --no-annotate --custom-compile-command "make lock" - -o $(LOCKS)/build.txt
+
+$(BIN)/python:
+	@python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+	  { echo "make: needs Python 3.11 or later as python3" >&2; exit 1; }
+	@echo "making a virtual environment in $(VENV)"
+	@python3 -m venv $(VENV) || { echo "make: install python3-venv first (apt-get install python3-venv)" >&2; exit 1; }
+
+$(VENV)/.runtime: $(BIN)/python pyproject.toml $(LOCKS)/runtime.txt $(LOCKS)/build.txt
+	@echo "installing what meshca needs (locked, with hashes)"
+	@$(PIP) install --require-hashes -r $(LOCKS)/build.txt -r $(LOCKS)/runtime.txt
+	@$(PIP) install --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(VENV)/.development: $(VENV)/.runtime $(LOCKS)/development.txt
+	@echo "installing what the tests and checks need (locked, with hashes)"
+	@$(PIP) install --require-hashes -r $(LOCKS)/development.txt
+	@touch $@

@@ -1,0 +1,1 @@
+"""The command `meshca`: one module per command."""

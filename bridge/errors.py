@@ -1,0 +1,158 @@
+"""Every error the bridge raises on purpose.
+
+Three families answer the operator's first question, *who has to act?*
+
+* `CallerError`: whoever asked. Asking for the same thing again cannot help.
+* `BackendError`: the issuing CA, or the path to it.
+* `OperatorError`: whoever configured or deployed this process.
+
+`OverloadedError` stands apart: nobody did wrong, and the caller should come back.
+
+`str(error)` may be sent to an unauthenticated peer, so it names the rule and never
+a value that the peer did not send. `detail` is for the ledger and the log. `rule`
+is a stable name for machines: the ledger and the metrics carry it.
+"""
+
+from typing import ClassVar
+
+
+class BridgeError(Exception):
+    """Root of the hierarchy; never raised itself."""
+
+    default_rule: ClassVar[str] = "internal"
+    certificate_may_exist: ClassVar[bool] = False
+    """Whether a certificate may have been signed although this was raised."""
+
+    def __init__(self, message: str, *, rule: str = "", detail: str = "") -> None:
+        super().__init__(message)
+        self.rule = rule or self.default_rule
+        self.detail = detail
+
+
+class CallerError(BridgeError):
+    """The request cannot be granted as it stands."""
+
+    default_rule = "request"
+
+
+class AuthenticationError(CallerError):
+    """The caller showed no credential, a bad one, or one of another mesh."""
+
+    default_rule = "authentication"
+
+
+class DeniedError(CallerError):
+    """The caller is known, and policy or a name constraint says no."""
+
+    default_rule = "policy"
+
+
+class RequestError(CallerError):
+    """The request is malformed."""
+
+
+class CSRError(RequestError):
+    """The CSR does not parse, does not prove possession, or has a weak key."""
+
+    default_rule = "csr"
+
+
+class TTLError(RequestError):
+    """The wanted lifetime is outside the configured bounds."""
+
+    default_rule = "ttl"
+
+
+class OverloadedError(BridgeError):
+    """The bridge has more work than it can finish in time. Come back later."""
+
+    default_rule = "overload"
+
+
+class BackendError(BridgeError):
+    """The issuing CA did not produce a usable certificate."""
+
+    default_rule = "backend"
+
+
+class BackendUnavailableError(BackendError):
+    """The issuing CA cannot be reached; nothing was signed."""
+
+    default_rule = "backend.unavailable"
+
+
+class BackendAuthError(BackendError):
+    """The issuing CA refused our own credential, also after one new login."""
+
+    default_rule = "backend.auth"
+
+
+class BackendThrottledError(BackendError):
+    """The issuing CA asks for fewer requests; nothing was signed."""
+
+    default_rule = "backend.throttled"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        rule: str = "",
+        detail: str = "",
+        retry_after_seconds: float = 0.0,
+    ) -> None:
+        super().__init__(message, rule=rule, detail=detail)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class BackendTimeoutError(BackendError):
+    """The request was sent and no answer came in time: it may have been signed."""
+
+    default_rule = "backend.timeout"
+    certificate_may_exist = True
+
+
+class BackendRefusedError(BackendError):
+    """The issuing CA answered, and the answer was no. Do not retry."""
+
+    default_rule = "backend.refused"
+
+
+class BackendBrokenError(BackendError):
+    """Mount, role, key or right is gone: the backend needs a person."""
+
+    default_rule = "backend.broken"
+
+
+class MisissuedError(BackendError):
+    """The issuing CA signed something other than what was asked for.
+
+    The certificate exists and may be in the wild: this pages a person and stops the
+    issuing CA.
+    """
+
+    default_rule = "misissued"
+    certificate_may_exist = True
+
+
+class OperatorError(BridgeError):
+    """The process cannot do its job until someone changes its environment."""
+
+    default_rule = "operator"
+
+
+class ConfigError(OperatorError):
+    """The configuration, or a file that it names, cannot be used."""
+
+    default_rule = "config"
+
+
+class PluginError(OperatorError):
+    """A plugin is absent, ambiguous, or built for another contract version."""
+
+    default_rule = "plugin"
+
+
+class LedgerError(OperatorError):
+    """The ledger cannot be written, or no longer verifies."""
+
+    default_rule = "ledger"

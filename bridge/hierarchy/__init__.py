@@ -1,0 +1,1 @@
+"""The offline side: root, intermediates, issuing CAs."""

@@ -1,0 +1,1 @@
+"""Who is asking: from a credential, never from a CSR, to a name."""

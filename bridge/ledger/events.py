@@ -1,0 +1,149 @@
+"""The rows of the ledger, typed. Their names and fields do not change later.
+
+Every row in a journal is one JSON object that also carries `seq` (from 0, per writer),
+`prev` (SHA-256 of the line before, 64 hex digits) and `at` (microseconds since
+1970-01-01 UTC). Times inside a row are whole seconds since 1970-01-01 UTC; digests and
+serial numbers are lower-case hex; no value is secret.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from enum import StrEnum
+from typing import ClassVar
+
+Value = str | int | list[str] | dict[str, int]
+"""What a row's field may hold."""
+
+
+class Purpose(StrEnum):
+    """Whom a certificate is for."""
+
+    WORKLOAD = "workload"
+    SERVING = "serving"
+    """The bridge's own listener."""
+    PROBE = "probe"
+    """A certificate whose validity is already past, signed to prove a key."""
+
+
+class Outcome(StrEnum):
+    """How an attempt, or a call, ended."""
+
+    ISSUED = "issued"
+    REFUSED = "refused"
+    """A rule said no; nothing was signed."""
+    FAILED = "failed"
+    """The backend or the bridge could not; nothing was signed."""
+    UNKNOWN = "unknown"
+    """A certificate may exist that nobody was given."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Intent:
+    """One attempt to have a certificate signed. On disk before anything is signed."""
+
+    kind: ClassVar[str] = "intent"
+
+    attempt: str
+    """32 hex digits; an outcome repeats it."""
+    request: str
+    """32 hex digits; the attempts of one call share it."""
+    purpose: str
+    front: str
+    """`istio`, `linkerd`, or empty for what the bridge asks for itself."""
+    cluster: str
+    caller: str
+    """The authenticated identity, as a SPIFFE ID."""
+    credential: str
+    """`token`, `certificate`, or `self`."""
+    pod: str
+    """Namespace/name/UID as far as the credential told; may be empty."""
+    issuing_ca: str
+    """The name in the configuration."""
+    generation: int
+    """Of the snapshot that decided."""
+    issuer_sha256: str
+    """SHA-256 of the issuing CA's certificate in DER."""
+    key_sha256: str
+    """SHA-256 of the leaf's SubjectPublicKeyInfo in DER."""
+    names: list[str]
+    """Subject alternative names in order, `URI:...` or `DNS:...`."""
+    not_before: int
+    not_after: int
+    serial: str
+    """Empty where the backend chooses it."""
+    tbs_sha256: str
+    """Empty where the backend builds it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ended:
+    """The outcome of an attempt, or of a call that never became one."""
+
+    kind: str
+    """One of `Outcome`."""
+    attempt: str
+    """Empty for a call that was refused before an attempt."""
+    request: str
+    purpose: str
+    front: str
+    cluster: str
+    caller: str
+    issuing_ca: str = ""
+    serial: str = ""
+    certificate_sha256: str = ""
+    """SHA-256 of the certificate in DER, where one came back."""
+    status: str = ""
+    """The gRPC status code that the caller got, such as `PERMISSION_DENIED`."""
+    rule: str = ""
+    """The rule that was broken, such as `csr.rsa-size`; empty for `issued`."""
+    detail: str = ""
+    """For operators; at most 500 characters."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """Unauthenticated calls of a time span above the rate that gets rows of its own."""
+
+    kind: ClassVar[str] = "summary"
+
+    since: int
+    until: int
+    rules: dict[str, int]
+    """How many calls broke which rule."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opened:
+    """The first row of a segment."""
+
+    kind: ClassVar[str] = "opened"
+
+    writer: str
+    """The name of the writer: the folder under the journal's."""
+    segment: int
+    """From 1."""
+    version: str
+    """Of the bridge."""
+    format: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Closed:
+    """The last row of a segment that was closed in order."""
+
+    kind: ClassVar[str] = "closed"
+
+    reason: str
+    """`shutdown` or `rollover`."""
+
+
+Event = Intent | Ended | Summary | Opened | Closed
+
+
+def to_fields(event: Event) -> Mapping[str, Value]:
+    """Return the row's own fields, `kind` included."""
+    values: dict[str, Value] = {
+        field.name: getattr(event, field.name) for field in fields(event)
+    }
+    values["kind"] = event.kind
+    return values

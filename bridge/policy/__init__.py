@@ -1,0 +1,1 @@
+"""What a caller may have, and whether what came back is that."""

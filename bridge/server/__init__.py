@@ -1,0 +1,1 @@
+"""The wire: fronts, listeners, health, metrics."""
