@@ -1,0 +1,3 @@
+module meshca.test/constraints
+
+go 1.23

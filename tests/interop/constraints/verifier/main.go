@@ -1,0 +1,90 @@
+// The verdicts of Go's crypto/x509 on a list of chains.
+//
+// Reads a JSON list of cases from stdin and writes a JSON list of verdicts, in order.
+package main
+
+import (
+	"crypto/x509"
+	"encoding/json"
+	"encoding/pem"
+	"fmt"
+	"os"
+	"time"
+)
+
+type chain struct {
+	Name          string   `json:"name"`
+	Root          string   `json:"root"`
+	Intermediates []string `json:"intermediates"`
+	Leaf          string   `json:"leaf"`
+	Time          int64    `json:"time"`
+}
+
+type verdict struct {
+	Name     string `json:"name"`
+	Accepted bool   `json:"accepted"`
+	// Parsed is false where Go refuses to read a certificate of the chain at all.
+	Parsed bool   `json:"parsed"`
+	Reason string `json:"reason"`
+}
+
+func parse(text string) (*x509.Certificate, error) {
+	block, _ := pem.Decode([]byte(text))
+	if block == nil {
+		return nil, fmt.Errorf("no PEM block")
+	}
+	return x509.ParseCertificate(block.Bytes)
+}
+
+func judge(given chain) verdict {
+	answer := verdict{Name: given.Name}
+	roots, intermediates := x509.NewCertPool(), x509.NewCertPool()
+	root, err := parse(given.Root)
+	if err != nil {
+		answer.Reason = err.Error()
+		return answer
+	}
+	roots.AddCert(root)
+	for _, text := range given.Intermediates {
+		certificate, err := parse(text)
+		if err != nil {
+			answer.Reason = err.Error()
+			return answer
+		}
+		intermediates.AddCert(certificate)
+	}
+	leaf, err := parse(given.Leaf)
+	if err != nil {
+		answer.Reason = err.Error()
+		return answer
+	}
+	answer.Parsed = true
+	_, err = leaf.Verify(x509.VerifyOptions{
+		Roots:         roots,
+		Intermediates: intermediates,
+		CurrentTime:   time.Unix(given.Time, 0),
+		KeyUsages:     []x509.ExtKeyUsage{x509.ExtKeyUsageAny},
+	})
+	if err != nil {
+		answer.Reason = err.Error()
+		return answer
+	}
+	answer.Accepted = true
+	return answer
+}
+
+func main() {
+	var cases []chain
+	if err := json.NewDecoder(os.Stdin).Decode(&cases); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(2)
+	}
+	verdicts := make([]verdict, 0, len(cases))
+	for _, given := range cases {
+		verdicts = append(verdicts, judge(given))
+	}
+	if err := json.NewEncoder(os.Stdout).Encode(verdicts); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(2)
+	}
+}

