@@ -1,0 +1,126 @@
+// Command istio_client asks a CA for one certificate with Istio's own client and its own CSR, as istio-agent
+// does, and prints what came as JSON.
+package main
+
+import (
+	"encoding/json"
+	"flag"
+	"fmt"
+	"os"
+	"regexp"
+
+	"istio.io/istio/pkg/log"
+	"istio.io/istio/pkg/security"
+	"istio.io/istio/security/pkg/credentialfetcher/plugin"
+	"istio.io/istio/security/pkg/nodeagent/caclient/providers/citadel"
+	pkiutil "istio.io/istio/security/pkg/pki/util"
+)
+
+type options struct {
+	address, serverName, roots string
+	token, cert, key           string
+	cluster, signer            string
+	csr, csrFile, identity     string
+	ttl                        int64
+}
+
+// answer is what is printed. Either the chain is there, or the code and the error.
+type answer struct {
+	Chain []string `json:"chain"`
+	CSR   string   `json:"csr"`
+	Key   string   `json:"key"`
+	Code  string   `json:"code"`
+	Error string   `json:"error"`
+}
+
+func main() {
+	var o options
+	flag.StringVar(&o.address, "address", "", "host:port of the CA")
+	flag.StringVar(&o.serverName, "server-name", "", "name to expect in the CA's certificate (default: the host)")
+	flag.StringVar(&o.roots, "roots", "", "PEM file with the trust anchors of the CA's certificate")
+	flag.StringVar(&o.token, "token", "", "file with the service-account token")
+	flag.StringVar(&o.cert, "cert", "", "client certificate with its chain (PEM file)")
+	flag.StringVar(&o.key, "key", "", "key of the client certificate (PEM file)")
+	flag.StringVar(&o.cluster, "cluster", "Kubernetes", "cluster ID to send")
+	flag.StringVar(&o.signer, "signer", "", "CertSigner to send")
+	flag.StringVar(&o.csr, "csr", "p256", "key of the CSR: rsa2048, rsa4096, p256 or p384")
+	flag.StringVar(&o.csrFile, "csr-file", "", "send this PEM file as the CSR")
+	flag.StringVar(&o.identity, "identity", "spiffe://cluster.local/ns/shop/sa/web", "SPIFFE ID in the CSR")
+	flag.Int64Var(&o.ttl, "ttl", 86400, "wanted lifetime in seconds")
+	flag.Parse()
+	quiet()
+	out, err := ask(o)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "istio_client:", err)
+		os.Exit(2)
+	}
+	if err := json.NewEncoder(os.Stdout).Encode(out); err != nil {
+		fmt.Fprintln(os.Stderr, "istio_client:", err)
+		os.Exit(2)
+	}
+}
+
+// quiet moves Istio's log from stdout, where the answer goes, to stderr.
+func quiet() {
+	logging := log.DefaultOptions()
+	logging.OutputPaths = []string{"stderr"}
+	if err := log.Configure(logging); err != nil {
+		fmt.Fprintln(os.Stderr, "istio_client:", err)
+		os.Exit(2)
+	}
+}
+
+func ask(o options) (*answer, error) {
+	csr, key, err := newCSR(o)
+	if err != nil {
+		return nil, err
+	}
+	client, err := citadel.NewCitadelClient(&security.Options{
+		CAEndpoint:    o.address,
+		CAEndpointSAN: o.serverName,
+		ClusterID:     o.cluster,
+		CertSigner:    o.signer,
+		CredFetcher:   plugin.CreateTokenPlugin(o.token),
+	}, &citadel.TLSOptions{RootCert: o.roots, Cert: o.cert, Key: o.key})
+	if err != nil {
+		return nil, err
+	}
+	defer client.Close()
+	out := &answer{CSR: string(csr), Key: string(key), Code: "OK"}
+	if out.Chain, err = client.CSRSign(csr, o.ttl); err != nil {
+		out.Code, out.Error = code(err), err.Error()
+	}
+	return out, nil
+}
+
+// newCSR makes the CSR that istio-agent would (security/pkg/nodeagent/cache/secretcache.go).
+func newCSR(o options) (csr, key []byte, err error) {
+	if o.csrFile != "" {
+		csr, err = os.ReadFile(o.csrFile)
+		return csr, nil, err
+	}
+	wanted := pkiutil.CertOptions{Host: o.identity, PKCS8Key: true}
+	switch o.csr {
+	case "rsa2048":
+		wanted.RSAKeySize = 2048
+	case "rsa4096":
+		wanted.RSAKeySize = 4096
+	case "p256":
+		wanted.ECSigAlg, wanted.ECCCurve = pkiutil.EcdsaSigAlg, pkiutil.P256Curve
+	case "p384":
+		wanted.ECSigAlg, wanted.ECCCurve = pkiutil.EcdsaSigAlg, pkiutil.P384Curve
+	default:
+		return nil, nil, fmt.Errorf("-csr %q: want rsa2048, rsa4096, p256 or p384", o.csr)
+	}
+	return pkiutil.GenCSR(wanted)
+}
+
+var rpcError = regexp.MustCompile(`code = (\w+) desc = `)
+
+// code finds the gRPC code in the text: Istio's client wraps the error with %v, so its type is lost.
+func code(err error) string {
+	if found := rpcError.FindStringSubmatch(err.Error()); found != nil {
+		return found[1]
+	}
+	return "client"
+}
