@@ -1,0 +1,346 @@
+"""What the process counts and measures, for Prometheus.
+
+Every number belongs to one `Metrics` value with a registry of its own: two servers in
+one process do not mix, and nothing is counted at import. Looking a child up by its
+labels costs several times what counting does, so children that the path of a request
+uses are looked up once, here.
+
+Istio's own CA metrics stand beside ours under their exact names, so that dashboards and
+alarms that were written for istiod keep working.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from platform import python_version
+
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    Info,
+    disable_created_metrics,
+    generate_latest,
+)
+from prometheus_client.metrics_core import (
+    GaugeMetricFamily,
+    Metric,
+    UnknownMetricFamily,
+)
+from prometheus_client.process_collector import ProcessCollector
+from prometheus_client.registry import Collector
+
+STEPS = (
+    "identify",
+    "admit",
+    "csr",
+    "constrain",
+    "prepare",
+    "record",
+    "sign",
+    "verify",
+    "reply",
+)
+"""The steps of one request, in order."""
+
+SHED_REASONS = ("in_flight", "queue", "deadline", "gone", "backend")
+"""Why a call was dropped: too many under way, waited too long, too little time left,
+the caller has left, the issuing CA has no free place."""
+
+CITADEL_SIGN_ERRORS = (
+    "CSR_ERROR",
+    "TTL_ERROR",
+    "CERT_GEN_ERROR",
+    "CA_NOT_READY",
+    "UNKNOWN",
+)
+"""The values of `error` of Istio's `citadel_server_csr_sign_err_count`."""
+
+_SHORT = (25e-6, 50e-6, 1e-4, 25e-5, 5e-4, 1e-3, 25e-4, 5e-3, 0.01, 0.05, 0.1, 0.5, 1.0)
+_LONG = (1e-3, 25e-4, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CertificateExpiry:
+    """One certificate that the bridge depends on, and when it ends."""
+
+    issuing_ca: str
+    """The name in the configuration; empty for an anchor and the listener's own."""
+    tier: str
+    """`issuing`, `intermediate`, `anchor` or `serving`."""
+    subject: str
+    """RFC 4514."""
+    serial: str
+    """Lower-case hex."""
+    not_after: datetime
+
+
+class BackendMetrics:
+    """What is measured of one issuing CA, looked up once."""
+
+    def __init__(self, calls: Counter, seconds: Histogram, issuing_ca: str) -> None:
+        self._calls = calls
+        self._issuing_ca = issuing_ca
+        self._results: dict[str, Counter] = {}
+        self.seconds = seconds.labels(issuing_ca)
+        """How long one call took, whatever its result."""
+
+    def called(self, result: str) -> None:
+        """Count one call; `result` is `ok` or the rule of the error."""
+        child = self._results.get(result)
+        if child is None:
+            child = self._results[result] = self._calls.labels(self._issuing_ca, result)
+        child.inc()
+
+
+class CitadelMetrics:
+    """The counters of Istio's own CA, under its names.
+
+    Source:
+        istio/istio, security/pkg/server/ca/monitoring.go.
+    """
+
+    def __init__(self) -> None:
+        self.csr_count = _loose("csr_count", "CSRs received.")
+        self.authentication_failure_count = _loose(
+            "authentication_failure_count", "Calls whose credential was refused."
+        )
+        self.csr_parsing_err_count = _loose(
+            "csr_parsing_err_count", "CSRs that could not be read."
+        )
+        self.id_extraction_err_count = _loose(
+            "id_extraction_err_count", "Identities that could not be read."
+        )
+        self.success_cert_issuance_count = _loose(
+            "success_cert_issuance_count", "Certificates issued."
+        )
+        self._sign_errors = Counter(
+            "citadel_server_csr_sign_err_count",
+            "CSRs that were not signed.",
+            ["error"],
+            registry=None,
+        )
+        self.csr_sign_err_count = {
+            error: self._sign_errors.labels(error) for error in CITADEL_SIGN_ERRORS
+        }
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the counters without the suffix that the library adds."""
+        for counter in (
+            self.csr_count,
+            self.authentication_failure_count,
+            self.csr_parsing_err_count,
+            self.id_extraction_err_count,
+            self.success_cert_issuance_count,
+            self._sign_errors,
+        ):
+            for family in counter.collect():
+                plain = UnknownMetricFamily(family.name, family.documentation)
+                for sample in family.samples:
+                    if sample.name.endswith("_total"):
+                        plain.add_sample(family.name, sample.labels, sample.value)
+                yield plain
+
+
+class Metrics:
+    """Every metric of one process."""
+
+    def __init__(
+        self, version: str = "", now: Callable[[], datetime] | None = None
+    ) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]
+        self.registry = CollectorRegistry()
+        self.citadel = CitadelMetrics()
+        self._expiries = _Expiries(now or _utc_now)
+        for collector in (_Adapter(self.citadel.collect), self._expiries):
+            self.registry.register(collector)
+        ProcessCollector(registry=self.registry)
+        Info("meshca_build", "What is running.", registry=self.registry).info(
+            {"version": version, "python": python_version()}
+        )
+        self._define_requests()
+        self._define_backends()
+        self._define_ledger()
+
+    def requests(self, front: str, code: str) -> Counter:
+        """Return the counter of the calls of `front` that ended with `code`."""
+        child = self._requests.get((front, code))
+        if child is None:
+            child = self._requests[front, code] = self._request_count.labels(
+                front, code
+            )
+        return child
+
+    def request_seconds(self, front: str) -> Histogram:
+        """Return the histogram of the time from arrival to answer."""
+        child = self._seconds.get(front)
+        if child is None:
+            child = self._seconds[front] = self._request_seconds.labels(front)
+        return child
+
+    def backend(self, issuing_ca: str) -> BackendMetrics:
+        """Return the metrics of one issuing CA."""
+        found = self._backends.get(issuing_ca)
+        if found is None:
+            found = BackendMetrics(
+                self._backend_calls, self._backend_seconds, issuing_ca
+            )
+            self._backends[issuing_ca] = found
+        return found
+
+    def watch_archive(
+        self, rows: Callable[[], float], seconds: Callable[[], float]
+    ) -> None:
+        """Show how far the archive is behind the journal, asked at each scrape."""
+        self._archive_lag_rows.set_function(rows)
+        self._archive_lag_seconds.set_function(seconds)
+
+    def show_certificates(
+        self, owner: str, certificates: Iterable[CertificateExpiry]
+    ) -> None:
+        """Show when certificates end, in place of what `owner` showed before.
+
+        Args:
+            owner: Who reports: the name of an issuing CA, `anchors`, `serving`.
+            certificates: All that it has now.
+        """
+        self._expiries.replace(owner, tuple(certificates))
+
+    def render(self) -> tuple[bytes, str]:
+        """Return the text of a scrape, and its content type."""
+        text = generate_latest(self.registry)
+        # The library would call a counter of Istio's `..._total`; as `untyped` it keeps
+        # the name. Nothing else here is untyped.
+        return text.replace(b" untyped\n", b" counter\n"), CONTENT_TYPE_LATEST
+
+    def _define_requests(self) -> None:
+        self._request_count = self._counter(
+            "meshca_requests", "Calls by how they ended.", "front", "code"
+        )
+        self._request_seconds = self._histogram(
+            "meshca_request_seconds", "From arrival to answer.", _LONG, "front"
+        )
+        self._requests: dict[tuple[str, str], Counter] = {}
+        self._seconds: dict[str, Histogram] = {}
+        steps = self._histogram(
+            "meshca_step_seconds", "One step of a request.", _SHORT, "step"
+        )
+        self.steps = {step: steps.labels(step) for step in STEPS}
+        """By the names in `STEPS`: how long the step took."""
+        self.in_flight = Gauge(
+            "meshca_in_flight", "Calls under way.", registry=self.registry
+        )
+        shed = self._counter("meshca_shed", "Calls dropped unanswered.", "reason")
+        self.shed = {reason: shed.labels(reason) for reason in SHED_REASONS}
+        """By the names in `SHED_REASONS`."""
+        self.ttl_clamped = self._counter(
+            "meshca_ttl_clamped", "Lifetimes cut to what the issuing CA can give."
+        )
+
+    def _define_backends(self) -> None:
+        self._backend_calls = self._counter(
+            "meshca_backend_calls",
+            "Calls of an issuing CA: ok, or the rule of the error.",
+            "issuing_ca",
+            "result",
+        )
+        self._backend_seconds = self._histogram(
+            "meshca_backend_seconds", "One call of an issuing CA.", _LONG, "issuing_ca"
+        )
+        self._backends: dict[str, BackendMetrics] = {}
+        self._misissued = self._counter(
+            "meshca_misissued",
+            "Certificates that are not what was asked for. Each is an incident.",
+            "issuing_ca",
+        )
+
+    def misissued(self, issuing_ca: str) -> Counter:
+        """Return the counter of mis-issuances; asking shows it as 0."""
+        return self._misissued.labels(issuing_ca)
+
+    def _define_ledger(self) -> None:
+        self.journal_commit_seconds = self._histogram(
+            "meshca_journal_commit_seconds", "One durable write.", _SHORT
+        )
+        self.journal_batch_rows = self._histogram(
+            "meshca_journal_batch_rows", "Rows that shared one durable write.", _ROWS
+        )
+        self._archive_lag_rows = Gauge(
+            "meshca_archive_lag_rows",
+            "Rows that the archive does not have yet.",
+            registry=self.registry,
+        )
+        self._archive_lag_seconds = Gauge(
+            "meshca_archive_lag_seconds",
+            "Age of the oldest row that the archive does not have yet.",
+            registry=self.registry,
+        )
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(name, text, labels, registry=self.registry)
+
+    def _histogram(
+        self, name: str, text: str, buckets: Sequence[float], *labels: str
+    ) -> Histogram:
+        return Histogram(name, text, labels, buckets=buckets, registry=self.registry)
+
+
+class _Adapter(Collector):
+    def __init__(self, collect: Callable[[], Iterable[Metric]]) -> None:
+        self._collect = collect
+
+    def collect(self) -> Iterable[Metric]:
+        return self._collect()
+
+
+class _Expiries(Collector):
+    # A gauge per label set would go on showing a certificate that was replaced.
+    def __init__(self, now: Callable[[], datetime]) -> None:
+        self._now = now
+        self._by_owner: dict[str, tuple[CertificateExpiry, ...]] = {}
+
+    def replace(self, owner: str, certificates: tuple[CertificateExpiry, ...]) -> None:
+        self._by_owner = {**self._by_owner, owner: certificates}
+
+    def collect(self) -> Iterator[Metric]:
+        known = [item for items in self._by_owner.values() for item in items]
+        family = GaugeMetricFamily(
+            "meshca_certificate_expiry_timestamp_seconds",
+            "When a certificate ends that the bridge depends on.",
+            labels=("issuing_ca", "tier", "subject", "serial"),
+        )
+        for item in known:
+            family.add_metric(
+                (item.issuing_ca, item.tier, item.subject, item.serial),
+                item.not_after.timestamp(),
+            )
+        yield family
+        yield from self._of_istio("root_cert", known, ("anchor",))
+        yield from self._of_istio("cert_chain", known, ("issuing", "intermediate"))
+
+    def _of_istio(
+        self, name: str, known: Iterable[CertificateExpiry], tiers: tuple[str, ...]
+    ) -> Iterator[Metric]:
+        ends = [item.not_after.timestamp() for item in known if item.tier in tiers]
+        if not ends:
+            return
+        prefix = f"citadel_server_{name}_expiry"
+        yield GaugeMetricFamily(
+            f"{prefix}_timestamp", "When the first of them ends.", value=min(ends)
+        )
+        yield GaugeMetricFamily(
+            f"{prefix}_seconds",
+            "Seconds until then.",
+            value=min(ends) - self._now().timestamp(),
+        )
+
+
+def _loose(name: str, text: str) -> Counter:
+    return Counter(f"citadel_server_{name}", text, registry=None)
+
+
+def _utc_now() -> datetime:
+    return datetime.now(UTC)
