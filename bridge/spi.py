@@ -19,6 +19,7 @@ from typing import Protocol, runtime_checkable
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.types import (
     CertificateIssuerPublicKeyTypes,
+    CertificatePublicKeyTypes,
 )
 
 from bridge.clock import Clock, system_clock
@@ -33,6 +34,7 @@ from bridge.errors import (
     ConfigError,
     MisissuedError,
 )
+from bridge.x509.algorithm import SignatureAlgorithm
 
 __all__ = [
     "API_VERSION",
@@ -62,22 +64,13 @@ API_VERSION = 1
 """Goes up when a method changes meaning; a plugin states the one it speaks."""
 
 
-@dataclass(frozen=True, slots=True)
-class SignatureAlgorithm:
-    """How a CA key signs: the DER of the AlgorithmIdentifier, and its parts."""
-
-    name: str
-    """`ecdsa-sha256`, `ecdsa-sha384` or `rsa-sha256` (PKCS#1 v1.5)."""
-    der: bytes
-    """The AlgorithmIdentifier, as it stands in a certificate."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeafRequest:
     """One end-entity certificate, fully decided. A plugin adds nothing to it."""
 
+    public_key: CertificatePublicKeyTypes
     spki: bytes
-    """SubjectPublicKeyInfo in DER, as the CSR holds it."""
+    """The same key, as SubjectPublicKeyInfo in DER."""
     csr: bytes
     """The CSR in DER, for a backend that wants one; its names are ignored. Empty for
     a certificate that the bridge asks for itself."""

@@ -1,0 +1,78 @@
+"""For plugin authors: an issuing CA made out of a key that signs.
+
+A backend that holds a key (a file, a PKCS#11 token, Vault's Transit) writes a `Signer`;
+the certificate's profile, its bytes and their digest are the bridge's.
+"""
+
+import hashlib
+
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from bridge.errors import BackendUnavailableError, ConfigError
+from bridge.spi import Description, IssuedChain, LeafRequest, Prepared, Signer
+from bridge.x509.algorithm import SignatureAlgorithm, algorithm_of
+from bridge.x509.der import splice
+from bridge.x509.profile import LeafProfile
+
+__all__ = ["SignatureAlgorithm", "SigningCA", "algorithm_of"]
+
+
+class SigningCA:
+    """An `IssuingCA` whose key is a `Signer`.
+
+    Args:
+        description: Certificate and intermediates, which do not change.
+        signer: Holds the private half of `description.certificate`'s key.
+
+    Raises:
+        ConfigError: The key is another one, or cannot sign certificates.
+    """
+
+    def __init__(self, description: Description, signer: Signer) -> None:
+        if description.certificate.public_key() != signer.public_key():
+            raise ConfigError(
+                "the key is not that of the issuing CA's certificate",
+                rule="issuer.key-mismatch",
+            )
+        self._description = description
+        self._signer = signer
+        self._profile = LeafProfile(description.certificate)
+        self._intermediates = tuple(
+            certificate.public_bytes(Encoding.DER)
+            for certificate in (description.certificate, *description.intermediates)
+        )
+
+    def describe(self) -> Description:
+        """See `IssuingCA.describe`."""
+        return self._description
+
+    def prepare(self, request: LeafRequest) -> Prepared:
+        """See `IssuingCA.prepare`: the TBSCertificate is the bridge's own."""
+        tbs = self._profile.tbs(
+            request.public_key,
+            request.names,
+            request.serial,
+            request.not_before,
+            request.not_after,
+        )
+        return Prepared(
+            request=request, tbs=tbs, tbs_sha256=hashlib.sha256(tbs).hexdigest()
+        )
+
+    def issue(self, prepared: Prepared, *, timeout: float) -> IssuedChain:
+        """See `IssuingCA.issue`."""
+        if timeout <= 0:
+            raise BackendUnavailableError("no time is left to sign")
+        algorithm = self._profile.algorithm
+        signature = self._signer.sign(prepared.tbs, algorithm, timeout=timeout)
+        leaf = splice(prepared.tbs, algorithm.der, signature)
+        return IssuedChain(leaf, self._intermediates)
+
+    def check(self, *, timeout: float) -> None:
+        """See `IssuingCA.check`: a key that is held in this process is there."""
+        if timeout <= 0:
+            raise BackendUnavailableError("no time is left to look at the key")
+
+    def close(self) -> None:
+        """See `IssuingCA.close`."""
+        self._signer.close()

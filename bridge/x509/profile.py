@@ -1,0 +1,111 @@
+"""The leaf's TBSCertificate: one profile, built the same way for every backend."""
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import ExtendedKeyUsageOID
+
+from bridge.errors import ConfigError
+from bridge.x509.algorithm import algorithm_of, issuer_key
+from bridge.x509.der import subject_of
+from bridge.x509.remote_key import recorder_of
+
+_EMPTY = x509.Name([])
+KEY_USAGE = x509.KeyUsage(
+    digital_signature=True,
+    content_commitment=False,
+    key_encipherment=True,
+    data_encipherment=False,
+    key_agreement=False,
+    key_cert_sign=False,
+    crl_sign=False,
+    encipher_only=False,
+    decipher_only=False,
+)
+EXTENDED_KEY_USAGE = x509.ExtendedKeyUsage(
+    [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
+)
+NOT_A_CA = x509.BasicConstraints(ca=False, path_length=None)
+
+
+class LeafProfile:
+    """What every leaf of one issuing CA has in common, made once.
+
+    Version 3, empty subject, critical keyUsage (digitalSignature, keyEncipherment),
+    extendedKeyUsage (serverAuth, clientAuth), critical basicConstraints CA:FALSE,
+    authorityKeyIdentifier where the CA has an SKI, critical subjectAltName.
+
+    Source:
+        Istio, security/pkg/pki/util/generate_cert.go; X509-SVID, section 4.
+    """
+
+    def __init__(self, issuing: x509.Certificate) -> None:
+        self.algorithm = algorithm_of(issuer_key(issuing))
+        self._recorder = recorder_of(issuer_key(issuing))
+        self._issuer = issuing.subject
+        if self._issuer.public_bytes() != subject_of(
+            issuing.public_bytes(Encoding.DER)
+        ):
+            raise ConfigError(
+                "the issuing CA's subject cannot be copied byte for byte: its string "
+                "types or its order are not those of DER",
+                rule="issuer.subject",
+            )
+        self._before_names = [_fixed(KEY_USAGE, critical=True)]
+        self._before_names.append(_fixed(EXTENDED_KEY_USAGE, critical=False))
+        self._before_names.append(_fixed(NOT_A_CA, critical=True))
+        if (identifier := authority_key_identifier(issuing)) is not None:
+            self._before_names.append(_fixed(identifier, critical=False))
+
+    def tbs(
+        self,
+        public_key: CertificatePublicKeyTypes,
+        names: Sequence[x509.GeneralName],
+        serial: int,
+        not_before: datetime,
+        not_after: datetime,
+    ) -> bytes:
+        """Build the TBSCertificate in DER.
+
+        Args:
+            public_key: The leaf's.
+            names: 1 or more, in the order of the certificate.
+            serial: Positive, at most 20 octets.
+            not_before: UTC, whole seconds; `not_after` likewise, both inclusive.
+            not_after: See `not_before`.
+        """
+        san = x509.SubjectAlternativeName(names)
+        return (
+            x509.CertificateBuilder(
+                issuer_name=self._issuer,
+                subject_name=_EMPTY,
+                public_key=public_key,
+                serial_number=serial,
+                not_valid_before=not_before.replace(tzinfo=None),
+                not_valid_after=not_after.replace(tzinfo=None),
+                extensions=[*self._before_names, x509.Extension(san.oid, True, san)],  # noqa: FBT003 - critical, pyca's order
+            )
+            .sign(self._recorder, self.algorithm.hash)
+            .tbs_certificate_bytes
+        )
+
+
+def authority_key_identifier(
+    issuing: x509.Certificate,
+) -> x509.AuthorityKeyIdentifier | None:
+    """Return what a leaf says of its issuer's key: the issuer's own SKI, if any."""
+    try:
+        found = issuing.extensions.get_extension_for_class(x509.SubjectKeyIdentifier)
+    except x509.ExtensionNotFound:
+        return None
+    make = x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier
+    return make(found.value)
+
+
+def _fixed(
+    value: x509.ExtensionType, *, critical: bool
+) -> x509.Extension[x509.ExtensionType]:
+    return x509.Extension(value.oid, critical, value)

@@ -1,0 +1,81 @@
+"""CA keys that sign nothing: they let pyca build a TBSCertificate and keep it.
+
+The bytes exist before the signature does. They can go on record, be compared and be
+sent to a key that lives elsewhere; what is spliced together afterwards holds them
+unchanged.
+
+Source:
+    pyca/cryptography issue 11616: `CertificateBuilder.sign` takes any subclass.
+"""
+
+from typing import Any, NoReturn
+
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric.types import (
+    CertificateIssuerPrivateKeyTypes,
+    CertificateIssuerPublicKeyTypes,
+)
+
+_ANY_ECDSA_SIGNATURE = bytes.fromhex("3006020101020101")
+
+
+def recorder_of(
+    public_key: CertificateIssuerPublicKeyTypes,
+) -> CertificateIssuerPrivateKeyTypes:
+    """Return a stand-in for the private half of `public_key`.
+
+    It returns a placeholder for a signature; what was to be signed is then read from
+    the certificate that the builder returns.
+
+    Raises:
+        TypeError: The key is neither RSA nor EC.
+    """
+    if isinstance(public_key, rsa.RSAPublicKey):
+        return _RSARecorder(public_key)
+    if isinstance(public_key, ec.EllipticCurvePublicKey):
+        return _ECRecorder(public_key)
+    raise TypeError(f"no recorder for {type(public_key).__name__}")
+
+
+def _has_no_private_half(*_: Any, **__: Any) -> NoReturn:
+    raise TypeError("this key has no private half")
+
+
+class _RSARecorder(rsa.RSAPrivateKey):
+    def __init__(self, public_key: rsa.RSAPublicKey) -> None:
+        self._public_key = public_key
+
+    def public_key(self) -> rsa.RSAPublicKey:
+        return self._public_key
+
+    @property
+    def key_size(self) -> int:
+        return self._public_key.key_size
+
+    def sign(self, *_: Any, **__: Any) -> bytes:
+        return b"\x00"
+
+    decrypt = private_numbers = private_bytes = _has_no_private_half
+    __copy__ = __deepcopy__ = _has_no_private_half
+
+
+class _ECRecorder(ec.EllipticCurvePrivateKey):
+    def __init__(self, public_key: ec.EllipticCurvePublicKey) -> None:
+        self._public_key = public_key
+
+    def public_key(self) -> ec.EllipticCurvePublicKey:
+        return self._public_key
+
+    @property
+    def curve(self) -> ec.EllipticCurve:
+        return self._public_key.curve
+
+    @property
+    def key_size(self) -> int:
+        return self._public_key.key_size
+
+    def sign(self, *_: Any, **__: Any) -> bytes:
+        return _ANY_ECDSA_SIGNATURE
+
+    exchange = private_numbers = private_bytes = _has_no_private_half
+    __copy__ = __deepcopy__ = _has_no_private_half
