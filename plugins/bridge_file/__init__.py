@@ -1,0 +1,130 @@
+"""An issuing CA whose key is in a file. For development and trying out.
+
+Whoever reads the file, or this process's memory, has the key, and nobody notices.
+"""
+
+import threading
+from collections.abc import Callable, Mapping
+
+from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
+
+from bridge.sdk import SignatureAlgorithm, SigningCA
+from bridge.spi import (
+    BackendUnavailableError,
+    Description,
+    IssuedChain,
+    LeafRequest,
+    PluginContext,
+    Prepared,
+)
+from bridge_file.material import load
+from bridge_file.options import parse_options
+from bridge_file.private_key import CAKey
+from bridge_file.watch import Watch
+
+__all__ = ["FileCA"]
+
+
+class FileCA:
+    """One state of a set of files; when they change, it says so and stays as it is.
+
+    Args:
+        options: See `bridge_file.options.Options`.
+        context: `chain` names the certificates when the option `key` is used.
+
+    Raises:
+        ConfigError: An option or a file cannot be used; the message says what was
+            expected.
+    """
+
+    api_version = 1
+
+    def __init__(
+        self, options: Mapping[str, object], context: PluginContext, /
+    ) -> None:
+        files = parse_options(options, context)
+        material = load(files)
+        self._paths = files.paths
+        self._digest = material.digest
+        self._signer = _FileSigner(material.key)
+        self._watch: Watch | None = None
+        self._watch_lock = threading.Lock()
+        self._ca = SigningCA(
+            Description(
+                certificate=material.certificate,
+                intermediates=material.intermediates,
+                assurance="file",
+                labels={"path": str(files.key)},
+            ),
+            self._signer,
+        )
+        for warning in material.warnings:
+            context.warn(warning)
+        context.warn(
+            f"issuing CA {context.name!r}: its key is in the file {files.key}; that is "
+            "for development: anyone who copies the file is this CA"
+        )
+
+    def describe(self) -> Description:
+        """See `IssuingCA.describe`."""
+        return self._ca.describe()
+
+    def prepare(self, request: LeafRequest) -> Prepared:
+        """See `IssuingCA.prepare`: the TBSCertificate is the bridge's own."""
+        return self._ca.prepare(request)
+
+    def issue(self, prepared: Prepared, *, timeout: float) -> IssuedChain:
+        """See `IssuingCA.issue`. A signature takes at most some milliseconds."""
+        return self._ca.issue(prepared, timeout=timeout)
+
+    def check(self, *, timeout: float) -> None:
+        """See `IssuingCA.check`: the key was read at load and is held since."""
+        self._ca.check(timeout=timeout)
+        self._signer.require_open()
+
+    def watch(self, changed: Callable[[], None]) -> None:
+        """See `Watcher.watch`. `changed` may close this object.
+
+        Raises:
+            RuntimeError: It is watched already.
+        """
+        with self._watch_lock:
+            if self._watch is not None:
+                raise RuntimeError("the files are watched already")
+            self._watch = Watch(self._paths, self._digest, changed)
+            self._watch.start()
+
+    def close(self) -> None:
+        """See `IssuingCA.close`."""
+        with self._watch_lock:
+            watch = self._watch
+        if watch is not None:
+            watch.close()
+        self._ca.close()
+
+
+class _FileSigner:
+    # A `Signer`. OpenSSL's keys may sign from several threads at once.
+    def __init__(self, key: CAKey) -> None:
+        self._public_key = key.public_key()
+        self._key: CAKey | None = key
+
+    def public_key(self) -> rsa.RSAPublicKey | ec.EllipticCurvePublicKey:
+        return self._public_key
+
+    def sign(
+        self, tbs: bytes, algorithm: SignatureAlgorithm, *, timeout: float
+    ) -> bytes:
+        key = self.require_open()
+        if isinstance(key, rsa.RSAPrivateKey):
+            return key.sign(tbs, padding.PKCS1v15(), algorithm.hash)
+        return key.sign(tbs, ec.ECDSA(algorithm.hash))
+
+    def require_open(self) -> CAKey:
+        key = self._key
+        if key is None:
+            raise BackendUnavailableError("the issuing CA is closed")
+        return key
+
+    def close(self) -> None:
+        self._key = None

@@ -1,0 +1,208 @@
+"""One state of the files: key, certificate and intermediates that belong together."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+
+from bridge.spi import ConfigError
+from bridge.x509.pem import parse_certificates
+from bridge_file.options import FileSet
+from bridge_file.private_key import CAKey, parse_key, trim_passphrase
+from bridge_file.reading import (
+    digest_of_contents,
+    read_public,
+    read_secret,
+    stamp_of,
+)
+
+_ATTEMPTS = 5
+_PAUSE_SECONDS = 0.1
+
+Chain = tuple[x509.Certificate, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Material:
+    """What an issuing CA of files is made of."""
+
+    key: CAKey
+    certificate: x509.Certificate
+    intermediates: Chain
+    """From the issuing CA's issuer upwards; no self-signed root."""
+    digest: str
+    """SHA-256 over the files that this was made of."""
+    warnings: tuple[str, ...] = ()
+
+
+class _HalfwayError(ConfigError):
+    """The files do not belong together: perhaps someone is replacing them right now."""
+
+
+def load(files: FileSet, *, pause: Callable[[float], None] = time.sleep) -> Material:
+    """Read a set of files that belong together.
+
+    The files are replaced one after the other, or all at once by a symbolic link that
+    turns. A set that was taken half before and half after is read again, a few times.
+
+    Args:
+        files: Where they are.
+        pause: Waits for the given seconds between two attempts.
+
+    Raises:
+        ConfigError: A file cannot be used, or they still do not belong together.
+    """
+    for _ in range(_ATTEMPTS - 1):
+        try:
+            return _load_once(files)
+        except _HalfwayError:
+            pause(_PAUSE_SECONDS)
+    return _load_once(files)
+
+
+def _load_once(files: FileSet) -> Material:
+    before = stamp_of(files.paths)
+    contents = _contents(files)
+    if stamp_of(files.paths) != before:
+        raise _HalfwayError(
+            f"{files.key.parent}: the files keep changing while they are read: "
+            "expected a set that stays",
+            rule="file.unstable",
+        )
+    passphrase = None
+    if files.passphrase is not None:
+        passphrase = trim_passphrase(contents[files.passphrase], files.passphrase)
+    key = parse_key(contents[files.key], files.key, passphrase, files.passphrase)
+    chain, warnings = _chain(files, contents)
+    if chain[0].public_key() != key.public_key():
+        raise _HalfwayError(
+            f"{files.key}: expected the key of the first certificate in "
+            f"{files.certificates} ({_name(chain[0])}); found another key",
+            rule="file.mismatch",
+        )
+    return Material(key, chain[0], chain[1:], digest_of_contents(contents), warnings)
+
+
+def _contents(files: FileSet) -> Mapping[Path, bytes]:
+    contents: dict[Path, bytes] = {}
+    for path in files.paths:
+        if path in (files.key, files.passphrase):
+            group = files.allow_group_read
+            contents[path] = read_secret(path, allow_group_read=group)
+        elif (
+            path == files.anchors
+            and not files.anchors_are_required
+            and not path.exists()
+        ):
+            continue
+        else:
+            contents[path] = read_public(path)
+    return contents
+
+
+def _chain(
+    files: FileSet, contents: Mapping[Path, bytes]
+) -> tuple[Chain, tuple[str, ...]]:
+    own = parse_certificates(contents[files.certificates], str(files.certificates))
+    anchors: Chain = ()
+    if files.anchors is not None and files.anchors in contents:
+        anchors = parse_certificates(contents[files.anchors], str(files.anchors))
+    if files.chain is not None:
+        more = parse_certificates(contents[files.chain], str(files.chain))
+        return _cacerts_chain(files, own, more, anchors), ()
+    _require_links(own, files.certificates)
+    if len(own) > 1 and _is_self_signed(own[-1]):
+        return _without_root(files, own)
+    if files.anchors is not None:
+        return _climb(own, anchors), ()
+    return own, ()
+
+
+def _without_root(files: FileSet, own: Chain) -> tuple[Chain, tuple[str, ...]]:
+    if files.anchors is None:
+        raise ConfigError(
+            f"{files.certificates}: certificate {len(own)} ({_name(own[-1])}) is "
+            "self-signed: expected the issuing CA and its intermediates; a root "
+            "belongs in trust_anchors",
+            rule="file.chain",
+        )
+    warning = (
+        f"{files.certificates}: the self-signed root at its end ({_name(own[-1])}) is "
+        "left out of the chain; peers take roots from their trust anchors"
+    )
+    return own[:-1], (warning,)
+
+
+def _climb(own: Chain, anchors: Chain) -> Chain:
+    # cert-manager puts the topmost certificate that it knows into ca.crt, and where its
+    # own issuer is no root, that is an intermediate which peers need.
+    chain = own
+    for _ in anchors:
+        found = [
+            certificate
+            for certificate in anchors
+            if not _is_self_signed(certificate)
+            and certificate not in chain
+            and _is_issued_by(chain[-1], certificate)
+        ]
+        if not found:
+            break
+        chain = (*chain, found[0])
+    return chain
+
+
+def _cacerts_chain(files: FileSet, own: Chain, more: Chain, anchors: Chain) -> Chain:
+    if len(own) != 1:
+        raise ConfigError(
+            f"{files.certificates}: expected the issuing CA's certificate alone, "
+            f"found {len(own)} certificates",
+            rule="file.chain",
+        )
+    # Both habits are documented: tools/certs repeats the issuing CA at the start of
+    # cert-chain.pem and puts the root at its end.
+    rest = more[1:] if more[0] == own[0] else more
+    chain = (*own, *rest)
+    _require_links(chain, files.chain or files.certificates)
+    if len(chain) > 1 and (_is_self_signed(chain[-1]) or chain[-1] in anchors):
+        top, chain = chain[-1], chain[:-1]
+        if top in anchors:
+            return chain
+    if not any(
+        chain[-1] == anchor or _is_issued_by(chain[-1], anchor) for anchor in anchors
+    ):
+        raise _HalfwayError(
+            f"{files.anchors}: expected the issuer of {_name(chain[-1])}, the top of "
+            f"{files.chain}",
+            rule="file.chain",
+        )
+    return chain
+
+
+def _require_links(chain: Sequence[x509.Certificate], source: Path) -> None:
+    for lower, upper in pairwise(chain):
+        if not _is_issued_by(lower, upper):
+            raise _HalfwayError(
+                f"{source}: expected each certificate to be issued by the next: "
+                f"{_name(lower)} is not issued by {_name(upper)}",
+                rule="file.chain",
+            )
+
+
+def _is_self_signed(certificate: x509.Certificate) -> bool:
+    return _is_issued_by(certificate, certificate)
+
+
+def _is_issued_by(lower: x509.Certificate, upper: x509.Certificate) -> bool:
+    try:
+        lower.verify_directly_issued_by(upper)
+    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
+        return False
+    return True
+
+
+def _name(certificate: x509.Certificate) -> str:
+    return certificate.subject.rfc4514_string() or "an empty subject"
