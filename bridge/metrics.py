@@ -32,6 +32,15 @@ from prometheus_client.metrics_core import (
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
+from bridge.errors import (
+    AuthenticationError,
+    BackendError,
+    CSRError,
+    DeniedError,
+    OverloadedError,
+    TTLError,
+)
+
 STEPS = (
     "identify",
     "admit",
@@ -126,6 +135,16 @@ class CitadelMetrics:
         self.csr_sign_err_count = {
             error: self._sign_errors.labels(error) for error in CITADEL_SIGN_ERRORS
         }
+
+    def failed(self, error: BaseException) -> None:
+        """Count a call that ended with `error`, the way Istio's CA would."""
+        if isinstance(error, AuthenticationError):
+            self.authentication_failure_count.inc()
+        elif not isinstance(error, DeniedError | OverloadedError):
+            kinds = ((CSRError, "CSR_ERROR"), (TTLError, "TTL_ERROR"))
+            fitting = (name for kind, name in kinds if isinstance(error, kind))
+            other = "CERT_GEN_ERROR" if isinstance(error, BackendError) else "UNKNOWN"
+            self.csr_sign_err_count[next(fitting, other)].inc()
 
     def collect(self) -> Iterator[Metric]:
         """Yield the counters without the suffix that the library adds."""

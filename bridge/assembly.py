@@ -1,0 +1,169 @@
+"""Builds what a configuration describes: plugins loaded, chains proven, nothing signed.
+
+All that is wrong is found in one go: an operator mends a file once, not once an error.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from bridge.clock import Clock
+from bridge.clusters import ClusterRegistry
+from bridge.config import BridgeConfig, IssuingCAConfig
+from bridge.errors import BridgeError, ConfigError
+from bridge.policy.issued import PinnedIssuer
+from bridge.policy.request import IssuancePolicy
+from bridge.registry import load
+from bridge.snapshot import Issuer, Snapshot
+from bridge.spi import PluginContext
+from bridge.x509.path import validate_chain
+from bridge.x509.pem import encode_certificate, parse_certificates
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assembly:
+    """How parts are built; the same for a start, a check and a change of files."""
+
+    config: BridgeConfig
+    clock: Clock
+    warn: Callable[[str], None]
+    """Tells the operator something that is legal and unwise."""
+
+    def snapshot(self) -> Snapshot:
+        """Build everything that requests decide by.
+
+        Raises:
+            ConfigError: The message lists every problem of every part, one a line.
+        """
+        problems: list[BridgeError] = []
+        anchors: tuple[x509.Certificate, ...] = ()
+        try:
+            anchors = self.anchors()
+        except BridgeError as error:
+            problems.append(error)
+        issuers: dict[str, Issuer] = {}
+        for name in self.config.issuing_cas if anchors else ():
+            try:
+                issuers[name] = self.issuer(name, anchors)
+            except BridgeError as error:
+                problems.append(error)
+        clusters = None
+        try:
+            clusters = ClusterRegistry.build(self.config, clock=self.clock)
+        except BridgeError as error:
+            problems.append(error)
+        problems += self._unequal(issuers)
+        if problems or clusters is None:
+            for issuer in issuers.values():
+                issuer.ca.close()
+            if clusters is not None:
+                clusters.close()
+            raise _all_of(problems)
+        return Snapshot(
+            generation=1,
+            issuers=issuers,
+            anchors=anchors,
+            anchors_pem=_pem(anchors),
+            policy=IssuancePolicy.of(self.config.issuance),
+            clusters=clusters,
+        )
+
+    def anchors(self) -> tuple[x509.Certificate, ...]:
+        """Read the trust anchors.
+
+        Raises:
+            ConfigError: The file cannot be read or holds anything else.
+        """
+        path = self.config.resolve(self.config.trust_anchors)
+        return parse_certificates(_content(path, "trust_anchors"), str(path))
+
+    def issuer(self, name: str, anchors: tuple[x509.Certificate, ...]) -> Issuer:
+        """Build one issuing CA and validate its chain to the trust anchors.
+
+        Raises:
+            ConfigError: Options, files or chain cannot be used.
+            PluginError: The plugin cannot be loaded.
+        """
+        config = self.config.issuing_cas[name]
+        ca = load(config.plugin)(config.options, self._context(name, config))
+        try:
+            description = ca.describe()
+            chain = validate_chain(
+                description.certificate,
+                description.intermediates,
+                anchors,
+                now=self.clock(),
+                source=f"issuing_cas.{name}",
+            )
+            certificates = (description.certificate, *description.intermediates)
+            encoded = tuple(item.public_bytes(Encoding.DER) for item in certificates)
+            pinned = PinnedIssuer(description.certificate, encoded)
+        except BridgeError:
+            ca.close()
+            raise
+        return Issuer(
+            name=name,
+            ca=ca,
+            description=description,
+            chain=chain,
+            pinned=pinned,
+            certificate_sha256=hashlib.sha256(encoded[0]).hexdigest(),
+            intermediates_pem=tuple(encode_certificate(item) for item in encoded),
+            timeout_seconds=config.timeout.total_seconds(),
+        )
+
+    def _context(self, name: str, config: IssuingCAConfig) -> PluginContext:
+        return PluginContext(
+            name=name,
+            base=self.config.base,
+            chain=self.config.resolve(config.chain) if config.chain else None,
+            clock=self.clock,
+            warn=self.warn,
+        )
+
+    def _unequal(self, issuers: Mapping[str, Issuer]) -> list[BridgeError]:
+        # A later issuing CA of a list stands in for an earlier one, so the list says
+        # that they are equal. From an HSM to a file they are not.
+        issuance = self.config.issuance
+        lists = {"issuance.issuing_cas": issuance.issuing_cas} | {
+            f"issuance.cert_signers.{key}": names
+            for key, names in issuance.cert_signers.items()
+        }
+        found: list[BridgeError] = []
+        for path, names in lists.items():
+            kinds = {
+                issuers[name].description.assurance for name in names if name in issuers
+            }
+            if len(kinds) > 1:
+                found.append(
+                    ConfigError(
+                        f"{path}: expected issuing CAs of one assurance, found "
+                        f"{', '.join(sorted(kinds))}: failover may not lower it"
+                    )
+                )
+        return found
+
+
+def _content(path: Path, key: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigError(
+            f"{key}: {path}: expected a readable file ({error.strerror})"
+        ) from error
+
+
+def _pem(certificates: tuple[x509.Certificate, ...]) -> str:
+    return "".join(
+        encode_certificate(item.public_bytes(Encoding.DER)) for item in certificates
+    )
+
+
+def _all_of(problems: list[BridgeError]) -> ConfigError:
+    lines = [line for error in problems for line in str(error).splitlines()]
+    details = "\n".join(error.detail for error in problems if error.detail)
+    return ConfigError("\n".join(dict.fromkeys(lines)), detail=details)

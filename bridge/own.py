@@ -1,0 +1,139 @@
+"""Certificates that the bridge asks for itself: its listener's, and probes."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+)
+
+from bridge.clock import Clock
+from bridge.ledger.events import Purpose
+from bridge.resilience import Budget, over_issuers
+from bridge.selection import Subject, leaf_request, usable_issuers
+from bridge.signing import Origin, Signed, Signing, new_id, new_serial
+from bridge.snapshot import Issuer, Snapshot
+from bridge.spi import LeafRequest
+from bridge.x509.pem import encode_certificate
+
+_SERVING_SECONDS = 10.0
+_PROBE_AGE = timedelta(hours=2)
+_PROBE_LIFE = timedelta(hours=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServingPair:
+    """A certificate of the bridge's own listener, with its key, in PEM."""
+
+    certificate_chain_pem: bytes
+    private_key_pem: bytes
+    not_before: datetime
+    not_after: datetime
+
+
+class OwnCertificates:
+    """Issues what the bridge needs for itself, on record like any other.
+
+    Args:
+        snapshot: Returns what to decide by.
+        signing: Has a prepared request signed.
+        clock: The time that validity is reckoned from.
+    """
+
+    def __init__(
+        self, snapshot: Callable[[], Snapshot], signing: Signing, clock: Clock
+    ) -> None:
+        self._snapshot = snapshot
+        self._signing = signing
+        self._clock = clock
+
+    def issue_serving(self, dns_names: Sequence[str], ttl: timedelta) -> ServingPair:
+        """Issue the certificate of the bridge's own listener.
+
+        Args:
+            dns_names: 1 or more, the first being the host that clients dial.
+            ttl: From now.
+
+        Raises:
+            DeniedError: A name is outside the chain's constraints.
+            BackendError: No issuing CA signed it.
+            LedgerError: It could not be put on record.
+        """
+        snapshot, now = self._snapshot(), self._clock()
+        key = ec.generate_private_key(ec.SECP256R1())
+        subject = _subject(
+            key.public_key(), tuple(x509.DNSName(name) for name in dns_names)
+        )
+        issuers = usable_issuers(
+            snapshot, snapshot.policy.issuing_cas, subject.names, self._signing
+        )
+        origin = Origin(
+            request=new_id(), purpose=Purpose.SERVING, generation=snapshot.generation
+        )
+        budget = Budget.of_seconds(_SERVING_SECONDS)
+
+        def attempt(issuer: Issuer) -> Signed:
+            backdate = snapshot.policy.backdate
+            request = leaf_request(subject, issuer, ttl=ttl, backdate=backdate, now=now)
+            return self._signing.attempt(issuer, request, origin, budget)
+
+        signed = over_issuers(issuers, attempt, budget)
+        chain = [encode_certificate(signed.leaf_der), *signed.issuer.intermediates_pem]
+        return ServingPair(
+            certificate_chain_pem="".join(chain).encode("ascii"),
+            private_key_pem=key.private_bytes(
+                Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()
+            ),
+            not_before=signed.leaf.not_valid_before_utc,
+            not_after=signed.leaf.not_valid_after_utc,
+        )
+
+    def probe(self, issuer: Issuer, snapshot: Snapshot, *, timeout: float) -> None:
+        """Prove that `issuer` signs, and signs right.
+
+        What its key signs is a well-formed certificate for a dedicated name whose
+        validity is already past.
+
+        Args:
+            issuer: Need not be part of `snapshot` yet.
+            snapshot: Says whose names to use.
+            timeout: Seconds.
+
+        Raises:
+            BridgeError: It does not sign, or not right, or may not sign for the trust
+                domain that it is configured for.
+        """
+        issuer.ca.check(timeout=timeout)
+        domain = snapshot.clusters.trust_domains[0]
+        name = x509.UniformResourceIdentifier(f"spiffe://{domain}/meshca/probe")
+        subject = _subject(
+            ec.generate_private_key(ec.SECP256R1()).public_key(), (name,)
+        )
+        issuer.chain.constraints.require_permitted(subject.names)
+        began = self._clock().replace(microsecond=0) - _PROBE_AGE
+        request = LeafRequest(
+            public_key=subject.public_key,
+            spki=subject.spki,
+            csr=b"",
+            names=subject.names,
+            serial=new_serial(),
+            not_before=began,
+            not_after=began + _PROBE_LIFE,
+        )
+        origin = Origin(
+            request=new_id(), purpose=Purpose.PROBE, generation=snapshot.generation
+        )
+        self._signing.attempt(issuer, request, origin, Budget.of_seconds(timeout))
+
+
+def _subject(
+    key: ec.EllipticCurvePublicKey, names: tuple[x509.GeneralName, ...]
+) -> Subject:
+    spki = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    return Subject(public_key=key, spki=spki, names=names)

@@ -1,0 +1,190 @@
+"""Is what came back what was asked for? Held against the request before release."""
+
+from collections.abc import Sequence
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from bridge.errors import MisissuedError
+from bridge.spi import IssuedChain, LeafRequest, Prepared
+from bridge.x509.algorithm import algorithm_of, issuer_key, require_signature
+from bridge.x509.der import splice
+from bridge.x509.profile import (
+    EXTENDED_KEY_USAGE,
+    KEY_USAGE,
+    NOT_A_CA,
+    authority_key_identifier,
+)
+
+# `cryptography` parses late: a bad field shows when it is read, as one of these.
+_UNREADABLE = (
+    ValueError,
+    UnsupportedAlgorithm,
+    x509.DuplicateExtension,
+    x509.UnsupportedGeneralNameType,
+)
+_SERIAL_BITS = range(64, 160)
+_EMPTY = x509.Name([])
+_SKI = x509.SubjectKeyIdentifier.oid
+_SAN = x509.SubjectAlternativeName.oid
+
+
+class PinnedIssuer:
+    """What is known of an issuing CA since load; made once, read for each leaf.
+
+    Args:
+        certificate: Of the issuing CA.
+        intermediates: DER, issuing CA first: what follows every leaf.
+    """
+
+    __slots__ = (
+        "algorithm",
+        "certificate",
+        "extensions",
+        "intermediates",
+        "public_key",
+        "subject",
+    )
+
+    def __init__(
+        self, certificate: x509.Certificate, intermediates: Sequence[bytes]
+    ) -> None:
+        self.certificate = certificate
+        self.subject = certificate.subject
+        self.public_key = issuer_key(certificate)
+        self.algorithm = algorithm_of(self.public_key)
+        self.intermediates = tuple(intermediates)
+        self.extensions: dict[x509.ObjectIdentifier, tuple[bool, object]] = {
+            KEY_USAGE.oid: (True, KEY_USAGE),
+            EXTENDED_KEY_USAGE.oid: (False, EXTENDED_KEY_USAGE),
+            NOT_A_CA.oid: (True, NOT_A_CA),
+        }
+        identifier = authority_key_identifier(certificate)
+        if identifier is not None:
+            self.extensions[identifier.oid] = (False, identifier)
+
+
+def require_as_prepared(
+    prepared: Prepared, issued: IssuedChain, issuer: PinnedIssuer
+) -> x509.Certificate:
+    """Prove that the leaf is what was prepared, signed by the pinned issuing CA.
+
+    The issuing CA is outside this process, and its role or template may have been
+    edited since yesterday: its answer is untrusted input. That the pinned chain ends in
+    a trust anchor, and that the names are within every tier's constraints, is proven
+    before signing and does not depend on the answer.
+
+    Args:
+        prepared: What went on record.
+        issued: The leaf, then the intermediates with the issuing CA first.
+        issuer: The issuing CA as it was proven at load.
+
+    Returns:
+        The leaf.
+
+    Raises:
+        MisissuedError: The leaf or the chain differs in anything. Only the first
+            difference is named.
+
+    Source:
+        RFC 5280, 4.1 and 4.2; X509-SVID, 2, 4 and 5.2.
+    """
+    if issued.intermediates != issuer.intermediates:
+        raise _differs("chain", "the chain is not that of the pinned issuing CA")
+    try:
+        leaf = x509.load_der_x509_certificate(issued.leaf)
+        tbs = leaf.tbs_certificate_bytes
+        _require_signed(issued.leaf, leaf, tbs, issuer)
+        if prepared.tbs and tbs != prepared.tbs:
+            raise _differs("tbs", "the TBSCertificate is not the prepared one")
+        _require_fields(leaf, prepared, issuer)
+        _require_extensions(leaf, prepared, issuer)
+    except _UNREADABLE as error:
+        raise _differs("unreadable", "it cannot be read", str(error)) from error
+    return leaf
+
+
+def _require_signed(
+    der: bytes, leaf: x509.Certificate, tbs: bytes, issuer: PinnedIssuer
+) -> None:
+    # The outer AlgorithmIdentifier and the encoding are not covered by the signature:
+    # the whole must be these three parts and not one byte more.
+    if der != splice(tbs, issuer.algorithm.der, leaf.signature):
+        raise _differs("encoding", "the signature algorithm or the encoding differs")
+    try:
+        require_signature(issuer.public_key, issuer.algorithm, leaf.signature, tbs)
+    except InvalidSignature as error:
+        raise _differs("signature", "the pinned issuing CA did not sign it") from error
+
+
+def _require_fields(
+    leaf: x509.Certificate, prepared: Prepared, issuer: PinnedIssuer
+) -> None:
+    request = prepared.request
+    if leaf.version is not x509.Version.v3:
+        raise _differs("version", "it is not version 3")
+    if prepared.tbs and leaf.serial_number != request.serial:
+        raise _differs("serial", "the serial number is another one")
+    if leaf.serial_number.bit_length() not in _SERIAL_BITS and not prepared.tbs:
+        raise _differs("serial", "the serial number is too short or too long")
+    if leaf.issuer != issuer.subject:
+        raise _differs("issuer", "the issuer is another one")
+    if leaf.subject != _EMPTY:
+        raise _differs("subject", "the subject is not empty")
+    if leaf.not_valid_before_utc != request.not_before:
+        raise _differs("validity", "notBefore is not the requested one")
+    if leaf.not_valid_after_utc != request.not_after:
+        raise _differs("validity", "notAfter is not the requested one")
+    spki = leaf.public_key().public_bytes(
+        Encoding.DER, PublicFormat.SubjectPublicKeyInfo
+    )
+    if spki != request.spki:
+        raise _differs("key", "the public key is another one")
+
+
+def _require_extensions(
+    leaf: x509.Certificate, prepared: Prepared, issuer: PinnedIssuer
+) -> None:
+    found = {item.oid: (item.critical, item.value) for item in leaf.extensions}
+    if not prepared.tbs:
+        # A backend that builds the certificate adds the leaf's key identifier: Vault
+        # can't be told not to.
+        found.pop(_SKI, None)
+    critical, names = found.pop(_SAN, (False, None))
+    if not critical or not isinstance(names, x509.SubjectAlternativeName):
+        raise _differs("names", "there is no critical subjectAltName")
+    if tuple(names) != prepared.request.names:
+        raise _differs("names", "the names are not the requested ones")
+    if found != issuer.extensions:
+        odd = [oid for oid in {*found, *issuer.extensions} if _odd(oid, found, issuer)]
+        raise _differs(
+            "extensions",
+            "the extensions are not those of the profile",
+            ", ".join(sorted(oid.dotted_string for oid in odd)),
+        )
+
+
+def _odd(
+    oid: x509.ObjectIdentifier,
+    found: dict[x509.ObjectIdentifier, tuple[bool, x509.ExtensionType]],
+    issuer: PinnedIssuer,
+) -> bool:
+    return found.get(oid) != issuer.extensions.get(oid)
+
+
+def _differs(what: str, message: str, detail: str = "") -> MisissuedError:
+    return MisissuedError(
+        f"the issued certificate is refused: {message}",
+        rule=f"misissued.{what}",
+        detail=detail,
+    )
+
+
+def names_of(request: LeafRequest) -> list[str]:
+    """Return the names as the ledger writes them, `URI:...` or `DNS:...`."""
+    return [f"{_kind(name)}:{name.value}" for name in request.names]
+
+
+def _kind(name: x509.GeneralName) -> str:
+    return "URI" if isinstance(name, x509.UniformResourceIdentifier) else "DNS"

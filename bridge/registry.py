@@ -1,0 +1,99 @@
+"""Finds the plugin that a configuration names, and refuses to guess."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points, packages_distributions
+from typing import cast
+
+from bridge.errors import PluginError
+from bridge.spi import API_VERSION, IssuingCAFactory
+
+GROUP = "meshca_bridge.issuing_ca"
+EXTRAS: Mapping[str, str] = {
+    "pkcs11": "pkcs11",
+    "vault-pki": "vault",
+    "vault-transit": "vault",
+}
+"""Our own plugins that need a library of their own, and the extra that brings it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plugin:
+    """An installed plugin; not imported."""
+
+    name: str
+    module: str
+    distribution: str
+    version: str
+
+
+def installed() -> tuple[Plugin, ...]:
+    """Return every plugin that is installed, by name, without importing one."""
+    return tuple(
+        Plugin(
+            entry_point.name,
+            entry_point.value,
+            entry_point.dist.name if entry_point.dist else "unknown",
+            entry_point.dist.version if entry_point.dist else "unknown",
+        )
+        for entry_point in sorted(entry_points(group=GROUP), key=lambda ep: ep.name)
+    )
+
+
+def load(name: str) -> IssuingCAFactory:
+    """Import the one plugin called `name`.
+
+    Only a plugin that the configuration names is ever imported: installing a package
+    must not be enough to run its code inside a CA.
+
+    Args:
+        name: Entry-point name in `GROUP`, as written in the configuration.
+
+    Raises:
+        PluginError: No plugin or several plugins have that name, another distribution
+            ships the same import package, a dependency of the plugin is missing, or it
+            was built for another `API_VERSION`.
+    """
+    entry_point = _only(name)
+    _require_sole_owner(entry_point)
+    try:
+        factory = cast("IssuingCAFactory", entry_point.load())
+    except ImportError as error:
+        wanted = f"install meshca-bridge[{EXTRAS[name]}]" if name in EXTRAS else error
+        raise PluginError(
+            f"plugin {name!r} cannot be imported: {wanted}", detail=str(error)
+        ) from error
+    except AttributeError as error:
+        raise PluginError(
+            f"plugin {name!r} is not where its entry point says: {entry_point.value}",
+            detail=str(error),
+        ) from error
+    spoken = getattr(factory, "api_version", None)
+    if spoken != API_VERSION:
+        raise PluginError(
+            f"plugin {name!r} speaks contract {spoken}, this bridge {API_VERSION}"
+        )
+    return factory
+
+
+def _only(name: str) -> EntryPoint:
+    found = tuple(entry_points(group=GROUP, name=name))
+    if not found:
+        known = ", ".join(plugin.name for plugin in installed()) or "none"
+        hint = f"; install meshca-bridge[{EXTRAS[name]}]" if name in EXTRAS else ""
+        raise PluginError(f"no plugin is called {name!r}{hint}; installed: {known}")
+    if len(found) > 1:
+        owners = ", ".join(sorted(ep.dist.name if ep.dist else "?" for ep in found))
+        raise PluginError(f"{len(found)} plugins are called {name!r}: {owners}")
+    return found[0]
+
+
+def _require_sole_owner(entry_point: EntryPoint) -> None:
+    # Installers overwrite a file that two distributions both ship, without a word
+    # (pypa/pip#4625). An editable install lists no files and has no owner.
+    package = entry_point.module.partition(".")[0]
+    owners = set(packages_distributions().get(package, ()))
+    if len(owners) > 1:
+        raise PluginError(
+            f"import package {package!r} is shipped by {', '.join(sorted(owners))}"
+        )

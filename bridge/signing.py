@@ -1,0 +1,266 @@
+"""One attempt at one issuing CA: prepare, record, sign, verify, record.
+
+Steps 6 to 9 of a request. A workload's certificate, the listener's own and a probe take
+the same way, so none of them can be signed without being on record.
+"""
+
+import hashlib
+import logging
+import os
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Self
+
+from cryptography import x509
+
+from bridge.errors import (
+    BridgeError,
+    CallerError,
+    LedgerError,
+    MisissuedError,
+    OverloadedError,
+)
+from bridge.ledger.events import Ended, Intent, Outcome, Purpose
+from bridge.ledger.ledger import Ledger
+from bridge.metrics import Metrics
+from bridge.policy.issued import names_of, require_as_prepared
+from bridge.resilience import Budget
+from bridge.snapshot import Issuer
+from bridge.spi import IssuedChain, LeafRequest, Prepared
+
+_log = logging.getLogger(__name__)
+_LONGEST_DETAIL = 500
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """On whose behalf something is signed, as the ledger tells it."""
+
+    request: str
+    purpose: Purpose = Purpose.WORKLOAD
+    front: str = ""
+    cluster: str = ""
+    caller: str = ""
+    credential: str = "self"
+    pod: str = ""
+    generation: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Signed:
+    """A certificate that was verified against what was asked for."""
+
+    issuer: Issuer
+    leaf: x509.Certificate
+    leaf_der: bytes
+
+
+class Signing:
+    """Has certificates signed, each one on record before and after.
+
+    Args:
+        ledger: Where intents and outcomes go.
+        metrics: What is measured on the way.
+        status_name: The gRPC status that an error becomes, by name.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        metrics: Metrics,
+        status_name: Callable[[BridgeError], str],
+    ) -> None:
+        self._ledger = ledger
+        self._metrics = metrics
+        self._status_name = status_name
+        self._stopped: dict[str, str] = {}
+
+    def stopped(self, issuing_ca: str) -> str | None:
+        """Return why `issuing_ca` may not be used until an operator acts, or None."""
+        return self._stopped.get(issuing_ca)
+
+    def attempt(
+        self, issuer: Issuer, request: LeafRequest, origin: Origin, budget: Budget
+    ) -> Signed:
+        """Have `request` signed by `issuer`.
+
+        Raises:
+            OverloadedError: The budget is spent; nothing was signed.
+            LedgerError: The intent is not on disk; nothing was signed.
+            BackendError: The issuing CA failed, or its answer is refused.
+        """
+        steps = self._metrics.steps
+        began = time.perf_counter()
+        # (6) Prepare and record.
+        prepared = issuer.ca.prepare(request)
+        intent = _intent(issuer, prepared, origin)
+        budget.require()
+        recorded = time.perf_counter()
+        steps["prepare"].observe(recorded - began)
+        self._intend(intent)
+        steps["record"].observe(time.perf_counter() - recorded)
+        with _Attempt(self, intent) as attempt:
+            # (7) Sign.
+            budget.require()
+            began = time.perf_counter()
+            issued = self._sign(issuer, prepared, budget)
+            signed = time.perf_counter()
+            steps["sign"].observe(signed - began)
+            # (8) Verify.
+            attempt.certificate = issued.leaf
+            leaf = require_as_prepared(prepared, issued, issuer.pinned)
+            steps["verify"].observe(time.perf_counter() - signed)
+            # (9) Record.
+            attempt.issued(leaf, durable=not prepared.tbs)
+        return Signed(issuer, leaf, issued.leaf)
+
+    def _intend(self, intent: Intent) -> None:
+        try:
+            self._ledger.intend(intent)
+        except LedgerError as error:
+            with suppress(LedgerError):  # a ledger that is shut can't say so itself
+                ended = _ended(replace(intent, attempt=""), kind=Outcome.FAILED)
+                self._ledger.end(
+                    replace(ended, status=self._status_name(error), rule=error.rule)
+                )
+            raise
+
+    def _sign(self, issuer: Issuer, prepared: Prepared, budget: Budget) -> IssuedChain:
+        backend = self._metrics.backend(issuer.name)
+        timeout = min(issuer.timeout_seconds, budget.remaining())
+        began = time.perf_counter()
+        result = "internal"
+        try:
+            issued = issuer.ca.issue(prepared, timeout=timeout)
+            result = "ok"
+        except BridgeError as error:
+            result = error.rule
+            raise
+        finally:
+            backend.seconds.observe(time.perf_counter() - began)
+            backend.called(result)
+        return issued
+
+    def _stop(self, issuing_ca: str, error: MisissuedError) -> None:
+        self._stopped[issuing_ca] = str(error)
+        self._metrics.misissued(issuing_ca).inc()
+        _log.critical(
+            "MIS-ISSUANCE by issuing CA %s, which is stopped until the bridge is "
+            "restarted: %s (%s) %s",
+            issuing_ca,
+            error,
+            error.rule,
+            error.detail,
+        )
+
+
+class _Attempt:
+    # Between the intent and the outcome. Whatever leaves this block, an outcome is
+    # written: also for an error that nobody foresaw.
+    def __init__(self, signing: Signing, intent: Intent) -> None:
+        self._signing = signing
+        self._intent = intent
+        self.certificate = b""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def issued(self, leaf: x509.Certificate, *, durable: bool) -> None:
+        digest = hashlib.sha256(self.certificate).hexdigest()
+        self._signing._ledger.end(  # noqa: SLF001 - one class in two parts
+            _ended(
+                self._intent,
+                kind=Outcome.ISSUED,
+                serial=f"{leaf.serial_number:x}",
+                certificate_sha256=digest,
+                status="OK",
+            ),
+            durable=durable,
+        )
+
+    def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
+        if error is None:
+            return
+        signing, known = self._signing, isinstance(error, BridgeError)
+        if isinstance(error, MisissuedError):
+            signing._stop(self._intent.issuing_ca, error)  # noqa: SLF001 - see above
+        signing._ledger.end(  # noqa: SLF001 - see above
+            _ended(
+                self._intent,
+                kind=_kind(error),
+                serial=self._intent.serial,
+                certificate_sha256=hashlib.sha256(self.certificate).hexdigest()
+                if self.certificate
+                else "",
+                status=signing._status_name(error) if known else "INTERNAL",  # type: ignore[arg-type] # noqa: SLF001
+                rule=error.rule if isinstance(error, BridgeError) else "internal",
+                detail=describe(error),
+            )
+        )
+
+
+def describe(error: BaseException) -> str:
+    """Return what operators are told of an error, at most 500 characters."""
+    if not isinstance(error, BridgeError):
+        return type(error).__name__
+    text = f"{error}: {error.detail}" if error.detail else str(error)
+    return text[:_LONGEST_DETAIL]
+
+
+def new_id() -> str:
+    """Return a random name for a request or an attempt, 32 hex digits."""
+    return os.urandom(16).hex()
+
+
+def new_serial() -> int:
+    """Return a serial number: positive, 127 random bits, never short."""
+    return int.from_bytes(os.urandom(16), "big") >> 1 | 1 << 126
+
+
+def _kind(error: BaseException) -> Outcome:
+    if isinstance(error, CallerError):
+        return Outcome.REFUSED
+    if isinstance(error, OverloadedError):
+        return Outcome.FAILED
+    if isinstance(error, BridgeError) and not error.certificate_may_exist:
+        return Outcome.FAILED
+    return Outcome.UNKNOWN
+
+
+def _intent(issuer: Issuer, prepared: Prepared, origin: Origin) -> Intent:
+    request = prepared.request
+    return Intent(
+        attempt=new_id(),
+        request=origin.request,
+        purpose=origin.purpose.value,
+        front=origin.front,
+        cluster=origin.cluster,
+        caller=origin.caller,
+        credential=origin.credential,
+        pod=origin.pod,
+        issuing_ca=issuer.name,
+        generation=origin.generation,
+        issuer_sha256=issuer.certificate_sha256,
+        key_sha256=hashlib.sha256(request.spki).hexdigest(),
+        names=names_of(request),
+        not_before=int(request.not_before.timestamp()),
+        not_after=int(request.not_after.timestamp()),
+        serial=f"{request.serial:x}" if prepared.tbs else "",
+        tbs_sha256=prepared.tbs_sha256,
+    )
+
+
+def _ended(intent: Intent, *, kind: Outcome, **fields: str) -> Ended:
+    return Ended(
+        kind=kind.value,
+        attempt=intent.attempt,
+        request=intent.request,
+        purpose=intent.purpose,
+        front=intent.front,
+        cluster=intent.cluster,
+        caller=intent.caller,
+        issuing_ca=intent.issuing_ca,
+        **fields,
+    )

@@ -1,0 +1,201 @@
+"""Holds the snapshot that requests decide by, and swaps it when a backend changes.
+
+A changed backend is built anew beside the old one, validated to the trust anchors and
+proven with a recorded probe; only then do new requests see it. A bad change leaves the
+old one serving and shows in `problems`.
+"""
+
+import logging
+import queue
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+
+from bridge.assembly import Assembly
+from bridge.errors import BridgeError
+from bridge.metrics import CertificateExpiry, Metrics
+from bridge.snapshot import Issuer, Snapshot
+from bridge.spi import IssuingCA, Watcher
+
+_log = logging.getLogger(__name__)
+_PROBE_SECONDS = 10.0
+_PROBE_AGAIN_SECONDS = 5.0
+_STOP = ""
+
+Probe = Callable[[Issuer, Snapshot], None]
+"""Proves an issuing CA, or raises a `BridgeError`."""
+
+
+class Snapshots:
+    """The current snapshot, and the thread that keeps it right.
+
+    Args:
+        assembly: Builds the parts.
+        first: What to start with; this object closes its issuing CAs at the end.
+        metrics: Shows when the certificates of the chains end.
+        linger_seconds: How long requests may still use what was swapped out.
+    """
+
+    def __init__(
+        self,
+        assembly: Assembly,
+        first: Snapshot,
+        metrics: Metrics,
+        *,
+        linger_seconds: float,
+    ) -> None:
+        self._assembly = assembly
+        self._current = first
+        self._metrics = metrics
+        self._linger_seconds = linger_seconds
+        self._changes: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._probe: Probe | None = None
+        self._unproven: dict[str, str] = {}
+        self._refused: dict[str, str] = {}
+        self._old: list[tuple[threading.Timer, IssuingCA]] = []
+        self._thread = threading.Thread(target=self._run, name="snapshots", daemon=True)
+        self._show()
+
+    def current(self) -> Snapshot:
+        """Return the snapshot; it never changes, and is never half new."""
+        return self._current
+
+    def start(self, probe: Probe) -> None:
+        """Prove every issuing CA, and begin to watch them.
+
+        One that cannot be proven now is tried again in the background.
+        """
+        self._probe = probe
+        for issuer in self._current.issuers.values():
+            self._prove(issuer)
+            self._watch(issuer)
+        self._thread.start()
+
+    def ready(self) -> bool:
+        """Return whether one issuing CA has signed since the start."""
+        return len(self._unproven) < len(self._current.issuers)
+
+    def problems(self) -> Mapping[str, str]:
+        """Return what is wrong, by issuing CA; empty when nothing is."""
+        return {**self._unproven, **self._refused}
+
+    def close(self) -> None:
+        """End the thread and close every issuing CA."""
+        if self._thread.is_alive():
+            self._changes.put(_STOP)
+            self._thread.join()
+        for timer, ca in self._old:
+            timer.cancel()
+            ca.close()
+        for issuer in self._current.issuers.values():
+            issuer.ca.close()
+        self._current.clusters.close()
+
+    def _watch(self, issuer: Issuer) -> None:
+        if isinstance(issuer.ca, Watcher):
+            issuer.ca.watch(partial(self._changes.put, issuer.name))
+
+    def _run(self) -> None:
+        while True:
+            wait = _PROBE_AGAIN_SECONDS if self._unproven else None
+            try:
+                name = self._changes.get(timeout=wait)
+            except queue.Empty:
+                for name in [*self._unproven]:
+                    self._prove(self._current.issuers[name])
+                continue
+            if name == _STOP:
+                return
+            self._renew(name)
+
+    def _prove(self, issuer: Issuer) -> None:
+        try:
+            self._probe_with(issuer)
+        except BridgeError as error:
+            self._unproven[issuer.name] = f"has not signed yet: {error}"
+            _log.warning(
+                "issuing CA %s cannot sign: %s %s", issuer.name, error, error.detail
+            )
+        else:
+            self._unproven.pop(issuer.name, None)
+
+    def _probe_with(self, issuer: Issuer) -> None:
+        if self._probe is not None:
+            self._probe(issuer, self._current)
+
+    def _renew(self, name: str) -> None:
+        before = self._current.issuers[name]
+        try:
+            issuer = self._assembly.issuer(name, self._current.anchors)
+        except BridgeError as error:
+            self._refuse(name, error)
+            return
+        if issuer.description == before.description:
+            self._refused.pop(name, None)
+            issuer.ca.close()
+            return
+        try:
+            self._probe_with(issuer)
+        except BridgeError as error:
+            issuer.ca.close()
+            self._refuse(name, error)
+            return
+        self._refused.pop(name, None)
+        self._unproven.pop(name, None)
+        self._swap(issuer)
+
+    def _refuse(self, name: str, error: BridgeError) -> None:
+        self._refused[name] = f"a change is refused, the old one serves: {error}"
+        _log.error("a change of issuing CA %s is refused: %s", name, error)
+
+    def _swap(self, issuer: Issuer) -> None:
+        old = self._current
+        self._current = replace(
+            old,
+            generation=old.generation + 1,
+            issuers={**old.issuers, issuer.name: issuer},
+        )
+        self._watch(issuer)
+        self._show()
+        gone = old.issuers[issuer.name].ca
+        timer = threading.Timer(self._linger_seconds, self._close_old, [gone])
+        timer.daemon = True
+        self._old.append((timer, gone))
+        timer.start()
+        _log.info(
+            "issuing CA %s is swapped: generation %d, certificate %s",
+            issuer.name,
+            self._current.generation,
+            issuer.certificate_sha256,
+        )
+
+    def _close_old(self, gone: IssuingCA) -> None:
+        kept = [(timer, ca) for timer, ca in self._old if ca is not gone]
+        if len(kept) < len(self._old):
+            self._old = kept
+            gone.close()
+
+    def _show(self) -> None:
+        for issuer in self._current.issuers.values():
+            self._metrics.show_certificates(issuer.name, [*_expiries(issuer)])
+
+
+_TIERS = {
+    "issuing CA": "issuing",
+    "intermediate": "intermediate",
+    "trust anchor": "anchor",
+}
+
+
+def _expiries(issuer: Issuer) -> list[CertificateExpiry]:
+    return [
+        CertificateExpiry(
+            issuing_ca=issuer.name,
+            tier=_TIERS[tier],
+            subject=certificate.subject.rfc4514_string(),
+            serial=f"{certificate.serial_number:x}",
+            not_after=certificate.not_valid_after_utc,
+        )
+        for tier, certificate in issuer.chain.tiers()
+    ]
