@@ -1,0 +1,234 @@
+"""Name constraints: are these names allowed by every CA certificate of a chain?
+
+Each certificate is evaluated for itself and all must permit: a lower CA cannot widen
+what a higher one allows. Everything is parsed once, when the chain is loaded;
+`ChainConstraints.require_permitted` is on the path of every request.
+
+A constraint on one form says nothing about names of another: under a DNS constraint
+alone every URI passes, here as in every verifier. The trust domain is therefore held
+to the configuration elsewhere, whatever a chain says.
+
+Source:
+    RFC 5280, 4.2.1.10 and 6.1.4 (g); `docs/constraints.md` for how the answers differ
+    from those of OpenSSL and Go.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+from cryptography import x509
+from cryptography.x509.oid import NameOID
+
+from bridge.errors import ConfigError, DeniedError
+from bridge.x509.forms import (
+    FORMS,
+    OTHER_FORMS,
+    SMTP_UTF8_MAILBOX,
+    UnreadableNameError,
+)
+from bridge.x509.matching import NameSet
+from bridge.x509.nameconstraints import Kind, NameConstraints
+from bridge.x509.planes import data_plane_problems
+
+__all__ = [
+    "ChainConstraints",
+    "NameConstraints",
+    "data_plane_problems",
+    "subset_problems",
+]
+
+# What OpenSSL takes for a host name in a common name, if no dNSName is there.
+_HOST_IN_COMMON_NAME = re.compile(r"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)+")
+
+
+_Rule = tuple[int, NameSet | None, NameSet | None]
+"""Tier, what is permitted (`None` is all) and what is excluded (`None` is nothing)."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChainConstraints:
+    """The constraints of all CA certificates of one chain, ready to be asked."""
+
+    rules: Mapping[Kind, tuple[_Rule, ...]]
+    unsupported: frozenset[Kind] = frozenset()
+
+    @classmethod
+    def of_chain(cls, certificates: Sequence[x509.Certificate]) -> Self:
+        """Read the constraints of a chain.
+
+        Args:
+            certificates: All CA certificates, the issuing CA first and the trust
+                anchor last: constraints of an anchor count too.
+
+        Raises:
+            ConfigError: There is no certificate, or see `NameConstraints.of`.
+        """
+        if not certificates:
+            raise ConfigError(
+                "a chain without CA certificates cannot be evaluated",
+                rule="config.constraints",
+            )
+        tiers = [
+            (tier, found)
+            for tier, certificate in enumerate(certificates, 1)
+            if (found := NameConstraints.of(certificate)) is not None
+        ]
+        return cls(
+            {
+                kind: tuple(
+                    (tier, found.permitted.get(kind), found.excluded.get(kind))
+                    for tier, found in tiers
+                    if kind in found.permitted or kind in found.excluded
+                )
+                for kind in FORMS
+            },
+            frozenset().union(*(found.unsupported for _, found in tiers)),
+        )
+
+    @property
+    def constrained(self) -> frozenset[Kind]:
+        """The name forms that some certificate of the chain constrains."""
+        return self.unsupported.union(kind for kind in self.rules if self.rules[kind])
+
+    def require_permitted(
+        self, names: Sequence[x509.GeneralName], subject: x509.Name | None = None
+    ) -> None:
+        """Refuse names that any CA certificate of the chain does not allow.
+
+        Args:
+            names: The subject alternative names of a certificate, in any order.
+            subject: Its subject. An empty one passes; e-mail addresses in it count as
+                names, and so do host names in it where `names` has no DNS name.
+
+        Raises:
+            DeniedError: A name is outside what a certificate permits
+                (`constraint.permitted`), inside what one excludes
+                (`constraint.excluded`), or of a form or spelling that cannot be
+                evaluated (`constraint.unsupported`).
+        """
+        for name in names:
+            kind = type(name)
+            rules = self.rules.get(kind)
+            if rules is None:
+                self._require_unconstrained(name)
+            elif rules:
+                self._require(rules, kind, name.value)
+        if subject is not None and subject.rdns:
+            for kind, value in _names_in(subject, names):
+                if rules := self.rules[kind]:
+                    self._require(rules, kind, value)
+
+    def _require(self, rules: tuple[_Rule, ...], kind: Kind, value: Any) -> None:
+        try:
+            found = FORMS[kind].read(value)
+        except UnreadableNameError as error:
+            raise _unsupported(str(error), value) from error
+        for tier, permitted, excluded in rules:
+            if excluded is not None and excluded.holds(found):
+                raise DeniedError(
+                    f"the name is inside what the certificate of tier {tier} of the "
+                    "chain excludes",
+                    rule="constraint.excluded",
+                    detail=f"{value!r} is excluded by: {excluded}",
+                )
+            if permitted is not None and not permitted.holds(found):
+                raise DeniedError(
+                    f"the name is outside what the certificate of tier {tier} of the "
+                    "chain permits",
+                    rule="constraint.permitted",
+                    detail=f"{value!r} is not in: {permitted}",
+                )
+
+    def _require_unconstrained(self, name: x509.GeneralName) -> None:
+        """Let a name of a form without evaluation pass if nothing constrains it."""
+        kind = type(name)
+        if kind not in OTHER_FORMS:
+            raise _unsupported("its form is unknown", name)
+        if kind in self.unsupported:
+            raise _unsupported(
+                f"constraints on the form '{OTHER_FORMS[kind]}' cannot be evaluated",
+                name,
+            )
+        is_mail = isinstance(name, x509.OtherName) and name.type_id == SMTP_UTF8_MAILBOX
+        if is_mail and self.rules[x509.RFC822Name]:
+            raise _unsupported("internationalized e-mail is not evaluated", name)
+
+
+def subset_problems(child: x509.Certificate, parent: x509.Certificate) -> list[str]:
+    """Tell people where a certificate allows names that its issuer does not.
+
+    An empty list means: every name that the child permits, the parent permits too.
+    The reverse does not hold: what a verifier accepts is the intersection anyhow.
+
+    Args:
+        child: A CA certificate.
+        parent: The CA certificate above it.
+
+    Returns:
+        One sentence for each constraint of the parent that the child leaves out or
+        goes beyond.
+
+    Raises:
+        ConfigError: See `NameConstraints.of`.
+    """
+    upper = NameConstraints.of(parent)
+    if upper is None:
+        return []
+    lower = NameConstraints.of(child) or NameConstraints({}, {})
+    problems = [
+        f"constraints on the form '{OTHER_FORMS[kind]}' are not repeated"
+        for kind in sorted(upper.unsupported - lower.unsupported, key=str)
+    ]
+    for kind, form in FORMS.items():
+        permitted, excluded = lower.permitted.get(kind), lower.excluded.get(kind)
+        allowed = upper.permitted.get(kind)
+        if allowed is not None and permitted is None:
+            problems.append(
+                f"{form.label} names are not constrained; above it only these are "
+                f"permitted: {allowed}"
+            )
+        elif allowed is not None and permitted is not None:
+            problems.extend(
+                f"{form.label} names that it permits are not permitted above: {part}"
+                for part in permitted.parts()
+                if not allowed.covers(part)
+            )
+        problems.extend(
+            f"{form.label} names that are excluded above are not excluded: {part}"
+            for part in _parts(upper.excluded.get(kind))
+            if not (excluded is not None and excluded.covers(part))
+            and (permitted is None or permitted.overlaps(part))
+        )
+    return problems
+
+
+def _parts(names: NameSet | None) -> tuple[NameSet, ...]:
+    return () if names is None else names.parts()
+
+
+def _names_in(
+    subject: x509.Name, names: Sequence[x509.GeneralName]
+) -> Iterator[tuple[Kind, Any]]:
+    """Yield what verifiers hold against constraints in a subject.
+
+    Source:
+        RFC 5280, 4.2.1.10; OpenSSL's NAME_CONSTRAINTS_check and ..._check_CN.
+    """
+    yield x509.DirectoryName, subject
+    for item in subject.get_attributes_for_oid(NameOID.EMAIL_ADDRESS):
+        yield x509.RFC822Name, str(item.value)
+    if any(isinstance(name, x509.DNSName) for name in names):
+        return
+    for item in subject.get_attributes_for_oid(NameOID.COMMON_NAME):
+        if isinstance(item.value, str) and _HOST_IN_COMMON_NAME.fullmatch(item.value):
+            yield x509.DNSName, item.value
+
+
+def _unsupported(reason: str, value: object) -> DeniedError:
+    return DeniedError(
+        f"a name cannot be judged under the chain's name constraints: {reason}",
+        rule="constraint.unsupported",
+        detail=repr(value),
+    )
