@@ -5,6 +5,7 @@ peer it saw; `client` opens mutual TLS for whoever connects to it in the clear.
 """
 
 import json
+import re
 import subprocess
 import time
 import urllib.error
@@ -20,6 +21,7 @@ _START_SECONDS = 20.0
 _TYPES = "type.googleapis.com/envoy.extensions"
 _TLS = f"{_TYPES}.transport_sockets.tls.v3"
 _NETWORK = f"{_TYPES}.filters.network"
+_REFUSAL = re.compile(r"default_validator\.cc:\d+\] verify cert failed: (.*)")
 PEER_HEADER = "x-peer"
 """The response header in which a server says which URI SAN its peer showed."""
 
@@ -66,6 +68,8 @@ class Envoy:
                     # Without an own base ID two Envoys share memory and fight over it.
                     *("--use-dynamic-base-id", "--concurrency", "1"),
                     *("--admin-address-path", "admin", "--log-level", "warn"),
+                    # Only the connection says why a handshake failed.
+                    *("--component-log-level", "connection:debug"),
                     *("--drain-time-s", "1", "--parent-shutdown-time-s", "1"),
                 ],
                 cwd=self._folder,
@@ -94,14 +98,9 @@ class Envoy:
         address = listeners["listener_statuses"][0]["local_address"]
         return int(address["socket_address"]["port_value"])
 
-    def statistics(self, pattern: str) -> dict[str, int]:
-        """Return the counters whose name matches `pattern`, without the zeros."""
-        found = json.loads(self._get(f"/stats?format=json&usedonly&filter={pattern}"))
-        return {
-            item["name"]: item["value"]
-            for item in found["stats"]
-            if item.get("value") and "name" in item
-        }
+    def refusals(self) -> list[str]:
+        """Return why it refused each peer that it refused, oldest first."""
+        return _REFUSAL.findall(self.log())
 
     def log(self) -> str:
         """Return what it has logged."""

@@ -1,0 +1,194 @@
+"""One measured run of Istio's CA, or of the bridge, under the compiled load client.
+
+The server is alone on one core and the client on the other, for both alike.
+"""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+from tests.support import gobuild, netports
+from tests.support.harness import PEER_SERVER_NAME, Bridge
+
+SERVER_CORE, CLIENT_CORE = "0", "1"
+CONNECTIONS, IN_FLIGHT = 8, 32
+_WARMUP_SECONDS = 2
+_START_SECONDS = 20.0
+
+
+class BenchError(Exception):
+    """The measurement cannot be made, or is not what it says it is."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Programs:
+    """What is measured with and against."""
+
+    client: Path
+    peer: Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """What the load client saw in one run."""
+
+    per_second: float
+    cpu_us: float
+    """CPU time of the server for each reply, in microseconds."""
+    p50_ms: float
+    p99_ms: float
+    errors: dict[str, int]
+    duplicates: int
+    """Serial numbers that came more than once."""
+    other_percent: float
+    """The machine's CPU time that neither server nor client used, of two cores."""
+    ready_seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """What is asked of a server, and for how long."""
+
+    programs: Programs
+    ca_key: str
+    """`rsa2048` or `p256`."""
+    csr: str
+    seconds: float
+
+    @property
+    def all_seconds(self) -> float:
+        """How long the server works, the warm-up included."""
+        return self.seconds + _WARMUP_SECONDS
+
+
+def build(source: Path) -> Programs:
+    """Build the load client and Istio's CA from a copy of `source`.
+
+    Raises:
+        BenchError: `source` is not there.
+        BuildError: The programs cannot be built.
+    """
+    if not (source / "go.mod").is_file():
+        raise BenchError(
+            f"the peers are not in {source}: set MESHCA_PEERS to the folder that has "
+            "cmd/caload and cmd/istioca"
+        )
+    state = sha256()
+    for path in sorted(source.rglob("*")):
+        if path.is_file():
+            state.update(str(path.relative_to(source)).encode() + path.read_bytes())
+    # The build completes go.sum, and that folder is not ours to write to.
+    copy = gobuild.cache_folder() / "peers" / state.hexdigest()[:24]
+    shutil.copytree(source, copy, dirs_exist_ok=True)
+    return Programs(
+        client=gobuild.build(copy, "./cmd/caload"),
+        peer=gobuild.build(copy, "./cmd/istioca"),
+    )
+
+
+def measure_peer(load: Load, folder: Path) -> Result:
+    """Measure Istio's CA, which asks nobody for a credential here."""
+    with _peer(load, folder) as (address, roots, pid):
+        return _run(load, address, roots, pid)
+
+
+def measure_bridge(load: Load, tokens: Path, bridge: Bridge) -> Result:
+    """Measure the bridge with everything that it does for a request.
+
+    Args:
+        load: What is asked.
+        tokens: One token a line; each is to be used once.
+        bridge: Not started yet.
+
+    Raises:
+        BenchError: A token was used twice, or the ledger does not hold what was issued.
+    """
+    with bridge:
+        result = _run(load, bridge.address, bridge.roots, bridge.pid, tokens)
+        asked = bridge.metric("meshca_requests_total", front="istio")
+    with tokens.open("rb") as file:
+        count = sum(1 for _ in file)
+    if not 0 < asked <= count:
+        raise BenchError(f"{asked:.0f} requests with {count} tokens: each is for one")
+    _require_on_record(bridge, result, load)
+    return Result(
+        **{name: getattr(result, name) for name in Result.__dataclass_fields__}
+        | {"ready_seconds": bridge.ready_seconds}
+    )
+
+
+def _require_on_record(bridge: Bridge, result: Result, load: Load) -> None:
+    checked = bridge.run("ledger", "verify")
+    if checked.returncode:
+        raise BenchError(f"the ledger does not verify: {checked.stderr}")
+    issued = len(bridge.rows(kind="issued", purpose="workload"))
+    if issued < result.per_second * load.seconds:
+        raise BenchError(f"{issued} certificates on record, and more were given out")
+
+
+@contextmanager
+def _peer(load: Load, folder: Path) -> Iterator[tuple[str, Path, int]]:
+    address = netports.address()
+    roots = folder / "peer-root.pem"
+    roots.unlink(missing_ok=True)
+    command = ["taskset", "-c", SERVER_CORE, str(load.programs.peer), "-addr", address]
+    options = ["-auth", "none", "-ca-key", load.ca_key, "-root-out", str(roots)]
+    with (folder / "peer.log").open("wb") as log:
+        process = subprocess.Popen([*command, *options], stdout=log, stderr=log)
+    try:
+        _await_peer(process, address, roots, folder / "peer.log")
+        yield address, roots, process.pid
+    finally:
+        process.terminate()
+        process.wait(timeout=10)
+
+
+def _await_peer(
+    process: subprocess.Popen[bytes], address: str, roots: Path, log: Path
+) -> None:
+    host, _, port = address.rpartition(":")
+    deadline = time.monotonic() + _START_SECONDS
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            with socket.create_connection((host, int(port)), timeout=1):
+                if roots.is_file():
+                    return
+        except OSError:
+            pass  # it does not listen yet
+        time.sleep(0.05)
+    raise BenchError(f"Istio's CA did not start: {log.read_text()[-2000:]}")
+
+
+def _run(
+    load: Load, address: str, roots: Path, pid: int, tokens: Path | None = None
+) -> Result:
+    command = [
+        *("taskset", "-c", CLIENT_CORE, load.programs.client, "-front", "istio"),
+        *("-addr", address, "-root", roots, "-server-name", PEER_SERVER_NAME),
+        *("-csr", load.csr, "-conns", str(CONNECTIONS), "-inflight", str(IN_FLIGHT)),
+        *("-warmup", f"{_WARMUP_SECONDS}s", "-duration", f"{load.seconds}s"),
+        *("-watch", f"server={pid}", "-json"),
+        *(("-token-file", tokens) if tokens else ()),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise BenchError(f"the load client failed: {done.stderr}")
+    report = json.loads(done.stdout)
+    cores = os.cpu_count() or 1
+    return Result(
+        per_second=report["ok_per_second"],
+        cpu_us=report["cpu_us_per_request"].get("server", 0.0),
+        p50_ms=report["p50_ms"],
+        p99_ms=report["p99_ms"],
+        errors=report["errors"],
+        duplicates=report["duplicate_serials"],
+        other_percent=100 * report["other_cpu_s"] / report["seconds"] / cores,
+    )

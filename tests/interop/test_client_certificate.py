@@ -1,0 +1,115 @@
+"""The port where a client certificate is the credential, asked by Istio's own client.
+
+istio-agent on a virtual machine renews like this (`PROV_CERT`): it shows the
+certificate that it has, and no token.
+"""
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+from tests.support.harness import SERVER_NAME, Bridge
+from tests.support.istio import Answer, ask
+from tests.support.pki import (
+    Authority,
+    bundle,
+    key_pem,
+    new_chain,
+    new_key,
+    write_private,
+)
+
+pytestmark = [pytest.mark.interop, pytest.mark.xdist_group("interop-certificate")]
+
+_VM = "spiffe://corp.example/ns/shop/sa/vm"
+
+
+def _show(bridge: Bridge, chain: Path, key: Path, *arguments: str | Path) -> Answer:
+    return ask(
+        bridge.mtls_address,
+        bridge.roots,
+        *("-server-name", SERVER_NAME, "-cert", chain, "-key", key, *arguments),
+    )
+
+
+def _made(folder: Path, issuer: Authority, *uris: str) -> tuple[Path, Path]:
+    key = new_key()
+    names = [x509.UniformResourceIdentifier(uri) for uri in uris]
+    leaf = issuer.issue_leaf(
+        *names, key=key, not_before=datetime.now(UTC) - timedelta(minutes=2)
+    )
+    chain = folder / "made.pem"
+    chain.write_bytes(bundle(leaf, *issuer.chain))
+    return chain, write_private(folder / "made.key", key_pem(key))
+
+
+def _issuing_ca(bridge: Bridge) -> Authority:
+    certificate, *above = x509.load_pem_x509_certificates(bridge.chain.read_bytes())
+    root = x509.load_pem_x509_certificates(bridge.roots.read_bytes())[0]
+    key = load_pem_private_key(bridge.issuing_key.read_bytes(), password=None)
+    others = tuple(Authority(one, new_key()) for one in (*above, root))
+    return Authority(certificate, key, others)  # type: ignore[arg-type]
+
+
+def _first(bridge: Bridge, folder: Path) -> tuple[Path, Path]:
+    """Get the first certificate with a token, as a machine is set up."""
+    token = folder / "token"
+    token.write_text(bridge.token("shop", "vm"))
+    options = ("-server-name", SERVER_NAME, "-token", token)
+    answer = ask(bridge.address, bridge.roots, *options)
+    assert answer.code == "OK", answer.error
+    chain = folder / "cert-chain.pem"
+    chain.write_text("".join(answer.chain[:-1]))
+    return chain, write_private(folder / "key.pem", answer.key.encode())
+
+
+@pytest.mark.parametrize("cluster", ["Kubernetes", "of-no-registry", ""])
+def test_machine_renews_with_its_certificate_whatever_cluster_it_names(
+    bridge: Bridge, tmp_path: Path, cluster: str
+) -> None:
+    chain, key = _first(bridge, tmp_path)
+    before = len(bridge.rows(kind="intent", credential="certificate"))
+    answer = _show(bridge, chain, key, "-cluster", cluster)
+    assert answer.code == "OK", answer.error
+    names = answer.leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName)
+    assert list(names.value) == [x509.UniformResourceIdentifier(_VM)]
+    assert answer.chain[1:] == _pem_elements(bridge)
+    rows = bridge.await_rows(before + 1, kind="intent", credential="certificate")
+    assert rows[-1]["caller"] == _VM
+    assert int(rows[-1]["serial"], 16) == answer.leaf.serial_number
+
+
+def _pem_elements(bridge: Bridge) -> list[str]:
+    between = x509.load_pem_x509_certificates(bridge.chain.read_bytes())
+    roots = x509.load_pem_x509_certificates(bridge.roots.read_bytes())
+    return [bundle(one).decode() for one in between] + [bundle(*roots).decode()]
+
+
+def test_certificate_with_two_identities_is_refused(
+    bridge: Bridge, tmp_path: Path
+) -> None:
+    chain, key = _made(tmp_path, _issuing_ca(bridge), _VM, f"{_VM}2")
+    answer = _show(bridge, chain, key)
+    assert answer.code == "Unauthenticated", answer.error
+
+
+def test_certificate_of_another_root_does_not_get_in(
+    bridge: Bridge, tmp_path: Path
+) -> None:
+    foreign = new_chain(not_before=datetime.now(UTC) - timedelta(days=1))
+    chain, key = _made(tmp_path, foreign, _VM)
+    before = bridge.metric("meshca_requests_total")
+    answer = _show(bridge, chain, key)
+    assert answer.code == "Unavailable", answer.error
+    assert bridge.metric("meshca_requests_total") == before
+
+
+def test_token_is_no_credential_on_this_port(bridge: Bridge, tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    token.write_text(bridge.token("shop", "vm"))
+    options = ("-server-name", SERVER_NAME, "-token", token)
+    answer = ask(bridge.mtls_address, bridge.roots, *options)
+    assert answer.code == "Unavailable", answer.error

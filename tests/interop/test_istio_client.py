@@ -1,0 +1,274 @@
+"""Istio's own CA client (Go) asks the bridge, as istio-agent does."""
+
+import hashlib
+import itertools
+import re
+import subprocess
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    PublicFormat,
+    load_pem_private_key,
+)
+from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID
+
+from tests.support.harness import SERVER_NAME, Bridge
+from tests.support.istio import Answer, ask
+
+pytestmark = [pytest.mark.interop, pytest.mark.xdist_group("interop-istio-client")]
+
+_WEB = "spiffe://corp.example/ns/shop/sa/web"
+_ELEMENT = re.compile(
+    r"(?:-----BEGIN CERTIFICATE-----\n[A-Za-z0-9+/=\n]+?"
+    r"-----END CERTIFICATE-----\n)+"
+)
+_BACKDATE = timedelta(minutes=2)
+
+
+def _ask(bridge: Bridge, token: str, folder: Path, *arguments: str | Path) -> Answer:
+    file = folder / "istio-token"
+    file.write_text(token)
+    return ask(
+        bridge.address,
+        bridge.roots,
+        *("-server-name", SERVER_NAME, "-token", file, "-identity", _WEB),
+        *arguments,
+    )
+
+
+def _good(bridge: Bridge, folder: Path, *arguments: str | Path) -> Answer:
+    answer = _ask(bridge, bridge.token("shop", "web"), folder, *arguments)
+    assert answer.code == "OK", answer.error
+    return answer
+
+
+def _spki(certificate: x509.Certificate) -> bytes:
+    return certificate.public_key().public_bytes(
+        Encoding.DER, PublicFormat.SubjectPublicKeyInfo
+    )
+
+
+@pytest.mark.parametrize("algorithm", ["RS256", "ES256"])
+@pytest.mark.parametrize("csr", ["rsa2048", "p256"])
+def test_reply_is_leaf_then_each_intermediate_then_the_root_bundle(
+    bridge: Bridge, tmp_path: Path, csr: str, algorithm: str
+) -> None:
+    token = bridge.token("shop", "web", algorithm=algorithm)
+    answer = _ask(bridge, token, tmp_path, "-csr", csr)
+    assert answer.code == "OK", answer.error
+    assert all(_ELEMENT.fullmatch(element) for element in answer.chain)
+    *path, roots = [
+        x509.load_pem_x509_certificates(element.encode()) for element in answer.chain
+    ]
+    assert [len(element) for element in path] == [1, 1, 1]
+    assert roots == x509.load_pem_x509_certificates(bridge.roots.read_bytes())
+    certificates = [element[0] for element in path] + roots
+    for below, above in itertools.pairwise(certificates):
+        below.verify_directly_issued_by(above)
+    key = load_pem_private_key(answer.key.encode(), password=None).public_key()
+    assert _spki(certificates[0]) == key.public_bytes(
+        Encoding.DER, PublicFormat.SubjectPublicKeyInfo
+    )
+
+
+def test_openssl_accepts_the_chain(bridge: Bridge, tmp_path: Path) -> None:
+    answer = _good(bridge, tmp_path)
+    (tmp_path / "leaf.pem").write_text(answer.chain[0])
+    (tmp_path / "between.pem").write_text("".join(answer.chain[1:-1]))
+    (tmp_path / "roots.pem").write_text(answer.chain[-1])
+    for purpose in ("sslserver", "sslclient"):
+        done = subprocess.run(
+            [
+                *("openssl", "verify", "-x509_strict", "-purpose", purpose),
+                *("-CAfile", "roots.pem", "-untrusted", "between.pem", "leaf.pem"),
+            ],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.stdout == "leaf.pem: OK\n", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("asked", "given"),
+    [
+        pytest.param(0, timedelta(hours=24), id="0 is the default"),
+        pytest.param(3600, timedelta(hours=1), id="an hour is an hour"),
+        pytest.param(86400, timedelta(hours=24), id="istio-agent's own wish"),
+    ],
+)
+def test_lifetime_is_what_was_asked_for(
+    bridge: Bridge, tmp_path: Path, asked: int, given: timedelta
+) -> None:
+    leaf = _good(bridge, tmp_path, "-ttl", str(asked)).leaf
+    lasts = leaf.not_valid_after_utc - leaf.not_valid_before_utc
+    assert abs(lasts - given - _BACKDATE) <= timedelta(seconds=1)
+
+
+def test_leaf_has_the_profile_of_istios_own_ca(bridge: Bridge, tmp_path: Path) -> None:
+    answer = _good(bridge, tmp_path)
+    leaf = answer.leaf
+    issuer = x509.load_pem_x509_certificate(answer.chain[1].encode())
+    assert leaf.version is x509.Version.v3
+    assert leaf.subject == x509.Name([])
+    assert leaf.serial_number.bit_length() > 64
+    assert [(found.oid, found.critical) for found in leaf.extensions] == [
+        (ExtensionOID.KEY_USAGE, True),
+        (ExtensionOID.EXTENDED_KEY_USAGE, False),
+        (ExtensionOID.BASIC_CONSTRAINTS, True),
+        (ExtensionOID.AUTHORITY_KEY_IDENTIFIER, False),
+        (ExtensionOID.SUBJECT_ALTERNATIVE_NAME, True),
+    ]
+    usage, purposes, basic, authority, names = [
+        found.value for found in leaf.extensions
+    ]
+    subject_key = issuer.extensions.get_extension_for_class(x509.SubjectKeyIdentifier)
+    assert usage == x509.KeyUsage(
+        True, False, True, False, False, False, False, False, False
+    )
+    assert purposes == x509.ExtendedKeyUsage(
+        [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
+    )
+    assert basic == x509.BasicConstraints(ca=False, path_length=None)
+    assert isinstance(authority, x509.AuthorityKeyIdentifier)
+    assert authority.key_identifier == subject_key.value.digest
+    assert names == x509.SubjectAlternativeName([x509.UniformResourceIdentifier(_WEB)])
+
+
+def test_openssl_reads_the_same_profile(bridge: Bridge, tmp_path: Path) -> None:
+    answer = _good(bridge, tmp_path)
+    text = subprocess.run(
+        ["openssl", "x509", "-noout", "-text"],
+        input=answer.chain[0],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    for expected in (
+        r"Subject: \n",
+        r"X509v3 Key Usage: critical\n +Digital Signature, Key Encipherment\n",
+        r"Extended Key Usage: \n +TLS Web Server Auth\w+, TLS Web Client Auth\w+\n",
+        r"X509v3 Basic Constraints: critical\n +CA:FALSE\n",
+        rf"X509v3 Subject Alternative Name: critical\n +URI:{_WEB}\n",
+    ):
+        assert re.search(expected, text), text
+
+
+def test_names_come_from_the_token_and_not_from_the_csr(
+    bridge: Bridge, tmp_path: Path
+) -> None:
+    leaf = _good(
+        bridge, tmp_path, "-identity", "spiffe://corp.example/ns/bank/sa/vault"
+    ).leaf
+    names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert list(names) == [x509.UniformResourceIdentifier(_WEB)]
+
+
+def _weak_csr(folder: Path) -> Path:
+    file = folder / "weak.csr"
+    builder = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
+    key = rsa.generate_private_key(
+        public_exponent=65537,
+        key_size=1024,  # noqa: S505 - the weakness is the subject
+    )
+    file.write_bytes(builder.sign(key, SHA256()).public_bytes(Encoding.PEM))
+    return file
+
+
+def _broken_csr(folder: Path) -> Path:
+    file = folder / "broken.csr"
+    file.write_text("not a CSR\n")
+    return file
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        pytest.param(["-ttl", "86401"], "InvalidArgument", id="ttl above the maximum"),
+        pytest.param(["-ttl", "299"], "InvalidArgument", id="ttl below the minimum"),
+        pytest.param(["-signer", "nobody"], "InvalidArgument", id="unknown signer"),
+        pytest.param(["-cluster", "elsewhere"], "Unauthenticated", id="other cluster"),
+        pytest.param(["-csr-file", _weak_csr], "InvalidArgument", id="RSA-1024"),
+        pytest.param(["-csr-file", _broken_csr], "InvalidArgument", id="no CSR at all"),
+    ],
+)
+def test_refusal_of_a_request_is_final_and_on_record(
+    bridge: Bridge,
+    tmp_path: Path,
+    arguments: list[str | Callable[[Path], Path]],
+    code: str,
+) -> None:
+    before = bridge.metric("meshca_requests_total")
+    rows = len(bridge.rows(kind="refused"))
+    made = [part if isinstance(part, str) else part(tmp_path) for part in arguments]
+    answer = _ask(bridge, bridge.token("shop", "web"), tmp_path, *made)
+    assert answer.code == code, answer.error
+    assert answer.chain == []
+    # Istio's client asks up to five times where a status says that this may help.
+    assert bridge.metric("meshca_requests_total") - before == 1
+    assert bridge.await_rows(rows + 1, kind="refused")[-1]["rule"]
+
+
+@pytest.mark.parametrize(
+    "token",
+    [
+        pytest.param(
+            lambda bridge: bridge.token("shop", "web", audiences=["vault"]),
+            id="wrong audience",
+        ),
+        pytest.param(
+            lambda bridge: bridge.token("shop", "web", issued=timedelta(hours=-2)),
+            id="expired",
+        ),
+        pytest.param(
+            lambda bridge: bridge.token("shop", "web") + "A", id="broken signature"
+        ),
+        pytest.param(lambda _: "not-a-token", id="no token at all"),
+        pytest.param(lambda _: "", id="empty file"),
+    ],
+)
+def test_refused_credential_is_unauthenticated(
+    bridge: Bridge, tmp_path: Path, token: Callable[..., str]
+) -> None:
+    before = bridge.metric("meshca_requests_total")
+    rows = len(bridge.rows(kind="refused"))
+    answer = _ask(bridge, token(bridge), tmp_path)
+    assert answer.code == "Unauthenticated", answer.error
+    assert bridge.metric("meshca_requests_total") - before == 1
+    assert bridge.await_rows(rows + 1, kind="refused")[-1]["rule"]
+
+
+def test_what_was_signed_is_on_record_by_its_digest(
+    bridge: Bridge, tmp_path: Path
+) -> None:
+    leaf = _good(bridge, tmp_path).leaf
+    digest = hashlib.sha256(leaf.tbs_certificate_bytes).hexdigest()
+    (intent,) = bridge.rows(kind="intent", tbs_sha256=digest)
+    assert intent["names"] == [f"URI:{_WEB}"]
+    assert intent["caller"] == _WEB
+    assert intent["cluster"] == "Kubernetes"
+    assert intent["credential"] == "token"
+    assert int(intent["serial"], 16) == leaf.serial_number
+    assert intent["key_sha256"] == hashlib.sha256(_spki(leaf)).hexdigest()
+    (issued,) = bridge.await_rows(1, attempt=intent["attempt"], kind="issued")
+    assert issued["certificate_sha256"] == leaf.fingerprint(SHA256()).hex()
+    assert intent["seq"] < issued["seq"]
+    checked = bridge.run("ledger", "verify")
+    assert checked.returncode == 0, checked.stderr
+
+
+def test_istios_own_metrics_count_what_its_client_got(
+    bridge: Bridge, tmp_path: Path
+) -> None:
+    names = ("citadel_server_csr_count", "citadel_server_success_cert_issuance_count")
+    before = [bridge.metric(name) for name in names]
+    _good(bridge, tmp_path)
+    assert [bridge.metric(name) for name in names] == [count + 1 for count in before]

@@ -1,0 +1,54 @@
+"""The served process, seen from outside: how it starts, and how it ends."""
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.support.harness import SERVER_NAME, Bridge
+from tests.support.istio import ask
+
+pytestmark = [pytest.mark.interop, pytest.mark.xdist_group("interop-serve")]
+
+
+def test_bridge_serves_after_a_restart_and_its_ledger_goes_on(tmp_path: Path) -> None:
+    bridge = Bridge(tmp_path / "served")
+    token = tmp_path / "token"
+    token.write_text(bridge.token("shop", "web"))
+    options = ("-server-name", SERVER_NAME, "-token", token)
+    for served in (1, 2):
+        with bridge:
+            answer = ask(bridge.address, bridge.roots, *options)
+            assert answer.code == "OK", answer.error
+        assert len(bridge.rows(kind="issued", purpose="workload")) == served
+        checked = bridge.run("ledger", "verify")
+        assert checked.returncode == 0, checked.stderr
+
+
+def test_killed_bridge_leaves_a_ledger_that_verifies(tmp_path: Path) -> None:
+    bridge = Bridge(tmp_path / "served")
+    token = tmp_path / "token"
+    token.write_text(bridge.token("shop", "web"))
+    options = ("-server-name", SERVER_NAME, "-token", token)
+    with bridge:
+        assert ask(bridge.address, bridge.roots, *options).code == "OK"
+        bridge.signal(signal.SIGKILL)
+    with bridge:
+        assert ask(bridge.address, bridge.roots, *options).code == "OK"
+    checked = bridge.run("ledger", "verify")
+    assert checked.returncode == 0, checked.stderr
+
+
+def test_configuration_of_these_tests_passes_the_check(tmp_path: Path) -> None:
+    bridge = Bridge(tmp_path / "served")
+    checked = bridge.run("check")
+    assert checked.returncode == 0, checked.stderr
+
+
+def test_heads_of_the_ledger_reach_their_sink(tmp_path: Path) -> None:
+    bridge = Bridge(tmp_path / "served")
+    with bridge:
+        pass
+    heads = (bridge.folder / "heads.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in heads]

@@ -1,0 +1,303 @@
+"""The bridge as its users start it: `meshca serve -c FILE`, in a process of its own.
+
+`Bridge` writes everything that the process needs into one folder (a hierarchy, the keys
+of a cluster's tokens, the configuration) and serves until the block ends.
+"""
+
+import contextlib
+import json
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import yaml
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.support import netports
+from tests.support.tokens import TokenIssuer
+
+MESHCA = Path(sys.executable).parent / "meshca"
+"""The command, as the installation put it beside the interpreter."""
+SERVER_NAME = "meshca.istio-system.svc"
+PEER_SERVER_NAME = "istiod.istio-system.svc"
+"""What `caload` and an istio-agent that believes in `localhost` expect."""
+_READY_SECONDS = 30.0
+_STOP_SECONDS = 30.0
+_ROW_SECONDS = 5.0
+
+
+class Bridge:
+    """One served bridge. A context manager: ready inside, and gone in order after.
+
+    Args:
+        folder: New; for the configuration and the state.
+        overrides: Merged into the configuration; a mapping into a mapping, anything
+            else in place of what was there.
+        issuers: Sign the tokens of the cluster `Kubernetes`; by default one with an
+            RSA key and one with an ECDSA key.
+        trust_domain: The one trust domain.
+        hierarchy: More arguments of `meshca hierarchy init`.
+        prefix: Put before the command, such as `taskset -c 0`.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        overrides: Mapping[str, Any] | None = None,
+        issuers: Sequence[TokenIssuer] = (),
+        trust_domain: str = "corp.example",
+        hierarchy: Sequence[str] = (),
+        prefix: Sequence[str] = (),
+    ) -> None:
+        folder.mkdir()
+        self.folder = folder
+        self.trust_domain = trust_domain
+        self._issuers = issuers or (TokenIssuer(), TokenIssuer(algorithm="ES256"))
+        self.address = netports.address()
+        self.mtls_address = netports.address()
+        self.admin = netports.address()
+        self.configuration = folder / "bridge.yaml"
+        self.ready_seconds = 0.0
+        """From the start of the process to the first good answer of /readyz."""
+        self._prefix = prefix
+        self._process: subprocess.Popen[bytes] | None = None
+        self._write(hierarchy, overrides or {})
+
+    @property
+    def roots(self) -> Path:
+        """The trust anchors, as PEM."""
+        return self.folder / "hierarchy/roots.pem"
+
+    @property
+    def chain(self) -> Path:
+        """The issuing CA and the intermediates, as PEM."""
+        return self.folder / "hierarchy/chain.pem"
+
+    @property
+    def issuing_key(self) -> Path:
+        """The issuing CA's key, as PEM: for what the bridge would never sign."""
+        return self.folder / "hierarchy/issuing.key"
+
+    @property
+    def pid(self) -> int:
+        """The process that serves."""
+        if self._process is None:
+            raise RuntimeError("the bridge is not running")
+        return self._process.pid
+
+    def token(
+        self,
+        namespace: str = "shop",
+        account: str = "web",
+        *,
+        algorithm: str = "RS256",
+        issued: timedelta = timedelta(),
+        audiences: Sequence[str] = ("istio-ca",),
+    ) -> str:
+        """Sign a token of the cluster `Kubernetes`, `issued` from now, for an hour."""
+        (issuer,) = [one for one in self._issuers if one.algorithm == algorithm]
+        now = datetime.now(UTC) + issued
+        return issuer.token(namespace, account, audiences=audiences, now=now)
+
+    def __enter__(self) -> Self:
+        command: list[str | Path] = [*self._prefix, MESHCA, "serve"]
+        command += ["-c", self.configuration]
+        started = time.monotonic()
+        with (self.folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                command, cwd=self.folder, stdout=log, stderr=log
+            )
+        try:
+            self._await_ready(started + _READY_SECONDS)
+        except BaseException:
+            self._kill()
+            raise
+        self.ready_seconds = time.monotonic() - started
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is not None:
+            # The test's own failure is what matters; this only cleans up after it.
+            self._kill()
+            return
+        self.stop()
+
+    def stop(self) -> None:
+        """Ask the process to finish, as Kubernetes does, and wait for it.
+
+        Raises:
+            RuntimeError: It does not finish in time, or not with status 0.
+        """
+        if self._process is None:
+            return
+        self._process.terminate()
+        try:
+            status = self._process.wait(timeout=_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._kill()
+            raise RuntimeError(f"still there after SIGTERM:\n{self.log()}") from None
+        self._process = None
+        if status != 0:
+            raise RuntimeError(f"exit status {status} after SIGTERM:\n{self.log()}")
+
+    def signal(self, number: int) -> None:
+        """Send a signal and wait for the process to end; nobody asks for its status."""
+        if self._process is None:
+            raise RuntimeError("the bridge is not running")
+        self._process.send_signal(number)
+        self._process.wait(timeout=_STOP_SECONDS)
+        self._process = None
+
+    def log(self) -> str:
+        """Return the end of what the process wrote."""
+        return (self.folder / "log").read_text("utf-8", errors="replace")[-8000:]
+
+    def get(self, path: str) -> tuple[int, str]:
+        """Return status and body of a page of the admin address."""
+        try:
+            url = f"http://{self.admin}{path}"
+            with urllib.request.urlopen(url, timeout=5) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read().decode()
+
+    def metric(self, name: str, **labels: str) -> float:
+        """Return the sum of the samples `name` that carry `labels`; 0 without any."""
+        _, text = self.get("/metrics")
+        return sum(
+            sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+            if sample.name == name and labels.items() <= sample.labels.items()
+        )
+
+    def rows(self, **fields: object) -> list[dict[str, Any]]:
+        """Return the rows of the journals in which `fields` have these values."""
+        found: list[dict[str, Any]] = []
+        for segment in sorted((self.folder / "journal").rglob("*.jsonl")):
+            for line in segment.read_text("utf-8").splitlines():
+                row = json.loads(line)
+                if fields.items() <= row.items():
+                    found.append(row)
+        return found
+
+    def await_rows(self, count: int, **fields: object) -> list[dict[str, Any]]:
+        """Return what `rows` does, once there are `count`: an outcome may follow late.
+
+        Raises:
+            LookupError: There are fewer, after a while, or more.
+        """
+        deadline = time.monotonic() + _ROW_SECONDS
+        while len(found := self.rows(**fields)) < count:
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.01)
+        if len(found) != count:
+            raise LookupError(f"{len(found)} rows, expected {count}: {found}")
+        return found
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run another `meshca` command on the same configuration."""
+        return subprocess.run(
+            [MESHCA, *arguments, "-c", self.configuration],
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    def _write(self, hierarchy: Sequence[str], overrides: Mapping[str, Any]) -> None:
+        subprocess.run(
+            [
+                *(MESHCA, "hierarchy", "init", self.folder / "hierarchy"),
+                *("--trust-domain", self.trust_domain, *hierarchy),
+            ],
+            check=True,
+            capture_output=True,
+            timeout=60,
+        )
+        keys = {"keys": [issuer.jwk() for issuer in self._issuers]}
+        (self.folder / "jwks.json").write_text(json.dumps(keys))
+        tree = _merged(self._defaults(), overrides)
+        self.configuration.write_text(yaml.safe_dump(tree, sort_keys=False))
+
+    def _defaults(self) -> dict[str, Any]:
+        return {
+            "trust_domain": self.trust_domain,
+            "fronts": {
+                "istio": {
+                    "listen": self.address,
+                    "mtls_listen": self.mtls_address,
+                    "audiences": ["istio-ca"],
+                    "tls": {"dns_names": [SERVER_NAME, PEER_SERVER_NAME]},
+                }
+            },
+            "clusters": [
+                {
+                    "name": "Kubernetes",
+                    "tokens": {
+                        "verify": "jwks",
+                        "file": "jwks.json",
+                        "issuer": self._issuers[0].issuer,
+                    },
+                    "namespaces": ["*"],
+                }
+            ],
+            "issuing_cas": {
+                "file-1": {
+                    "plugin": "file",
+                    "chain": "hierarchy/chain.pem",
+                    "options": {"key": "hierarchy/issuing.key"},
+                }
+            },
+            "trust_anchors": "hierarchy/roots.pem",
+            "issuance": {"issuing_cas": ["file-1"]},
+            "ledger": {
+                "journal": "journal/",
+                "archive": "sqlite:///archive.db",
+                "heads": {"sink": "heads.jsonl", "interval": "1s"},
+            },
+            "admin": {"listen": self.admin},
+        }
+
+    def _await_ready(self, deadline: float) -> None:
+        while time.monotonic() < deadline:
+            if self._process is None or self._process.poll() is not None:
+                raise RuntimeError(f"the bridge did not start:\n{self.log()}")
+            with contextlib.suppress(OSError):
+                if self.get("/readyz")[0] == 200:
+                    return
+            time.sleep(0.02)
+        raise RuntimeError(f"the bridge did not get ready:\n{self.log()}")
+
+    def _kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait(timeout=_STOP_SECONDS)
+            self._process = None
+
+
+def _merged(base: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in more.items():
+        below = merged.get(key)
+        if isinstance(below, Mapping) and isinstance(value, Mapping):
+            merged[key] = _merged(below, value)
+        else:
+            merged[key] = value
+    return merged
