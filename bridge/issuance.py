@@ -50,10 +50,8 @@ class Call:
     cert_signer: str = ""
     impersonated: str | None = None
     """ztunnel's `ImpersonatedIdentity`; None where the key is absent."""
-    deadline: float
-    """The value of `time.monotonic()` by which the answer must have left."""
-    is_active: Callable[[], bool] = lambda: True
-    """False once the caller has gone."""
+    budget: Budget
+    """How long the answer may take, and whether the caller is still there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +125,7 @@ class Issuance:
     def _issue(self, call: Call, trace: _Trace) -> Issued:
         steps = self._metrics.steps
         snapshot, now = self._snapshot(), self._clock()
-        budget = Budget(call.deadline, call.is_active)
+        budget = call.budget
         budget.require()
         # (2) Identify.
         began = time.perf_counter()

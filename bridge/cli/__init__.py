@@ -1,1 +1,75 @@
-"""The command `meshca`: one module per command."""
+"""What the program `meshca` can be asked to do: one module per command."""
+
+import sys
+from importlib import import_module
+from typing import Annotated
+
+import click
+import typer
+from typer.core import TyperGroup
+from typer.main import get_command, get_group
+
+from bridge import __version__
+from bridge.cli.console import complain
+from bridge.errors import BridgeError
+
+_COMMANDS = ("demo", "serve", "check", "request", "plugins", "hierarchy", "ledger")
+"""In the order of `--help`. Each is a module here with a Typer application `app`."""
+_GROUPS = frozenset({"hierarchy", "ledger"})
+
+
+class _Commands(TyperGroup):
+    # Imports only the command that was asked for: `serve` has to be ready within a
+    # second and a half.
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        module = import_module(f"bridge.cli.{cmd_name}")
+        make = get_group if cmd_name in _GROUPS else get_command
+        command: click.Command = make(module.app)
+        command.name = cmd_name
+        return command
+
+
+app = typer.Typer(
+    name="meshca",
+    cls=_Commands,
+    help="The external CA of a service mesh, under an enterprise chain.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _show_version(value: bool) -> None:  # noqa: FBT001 - typer calls it so
+    if value:
+        typer.echo(f"meshca {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    *,
+    version: Annotated[  # noqa: ARG001 - its callback acts
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Show the version."
+        ),
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command line; a `BridgeError` becomes a sentence and exit status 1."""
+    try:
+        app()
+    except BridgeError as error:
+        complain(str(error))
+        if error.detail:
+            complain(error.detail, style="dim")
+        sys.exit(1)

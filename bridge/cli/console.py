@@ -1,0 +1,30 @@
+"""How commands speak: results to stdout, complaints to stderr."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+
+ConfigOption = Annotated[
+    Path,
+    typer.Option(
+        "--config", "-c", metavar="FILE", help="The configuration, in YAML."
+    ),
+]
+Output = Literal["text", "json"]
+OutputOption = Annotated[
+    Output, typer.Option("--output", "-o", help="For people, or for programs.")
+]
+
+
+def complain(text: str, *, style: str = "red") -> None:
+    """Print `text` to stderr as it is: no markup, no wrapping."""
+    Console(stderr=True).print(
+        text, style=style, markup=False, soft_wrap=True, highlight=False
+    )
+
+
+def warn(text: str) -> None:
+    """Print a warning to stderr."""
+    complain(f"warning: {text}", style="yellow")

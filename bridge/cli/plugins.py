@@ -1,0 +1,26 @@
+"""`meshca plugins`: which backends are installed. Imports none of them."""
+
+import json
+from dataclasses import asdict
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from bridge.cli.console import OutputOption
+from bridge.registry import installed
+
+app = typer.Typer()
+
+
+@app.command()
+def plugins(*, output: OutputOption = "text") -> None:
+    """List the installed backends by name, distribution and version."""
+    found = installed()
+    if output == "json":
+        typer.echo(json.dumps([asdict(plugin) for plugin in found]))
+        return
+    table = Table("name", "module", "distribution", "version", box=None)
+    for plugin in found:
+        table.add_row(plugin.name, plugin.module, plugin.distribution, plugin.version)
+    Console(soft_wrap=True).print(table)

@@ -1,0 +1,104 @@
+"""`meshca request`: get a certificate as a workload would."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from bridge.cli.console import OutputOption
+from bridge.cli.files import write_new
+from bridge.cli.show import print_chain
+from bridge.server.client import Ask, ask
+from bridge.x509.pem import parse_certificates
+
+app = typer.Typer()
+
+
+@app.command()
+def request(  # noqa: PLR0913 - each is an option of its own
+    *,
+    address: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="Where the bridge listens.")
+    ],
+    roots: Annotated[
+        Path,
+        typer.Option(
+            metavar="FILE", exists=True, dir_okay=False, help="Trust anchors, PEM."
+        ),
+    ],
+    token_file: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", exists=True, dir_okay=False, help="The token."),
+    ] = None,
+    certificate: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            exists=True,
+            dir_okay=False,
+            help="A client certificate instead of a token.",
+        ),
+    ] = None,
+    key_file: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", exists=True, dir_okay=False, help="Its key."),
+    ] = None,
+    front: Annotated[Literal["istio"], typer.Option(help="Which mesh's API.")] = (
+        "istio"
+    ),
+    cluster: Annotated[str, typer.Option(help="Value of the clusterid header.")] = "",
+    key: Annotated[
+        Literal["p256", "p384", "rsa2048"], typer.Option(help="Key of the leaf.")
+    ] = "p256",
+    ttl: Annotated[
+        int, typer.Option(metavar="SECONDS", help="Wanted lifetime; 0: the default.")
+    ] = 0,
+    cert_signer: Annotated[str, typer.Option(help="Istio's CertSigner.")] = "",
+    server_name: Annotated[
+        str | None,
+        typer.Option(help="Name in the bridge's certificate, if not the host."),
+    ] = None,
+    timeout: Annotated[float, typer.Option(metavar="SECONDS")] = 15.0,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Write key.pem, chain.pem and roots.pem."),
+    ] = None,
+    output: OutputOption = "text",
+) -> None:
+    """Make a key, ask for a certificate over the Istio API, check and show it."""
+    del front
+    answer = ask(
+        Ask(
+            address=address,
+            roots=roots.read_bytes(),
+            token=token_file.read_text("ascii").strip() if token_file else None,
+            certificate=certificate.read_bytes() if certificate else None,
+            certificate_key=key_file.read_bytes() if key_file else None,
+            cluster=cluster,
+            key=key,
+            ttl_seconds=ttl,
+            cert_signer=cert_signer,
+            server_name=server_name,
+            timeout_seconds=timeout,
+        )
+    )
+    if out is not None:
+        write_new(
+            out,
+            {
+                "key.pem": answer.key_pem,
+                "chain.pem": "".join(answer.cert_chain[:-1]).encode("ascii"),
+                "roots.pem": answer.cert_chain[-1].encode("ascii"),
+            },
+        )
+    if output == "json":
+        typer.echo(json.dumps({"cert_chain": list(answer.cert_chain)}))
+        return
+    print_chain(
+        [
+            certificate
+            for text in answer.cert_chain
+            for certificate in parse_certificates(text.encode(), "the answer")
+        ]
+    )

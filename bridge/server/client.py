@@ -1,0 +1,119 @@
+"""A client of the Istio front, as a workload would be one: for trying and debugging."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+)
+
+from bridge._proto.istio_ca_pb2 import IstioCertificateRequest
+from bridge._proto.istio_ca_pb2_grpc import IstioCertificateServiceStub
+from bridge.errors import BackendRefusedError, MisissuedError
+from bridge.spiffe import SpiffeID
+
+_SHORTEST_CHAIN = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ask:
+    """What to ask for, and how to prove who asks."""
+
+    address: str
+    roots: bytes = field(repr=False)
+    """Trust anchors for the bridge's own certificate, PEM."""
+    token: str | None = field(default=None, repr=False)
+    certificate: bytes | None = None
+    """A client certificate chain instead of a token, PEM."""
+    certificate_key: bytes | None = field(default=None, repr=False)
+    cluster: str = ""
+    key: str = "p256"
+    """`p256`, `p384` or `rsa2048`."""
+    ttl_seconds: int = 0
+    cert_signer: str = ""
+    server_name: str | None = None
+    timeout_seconds: float = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came back, and the key that it is for."""
+
+    cert_chain: tuple[str, ...]
+    """Leaf, each intermediate, then the trust anchors in the last element; PEM."""
+    key_pem: bytes = field(repr=False)
+
+
+def ask(wanted: Ask) -> Answer:
+    """Make a key and ask for a certificate.
+
+    Raises:
+        BackendRefusedError: The bridge answered no, or did not answer: the message has
+            its status and words.
+        MisissuedError: The answer is not for the key, or not in Istio's form.
+    """
+    key = _new_key(wanted.key)
+    message = IstioCertificateRequest(
+        csr=_csr(key), validity_duration=wanted.ttl_seconds
+    )
+    message.metadata.update({"CertSigner": wanted.cert_signer})
+    headers = [("clusterid", wanted.cluster)]
+    if wanted.token is not None:
+        headers.append(("authorization", f"Bearer {wanted.token}"))
+    with _channel(wanted) as channel:
+        try:
+            reply = IstioCertificateServiceStub(channel).CreateCertificate(
+                message, metadata=headers, timeout=wanted.timeout_seconds
+            )
+        except grpc.RpcError as error:
+            raise BackendRefusedError(
+                f"{wanted.address}: {error.code().name}: {error.details()}"
+            ) from error
+    chain = tuple(reply.cert_chain)
+    _require_form(chain, key)
+    return Answer(
+        chain,
+        key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()),
+    )
+
+
+_Key = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
+
+
+def _new_key(kind: str) -> _Key:
+    if kind == "rsa2048":
+        return rsa.generate_private_key(65537, 2048)
+    return ec.generate_private_key(ec.SECP384R1() if kind == "p384" else ec.SECP256R1())
+
+
+def _csr(key: _Key) -> str:
+    # As istio-agent's: the names in it are ignored anyway.
+    builder = x509.CertificateSigningRequestBuilder(x509.Name([]))
+    return builder.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM).decode("ascii")
+
+
+def _channel(wanted: Ask) -> Any:
+    credentials = grpc.ssl_channel_credentials(
+        wanted.roots, wanted.certificate_key, wanted.certificate
+    )
+    options = []
+    if wanted.server_name is not None:
+        options.append(("grpc.ssl_target_name_override", wanted.server_name))
+    return grpc.secure_channel(wanted.address, credentials, options=options)
+
+
+def _require_form(chain: tuple[str, ...], key: _Key) -> None:
+    if len(chain) < _SHORTEST_CHAIN:
+        raise MisissuedError("the answer has fewer than two elements")
+    leaf = x509.load_pem_x509_certificate(chain[0].encode("ascii"))
+    if leaf.public_key() != key.public_key():
+        raise MisissuedError("the certificate is for another key")
+    san = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    for name in san.get_values_for_type(x509.UniformResourceIdentifier):
+        SpiffeID.parse(name)
