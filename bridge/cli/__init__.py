@@ -54,7 +54,7 @@ def _show_version(value: bool) -> None:  # noqa: FBT001 - typer calls it so
 @app.callback()
 def _options(
     *,
-    version: Annotated[  # noqa: ARG001 - its callback acts
+    version: Annotated[
         bool,
         typer.Option(
             "--version", callback=_show_version, is_eager=True, help="Show the version."

@@ -8,9 +8,7 @@ from rich.console import Console
 
 ConfigOption = Annotated[
     Path,
-    typer.Option(
-        "--config", "-c", metavar="FILE", help="The configuration, in YAML."
-    ),
+    typer.Option("--config", "-c", metavar="FILE", help="The configuration, in YAML."),
 ]
 Output = Literal["text", "json"]
 OutputOption = Annotated[

@@ -68,7 +68,8 @@ def ask(wanted: Ask) -> Answer:
         headers.append(("authorization", f"Bearer {wanted.token}"))
     with _channel(wanted) as channel:
         try:
-            reply = IstioCertificateServiceStub(channel).CreateCertificate(
+            stub: Any = IstioCertificateServiceStub(channel)  # type: ignore[no-untyped-call] # generated
+            reply = stub.CreateCertificate(
                 message, metadata=headers, timeout=wanted.timeout_seconds
             )
         except grpc.RpcError as error:
