@@ -1,0 +1,131 @@
+"""What a thief of an issuing key could make each data plane accept.
+
+Name constraints do not contain a stolen key everywhere: a constraint on one form of
+name lets every other form pass, in every verifier. Whoever shows a hierarchy shows
+this too.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cryptography import x509
+
+from bridge.errors import ConfigError
+
+_SHOWN_HOSTS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Exposure:
+    """One data plane, and what a certificate of the stolen key gets past it."""
+
+    data_plane: str
+    """`sidecar`, `ambient` or `linkerd`."""
+    accepts: str
+    narrower: str
+    """A way to make it less, or empty."""
+
+
+def exposure_of(chain: Sequence[x509.Certificate]) -> tuple[Exposure, ...]:
+    """Say what the key of the first certificate of a chain is good for.
+
+    It is an upper bound: of several constrained tiers the lowest one is shown, and
+    excluded names are not taken off.
+
+    Args:
+        chain: Issuing CA first, then what is above it, with or without the root.
+
+    Raises:
+        ConfigError: The chain is empty.
+    """
+    if not chain:
+        raise ConfigError("expected a chain with an issuing CA (found none)")
+    hosts = _permitted(chain, x509.UniformResourceIdentifier)
+    dns = _permitted(chain, x509.DNSName)
+    return (_sidecar(hosts), _ambient(hosts), _linkerd(dns))
+
+
+_REGIONAL_ANCHOR = (
+    "give the plane a regional or environment CA as its anchor, not the common root"
+)
+
+
+def _sidecar(hosts: list[str] | None) -> Exposure:
+    if hosts is None:
+        return Exposure(
+            "sidecar",
+            "every SPIFFE ID of every trust domain, wherever this root is trusted",
+            "a URI constraint, where no ztunnel and no linkerd2-proxy is a peer; or "
+            + _REGIONAL_ANCHOR,
+        )
+    return Exposure(
+        "sidecar",
+        f"every SPIFFE ID of {_listed(hosts)}, wherever this root is trusted; no other "
+        "trust domain",
+        _REGIONAL_ANCHOR,
+    )
+
+
+def _ambient(hosts: list[str] | None) -> Exposure:
+    if hosts is None:
+        return Exposure(
+            "ambient",
+            "every SPIFFE ID of every trust domain, wherever this root is trusted; "
+            "ztunnel cannot live with a constraint that would narrow it",
+            _REGIONAL_ANCHOR,
+        )
+    return Exposure(
+        "ambient",
+        "nothing: ztunnel refuses every certificate under a URI constraint, the "
+        "honest ones too",
+        "",
+    )
+
+
+def _linkerd(dns: list[str] | None) -> Exposure:
+    if dns is None:
+        return Exposure(
+            "linkerd",
+            "every identity of every identity domain, wherever this root is an anchor",
+            "a DNS constraint; or " + _REGIONAL_ANCHOR,
+        )
+    return Exposure(
+        "linkerd",
+        f"every identity of {_listed(dns)}, wherever this root is an anchor: clusters "
+        "that share an identity domain share the loss",
+        _REGIONAL_ANCHOR,
+    )
+
+
+def _permitted(
+    chain: Sequence[x509.Certificate],
+    kind: type[x509.DNSName | x509.UniformResourceIdentifier],
+) -> list[str] | None:
+    # Permitted hosts of the lowest tier that names any; None if no tier does.
+    for certificate in chain:
+        try:
+            extension = certificate.extensions.get_extension_for_class(
+                x509.NameConstraints
+            )
+        except x509.ExtensionNotFound:
+            continue
+        subtrees = extension.value.permitted_subtrees or []
+        hosts = [str(name.value) for name in subtrees if isinstance(name, kind)]
+        if hosts:
+            return hosts
+    return None
+
+
+def _listed(hosts: list[str]) -> str:
+    # `corp.example` and `.corp.example` are one line for people.
+    bare = dict.fromkeys(host.removeprefix(".") for host in hosts)
+    shown = [
+        f"{host} and below"
+        if f".{host}" in hosts and host in hosts
+        else f"anything below {host}"
+        if f".{host}" in hosts
+        else host
+        for host in bare
+    ]
+    more = len(shown) - _SHOWN_HOSTS
+    return ", ".join(shown[:_SHOWN_HOSTS]) + (f" and {more} more" if more > 0 else "")

@@ -1,0 +1,155 @@
+"""Writes a throwaway hierarchy into a folder: all of it or nothing, over nothing."""
+
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Literal
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+)
+
+from bridge.errors import ConfigError
+from bridge.hierarchy.throwaway import CAKey, Hierarchy
+
+Layout = Literal["key", "tls", "cacerts"]
+"""How the issuing CA's own files are laid out; see `bridge_file.options`."""
+
+WARNING = (
+    "These keys are throwaway: all three were made on this machine, lie unencrypted in "
+    "one folder, and the root was never offline. Use them to try things, and nothing "
+    "else."
+)
+
+_FOLDER_MODE = 0o700
+_KEY_MODE = 0o600
+_PUBLIC_MODE = 0o644
+_OTHERS = 0o077
+
+
+def write(
+    hierarchy: Hierarchy, folder: Path, *, layout: Layout = "key"
+) -> tuple[Path, ...]:
+    """Write certificates and keys below `folder`.
+
+    Always root.pem, root.key, intermediate.pem, intermediate.key and roots.pem (the
+    trust anchors); for the issuing CA, by layout:
+
+    * `key`: issuing.pem, issuing.key, chain.pem (issuing CA, then intermediate);
+    * `tls`: tls/tls.crt, tls/tls.key, tls/ca.crt, as cert-manager writes them;
+    * `cacerts`: cacerts/ca-cert.pem, ca-key.pem, cert-chain.pem, root-cert.pem, as
+      Istio reads them.
+
+    Args:
+        hierarchy: What to write.
+        folder: Made with mode 0700 if it is not there.
+        layout: See above.
+
+    Returns:
+        The files, in the order in which they were written. Keys have mode 0600.
+
+    Raises:
+        ConfigError: One of the files is there already, the folder is open to others,
+            or something cannot be written. Nothing is left behind.
+    """
+    files = dict(_common(hierarchy)) | dict(_LAYOUTS[layout](hierarchy))
+    taken = [name for name in files if os.path.lexists(folder / name)]
+    if taken:
+        raise _bad(f"{folder}: expected none of these files: {', '.join(taken)}")
+    made: list[Path] = []
+    try:
+        for path in sorted({(folder / name).parent for name in files}):
+            _make_folder(path, made)
+        return tuple(
+            _create(folder / name, content, made) for name, content in files.items()
+        )
+    except OSError as error:
+        _remove(made)
+        raise _bad(
+            f"{error.filename or folder}: cannot be written: {error.strerror}"
+        ) from error
+    except ConfigError:
+        _remove(made)
+        raise
+
+
+def _make_folder(path: Path, made: list[Path]) -> None:
+    if not path.exists():
+        path.mkdir(_FOLDER_MODE, parents=True)
+        made.append(path)
+    elif path.stat().st_mode & _OTHERS:
+        mode = path.stat().st_mode & 0o7777
+        raise _bad(
+            f"{path}: expected a folder that only its owner can enter, mode 0700 "
+            f"(found {mode:04o})"
+        )
+
+
+def _create(path: Path, content: bytes | CAKey, made: list[Path]) -> Path:
+    is_public = isinstance(content, bytes)
+    data = content if isinstance(content, bytes) else _key_pem(content)
+    mode = _PUBLIC_MODE if is_public else _KEY_MODE
+    # O_EXCL: whoever made this file since the look above keeps it.
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
+    made.append(path)
+    with os.fdopen(file, "wb") as stream:
+        stream.write(data)
+    return path
+
+
+def _remove(made: list[Path]) -> None:
+    for path in reversed(made):
+        with suppress(OSError):
+            path.rmdir() if path.is_dir() else path.unlink()
+
+
+def _common(hierarchy: Hierarchy) -> Iterator[tuple[str, bytes | CAKey]]:
+    yield "root.pem", _pem(hierarchy.root.certificate)
+    yield "root.key", hierarchy.root.key
+    yield "intermediate.pem", _pem(hierarchy.intermediate.certificate)
+    yield "intermediate.key", hierarchy.intermediate.key
+    yield "roots.pem", _pem(hierarchy.root.certificate)
+
+
+def _as_key(hierarchy: Hierarchy) -> Iterator[tuple[str, bytes | CAKey]]:
+    yield "issuing.pem", _pem(hierarchy.issuing.certificate)
+    yield "issuing.key", hierarchy.issuing.key
+    yield "chain.pem", _chain(hierarchy)
+
+
+def _as_tls(hierarchy: Hierarchy) -> Iterator[tuple[str, bytes | CAKey]]:
+    yield "tls/tls.crt", _chain(hierarchy)
+    yield "tls/tls.key", hierarchy.issuing.key
+    yield "tls/ca.crt", _pem(hierarchy.root.certificate)
+
+
+def _as_cacerts(hierarchy: Hierarchy) -> Iterator[tuple[str, bytes | CAKey]]:
+    yield "cacerts/ca-cert.pem", _pem(hierarchy.issuing.certificate)
+    yield "cacerts/ca-key.pem", hierarchy.issuing.key
+    yield "cacerts/cert-chain.pem", _chain(hierarchy)
+    yield "cacerts/root-cert.pem", _pem(hierarchy.root.certificate)
+
+
+_LAYOUTS = {"key": _as_key, "tls": _as_tls, "cacerts": _as_cacerts}
+
+
+def _chain(hierarchy: Hierarchy) -> bytes:
+    return _pem(hierarchy.issuing.certificate) + _pem(
+        hierarchy.intermediate.certificate
+    )
+
+
+def _pem(certificate: x509.Certificate) -> bytes:
+    return certificate.public_bytes(Encoding.PEM)
+
+
+def _key_pem(key: CAKey) -> bytes:
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+
+
+def _bad(message: str) -> ConfigError:
+    return ConfigError(message, rule="hierarchy.files")
