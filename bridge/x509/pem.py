@@ -42,8 +42,8 @@ def parse_one(text: str, label: str) -> bytes:
     if not (block.startswith(begin) and block.endswith(end)):
         _refuse_frame(block, begin)
     body = block[len(begin) : -len(end)].replace("\r\n", "\n")
-    # BEGIN and END may not share their dashes or their line: both breaks are there.
-    if not (len(body) > 1 and body[0] == body[-1] == "\n"):
+    # BEGIN and END may share neither dashes nor a line.
+    if not (body and body[0] == body[-1] == "\n"):
         raise ValueError("a PEM block's BEGIN and END lines stand on their own")
     encoded = body.replace("\n", "")
     try:
@@ -167,6 +167,8 @@ def _refuse_frame(block: str, begin: str) -> NoReturn:
 
 def _refuse_body(body: str) -> NoReturn:
     """Say what is wrong between the block's first and last line."""
+    if not body.strip("\n"):
+        raise ValueError("the PEM block is empty")
     if "\0" in body:
         raise ValueError("a PEM text holds no NUL character")
     if _BEGIN in body:

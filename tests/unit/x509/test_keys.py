@@ -1,0 +1,149 @@
+"""Which public keys are good enough, and the arithmetic that finds the weak ones."""
+
+import math
+import random
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed25519, rsa, x25519
+from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bridge.errors import CSRError
+from bridge.x509 import keys
+from bridge.x509.keys import require_good_key, require_good_rsa
+from tests.vectors import csr_keys
+
+RSA = csr_keys.load()
+
+
+def rsa_key(name: str) -> rsa.RSAPublicKey:
+    key = RSA[name]
+    return rsa.RSAPublicNumbers(key.e, key.n).public_key()
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        rsa_key("2048"),
+        rsa_key("3072"),
+        rsa_key("4096"),
+        ec.derive_private_key(7, ec.SECP256R1()).public_key(),
+        ec.derive_private_key(7, ec.SECP384R1()).public_key(),
+    ],
+    ids=["rsa-2048", "rsa-3072", "rsa-4096", "p-256", "p-384"],
+)
+def test_a_good_key_passes(key: PublicKeyTypes) -> None:
+    require_good_key(key)
+
+
+@pytest.mark.parametrize(
+    ("name", "rule"),
+    [
+        ("512", "csr.rsa-size"),
+        ("1024", "csr.rsa-size"),
+        ("2047", "csr.rsa-size"),
+        ("2056", "csr.rsa-size"),
+        ("exponent-3", "csr.rsa-exponent"),
+        ("small-factor", "csr.rsa-small-factor"),
+        ("roca", "csr.rsa-roca"),
+        ("close-primes", "csr.rsa-close-primes"),
+    ],
+)
+def test_a_weak_rsa_key_is_refused_by_its_rule(name: str, rule: str) -> None:
+    with pytest.raises(CSRError, match="the CSR's RSA") as refusal:
+        require_good_rsa(RSA[name].n, RSA[name].e)
+    assert refusal.value.rule == rule
+
+
+def test_a_weak_key_object_is_refused_like_its_numbers() -> None:
+    key = rsa_key("roca")
+    with pytest.raises(CSRError, match="ROCA"):
+        require_good_key(key)
+
+
+@pytest.mark.parametrize(
+    ("key", "rule"),
+    [
+        (ec.derive_private_key(7, ec.SECP224R1()).public_key(), "csr.curve"),
+        (ec.derive_private_key(7, ec.SECP521R1()).public_key(), "csr.curve"),
+        (ec.derive_private_key(7, ec.SECP256K1()).public_key(), "csr.curve"),
+        (ec.derive_private_key(7, ec.BrainpoolP256R1()).public_key(), "csr.curve"),
+        (ed25519.Ed25519PrivateKey.generate().public_key(), "csr.key-type"),
+        (x25519.X25519PrivateKey.generate().public_key(), "csr.key-type"),
+        (
+            dsa.generate_private_key(1024).public_key(),  # noqa: S505 - only its kind
+            "csr.key-type",
+        ),
+    ],
+    ids=["p-224", "p-521", "secp256k1", "brainpool", "ed25519", "x25519", "dsa"],
+)
+def test_another_kind_of_key_is_refused(key: PublicKeyTypes, rule: str) -> None:
+    with pytest.raises(CSRError, match="P-256 or P-384") as refusal:
+        require_good_key(key)
+    assert refusal.value.rule == rule
+
+
+def test_the_message_says_whose_key_it_is() -> None:
+    key = ec.derive_private_key(7, ec.SECP521R1()).public_key()
+    with pytest.raises(CSRError, match="the issuing CA's EC key"):
+        require_good_key(key, what="issuing CA")
+
+
+def test_each_prime_below_752_is_found_as_a_factor() -> None:
+    assert len(keys._SMALL_PRIMES) == 133  # pi(751)
+    for prime in keys._SMALL_PRIMES:
+        modulus = prime * (((1 << 2048) - 1) // prime)
+        with pytest.raises(CSRError, match="small factor"):
+            require_good_rsa(modulus, 65537)
+
+
+def test_the_roca_fingerprint_is_the_published_one() -> None:
+    # crocs-muni/roca, detect.py: the primes of its fingerprint, and for two of them
+    # the residues, as bit masks.
+    published = [11, 13, 17, 19, 37, 53, 61, 71, 73, 79, 97, 103, 107, 109, 127, 151]
+    assert [prime for prime, _ in keys._ROCA] == [*published, 157]
+    assert dict(keys._ROCA)[11] == 1026
+    assert dict(keys._ROCA)[13] == 5658
+
+
+def test_roca_by_chance_is_rare() -> None:
+    chance = math.prod(mask.bit_count() / prime for prime, mask in keys._ROCA)
+    assert chance < 2**-28
+    rng = random.Random(1)
+    assert not any(keys._is_roca(rng.getrandbits(2048) | 1) for _ in range(2000))
+
+
+def modulus_found_in_round(wanted: int) -> int:
+    """An odd a * a - d * d of 2048 bits whose a is `wanted` above its root, rounded."""
+    a = (3 << 1022) | 1
+    d = math.isqrt(2 * a * wanted) & ~1
+    while True:
+        n = a * a - d * d
+        found = a - math.isqrt(n - 1) - 1
+        if found == wanted:
+            return n
+        d += 2 if found < wanted else -2
+
+
+@pytest.mark.parametrize("fermat_round", [0, 1, 2, 63, 108, 109])
+def test_110_rounds_of_fermat_find_close_primes(fermat_round: int) -> None:
+    modulus = modulus_found_in_round(fermat_round)
+    assert keys._has_close_primes(modulus)
+
+
+def test_the_111th_round_is_not_made() -> None:
+    assert not keys._has_close_primes(modulus_found_in_round(110))
+
+
+def test_a_square_is_a_product_of_close_primes() -> None:
+    assert keys._has_close_primes(RSA["2048"].p ** 2)
+
+
+@given(st.integers(2, 1 << 40))
+def test_the_residues_leave_out_no_square(half: int) -> None:
+    n = 2 * half + 1
+    start = math.isqrt(n - 1) + 1
+    rests = [(start + i) ** 2 - n for i in range(110)]
+    plainly = any(math.isqrt(rest) ** 2 == rest for rest in rests)
+    assert keys._has_close_primes(n) == plainly
