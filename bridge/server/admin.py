@@ -1,0 +1,173 @@
+"""Health and metrics over HTTP, on an address of their own.
+
+It shows names, counts and reasons, takes no input, and has no authentication: by
+default it listens on the loopback address only.
+"""
+
+import json
+import logging
+import socket
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from bridge.errors import ConfigError
+
+PARTS = (
+    "configuration",
+    "ledger",
+    "listeners",
+    "issuing CAs",
+    "token keys",
+    "serving certificate",
+)
+"""What has to be right for the bridge to be ready; a key of `problems` begins with one
+of these, such as `issuing CAs: seoul-1`."""
+
+_TIMEOUT_SECONDS = 5.0
+_JSON = "application/json"
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Views:
+    """What there is to show, asked at each request."""
+
+    problems: Callable[[], Mapping[str, str]]
+    """What stands against being ready, by part."""
+    warnings: Callable[[], Mapping[str, str]]
+    """What does not, and wants somebody's attention."""
+    metrics: Callable[[], tuple[bytes, str]]
+    """The text of a scrape and its content type."""
+
+
+class Admin:
+    """Serves /healthz, /readyz and /metrics.
+
+    Args:
+        listen: `host:port`; port 0 takes a free one.
+        views: What to show.
+
+    Raises:
+        ConfigError: The address cannot be listened on.
+    """
+
+    def __init__(self, listen: str, views: Views) -> None:
+        host, port = split_address(listen)
+        try:
+            self._server = _Server((host, port), views)
+        except OSError as error:
+            raise ConfigError(
+                f"admin.listen: cannot listen on {listen}: {error.strerror}"
+            ) from error
+        # The argument is how often it looks whether it should end.
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, args=(0.1,), name="admin"
+        )
+
+    @property
+    def address(self) -> str:
+        """`host:port` as bound."""
+        host, port = self._server.server_address[:2]
+        text = host.decode() if isinstance(host, bytes | bytearray) else str(host)
+        return f"[{text}]:{port}" if ":" in text else f"{text}:{port}"
+
+    def start(self) -> None:
+        """Begin to serve."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop, and release the address. May be called twice, or before `start`."""
+        if self._thread.is_alive():
+            self._server.shutdown()
+            self._thread.join()
+        self._server.server_close()
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Split `host:port`; an IPv6 host stands in brackets."""
+    host, _, port = address.rpartition(":")
+    return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+def readiness(
+    problems: Mapping[str, str], warnings: Mapping[str, str]
+) -> dict[str, object]:
+    """Return what /readyz shows: every part, `ok` or why it is not."""
+    fine = {
+        part: "ok"
+        for part in PARTS
+        if not any(key.startswith(part) for key in problems)
+    }
+    return {
+        "ready": not problems,
+        "parts": fine | dict(problems),
+        "warnings": dict(warnings),
+    }
+
+
+class _Server(ThreadingHTTPServer):
+    # A peer that sends nothing must not hold up the end of the process.
+    daemon_threads = True
+    block_on_close = False
+
+    def __init__(self, address: tuple[str, int], views: Views) -> None:
+        self.views = views
+        if ":" in address[0]:
+            self.address_family = socket.AF_INET6
+        super().__init__(address, _Handler)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        _log.debug("a request for the admin address broke off", exc_info=True)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: _Server
+    timeout = _TIMEOUT_SECONDS
+    server_version = "meshca"
+    sys_version = ""
+
+    def do_GET(self) -> None:
+        self._answer(*self._page())
+
+    def do_HEAD(self) -> None:
+        self._answer(*self._page())
+
+    def _refuse(self) -> None:
+        text = b"GET and HEAD only\n"
+        self._answer(HTTPStatus.METHOD_NOT_ALLOWED, "text/plain", text)
+
+    do_POST = do_PUT = do_DELETE = do_PATCH = do_OPTIONS = _refuse  # noqa: N815
+
+    def _page(self) -> tuple[HTTPStatus, str, bytes]:
+        views = self.server.views
+        match self.path.partition("?")[0]:
+            case "/healthz":
+                return HTTPStatus.OK, "text/plain", b"alive\n"
+            case "/readyz":
+                state = readiness(views.problems(), views.warnings())
+                status = (
+                    HTTPStatus.OK if state["ready"] else HTTPStatus.SERVICE_UNAVAILABLE
+                )
+                return status, _JSON, json.dumps(state, indent=2).encode() + b"\n"
+            case "/metrics":
+                body, kind = views.metrics()
+                return HTTPStatus.OK, kind, body
+        pages = b"there are /healthz, /readyz and /metrics\n"
+        return HTTPStatus.NOT_FOUND, "text/plain", pages
+
+    def _answer(self, status: HTTPStatus, kind: str, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        if status is HTTPStatus.METHOD_NOT_ALLOWED:
+            self.send_header("Allow", "GET, HEAD")
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - as above
+        _log.debug(format, *args)

@@ -1,0 +1,94 @@
+"""grpc.health.v1 and reflection, beside the CA's own service."""
+
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health, health_pb2_grpc
+from grpc_health.v1.health_pb2 import HealthCheckResponse
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
+
+from bridge.server.istio import SERVICE
+
+_INTERVAL_SECONDS = 1.0
+_log = logging.getLogger(__name__)
+
+
+class Health:
+    """Answers gRPC health checks by readiness, and pushes changes to watchers.
+
+    Args:
+        problems: What stands against being ready; empty when ready.
+        services: The services that have a state, besides the server as a whole.
+    """
+
+    def __init__(
+        self,
+        problems: Callable[[], Mapping[str, str]],
+        services: tuple[str, ...] = (SERVICE,),
+    ) -> None:
+        self._problems = problems
+        self._services = ("", *services)
+        self._servicer = health.HealthServicer()
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="health")
+        self._ready: bool | None = None
+        self._looking = threading.Lock()
+        self.look()
+
+    def add_to(self, server: grpc.Server) -> None:
+        """Register the service."""
+        health_pb2_grpc.add_HealthServicer_to_server(self._servicer, server)
+
+    def look(self) -> bool:
+        """Ask for the problems, tell watchers what changed, return whether ready."""
+        with self._looking:
+            ready = not self._problems()
+            if ready is not self._ready:
+                self._ready = ready
+                state = (
+                    HealthCheckResponse.SERVING
+                    if ready
+                    else HealthCheckResponse.NOT_SERVING
+                )
+                for service in self._services:
+                    self._servicer.set(service, state)
+        return ready
+
+    def start(self) -> None:
+        """Look once a second."""
+        self._thread.start()
+
+    def drain(self) -> None:
+        """Say NOT_SERVING from now on, whatever the problems are. May be repeated."""
+        self._closing.set()
+        if self._thread.ident is not None:
+            self._thread.join()
+        self._servicer.enter_graceful_shutdown()
+
+    def _run(self) -> None:
+        while not self._closing.wait(_INTERVAL_SECONDS):
+            try:
+                self.look()
+            except Exception:  # noqa: BLE001 - the edge of a thread that must not end
+                _log.exception("readiness could not be told")
+
+
+def add_reflection(server: grpc.Server, pool: ThreadPoolExecutor) -> None:
+    """Let tools list the services and read their messages.
+
+    Args:
+        server: Not started yet.
+        pool: Runs it. A reflection call holds a thread for as long as the peer likes:
+            it must not be one that anything else waits for.
+    """
+    names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
+    servicer = reflection.ReflectionServicer(names)
+    behavior: Any = partial(servicer.ServerReflectionInfo)
+    behavior.experimental_thread_pool = pool
+    servicer.ServerReflectionInfo = behavior
+    reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, server)

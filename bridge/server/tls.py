@@ -1,0 +1,322 @@
+"""The listener's certificate: where it comes from, and how it is replaced in service.
+
+grpc asks for the certificate at each new connection, so a new one needs no restart and
+cuts no connection. A renewal that fails leaves the old one in service: the listener
+outlives the loss of any backend.
+"""
+
+import logging
+import random
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any, Protocol
+
+import grpc
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+from bridge.clock import Clock
+from bridge.errors import BridgeError, ConfigError
+from bridge.metrics import CertificateExpiry, Metrics
+from bridge.own import ServingPair
+
+PART = "serving certificate"
+"""What readiness calls it."""
+
+_LONGEST_WAIT_SECONDS = 30.0
+_SHORTEST_WAIT_SECONDS = 0.1
+_FIRST_RETRY_SECONDS = 1.0
+_log = logging.getLogger(__name__)
+
+
+class Source(Protocol):
+    """Where a serving certificate comes from."""
+
+    def fetch(self) -> ServingPair:
+        """Return a certificate and its key, new or as they are now.
+
+        Raises:
+            BridgeError: There is none to be had now.
+        """
+
+    def is_due(self, current: ServingPair, now: datetime) -> bool:
+        """Say whether `fetch` should be asked for a successor of `current`."""
+
+
+IssueServing = Callable[[Sequence[str], timedelta], ServingPair]
+"""`OwnCertificates.issue_serving`: DNS names and lifetime to a new certificate."""
+
+
+class IssuedSource:
+    """Has the bridge issue the certificate to itself, through the one path.
+
+    Renewal is due at a point between 1/2 and 2/3 of the certificate's life, drawn once
+    per certificate, so that replicas that started together do not renew together.
+    """
+
+    def __init__(
+        self,
+        issue: IssueServing,
+        dns_names: Sequence[str],
+        ttl: timedelta,
+    ) -> None:
+        self._issue = issue
+        self._dns_names = tuple(dns_names)
+        self._ttl = ttl
+        self._share = 0.5
+
+    def fetch(self) -> ServingPair:
+        """See `Source.fetch`."""
+        pair = self._issue(self._dns_names, self._ttl)
+        self._share = random.uniform(1 / 2, 2 / 3)  # noqa: S311 - spreads load
+        return pair
+
+    def is_due(self, current: ServingPair, now: datetime) -> bool:
+        """See `Source.is_due`."""
+        life: timedelta = current.not_after - current.not_before
+        return now >= current.not_before + life * self._share
+
+
+class FileSource:
+    """Reads the certificate and its key from files that somebody else renews."""
+
+    def __init__(self, certificate: Path, key: Path) -> None:
+        self._certificate = certificate
+        self._key = key
+        self._seen: object = None
+
+    def fetch(self) -> ServingPair:
+        """See `Source.fetch`."""
+        self._seen = self._state()
+        try:
+            chain, key = self._certificate.read_bytes(), self._key.read_bytes()
+        except OSError as error:
+            raise ConfigError(
+                f"{error.filename}: cannot be read: {error.strerror}"
+            ) from error
+        leaf = _require_pair(self._certificate, chain, self._key, key)
+        return ServingPair(
+            certificate_chain_pem=chain,
+            private_key_pem=key,
+            not_before=leaf.not_valid_before_utc,
+            not_after=leaf.not_valid_after_utc,
+        )
+
+    def is_due(self, current: ServingPair, now: datetime) -> bool:
+        """See `Source.is_due`: when a file is another than it was."""
+        return self._state() != self._seen
+
+    def _state(self) -> object:
+        # Inode and time: Kubernetes swaps a symbolic link, others write a new file.
+        try:
+            states = [path.stat() for path in (self._certificate, self._key)]
+        except OSError as error:
+            return str(error)
+        return [(state.st_ino, state.st_mtime_ns, state.st_size) for state in states]
+
+
+@dataclass(frozen=True, slots=True)
+class _State:
+    # What is in service. Swapped as a whole, so a reader needs no lock.
+    pair: ServingPair | None = None
+    failure: str = ""
+
+
+class ServingCertificate:
+    """The certificate that is in service, kept fresh by a thread.
+
+    Args:
+        source: Where it comes from.
+        clock: The time that renewal is reckoned from.
+        metrics: Shows when it ends.
+    """
+
+    def __init__(self, source: Source, clock: Clock, metrics: Metrics) -> None:
+        self._source = source
+        self._clock = clock
+        self._metrics = metrics
+        self._state = _State()
+        self._refreshing = threading.Lock()
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="serving-certificate")
+        self.on_first: Callable[[], None] = lambda: None
+        """Called from the thread once there is a certificate, if `refresh` had none."""
+
+    @property
+    def pair(self) -> ServingPair | None:
+        """What is in service; None before the first."""
+        return self._state.pair
+
+    def refresh(self) -> bool:
+        """Fetch a certificate if there is none or the time has come.
+
+        Returns:
+            False if that was tried and failed; the old one stays.
+        """
+        with self._refreshing:
+            current = self._state.pair
+            if current is not None and not self._source.is_due(current, self._clock()):
+                # A file that was bad and is as it was before is bad still.
+                return True
+            try:
+                pair = self._source.fetch()
+                leaf = x509.load_pem_x509_certificate(pair.certificate_chain_pem)
+            except BridgeError as error:
+                self._state = _State(current, str(error))
+                _log.warning(
+                    "the serving certificate was not renewed, the old one stays: %s %s",
+                    error,
+                    error.detail,
+                )
+                return False
+            self._state = _State(pair)
+            self._show(leaf)
+        return True
+
+    def problems(self) -> dict[str, str]:
+        """Return why connections cannot be served; empty while they can.
+
+        A renewal that failed is no such reason as long as the old certificate is valid.
+        """
+        state = self._state
+        if state.pair is None:
+            return {PART: state.failure or "there is none yet"}
+        if state.pair.not_after <= self._clock():
+            return {PART: f"it has expired; {state.failure or 'renewal is due'}"}
+        return {}
+
+    def warnings(self) -> dict[str, str]:
+        """Return what does not stop the listener yet and will."""
+        state = self._state
+        if state.pair is None or not state.failure:
+            return {}
+        ends = state.pair.not_after.isoformat()
+        return {PART: f"renewal failed, the old one ends {ends}: {state.failure}"}
+
+    def credentials(
+        self, client_anchors_pem: Callable[[], bytes] | None = None
+    ) -> grpc.ServerCredentials:
+        """Return credentials for a port that follow every renewal.
+
+        Args:
+            client_anchors_pem: If given, a client must show a certificate that leads
+                to one of these trust anchors; asked at each new connection.
+
+        Raises:
+            RuntimeError: There is no certificate yet.
+        """
+        port = _Port(self, client_anchors_pem)
+        return grpc.dynamic_ssl_server_credentials(
+            port.configuration(),
+            port.changed_configuration,
+            require_client_authentication=client_anchors_pem is not None,
+        )
+
+    def start(self) -> None:
+        """Begin to renew in the background."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop renewing. May be called twice, or before `start`."""
+        self._closing.set()
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def _run(self) -> None:
+        failures = 0
+        wait = 0.0
+        while not self._closing.wait(wait):
+            had_none = self._state.pair is None
+            try:
+                failures = 0 if self.refresh() else failures + 1
+                if had_none and self._state.pair is not None:
+                    self.on_first()
+            except Exception:  # noqa: BLE001 - the edge of a thread that must not end
+                _log.exception("the renewal of the serving certificate broke off")
+                failures += 1
+            wait = self._pause(failures)
+
+    def _pause(self, failures: int) -> float:
+        # Between two looks; after a failure first a second, then longer, and spread.
+        pair, longest = self._state.pair, _LONGEST_WAIT_SECONDS
+        if pair is not None:
+            life = (pair.not_after - pair.not_before).total_seconds()
+            longest = max(_SHORTEST_WAIT_SECONDS, min(longest, life / 50))
+        if failures:
+            retry = _FIRST_RETRY_SECONDS * 2 ** min(failures - 1, 10)
+            longest = min(longest, retry)
+        return longest * random.uniform(0.5, 1.0)  # noqa: S311 - spreads load
+
+    def _show(self, leaf: x509.Certificate) -> None:
+        self._metrics.show_certificates(
+            "serving",
+            [
+                CertificateExpiry(
+                    issuing_ca="",
+                    tier="serving",
+                    subject=leaf.subject.rfc4514_string(),
+                    serial=f"{leaf.serial_number:x}",
+                    not_after=leaf.not_valid_after_utc,
+                )
+            ],
+        )
+
+
+class _Port:
+    # One port's view: grpc wants None as long as nothing has changed.
+    def __init__(
+        self,
+        serving: ServingCertificate,
+        client_anchors_pem: Callable[[], bytes] | None,
+    ) -> None:
+        self._serving = serving
+        self._client_anchors_pem = client_anchors_pem
+        self._last: tuple[ServingPair, bytes | None] | None = None
+
+    def configuration(self) -> Any:
+        pair = self._serving.pair
+        if pair is None:
+            raise RuntimeError("credentials are asked for before there are any")
+        anchors = self._client_anchors_pem() if self._client_anchors_pem else None
+        if anchors is not None and not anchors.strip():
+            raise ConfigError("there are no trust anchors to verify clients with")
+        self._last = (pair, anchors)
+        return grpc.ssl_server_certificate_configuration(
+            [(pair.private_key_pem, pair.certificate_chain_pem)],
+            root_certificates=anchors,
+        )
+
+    def changed_configuration(self) -> Any:
+        # Called by grpc at each new connection, from a thread of its own. None keeps
+        # what is in service; so does an error, but noisily.
+        pair = self._serving.pair
+        anchors = self._client_anchors_pem() if self._client_anchors_pem else None
+        if (
+            self._last is not None
+            and self._last[0] is pair
+            and self._last[1] == anchors
+        ):
+            return None
+        return self.configuration()
+
+
+def _require_pair(
+    certificate: Path, chain: bytes, key_file: Path, key: bytes
+) -> x509.Certificate:
+    try:
+        leaf = x509.load_pem_x509_certificate(chain)
+    except ValueError as error:
+        raise ConfigError(f"{certificate}: expected certificates in PEM") from error
+    try:
+        private_key = load_pem_private_key(key, None)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise ConfigError(
+            f"{key_file}: expected a private key in PEM, not encrypted"
+        ) from error
+    if private_key.public_key() != leaf.public_key():
+        raise ConfigError(f"{key_file}: is not the key of {certificate}")
+    return leaf
