@@ -11,11 +11,16 @@ from typing import Self
 from cryptography import x509
 
 from bridge.errors import ConfigError
+from bridge.x509.der import content, elements, tlv
 from bridge.x509.forms import FORMS
 from bridge.x509.matching import NameSet
 
 Kind = type[x509.GeneralName]
 """A name form, as the class that `cryptography` has for it."""
+
+_OID = 0x06
+_NAME_CONSTRAINTS = bytes.fromhex("551d1e")  # 2.5.29.30
+_EXTENSIONS = 0xA3  # [3] EXPLICIT, RFC 5280, 4.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +52,7 @@ class NameConstraints:
             x509.UnsupportedGeneralNameType,
         ) as error:
             raise _bad(f"the name constraints cannot be read: {error}") from error
+        _require_whole_subtrees(certificate)
         permitted = list(found.value.permitted_subtrees or ())
         excluded = list(found.value.excluded_subtrees or ())
         if not permitted and not excluded:
@@ -63,6 +69,33 @@ class NameConstraints:
     def constrained(self) -> frozenset[Kind]:
         """The name forms that this certificate constrains."""
         return frozenset({*self.permitted, *self.excluded, *self.unsupported})
+
+
+def _require_whole_subtrees(certificate: x509.Certificate) -> None:
+    """Refuse `minimum` and `maximum`: `cryptography` reads past them in silence.
+
+    Source:
+        RFC 5280, 4.2.1.10: within its profile both are absent.
+    """
+    for subtrees in elements(content(_raw_extension(certificate))):
+        for subtree in elements(content(subtrees)):
+            if len([*elements(content(subtree))]) != 1:
+                raise _bad(
+                    "a name constraint has a minimum or a maximum distance, which no "
+                    "verifier evaluates: leave them out"
+                )
+
+
+def _raw_extension(certificate: x509.Certificate) -> bytes:
+    """Return the DER of the extension's value, which `cryptography` has parsed."""
+    wanted = tlv(_OID, _NAME_CONSTRAINTS)
+    fields = elements(content(certificate.tbs_certificate_bytes))
+    extensions = next(field for field in fields if field[0] == _EXTENSIONS)
+    for extension in elements(content(content(extensions))):
+        identifier, *_, value = elements(content(extension))
+        if identifier == wanted:
+            return content(value)
+    raise _bad("the name constraints cannot be found")
 
 
 def _in(names: Sequence[x509.GeneralName]) -> frozenset[Kind]:
