@@ -268,6 +268,9 @@ def bad_text() -> dict[str, bytes]:
         "der-cut": pem(agent[:-1]),
         "der-long-length": pem(b"\x30\x83\0" + agent[2:]),
         "der-version-1": pem(csr(with_ec(ec.SECP256R1()), version=1)),
+        "der-unsorted-attributes": pem(
+            csr(with_ec(ec.SECP256R1()), asks(san(uri(AGENT))) + CHALLENGE)
+        ),
         "der-other-structure": pem(explicit_p256()),
     }
 
@@ -297,6 +300,20 @@ def bad_key() -> dict[str, bytes]:
                 bits(seq(tlv(2, b"\0", integer(k2048.n)[4:]), integer(65537))),
             ),
         ),
+        "rsa-trailing-bytes": with_rsa(
+            "2048",
+            spki=seq(
+                seq(RSA_ENCRYPTION, NULL),
+                bits(seq(integer(k2048.n), integer(65537)) + NULL),
+            ),
+        ),
+        "rsa-negative-modulus": with_rsa(
+            "2048",
+            spki=seq(
+                seq(RSA_ENCRYPTION, NULL),
+                bits(seq(tlv(2, integer(k2048.n)[5:]), integer(65537))),
+            ),
+        ),
         "p521": with_ec(ec.SECP521R1()),
         "p224": with_ec(ec.SECP224R1()),
         "secp256k1": with_ec(ec.SECP256K1()),
@@ -312,6 +329,17 @@ def bad_key() -> dict[str, bytes]:
         "dsa": with_dsa(),
     }
     return {f"key-{name}": pem(csr(key)) for name, key in keys.items()}
+
+
+def with_unused_bit() -> bytes:
+    """A CSR whose signature is a BIT STRING that ends one bit early, on a 0."""
+    for digest in PKCS1_OID:
+        spki, algorithm, sign = with_rsa("2048", digest)
+        info = seq(integer(0), EMPTY_O, spki, tlv(0xA0, asks(san(uri(AGENT)))))
+        signature = sign(info)
+        if digest.startswith("sha") and digest != "sha1" and signature[-1] % 2 == 0:
+            return seq(info, algorithm, tlv(3, b"\1", signature))
+    raise ValueError("every signature is odd")
 
 
 def bad_signature() -> dict[str, bytes]:
@@ -335,6 +363,7 @@ def bad_signature() -> dict[str, bytes]:
         "other-hash": csr((p256[0], other[1], p256[2])),
         "rsa-changed": csr((rsa_key[0], rsa_key[1], lambda _: b"\1" * 256)),
         "rsa-short": csr((rsa_key[0], rsa_key[1], lambda info: rsa_key[2](info)[1:])),
+        "unused-bit": with_unused_bit(),
         "empty": csr((p256[0], p256[1], lambda _: b"")),
         "zero": csr((p256[0], p256[1], lambda _: seq(integer(0), integer(0)))),
     }

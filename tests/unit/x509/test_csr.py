@@ -74,6 +74,7 @@ BAD = [
     ("der-cut", DER, "DER"),
     ("der-long-length", DER, "DER"),
     ("der-version-1", DER, "DER"),
+    ("der-unsorted-attributes", DER, "DER"),
     ("der-other-structure", DER, "DER"),
     # The key's kind and size.
     ("key-rsa-512", "csr.rsa-size", "bits"),
@@ -95,6 +96,8 @@ BAD = [
     # The key's encoding: the same key in a second way, or no key at all.
     ("key-rsa-no-null", ENCODING, "NULL"),
     ("key-rsa-long-modulus", ENCODING, "DER form"),
+    ("key-rsa-negative-modulus", ENCODING, "DER form"),
+    ("key-rsa-trailing-bytes", ENCODING, "DER form"),
     ("key-p256-explicit", ENCODING, "named curve"),
     ("key-p256-null-curve", ENCODING, "named curve"),
     ("key-p256-compressed", ENCODING, "uncompressed"),
@@ -116,6 +119,7 @@ BAD = [
     ("signature-other-hash", POSSESSION, "signature"),
     ("signature-rsa-changed", POSSESSION, "signature"),
     ("signature-rsa-short", POSSESSION, "signature"),
+    ("signature-unused-bit", DER, "DER"),  # the same signature in a second way
     ("signature-empty", POSSESSION, "signature"),
     ("signature-zero", POSSESSION, "signature"),
 ]

@@ -102,7 +102,10 @@ def test_what_is_encoded_is_read_again(der: bytes) -> None:
 
 
 def a_certificate(name: str = "Baer") -> bytes:
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    subject, issuer = (
+        x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
+        for text in (name, "Eber")
+    )
     usage = x509.KeyUsage(
         digital_signature=True,
         content_commitment=False,
@@ -114,10 +117,13 @@ def a_certificate(name: str = "Baer") -> bytes:
         encipher_only=False,
         decipher_only=False,
     )
-    builder = x509.CertificateBuilder(subject, subject, KEY.public_key(), 1, NOW, NOW)
-    builder = builder.add_extension(usage, critical=True).add_extension(
-        x509.SubjectKeyIdentifier(b"\1"), critical=False
-    )
+    builder = x509.CertificateBuilder(issuer, subject, KEY.public_key(), 1, NOW, NOW)
+    for extension in (
+        usage,
+        x509.SubjectKeyIdentifier(b"\1"),
+        x509.SubjectAlternativeName([x509.DNSName("ab")]),
+    ):
+        builder = builder.add_extension(extension, critical=False)
     signed = builder.sign(KEY, hashes.SHA256(), ecdsa_deterministic=True)
     return signed.public_bytes(Encoding.DER)
 
@@ -185,6 +191,8 @@ SECOND = rf"chain\.pem: block 2 \(line {NEXT_LINE}\)"
         (PEM + encode_certificate(b"\x30\0"), SECOND),
         # Each of these raises only when the part is read.
         (PEM + changed(b"\x0c\x04Baer", b"\x14\x04B\xe4er"), SECOND),
+        (PEM + changed(b"\x0c\x04Eber", b"\x14\x04\xcbber"), SECOND),
+        (PEM + changed(b"\x82\x02ab", b"\xa3\x02\x05\x00"), SECOND),
         (PEM + changed(b"\x06\x03\x55\x1d\x0f", b"\x06\x03\x55\x1d\x0e"), SECOND),
         (PEM + changed(b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x05"), SECOND),
         (PEM + changed(b"\x3d\x03\x01\x07", b"\x3d\x03\x01\x7f"), SECOND),
@@ -192,8 +200,9 @@ SECOND = rf"chain\.pem: block 2 \(line {NEXT_LINE}\)"
     ids=[
         *("empty", "comment-only", "word", "word-after", "private-key"),
         *("ec-private-key", "crl", "no-end", "other-end", "base64", "comment-inside"),
-        *("cut", "trailing-byte", "no-certificate", "teletex", "extension-twice"),
-        *("version", "unknown-curve"),
+        *("cut", "trailing-byte", "no-certificate", "teletex-subject"),
+        *("teletex-issuer", "x400-name", "extension-twice", "version"),
+        "unknown-curve",
     ],
 )
 def test_a_bad_file_is_refused_by_name_and_place(text: str, complaint: str) -> None:
