@@ -1,0 +1,225 @@
+"""The thread that carries a writer's rows from its journal into the archive."""
+
+import json
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bridge.clock import Clock
+from bridge.errors import ConfigError, LedgerError
+from bridge.ledger.rows import Chain, Head, Row, parse
+from bridge.ledger.segments import segment_path, segments
+
+if TYPE_CHECKING:
+    # It imports SQLAlchemy, which the start of the server need not wait for.
+    from bridge.ledger.archive import Archive, Position
+
+RETRY_RULE = "ledger.archive"
+"""The rule of an error of the archive that may be gone at the next try."""
+
+_POLL_SECONDS = 0.2
+_RETRY_SECONDS = 1.0
+_BATCH_ROWS = 500
+_TEXTS = (
+    "kind",
+    "attempt",
+    "request",
+    "purpose",
+    "front",
+    "cluster",
+    "caller",
+    "issuing_ca",
+    "serial",
+    "key_sha256",
+    "tbs_sha256",
+    "certificate_sha256",
+    "status",
+    "rule",
+    "detail",
+)
+
+
+class Feeder:
+    """Feeds one writer. It stops for good at the first row that does not verify."""
+
+    def __init__(
+        self,
+        folder: Path,
+        durable: Callable[[], Head],
+        open_archive: "Callable[[], Archive]",
+        clock: Clock,
+    ) -> None:
+        """Prepare; `start` begins.
+
+        Args:
+            folder: The writer's folder; its name is the writer's.
+            durable: Returns the journal's tip: rows after it may yet be lost, and
+                the archive must not hold a row that the journal does not.
+            open_archive: Called on the feeder's thread.
+            clock: Says how far behind the archive is.
+        """
+        self._folder = folder
+        self._durable = durable
+        self._open_archive = open_archive
+        self._clock = clock
+        self._position: Position | None = None
+        self._caught_up: datetime = clock()
+        self._problem = ""
+        self._trouble = ""
+        self._stop = threading.Event()
+        self._deadline = float("inf")
+        self._thread = threading.Thread(
+            target=self._run, name=f"ledger-feed-{folder.name}", daemon=True
+        )
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def stop(self, timeout_seconds: float) -> None:
+        """Feed what is left, for no longer than `timeout_seconds`, and end."""
+        self._deadline = time.monotonic() + timeout_seconds
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def problem(self) -> str | None:
+        """Return why the feeder has stopped for good, or None."""
+        return self._problem or None
+
+    def trouble(self) -> str:
+        """Return why the last try did not succeed; empty when it did."""
+        return self._trouble
+
+    def lag(self) -> tuple[int, float]:
+        """Return how many rows, and seconds, the archive is behind the journal.
+
+        Before the archive has been opened for the first time, the rows are not known
+        and count as none, and the seconds run.
+        """
+        position = self._position
+        behind = 0
+        if position is not None:
+            behind = max(self._durable().seq - position.head.seq, 0)
+            if not behind:
+                return 0, 0.0
+        seconds = (self._clock() - self._caught_up).total_seconds()
+        return behind, max(seconds, 0.0)
+
+    def _run(self) -> None:
+        archive: Archive | None = None
+        try:
+            while True:
+                # Looked at first: what was written before `stop` is still fed.
+                stopping = self._stop.is_set()
+                try:
+                    if archive is None:
+                        archive = self._open_archive()
+                        self._position = archive.position(self._folder.name)
+                    self._feed(archive)
+                    self._trouble = ""
+                except LedgerError as error:
+                    if error.rule != RETRY_RULE:
+                        raise
+                    self._trouble = error.detail or str(error)
+                if stopping:
+                    return
+                self._stop.wait(_RETRY_SECONDS if self._trouble else _POLL_SECONDS)
+        except (LedgerError, ConfigError, OSError) as error:
+            self._problem = getattr(error, "detail", "") or str(error)
+        except BaseException as error:
+            self._problem = f"the feeder of the archive died: {error!r}"
+            raise
+        finally:
+            if archive is not None:
+                archive.close()
+
+    def _feed(self, archive: "Archive") -> None:
+        now, goal = self._clock(), self._durable()
+        position = self._position
+        if position is None:
+            return
+        self._require_same(position.head, goal)
+        while position.head.seq < goal.seq and time.monotonic() < self._deadline:
+            after, rows = self._read(position, goal.seq)
+            archive.add(self._folder.name, position, after, rows)
+            self._position = position = after
+        if position.head.seq >= goal.seq:
+            self._caught_up = now
+
+    def _require_same(self, read: Head, goal: Head) -> None:
+        if read.seq > goal.seq or (read.seq == goal.seq and read != goal):
+            raise LedgerError(
+                f"{self._folder}: the archive holds row {read.seq} of this writer, and "
+                f"the journal ends at row {goal.seq} or holds another: one of them was "
+                "restored from an older copy",
+                rule="ledger.cut",
+            )
+
+    def _read(
+        self, position: "Position", last: int
+    ) -> "tuple[Position, Sequence[Mapping[str, Any]]]":
+        # A batch of rows after `position`, up to row `last`, all of one segment.
+        segment, offset = position.head.segment, position.byte_offset
+        lines = self._lines(position, min(_BATCH_ROWS, last - position.head.seq))
+        if not lines:
+            return self._next_segment(position), []
+        chain = Chain(self._folder.name, position.head)
+        if not offset:
+            chain.enter(segment)
+        rows = []
+        for line in lines:
+            try:
+                row = parse(line[:-1])
+            except ValueError:
+                raise self._broken(segment, offset, "this is not a row") from None
+            if problem := chain.problem(row):
+                raise self._broken(segment, offset, problem)
+            rows.append(_entry(self._folder.name, row))
+            offset += len(line)
+        return type(position)(offset, chain.head), rows
+
+    def _broken(self, segment: int, offset: int, reason: str) -> LedgerError:
+        path = segment_path(self._folder, segment)
+        return LedgerError(f"{path}: at byte {offset}: {reason}", rule="ledger.chain")
+
+    def _lines(self, position: "Position", count: int) -> list[bytes]:
+        if not position.head.segment:
+            return []
+        path = segment_path(self._folder, position.head.segment)
+        with path.open("rb") as file:
+            file.seek(position.byte_offset)
+            # Whole lines only: the rest is being written.
+            return [line for line in islice(file, count) if line.endswith(b"\n")]
+
+    def _next_segment(self, position: "Position") -> "Position":
+        later = [
+            number
+            for number, _ in segments(self._folder)
+            if number > position.head.segment
+        ]
+        if not later:
+            raise LedgerError(
+                f"{self._folder}: the journal ends after row {position.head.seq}, "
+                "before what was written",
+                rule="ledger.chain",
+            )
+        return type(position)(0, position.head._replace(segment=later[0]))
+
+
+def _entry(writer: str, row: Row) -> Mapping[str, Any]:
+    values = row.values
+    entry: dict[str, Any] = {name: values.get(name, "") for name in _TEXTS}
+    entry["writer"] = writer
+    entry["seq"] = row.seq
+    entry["at"] = row.at
+    entry["names"] = json.dumps(values.get("names", []), ensure_ascii=False)
+    entry["not_before"] = values.get("not_before")
+    entry["not_after"] = values.get("not_after")
+    entry["body"] = row.line.decode("utf-8")
+    entry["hash"] = row.digest
+    return entry

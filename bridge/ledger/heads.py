@@ -1,0 +1,299 @@
+"""Signed heads: the tips of the journals, kept where a journal's owner cannot reach.
+
+A chain shows an edit, but neither a cut tail nor a whole rewrite. A head that was
+published elsewhere shows both: the journal has to hold the row with this hash.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Self
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import (
+    Ed25519PrivateKey,
+    Ed25519PublicKey,
+)
+
+from bridge.clock import Clock
+from bridge.errors import ConfigError, LedgerError
+from bridge.ledger.rows import Head, canonical, microseconds
+from bridge.ledger.segments import sync_folder
+
+_CONTEXT = b"meshca-bridge ledger head\n"
+"""Signed in front of the head, so that the signature is good for nothing else."""
+_OTHERS_BITS = 0o077
+_BLOCK_BYTES = 1 << 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SignedHead:
+    """One line of a sink."""
+
+    writer: str
+    segment: int
+    seq: int
+    head: str
+    """SHA-256 of row `seq`, 64 hex digits."""
+    at: int
+    """Microseconds since 1970-01-01 UTC."""
+    key_id: str
+    """SHA-256 of the public key's SubjectPublicKeyInfo in DER."""
+    signature: str = ""
+    """Ed25519, 128 hex digits."""
+
+    @property
+    def tip(self) -> Head:
+        """The head as the journal knows it."""
+        return Head(self.segment, self.seq, self.head)
+
+    def message(self) -> bytes:
+        """Return what the signature is over."""
+        values = asdict(self)
+        del values["signature"]
+        return _CONTEXT + canonical(values)
+
+
+class HeadKey:
+    """The Ed25519 key that signs heads."""
+
+    def __init__(self, key: Ed25519PrivateKey) -> None:
+        self._key = key
+        self.key_id = key_id(key.public_key())
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read the key at `path` (PKCS#8 in PEM, readable by its owner alone).
+
+        Raises:
+            ConfigError: There is no such file, it is no such key, or others read it.
+        """
+        try:
+            mode, data = path.stat().st_mode, path.read_bytes()
+            key = serialization.load_pem_private_key(data, password=None)
+        except (OSError, ValueError, TypeError) as error:
+            raise ConfigError(
+                f"{path}: ledger.heads.key: expected an Ed25519 key (PKCS#8 PEM): "
+                f"{getattr(error, 'strerror', None) or 'it cannot be read'}"
+            ) from error
+        if not isinstance(key, Ed25519PrivateKey):
+            raise ConfigError(f"{path}: ledger.heads.key: expected an Ed25519 key")
+        if mode & _OTHERS_BITS:
+            raise ConfigError(
+                f"{path}: ledger.heads.key: expected a file that only its owner can "
+                f"read (found mode {mode & 0o777:04o})"
+            )
+        return cls(key)
+
+    @classmethod
+    def load_or_make(cls, path: Path) -> Self:
+        """Read the key at `path`, made first when absent, with `.pub` beside it.
+
+        Raises:
+            ConfigError: See `load`.
+            LedgerError: It cannot be made.
+        """
+        if not path.exists():
+            try:
+                _make(path)
+            except OSError as error:
+                raise LedgerError(
+                    f"{path}: the key of the heads cannot be made: {error.strerror}"
+                ) from error
+        return cls.load(path)
+
+    def sign(self, writer: str, head: Head, at: int) -> SignedHead:
+        """Sign the tip of a writer's chain."""
+        values: dict[str, Any] = {
+            "writer": writer,
+            "segment": head.segment,
+            "seq": head.seq,
+            "head": head.digest,
+            "at": at,
+            "key_id": self.key_id,
+        }
+        signature = self._key.sign(SignedHead(**values).message())
+        return SignedHead(**values, signature=signature.hex())
+
+    def public_key(self) -> Ed25519PublicKey:
+        """Return the public half."""
+        return self._key.public_key()
+
+
+class HeadSink:
+    """A file of signed heads, one JSON line each; several writers may share it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def append(self, head: SignedHead) -> None:
+        """Write one head and return when the disk has it.
+
+        Raises:
+            LedgerError: It may not be on disk.
+        """
+        line = canonical(asdict(head)) + b"\n"
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+        try:
+            fd = os.open(self.path, flags, 0o600)
+            try:
+                size = os.fstat(fd).st_size
+                if size and os.pread(fd, 1, size - 1) != b"\n":
+                    # A crash tore the line before: it stays, and ours gets its own.
+                    line = b"\n" + line
+                if os.write(fd, line) != len(line):
+                    raise OSError("the disk took only a part")
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+        except OSError as error:
+            raise LedgerError(
+                "the head of the ledger cannot be published",
+                rule="ledger.heads",
+                detail=f"{self.path}: {error.strerror or error}",
+            ) from error
+
+    def read(self) -> Iterator[tuple[int, SignedHead]]:
+        """Yield line number and head of each whole line.
+
+        Raises:
+            LedgerError: A line is not a head. The message names file and line.
+        """
+        with self.path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                if (head := _parse(line)) is not None:
+                    yield number, head
+                elif line.endswith(b"}\n"):
+                    raise LedgerError(f"{self.path}:{number}: this is not a head")
+
+    def newest(self, writer: str) -> SignedHead | None:
+        """Return the newest head of `writer`, read from the end of the file.
+
+        Raises:
+            LedgerError: The file cannot be read.
+        """
+        try:
+            for line in _lines_backwards(self.path):
+                head = _parse(line)
+                if head is not None and head.writer == writer:
+                    return head
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise LedgerError(
+                f"{self.path}: the published heads cannot be read: {error.strerror}",
+                rule="ledger.heads",
+            ) from error
+        return None
+
+
+class HeadPublisher:
+    """Signs a writer's head and hands it to the sink, whenever it has moved."""
+
+    def __init__(self, writer: str, key: HeadKey, sink: HeadSink, clock: Clock) -> None:
+        self._writer = writer
+        self._key = key
+        self._sink = sink
+        self._clock = clock
+        self._published: Head | None = None
+
+    def publish(self, head: Head) -> None:
+        """Publish `head`, unless it was the last one published.
+
+        Raises:
+            LedgerError: See `HeadSink.append`.
+        """
+        if head != self._published:
+            at = microseconds(self._clock)
+            self._sink.append(self._key.sign(self._writer, head, at))
+            self._published = head
+
+
+def key_id(key: Ed25519PublicKey) -> str:
+    """Return the name of a key: SHA-256 of its SubjectPublicKeyInfo in DER."""
+    der = key.public_bytes(
+        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    return sha256(der).hexdigest()
+
+
+def load_public_key(path: Path) -> Ed25519PublicKey:
+    """Read a public key in PEM.
+
+    Raises:
+        LedgerError: There is no such file, or it is no Ed25519 key.
+    """
+    try:
+        key = serialization.load_pem_public_key(path.read_bytes())
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "this is not a public key in PEM"
+        raise LedgerError(f"{path}: {reason}", rule="ledger.heads") from error
+    if not isinstance(key, Ed25519PublicKey):
+        raise LedgerError(f"{path}: expected an Ed25519 key", rule="ledger.heads")
+    return key
+
+
+def problem_of(head: SignedHead, key: Ed25519PublicKey) -> str:
+    """Return why the signature is not `key`'s, or nothing."""
+    if head.key_id != key_id(key):
+        return "the head is signed by a key that is not this journal's"
+    try:
+        key.verify(bytes.fromhex(head.signature), head.message())
+    except (InvalidSignature, ValueError):
+        return "the signature of the head is wrong"
+    return ""
+
+
+def _parse(line: bytes) -> SignedHead | None:
+    try:
+        values = json.loads(line)
+        head = SignedHead(**values)
+    except (ValueError, TypeError):
+        return None
+    kinds: Mapping[str, type] = dict.fromkeys(("segment", "seq", "at"), int)
+    typed = all(type(values[name]) is kinds.get(name, str) for name in values)
+    return head if typed else None
+
+
+def _make(path: Path) -> None:
+    key = Ed25519PrivateKey.generate()
+    private = key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+    public = key.public_key().public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    # Whole or not at all: a crash in here must not leave half a key. The public half
+    # comes first, so that a key never stands alone.
+    _place(path.with_suffix(".pub"), public, 0o644)
+    _place(path, private, 0o600)
+    sync_folder(path.parent)
+
+
+def _place(path: Path, data: bytes, mode: int) -> None:
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+    with os.fdopen(fd, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    fresh.replace(path)
+
+
+def _lines_backwards(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        start, rest = file.seek(0, os.SEEK_END), b""
+        while start > 0:
+            step = min(_BLOCK_BYTES, start)
+            start -= step
+            file.seek(start)
+            rest, *lines = (file.read(step) + rest).split(b"\n")
+            yield from reversed(lines)
+        yield rest

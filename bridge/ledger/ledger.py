@@ -1,0 +1,242 @@
+"""The ledger as the core sees it: one object, four verbs."""
+
+import threading
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from dataclasses import replace
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from bridge.clock import Clock
+from bridge.config import LedgerConfig
+from bridge.errors import LedgerError
+from bridge.ledger.events import Ended, Intent
+from bridge.ledger.feeder import Feeder
+from bridge.ledger.heads import HeadKey, HeadPublisher, HeadSink, problem_of
+from bridge.ledger.journal import Journal, JournalOptions, ObserveCommit, unobserved
+from bridge.ledger.refusals import RefusalMeter
+
+if TYPE_CHECKING:
+    from bridge.ledger.archive import Archive
+
+_DETAIL_CHARACTERS = 500
+_TICK_SECONDS = 0.25
+_CATCH_UP_SECONDS = 5.0
+_HEADS_OVERDUE = timedelta(seconds=60)
+_JOURNAL_DEFAULTS = JournalOptions()
+
+
+class Ledger:
+    """Journal, published heads and archive of one writer. Safe between threads.
+
+    What it proves and what it cannot: `bridge.ledger.journal.Journal`.
+    """
+
+    def __init__(
+        self,
+        config: LedgerConfig,
+        journal: Journal,
+        feeder: Feeder,
+        publisher: HeadPublisher,
+        clock: Clock,
+    ) -> None:
+        """Put the parts together; `open` is the way to get one."""
+        self._max_lag = config.max_lag
+        self._heads_interval = config.heads.interval
+        self._journal = journal
+        self._feeder = feeder
+        self._publisher = publisher
+        self._clock = clock
+        self._refusals = RefusalMeter(config.refusals_per_second)
+        self._tried = self._published = clock()
+        self._heads_trouble = ""
+        self._closing = threading.Event()
+        self._thread = threading.Thread(
+            target=self._tick_often,
+            name=f"ledger-heads-{journal.folder.name}",
+            daemon=True,
+        )
+
+    @classmethod
+    def open(  # noqa: PLR0913 - each is a value of its own
+        cls,
+        config: LedgerConfig,
+        resolve: Callable[[Path], Path],
+        *,
+        writer: str,
+        version: str,
+        clock: Clock,
+        observe_commit: ObserveCommit = unobserved,
+        options: JournalOptions = _JOURNAL_DEFAULTS,
+    ) -> Self:
+        """Open everything and publish the first head.
+
+        The archive is opened on a thread of its own: what it complains of shows in
+        `problem`, and in `intend`.
+
+        Args:
+            config: Section `ledger` of the configuration.
+            resolve: Makes a path of the configuration absolute.
+            writer: The name of this writer, the same after a restart.
+            version: Of the bridge.
+            clock: Gives each row its time.
+            observe_commit: Is told the seconds and the rows of each commit.
+            options: Sizes and times of the journal.
+
+        Raises:
+            ConfigError: The key of the heads cannot be used.
+            LedgerError: The journal cannot be used, or not trusted; or the head cannot
+                be published.
+        """
+        folder = resolve(config.journal)
+        key = _head_key(config, resolve)
+        sink = HeadSink(resolve(config.heads.sink))
+        newest = sink.newest(writer)
+        if newest is not None and (problem := problem_of(newest, key.public_key())):
+            raise LedgerError(
+                f"{sink.path}: the newest head of {writer}: {problem}",
+                rule="ledger.heads",
+            )
+        with ExitStack() as undo:
+            journal = Journal.open(
+                folder,
+                writer=writer,
+                version=version,
+                clock=clock,
+                observe_commit=observe_commit,
+                options=replace(options, published=newest.tip if newest else None),
+            )
+            undo.callback(journal.close)
+            publisher = HeadPublisher(writer, key, sink, clock)
+            publisher.publish(journal.head)
+            feeder = Feeder(
+                journal.folder,
+                lambda: journal.head,
+                lambda: _open_archive(config.archive, resolve),
+                clock,
+            )
+            ledger = cls(config, journal, feeder, publisher, clock)
+            undo.pop_all()
+        feeder.start()
+        ledger._thread.start()
+        return ledger
+
+    def intend(self, intent: Intent) -> None:
+        """Record an intent; after the return, and only then, sign.
+
+        Raises:
+            LedgerError: The intent may not be on disk, or the archive is too far
+                behind (rule `ledger.lag`).
+        """
+        if (refusal := self._refusal()) is not None:
+            rule, reason = refusal
+            raise LedgerError("the ledger takes no intent", rule=rule, detail=reason)
+        self._journal.append_durable(intent)
+
+    def end(self, ended: Ended, *, durable: bool = False) -> None:
+        """Record how an attempt or a call ended.
+
+        Args:
+            ended: The outcome; a detail that is too long is cut.
+            durable: Return only when it is on disk: for a certificate whose serial
+                number the backend chose.
+
+        Raises:
+            LedgerError: It is not, or may not be, on record.
+        """
+        if len(ended.detail) > _DETAIL_CHARACTERS:
+            ended = replace(ended, detail=ended.detail[:_DETAIL_CHARACTERS])
+        if durable:
+            self._journal.append_durable(ended)
+        else:
+            self._journal.append(ended)
+
+    def refuse_unauthenticated(self, ended: Ended) -> None:
+        """Record a call of nobody we know: a row, or one count in a summary.
+
+        Raises:
+            LedgerError: The journal is shut.
+        """
+        second = int(self._clock().timestamp())
+        self._summarize(second)
+        if self._refusals.admit(ended.rule):
+            self.end(ended)
+
+    def problem(self) -> str | None:
+        """Return why nothing may be issued, or None."""
+        refusal = self._refusal()
+        return refusal and refusal[1]
+
+    def lag(self) -> tuple[int, float]:
+        """Return how many rows, and seconds, the archive is behind the journal."""
+        return self._feeder.lag()
+
+    def close(self) -> None:
+        """Write what waits, publish the head, let the archive catch up, and close.
+
+        Takes no longer than some seconds. What the archive has not got by then, it
+        gets after the next start.
+        """
+        self._closing.set()
+        self._thread.join()
+        with suppress(LedgerError):
+            # No second is -1: whatever has been counted comes out.
+            self._summarize(-1)
+        with suppress(LedgerError):
+            self._journal.finish()
+        with suppress(LedgerError):
+            self._publisher.publish(self._journal.head)
+        self._feeder.stop(_CATCH_UP_SECONDS)
+        self._journal.close()
+
+    def _refusal(self) -> tuple[str, str] | None:
+        if reason := self._journal.problem():
+            return "ledger.shut", reason
+        if reason := self._feeder.problem():
+            return "ledger.chain", reason
+        entries, seconds = self._feeder.lag()
+        if entries > self._max_lag.entries or seconds > self._max_lag.seconds:
+            trouble = self._feeder.trouble()
+            return "ledger.lag", (
+                f"the archive is {entries} rows and {seconds:.0f} s behind"
+                f"{trouble and ': '}{trouble}"
+            )
+        if self._heads_trouble and self._clock() - self._published > _HEADS_OVERDUE:
+            return "ledger.heads", self._heads_trouble
+        return None
+
+    def _tick_often(self) -> None:
+        while not self._closing.wait(_TICK_SECONDS):
+            self._tick(self._clock())
+
+    def _tick(self, now: datetime) -> None:
+        with suppress(LedgerError):
+            self._summarize(int(now.timestamp()))
+        # Also when the clock has gone back.
+        if timedelta() <= now - self._tried < self._heads_interval:
+            return
+        self._tried = now
+        try:
+            self._publisher.publish(self._journal.head)
+        except LedgerError as error:
+            self._heads_trouble = error.detail or str(error)
+        else:
+            self._heads_trouble, self._published = "", now
+
+    def _summarize(self, second: int) -> None:
+        if (summary := self._refusals.due(second)) is not None:
+            self._journal.append(summary)
+
+
+def _head_key(config: LedgerConfig, resolve: Callable[[Path], Path]) -> HeadKey:
+    if config.heads.key is not None:
+        return HeadKey.load(resolve(config.heads.key))
+    return HeadKey.load_or_make(resolve(config.journal) / "heads.key")
+
+
+def _open_archive(url: str, resolve: Callable[[Path], Path]) -> "Archive":
+    # On the feeder's thread: the import takes longer than all the rest of the start.
+    from bridge.ledger.archive import Archive  # noqa: PLC0415 - see above
+
+    return Archive.open(url, resolve)

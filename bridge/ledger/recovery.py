@@ -1,0 +1,202 @@
+"""What a start finds in a journal: its verified end, and what a crash left behind."""
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bridge.errors import LedgerError
+from bridge.ledger.events import Closed, Ended, Intent, Opened, Outcome
+from bridge.ledger.rows import Chain, Head, Row, broken, parse, read_rows
+from bridge.ledger.segments import segment_path, segments, sync_folder, unusable
+
+RESTART_RULE = "ledger.restart"
+"""The rule of the outcome that a restart gives to an attempt that had none."""
+
+_BLOCK_BYTES = 1 << 16
+_REACH_MICROSECONDS = 60_000_000
+"""An attempt is over long before this: its deadline is seconds away."""
+_OUTCOMES = frozenset(Outcome)
+_CARRIED = (
+    "attempt",
+    "request",
+    "purpose",
+    "front",
+    "cluster",
+    "caller",
+    "issuing_ca",
+    "serial",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Tail:
+    """Where a journal ended, and what it left open."""
+
+    head: Head
+    unknown: list[Ended]
+    """An outcome for each intent that has none."""
+
+
+def recover(folder: Path, writer: str, published: Head | None = None) -> Tail:
+    """Verify the end of a journal and move a torn last entry aside.
+
+    The last segment is verified row by row, and the ones before by their first and
+    last rows. What is not checked here, `bridge.ledger.reader.verify` checks.
+
+    Args:
+        folder: The writer's folder, locked.
+        writer: The writer's name.
+        published: The newest head of this writer that was published.
+
+    Raises:
+        LedgerError: The chain is broken, or it ends before `published`.
+    """
+    try:
+        files = segments(folder)
+        if files:
+            _move_torn_aside(files[-1][1])
+        ends = [(number, path, *_ends(path)) for number, path in files]
+        chain = _linked(ends, writer)
+        if published is not None:
+            _require_contains(folder, chain.head, published)
+        left = _open_intents([end for end in ends if end[3]])
+        return Tail(chain.head, [_unknown(intent) for intent in left.values()])
+    except OSError as error:
+        raise unusable(folder, error) from error
+
+
+_End = tuple[int, Path, Row | None, Row | None]
+
+
+def _move_torn_aside(path: Path) -> None:
+    # The bytes after the last newline were never acknowledged to anyone. They are kept
+    # for whoever looks into the crash.
+    torn = _after_last_newline(path)
+    if not torn:
+        return
+    # Appending: after a crash in here, the next start writes them a second time rather
+    # than overwriting anything.
+    aside = path.with_name(f"{path.name}.torn")
+    fd = os.open(aside, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    with os.fdopen(fd, "wb") as file:
+        file.write(torn)
+        file.flush()
+        os.fsync(file.fileno())
+    sync_folder(path.parent)
+    with path.open("r+b") as file:
+        file.truncate(path.stat().st_size - len(torn))
+        os.fsync(file.fileno())
+
+
+def _after_last_newline(path: Path, skip: int = 0) -> bytes:
+    # Reads backwards; `skip` leaves that many bytes at the end out.
+    with path.open("rb") as file:
+        start, found = file.seek(0, os.SEEK_END) - skip, b""
+        while start > 0 and b"\n" not in found:
+            step = min(_BLOCK_BYTES, start)
+            start -= step
+            file.seek(start)
+            found = file.read(step) + found
+    return found.rpartition(b"\n")[2]
+
+
+def _ends(path: Path) -> tuple[Row | None, Row | None]:
+    # The first and the last row of a segment; none when a crash left it empty.
+    if path.stat().st_size == 0:
+        return None, None
+    with path.open("rb") as file:
+        first = file.readline()
+    try:
+        return parse(first.removesuffix(b"\n")), parse(_after_last_newline(path, 1))
+    except ValueError:
+        raise broken(path, 1, "its first or its last line is not a row") from None
+
+
+def _linked(ends: list[_End], writer: str) -> Chain:
+    chain = Chain(writer)
+    for index, (number, path, first, last) in enumerate(ends):
+        chain.enter(number)
+        if first is None or last is None:
+            continue
+        if index < len(ends) - 1:
+            if problem := chain.problem(first):
+                raise broken(path, 1, problem)
+            chain.head = Head(number, last.seq, last.digest)
+            continue
+        for line, row in enumerate(read_rows(path), 1):
+            if problem := chain.problem(row):
+                raise broken(path, line, problem)
+    return chain
+
+
+def _require_contains(folder: Path, head: Head, published: Head) -> None:
+    found = head.digest if head.seq == published.seq else None
+    path = segment_path(folder, published.segment)
+    if found is None and published.seq < head.seq and path.exists():
+        rows = (row.digest for row in read_rows(path) if row.seq == published.seq)
+        found = next(rows, None)
+    if found != published.digest:
+        raise LedgerError(
+            f"{folder}: the journal ends at row {head.seq} and its published head is "
+            f"row {published.seq} of another or a longer one: it was cut or restored "
+            "from an older copy, and an operator has to attest it",
+            rule="ledger.cut",
+        )
+
+
+def _open_intents(ends: list[_End]) -> dict[str, Mapping[str, Any]]:
+    # Backwards, from the newest segment to where everything older is settled: a start
+    # gives an outcome to all that the run before left open.
+    left: dict[str, Mapping[str, Any]] = {}
+    over: set[str] = set()
+    for path in _unsettled(ends):
+        opened: dict[str, Mapping[str, Any]] = {}
+        ended: set[str] = set()
+        for row in read_rows(path):
+            if row.kind == Intent.kind:
+                opened[row.values["attempt"]] = row.values
+            elif row.kind in _OUTCOMES:
+                ended.add(row.values["attempt"])
+        over |= ended
+        left = {key: opened[key] for key in opened if key not in over} | left
+    return left
+
+
+def _unknown(intent: Mapping[str, Any]) -> Ended:
+    return Ended(
+        kind=Outcome.UNKNOWN,
+        rule=RESTART_RULE,
+        detail="the process ended before the outcome was on record",
+        **{name: str(intent.get(name, "")) for name in _CARRIED},
+    )
+
+
+def _unsettled(ends: list[_End]) -> Iterator[Path]:
+    newest = 0
+    for index in range(len(ends) - 1, -1, -1):
+        _, path, _, last = ends[index]
+        if last is None:
+            continue
+        newest = newest or last.at
+        yield path
+        before = ends[index - 1][3] if index else None
+        if before is None:
+            return
+        if before.kind == Closed.kind and before.values["reason"] == "rollover":
+            if before.at < newest - _REACH_MICROSECONDS:
+                return
+        elif _start_was_complete(path):
+            return
+        else:
+            newest = before.at
+
+
+def _start_was_complete(path: Path) -> bool:
+    # A start writes its opening and all outcomes of the run before in one go. A row of
+    # any other kind shows that this write was finished.
+    return any(
+        row.kind != Opened.kind and row.values.get("rule") != RESTART_RULE
+        for row in read_rows(path)
+    )

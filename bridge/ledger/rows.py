@@ -1,0 +1,207 @@
+"""A row as one line of bytes, and the chain that joins the lines.
+
+A line is canonical JSON: sorted keys, no blanks, UTF-8 with only what JSON demands
+escaped (RFC 8785, as far as strings and integers go). Lines are put together by hand,
+because the signing path pays for it: a template per kind of row, made once.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields
+from hashlib import sha256
+from json.encoder import encode_basestring
+from operator import attrgetter
+from pathlib import Path
+from threading import Lock
+from typing import Any, NamedTuple
+
+from bridge.clock import Clock
+from bridge.errors import LedgerError
+from bridge.ledger.events import Closed, Ended, Event, Intent, Opened, Summary
+
+GENESIS = "0" * 64
+"""`prev` of a writer's first row."""
+
+# JSON escapes control characters, so this one never stands in a finished row: it marks
+# the two places that only the chain can fill.
+_HOLE = "\0"
+
+
+class Head(NamedTuple):
+    """The tip of a writer's chain."""
+
+    segment: int
+    seq: int
+    """Of the last row; -1 before the first."""
+    digest: str
+    """SHA-256 of the last line without its newline, 64 hex digits."""
+
+
+class Pending:
+    """An encoded row that waits for its place in the chain, and for the disk."""
+
+    __slots__ = ("done", "gate", "leads", "parts")
+
+    def __init__(self, parts: list[str]) -> None:
+        self.parts = parts
+        self.done = False
+        """Set once the row is on disk."""
+        self.leads = False
+        """Set when whoever waits for the row is to write it, and all others."""
+        self.gate: Lock | None = None
+        """Held until one of the two is set, or until there is no hope of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of a journal, read back."""
+
+    seq: int
+    prev: str
+    at: int
+    kind: str
+    digest: str
+    line: bytes
+    """Without its newline."""
+    values: Mapping[str, Any]
+    """Every field, `seq`, `prev` and `at` included."""
+
+
+def canonical(values: Mapping[str, object]) -> bytes:
+    """Return `values` as canonical JSON.
+
+    A lone surrogate, which UTF-8 cannot hold, becomes a question mark.
+    """
+    text = json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return text.encode("utf-8", "replace")
+
+
+def microseconds(clock: Clock) -> int:
+    """Return the time as microseconds since 1970-01-01 UTC."""
+    return round(clock().timestamp() * 1e6)
+
+
+def encode(event: Event, at: int) -> Pending:
+    """Encode `event`, all but its place in the chain."""
+    template, values_of, encoders = _SHAPES[type(event)]
+    values = zip(encoders, values_of(event), strict=True)
+    text = template % (at, *[encoder(value) for encoder, value in values])
+    return Pending(text.split(_HOLE))
+
+
+def link(row: Pending, prev: str, seq: int) -> bytes:
+    """Return the finished line of `row`, without a newline."""
+    first, second, third = row.parts
+    return f"{first}{prev}{second}{seq}{third}".encode("utf-8", "replace")
+
+
+def parse(line: bytes) -> Row:
+    """Read one line back.
+
+    Raises:
+        ValueError: The line is not a row.
+    """
+    values = json.loads(line)
+    try:
+        seq, prev, at, kind = (values[name] for name in ("seq", "prev", "at", "kind"))
+    except (KeyError, TypeError) as error:
+        raise ValueError("not a row") from error
+    if not (type(seq) is type(at) is int and type(prev) is type(kind) is str):
+        raise ValueError("not a row")
+    return Row(seq, prev, at, kind, sha256(line).hexdigest(), line, values)
+
+
+def read_rows(path: Path, *, live: bool = False) -> Iterator[Row]:
+    """Yield the rows of one segment, in order; the chain is not checked.
+
+    Args:
+        path: The segment's file.
+        live: A writer may be at work on the file: an unfinished last line ends the
+            reading and is no error.
+
+    Raises:
+        LedgerError: A line is not a row, or the last one is torn. The message names
+            file and line.
+    """
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.endswith(b"\n"):
+                if live:
+                    return
+                raise broken(path, number, "the entry is torn")
+            try:
+                yield parse(line[:-1])
+            except ValueError:
+                raise broken(path, number, "this is not a row") from None
+
+
+def broken(path: Path, number: int, reason: str) -> LedgerError:
+    """Build the error of a journal that does not verify."""
+    return LedgerError(f"{path}:{number}: {reason}", rule="ledger.chain")
+
+
+class Chain:
+    """Follows the rows of one writer and knows where the next one has to join."""
+
+    def __init__(self, writer: str, head: Head | None = None) -> None:
+        self.writer = writer
+        self.head = head or Head(0, -1, GENESIS)
+        self._starts = False
+
+    def enter(self, segment: int) -> None:
+        """Go on to a segment's first row."""
+        self.head = self.head._replace(segment=segment)
+        self._starts = True
+
+    def problem(self, row: Row) -> str:
+        """Return why `row` does not join, or nothing and go on to it."""
+        if row.seq != self.head.seq + 1:
+            return f"expected seq {self.head.seq + 1}, found {row.seq}"
+        if row.prev != self.head.digest:
+            return "the chain breaks here: prev is not the hash of the row before"
+        if self._starts and (
+            row.kind != Opened.kind
+            or row.values.get("writer") != self.writer
+            or row.values.get("segment") != self.head.segment
+        ):
+            return f"expected the opening of segment {self.head.segment}"
+        self._starts = False
+        self.head = Head(self.head.segment, row.seq, row.digest)
+        return ""
+
+
+def _list(value: list[str]) -> str:
+    return f"[{','.join([encode_basestring(item) for item in value])}]"
+
+
+def _mapping(value: dict[str, int]) -> str:
+    items = [f"{encode_basestring(key)}:{value[key]:d}" for key in sorted(value)]
+    return f"{{{','.join(items)}}}"
+
+
+_ENCODERS: Mapping[object, Callable[[Any], str]] = {
+    str: encode_basestring,
+    int: int.__repr__,
+    list[str]: _list,
+    dict[str, int]: _mapping,
+}
+
+_Shape = tuple[
+    str, Callable[[Event], tuple[Any, ...]], tuple[Callable[[Any], str], ...]
+]
+
+
+def _shape(event: type[Event]) -> _Shape:
+    types: dict[str, object] = {field.name: field.type for field in fields(event)}
+    types["kind"] = str
+    own = sorted(types)
+    places = dict.fromkeys(own, "%s")
+    places |= {"at": "%d", "prev": f'"{_HOLE}"', "seq": _HOLE}
+    template = ",".join(f'"{name}":{places[name]}' for name in sorted(places))
+    encoders = tuple(_ENCODERS[types[name]] for name in own)
+    return f"{{{template}}}", attrgetter(*own), encoders
+
+
+_SHAPES: Mapping[type[Event], _Shape] = {
+    event: _shape(event) for event in (Intent, Ended, Summary, Opened, Closed)
+}
