@@ -1,0 +1,334 @@
+"""The registry of clusters: how the callers of each are known, and what they may have.
+
+One credential belongs to one cluster. The caller says which (`clusterid`), and the
+keys of that cluster have to confirm it: its tokens are worth nothing elsewhere.
+"""
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
+from typing import Self
+
+from bridge.clock import Clock
+from bridge.config import BridgeConfig, ClusterConfig, TokensConfig
+from bridge.errors import (
+    AuthenticationError,
+    BackendUnavailableError,
+    BridgeError,
+    ConfigError,
+    DeniedError,
+)
+from bridge.identity import certificate, tokens
+from bridge.identity.caller import (
+    Caller,
+    CertificateCredential,
+    Credential,
+    TokenCredential,
+)
+from bridge.identity.jwks import VerificationKey
+from bridge.identity.keyring import KeyOwners, Keyring
+from bridge.identity.sources import FileSource, KeySource, URLSource
+from bridge.spiffe import SpiffeID, TrustDomain
+
+_SCHEME = "Bearer "
+_READERS = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Cluster:
+    name: str
+    trust_domain: TrustDomain
+    namespaces: frozenset[str] | None
+    """`None` is all."""
+    tokens: TokensConfig
+    keyring: Keyring
+
+
+class ClusterRegistry:
+    """The clusters of one configuration. Made by `build`; for all threads."""
+
+    def __init__(
+        self, clusters: Sequence[_Cluster], names: Mapping[str, _Cluster], clock: Clock
+    ) -> None:
+        self._clusters = clusters
+        self._names = names
+        self._clock = clock
+
+    @classmethod
+    def build(
+        cls, config: BridgeConfig, *, clock: Clock, previous: Self | None = None
+    ) -> Self:
+        """Make the registry and read every cluster's keys once, all at a time.
+
+        A URL that does not answer is no error: the keys come later, and `problems`
+        tells.
+
+        Args:
+            config: The whole configuration.
+            clock: The time of key refreshes.
+            previous: The registry before a reload: where a URL does not answer now,
+                its keys go on.
+
+        Raises:
+            ConfigError: A key file cannot be read or has no usable key, what a URL
+                answered is no key set, a key is weak or symmetric, two clusters have
+                the same key, or a namespace cannot exist. Lists every problem.
+        """
+        owners = KeyOwners()
+        problems: list[str] = []
+        clusters: list[_Cluster] = []
+        for index, entry in enumerate(config.clusters):
+            problems += _impossible_namespaces(entry, index)
+            try:
+                clusters.append(_cluster(config, index, owners, clock))
+            except ConfigError as error:
+                problems.append(f"clusters[{index}].tokens.ca_file: {error}")
+        if len(clusters) == len(config.clusters):
+            problems += _load(clusters, clock, previous)
+        if problems:
+            raise ConfigError("\n".join(problems))
+        names = {
+            name: cluster
+            for cluster, entry in zip(clusters, config.clusters, strict=True)
+            for name in (entry.name, *entry.aliases)
+        }
+        # Istio's agent sends an empty ID where it was told none.
+        return cls(clusters, {"": clusters[0]} | names, clock)
+
+    def identify(
+        self, credential: Credential, *, audiences: frozenset[str], now: datetime
+    ) -> Caller:
+        """Prove who is asking.
+
+        Args:
+            credential: What the front was shown.
+            audiences: Of the front: a token must be for one of them.
+            now: The time of the request.
+
+        Raises:
+            AuthenticationError: The credential is absent, ambiguous or not good, or
+                its cluster is unknown.
+            BackendUnavailableError: The cluster's keys cannot be had; try again.
+        """
+        if isinstance(credential, CertificateCredential):
+            return self._by_certificate(credential, now)
+        return self._by_token(credential, audiences, now)
+
+    def require_allowed(self, caller: Caller) -> None:
+        """Refuse a caller whose cluster may not have names of this namespace.
+
+        Raises:
+            DeniedError: The namespace is not on the cluster's list, or there is no
+                such cluster.
+        """
+        allowed = self._named(caller.cluster).namespaces
+        if allowed is not None and caller.namespace not in allowed:
+            raise DeniedError(
+                "the caller's cluster may not have names of this namespace",
+                rule="cluster.namespace",
+                detail=f"cluster {caller.cluster}, namespace {caller.namespace}",
+            )
+
+    def trust_domain_of(self, cluster: str) -> TrustDomain:
+        """Return the trust domain of the cluster with this name.
+
+        Raises:
+            DeniedError: There is no such cluster.
+        """
+        return self._named(cluster).trust_domain
+
+    def problems(self) -> list[str]:
+        """Return what is wrong with any cluster's keys, one sentence each."""
+        now = self._clock()
+        return [
+            f"cluster {cluster.name}: {problem}"
+            for cluster in self._clusters
+            for problem in cluster.keyring.problems(now)
+        ]
+
+    def start(self) -> None:
+        """Refresh keys in the background from now on."""
+        for cluster in self._clusters:
+            cluster.keyring.start()
+
+    def close(self) -> None:
+        """End the background refresh. Requests under way may finish."""
+        for cluster in self._clusters:
+            cluster.keyring.close()
+
+    def _named(self, name: str) -> _Cluster:
+        cluster = self._names.get(name)
+        if cluster is None or cluster.name != name:
+            raise DeniedError("the caller's cluster is unknown", rule="cluster.unknown")
+        return cluster
+
+    def _by_token(
+        self, credential: TokenCredential, audiences: frozenset[str], now: datetime
+    ) -> Caller:
+        token = _bearer_token(credential.authorization)
+        cluster = self._told(credential.cluster_ids)
+        key_of = partial(self._key, cluster)
+        account = tokens.verify(
+            token,
+            issuer=cluster.tokens.issuer,
+            audiences=audiences,
+            key_of=key_of,
+            now=now,
+        )
+        return Caller(
+            spiffe_id=SpiffeID.of_service_account(
+                cluster.trust_domain, account.namespace, account.name
+            ),
+            cluster=cluster.name,
+            credential="token",
+            namespace=account.namespace,
+            service_account=account.name,
+            pod=account.pod,
+        )
+
+    def _told(self, cluster_ids: Sequence[str]) -> _Cluster:
+        if len(cluster_ids) > 1:
+            raise AuthenticationError(
+                "clusterid is given more than once", rule="cluster.header"
+            )
+        name = cluster_ids[0] if cluster_ids else ""
+        cluster = self._names.get(name)
+        if cluster is None:
+            raise AuthenticationError(
+                "no cluster of this clusterid is known",
+                rule="cluster.unknown",
+                detail=f"clusterid {tokens.shown(name)}",
+            )
+        return cluster
+
+    def _key(
+        self, cluster: _Cluster, kid: str | None, now: datetime
+    ) -> VerificationKey:
+        try:
+            return cluster.keyring.key(kid, now)
+        except AuthenticationError as error:
+            # The usual reason is an agent that was told the wrong cluster ID.
+            for other in self._clusters:
+                if other is not cluster and other.keyring.has(kid):
+                    error.detail += (
+                        f"; clusterid means {cluster.name}, the key is {other.name}'s"
+                    )
+            raise
+
+    def _by_certificate(
+        self, credential: CertificateCredential, now: datetime
+    ) -> Caller:
+        spiffe_id = certificate.spiffe_id_of(credential.leaf, now=now)
+        for cluster in self._clusters:
+            if cluster.trust_domain == spiffe_id.trust_domain:
+                break
+        else:
+            raise AuthenticationError(
+                "the certificate is of a foreign trust domain",
+                rule="certificate.trust-domain",
+                detail=str(spiffe_id)[:300],
+            )
+        namespace, name = spiffe_id.service_account or ("", "")
+        return Caller(
+            spiffe_id=spiffe_id,
+            cluster=cluster.name,
+            credential="certificate",
+            namespace=namespace,
+            service_account=name,
+        )
+
+
+def _bearer_token(authorization: Sequence[str]) -> str:
+    if not authorization:
+        raise AuthenticationError("there is no token", rule="token.missing")
+    if len(authorization) > 1:
+        raise AuthenticationError(
+            "authorization is given more than once", rule="token.repeated"
+        )
+    # Letter for letter, as istiod compares it.
+    if not authorization[0].startswith(_SCHEME):
+        raise AuthenticationError(
+            'authorization must start with "Bearer "', rule="token.scheme"
+        )
+    return authorization[0][len(_SCHEME) :]
+
+
+def _cluster(
+    config: BridgeConfig, index: int, owners: KeyOwners, clock: Clock
+) -> _Cluster:
+    entry = config.clusters[index]
+    # Deny by default: the namespaces of another cluster are other people's.
+    allowed = entry.namespaces
+    if allowed is None:
+        allowed = ("*",) if index == 0 else ()
+    return _Cluster(
+        name=entry.name,
+        trust_domain=TrustDomain(entry.trust_domain or config.trust_domain),
+        namespaces=None if "*" in allowed else frozenset(allowed),
+        tokens=entry.tokens,
+        keyring=Keyring(
+            _source(config, entry.tokens),
+            partial(owners.claim, entry.name),
+            max_age=entry.tokens.max_key_age,
+            floor=entry.tokens.refresh_floor,
+            clock=clock,
+        ),
+    )
+
+
+def _source(config: BridgeConfig, entry: TokensConfig) -> KeySource:
+    if entry.file is not None:
+        return FileSource(config.resolve(entry.file))
+    ca_file = None if entry.ca_file is None else config.resolve(entry.ca_file)
+    return URLSource(entry.url or "", entry.issuer, ca_file)
+
+
+def _impossible_namespaces(entry: ClusterConfig, index: int) -> list[str]:
+    return [
+        f'clusters[{index}].namespaces: expected names of namespaces, or "*" '
+        f"(found {name!r})"
+        for name in entry.namespaces or ()
+        if name != "*" and not tokens.is_namespace(name)
+    ]
+
+
+def _load(
+    clusters: Sequence[_Cluster], clock: Clock, previous: ClusterRegistry | None
+) -> list[str]:
+    with ThreadPoolExecutor(min(_READERS, len(clusters))) as pool:
+        answers = list(pool.map(_read, clusters))
+    now, problems = clock(), list[str]()
+    for index, (cluster, answer) in enumerate(zip(clusters, answers, strict=True)):
+        where = f"clusters[{index}].tokens"
+        if isinstance(answer, ConfigError):
+            problems.append(f"{where}: {_place(cluster.tokens)}: {answer}")
+        elif isinstance(answer, BridgeError):
+            _inherit(cluster, previous)
+            cluster.keyring.failed(answer)
+        else:
+            foreign = cluster.keyring.adopt(answer, now)
+            problems += [
+                f"{where}: {_place(cluster.tokens)}: expected keys of its own; "
+                f"the cluster {owner} has the same one"
+                for owner in sorted(set(foreign.values()))
+            ]
+    return problems
+
+
+def _read(cluster: _Cluster) -> Sequence[VerificationKey] | BridgeError:
+    try:
+        return cluster.keyring.read()
+    except (ConfigError, BackendUnavailableError) as error:
+        return error
+
+
+def _inherit(cluster: _Cluster, previous: ClusterRegistry | None) -> None:
+    for before in previous._clusters if previous else ():  # noqa: SLF001 - same module
+        if before.name == cluster.name and before.tokens == cluster.tokens:
+            cluster.keyring.inherit(before.keyring)
+
+
+def _place(entry: TokensConfig) -> str:
+    return str(entry.file or entry.url or entry.issuer)

@@ -1,0 +1,108 @@
+"""The identity in a client certificate that the TLS layer has verified.
+
+Source:
+    X509-SVID, sections 2, 4.1 and 5.2.
+"""
+
+from datetime import datetime
+
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+
+from bridge.errors import AuthenticationError, RequestError
+from bridge.identity.tokens import is_namespace, is_object_name
+from bridge.spiffe import SpiffeID
+
+_LONGEST_CERTIFICATE = 64 * 1024
+_UNREADABLE = (
+    ValueError,
+    TypeError,
+    UnsupportedAlgorithm,
+    x509.DuplicateExtension,
+    x509.InvalidVersion,
+    x509.UnsupportedGeneralNameType,
+)
+
+
+def spiffe_id_of(leaf: bytes, *, now: datetime) -> SpiffeID:
+    """Read whose certificate it is.
+
+    Its signature and chain are the TLS layer's business. That it was good when the
+    connection began says nothing about now: a connection may outlive a certificate.
+
+    Args:
+        leaf: One certificate in PEM or DER.
+        now: The time that its validity is held against.
+
+    Returns:
+        The name of a service account: no other workload gets certificates here.
+
+    Raises:
+        AuthenticationError: It cannot be read, has expired, is a CA's, has not exactly
+            one URI SAN, or that is not a service account's SPIFFE ID. SANs of other
+            types are passed over.
+    """
+    if len(leaf) > _LONGEST_CERTIFICATE:
+        raise _refused("the certificate is too large", "certificate.parse")
+    try:
+        certificate = _load(leaf)
+        uris = _uris(certificate)
+        is_ca = _is_ca(certificate)
+    except _UNREADABLE:
+        raise _refused("the certificate cannot be read", "certificate.parse") from None
+    starts, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    if not starts <= now <= ends:
+        raise _refused("the certificate is not valid now", "certificate.expired")
+    if is_ca:
+        raise _refused("a CA certificate is no workload's", "certificate.ca")
+    if len(uris) != 1:
+        raise _refused("a certificate has exactly one URI SAN", "certificate.san")
+    return _service_account(uris[0])
+
+
+def _refused(message: str, rule: str) -> AuthenticationError:
+    return AuthenticationError(message, rule=rule)
+
+
+def _load(leaf: bytes) -> x509.Certificate:
+    if not leaf.startswith(b"-----BEGIN "):
+        return x509.load_der_x509_certificate(leaf)
+    certificates = x509.load_pem_x509_certificates(leaf)
+    if len(certificates) != 1:
+        raise ValueError("more than one certificate")
+    return certificates[0]
+
+
+def _uris(certificate: x509.Certificate) -> list[str]:
+    try:
+        names = certificate.extensions.get_extension_for_class(
+            x509.SubjectAlternativeName
+        ).value
+    except x509.ExtensionNotFound:
+        return []
+    return names.get_values_for_type(x509.UniformResourceIdentifier)
+
+
+def _is_ca(certificate: x509.Certificate) -> bool:
+    try:
+        constraints = certificate.extensions.get_extension_for_class(
+            x509.BasicConstraints
+        )
+    except x509.ExtensionNotFound:
+        return False
+    return constraints.value.ca
+
+
+def _service_account(uri: str) -> SpiffeID:
+    try:
+        spiffe_id = SpiffeID.parse(uri)
+    except RequestError:
+        raise _refused(
+            "the certificate's URI SAN is no SPIFFE ID", "certificate.san"
+        ) from None
+    match spiffe_id.service_account:
+        case (namespace, name) if is_namespace(namespace) and is_object_name(name):
+            return spiffe_id
+    raise _refused(
+        "the certificate's SPIFFE ID is no service account's", "certificate.san"
+    )

@@ -1,0 +1,66 @@
+"""The encodings below tokens and keys, read in one way only: base64url and JSON.
+
+Two readers that disagree about a token are a hole, so whatever has a second reading is
+refused: padding, white space and stray bits in base64url; repeated names, NaN, other
+encodings than UTF-8 and depth beyond reason in JSON.
+
+Source:
+    RFC 7515, section 2 and appendix C; RFC 8259, sections 4 and 8.1.
+"""
+
+import binascii
+import json
+import re
+from typing import Any, NoReturn
+
+_BASE64URL = re.compile(r"[A-Za-z0-9_-]*")
+_TO_BASE64 = bytes.maketrans(b"-_", b"+/")
+# What may stand last when it carries only 2 or 4 bits: the others must be zero.
+_LAST = {0: None, 2: frozenset("AQgw"), 3: frozenset("AEIMQUYcgkosw048")}
+
+
+def base64url(text: str) -> bytes:
+    """Decode unpadded base64url.
+
+    Raises:
+        ValueError: It has another character, an impossible length, or bits that no
+            encoder writes.
+    """
+    rest = len(text) % 4
+    if rest not in _LAST or not _BASE64URL.fullmatch(text):
+        raise ValueError("not base64url")
+    last = _LAST[rest]
+    if last is not None and text[-1] not in last:
+        raise ValueError("not the one base64url encoding of its bytes")
+    padded = text.encode("ascii").translate(_TO_BASE64) + b"=" * (-len(text) % 4)
+    return binascii.a2b_base64(padded)
+
+
+def json_object(data: bytes) -> dict[str, Any]:
+    """Read one JSON object, in UTF-8.
+
+    Raises:
+        ValueError: It is anything else, a name is repeated in an object at any depth,
+            or it is nested beyond what the parser can follow.
+    """
+    try:
+        value = _DECODER.decode(data.decode("utf-8"))
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    if not isinstance(value, dict):
+        raise ValueError("not a JSON object")  # noqa: TRY004 - one error for all text
+    return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name is repeated")
+    return found
+
+
+def _no_constant(_: str) -> NoReturn:
+    raise ValueError("NaN and Infinity are not JSON")
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant)

@@ -1,0 +1,285 @@
+"""The keys of one cluster: cached, refreshed behind the requests, and not for ever.
+
+A failed refresh leaves the old keys; a key that its source no longer shows is gone with
+the first refresh that succeeds; and keys that nobody could confirm for `max_key_age`
+are not believed. A request waits for a fetch only a moment, and only few of them do.
+"""
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from bridge.clock import Clock
+from bridge.errors import AuthenticationError, BackendUnavailableError, BridgeError
+from bridge.identity.jwks import VerificationKey, parse_jwks
+from bridge.identity.sources import KeySource
+from bridge.identity.tokens import shown
+
+_POLL_SECONDS = 1.0
+_CONFIRM_SECONDS = 60.0
+_REFRESH_SECONDS = 300.0
+_WAIT_SECONDS = 0.5
+_MOST_WAITING = 2
+_CLOSE_SECONDS = 1.0
+
+Claim = Callable[[Sequence[VerificationKey]], Mapping[str, str]]
+"""Takes keys for a cluster; returns by SHA-256 those that are another's, and whose."""
+
+
+@dataclass(frozen=True, slots=True)
+class _State:
+    keys: Mapping[str | None, VerificationKey]
+    confirmed: datetime
+
+
+class KeyOwners:
+    """Which key belongs to which cluster: one key, one cluster.
+
+    Whoever holds the key of a cluster can be anybody in it. A key that two clusters
+    show would let the one speak for the other.
+    """
+
+    def __init__(self) -> None:
+        self._owner: dict[str, str] = {}
+        self._lock = threading.Lock()
+
+    def claim(self, cluster: str, keys: Sequence[VerificationKey]) -> dict[str, str]:
+        """Give `cluster` these keys in place of those it had.
+
+        Returns:
+            SHA-256 of each key that is another cluster's, and that cluster.
+        """
+        with self._lock:
+            wanted = {key.sha256 for key in keys}
+            others = {
+                digest: owner
+                for digest, owner in self._owner.items()
+                if owner != cluster
+            }
+            self._owner = others | {
+                digest: cluster for digest in wanted if digest not in others
+            }
+            return {digest: others[digest] for digest in wanted if digest in others}
+
+
+class Keyring:
+    """The keys of one cluster. For all threads.
+
+    Args:
+        source: Where they come from.
+        claim: Settles that they are no other cluster's.
+        max_age: How long keys are believed after they were last read.
+        floor: The shortest time between two fetches that a token's key ID asks for.
+        clock: The time of a refresh.
+    """
+
+    def __init__(
+        self,
+        source: KeySource,
+        claim: Claim,
+        *,
+        max_age: timedelta,
+        floor: timedelta,
+        clock: Clock,
+    ) -> None:
+        self._source = source
+        self._claim = claim
+        self._max_age = max_age
+        self._clock = clock
+        seconds = max_age.total_seconds() / 4
+        self._floor = _POLL_SECONDS if source.is_local else floor.total_seconds()
+        self._pause = _POLL_SECONDS
+        if not source.is_local:
+            self._pause = max(self._floor, min(_REFRESH_SECONDS, seconds))
+        self._confirm = timedelta(seconds=min(_CONFIRM_SECONDS, seconds))
+        self._state: _State | None = None
+        self._failure = ""
+        self._foreign: tuple[str, ...] = ()
+        self._reading = threading.Lock()
+        self._tried: datetime | None = None
+        self._changed = threading.Condition()
+        # What follows is read and written under `_changed`.
+        self._worker: threading.Thread | None = None
+        self._wanted = self._busy = self._closed = False
+        self._rounds = self._waiting = 0
+
+    def key(self, kid: str | None, now: datetime) -> VerificationKey:
+        """Return the key with this ID; `None` is the only key of a set without IDs.
+
+        Raises:
+            AuthenticationError: There is no such key.
+            BackendUnavailableError: There are no keys that can still be believed, or
+                they are just being fetched: our fault, and worth another try.
+        """
+        if (found := self._find(kid, now)) is None:
+            self._look_again()
+            found = self._find(kid, now)
+        if found is not None:
+            return found
+        if self._believed(now) is None:
+            raise BackendUnavailableError(
+                "the keys of this cluster are too old",
+                rule="cluster.keys",
+                detail=self._failure,
+            )
+        raise AuthenticationError(
+            "the token's key is not one of its cluster",
+            rule="token.key",
+            detail=f"kid {shown(kid)}",
+        )
+
+    def has(self, kid: str | None) -> bool:
+        """Say whether there is a key with this ID."""
+        state = self._state
+        return state is not None and kid in state.keys
+
+    def _believed(self, now: datetime) -> _State | None:
+        state = self._state
+        if state is None or now - state.confirmed > self._max_age:
+            return None
+        return state
+
+    def _find(self, kid: str | None, now: datetime) -> VerificationKey | None:
+        state = self._believed(now)
+        return None if state is None else state.keys.get(kid)
+
+    def _look_again(self) -> None:
+        if self._source.is_local:
+            self.refresh()
+            return
+        with self._changed:
+            self._wanted = True
+            if not self._busy and self._due_in() > 0:
+                return  # too soon; the worker comes back to it
+            self._start()
+            self._changed.notify_all()
+            if self._waiting >= _MOST_WAITING or not self._wait_for_round():
+                raise BackendUnavailableError(
+                    "the keys of this cluster are being fetched", rule="cluster.keys"
+                )
+
+    def _wait_for_round(self) -> bool:
+        before = self._rounds
+        self._waiting += 1
+        try:
+            return self._changed.wait_for(
+                lambda: self._rounds != before or self._closed, _WAIT_SECONDS
+            )
+        finally:
+            self._waiting -= 1
+
+    def refresh(self, *, always: bool = False) -> None:
+        """Read the keys if they may be others, or were not confirmed for a while.
+
+        What goes wrong is kept for `problems`.
+        """
+        with self._reading:
+            now = self._clock()
+            if (
+                not always
+                and self._tried is not None
+                and abs(now - self._tried) < self._confirm
+                and not self._source.changed()
+            ):
+                return
+            try:
+                self.adopt(parse_jwks(self._source.read()), now)
+            except BridgeError as error:
+                self.failed(error)
+            self._tried = self._clock()
+
+    def read(self) -> tuple[VerificationKey, ...]:
+        """Read the keys, and change nothing.
+
+        Raises:
+            ConfigError: They cannot be right.
+            BackendUnavailableError: They cannot be had now.
+        """
+        with self._reading:
+            self._tried = self._clock()
+            return parse_jwks(self._source.read())
+
+    def adopt(
+        self, keys: Sequence[VerificationKey], confirmed: datetime
+    ) -> Mapping[str, str]:
+        """Take these keys in place of those before, but none of another cluster's.
+
+        Returns:
+            As `KeyOwners.claim` does.
+        """
+        foreign = self._claim(keys)
+        kept = {key.kid: key for key in keys if key.sha256 not in foreign}
+        self._foreign = tuple(
+            f"the key {shown(key.kid)} is not used: it is also {foreign[key.sha256]}'s"
+            for key in keys
+            if key.sha256 in foreign
+        )
+        self._state = _State(kept, confirmed)
+        self._failure = ""
+        return foreign
+
+    def inherit(self, other: "Keyring") -> None:
+        """Take over what `other`, with the same source, knew last."""
+        if (state := other._state) is not None:  # noqa: SLF001 - one of our own
+            self.adopt(tuple(state.keys.values()), state.confirmed)
+
+    def failed(self, error: BridgeError) -> None:
+        """Keep why a reading failed, for `problems`."""
+        self._failure = error.detail or str(error)
+
+    def problems(self, now: datetime) -> list[str]:
+        """Return what an operator should know, one sentence each."""
+        state, failure, found = self._state, self._failure, list(self._foreign)
+        if state is None:
+            return [f"has no keys yet: {failure}"]
+        if failure or now - state.confirmed > self._max_age:
+            hours = (now - state.confirmed) / timedelta(hours=1)
+            found.append(
+                f"its keys were last confirmed {hours:.1f} hours ago: "
+                f"{failure or 'no refresh since'}"
+            )
+        return found
+
+    def start(self) -> None:
+        """Refresh in the background from now on."""
+        with self._changed:
+            self._start()
+
+    def close(self) -> None:
+        """End the background refresh; a fetch under way is left to its time limit."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+            worker = self._worker
+        if worker is not None:
+            worker.join(_CLOSE_SECONDS)
+
+    def _start(self) -> None:
+        if self._worker is None and not self._closed:
+            self._worker = threading.Thread(
+                target=self._work, name="cluster-keys", daemon=True
+            )
+            self._worker.start()
+
+    def _due_in(self) -> float:
+        if self._tried is None:
+            return 0.0
+        pause = self._floor if self._wanted or self._failure else self._pause
+        elapsed = (self._clock() - self._tried).total_seconds()
+        # A clock that was set back must not stop the refreshing.
+        return pause - elapsed if elapsed >= 0 else 0.0
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                while not self._closed and (seconds := self._due_in()) > 0:
+                    self._changed.wait(seconds)
+                if self._closed:
+                    return
+                self._wanted, self._busy = False, True
+            self.refresh(always=not self._source.is_local)
+            with self._changed:
+                self._busy = False
+                self._rounds += 1
+                self._changed.notify_all()

@@ -1,0 +1,208 @@
+"""Where a cluster's keys come from: a file, a URL, or the API server's own word.
+
+A source reads; when to read, and what to believe when it cannot, is the keyring's.
+
+Source:
+    OpenID Connect Discovery 1.0, section 4.
+"""
+
+import http.client
+import os
+import ssl
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from pathlib import Path
+from typing import Final, Protocol
+
+from bridge.errors import BackendUnavailableError, ConfigError
+from bridge.identity import jose
+
+_LARGEST: Final = 1024 * 1024
+_CHUNK = 64 * 1024
+_ANSWER_SECONDS = 5.0
+
+
+class KeySource(Protocol):
+    """Something that holds a JWK Set."""
+
+    is_local: bool
+    """Whether `read` is quick, so that a request may wait for it."""
+
+    def changed(self) -> bool:
+        """Say whether there may be something else to read than the last time. Quick."""
+
+    def read(self) -> bytes:
+        """Return the document.
+
+        Raises:
+            ConfigError: What is there cannot be right.
+            BackendUnavailableError: Nothing is there now (a URL only).
+        """
+
+
+class FileSource:
+    """A file, also one of a mounted ConfigMap. See KeySource.
+
+    Not for several threads at once.
+    """
+
+    is_local = True
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._seen: tuple[int, int, int] | None = None
+
+    def changed(self) -> bool:
+        """See KeySource.changed: another time, size or inode."""
+        return self._stamp() != self._seen
+
+    def read(self) -> bytes:
+        """See KeySource.read."""
+        # Stamped before it is read: what is written meanwhile is a change again.
+        stamp = self._stamp()
+        try:
+            with self._path.open("rb") as file:
+                data = file.read(_LARGEST + 1)
+        except OSError as error:
+            raise ConfigError(f"cannot be read: {error.strerror}") from error
+        if len(data) > _LARGEST:
+            raise ConfigError(f"expected at most {_LARGEST} bytes")
+        self._seen = stamp
+        return data
+
+    def _stamp(self) -> tuple[int, int, int] | None:
+        try:
+            found = os.stat(self._path)  # noqa: PTH116 - on the path of a bad token
+        except OSError:
+            return None
+        return found.st_mtime_ns, found.st_size, found.st_ino
+
+
+class URLSource:
+    """A JWK Set behind a URL. See KeySource.
+
+    Args:
+        url: Of the key set or, for discovery, empty.
+        issuer: Where `<issuer>/.well-known/openid-configuration` says the URL.
+        ca_file: Trust anchors in PEM; the system's if there is none.
+        seconds: The longest time that one answer may take.
+
+    Raises:
+        ConfigError: `ca_file` cannot be used.
+    """
+
+    is_local = False
+
+    def __init__(
+        self,
+        url: str,
+        issuer: str,
+        ca_file: Path | None = None,
+        seconds: float = _ANSWER_SECONDS,
+    ) -> None:
+        self._url = url
+        self._issuer = issuer
+        self._seconds = seconds
+        self._opener = _opener(_tls(ca_file))
+
+    def changed(self) -> bool:
+        """See KeySource.changed: nobody knows before asking."""
+        return True
+
+    def read(self) -> bytes:
+        """See KeySource.read."""
+        return self._get(self._url or self._discovered())
+
+    def _discovered(self) -> str:
+        place = f"{self._issuer.rstrip('/')}/.well-known/openid-configuration"
+        try:
+            document = jose.json_object(self._get(place))
+        except ValueError as error:
+            raise ConfigError(f"{place}: expected JSON: {error}") from None
+        if document.get("issuer") != self._issuer:
+            raise ConfigError(
+                f"{place}: expected the issuer {self._issuer!r} "
+                f"(found {str(document.get('issuer'))[:200]!r})"
+            )
+        url = document.get("jwks_uri")
+        if not isinstance(url, str) or not url.startswith("https://"):
+            raise ConfigError(f"{place}: expected a jwks_uri that starts with https://")
+        return url
+
+    def _get(self, url: str) -> bytes:
+        ends = time.monotonic() + self._seconds
+        try:
+            with self._opener.open(url, timeout=self._seconds) as answer:
+                return _body(answer, ends)
+        except urllib.error.HTTPError as error:
+            with error:
+                raise _silent(url, f"HTTP status {error.code}") from None
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            reason = getattr(error, "reason", None) or error
+            raise _silent(url, str(reason) or type(error).__name__) from error
+
+
+def _body(answer: http.client.HTTPResponse, ends: float) -> bytes:
+    # The timeout of a socket is that of one read: a slow drip would never meet it.
+    chunks: list[bytes] = []
+    size = 0
+    while chunk := answer.read1(_CHUNK):
+        size += len(chunk)
+        if size > _LARGEST:
+            raise ValueError(f"the answer has more than {_LARGEST} bytes")
+        if time.monotonic() > ends:
+            raise TimeoutError("the answer takes too long")
+        chunks.append(chunk)
+    if answer.length:
+        raise http.client.IncompleteRead(b"", answer.length)
+    return b"".join(chunks)
+
+
+def _silent(url: str, reason: str) -> BackendUnavailableError:
+    return BackendUnavailableError(
+        "the keys of this cluster cannot be fetched",
+        rule="cluster.keys",
+        detail=f"{url}: {reason[:200]}",
+    )
+
+
+def _tls(ca_file: Path | None) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cafile=ca_file)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{ca_file}: not PEM certificates: {error}") from error
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    return context
+
+
+class _SameHost(urllib.request.HTTPRedirectHandler):
+    def redirect_request(
+        self,
+        req: urllib.request.Request,
+        fp: object,
+        code: int,
+        msg: str,
+        headers: object,
+        newurl: str,
+    ) -> urllib.request.Request | None:
+        old, new = (urllib.parse.urlsplit(url) for url in (req.full_url, newurl))
+        if (new.scheme, new.netloc) != (old.scheme, old.netloc):
+            return None  # urllib then raises the redirect as an HTTPError
+        return urllib.request.Request(newurl)  # noqa: S310 - the scheme is the old one
+
+
+def _opener(context: ssl.SSLContext) -> urllib.request.OpenerDirector:
+    # Not build_opener: it also opens file:, ftp: and plain http:.
+    opener = urllib.request.OpenerDirector()
+    for handler in (
+        urllib.request.ProxyHandler(),
+        urllib.request.HTTPSHandler(context=context),
+        urllib.request.HTTPDefaultErrorHandler(),
+        urllib.request.HTTPErrorProcessor(),
+        urllib.request.UnknownHandler(),
+        _SameHost(),
+    ):
+        opener.add_handler(handler)
+    return opener

@@ -1,0 +1,279 @@
+"""A Kubernetes service-account token, verified offline.
+
+A token is looked at in this order, and each step sees only what the one before let
+through: size, form, header, key, signature, and only then the claims.
+
+Source:
+    RFC 7515, section 5.2; RFC 7519, section 4.1; RFC 8725 (best current practices);
+    k8s.io/kubernetes, pkg/serviceaccount/claims.go.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
+from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
+
+from bridge.errors import AuthenticationError
+from bridge.identity import jose
+from bridge.identity.jwks import ALGORITHMS, VerificationKey
+
+LONGEST_TOKEN: Final = 16 * 1024
+_LONGEST_HEADER = 2 * 1024
+_LONGEST_SHOWN = 120
+LEEWAY_SECONDS: Final = 60
+"""How far `nbf` and `iat` may lie in the future. `exp` has no leeway."""
+_END_OF_TIME = 253_402_300_800  # the year 10000
+
+# A token that brings its own key, or asks for processing that is not done here.
+_REFUSED_HEADERS = frozenset({"crit", "jku", "jwk", "x5u", "x5c"})
+_HASHES: dict[str, hashes.HashAlgorithm] = {
+    "256": hashes.SHA256(),
+    "384": hashes.SHA384(),
+    "512": hashes.SHA512(),
+}
+_PADDING = padding.PKCS1v15()
+_ECDSA = {name: ec.ECDSA(algorithm) for name, algorithm in _HASHES.items()}
+
+_LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
+_PART = r"[a-z0-9](?:[a-z0-9-]*[a-z0-9])?"
+_SUBDOMAIN = rf"{_PART}(?:\.{_PART})*"
+_LONGEST_SUBDOMAIN = 253
+_SUBJECT = re.compile(rf"system:serviceaccount:({_LABEL}):({_SUBDOMAIN})")
+_LONGEST_SUBJECT = len("system:serviceaccount::") + 63 + _LONGEST_SUBDOMAIN
+_NAMESPACE = re.compile(_LABEL)
+_NAME = re.compile(_SUBDOMAIN)
+_UID = re.compile(r"[A-Za-z0-9-]{1,64}")
+
+KeyLookup = Callable[[str | None, datetime], VerificationKey]
+"""From key ID and time to the key; raises AuthenticationError if there is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceAccount:
+    """Who a good token speaks for."""
+
+    namespace: str
+    name: str
+    pod: str = ""
+    """`namespace/name/UID` of the pod that the token is bound to, where it says."""
+
+
+def shown(value: object) -> str:
+    """Show what stood in a header, for the log: escaped, and not endless."""
+    text = repr(value)
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
+
+
+def is_namespace(text: str) -> bool:
+    """Say whether `text` can be the name of a namespace (a DNS-1123 label)."""
+    return _NAMESPACE.fullmatch(text) is not None
+
+
+def is_object_name(text: str) -> bool:
+    """Say whether `text` can name a service account or pod (a DNS-1123 subdomain)."""
+    return len(text) <= _LONGEST_SUBDOMAIN and _NAME.fullmatch(text) is not None
+
+
+def verify(
+    token: str,
+    *,
+    issuer: str,
+    audiences: frozenset[str],
+    key_of: KeyLookup,
+    now: datetime,
+) -> ServiceAccount:
+    """Verify a token and return who it speaks for.
+
+    Args:
+        token: In JWS compact serialization, without a scheme.
+        issuer: What `iss` must be, letter for letter.
+        audiences: `aud` must name at least one of them.
+        key_of: Finds the issuer's key.
+        now: The time that `exp`, `nbf` and `iat` are held against.
+
+    Raises:
+        AuthenticationError: The token is not good. Neither message nor detail repeats
+            any part of it but the algorithm, the key ID and the issuer.
+        BackendUnavailableError: `key_of` cannot tell.
+    """
+    if len(token) > LONGEST_TOKEN:
+        raise _refused(f"a token has at most {LONGEST_TOKEN} bytes", "token.size")
+    parts = token.split(".")
+    if len(parts) != 3 or not token.isascii():  # noqa: PLR2004 - JWS compact form
+        raise _refused("a token has three parts, in ASCII", "token.format")
+    algorithm, kid = _header(parts[0])
+    key = key_of(kid, now)
+    if algorithm not in key.algorithms:
+        raise _refused(
+            "the token's algorithm is not that of the key",
+            "token.algorithm",
+            f"alg {algorithm}, kid {shown(kid)}",
+        )
+    signed = token[: len(parts[0]) + 1 + len(parts[1])]
+    if not _is_signed(key, algorithm, signed, _decoded(parts[2])):
+        raise _refused(
+            "the token's signature is wrong", "token.signature", f"kid {shown(kid)}"
+        )
+    claims = _object(parts[1])
+    _require_issuer(claims, issuer)
+    _require_audience(claims, audiences)
+    _require_in_time(claims, now.timestamp())
+    return _service_account(claims)
+
+
+def _refused(message: str, rule: str, detail: str = "") -> AuthenticationError:
+    return AuthenticationError(message, rule=rule, detail=detail)
+
+
+def _decoded(part: str) -> bytes:
+    try:
+        return jose.base64url(part)
+    except ValueError:
+        raise _refused(
+            "a token's parts are base64url without padding", "token.format"
+        ) from None
+
+
+def _object(part: str) -> dict[str, Any]:
+    data = _decoded(part)
+    try:
+        return jose.json_object(data)
+    except ValueError:
+        # Not chained: the parser's error quotes the text.
+        raise _refused(
+            "a token's header and payload are JSON objects without repeated names",
+            "token.json",
+        ) from None
+
+
+def _header(part: str) -> tuple[str, str | None]:
+    if len(part) > _LONGEST_HEADER:
+        raise _refused("the token's header is too long", "token.size")
+    header = _object(part)
+    if not _REFUSED_HEADERS.isdisjoint(header):
+        raise _refused(
+            f"a token must not have the headers {', '.join(sorted(_REFUSED_HEADERS))}",
+            "token.header",
+        )
+    algorithm, kid = header.get("alg"), header.get("kid")
+    if not isinstance(algorithm, str) or algorithm not in ALGORITHMS:
+        raise _refused(
+            f"a token is signed with one of {', '.join(sorted(ALGORITHMS))}",
+            "token.algorithm",
+            f"alg {shown(algorithm)}",
+        )
+    if "kid" in header and not isinstance(kid, str):
+        raise _refused("a token's key ID is text", "token.key")
+    return algorithm, kid
+
+
+def _is_signed(key: VerificationKey, algorithm: str, text: str, mark: bytes) -> bool:
+    public_key, data, size = key.public_key, text.encode("ascii"), algorithm[2:]
+    try:
+        if isinstance(public_key, rsa.RSAPublicKey):
+            public_key.verify(mark, data, _PADDING, _HASHES[size])
+            return True
+        half = (public_key.key_size + 7) // 8
+        if len(mark) != 2 * half:
+            return False
+        r, s = int.from_bytes(mark[:half]), int.from_bytes(mark[half:])
+        public_key.verify(encode_dss_signature(r, s), data, _ECDSA[size])
+    except InvalidSignature:
+        return False
+    return True
+
+
+def _require_issuer(claims: dict[str, Any], issuer: str) -> None:
+    found = claims.get("iss")
+    if not isinstance(found, str) or found != issuer:
+        raise _refused(
+            "the token is of another issuer", "token.issuer", f"iss {shown(found)}"
+        )
+
+
+def _require_audience(claims: dict[str, Any], audiences: frozenset[str]) -> None:
+    found = claims.get("aud")
+    named = [found] if isinstance(found, str) else found
+    if not isinstance(named, list) or not all(isinstance(one, str) for one in named):
+        raise _refused("a token names its audiences", "token.audience")
+    if audiences.isdisjoint(named):
+        raise _refused("the token is for another audience", "token.audience")
+
+
+def _require_in_time(claims: dict[str, Any], now: float) -> None:
+    expires = _time(claims, "exp")
+    if expires is None:
+        raise _refused("a token says when it expires", "token.expiry")
+    if expires <= now:
+        raise _refused("the token has expired", "token.expired")
+    for name in ("nbf", "iat"):
+        starts = _time(claims, name)
+        if starts is not None and starts > now + LEEWAY_SECONDS:
+            raise _refused("the token is not valid yet", "token.not-yet-valid")
+
+
+def _time(claims: dict[str, Any], name: str) -> float | None:
+    if name not in claims:
+        return None
+    value = claims[name]
+    # A bool is an int, and 1e999 is a float: neither is a time.
+    if type(value) not in (int, float) or not 0 <= value < _END_OF_TIME:
+        raise _refused("the token's times are not seconds since 1970", "token.time")
+    return float(value)
+
+
+def _service_account(claims: dict[str, Any]) -> ServiceAccount:
+    subject = claims.get("sub")
+    match = (
+        _SUBJECT.fullmatch(subject)
+        if isinstance(subject, str) and len(subject) <= _LONGEST_SUBJECT
+        else None
+    )
+    if match is None or len(match[2]) > _LONGEST_SUBDOMAIN:
+        raise _refused("the token's subject is no service account", "token.subject")
+    namespace, name = match.groups()
+    if "kubernetes.io" not in claims:
+        return ServiceAccount(namespace, name)
+    return ServiceAccount(
+        namespace, name, _bound_pod(claims["kubernetes.io"], namespace, name)
+    )
+
+
+def _bound_pod(bound: object, namespace: str, name: str) -> str:
+    # The API server writes subject and claim from one object. Where they differ,
+    # somebody else wrote the token.
+    account = bound.get("serviceaccount") if isinstance(bound, dict) else None
+    if (
+        not isinstance(bound, dict)
+        or not isinstance(account, dict)
+        or bound.get("namespace") != namespace
+        or account.get("name") != name
+    ):
+        raise _refused(
+            "the token's claims do not agree with its subject", "token.claims"
+        )
+    if "node" in bound:
+        _named(bound["node"])
+    if "pod" not in bound:
+        return ""
+    pod, uid = _named(bound["pod"])
+    return f"{namespace}/{pod}/{uid}"
+
+
+def _named(value: object) -> tuple[str, str]:
+    if isinstance(value, dict):
+        name, uid = value.get("name"), value.get("uid")
+        if (
+            isinstance(name, str)
+            and is_object_name(name)
+            and isinstance(uid, str)
+            and _UID.fullmatch(uid)
+        ):
+            return name, uid
+    raise _refused("the token is bound to something without a name", "token.claims")
