@@ -197,8 +197,10 @@ class Issuance:
     def _record(self, trace: _Trace, error: BaseException) -> None:
         if isinstance(error, OverloadedError) or trace.attempted:
             return  # shed calls are only counted; an attempt has an outcome of its own
-        known = isinstance(error, BridgeError)
         caller = trace.caller
+        status, rule = "INTERNAL", "internal"
+        if isinstance(error, BridgeError):
+            status, rule = self._status_name(error), error.rule
         ended = Ended(
             kind=(
                 Outcome.REFUSED if isinstance(error, CallerError) else Outcome.FAILED
@@ -209,8 +211,8 @@ class Issuance:
             front=trace.front,
             cluster=caller.cluster if caller else "",
             caller=str(caller.spiffe_id) if caller else "",
-            status=self._status_name(error) if known else "INTERNAL",
-            rule=error.rule if known else "internal",
+            status=status,
+            rule=rule,
             detail=describe(error),
         )
         try:

@@ -183,19 +183,21 @@ class _Attempt:
     def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
         if error is None:
             return
-        signing, known = self._signing, isinstance(error, BridgeError)
+        signing = self._signing
+        status, rule = "INTERNAL", "internal"
+        if isinstance(error, BridgeError):
+            status, rule = signing._status_name(error), error.rule  # noqa: SLF001 - see above
         if isinstance(error, MisissuedError):
             signing._stop(self._intent.issuing_ca, error)  # noqa: SLF001 - see above
+        digest = hashlib.sha256(self.certificate).hexdigest()
         signing._ledger.end(  # noqa: SLF001 - see above
             _ended(
                 self._intent,
                 kind=_kind(error),
                 serial=self._intent.serial,
-                certificate_sha256=hashlib.sha256(self.certificate).hexdigest()
-                if self.certificate
-                else "",
-                status=signing._status_name(error) if known else "INTERNAL",  # type: ignore[arg-type] # noqa: SLF001
-                rule=error.rule if isinstance(error, BridgeError) else "internal",
+                certificate_sha256=digest if self.certificate else "",
+                status=status,
+                rule=rule,
                 detail=describe(error),
             )
         )

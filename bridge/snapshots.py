@@ -80,11 +80,15 @@ class Snapshots:
         """Return what is wrong, by issuing CA; empty when nothing is."""
         return {**self._unproven, **self._refused}
 
-    def close(self) -> None:
-        """End the thread and close every issuing CA."""
+    def stop(self) -> None:
+        """End the thread: nothing is proven or swapped any more. May be repeated."""
         if self._thread.is_alive():
             self._changes.put(_STOP)
             self._thread.join()
+
+    def close(self) -> None:
+        """End the thread and close every issuing CA."""
+        self.stop()
         for timer, ca in self._old:
             timer.cancel()
             ca.close()

@@ -2,9 +2,8 @@
 
 import sys
 from importlib import import_module
-from typing import Annotated
+from typing import Annotated, Any
 
-import click
 import typer
 from typer.core import TyperGroup
 from typer.main import get_command, get_group
@@ -21,15 +20,15 @@ _GROUPS = frozenset({"hierarchy", "ledger"})
 class _Commands(TyperGroup):
     # Imports only the command that was asked for: `serve` has to be ready within a
     # second and a half.
-    def list_commands(self, ctx: click.Context) -> list[str]:
+    def list_commands(self, ctx: Any) -> list[str]:
         return list(_COMMANDS)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
         if cmd_name not in _COMMANDS:
             return None
         module = import_module(f"bridge.cli.{cmd_name}")
         make = get_group if cmd_name in _GROUPS else get_command
-        command: click.Command = make(module.app)
+        command = make(module.app)
         command.name = cmd_name
         return command
 

@@ -16,6 +16,15 @@ OutputOption = Annotated[
 ]
 
 
+_WIDE = 240
+
+
+def results() -> Console:
+    """Return where results go: stdout; in a pipe plain, and never cut to a width."""
+    plain = not Console().is_terminal
+    return Console(soft_wrap=True, highlight=False, width=_WIDE if plain else None)
+
+
 def complain(text: str, *, style: str = "red") -> None:
     """Print `text` to stderr as it is: no markup, no wrapping."""
     Console(stderr=True).print(

@@ -4,10 +4,9 @@ import json
 from dataclasses import asdict
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from bridge.cli.console import OutputOption
+from bridge.cli.console import OutputOption, results
 from bridge.registry import installed
 
 app = typer.Typer()
@@ -23,4 +22,4 @@ def plugins(*, output: OutputOption = "text") -> None:
     table = Table("name", "module", "distribution", "version", box=None)
     for plugin in found:
         table.add_row(plugin.name, plugin.module, plugin.distribution, plugin.version)
-    Console(soft_wrap=True).print(table)
+    results().print(table)

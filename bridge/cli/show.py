@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from cryptography import x509
-from rich.console import Console
 from rich.markup import escape
 from rich.tree import Tree
+
+from bridge.cli.console import results
 
 _SAN = x509.SubjectAlternativeName
 
@@ -17,7 +18,7 @@ def print_chain(certificates: Sequence[x509.Certificate]) -> None:
     Args:
         certificates: Leaf first, trust anchor last.
     """
-    Console(soft_wrap=True, highlight=False).print(chain_tree(certificates))
+    results().print(chain_tree(certificates))
 
 
 def chain_tree(certificates: Sequence[x509.Certificate]) -> Tree:

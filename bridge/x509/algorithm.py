@@ -20,7 +20,7 @@ class SignatureAlgorithm:
 
     name: str
     """`rsa-sha256` (PKCS#1 v1.5), `ecdsa-sha256` or `ecdsa-sha384`."""
-    hash: hashes.HashAlgorithm
+    hash: hashes.SHA256 | hashes.SHA384
     der: bytes
     """The AlgorithmIdentifier, as it stands in a certificate (RFC 4055, 5758)."""
 

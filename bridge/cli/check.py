@@ -1,0 +1,175 @@
+"""`meshca check`: would this configuration serve, and what would it let through?"""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+
+import typer
+from cryptography import x509
+from rich.table import Table
+
+from bridge.assembly import Assembly
+from bridge.cli.console import ConfigOption, OutputOption, results, warn
+from bridge.clock import system_clock
+from bridge.config import BridgeConfig, read
+from bridge.errors import BridgeError
+from bridge.hierarchy.exposure import exposure_of
+from bridge.hierarchy.replica import openssl_accepts, replicate
+from bridge.snapshot import Issuer, Snapshot
+
+app = typer.Typer()
+_CHECK_SECONDS = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at."""
+
+    part: str
+    what: str
+    result: str
+    """`ok`, `note` or `FAILED`."""
+    detail: str = ""
+
+
+@app.command()
+def check(*, config: ConfigOption, output: OutputOption = "text") -> None:
+    """Load the configuration, open every backend and prove what names may pass.
+
+    Signs nothing with a real key: names are proven on a throwaway chain of the same
+    shape. Exits with 1 if anything is wrong.
+    """
+    found = read(config)
+    assembly = Assembly(config=found, clock=system_clock, warn=warn)
+    with ExitStack() as stack:
+        snapshot = assembly.snapshot()
+        stack.callback(snapshot.clusters.close)
+        for issuer in snapshot.issuers.values():
+            stack.callback(issuer.ca.close)
+        findings = [*_findings(found, snapshot)]
+    if output == "json":
+        typer.echo(json.dumps([asdict(finding) for finding in findings]))
+    else:
+        _print(findings)
+    if any(finding.result == "FAILED" for finding in findings):
+        raise typer.Exit(1)
+
+
+def _findings(config: BridgeConfig, snapshot: Snapshot) -> Iterator[Finding]:
+    yield Finding("configuration", "file", "ok", "every key known and consistent")
+    for issuer in snapshot.issuers.values():
+        yield from _tiers(issuer)
+        yield _backend(issuer)
+        yield from _names(config, snapshot, issuer)
+        yield from _exposure(issuer)
+    for cluster in config.clusters:
+        domain = snapshot.clusters.trust_domain_of(cluster.name)
+        yield Finding("cluster", cluster.name, "ok", f"trust domain {domain}")
+    for problem in snapshot.clusters.problems():
+        yield Finding("cluster", "token keys", "note", problem)
+    yield _ledger(config)
+
+
+def _tiers(issuer: Issuer) -> Iterator[Finding]:
+    for tier, certificate in issuer.chain.tiers():
+        left = certificate.not_valid_after_utc - system_clock()
+        yield Finding(
+            issuer.name,
+            tier,
+            "ok",
+            f"{certificate.subject.rfc4514_string()}, {left.days} days left",
+        )
+
+
+def _backend(issuer: Issuer) -> Finding:
+    try:
+        issuer.ca.check(timeout=_CHECK_SECONDS)
+    except BridgeError as error:
+        return Finding(issuer.name, "backend", "FAILED", f"{error} {error.detail}")
+    return Finding(issuer.name, "backend", "ok", issuer.description.assurance)
+
+
+def _names(
+    config: BridgeConfig, snapshot: Snapshot, issuer: Issuer
+) -> Iterator[Finding]:
+    replica = replicate(issuer.chain)
+    for name, is_wanted in _examples(config, snapshot):
+        try:
+            issuer.chain.constraints.require_permitted([name])
+            permitted, why = True, ""
+        except BridgeError as error:
+            permitted, why = False, f"{error}: {error.detail}"
+        second = openssl_accepts(replica, replica.leaf([name], system_clock()))
+        yield _verdict(issuer, name, is_wanted, (permitted, second), why)
+
+
+def _examples(
+    config: BridgeConfig, snapshot: Snapshot
+) -> Iterator[tuple[x509.GeneralName, bool]]:
+    # A name, and whether the configuration wants certificates for it.
+    for domain in snapshot.clusters.trust_domains:
+        yield x509.UniformResourceIdentifier(f"spiffe://{domain}/ns/a/sa/b"), True
+    for host in config.fronts.istio.tls.dns_names:
+        yield x509.DNSName(host), True
+    foreign = "spiffe://meshca-check.invalid/ns/a/sa/b"
+    yield x509.UniformResourceIdentifier(foreign), False
+    yield x509.DNSName("meshca-check.invalid"), False
+
+
+def _verdict(
+    issuer: Issuer,
+    name: x509.GeneralName,
+    is_wanted: bool,  # noqa: FBT001 - a column of a table
+    opinions: tuple[bool, bool | None],
+    why: str,
+) -> Finding:
+    permitted, second = opinions
+    kind = "URI" if isinstance(name, x509.UniformResourceIdentifier) else "DNS"
+    what = f"{kind} {name.value}"
+    told = {True: "permits it", False: "refuses it", None: "is not installed"}[second]
+    if permitted and second is False:
+        detail = "the chain permits it here, and openssl verify refuses it"
+        return Finding(issuer.name, what, "FAILED", detail)
+    if is_wanted and not permitted:
+        return Finding(issuer.name, what, "FAILED", f"no certificate for it: {why}")
+    if is_wanted:
+        return Finding(issuer.name, what, "ok", f"permitted; openssl verify {told}")
+    if permitted:
+        detail = "only the bridge's configuration refuses it: the chain does not"
+        return Finding(issuer.name, what, "note", detail)
+    return Finding(issuer.name, what, "ok", f"refused; openssl verify {told}")
+
+
+def _exposure(issuer: Issuer) -> Iterator[Finding]:
+    certificates = [certificate for _, certificate in issuer.chain.tiers()]
+    for exposure in exposure_of(certificates):
+        yield Finding(
+            issuer.name,
+            f"a thief of the key, {exposure.data_plane}",
+            "note",
+            exposure.accepts,
+        )
+
+
+def _ledger(config: BridgeConfig) -> Finding:
+    journal = config.resolve(config.ledger.journal)
+    existing = next(path for path in (journal, *journal.parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        return Finding("ledger", str(journal), "FAILED", f"cannot write in {existing}")
+    return Finding("ledger", str(journal), "ok", "the journal can be written")
+
+
+def _print(findings: list[Finding]) -> None:
+    colours = {"ok": "green", "note": "yellow", "FAILED": "bold red"}
+    table = Table("part", "what", "", "detail", box=None, pad_edge=False)
+    for finding in findings:
+        colour = colours[finding.result]
+        table.add_row(
+            finding.part,
+            finding.what,
+            f"[{colour}]{finding.result}[/]",
+            finding.detail,
+        )
+    results().print(table)

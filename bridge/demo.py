@@ -1,0 +1,146 @@
+"""What the demo needs around the bridge: a hierarchy, a cluster's tokens, a file.
+
+Everything is throwaway and lies in one folder: keys, configuration, ledger.
+"""
+
+import json
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import jwt
+import yaml
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from bridge.clock import Clock
+from bridge.hierarchy.files import write
+from bridge.hierarchy.throwaway import Hierarchy, ThrowawaySpec, make
+from bridge.spiffe import TrustDomain
+
+TRUST_DOMAIN = "corp.example"
+FOREIGN_TRUST_DOMAIN = "partner.example"
+"""The configuration allows it to a cluster; the chain's constraints do not."""
+FOREIGN_CLUSTER = "partner"
+SERVER_NAME = "meshca.istio-system.svc"
+_AUDIENCE = "istio-ca"
+_KEY_ID = "demo"
+_TOKEN_LIFE = timedelta(hours=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """Stands in for the API server: signs service-account tokens in its format."""
+
+    name: str
+    issuer: str
+    key: ec.EllipticCurvePrivateKey
+
+    def jwks(self) -> str:
+        """Return the public key as a JSON Web Key Set."""
+        algorithm = jwt.algorithms.ECAlgorithm
+        found = algorithm.to_jwk(self.key.public_key(), as_dict=True)
+        return json.dumps({"keys": [{**found, "kid": _KEY_ID, "alg": "ES256"}]})
+
+    def token(self, namespace: str, service_account: str, now: datetime) -> str:
+        """Sign a token as a pod of `service_account` would find it mounted."""
+        claims = {
+            "iss": self.issuer,
+            "sub": f"system:serviceaccount:{namespace}:{service_account}",
+            "aud": [_AUDIENCE],
+            "iat": int(now.timestamp()),
+            "nbf": int(now.timestamp()),
+            "exp": int((now + _TOKEN_LIFE).timestamp()),
+            "kubernetes.io": {
+                "namespace": namespace,
+                "serviceaccount": {"name": service_account, "uid": "demo"},
+                "pod": {"name": f"{service_account}-0", "uid": "demo"},
+            },
+        }
+        return jwt.encode(claims, self.key, "ES256", headers={"kid": _KEY_ID})
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """A folder that holds everything, and the two clusters that ask."""
+
+    folder: Path
+    hierarchy: Hierarchy
+    home: Cluster
+    foreign: Cluster
+
+    @property
+    def configuration(self) -> Path:
+        """The file for `meshca serve -c`, `check -c`, `ledger verify -c`."""
+        return self.folder / "bridge.yaml"
+
+    @property
+    def roots(self) -> Path:
+        """The trust anchors."""
+        return self.folder / "hierarchy" / "roots.pem"
+
+
+def prepare(folder: Path, clock: Clock) -> Scenario:
+    """Make hierarchy, token keys and configuration in `folder`, which must be new."""
+    hierarchy = make(
+        ThrowawaySpec(trust_domains=(TrustDomain(TRUST_DOMAIN),)), clock=clock
+    )
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    write(hierarchy, folder / "hierarchy")
+    home, foreign = (
+        Cluster(
+            name, f"https://{name}.example", ec.generate_private_key(ec.SECP256R1())
+        )
+        for name in ("Kubernetes", FOREIGN_CLUSTER)
+    )
+    for cluster in (home, foreign):
+        (folder / f"{cluster.name}.jwks.json").write_text(cluster.jwks(), "utf-8")
+    scenario = Scenario(folder, hierarchy, home, foreign)
+    text = yaml.safe_dump(_configuration(home, foreign), sort_keys=False)
+    scenario.configuration.write_text(text, "utf-8")
+    return scenario
+
+
+def _configuration(home: Cluster, foreign: Cluster) -> dict[str, object]:
+    return {
+        "trust_domain": TRUST_DOMAIN,
+        "fronts": {
+            "istio": {
+                "listen": "127.0.0.1:0",
+                "mtls_listen": "127.0.0.1:0",
+                "audiences": [_AUDIENCE],
+                "tls": {"dns_names": [SERVER_NAME, "localhost"]},
+            }
+        },
+        "clusters": [
+            {"name": home.name, "tokens": _tokens(home)},
+            {
+                "name": foreign.name,
+                "trust_domain": FOREIGN_TRUST_DOMAIN,
+                "namespaces": ["*"],
+                "tokens": _tokens(foreign),
+            },
+        ],
+        "issuing_cas": {
+            "demo": {
+                "plugin": "file",
+                "chain": "hierarchy/chain.pem",
+                "options": {"key": "hierarchy/issuing.key"},
+            }
+        },
+        "trust_anchors": "hierarchy/roots.pem",
+        "issuance": {"issuing_cas": ["demo"]},
+        "ledger": {
+            "journal": "journal",
+            "archive": "sqlite:///archive.db",
+            "heads": {"sink": "heads.jsonl"},
+        },
+        "admin": {"listen": "127.0.0.1:0"},
+    }
+
+
+def _tokens(cluster: Cluster) -> dict[str, object]:
+    return {
+        "verify": "jwks",
+        "file": f"{cluster.name}.jwks.json",
+        "issuer": cluster.issuer,
+    }

@@ -1,0 +1,136 @@
+"""A throwaway chain of the same shape: what would the real one let through?
+
+Negative proofs are never made with the real key. The copy has the same names, the same
+validity and the same extensions in every tier, and keys that were made for this proof.
+"""
+
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from secrets import randbits
+from shutil import which
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from bridge.sdk import algorithm_of
+from bridge.x509.algorithm import issuer_key
+from bridge.x509.der import splice
+from bridge.x509.path import ValidatedChain
+from bridge.x509.profile import LeafProfile
+
+CAKey = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey
+_REPLACED = (
+    x509.SubjectKeyIdentifier.oid,
+    x509.AuthorityKeyIdentifier.oid,
+)
+_LEAF_LIFE = timedelta(minutes=5)
+_OPENSSL_SECONDS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """A copy of a chain with new keys. Its issuing key may sign anything."""
+
+    certificates: tuple[x509.Certificate, ...]
+    """Issuing CA first, trust anchor last."""
+    issuing_key: CAKey
+
+    def leaf(self, names: Sequence[x509.GeneralName], now: datetime) -> bytes:
+        """Issue a leaf for `names`, whatever the constraints say; in DER."""
+        profile = LeafProfile(self.certificates[0])
+        start = now.replace(microsecond=0)
+        key = ec.generate_private_key(ec.SECP256R1()).public_key()
+        tbs = profile.tbs(
+            key, names, randbits(126) | 1, start - _LEAF_LIFE, start + _LEAF_LIFE
+        )
+        return splice(tbs, profile.algorithm.der, _sign(self.issuing_key, tbs))
+
+
+def replicate(chain: ValidatedChain) -> Replica:
+    """Copy `chain`, from the trust anchor down, with new keys of the same kind."""
+    above: tuple[x509.Certificate, CAKey] | None = None
+    copies: list[x509.Certificate] = []
+    for _, original in reversed(chain.tiers()):
+        key = _like(original)
+        copy = _copy(original, key, above)
+        copies.insert(0, copy)
+        above = (copy, key)
+    if above is None:
+        raise ValueError("a chain has at least one tier")
+    return Replica(tuple(copies), above[1])
+
+
+def openssl_accepts(replica: Replica, leaf: bytes) -> bool | None:
+    """Ask `openssl verify` for its opinion; None where there is no `openssl`."""
+    program = which("openssl")
+    if program is None:
+        return None
+    *below, anchor = replica.certificates
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [Path(folder) / name for name in ("anchor", "between", "leaf")]
+        contents = (
+            anchor.public_bytes(Encoding.PEM),
+            b"".join(item.public_bytes(Encoding.PEM) for item in below),
+            x509.load_der_x509_certificate(leaf).public_bytes(Encoding.PEM),
+        )
+        for path, data in zip(paths, contents, strict=True):
+            path.write_bytes(data)
+        command = [program, "verify", "-partial_chain", "-CAfile", str(paths[0])]
+        if below:
+            command += ["-untrusted", str(paths[1])]
+        done = subprocess.run(  # noqa: S603 - our own arguments, no shell
+            [*command, str(paths[2])],
+            capture_output=True,
+            check=False,
+            timeout=_OPENSSL_SECONDS,
+        )
+    return done.returncode == 0
+
+
+def _copy(
+    original: x509.Certificate,
+    key: CAKey,
+    above: tuple[x509.Certificate, CAKey] | None,
+) -> x509.Certificate:
+    signer = above[1] if above else key
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(original.subject)
+        .issuer_name(original.issuer if above else original.subject)
+        .public_key(key.public_key())
+        .serial_number(randbits(126) | 1)
+        .not_valid_before(original.not_valid_before_utc)
+        .not_valid_after(original.not_valid_after_utc)
+        .add_extension(
+            x509.SubjectKeyIdentifier.from_public_key(key.public_key()),
+            critical=False,
+        )
+        .add_extension(
+            x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()),
+            critical=False,
+        )
+    )
+    for extension in original.extensions:
+        if extension.oid not in _REPLACED:
+            builder = builder.add_extension(extension.value, extension.critical)
+    return builder.sign(signer, algorithm_of(signer.public_key()).hash)
+
+
+def _like(original: x509.Certificate) -> CAKey:
+    key = issuer_key(original)
+    if isinstance(key, ec.EllipticCurvePublicKey):
+        return ec.generate_private_key(key.curve)
+    # The size of an RSA key changes nothing about names; 2048 bits are made quickly.
+    return rsa.generate_private_key(65537, 2048)
+
+
+def _sign(key: CAKey, data: bytes) -> bytes:
+    hash_algorithm = algorithm_of(key.public_key()).hash
+    if isinstance(key, rsa.RSAPrivateKey):
+        return key.sign(data, padding.PKCS1v15(), hash_algorithm)
+    return key.sign(data, ec.ECDSA(hash_algorithm))

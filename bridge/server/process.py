@@ -1,0 +1,180 @@
+"""One process of the bridge, from a configuration to listeners and back."""
+
+import gc
+import logging
+import resource
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+
+from bridge import __version__
+from bridge.assembly import Assembly
+from bridge.clock import Clock, system_clock
+from bridge.config import BridgeConfig
+from bridge.issuance import Issuance
+from bridge.ledger.ledger import Ledger
+from bridge.metrics import Metrics
+from bridge.own import OwnCertificates
+from bridge.server.app import Server
+from bridge.server.status import status_name
+from bridge.signing import Signing
+from bridge.snapshot import Issuer, Snapshot
+from bridge.snapshots import Snapshots
+
+_log = logging.getLogger(__name__)
+_WRITER = "bridge"
+_PROBE_SECONDS = 10.0
+
+
+def harden() -> None:
+    """Let this process leave no core dump: it holds keys."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+class Process:
+    """Everything that serves, put together; the composition root.
+
+    Args:
+        config: What to serve.
+        clock: The time that everything is reckoned from.
+        warn: Tells the operator something that is legal and unwise.
+    """
+
+    def __init__(
+        self,
+        config: BridgeConfig,
+        *,
+        warn: Callable[[str], None] = _log.warning,
+        clock: Clock = system_clock,
+    ) -> None:
+        self._config = config
+        self._assembly = Assembly(config=config, clock=clock, warn=warn)
+        self._clock = clock
+        self._parts = ExitStack()
+        self._server: Server | None = None
+
+    @property
+    def server(self) -> Server:
+        """The server, once started.
+
+        Raises:
+            RuntimeError: It is not.
+        """
+        if self._server is None:
+            raise RuntimeError("the process is not started")
+        return self._server
+
+    def start(self) -> None:
+        """Build, prove and listen. Returns once the listeners are up, or will be.
+
+        Raises:
+            ConfigError: The configuration, or a file that it names, cannot be used; the
+                message lists all that is wrong. Nothing is left running.
+            LedgerError: The ledger cannot be opened.
+        """
+        with ExitStack() as parts:
+            self._start(parts)
+            self._parts = parts.pop_all()
+        # What was made at load lives as long as the process: no collection need look.
+        gc.collect()
+        gc.freeze()
+
+    def stop(self) -> None:
+        """Finish what is under way, and close everything. May be repeated."""
+        self._parts.close()
+        _log.info("stopped in order")
+
+    def _start(self, parts: ExitStack) -> None:
+        config, clock = self._config, self._clock
+        metrics = Metrics(__version__, clock)
+        first = self._assembly.snapshot()
+        snapshots = Snapshots(
+            self._assembly,
+            first,
+            metrics,
+            linger_seconds=config.limits.deadline.total_seconds() + 1,
+        )
+        parts.callback(snapshots.close)
+        ledger = Ledger.open(
+            config.ledger,
+            config.resolve,
+            writer=_WRITER,
+            version=__version__,
+            clock=clock,
+            observe_commit=_observer(metrics),
+        )
+        parts.callback(ledger.close)
+        parts.callback(snapshots.stop)
+        metrics.watch_archive(lambda: ledger.lag()[0], lambda: ledger.lag()[1])
+        signing = Signing(ledger, metrics, status_name)
+        own = OwnCertificates(snapshots.current, signing, clock)
+        issuance = Issuance(
+            snapshot=snapshots.current,
+            ledger=ledger,
+            signing=signing,
+            metrics=metrics,
+            clock=clock,
+            status_name=status_name,
+        )
+
+        def probe(issuer: Issuer, snapshot: Snapshot) -> None:
+            own.probe(issuer, snapshot, timeout=_PROBE_SECONDS)
+
+        snapshots.start(probe)
+        first.clusters.start()
+        self._server = Server(
+            config,
+            issuance,
+            issue_serving=own.issue_serving,
+            anchors_pem=lambda: snapshots.current().anchors_pem.encode("ascii"),
+            metrics=metrics,
+            clock=clock,
+            problems=lambda: _problems(snapshots, ledger),
+            warnings=lambda: _warnings(snapshots),
+        )
+        drain_seconds = config.limits.drain.total_seconds()
+        parts.callback(self._server.drain, drain_seconds)
+        self._server.start()
+        for what, address in self.addresses().items():
+            _log.info("%s on %s", what, address)
+
+    def addresses(self) -> Mapping[str, str]:
+        """Return what listens where, `host:port`; only what is up."""
+        found = {
+            "Istio front": self.server.istio_address,
+            "Istio front with client certificates": self.server.mtls_address,
+            "health and metrics": self.server.admin_address,
+        }
+        return {what: address for what, address in found.items() if address}
+
+
+def _observer(metrics: Metrics) -> Callable[[float, int], None]:
+    seconds, rows = metrics.journal_commit_seconds, metrics.journal_batch_rows
+
+    def observe(took: float, count: int) -> None:
+        seconds.observe(took)
+        rows.observe(count)
+
+    return observe
+
+
+def _problems(snapshots: Snapshots, ledger: Ledger) -> dict[str, str]:
+    found: dict[str, str] = {}
+    if (shut := ledger.problem()) is not None:
+        found["ledger"] = shut
+    if not snapshots.ready():
+        found["issuing CAs"] = _sentence(snapshots.problems())
+    return found
+
+
+def _warnings(snapshots: Snapshots) -> dict[str, str]:
+    # One issuing CA that signs is enough to serve; what ails another is still told.
+    found: dict[str, str] = {}
+    if snapshots.ready() and snapshots.problems():
+        found["issuing CAs"] = _sentence(snapshots.problems())
+    if stale := snapshots.current().clusters.problems():
+        found["token keys"] = "; ".join(stale)
+    return found
+
+
+def _sentence(problems: Mapping[str, str]) -> str:
+    return "; ".join(f"{name} {text}" for name, text in problems.items())
