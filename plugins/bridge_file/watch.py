@@ -60,11 +60,9 @@ class Watch:
     def _run(self) -> None:
         seen: Stamp | None = None
         for _ in self._wakes():
-            stamp = stamp_of(self._paths)
-            if stamp == seen:
+            if seen is not None and stamp_of(self._paths) == seen:
                 continue
-            seen = stamp
-            digest = self._settled_digest()
+            seen, digest = self._settled()
             if digest != self._digest and not self._stop.is_set():
                 self._digest = digest
                 self._changed()
@@ -81,34 +79,39 @@ class Watch:
         from watchfiles import watch  # noqa: PLC0415 - 40 ms of the start of a process
 
         folders = sorted({path.parent for path in self._paths})
-        events = watch(
-            *folders,
-            # Events of other files wake us too: were they filtered out, a busy
-            # neighbour would keep the look at the stamps from ever being due.
-            watch_filter=None,
-            step=_STEP_MILLISECONDS,
-            debounce=_STEP_MILLISECONDS,
-            rust_timeout=int(self._poll_seconds * 1000),
-            yield_on_timeout=True,
-            stop_event=self._stop,
-            raise_interrupt=False,
-            recursive=False,
-            ignore_permission_denied=True,
-        )
         try:
-            for _ in events:
+            for _ in watch(
+                *folders,
+                # Events of other files wake us too: were they filtered out, a busy
+                # neighbour would keep the look at the stamps from ever being due.
+                watch_filter=None,
+                step=_STEP_MILLISECONDS,
+                debounce=_STEP_MILLISECONDS,
+                rust_timeout=int(self._poll_seconds * 1000),
+                yield_on_timeout=True,
+                stop_event=self._stop,
+                raise_interrupt=False,
+                recursive=False,
+                ignore_permission_denied=True,
+            ):
                 yield
         except (OSError, RuntimeError):
             # No inotify instance is left, or a folder is gone: looking still works.
             return
 
-    def _settled_digest(self) -> str:
-        # Files that are written one after the other are told once, not once each.
-        digest = digest_of(self._paths)
+    def _settled(self) -> tuple[Stamp | None, str]:
+        # Files that are written one after the other are told once, not once each. A
+        # stamp is believed only if it was the same before and after the reading, and
+        # again a moment later: else a swap back could hide behind it. Without a stamp,
+        # the next wake reads again.
+        before: tuple[Stamp, str] | None = None
+        digest = self._digest
         for _ in range(_SETTLE_ROUNDS):
+            stamp, digest = stamp_of(self._paths), digest_of(self._paths)
+            now = (stamp, digest) if stamp_of(self._paths) == stamp else None
+            if now is not None and now == before:
+                return now
+            before = now
             if self._stop.wait(_SETTLE_SECONDS):
                 break
-            before, digest = digest, digest_of(self._paths)
-            if before == digest:
-                break
-        return digest
+        return None, digest

@@ -1,0 +1,426 @@
+"""What the files may hold: each bad file by its sentence, each habit taken."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+)
+
+from bridge.errors import ConfigError
+from bridge_file import material
+from bridge_file.options import FileSet
+from tests.support.file_shapes import KEY_FILES, SHAPES, open_shape, write_shape
+from tests.support.pki import (
+    Authority,
+    bundle,
+    key_pem,
+    new_chain,
+    new_key,
+    new_root,
+    write_private,
+)
+
+SECRET = b"correct horse battery"
+WITH_PASSPHRASE = {"passphrase_file": "passphrase"}
+Spoil = Callable[[Path, Authority], object]
+
+
+@pytest.fixture(autouse=True)
+def _no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(material, "_PAUSE_SECONDS", 0.0)
+
+
+@pytest.fixture(scope="module")
+def ca() -> Authority:
+    return new_chain()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_each_shape_gives_the_same_issuing_ca(
+    tmp_path: Path, shape: str, ca: Authority
+) -> None:
+    write_shape(tmp_path, shape, ca)
+    warnings: list[str] = []
+    opened = open_shape(tmp_path, shape, warn=warnings.append)
+    found = opened.describe()
+    assert (found.certificate, *found.intermediates) == ca.chain
+    assert found.assurance == "file"
+    assert found.labels == {"path": str(tmp_path / KEY_FILES[shape])}
+    assert len(warnings) == 1
+    assert "for development" in warnings[0]
+    opened.close()
+
+
+def write_key(data: bytes, mode: int = 0o600) -> Spoil:
+    return lambda folder, _: write_private(folder / "key.pem", data, mode)
+
+
+def ed25519_pem() -> bytes:
+    key = ed25519.Ed25519PrivateKey.generate()
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+
+
+def rsa_pem(exponent: int, bits: int) -> bytes:
+    return key_pem(rsa.generate_private_key(exponent, bits))
+
+
+CUT_KEY = b"-----BEGIN PRIVATE KEY-----\nMIGH\n-----END PRIVATE KEY-----\n"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "complaint"),
+    [
+        (write_key(b""), r"key\.pem: expected one private key in PEM .*, found 0"),
+        (
+            lambda folder, ca: (folder / "key.pem").write_bytes(ca.key_pem() * 2),
+            r"key\.pem: expected one private key .*, found 2",
+        ),
+        (write_key(CUT_KEY), r"key\.pem: the private key is damaged: expected RSA"),
+        (
+            lambda folder, ca: write_private(folder / "key.pem", ca.key_pem(SECRET)),
+            r"key\.pem: the key is encrypted: expected passphrase_file",
+        ),
+        (write_key(key_pem(new_key("p521"))), r"P-384 \(found EC on secp521r1\)"),
+        (write_key(ed25519_pem()), r"P-384 \(found Ed25519\)"),
+        (
+            write_key(rsa_pem(65537, 1024)),
+            r"P-384 \(found RSA with 1024 bits and exponent 65537\)",
+        ),
+        (
+            write_key(rsa_pem(3, 2048)),
+            r"P-384 \(found RSA with 2048 bits and exponent 3\)",
+        ),
+        (
+            write_key(key_pem(new_key())),
+            r"key\.pem: expected the key of the first certificate in .*chain\.pem",
+        ),
+        (
+            lambda folder, _: (folder / "key.pem").unlink(),
+            r"key\.pem: cannot be read: No such file",
+        ),
+        (
+            lambda folder, _: (
+                (folder / "key.pem").unlink(),
+                (folder / "key.pem").mkdir(mode=0o700),
+            ),
+            r"key\.pem: cannot be read: not a regular file",
+        ),
+        (
+            write_key(b"#" * ((1 << 20) + 1)),
+            r"key\.pem: cannot be read: larger than 1048576 bytes",
+        ),
+        (
+            lambda folder, _: (folder / "chain.pem").write_bytes(b"hello"),
+            r"chain\.pem: ",
+        ),
+        (
+            lambda folder, ca: (folder / "chain.pem").write_bytes(
+                bundle(*ca.chain, ca.root)
+            ),
+            r"chain\.pem: certificate 3 \(CN=root.*\) is self-signed: .*trust_anchors",
+        ),
+        (
+            lambda folder, ca: (folder / "chain.pem").write_bytes(
+                bundle(ca.chain[0], new_chain().chain[1])
+            ),
+            (
+                r"chain\.pem: expected each certificate to be issued by the next: "
+                r"CN=issuing .* is not issued by CN=intermediate"
+            ),
+        ),
+        (
+            lambda folder, ca: (folder / "chain.pem").write_bytes(
+                bundle(*reversed(ca.chain))
+            ),
+            r"is not issued by CN=issuing",
+        ),
+    ],
+)
+def test_a_bad_key_or_chain_is_refused(
+    tmp_path: Path, ca: Authority, spoil: Spoil, complaint: str
+) -> None:
+    write_shape(tmp_path, "key", ca)
+    spoil(tmp_path, ca)
+    with pytest.raises(ConfigError, match=complaint):
+        open_shape(tmp_path, "key")
+
+
+@pytest.mark.parametrize("name", ["key.pem", "passphrase"])
+@pytest.mark.parametrize(
+    ("mode", "options", "complaint"),
+    [
+        (0o644, {}, r"only its owner can read.*\(found 0644\)$"),
+        (0o604, {}, r"\(found 0604\)$"),
+        (0o620, {}, r"\(found 0620\)$"),
+        (0o640, {}, r"\(found 0640\); .*allow_group_read: true$"),
+        (0o644, {"allow_group_read": True}, r"\(found 0644\)$"),
+        (0o660, {"allow_group_read": True}, r"\(found 0660\)$"),
+    ],
+)
+def test_a_secret_that_others_can_read_is_refused(
+    tmp_path: Path,
+    ca: Authority,
+    name: str,
+    mode: int,
+    options: dict[str, object],
+    complaint: str,
+) -> None:
+    write_shape(tmp_path, "key", ca, SECRET)
+    write_private(tmp_path / "passphrase", SECRET)
+    (tmp_path / name).chmod(mode)
+    with pytest.raises(ConfigError, match=rf"{name}: expected a file.*{complaint}"):
+        open_shape(tmp_path, "key", {**WITH_PASSPHRASE, **options})
+
+
+def test_a_secret_behind_a_link_is_judged_by_its_own_mode(
+    tmp_path: Path, ca: Authority
+) -> None:
+    write_shape(tmp_path, "key", ca)
+    (tmp_path / "key.pem").rename(tmp_path / "real.pem")
+    (tmp_path / "key.pem").symlink_to("real.pem")
+    open_shape(tmp_path, "key").close()
+    (tmp_path / "real.pem").chmod(0o644)
+    with pytest.raises(ConfigError, match=r"\(found 0644\)"):
+        open_shape(tmp_path, "key")
+
+
+def test_a_group_may_read_where_the_operator_says_so(
+    tmp_path: Path, ca: Authority
+) -> None:
+    write_shape(tmp_path, "key", ca)
+    (tmp_path / "key.pem").chmod(0o440)
+    open_shape(tmp_path, "key", {"allow_group_read": True}).close()
+
+
+@pytest.mark.parametrize("pkcs8", [True, False])
+@pytest.mark.parametrize("kind", ["p256", "p384", "rsa2048"])
+@pytest.mark.parametrize("ending", [b"", b"\n", b"\r\n"])
+def test_an_encrypted_key_opens(
+    tmp_path: Path, kind: str, ending: bytes, *, pkcs8: bool
+) -> None:
+    ca = new_chain(kind)
+    write_shape(tmp_path, "key", ca)
+    write_private(tmp_path / "key.pem", ca.key_pem(SECRET, pkcs8=pkcs8))
+    write_private(tmp_path / "passphrase", SECRET + ending)
+    open_shape(tmp_path, "key", WITH_PASSPHRASE).close()
+
+
+@pytest.mark.parametrize("pkcs8", [True, False])
+@pytest.mark.parametrize(
+    ("passphrase", "encrypted", "complaint"),
+    [
+        (b"wrong horse", True, r"key\.pem: cannot be decrypted: .*passphrase is an"),
+        (SECRET + b"\n\n", True, r"key\.pem: cannot be decrypted"),
+        (b" " + SECRET, True, r"key\.pem: cannot be decrypted"),
+        (b"\n", True, r"passphrase: expected a passphrase \(found an empty file\)"),
+        (SECRET, False, r"key\.pem: the key is not encrypted: expected no passphrase"),
+    ],
+)
+def test_a_passphrase_that_does_not_fit_is_refused_and_never_shown(
+    tmp_path: Path,
+    ca: Authority,
+    passphrase: bytes,
+    complaint: str,
+    *,
+    encrypted: bool,
+    pkcs8: bool,
+) -> None:
+    write_shape(tmp_path, "key", ca)
+    secret = SECRET if encrypted else None
+    write_private(tmp_path / "key.pem", ca.key_pem(secret, pkcs8=pkcs8))
+    write_private(tmp_path / "passphrase", passphrase)
+    with pytest.raises(ConfigError, match=complaint) as caught:
+        open_shape(tmp_path, "key", WITH_PASSPHRASE)
+    assert "horse" not in f"{caught.value!r} {caught.value.detail}"
+
+
+def test_a_key_may_follow_its_ec_parameters(tmp_path: Path, ca: Authority) -> None:
+    write_shape(tmp_path, "key", ca)
+    lines = (
+        b"-----BEGIN EC PARAMETERS-----",
+        b"BggqhkjOPQMBBw==",
+        b"-----END EC PARAMETERS-----",
+        ca.key_pem(pkcs8=False),
+    )
+    write_private(tmp_path / "key.pem", b"\n".join(lines))
+    open_shape(tmp_path, "key").close()
+
+
+def test_a_root_at_the_end_of_a_tls_secret_is_left_out_aloud(
+    tmp_path: Path, ca: Authority
+) -> None:
+    write_shape(tmp_path, "tls", ca)
+    (tmp_path / "tls.crt").write_bytes(bundle(*ca.chain, ca.root))
+    warnings: list[str] = []
+    opened = open_shape(tmp_path, "tls", warn=warnings.append)
+    assert opened.describe().intermediates == ca.chain[1:]
+    assert "the self-signed root at its end (CN=root" in warnings[0]
+    opened.close()
+
+
+def split(tls: int) -> Spoil:
+    # The first `tls` certificates of the chain in tls.crt, all others in ca.crt.
+    def write(folder: Path, ca: Authority) -> None:
+        (folder / "tls.crt").write_bytes(bundle(*ca.chain[:tls]))
+        (folder / "ca.crt").write_bytes(bundle(ca.root, *reversed(ca.chain[tls:])))
+
+    return write
+
+
+@pytest.mark.parametrize(
+    "arrange",
+    [
+        split(1),
+        split(2),
+        split(3),
+        lambda folder, _: (folder / "ca.crt").unlink(),
+        lambda folder, ca: (folder / "ca.crt").write_bytes(bundle(ca.chain[-1])),
+        lambda folder, _: (folder / "ca.crt").write_bytes(bundle(*new_chain().chain)),
+    ],
+    ids=[
+        "two intermediates in ca.crt",
+        "one intermediate in ca.crt",
+        "root alone in ca.crt",
+        "no ca.crt",
+        "the top intermediate in both",
+        "strangers in ca.crt",
+    ],
+)
+def test_intermediates_of_a_tls_secret_are_found_where_issuers_put_them(
+    tmp_path: Path, arrange: Spoil
+) -> None:
+    root = new_root()
+    ca = root.issue_ca("upper").issue_ca("lower").issue_ca("issuing")
+    write_shape(tmp_path, "tls", ca)
+    arrange(tmp_path, ca)
+    opened = open_shape(tmp_path, "tls")
+    assert opened.describe().intermediates == ca.chain[1:]
+    opened.close()
+
+
+@pytest.mark.parametrize(
+    "cert_chain",
+    [
+        lambda ca: bundle(*ca.chain),
+        lambda ca: bundle(*ca.chain, ca.root),
+        lambda ca: bundle(*ca.chain[1:]),
+        lambda ca: bundle(*ca.chain[1:], ca.root),
+    ],
+    ids=["issuing CA", "issuing CA and root", "neither", "root"],
+)
+def test_cert_chain_may_repeat_the_issuing_ca_and_the_root(
+    tmp_path: Path, ca: Authority, cert_chain: Callable[[Authority], bytes]
+) -> None:
+    write_shape(tmp_path, "cacerts", ca)
+    (tmp_path / "cert-chain.pem").write_bytes(cert_chain(ca))
+    opened = open_shape(tmp_path, "cacerts")
+    assert opened.describe().intermediates == ca.chain[1:]
+    opened.close()
+
+
+def test_an_issuing_ca_right_under_the_root_has_no_intermediates(
+    tmp_path: Path,
+) -> None:
+    ca = new_root().issue_ca("issuing")
+    write_shape(tmp_path, "cacerts", ca)
+    (tmp_path / "cert-chain.pem").write_bytes(bundle(ca.root))
+    opened = open_shape(tmp_path, "cacerts")
+    assert opened.describe().intermediates == ()
+    opened.close()
+
+
+def test_an_intermediate_that_is_the_anchor_is_no_part_of_the_chain(
+    tmp_path: Path, ca: Authority
+) -> None:
+    write_shape(tmp_path, "cacerts", ca)
+    (tmp_path / "cert-chain.pem").write_bytes(bundle(*ca.chain))
+    (tmp_path / "root-cert.pem").write_bytes(bundle(ca.chain[-1]))
+    opened = open_shape(tmp_path, "cacerts")
+    assert opened.describe().intermediates == ()
+    opened.close()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "complaint"),
+    [
+        (
+            lambda folder, ca: (folder / "ca-cert.pem").write_bytes(bundle(*ca.chain)),
+            r"ca-cert\.pem: expected the issuing CA's certificate alone, found 2",
+        ),
+        (
+            lambda folder, ca: (folder / "cert-chain.pem").write_bytes(
+                bundle(*ca.chain, new_root("other").certificate)
+            ),
+            r"cert-chain\.pem: .*CN=intermediate .* is not issued by CN=other",
+        ),
+        (
+            lambda folder, _: (folder / "cert-chain.pem").write_bytes(
+                bundle(*new_chain().chain)
+            ),
+            r"cert-chain\.pem: .*CN=issuing .* is not issued by CN=issuing",
+        ),
+        (
+            lambda folder, _: (folder / "root-cert.pem").write_bytes(
+                bundle(new_root("other").certificate)
+            ),
+            r"root-cert\.pem: expected the issuer of CN=intermediate",
+        ),
+        (
+            lambda folder, _: (folder / "root-cert.pem").unlink(),
+            r"root-cert\.pem: cannot be read",
+        ),
+        (
+            lambda folder, _: (folder / "cert-chain.pem").unlink(),
+            r"cert-chain\.pem: cannot be read",
+        ),
+    ],
+)
+def test_a_cacerts_folder_that_does_not_link_is_refused(
+    tmp_path: Path, ca: Authority, spoil: Spoil, complaint: str
+) -> None:
+    write_shape(tmp_path, "cacerts", ca)
+    spoil(tmp_path, ca)
+    with pytest.raises(ConfigError, match=complaint):
+        open_shape(tmp_path, "cacerts")
+
+
+def test_a_swap_that_is_half_done_is_read_again(tmp_path: Path) -> None:
+    old, new = new_chain(), new_root().issue_ca("new")
+    write_shape(tmp_path, "tls", old)
+    (tmp_path / "tls.crt").write_bytes(bundle(*new.chain))
+    pauses: list[float] = []
+
+    def finish_the_swap(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 2:
+            write_shape(tmp_path, "tls", new)
+
+    files = FileSet(key=tmp_path / "tls.key", certificates=tmp_path / "tls.crt")
+    found = material.load(files, pause=finish_the_swap)
+    assert found.certificate == new.certificate
+    assert len(pauses) == 2
+
+
+def test_files_that_never_belong_together_are_given_up(tmp_path: Path) -> None:
+    write_shape(tmp_path, "tls", new_chain())
+    write_private(tmp_path / "tls.key", key_pem(new_key()))
+    pauses: list[float] = []
+    files = FileSet(key=tmp_path / "tls.key", certificates=tmp_path / "tls.crt")
+    with pytest.raises(ConfigError, match=r"found another key"):
+        material.load(files, pause=pauses.append)
+    assert len(pauses) == 4
+
+
+def test_files_that_change_while_they_are_read_are_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_shape(tmp_path, "tls", new_chain())
+    stamps = iter(range(100))
+    monkeypatch.setattr(material, "stamp_of", lambda _: next(stamps))
+    with pytest.raises(ConfigError, match=r"the files keep changing"):
+        open_shape(tmp_path, "tls")

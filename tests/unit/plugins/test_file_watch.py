@@ -1,0 +1,219 @@
+"""A set of files is replaced in each way that people replace files: all are seen."""
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import watchfiles
+
+from bridge_file import FileCA
+from bridge_file.reading import digest_of
+from bridge_file.watch import Watch
+from tests.support.file_shapes import SHAPES, open_shape, write_shape
+from tests.support.pki import Authority, new_chain, write_private
+
+PATIENCE_SECONDS = 10.0
+FILES = ("tls.key", "tls.crt", "ca.crt")
+
+Replace = Callable[[Path, Authority], object]
+
+
+class Calls:
+    """Counts what a watch tells, and waits for it."""
+
+    def __init__(self) -> None:
+        self._seen = threading.Semaphore(0)
+
+    def __call__(self) -> None:
+        self._seen.release()
+
+    def wait(self, timeout: float = PATIENCE_SECONDS) -> bool:
+        return self._seen.acquire(timeout=timeout)
+
+    def came(self) -> bool:
+        return self._seen.acquire(blocking=False)
+
+
+def mount(folder: Path, ca: Authority) -> None:
+    """Write a Secret as the kubelet mounts it: files lead through the link `..data`."""
+    write_shape(folder / "..v1", "tls", ca)
+    (folder / "..data").symlink_to("..v1")
+    for name in FILES:
+        (folder / name).symlink_to(f"..data/{name}")
+
+
+def turn_the_data_link(folder: Path, ca: Authority) -> None:
+    write_shape(folder / "..v2", "tls", ca)
+    (folder / "..data_tmp").symlink_to("..v2")
+    (folder / "..data_tmp").rename(folder / "..data")
+
+
+def rewrite_in_place(folder: Path, ca: Authority) -> None:
+    write_shape(folder / "..v1", "tls", ca)
+
+
+def rename_over(folder: Path, ca: Authority) -> None:
+    write_shape(folder / "new", "tls", ca)
+    for name in FILES:
+        (folder / "new" / name).rename(folder / name)
+
+
+def replace_the_folder(folder: Path, ca: Authority) -> None:
+    fresh = folder.with_name("fresh")
+    write_shape(fresh, "tls", ca)
+    folder.rename(folder.with_name("gone"))
+    fresh.rename(folder)
+
+
+def change_and_keep_size_and_time(folder: Path, _: Authority) -> None:
+    # What a look at size and time alone would miss.
+    path = folder / "tls.crt"
+    found = path.stat()
+    other = folder / "other"
+    other.write_bytes(path.read_bytes().swapcase())
+    os.utime(other, ns=(found.st_atime_ns, found.st_mtime_ns))
+    other.rename(path)
+
+
+def remove_a_file(folder: Path, _: Authority) -> None:
+    (folder / "ca.crt").unlink()
+
+
+@pytest.fixture
+def calls() -> Calls:
+    return Calls()
+
+
+@pytest.fixture(params=["events and looks", "looks alone", "no events to be had"])
+def watched(
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    calls: Calls,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[Path]:
+    folder = tmp_path / "secret"
+    folder.mkdir()
+    mount(folder, new_chain())
+    if request.param == "no events to be had":
+
+        def no_inotify(*_: object, **__: object) -> None:
+            raise OSError(24, "inotify instance limit reached")
+
+        monkeypatch.setattr(watchfiles, "watch", no_inotify)
+    paths = [folder / name for name in FILES]
+    watch = Watch(
+        paths,
+        digest_of(paths),
+        calls,
+        poll_seconds=0.05,
+        use_events=request.param != "looks alone",
+    )
+    watch.start()
+    yield folder
+    watch.close()
+
+
+@pytest.mark.parametrize(
+    "replace",
+    [
+        turn_the_data_link,
+        rewrite_in_place,
+        rename_over,
+        replace_the_folder,
+        change_and_keep_size_and_time,
+        remove_a_file,
+    ],
+)
+def test_a_replacement_is_told(watched: Path, calls: Calls, replace: Replace) -> None:
+    replace(watched, new_chain())
+    assert calls.wait()
+
+
+def test_a_swap_and_a_swap_back_are_both_told(watched: Path, calls: Calls) -> None:
+    turn_the_data_link(watched, new_chain())
+    assert calls.wait()
+    (watched / "..data_tmp").symlink_to("..v1")
+    (watched / "..data_tmp").rename(watched / "..data")
+    assert calls.wait()
+
+
+def test_the_same_content_anew_is_not_told(watched: Path, calls: Calls) -> None:
+    for name in FILES:
+        content = (watched / "..v1" / name).read_bytes()
+        write_private(watched / "fresh", content)
+        (watched / "fresh").rename(watched / "..v1" / name)
+    # What is told next is the next change, and nothing was told before it.
+    remove_a_file(watched, new_chain())
+    assert calls.wait()
+    assert not calls.came()
+
+
+def test_events_are_told_without_a_look(tmp_path: Path, calls: Calls) -> None:
+    mount(tmp_path, new_chain())
+    paths = [tmp_path / name for name in FILES]
+    # With looks this far apart, only an event can be in time.
+    watch = Watch(paths, digest_of(paths), calls, poll_seconds=600)
+    watch.start()
+    # The kernel is asked some time after the start: turn the link until it is heard.
+    # What is heard first may be the look at the start; the second is an event.
+    heard = 0
+    for number in range(2, 100):
+        write_shape(tmp_path / f"..v{number}", "tls", new_chain())
+        (tmp_path / "..data_tmp").symlink_to(f"..v{number}")
+        (tmp_path / "..data_tmp").rename(tmp_path / "..data")
+        heard += calls.wait(0.5)
+        if heard == 2:
+            break
+    watch.close()
+    assert heard == 2
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_an_issuing_ca_tells_and_stays_as_it_is(
+    tmp_path: Path, shape: str, calls: Calls
+) -> None:
+    old, new = new_chain(), new_chain()
+    write_shape(tmp_path, shape, old)
+    issuing_ca = open_shape(tmp_path, shape)
+    issuing_ca.watch(calls)
+    write_shape(tmp_path, shape, new)
+    assert calls.wait()
+    successor = open_shape(tmp_path, shape)
+    assert successor.describe().certificate == new.certificate
+    assert issuing_ca.describe().certificate == old.certificate
+    issuing_ca.close()
+    successor.close()
+
+
+def test_a_change_between_load_and_watch_is_told(tmp_path: Path, calls: Calls) -> None:
+    write_shape(tmp_path, "key", new_chain())
+    issuing_ca = open_shape(tmp_path, "key")
+    write_shape(tmp_path, "key", new_chain())
+    issuing_ca.watch(calls)
+    assert calls.wait()
+    issuing_ca.close()
+
+
+def test_the_one_who_is_told_may_close(tmp_path: Path) -> None:
+    write_shape(tmp_path, "key", new_chain())
+    issuing_ca = open_shape(tmp_path, "key")
+    closed = threading.Event()
+
+    def swap() -> None:
+        issuing_ca.close()
+        closed.set()
+
+    issuing_ca.watch(swap)
+    write_shape(tmp_path, "key", new_chain())
+    assert closed.wait(PATIENCE_SECONDS)
+
+
+def test_a_second_watch_is_a_mistake(tmp_path: Path, calls: Calls) -> None:
+    write_shape(tmp_path, "key", new_chain())
+    issuing_ca: FileCA = open_shape(tmp_path, "key")
+    issuing_ca.watch(calls)
+    with pytest.raises(RuntimeError, match="watched already"):
+        issuing_ca.watch(calls)
+    issuing_ca.close()
