@@ -114,9 +114,9 @@ class IstioFront(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no t
             self._metrics.shed["gone"].inc()
             raise
         except BridgeError as error:
+            code, text = status_of(error)
             if isinstance(error, OverloadedError):
                 self._metrics.shed[_reason(error)].inc()
-            code, text = status_of(error)
         except Exception:  # noqa: BLE001 - the outermost layer
             _log.exception("a call failed in a way that nobody foresaw")
             code, text = BUG

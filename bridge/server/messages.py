@@ -81,7 +81,7 @@ class ResponseWriter:
     """
 
     def __init__(self) -> None:
-        self._kept: tuple[tuple[str, ...], str, bytes] = ((), "", b"")
+        self._kept: tuple[tuple[str, ...] | None, str, bytes] = (None, "", b"")
 
     def write(
         self, leaf_pem: str, chain_pem: tuple[str, ...], anchors_pem: str

@@ -1,0 +1,235 @@
+"""A server in this process, with an issuance that does what a test tells it to."""
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import grpc
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+)
+from cryptography.x509.oid import NameOID
+
+from bridge._proto.istio_ca_pb2 import IstioCertificateRequest, IstioCertificateResponse
+from bridge.clock import Clock, system_clock
+from bridge.config import parse
+from bridge.errors import BridgeError
+from bridge.issuance import Call, Issued
+from bridge.metrics import Metrics
+from bridge.own import ServingPair
+from bridge.server.app import Server
+from bridge.server.istio import METHOD
+
+SERVER_NAME = "meshca.istio-system.svc"
+WAIT_SECONDS = 10.0
+"""Longer than anything takes that a test waits for."""
+
+
+class ListenerCA:
+    """A root that issues certificates for listeners and for clients."""
+
+    def __init__(self, name: str = "listener root") -> None:
+        self._key = ec.generate_private_key(ec.SECP256R1())
+        self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        now = datetime.now(UTC)
+        self.certificate = (
+            self._builder(now - timedelta(days=1), now + timedelta(days=9))
+            .subject_name(self._name)
+            .public_key(self._key.public_key())
+            .add_extension(x509.BasicConstraints(ca=True, path_length=None), True)
+            .sign(self._key, hashes.SHA256())
+        )
+        self.pem = self.certificate.public_bytes(Encoding.PEM)
+        self.issued = 0
+
+    def issue(
+        self, names: Sequence[x509.GeneralName], ttl: timedelta, now: datetime
+    ) -> ServingPair:
+        key = ec.generate_private_key(ec.SECP256R1())
+        leaf = (
+            self._builder(now - timedelta(minutes=2), now + ttl)
+            .subject_name(x509.Name([]))
+            .public_key(key.public_key())
+            .add_extension(x509.SubjectAlternativeName(names), True)
+            .sign(self._key, hashes.SHA256())
+        )
+        self.issued += 1
+        return ServingPair(
+            certificate_chain_pem=leaf.public_bytes(Encoding.PEM),
+            private_key_pem=key.private_bytes(
+                Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()
+            ),
+            not_before=leaf.not_valid_before_utc,
+            not_after=leaf.not_valid_after_utc,
+        )
+
+    def issue_serving(self, dns_names: Sequence[str], ttl: timedelta) -> ServingPair:
+        return self.issue([x509.DNSName(name) for name in dns_names], ttl, _now())
+
+    def issue_client(self, *uris: str) -> ServingPair:
+        names = [x509.UniformResourceIdentifier(uri) for uri in uris]
+        return self.issue(names, timedelta(hours=1), _now())
+
+    def _builder(self, begin: datetime, end: datetime) -> x509.CertificateBuilder:
+        return (
+            x509.CertificateBuilder()
+            .issuer_name(self._name)
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(begin)
+            .not_valid_after(end)
+        )
+
+
+ISSUED = Issued("leaf\n", ("issuing\n", "regional\n"), "root\n")
+
+
+class ScriptedIssuance:
+    """Keeps the calls it got, and answers or fails as `does` says."""
+
+    def __init__(self) -> None:
+        self.calls: list[Call] = []
+        self.refused: list[BridgeError] = []
+        self.does: Callable[[Call], Issued] = lambda _call: ISSUED
+
+    def issue(self, call: Call) -> Issued:
+        self.calls.append(call)
+        return self.does(call)
+
+    def refuse(self, error: BridgeError, *, front: str) -> None:
+        assert front == "istio"
+        self.refused.append(error)
+
+    def fails(self, error: Exception) -> None:
+        def fail(_call: Call) -> Issued:
+            raise error
+
+        self.does = fail
+
+
+class Held:
+    """Work that begins, tells so, and ends when the test says."""
+
+    def __init__(self) -> None:
+        self.began = threading.Semaphore(0)
+        self.release = threading.Event()
+
+    def __call__(self, _call: Call) -> Issued:
+        self.began.release()
+        assert self.release.wait(WAIT_SECONDS)
+        return ISSUED
+
+
+class Served:
+    """A server with its scripted issuance, and clients for it. A context manager."""
+
+    def __init__(  # noqa: PLR0913 - what differs between the tests, each by name
+        self,
+        folder: Path,
+        *,
+        listen: str = "127.0.0.1:0",
+        limits: str = "{threads: 2}",
+        tls: str = f"{{dns_names: [{SERVER_NAME}]}}",
+        clock: Clock = system_clock,
+        issue_serving: Callable[[Sequence[str], timedelta], ServingPair] | None = None,
+        anchors_pem: Callable[[], bytes] | None = None,
+    ) -> None:
+        self.ca = ListenerCA()
+        self.issuance = ScriptedIssuance()
+        self.metrics = Metrics()
+        self.problems: dict[str, str] = {}
+        self.server = Server(
+            parse(
+                _CONFIG.format(listen=listen, limits=limits, tls=tls),
+                folder / "bridge.yaml",
+            ),
+            self.issuance,
+            issue_serving=issue_serving or self.ca.issue_serving,
+            anchors_pem=anchors_pem or (lambda: self.ca.pem),
+            metrics=self.metrics,
+            clock=clock,
+            problems=self._problems,
+        )
+        self._channels: list[Any] = []
+
+    def __enter__(self) -> Self:
+        self.server.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for channel in self._channels:
+            channel.close()
+        self.server.drain(0)
+
+    def channel(self, client: ServingPair | None = None) -> Any:
+        """Connect: to the token port, or with a certificate to the other one."""
+        server = self.server
+        address = server.mtls_address if client else server.istio_address
+        credentials = grpc.ssl_channel_credentials(
+            self.ca.pem,
+            client.private_key_pem if client else None,
+            client.certificate_chain_pem if client else None,
+        )
+        options = [
+            ("grpc.ssl_target_name_override", SERVER_NAME),
+            ("grpc.use_local_subchannel_pool", 1),
+            ("grpc.max_send_message_length", 16 * 1024 * 1024),
+        ]
+        channel = grpc.secure_channel(address, credentials, options)
+        self._channels.append(channel)
+        return channel
+
+    def raw(self, client: ServingPair | None = None) -> Any:
+        """Return a call that takes and gives bytes."""
+        return self.channel(client).unary_unary(METHOD)
+
+    def stub(self, client: ServingPair | None = None) -> Any:
+        """Return a call that takes and gives messages."""
+        return self.channel(client).unary_unary(
+            METHOD,
+            request_serializer=IstioCertificateRequest.SerializeToString,
+            response_deserializer=IstioCertificateResponse.FromString,
+        )
+
+    def counted(self, name: str, labels: Mapping[str, str] | None = None) -> float:
+        """Return the value of a metric; 0 if there is none."""
+        return self.metrics.registry.get_sample_value(name, dict(labels or {})) or 0.0
+
+    def _problems(self) -> Mapping[str, str]:
+        return self.problems
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+_CONFIG = """
+trust_domain: corp.example
+fronts:
+  istio:
+    listen: "{listen}"
+    mtls_listen: "127.0.0.1:0"
+    tls: {tls}
+clusters:
+  - name: Kubernetes
+    tokens: {{verify: jwks, file: jwks.json, issuer: "https://issuer.example"}}
+issuing_cas:
+  seoul-1: {{plugin: file, chain: chain.pem}}
+trust_anchors: roots.pem
+issuance: {{issuing_cas: [seoul-1]}}
+limits: {limits}
+ledger: {{journal: journal, archive: "sqlite:///a.db", heads: {{sink: heads.jsonl}}}}
+admin: {{listen: "127.0.0.1:0"}}
+"""

@@ -1,0 +1,286 @@
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from bridge._proto.istio_ca_pb2 import IstioCertificateRequest
+from bridge.errors import (
+    AuthenticationError,
+    BackendThrottledError,
+    BackendTimeoutError,
+    BackendUnavailableError,
+    BridgeError,
+    CSRError,
+    DeniedError,
+    LedgerError,
+    MisissuedError,
+    OverloadedError,
+    TTLError,
+)
+from bridge.identity.caller import CertificateCredential, TokenCredential
+from tests.support.serving import WAIT_SECONDS, Held, ListenerCA, Served
+
+REQUEST = IstioCertificateRequest(csr="pem", validity_duration=3600)
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[Served]:
+    with Served(tmp_path) as running:
+        yield running
+
+
+def failure(call: Callable[[], Any]) -> tuple[str, str]:
+    with pytest.raises(grpc.RpcError, match=r".") as caught:
+        call()
+    error: Any = caught.value
+    return error.code().name, error.details()
+
+
+def test_the_reply_is_leaf_intermediates_and_anchors(served: Served) -> None:
+    reply = served.stub()(REQUEST)
+    assert list(reply.cert_chain) == ["leaf\n", "issuing\n", "regional\n", "root\n"]
+
+
+def test_a_call_is_translated_and_nothing_is_decided(served: Served) -> None:
+    request = IstioCertificateRequest(csr="pem", validity_duration=-5)
+    request.metadata.update({"CertSigner": "x", "ImpersonatedIdentity": "y"})
+    served.stub()(
+        request,
+        metadata=(
+            ("authorization", "Bearer one"),
+            ("clusterid", "a"),
+            ("authorization", "Bearer two"),
+            ("clusterid", ""),
+        ),
+    )
+    (call,) = served.issuance.calls
+    assert call.front == "istio"
+    assert call.csr == "pem"
+    assert call.ttl_seconds == -5
+    assert call.cert_signer == "x"
+    assert call.impersonated == "y"
+    assert call.audiences == {"istio-ca"}
+    assert call.credential == TokenCredential(("Bearer one", "Bearer two"), ("a", ""))
+
+
+def test_a_client_certificate_is_the_credential_whatever_the_headers_say(
+    served: Served,
+) -> None:
+    client = served.ca.issue_client("spiffe://corp.example/ns/a/sa/b")
+    headers = (("authorization", "Bearer x"), ("clusterid", "y"))
+    served.stub(client)(REQUEST, metadata=headers)
+    (call,) = served.issuance.calls
+    assert isinstance(call.credential, CertificateCredential)
+    assert call.credential.leaf.strip() == client.certificate_chain_pem.strip()
+
+
+def test_a_client_of_another_root_does_not_get_in(served: Served) -> None:
+    stranger = ListenerCA("listener root").issue_client("spiffe://a/ns/a/sa/b")
+    assert failure(lambda: served.stub(stranger)(REQUEST))[0] == "UNAVAILABLE"
+    assert not served.issuance.calls
+
+
+def test_nobody_gets_into_the_other_port_without_a_certificate(served: Served) -> None:
+    served.server._ports["listen"] = served.server.mtls_address
+    assert failure(lambda: served.stub()(REQUEST))[0] == "UNAVAILABLE"
+    assert not served.issuance.calls
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (AuthenticationError("no token"), "UNAUTHENTICATED"),
+        (DeniedError("not this name"), "PERMISSION_DENIED"),
+        (CSRError("no CSR"), "INVALID_ARGUMENT"),
+        (TTLError("too long"), "INVALID_ARGUMENT"),
+        (OverloadedError("later"), "RESOURCE_EXHAUSTED"),
+        (BackendThrottledError("later"), "RESOURCE_EXHAUSTED"),
+        (BackendUnavailableError("down"), "UNAVAILABLE"),
+        (BackendTimeoutError("no answer"), "UNAVAILABLE"),
+        (MisissuedError("another key"), "FAILED_PRECONDITION"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
+)
+def test_a_refusal_reaches_the_peer_as_its_code_and_rule(
+    served: Served, error: BridgeError, code: str
+) -> None:
+    served.issuance.fails(error)
+    assert failure(lambda: served.stub()(REQUEST)) == (code, f"{error.rule}: {error}")
+    labels = {"front": "istio", "code": code}
+    assert served.counted("meshca_requests_total", labels) == 1
+
+
+def test_the_ledgers_trouble_is_not_told(served: Served) -> None:
+    served.issuance.fails(LedgerError("/var/lib/journal is full"))
+    code, text = failure(lambda: served.stub()(REQUEST))
+    assert code == "UNAVAILABLE"
+    assert "journal" not in text
+
+
+def test_a_bug_has_fixed_words_and_is_logged(
+    served: Served, caplog: pytest.LogCaptureFixture
+) -> None:
+    served.issuance.fails(KeyError("the secret of /etc/key"))
+    code, text = failure(lambda: served.stub()(REQUEST))
+    assert code == "INTERNAL"
+    assert "secret" not in text
+    (record,) = caplog.records
+    assert record.exc_info is not None
+    assert served.stub()  # the server lives
+
+
+@pytest.mark.parametrize(
+    ("message", "rule"),
+    [
+        pytest.param(b"\xff\xff", "request.protobuf", id="broken protobuf"),
+        pytest.param(
+            IstioCertificateRequest(csr="x" * 4 * 1024 * 1024).SerializeToString(),
+            "request.size",
+            id="a CSR of 4 MiB",
+        ),
+    ],
+)
+def test_a_message_that_cannot_be_read_is_our_refusal(
+    served: Served, message: bytes, rule: str
+) -> None:
+    code, text = failure(lambda: served.raw()(message))
+    assert code == "INVALID_ARGUMENT"
+    assert text.startswith(f"{rule}: ")
+    assert [error.rule for error in served.issuance.refused] == [rule]
+    assert not served.issuance.calls
+
+
+def test_a_call_without_a_message_is_our_refusal(served: Served) -> None:
+    no_message = served.channel().stream_unary(
+        "/istio.v1.auth.IstioCertificateService/CreateCertificate"
+    )
+    code, text = failure(lambda: no_message(iter(())))
+    assert code == "INVALID_ARGUMENT"
+    assert text.startswith("request.protobuf: ")
+
+
+def test_long_headers_reach_us(served: Served) -> None:
+    token = "Bearer " + "x" * 100_000
+    served.stub()(REQUEST, metadata=(("authorization", token),))
+    assert served.issuance.calls[0].credential == TokenCredential((token,), ())
+
+
+def test_another_method_is_unimplemented(served: Served) -> None:
+    other = served.channel().unary_unary("/istio.v1.auth.IstioCertificateService/Sign")
+    assert failure(lambda: other(b""))[0] == "UNIMPLEMENTED"
+
+
+def test_without_a_deadline_of_the_clients_ours_counts(tmp_path: Path) -> None:
+    with Served(tmp_path, limits="{threads: 1, deadline: 7s}") as served:
+        before = time.monotonic()
+        served.stub()(REQUEST)
+        deadline = served.issuance.calls[0].budget.deadline
+    assert before < deadline - 7 < time.monotonic()
+
+
+def test_an_earlier_deadline_of_the_clients_counts(served: Served) -> None:
+    served.stub()(REQUEST, timeout=3)
+    assert 2 < served.issuance.calls[0].budget.deadline - time.monotonic() < 3
+
+
+def test_a_call_knows_when_its_caller_has_gone(served: Served) -> None:
+    held = Held()
+    served.issuance.does = held
+    future = served.stub().future(REQUEST)
+    assert held.began.acquire(timeout=WAIT_SECONDS)
+    is_active = served.issuance.calls[0].budget.is_active
+    assert is_active()
+    future.cancel()
+    eventually(lambda: not is_active())
+    held.release.set()
+
+
+def test_a_call_whose_caller_left_in_the_queue_is_dropped(tmp_path: Path) -> None:
+    held = Held()
+    with Served(tmp_path, limits="{threads: 1}") as served:
+        served.issuance.does = held
+        stub = served.stub()
+        first = stub.future(REQUEST)
+        assert held.began.acquire(timeout=WAIT_SECONDS)
+        second = stub.future(REQUEST)
+        eventually(lambda: served.counted("meshca_in_flight") == 2)
+        second.cancel()
+        third = stub.future(REQUEST)
+        eventually(lambda: served.counted("meshca_in_flight") == 3)
+        held.release.set()
+        first.result(WAIT_SECONDS)
+        third.result(WAIT_SECONDS)
+        eventually(lambda: served.counted("meshca_in_flight") == 0)
+        assert len(served.issuance.calls) == 2
+        assert served.counted("meshca_shed_total", {"reason": "gone"}) == 1
+
+
+def test_above_the_bound_calls_are_refused_at_once(tmp_path: Path) -> None:
+    # All threads are at work, so this also shows that a refusal needs none of them.
+    held = Held()
+    with Served(tmp_path, limits="{threads: 2, in_flight: 3}") as served:
+        served.issuance.does = held
+        stub = served.stub()
+        futures = [stub.future(REQUEST) for _ in range(3)]
+        for _ in range(2):
+            assert held.began.acquire(timeout=WAIT_SECONDS)
+        eventually(lambda: served.counted("meshca_in_flight") == 3)
+        code, text = failure(lambda: stub(REQUEST, timeout=WAIT_SECONDS))
+        held.release.set()
+        for future in futures:
+            future.result(WAIT_SECONDS)
+        assert (code, text.split(":")[0]) == (
+            "RESOURCE_EXHAUSTED",
+            "overload.in-flight",
+        )
+        assert served.counted("meshca_shed_total", {"reason": "in_flight"}) == 1
+        stub(REQUEST)  # and there is room again
+
+
+def test_a_call_that_waited_too_long_is_refused_while_all_threads_are_at_work(
+    tmp_path: Path,
+) -> None:
+    held = Held()
+    with Served(tmp_path, limits="{threads: 1, queue_seconds: 0.05}") as served:
+        served.issuance.does = held
+        stub = served.stub()
+        first = stub.future(REQUEST)
+        assert held.began.acquire(timeout=WAIT_SECONDS)
+        code, text = failure(lambda: stub(REQUEST, timeout=WAIT_SECONDS))
+        held.release.set()
+        first.result(WAIT_SECONDS)
+        assert (code, text.split(":")[0]) == ("RESOURCE_EXHAUSTED", "overload.queue")
+        assert len(served.issuance.calls) == 1
+        assert served.counted("meshca_shed_total", {"reason": "queue"}) == 1
+
+
+def test_a_message_that_never_comes_frees_its_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bridge.server.app._LONGEST_MESSAGE_SECONDS", 0.1)
+    with Served(tmp_path, limits="{threads: 1}") as served:
+        over = threading.Event()
+
+        def nothing() -> Iterator[bytes]:
+            over.wait(WAIT_SECONDS)
+            yield from ()
+
+        stalled = served.channel().stream_unary(
+            "/istio.v1.auth.IstioCertificateService/CreateCertificate"
+        )
+        future = stalled.future(nothing())
+        served.stub()(REQUEST, timeout=WAIT_SECONDS)
+        assert failure(lambda: future.result(WAIT_SECONDS))[0] == "CANCELLED"
+        over.set()
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    # Of what the other side of a connection does there is no event to wait for.
+    until = time.monotonic() + WAIT_SECONDS
+    while not condition():
+        assert time.monotonic() < until
+        threading.Event().wait(0.005)

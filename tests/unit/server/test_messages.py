@@ -1,0 +1,125 @@
+import pytest
+from google.protobuf.struct_pb2 import Struct
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bridge._proto.istio_ca_pb2 import IstioCertificateRequest, IstioCertificateResponse
+from bridge.errors import RequestError
+from bridge.server.messages import (
+    LONGEST_REQUEST_BYTES,
+    CertificateRequest,
+    ResponseWriter,
+    read_request,
+)
+
+
+def message(metadata: dict[str, object] | None = None, csr: str = "pem") -> bytes:
+    request = IstioCertificateRequest(csr=csr, validity_duration=3600)
+    if metadata is not None:
+        request.metadata.CopyFrom(Struct())
+        request.metadata.update(metadata)  # type: ignore[arg-type]
+    return request.SerializeToString()
+
+
+@pytest.mark.parametrize(
+    ("metadata", "cert_signer", "impersonated"),
+    [
+        pytest.param(None, "", None, id="no metadata at all"),
+        pytest.param({}, "", None, id="an empty mapping"),
+        pytest.param({"CertSigner": ""}, "", None, id="what istio-agent sends"),
+        pytest.param({"CertSigner": "x"}, "x", None, id="a signer"),
+        pytest.param(
+            {"ImpersonatedIdentity": "spiffe://a/ns/b/sa/c"},
+            "",
+            "spiffe://a/ns/b/sa/c",
+            id="what ztunnel sends",
+        ),
+        pytest.param({"ImpersonatedIdentity": ""}, "", "", id="empty is not absent"),
+        pytest.param({"WorkloadName": 7.0}, "", None, id="other keys are not read"),
+    ],
+)
+def test_a_request_is_translated(
+    metadata: dict[str, object] | None, cert_signer: str, impersonated: str | None
+) -> None:
+    expected = CertificateRequest("pem", 3600, cert_signer, impersonated)
+    assert read_request(message(metadata)) == expected
+
+
+@pytest.mark.parametrize("key", ["CertSigner", "ImpersonatedIdentity"])
+@pytest.mark.parametrize("value", [7.0, None, True, ["x"], {"x": "y"}], ids=str)
+def test_a_value_that_is_no_string_is_refused(key: str, value: object) -> None:
+    with pytest.raises(RequestError, match=f"^metadata.{key} is a string$") as caught:
+        read_request(message({key: value}))
+    assert caught.value.rule == "request.metadata"
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        pytest.param(b"\xff\xff\xff", id="no protobuf"),
+        pytest.param(b"\x0a\x05ab", id="shorter than it says"),
+        pytest.param(b"\x0a\x02\xc3\x28", id="text that is not UTF-8"),
+        pytest.param(b"\x22\x05" + b"\x0a\x03\x0a\x09x", id="broken metadata"),
+    ],
+)
+def test_a_broken_message_is_refused(broken: bytes) -> None:
+    with pytest.raises(RequestError, match="not an IstioCertificateRequest") as caught:
+        read_request(broken)
+    assert caught.value.rule == "request.protobuf"
+
+
+def test_a_message_that_is_too_long_is_not_parsed() -> None:
+    with pytest.raises(RequestError, match="at most 65536 bytes") as caught:
+        read_request(b"\xff" * (LONGEST_REQUEST_BYTES + 1))
+    assert caught.value.rule == "request.size"
+
+
+@given(st.binary(max_size=400))
+def test_no_bytes_do_anything_but_read_or_be_refused(data: bytes) -> None:
+    try:
+        assert isinstance(read_request(data), CertificateRequest)
+    except RequestError as error:
+        assert error.rule.startswith("request.")  # noqa: PT017 - both ways are right
+
+
+PEM = st.text(alphabet="abcXYZ-=\n", max_size=400).map(lambda text: text + "\n")
+
+
+@given(PEM, st.lists(PEM, max_size=4).map(tuple), PEM)
+def test_a_response_reads_as_leaf_intermediates_anchors(
+    leaf: str, chain: tuple[str, ...], anchors: str
+) -> None:
+    data = ResponseWriter().write(leaf, chain, anchors)
+    expected = IstioCertificateResponse(cert_chain=[leaf, *chain, anchors])
+    assert data == expected.SerializeToString()
+
+
+def test_a_response_follows_a_rotation() -> None:
+    writer = ResponseWriter()
+    writer.write("leaf\n", ("old\n",), "root\n")
+    for chain, anchors in [
+        (("new\n",), "root\n"),
+        (("new\n",), "root\nroot 2\n"),
+        ((), "root\n"),
+    ]:
+        read = IstioCertificateResponse.FromString(
+            writer.write("leaf 2\n", chain, anchors)
+        )
+        assert list(read.cert_chain) == ["leaf 2\n", *chain, anchors]
+
+
+@pytest.mark.parametrize(
+    ("leaf", "chain", "anchors"),
+    [
+        pytest.param("leaf", (), "root\n", id="a leaf without its newline"),
+        pytest.param("leaf\n", ("a",), "root\n", id="an intermediate without it"),
+        pytest.param("leaf\n", (), "root", id="anchors without it"),
+        pytest.param("leaf\n", (), "", id="no anchors"),
+        pytest.param("", (), "root\n", id="no leaf"),
+    ],
+)
+def test_what_clients_would_misread_is_not_written(
+    leaf: str, chain: tuple[str, ...], anchors: str
+) -> None:
+    with pytest.raises(ValueError, match="ends in a newline"):
+        ResponseWriter().write(leaf, chain, anchors)

@@ -1,0 +1,109 @@
+from collections.abc import Iterator
+
+import grpc
+import pytest
+
+import bridge.errors
+from bridge.errors import (
+    AuthenticationError,
+    BackendAuthError,
+    BackendBrokenError,
+    BackendError,
+    BackendRefusedError,
+    BackendThrottledError,
+    BackendTimeoutError,
+    BackendUnavailableError,
+    BridgeError,
+    CallerError,
+    ConfigError,
+    CSRError,
+    DeniedError,
+    LedgerError,
+    MisissuedError,
+    OperatorError,
+    OverloadedError,
+    PluginError,
+    RequestError,
+    TTLError,
+)
+from bridge.server.status import BUG, status_name, status_of
+
+TABLE: dict[type[BridgeError], str] = {
+    AuthenticationError: "UNAUTHENTICATED",
+    DeniedError: "PERMISSION_DENIED",
+    CallerError: "INVALID_ARGUMENT",
+    RequestError: "INVALID_ARGUMENT",
+    CSRError: "INVALID_ARGUMENT",
+    TTLError: "INVALID_ARGUMENT",
+    OverloadedError: "RESOURCE_EXHAUSTED",
+    BackendThrottledError: "RESOURCE_EXHAUSTED",
+    BackendUnavailableError: "UNAVAILABLE",
+    BackendAuthError: "UNAVAILABLE",
+    BackendTimeoutError: "UNAVAILABLE",
+    BackendError: "FAILED_PRECONDITION",
+    BackendRefusedError: "FAILED_PRECONDITION",
+    BackendBrokenError: "FAILED_PRECONDITION",
+    MisissuedError: "FAILED_PRECONDITION",
+    LedgerError: "UNAVAILABLE",
+    # These never reach a peer; if one does, it is a bug.
+    OperatorError: "INTERNAL",
+    ConfigError: "INTERNAL",
+    PluginError: "INTERNAL",
+    BridgeError: "INTERNAL",
+}
+
+
+def every_error(root: type[BridgeError] = BridgeError) -> Iterator[type[BridgeError]]:
+    yield root
+    for kind in root.__subclasses__():
+        if kind.__module__ == bridge.errors.__name__:
+            yield from every_error(kind)
+
+
+@pytest.mark.parametrize("kind", tuple(every_error()), ids=lambda kind: kind.__name__)
+def test_each_error_has_the_code_of_the_design(kind: type[BridgeError]) -> None:
+    assert status_name(kind("words")) == TABLE[kind]
+
+
+@pytest.mark.parametrize("kind", tuple(every_error()), ids=lambda kind: kind.__name__)
+def test_no_error_has_a_code_that_istio_does_not_try_again(
+    kind: type[BridgeError],
+) -> None:
+    never = (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
+    assert status_of(kind("words"))[0] not in never
+
+
+def test_a_subclass_takes_the_code_of_its_nearest_class() -> None:
+    class SealedError(BackendUnavailableError):
+        pass
+
+    assert status_name(SealedError("the store is sealed")) == "UNAVAILABLE"
+
+
+def test_the_text_names_the_rule_first() -> None:
+    error = CSRError("an RSA key has 2048 bits or more", rule="csr.rsa-size")
+    assert status_of(error)[1] == "csr.rsa-size: an RSA key has 2048 bits or more"
+
+
+def test_the_detail_never_leaves() -> None:
+    assert "secret" not in status_of(DeniedError("no", detail="secret"))[1]
+
+
+def test_a_text_is_cut_so_that_it_fits_into_a_header() -> None:
+    assert len(status_of(RequestError("x" * 100_000))[1]) == 500
+
+
+@pytest.mark.parametrize("kind", [LedgerError, ConfigError, PluginError, OperatorError])
+def test_an_operators_error_tells_the_peer_nothing(kind: type[BridgeError]) -> None:
+    text = status_of(kind("/var/lib/journal: disk full", rule="ledger.disk"))[1]
+    assert "journal" not in text
+    assert "disk" not in text
+
+
+def test_a_bug_has_fixed_words() -> None:
+    assert BUG[0] is grpc.StatusCode.INTERNAL
+    assert status_of(BridgeError("/etc/secret")) == BUG
+
+
+def test_the_table_of_this_test_is_whole() -> None:
+    assert set(every_error()) == set(TABLE)

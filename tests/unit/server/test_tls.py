@@ -1,0 +1,294 @@
+import socket
+import ssl
+import threading
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import grpc
+import pytest
+from cryptography import x509
+
+from bridge._proto.istio_ca_pb2 import IstioCertificateRequest
+from bridge.errors import BackendUnavailableError, BridgeError
+from bridge.metrics import Metrics
+from bridge.own import ServingPair
+from bridge.server.tls import FileSource, IssuedSource, ServingCertificate
+from tests.support.serving import SERVER_NAME, WAIT_SECONDS, ListenerCA, Served
+
+REQUEST = IstioCertificateRequest(csr="pem")
+DAY = timedelta(hours=24)
+
+
+class Hands:
+    """A clock that a test sets."""
+
+    def __init__(self) -> None:
+        self.now = datetime.now(UTC)
+
+    def __call__(self) -> datetime:
+        return self.now
+
+
+class FailingSource:
+    """Issues, until a test says that it can't."""
+
+    def __init__(self, ca: ListenerCA, clock: Callable[[], datetime]) -> None:
+        self.ca = ca
+        self.clock = clock
+        self.error: BridgeError | None = None
+
+    def issue(self, dns_names: Sequence[str], ttl: timedelta) -> ServingPair:
+        if self.error is not None:
+            raise self.error
+        names = [x509.DNSName(name) for name in dns_names]
+        return self.ca.issue(names, ttl, self.clock())
+
+
+def serial(address: str, ca: ListenerCA, **versions: ssl.TLSVersion) -> int:
+    return peer(address, ca, **versions)[0].serial_number
+
+
+def peer(
+    address: str, ca: ListenerCA, **versions: ssl.TLSVersion
+) -> tuple[x509.Certificate, str | None, str | None]:
+    context = ssl.create_default_context(cadata=ca.pem.decode())
+    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+    context.set_alpn_protocols(["h2"])
+    for name, version in versions.items():
+        setattr(context, name, version)
+    host, port = address.rsplit(":", 1)
+    with (
+        socket.create_connection((host, int(port)), WAIT_SECONDS) as plain,
+        context.wrap_socket(plain, server_hostname=SERVER_NAME) as secured,
+    ):
+        der = secured.getpeercert(binary_form=True)
+        assert der is not None
+        return (
+            x509.load_der_x509_certificate(der),
+            secured.version(),
+            secured.selected_alpn_protocol(),
+        )
+
+
+@pytest.mark.parametrize(
+    ("version", "name"),
+    [(ssl.TLSVersion.TLSv1_2, "TLSv1.2"), (ssl.TLSVersion.TLSv1_3, "TLSv1.3")],
+)
+def test_both_versions_of_tls_and_http2(
+    tmp_path: Path, version: ssl.TLSVersion, name: str
+) -> None:
+    with Served(tmp_path) as served:
+        address = served.server.istio_address
+        _, spoken, protocol = peer(
+            address, served.ca, minimum_version=version, maximum_version=version
+        )
+    assert (spoken, protocol) == (name, "h2")
+
+
+def test_renewal_cuts_no_connection_and_shows_on_the_next(tmp_path: Path) -> None:
+    clock = Hands()
+    with Served(tmp_path, clock=clock) as served:
+        address = served.server.istio_address
+        stub = served.stub()
+        stub(REQUEST)
+        first = serial(address, served.ca)
+        clock.now += timedelta(hours=20)
+        assert served.server._serving.refresh()
+        stub(REQUEST)
+        second = serial(address, served.ca)
+        stub(REQUEST)
+        assert first != second
+        assert served.ca.issued == 2
+
+
+def test_a_failed_renewal_keeps_the_old_certificate_and_is_shown(
+    tmp_path: Path,
+) -> None:
+    clock, ca = Hands(), ListenerCA()
+    source = FailingSource(ca, clock)
+    with Served(tmp_path, clock=clock, issue_serving=source.issue) as served:
+        served.ca = ca
+        address = served.server.istio_address
+        before = serial(address, ca)
+        source.error = BackendUnavailableError("the token is gone")
+        clock.now += timedelta(hours=20)
+        assert not served.server._serving.refresh()
+        assert serial(address, ca) == before
+        assert served.server.problems() == {}
+        (warning,) = served.server.warnings().values()
+        assert warning.endswith("the token is gone")
+        clock.now += timedelta(hours=5)
+        problem = served.server.problems()["serving certificate"]
+        assert problem == "it has expired; the token is gone"
+        source.error = None
+        assert served.server._serving.refresh()
+        assert served.server.problems() == served.server.warnings() == {}
+
+
+def test_without_a_certificate_the_listeners_wait_for_one(tmp_path: Path) -> None:
+    ca = ListenerCA()
+    may_issue = threading.Event()
+    issued = threading.Event()
+
+    def issue(dns_names: Sequence[str], ttl: timedelta) -> ServingPair:
+        if not may_issue.is_set():
+            raise BackendUnavailableError("no issuing CA answers")
+        issued.set()
+        return ca.issue_serving(dns_names, ttl)
+
+    with Served(tmp_path, issue_serving=issue) as served:
+        served.ca = ca
+        problems = served.server.problems()
+        assert problems["serving certificate"] == "no issuing CA answers"
+        assert problems["listeners"] == "waiting for the serving certificate"
+        assert not served.server.istio_address
+        may_issue.set()
+        assert issued.wait(WAIT_SECONDS)
+        while served.server.problems():
+            threading.Event().wait(0.01)
+        served.stub()(REQUEST)
+
+
+def test_anchors_for_clients_are_read_at_each_new_connection(tmp_path: Path) -> None:
+    first, second = ListenerCA("first"), ListenerCA("second")
+    anchors = [first.pem]
+    with Served(tmp_path, anchors_pem=lambda: b"".join(anchors)) as served:
+        old = first.issue_client("spiffe://corp.example/ns/a/sa/a")
+        new = second.issue_client("spiffe://corp.example/ns/a/sa/b")
+        served.stub(old)(REQUEST)
+        with pytest.raises(grpc.RpcError, match="UNAVAILABLE"):
+            served.stub(new)(REQUEST)
+        anchors.append(second.pem)
+        served.stub(new)(REQUEST)
+        served.stub(old)(REQUEST)
+
+
+@pytest.mark.parametrize(
+    ("share", "is_due"), [(0.0, False), (0.49, False), (0.67, True), (2.0, True)]
+)
+def test_renewal_is_due_between_half_and_two_thirds_of_a_life(
+    share: float, *, is_due: bool
+) -> None:
+    ca = ListenerCA()
+    source = IssuedSource(ca.issue_serving, ["a"], DAY)
+    for _ in range(50):  # the point is drawn anew each time
+        pair = source.fetch()
+        now = pair.not_before + (pair.not_after - pair.not_before) * share
+        assert source.is_due(pair, now) is is_due
+
+
+def test_the_end_of_the_serving_certificate_is_a_metric() -> None:
+    metrics, clock = Metrics(), Hands()
+    serving = ServingCertificate(
+        IssuedSource(ListenerCA().issue_serving, ["a"], DAY), clock, metrics
+    )
+    assert serving.refresh()
+    assert serving.pair is not None
+    leaf = x509.load_pem_x509_certificate(serving.pair.certificate_chain_pem)
+    labels = {
+        "issuing_ca": "",
+        "tier": "serving",
+        "subject": "",
+        "serial": f"{leaf.serial_number:x}",
+    }
+    shown = metrics.registry.get_sample_value(
+        "meshca_certificate_expiry_timestamp_seconds", labels
+    )
+    assert shown == serving.pair.not_after.timestamp()
+
+
+def test_credentials_before_there_is_a_certificate_are_a_bug() -> None:
+    source = IssuedSource(ListenerCA().issue_serving, ["a"], DAY)
+    serving = ServingCertificate(source, Hands(), Metrics())
+    with pytest.raises(RuntimeError, match="before there are any"):
+        serving.credentials()
+
+
+class Files:
+    """A certificate and its key, as files."""
+
+    def __init__(self, folder: Path, ca: ListenerCA) -> None:
+        self.certificate = folder / "tls.crt"
+        self.key = folder / "tls.key"
+        self._ca = ca
+        self.write()
+
+    def write(self) -> None:
+        pair = self._ca.issue_serving([SERVER_NAME], DAY)
+        self.certificate.write_bytes(pair.certificate_chain_pem)
+        self.key.write_bytes(pair.private_key_pem)
+
+
+def test_a_given_pair_is_served_and_read_again_when_it_changes(tmp_path: Path) -> None:
+    ca = ListenerCA()
+    files = Files(tmp_path, ca)
+    with Served(tmp_path, tls="{certificate: tls.crt, key: tls.key}") as served:
+        served.ca = ca
+        address = served.server.istio_address
+        first = serial(address, ca)
+        served.server._serving.refresh()
+        assert serial(address, ca) == first
+        files.write()
+        served.server._serving.refresh()
+        assert serial(address, ca) != first
+
+
+def _key_only(files: Files) -> None:
+    files.key.write_bytes(
+        ListenerCA().issue_serving([SERVER_NAME], DAY).private_key_pem
+    )
+
+
+@pytest.mark.parametrize(
+    ("spoil", "complaint"),
+    [
+        pytest.param(_key_only, "tls.key: is not the key of", id="another key"),
+        pytest.param(
+            lambda files: files.key.write_text("x"),
+            "tls.key: expected a private key in PEM",
+            id="no key",
+        ),
+        pytest.param(
+            lambda files: files.certificate.write_text("x"),
+            "tls.crt: expected certificates in PEM",
+            id="no certificate",
+        ),
+        pytest.param(
+            lambda files: files.certificate.unlink(),
+            "tls.crt: cannot be read: No such file",
+            id="no file",
+        ),
+    ],
+)
+def test_a_bad_pair_leaves_the_old_one_in_service(
+    tmp_path: Path, spoil: Callable[[Files], object], complaint: str
+) -> None:
+    ca = ListenerCA()
+    files = Files(tmp_path, ca)
+    serving = ServingCertificate(
+        FileSource(files.certificate, files.key), Hands(), Metrics()
+    )
+    assert serving.refresh()
+    before = serving.pair
+    spoil(files)
+    assert not serving.refresh()
+    assert serving.pair is before
+    assert serving.problems() == {}
+    assert complaint in serving.warnings()["serving certificate"]
+    files.write()
+    assert serving.refresh()
+    assert serving.warnings() == {}
+    assert serving.pair is not before
+
+
+def test_a_bad_pair_that_stays_bad_goes_on_being_shown(tmp_path: Path) -> None:
+    files = Files(tmp_path, ListenerCA())
+    serving = ServingCertificate(
+        FileSource(files.certificate, files.key), Hands(), Metrics()
+    )
+    serving.refresh()
+    _key_only(files)
+    serving.refresh()
+    serving.refresh()
+    assert "is not the key" in serving.warnings()["serving certificate"]
