@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
+from bridge.hierarchy.throwaway import KeyAlgorithm
 from tests.support import gobuild, netports
 from tests.support.harness import PEER_SERVER_NAME, Bridge
 
@@ -58,8 +59,7 @@ class Load:
     """What is asked of a server, and for how long."""
 
     programs: Programs
-    ca_key: str
-    """`rsa2048` or `p256`."""
+    ca_key: KeyAlgorithm
     csr: str
     seconds: float
 

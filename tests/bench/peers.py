@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from bridge.hierarchy.throwaway import KeyAlgorithm
 from tests.bench.load import (
     BenchError,
     Load,
@@ -34,7 +35,7 @@ from tests.support.harness import Bridge
 from tests.support.tokens import TokenIssuer
 
 _ROOT = Path(__file__).resolve().parents[2]
-_FLOORS = {"rsa2048": 1.0, "p256": 0.25}
+_FLOORS: dict[KeyAlgorithm, float] = {"rsa2048": 1.0, "p256": 0.25}
 """The least rate of the bridge, as a part of the peer's, by the CA's key."""
 _READY_SECONDS = 1.5
 _MOST_PER_SECOND = {"rsa2048": 1_800, "p256": 2_800}
@@ -45,7 +46,7 @@ _MOST_PER_SECOND = {"rsa2048": 1_800, "p256": 2_800}
 class Round:
     """The peer and the bridge, one after the other."""
 
-    ca_key: str
+    ca_key: KeyAlgorithm
     csr: str
     peer: Result
     bridge: Result
@@ -125,7 +126,7 @@ def _round(load: Load, folder: Path, name: str, algorithm: str) -> Round:
         here / "bridge",
         issuers=[issuer],
         trust_domain="cluster.local",
-        hierarchy=("--key", load.ca_key),
+        ca_key=load.ca_key,
         prefix=("taskset", "-c", "0"),
     )
     ours = measure_bridge(load, tokens, bridge)

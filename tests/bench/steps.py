@@ -28,6 +28,7 @@ from bridge._proto.istio_ca_pb2 import IstioCertificateRequest
 from bridge.assembly import Assembly
 from bridge.clock import system_clock
 from bridge.config import BridgeConfig, read
+from bridge.hierarchy.throwaway import KeyAlgorithm
 from bridge.identity.caller import TokenCredential
 from bridge.issuance import Call, Issuance
 from bridge.ledger.ledger import Ledger
@@ -40,7 +41,7 @@ from tests.support import gobuild
 from tests.support.harness import SERVER_NAME, Bridge
 from tests.support.tokens import TokenIssuer
 
-_CA_KEYS = ("p256", "rsa2048")
+_CA_KEYS: tuple[KeyAlgorithm, ...] = ("p256", "rsa2048")
 _WARMUP = 200
 _TTL_SECONDS = 86_400
 
@@ -73,13 +74,15 @@ def main() -> None:
     sys.stdout.write("\n".join(lines) + "\n")
 
 
-def _measured(folder: Path, ca_key: str, csr: str, count: int) -> dict[str, float]:
+def _measured(
+    folder: Path, ca_key: KeyAlgorithm, csr: str, count: int
+) -> dict[str, float]:
     folder.mkdir()
     issuer = TokenIssuer()
     bridge = Bridge(
         folder / "bridge",
         issuers=[issuer],
-        hierarchy=("--key", ca_key),
+        ca_key=ca_key,
         prefix=("taskset", "-c", "0"),
     )
     file = folder / "tokens"

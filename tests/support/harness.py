@@ -20,6 +20,9 @@ from typing import Any, Self
 
 import yaml
 
+from bridge.hierarchy.files import write
+from bridge.hierarchy.throwaway import KeyAlgorithm, ThrowawaySpec, make
+from bridge.spiffe import TrustDomain
 from tests.support import netports
 from tests.support.tokens import TokenIssuer
 
@@ -45,7 +48,7 @@ class Bridge:
         issuers: Sign the tokens of the cluster `Kubernetes`; by default one with an
             RSA key and one with an ECDSA key.
         trust_domain: The one trust domain.
-        hierarchy: More arguments of `meshca hierarchy init`.
+        ca_key: Of each tier of the hierarchy.
         prefix: Put before the command, such as `taskset -c 0`.
     """
 
@@ -56,7 +59,7 @@ class Bridge:
         overrides: Mapping[str, Any] | None = None,
         issuers: Sequence[TokenIssuer] = (),
         trust_domain: str = "corp.example",
-        hierarchy: Sequence[str] = (),
+        ca_key: KeyAlgorithm = "p256",
         prefix: Sequence[str] = (),
     ) -> None:
         folder.mkdir()
@@ -71,7 +74,7 @@ class Bridge:
         """From the start of the process to the first good answer of /readyz."""
         self._prefix = prefix
         self._process: subprocess.Popen[bytes] | None = None
-        self._write(hierarchy, overrides or {})
+        self._write(ca_key, overrides or {})
 
     @property
     def roots(self) -> Path:
@@ -223,16 +226,10 @@ class Bridge:
             check=False,
         )
 
-    def _write(self, hierarchy: Sequence[str], overrides: Mapping[str, Any]) -> None:
-        subprocess.run(
-            [
-                *(MESHCA, "hierarchy", "init", self.folder / "hierarchy"),
-                *("--trust-domain", self.trust_domain, *hierarchy),
-            ],
-            check=True,
-            capture_output=True,
-            timeout=60,
-        )
+    def _write(self, ca_key: KeyAlgorithm, overrides: Mapping[str, Any]) -> None:
+        domains = (TrustDomain(self.trust_domain),)
+        hierarchy = make(ThrowawaySpec(trust_domains=domains, key=ca_key))
+        write(hierarchy, self.folder / "hierarchy")
         keys = {"keys": [issuer.jwk() for issuer in self._issuers]}
         (self.folder / "jwks.json").write_text(json.dumps(keys))
         tree = _merged(self._defaults(), overrides)
