@@ -34,6 +34,10 @@ proto: $(VENV)/.development ## Generate bridge/_proto from proto/
 	@$(BIN)/python -m grpc_tools.protoc -Ibridge/_proto=proto --python_out=. --pyi_out=. --grpc_python_out=. $(PROTOS)
 	@echo "bridge/_proto is as proto/ says"
 
+vectors: $(VENV)/.development ## Write the hostile CSRs of tests/vectors anew
+	@$(BIN)/python -m tests.vectors.generate_csrs
+	@echo "tests/vectors is as its generator says"
+
 bench: $(VENV)/.development ## Where the microseconds of one request go
 	@$(BIN)/python -m tests.bench.steps $(BENCH_ARGS)
 

@@ -20,6 +20,7 @@ from bridge.policy.request import IssuancePolicy
 from bridge.registry import load
 from bridge.snapshot import Issuer, Snapshot
 from bridge.spi import PluginContext
+from bridge.spiffe import TrustDomain
 from bridge.x509.path import validate_chain
 from bridge.x509.pem import encode_certificate, parse_certificates
 
@@ -68,6 +69,7 @@ class Assembly:
             issuers=issuers,
             anchors=anchors,
             anchors_pem=_pem(anchors),
+            trust_domains=self._trust_domains(),
             policy=IssuancePolicy.of(self.config.issuance),
             clusters=clusters,
         )
@@ -124,6 +126,11 @@ class Assembly:
             clock=self.clock,
             warn=self.warn,
         )
+
+    def _trust_domains(self) -> tuple[TrustDomain, ...]:
+        own = self.config.trust_domain
+        names = [own, *(item.trust_domain or own for item in self.config.clusters)]
+        return tuple(TrustDomain(name) for name in dict.fromkeys(names))
 
     def _unequal(self, issuers: Mapping[str, Issuer]) -> list[BridgeError]:
         # A later issuing CA of a list stands in for an earlier one, so the list says

@@ -110,7 +110,7 @@ class OwnCertificates:
                 domain that it is configured for.
         """
         issuer.ca.check(timeout=timeout)
-        domain = snapshot.clusters.trust_domains[0]
+        domain = snapshot.trust_domains[0]
         name = x509.UniformResourceIdentifier(f"spiffe://{domain}/meshca/probe")
         subject = _subject(
             ec.generate_private_key(ec.SECP256R1()).public_key(), (name,)

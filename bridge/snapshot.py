@@ -9,6 +9,7 @@ from bridge.clusters import ClusterRegistry
 from bridge.policy.issued import PinnedIssuer
 from bridge.policy.request import IssuancePolicy
 from bridge.spi import Description, IssuingCA
+from bridge.spiffe import TrustDomain
 from bridge.x509.path import ValidatedChain
 
 
@@ -37,5 +38,7 @@ class Snapshot:
     anchors: tuple[x509.Certificate, ...]
     anchors_pem: str
     """All trust anchors in one text, each certificate ending in a newline."""
+    trust_domains: tuple[TrustDomain, ...]
+    """Those that some cluster's callers have; the bridge's own first."""
     policy: IssuancePolicy
     clusters: ClusterRegistry

@@ -109,7 +109,7 @@ def _examples(
     config: BridgeConfig, snapshot: Snapshot
 ) -> Iterator[tuple[x509.GeneralName, bool]]:
     # A name, and whether the configuration wants certificates for it.
-    for domain in snapshot.clusters.trust_domains:
+    for domain in snapshot.trust_domains:
         yield x509.UniformResourceIdentifier(f"spiffe://{domain}/ns/a/sa/b"), True
     for host in config.fronts.istio.tls.dns_names:
         yield x509.DNSName(host), True

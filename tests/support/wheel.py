@@ -1,0 +1,89 @@
+"""Proves the wheel: what is in it, and that it works where no extra is installed.
+
+Run as `python -m tests.support.wheel`. It makes an environment of its own, installs the
+locked runtime and the wheel, imports every module, and asks for a backend whose extra
+is missing.
+"""
+
+import subprocess
+import sys
+import tempfile
+import venv
+import zipfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+_ALLOWED = ("bridge/", "bridge_file/", "meshca_bridge-")
+_IMPORT_ALL = """
+import importlib, pkgutil, bridge, bridge_file
+for package in (bridge, bridge_file):
+    for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
+        if module.name in {"bridge.cli.__main__", "bridge.testing"}:
+            continue  # one runs, the other is for plugin authors, who have pytest
+        if ".migrations." in module.name:
+            continue  # run by alembic, which gives them their context
+        importlib.import_module(module.name)
+for absent in ("hvac", "pkcs11", "pytest"):
+    assert importlib.util.find_spec(absent) is None, absent
+"""
+_MISSING = """
+from bridge.errors import PluginError
+from bridge.registry import load
+for name, extra in (("pkcs11", "pkcs11"), ("vault-pki", "vault")):
+    try:
+        load(name)
+    except PluginError as error:
+        assert f"install meshca-bridge[{extra}]" in str(error), error
+    else:
+        raise SystemExit(f"{name} was loaded without its extra")
+"""
+
+
+def main() -> int:
+    """Build, install, import, ask; return the exit status."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        wheel = _build(folder)
+        _require_contents(wheel)
+        python = _install(folder, wheel)
+        for code in (_IMPORT_ALL, _MISSING):
+            subprocess.run([python, "-P", "-c", code], check=True, cwd=folder)
+        meshca = python.parent / "meshca"
+        for command in (["--help"], ["plugins"], ["demo"]):
+            subprocess.run(
+                [meshca, *command], check=True, cwd=folder, stdout=subprocess.DEVNULL
+            )
+    print("the wheel holds what it must, and works without extras")  # noqa: T201 - a program
+    return 0
+
+
+def _build(folder: Path) -> Path:
+    options = ["--no-deps", "--no-build-isolation", "--wheel-dir", str(folder)]
+    _pip(Path(sys.executable), "wheel", *options, str(ROOT))
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+def _require_contents(wheel: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    foreign = [name for name in names if not name.startswith(_ALLOWED)]
+    wanted = {"bridge/py.typed", "bridge/cli/__init__.py", "bridge_file/__init__.py"}
+    if foreign or not wanted <= {*names}:
+        raise SystemExit(f"the wheel holds {foreign} and lacks {wanted - {*names}}")
+
+
+def _install(folder: Path, wheel: Path) -> Path:
+    venv.create(folder / "venv", with_pip=True)
+    python = folder / "venv" / "bin" / "python"
+    locked = str(ROOT / "deploy/locks/runtime.txt")
+    _pip(python, "install", "--require-hashes", "-r", locked)
+    _pip(python, "install", "--no-deps", str(wheel))
+    return python
+
+
+def _pip(python: Path, *arguments: str) -> None:
+    subprocess.run([python, "-m", "pip", "-q", *arguments], check=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
