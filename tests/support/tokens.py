@@ -106,7 +106,8 @@ class TokenIssuer:
         lifetime: float = 3600,
         pod: tuple[str, str] | None = ("web-0", "7d3a1c9e-0000-4000-8000-000000000001"),
         headers: Mapping[str, object] | None = None,
-        **claims: object,
+        claims: Mapping[str, object] | None = None,
+        **more_claims: object,
     ) -> str:
         """Sign a token.
 
@@ -120,6 +121,7 @@ class TokenIssuer:
             headers: Added to the header, or in place of what is there; `OMIT` leaves
                 one out.
             claims: The same for the payload.
+            more_claims: The same, where the name is one of Python's too.
         """
         issued = int(now.timestamp())
         bound: dict[str, object] = {"namespace": namespace}
@@ -142,7 +144,8 @@ class TokenIssuer:
         }
         header = {"alg": self.algorithm, "kid": self.kid}
         return self.signed(
-            _json(header | dict(headers or {})), _json(payload | dict(claims))
+            _json(header | dict(headers or {})),
+            _json(payload | dict(claims or {}) | more_claims),
         )
 
     def signed(self, header: bytes, payload: bytes) -> str:
