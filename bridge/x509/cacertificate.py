@@ -1,0 +1,119 @@
+"""Is one certificate fit to be a CA of a mesh chain, whatever stands around it?
+
+Source:
+    RFC 5280, 4.1, 4.2 and 6.1.4; X509-SVID, 3 and 4; rustls-webpki's rules for paths
+    (EKU on intermediates, unknown critical extensions).
+"""
+
+from collections.abc import Iterator
+from datetime import datetime
+from typing import TypeVar
+
+from cryptography import x509
+from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID
+
+from bridge.errors import ConfigError, CSRError
+from bridge.x509.constraints import NameConstraints
+from bridge.x509.der import content
+from bridge.x509.keys import require_good_key
+from bridge.x509.links import UNREADABLE, name_of, name_text, subject_of
+
+_Kind = TypeVar("_Kind", bound=x509.ExtensionType)
+
+# What is evaluated here, and nothing more: a policy extension that is critical must be
+# processed or the path refused (RFC 5280, 4.2), and rustls does not process it either.
+_EVALUATED = frozenset(
+    {
+        ExtensionOID.BASIC_CONSTRAINTS,
+        ExtensionOID.KEY_USAGE,
+        ExtensionOID.EXTENDED_KEY_USAGE,
+        ExtensionOID.NAME_CONSTRAINTS,
+        ExtensionOID.SUBJECT_ALTERNATIVE_NAME,
+    }
+)
+_BOTH_WAYS = {ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH}
+
+
+def ca_problems(
+    certificate: x509.Certificate, *, cas_below: int, now: datetime
+) -> Iterator[str]:
+    """Yield what is wrong with a certificate as a CA, in sentences without a subject.
+
+    The signature is another matter: see `bridge.x509.links`.
+
+    Args:
+        certificate: A CA certificate of the chain, or its trust anchor.
+        cas_below: How many CA certificates stand between it and the leaf.
+        now: Aware, in UTC.
+    """
+    yield from _outside_extensions(certificate, now)
+    try:
+        extensions = certificate.extensions
+    except UNREADABLE as error:
+        yield f"has extensions that cannot be read: {error}"
+        return
+    yield from _is_ca(extensions, cas_below)
+    yield from _usage(extensions)
+    for extension in extensions:
+        if extension.critical and extension.oid not in _EVALUATED:
+            yield (
+                f"has the critical extension {name_of(extension.oid)}, which is not "
+                "evaluated: reissue it without, or not critical"
+            )
+    try:
+        NameConstraints.of(certificate)
+    except ConfigError as error:
+        yield f"has name constraints that cannot be used: {error}"
+
+
+def _outside_extensions(certificate: x509.Certificate, now: datetime) -> Iterator[str]:
+    if certificate.version is not x509.Version.v3:
+        yield "is no X.509 version 3 certificate"
+    if content(subject_of(certificate)) == b"":
+        yield "has an empty subject"
+    elif name_text(certificate, "subject") is None:
+        yield "has a subject that cannot be read: write it anew as UTF8String"
+    if now < certificate.not_valid_before_utc:
+        yield f"is not valid before {_time(certificate.not_valid_before_utc)}"
+    if now > certificate.not_valid_after_utc:
+        yield f"expired on {_time(certificate.not_valid_after_utc)}"
+    try:
+        require_good_key(certificate.public_key(), what="CA certificate")
+    except CSRError as error:
+        yield f"has an unfit key: {error}"
+    except UNREADABLE as error:
+        yield f"has a key that cannot be read: {error}"
+
+
+def _is_ca(extensions: x509.Extensions, cas_below: int) -> Iterator[str]:
+    found = _get(extensions, x509.BasicConstraints)
+    if found is None or not found.ca:
+        yield "is not a CA certificate: basicConstraints does not say so"
+    elif found.path_length is not None and found.path_length < cas_below:
+        yield (
+            f"has the pathLen {found.path_length} and {cas_below} CA certificates "
+            "below it"
+        )
+
+
+def _usage(extensions: x509.Extensions) -> Iterator[str]:
+    usage = _get(extensions, x509.KeyUsage)
+    if usage is None or not usage.key_cert_sign:
+        yield "must not sign certificates: keyUsage has no keyCertSign"
+    extended = _get(extensions, x509.ExtendedKeyUsage)
+    if extended is not None and not _BOTH_WAYS.issubset(extended):
+        yield (
+            "has an extended key usage without both serverAuth and clientAuth: rustls "
+            "holds it against the leaf, so a CA has both or none"
+        )
+
+
+def _get(extensions: x509.Extensions, kind: type[_Kind]) -> _Kind | None:
+    try:
+        return extensions.get_extension_for_class(kind).value
+    except x509.ExtensionNotFound:
+        return None
+
+
+def _time(moment: datetime) -> str:
+    return moment.isoformat(timespec="seconds")

@@ -1,0 +1,250 @@
+"""Validates the chain of an issuing CA when it is loaded.
+
+A chain is given, never searched: issuing CA, intermediates in order, and one of the
+trust anchors issued the last. So this is a short walk, and it asks for more than RFC
+5280 does: a chain that OpenSSL takes and rustls or Go refuse is an outage.
+
+`cryptography.x509.verification` cannot do this: it refuses every URI constraint.
+
+Source:
+    RFC 5280, 6.1; X509-SVID, 5.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import pairwise
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.x509.oid import NameOID
+
+from bridge.errors import ConfigError, DeniedError
+from bridge.x509.cacertificate import ca_problems
+from bridge.x509.constraints import ChainConstraints
+from bridge.x509.links import (
+    UNREADABLE,
+    issuer_of,
+    link_faults,
+    name_text,
+    signature_fault,
+    signature_problem,
+    subject_of,
+)
+
+_MOST_CAS_BELOW_ANCHOR = 6
+"""What rustls-webpki builds a path from."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ValidatedChain:
+    """A chain from the issuing CA to a trust anchor, all of it checked."""
+
+    issuing: x509.Certificate
+    intermediates: tuple[x509.Certificate, ...]
+    """From the issuing CA's issuer upwards; no trust anchor."""
+    anchor: x509.Certificate
+    constraints: ChainConstraints
+    not_before: datetime
+    """The latest notBefore of all certificates, the anchor's included."""
+    not_after: datetime
+    """The earliest notAfter of all certificates, the anchor's included."""
+
+    def tiers(self) -> list[tuple[str, x509.Certificate]]:
+        """Return each certificate with what it is, the issuing CA first."""
+        return [
+            ("issuing CA", self.issuing),
+            *(("intermediate", one) for one in self.intermediates),
+            ("trust anchor", self.anchor),
+        ]
+
+    @property
+    def signs_crls(self) -> bool:
+        """Whether the issuing CA may sign CRLs (keyUsage cRLSign)."""
+        usage = self.issuing.extensions.get_extension_for_class(x509.KeyUsage)
+        return usage.value.crl_sign
+
+
+def validate_chain(
+    issuing: x509.Certificate,
+    intermediates: Sequence[x509.Certificate],
+    anchors: Sequence[x509.Certificate],
+    *,
+    now: datetime,
+    source: str,
+) -> ValidatedChain:
+    """Prove that a chain leads from the issuing CA to a trust anchor.
+
+    Args:
+        issuing: The issuing CA's certificate.
+        intermediates: From the issuing CA's issuer upwards, without the anchor.
+        anchors: The trust anchors, 1 or more; need not be self-signed.
+        now: The time to validate at, aware, in UTC.
+        source: What people call the chain, such as its file; begins each complaint.
+
+    Raises:
+        ConfigError: Anything is wrong; the message lists all that is, a line each.
+    """
+    if not anchors:
+        raise ConfigError(
+            f"{source}: there are no trust anchors; expected 1 or more certificates",
+            rule="config.trust-anchors",
+        )
+    given = (issuing, *intermediates)
+    anchor, missing = _anchor_of(given[-1], anchors, now)
+    path = given if anchor is None else (*given, anchor)
+    problems = [
+        *_problems_of_each(path, len(given), now),
+        *_problems_of_links(path),
+        *([(len(given) - 1, missing)] if missing else []),
+        *_problems_of_pairs(path),
+    ]
+    if not problems:
+        # Only now are all constraints known to parse.
+        problems = [*_problems_of_own_names(path)]
+    if problems or anchor is None:
+        raise ConfigError(
+            "\n".join(
+                f"{source}: {_title(path, len(given), index)} {text}"
+                for index, text in sorted(problems)
+            ),
+            rule="config.chain",
+        )
+    return ValidatedChain(
+        issuing=issuing,
+        intermediates=tuple(intermediates),
+        anchor=anchor,
+        constraints=ChainConstraints.of_chain(path),
+        not_before=max(one.not_valid_before_utc for one in path),
+        not_after=min(one.not_valid_after_utc for one in path),
+    )
+
+
+def verify_leaf_signature(leaf: x509.Certificate, issuing: x509.Certificate) -> bool:
+    """Tell whether `issuing` is the leaf's issuer by name and by signature."""
+    return signature_problem(leaf) is None and signature_fault(leaf, issuing) is None
+
+
+_Problem = tuple[int, str]
+"""Index of the certificate in the path, and a sentence without its subject."""
+
+
+def _anchor_of(
+    last: x509.Certificate, anchors: Sequence[x509.Certificate], now: datetime
+) -> tuple[x509.Certificate | None, str]:
+    """Find the trust anchor that issued the last certificate, or say what is wrong."""
+    named = [
+        anchor
+        for anchor in anchors
+        if anchor != last and subject_of(anchor) == issuer_of(last)
+    ]
+    issuers = [anchor for anchor in named if not [*link_faults(last, anchor)]]
+    if issuers:
+        # A root that was renewed with its key is there twice: take the one that lasts.
+        best = max(
+            issuers,
+            key=lambda one: (
+                one.not_valid_before_utc <= now <= one.not_valid_after_utc,
+                one.not_valid_after_utc,
+            ),
+        )
+        return best, ""
+    return None, _why_without_anchor(last, named, anchors)
+
+
+def _why_without_anchor(
+    last: x509.Certificate,
+    named: Sequence[x509.Certificate],
+    anchors: Sequence[x509.Certificate],
+) -> str:
+    if last in anchors:
+        return (
+            "is itself a trust anchor: leave it out of the chain, whose last "
+            "certificate is one that a trust anchor issued"
+        )
+    if subject_of(last) == issuer_of(last):
+        return (
+            "is issued by itself: a root does not belong in the chain; put it among "
+            "the trust anchors"
+        )
+    if not named:
+        known = "; ".join(sorted(str(name_text(one, "subject")) for one in anchors))
+        return (
+            f"is issued by ({name_text(last, 'issuer')}), which is none of the trust "
+            f"anchors ({known}); names are compared byte for byte"
+        )
+    faults = [fault for anchor in named for fault in link_faults(last, anchor)]
+    return f"is named as issued by a trust anchor, but {faults[0]}"
+
+
+def _problems_of_each(
+    path: Sequence[x509.Certificate], given: int, now: datetime
+) -> Iterator[_Problem]:
+    for index, certificate in enumerate(path):
+        for text in ca_problems(certificate, cas_below=index, now=now):
+            yield index, text
+        # What is signed upon an anchor is of no account, such as SHA-1 on an old root.
+        problem = signature_problem(certificate)
+        if problem is not None and index < given:
+            yield index, problem
+    if given > _MOST_CAS_BELOW_ANCHOR:
+        text = f"is one of {given} CA certificates below the anchor; rustls takes"
+        yield given - 1, f"{text} at most {_MOST_CAS_BELOW_ANCHOR}"
+
+
+def _problems_of_links(path: Sequence[x509.Certificate]) -> Iterator[_Problem]:
+    for index, (child, parent) in enumerate(pairwise(path)):
+        for fault in link_faults(child, parent):
+            yield index, f"is not issued by the next certificate: {fault}"
+
+
+def _problems_of_pairs(path: Sequence[x509.Certificate]) -> Iterator[_Problem]:
+    """Yield certificates that share a subject or a key with one before them."""
+    subjects: dict[bytes, int] = {}
+    keys: dict[bytes, int] = {}
+    for index, certificate in enumerate(path):
+        first = subjects.setdefault(subject_of(certificate), index)
+        if first != index:
+            yield index, f"has the subject of certificate {first + 1}"
+        first = keys.setdefault(_key_of(certificate, index), index)
+        if first != index:
+            yield index, f"has the key of certificate {first + 1}"
+
+
+def _key_of(certificate: x509.Certificate, index: int) -> bytes:
+    try:
+        key = certificate.public_key()
+    except UNREADABLE:
+        return b"%d" % index  # reported by `ca_problems`; equal to no other
+    return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+
+
+def _problems_of_own_names(path: Sequence[x509.Certificate]) -> Iterator[_Problem]:
+    """Yield CA certificates whose own names the constraints above them forbid.
+
+    Source:
+        RFC 5280, 6.1.3 (b) and (c).
+    """
+    for index, certificate in enumerate(path[:-1]):
+        above = ChainConstraints.of_chain(path[index + 1 :])
+        names: list[x509.GeneralName] = [x509.DirectoryName(certificate.subject)]
+        try:
+            san = certificate.extensions.get_extension_for_class(
+                x509.SubjectAlternativeName
+            )
+            names.extend(san.value)
+        except x509.ExtensionNotFound:
+            pass
+        try:
+            above.require_permitted(names)
+        except DeniedError as error:
+            text = "has a name that the constraints above it do not allow"
+            yield index, f"{text}: {error.detail}"
+        mail = certificate.subject.get_attributes_for_oid(NameOID.EMAIL_ADDRESS)
+        if mail and x509.RFC822Name in above.constrained:
+            yield index, "has an e-mail address in its subject under a constraint"
+
+
+def _title(path: Sequence[x509.Certificate], given: int, index: int) -> str:
+    role = "trust anchor" if index == given else f"certificate {index + 1}"
+    return f"{role} ({name_text(path[index], 'subject')})"

@@ -1,0 +1,510 @@
+"""Load-time validation of a chain: what is wrong with which certificate."""
+
+import ipaddress
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from functools import cache
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
+
+from bridge.errors import ConfigError, DeniedError
+from bridge.x509.der import content, elements, tlv
+from bridge.x509.path import ValidatedChain, validate_chain, verify_leaf_signature
+from tests.support.pki import NOW, key_usage
+
+Hash = hashes.SHA224 | hashes.SHA256 | hashes.SHA512 | hashes.SHA3_256
+CA_USAGE = key_usage(key_cert_sign=True, crl_sign=True)
+Key = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
+UTF8, PRINTABLE = x509.name._ASN1Type.UTF8String, x509.name._ASN1Type.PrintableString
+DAY = timedelta(days=1)
+
+
+@cache
+def key(name: str) -> Key:
+    """Return one key for each name; what comes before a dash is its kind."""
+    match name.partition("-")[0]:
+        case "p521":
+            return ec.generate_private_key(ec.SECP521R1())
+        case "p384":
+            return ec.generate_private_key(ec.SECP384R1())
+        case "rsa2048":
+            return rsa.generate_private_key(65537, 2048)
+        case "rsa1024":
+            return rsa.generate_private_key(65537, 1024)  # noqa: S505 - to be refused
+    return ec.generate_private_key(ec.SECP256R1())
+
+
+def named(name: str, kind: x509.name._ASN1Type = UTF8) -> x509.Name:
+    if not name:
+        return x509.Name([])
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name, kind)])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tier:
+    """One CA certificate to be made; `None` leaves an extension out."""
+
+    subject: x509.Name
+    issuer: x509.Name
+    key: str
+    signing_key: str
+    hash: Hash = field(default_factory=hashes.SHA256)
+    pss: bool = False
+    not_before: datetime = NOW - DAY
+    not_after: datetime = NOW + 100 * DAY
+    ca: bool | None = True
+    path_length: int | None = None
+    usage: x509.KeyUsage | None = CA_USAGE
+    extended: tuple[ObjectIdentifier, ...] = ()
+    constraints: x509.ExtensionType | None = None
+    identifier: bytes | None = None
+    authority: x509.AuthorityKeyIdentifier | None = None
+    extra: tuple[tuple[x509.ExtensionType, bool], ...] = ()
+
+    def make(self) -> x509.Certificate:
+        builder = (
+            x509.CertificateBuilder()
+            .subject_name(self.subject)
+            .issuer_name(self.issuer)
+            .public_key(key(self.key).public_key())
+            .serial_number(77)
+            .not_valid_before(self.not_before)
+            .not_valid_after(self.not_after)
+        )
+        for extension, critical in self._extensions():
+            builder = builder.add_extension(extension, critical=critical)
+        pss = padding.PSS(padding.MGF1(hashes.SHA256()), 32) if self.pss else None
+        return builder.sign(key(self.signing_key), self.hash, rsa_padding=pss)
+
+    def _extensions(self) -> list[tuple[x509.ExtensionType, bool]]:
+        found: list[tuple[x509.ExtensionType | None, bool]] = [
+            (self.usage, True),
+            (self.constraints, True),
+            (self.authority, False),
+            *self.extra,
+        ]
+        if self.ca is not None:
+            found.append((x509.BasicConstraints(self.ca, self.path_length), True))
+        if self.extended:
+            found.append((x509.ExtendedKeyUsage(self.extended), False))
+        if self.identifier is not None:
+            found.append((x509.SubjectKeyIdentifier(self.identifier), False))
+        return [(one, critical) for one, critical in found if one is not None]
+
+
+Tiers = dict[str, Tier]
+ORDER = ("issuing", "regional", "root")
+
+
+def good() -> Tiers:
+    """Return issuing CA, regional intermediate and root, nothing wrong with them."""
+    issuers = {"issuing": "regional", "regional": "root", "root": "root"}
+    return {
+        name: Tier(
+            subject=named(name),
+            issuer=named(issuers[name]),
+            key=name,
+            signing_key=issuers[name],
+            path_length={"issuing": 0, "regional": 1, "root": None}[name],
+            identifier=name.encode(),
+            authority=x509.AuthorityKeyIdentifier(issuers[name].encode(), None, None),
+        )
+        for name in ORDER
+    }
+
+
+def changed(tier: str, **change: object) -> Tiers:
+    tiers = good()
+    tiers[tier] = replace(tiers[tier], **change)  # type: ignore[arg-type]
+    return tiers
+
+
+def validate(tiers: Tiers) -> ValidatedChain:
+    issuing, regional, root = (tiers[name].make() for name in ORDER)
+    return validate_chain(issuing, [regional], [root], now=NOW, source="chain.pem")
+
+
+def permitted(*names: x509.GeneralName) -> x509.NameConstraints:
+    return x509.NameConstraints(names, None)
+
+
+def test_a_good_chain_is_described() -> None:
+    tiers = changed("root", not_after=NOW + 50 * DAY)
+    tiers["issuing"] = replace(tiers["issuing"], not_before=NOW - timedelta(hours=1))
+    chain = validate(tiers)
+    assert [(role, name.subject) for role, name in chain.tiers()] == [
+        ("issuing CA", named("issuing")),
+        ("intermediate", named("regional")),
+        ("trust anchor", named("root")),
+    ]
+    assert chain.not_before == NOW - timedelta(hours=1)
+    assert chain.not_after == NOW + 50 * DAY
+    assert chain.signs_crls
+
+
+@pytest.mark.parametrize(
+    ("tier", "change"),
+    [
+        ("issuing", {"path_length": None}),
+        ("issuing", {"key": "rsa2048-issuing"}),
+        ("root", {"key": "p384-root", "signing_key": "p384-root"}),
+        (
+            "issuing",
+            {
+                "extended": (
+                    ExtendedKeyUsageOID.CLIENT_AUTH,
+                    ExtendedKeyUsageOID.SERVER_AUTH,
+                )
+            },
+        ),
+        ("root", {"hash": hashes.SHA224()}),
+        ("issuing", {"hash": hashes.SHA512()}),
+        ("issuing", {"identifier": None}),
+        ("regional", {"authority": None}),
+        ("issuing", {"not_before": NOW}),
+        ("issuing", {"not_after": NOW}),
+        (
+            "issuing",
+            {"extra": ((x509.UnrecognizedExtension(NameOID.TITLE, b"\5\0"), False),)},
+        ),
+    ],
+)
+def test_a_chain_may_be_like_this(tier: str, change: dict[str, object]) -> None:
+    tiers = changed(tier, **change)
+    if tier == "root" and "signing_key" in change:
+        tiers["regional"] = replace(tiers["regional"], signing_key="p384-root")
+    assert validate(tiers).issuing.issuer == named("regional")
+
+
+ISSUING = r"certificate 1 \(CN=issuing\)"
+REGIONAL = r"certificate 2 \(CN=regional\)"
+ROOT = r"trust anchor \(CN=root\)"
+
+
+@pytest.mark.parametrize(
+    ("tier", "change", "complaint"),
+    [
+        ("issuing", {"ca": None}, f"{ISSUING} is not a CA certificate"),
+        ("regional", {"ca": False, "path_length": None}, f"{REGIONAL} is not a CA"),
+        ("root", {"ca": None}, f"{ROOT} is not a CA"),
+        ("regional", {"path_length": 0}, f"{REGIONAL} has the pathLen 0 and 1 CA"),
+        ("root", {"path_length": 1}, f"{ROOT} has the pathLen 1 and 2 CA"),
+        ("issuing", {"usage": None}, f"{ISSUING} .* no keyCertSign"),
+        ("regional", {"usage": key_usage(crl_sign=True)}, f"{REGIONAL} .* keyCertSign"),
+        ("root", {"usage": None}, f"{ROOT} .* no keyCertSign"),
+        (
+            "issuing",
+            {"extended": (ExtendedKeyUsageOID.CLIENT_AUTH,)},
+            f"{ISSUING} .* both serverAuth and clientAuth",
+        ),
+        (
+            "regional",
+            {"extended": (ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE,)},
+            f"{REGIONAL} .* both serverAuth and clientAuth",
+        ),
+        (
+            "issuing",
+            {"extra": ((x509.UnrecognizedExtension(NameOID.TITLE, b"\5\0"), True),)},
+            f"{ISSUING} has the critical extension .*2.5.4.12",
+        ),
+        (
+            "regional",
+            {"extra": ((x509.PolicyConstraints(0, None), True),)},
+            f"{REGIONAL} has the critical extension policyConstraints",
+        ),
+        ("issuing", {"not_after": NOW - timedelta(seconds=1)}, f"{ISSUING} expired on"),
+        ("root", {"not_after": NOW - timedelta(seconds=1)}, f"{ROOT} expired on"),
+        (
+            "regional",
+            {"not_before": NOW + timedelta(seconds=1)},
+            f"{REGIONAL} is not valid before 2026-06-01T12:00:01",
+        ),
+        ("issuing", {"hash": hashes.SHA224()}, f"{ISSUING} is signed with .*SHA224"),
+        ("issuing", {"hash": hashes.SHA3_256()}, f"{ISSUING} is signed with"),
+        ("issuing", {"key": "p521-issuing"}, f"{ISSUING} has an unfit key: .*P-384"),
+        ("issuing", {"key": "rsa1024-issuing"}, f"{ISSUING} has an unfit key: .*2048"),
+        ("issuing", {"signing_key": "other"}, "certificate 1 .*the signature is not"),
+        ("regional", {"signing_key": "other"}, "certificate 2 .*the signature is not"),
+        ("issuing", {"issuer": named("root")}, r"\(CN=root\) is not the other's subj"),
+        (
+            "issuing",
+            {"issuer": named("regional", PRINTABLE)},
+            r"\(CN=regional\) is not the other's subject \(CN=regional\), byte for",
+        ),
+        (
+            "regional",
+            {"issuer": named("root", PRINTABLE)},
+            r"\(CN=root\), which is none of the trust anchors \(CN=root\)",
+        ),
+        (
+            "issuing",
+            {"authority": x509.AuthorityKeyIdentifier(b"another", None, None)},
+            "certificate 1 .* authority key identifier is not",
+        ),
+        (
+            "regional",
+            {"authority": x509.AuthorityKeyIdentifier(b"another", None, None)},
+            "certificate 2 .* authority key identifier is not",
+        ),
+        (
+            "issuing",
+            {
+                "authority": x509.AuthorityKeyIdentifier(
+                    None, [x509.DirectoryName(named("root"))], 78
+                )
+            },
+            "certificate 1 .* another serial number",
+        ),
+        (
+            "issuing",
+            {"constraints": permitted(x509.UniformResourceIdentifier("spiffe://x"))},
+            f"{ISSUING} has name constraints that cannot be used: .*'spiffe://x' is no",
+        ),
+        (
+            "root",
+            {"constraints": x509.UnrecognizedExtension(x509.NameConstraints.oid, b"")},
+            f"{ROOT} has .*cannot be read",
+        ),
+        (
+            "root",
+            {"constraints": permitted(x509.DirectoryName(named("regional")))},
+            f"{ISSUING} has a name that the constraints above it do not allow",
+        ),
+    ],
+)
+def test_a_chain_with_one_fault_is_refused(
+    tier: str, change: dict[str, object], complaint: str
+) -> None:
+    tiers = changed(tier, **change)
+    with pytest.raises(ConfigError, match=complaint) as caught:
+        validate(tiers)
+    assert str(caught.value).startswith("chain.pem: ")
+    assert caught.value.rule == "config.chain"
+
+
+def pss(tiers: Tiers) -> Tiers:
+    tiers["regional"] = replace(tiers["regional"], key="rsa2048-regional")
+    tiers["issuing"] = replace(
+        tiers["issuing"], signing_key="rsa2048-regional", pss=True
+    )
+    return tiers
+
+
+def same_subject(tiers: Tiers) -> Tiers:
+    tiers["issuing"] = replace(tiers["issuing"], subject=named("root"))
+    return tiers
+
+
+def same_key(tiers: Tiers) -> Tiers:
+    tiers["issuing"] = replace(tiers["issuing"], key="root")
+    return tiers
+
+
+def forbidden_san(tiers: Tiers) -> Tiers:
+    names = x509.SubjectAlternativeName([x509.DNSName("ca.evil.example")])
+    tiers["issuing"] = replace(tiers["issuing"], extra=((names, False),))
+    rule = permitted(x509.DNSName("corp.example"))
+    tiers["root"] = replace(tiers["root"], constraints=rule)
+    return tiers
+
+
+def mail_in_subject(tiers: Tiers) -> Tiers:
+    subject = x509.Name([x509.NameAttribute(NameOID.EMAIL_ADDRESS, "ca@corp.example")])
+    tiers["issuing"] = replace(tiers["issuing"], subject=subject)
+    rule = permitted(x509.RFC822Name("corp.example"))
+    tiers["regional"] = replace(tiers["regional"], constraints=rule)
+    return tiers
+
+
+def empty_subject(tiers: Tiers) -> Tiers:
+    tiers["issuing"] = replace(tiers["issuing"], subject=named(""))
+    return tiers
+
+
+@pytest.mark.parametrize(
+    ("alter", "complaint"),
+    [
+        (pss, "certificate 1 .* is signed with rsassaPss"),
+        (same_subject, "trust anchor .* has the subject of certificate 1"),
+        (same_key, "trust anchor .* has the key of certificate 1"),
+        (forbidden_san, "certificate 1 .* 'ca.evil.example' is not in: corp.example"),
+        (mail_in_subject, "certificate 1 .* e-mail address in its subject"),
+        (empty_subject, r"certificate 1 \(no name\) has an empty subject"),
+    ],
+)
+def test_a_chain_whose_tiers_clash_is_refused(
+    alter: Callable[[Tiers], Tiers], complaint: str
+) -> None:
+    tiers = alter(good())
+    with pytest.raises(ConfigError, match=complaint):
+        validate(tiers)
+
+
+def made(tiers: Tiers | None = None) -> list[x509.Certificate]:
+    given = tiers or good()
+    return [given[name].make() for name in ORDER]
+
+
+@pytest.mark.parametrize(
+    ("given", "anchors", "complaint"),
+    [
+        ((0, 1), (), "chain.pem: there are no trust anchors"),
+        ((0, 1, 2), (2,), r"certificate 3 \(CN=root\) is itself a trust anchor"),
+        ((0, 1), (1,), r"certificate 2 \(CN=regional\) is itself a trust anchor"),
+        ((2,), (2,), r"certificate 1 \(CN=root\) is itself a trust anchor"),
+        ((0, 1, 2), (0,), "certificate 3 .* is issued by itself: a root does not"),
+        ((0,), (2,), r"is issued by \(CN=regional\), which is none of .*\(CN=root\)"),
+        ((1, 0), (2,), "certificate 1 .* is not issued by the next"),
+        ((0, 0), (1,), "has the subject of certificate 1"),
+    ],
+)
+def test_a_chain_that_does_not_lead_to_an_anchor_is_refused(
+    given: tuple[int, ...], anchors: tuple[int, ...], complaint: str
+) -> None:
+    chain = made()
+    issuing, *rest = (chain[index] for index in given)
+    trusted = [chain[index] for index in anchors]
+    with pytest.raises(ConfigError, match=complaint):
+        validate_chain(issuing, rest, trusted, now=NOW, source="chain.pem")
+
+
+def test_an_intermediate_may_be_the_anchor() -> None:
+    issuing, regional, _ = made()
+    chain = validate_chain(issuing, [], [regional], now=NOW, source="chain.pem")
+    assert chain.anchor == regional
+
+
+def test_a_bundle_may_hold_an_intermediate_and_its_root_during_a_rotation() -> None:
+    issuing, regional, root = made()
+    chain = validate_chain(
+        issuing, [regional], [regional, root], now=NOW, source="chain.pem"
+    )
+    assert chain.anchor == root
+
+
+def test_of_an_anchor_and_its_renewal_the_valid_and_lasting_one_is_taken() -> None:
+    issuing, regional, root = made()
+    later = replace(good()["root"], not_after=NOW + 900 * DAY).make()
+    expired = replace(good()["root"], not_after=NOW - timedelta(hours=1)).make()
+    not_yet = replace(
+        good()["root"], not_before=NOW + DAY, not_after=NOW + 999 * DAY
+    ).make()
+    chain = validate_chain(
+        issuing, [regional], [expired, root, later, not_yet], now=NOW, source="c"
+    )
+    assert chain.anchor == later
+
+
+def test_an_anchor_of_the_same_name_with_another_key_is_none() -> None:
+    issuing, regional, _ = made()
+    other = replace(good()["root"], key="other", signing_key="other").make()
+    with pytest.raises(ConfigError, match="issued by a trust anchor, but the signatu"):
+        validate_chain(issuing, [regional], [other], now=NOW, source="chain.pem")
+
+
+def test_all_faults_are_listed_at_once() -> None:
+    tiers = changed("issuing", usage=None, not_after=NOW - timedelta(hours=1))
+    tiers["root"] = replace(tiers["root"], ca=False)
+    with pytest.raises(ConfigError, match="keyCertSign") as caught:
+        validate(tiers)
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 3
+    assert all(line.startswith("chain.pem: ") for line in lines)
+
+
+def test_more_tiers_than_rustls_builds_a_path_from_are_refused() -> None:
+    names = [f"ca{number}" for number in range(8)]
+    chain = [
+        Tier(subject=named(own), issuer=named(above), key=own, signing_key=above).make()
+        for own, above in zip(names, [*names[1:], names[-1]], strict=True)
+    ]
+    with pytest.raises(ConfigError, match=r"one of 7 CA certificates .* at most 6"):
+        validate_chain(chain[0], chain[1:-1], chain[-1:], now=NOW, source="c")
+    short = validate_chain(chain[1], chain[2:-1], chain[-1:], now=NOW, source="c")
+    assert len(short.tiers()) == 7
+
+
+def test_a_subject_that_cannot_be_read_is_refused() -> None:
+    issuing, regional, root = made(changed("issuing", subject=named("Muller")))
+    # The same bytes as a TeletexString with a letter beyond ASCII.
+    teletex = issuing.public_bytes(Encoding.DER).replace(
+        b"\x0c\6Muller", b"\x14\6M\xfcller"
+    )
+    broken = x509.load_der_x509_certificate(teletex)
+    with pytest.raises(ConfigError, match="has a subject that cannot be read"):
+        validate_chain(broken, [regional], [root], now=NOW, source="chain.pem")
+
+
+def test_extensions_that_cannot_be_read_are_refused() -> None:
+    tiers = good()
+    doubled = x509.UnrecognizedExtension(ObjectIdentifier("2.5.29.14"), b"\4\1x")
+    tiers["issuing"] = replace(tiers["issuing"], identifier=None)
+    certificate = replace(
+        tiers["issuing"],
+        extra=(
+            (doubled, False),
+            (x509.UnrecognizedExtension(NameOID.TITLE, b"\5\0"), False),
+        ),
+    ).make()
+    title, identifier = b"\6\3\x55\4\x0c", b"\6\3\x55\x1d\x0e"
+    raw = certificate.public_bytes(Encoding.DER).replace(title, identifier)
+    broken = x509.load_der_x509_certificate(raw)
+    regional, root = tiers["regional"].make(), tiers["root"].make()
+    with pytest.raises(ConfigError, match="has extensions that cannot be read"):
+        validate_chain(broken, [regional], [root], now=NOW, source="chain.pem")
+
+
+def test_a_certificate_of_version_1_is_refused() -> None:
+    issuing, regional, root = made()
+    fields = [*elements(content(root.tbs_certificate_bytes))]
+    tbs = tlv(0x30, b"".join(fields[1:7]))
+    _, algorithm, signature = elements(content(root.public_bytes(Encoding.DER)))
+    old = x509.load_der_x509_certificate(tlv(0x30, tbs + algorithm + signature))
+    with pytest.raises(ConfigError, match=r"is no X.509 version 3 certificate"):
+        validate_chain(issuing, [regional], [old], now=NOW, source="chain.pem")
+
+
+def test_the_constraints_of_every_tier_count() -> None:
+    for tier in ORDER:
+        rule = permitted(x509.UniformResourceIdentifier("corp.example"))
+        chain = validate(changed(tier, constraints=rule))
+        inside = x509.UniformResourceIdentifier("spiffe://corp.example/x")
+        outside = x509.UniformResourceIdentifier("spiffe://evil.example/x")
+        chain.constraints.require_permitted([inside])
+        with pytest.raises(DeniedError, match=f"of tier {ORDER.index(tier) + 1} of"):
+            chain.constraints.require_permitted([outside])
+
+
+def test_a_mask_with_holes_is_refused_when_the_chain_is_loaded() -> None:
+    subtree = tlv(
+        0x30, tlv(0x87, ipaddress.ip_address("10.0.0.0").packed + b"\xff\0\xff\0")
+    )
+    holes = x509.UnrecognizedExtension(
+        x509.NameConstraints.oid, tlv(0x30, tlv(0xA0, subtree))
+    )
+    tiers = changed("regional", constraints=holes)
+    with pytest.raises(ConfigError, match=r"certificate 2 .* cannot be read"):
+        validate(tiers)
+
+
+@pytest.mark.parametrize(
+    ("change", "verdict"),
+    [
+        ({}, True),
+        ({"signing_key": "other"}, False),
+        ({"issuer": named("root")}, False),
+        ({"hash": hashes.SHA224()}, False),
+    ],
+)
+def test_the_leaf_is_the_issuing_cas_or_it_is_not(
+    change: dict[str, object],
+    verdict: bool,  # noqa: FBT001 - a column of the table
+) -> None:
+    issuing, regional, _ = made(changed("issuing", **change))
+    assert verify_leaf_signature(issuing, regional) is verdict
