@@ -73,7 +73,7 @@ def init(  # noqa: PLR0913 - one parameter for each option
         ThrowawaySpec(
             trust_domains=domains,
             region=region,
-            data_planes=frozenset(data_plane or ("sidecar",)),
+            data_planes=frozenset(data_plane or [DataPlane.SIDECAR]),
             key=key,
             permitted_dns=tuple(permit_dns or ()),
         )

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from cryptography import x509
 
 from bridge.errors import ConfigError
+from bridge.hierarchy.throwaway import DataPlane
 
 _SHOWN_HOSTS = 8
 
@@ -19,8 +20,7 @@ _SHOWN_HOSTS = 8
 class Exposure:
     """One data plane, and what a certificate of the stolen key gets past it."""
 
-    data_plane: str
-    """`sidecar`, `ambient` or `linkerd`."""
+    data_plane: DataPlane
     accepts: str
     narrower: str
     """A way to make it less, or empty."""
@@ -53,13 +53,13 @@ _REGIONAL_ANCHOR = (
 def _sidecar(hosts: list[str] | None) -> Exposure:
     if hosts is None:
         return Exposure(
-            "sidecar",
+            DataPlane.SIDECAR,
             "every SPIFFE ID of every trust domain, wherever this root is trusted",
             "a URI constraint, where no ztunnel and no linkerd2-proxy is a peer; or "
             + _REGIONAL_ANCHOR,
         )
     return Exposure(
-        "sidecar",
+        DataPlane.SIDECAR,
         f"every SPIFFE ID of {_listed(hosts)}, wherever this root is trusted; no other "
         "trust domain",
         _REGIONAL_ANCHOR,
@@ -69,13 +69,13 @@ def _sidecar(hosts: list[str] | None) -> Exposure:
 def _ambient(hosts: list[str] | None) -> Exposure:
     if hosts is None:
         return Exposure(
-            "ambient",
+            DataPlane.AMBIENT,
             "every SPIFFE ID of every trust domain, wherever this root is trusted; "
             "ztunnel cannot live with a constraint that would narrow it",
             _REGIONAL_ANCHOR,
         )
     return Exposure(
-        "ambient",
+        DataPlane.AMBIENT,
         "nothing: ztunnel refuses every certificate under a URI constraint, the "
         "honest ones too",
         "",
@@ -85,12 +85,12 @@ def _ambient(hosts: list[str] | None) -> Exposure:
 def _linkerd(dns: list[str] | None) -> Exposure:
     if dns is None:
         return Exposure(
-            "linkerd",
+            DataPlane.LINKERD,
             "every identity of every identity domain, wherever this root is an anchor",
             "a DNS constraint; or " + _REGIONAL_ANCHOR,
         )
     return Exposure(
-        "linkerd",
+        DataPlane.LINKERD,
         f"every identity of {_listed(dns)}, wherever this root is an anchor: clusters "
         "that share an identity domain share the loss",
         _REGIONAL_ANCHOR,

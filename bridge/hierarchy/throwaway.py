@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from enum import StrEnum
 from secrets import randbits, token_hex
 from typing import Literal
 
@@ -22,11 +23,22 @@ from bridge.spiffe import TrustDomain
 from bridge.x509.algorithm import algorithm_of
 from bridge.x509.constraints import subset_problems
 
-DataPlane = Literal["sidecar", "ambient", "linkerd"]
 KeyAlgorithm = Literal["p256", "p384", "rsa2048", "rsa3072", "rsa4096"]
 CAKey = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey
 
-RUSTLS_PLANES: frozenset[DataPlane] = frozenset({"ambient", "linkerd"})
+
+class DataPlane(StrEnum):
+    """What verifies the leaves."""
+
+    SIDECAR = "sidecar"
+    """Envoy, beside each workload or as a gateway."""
+    AMBIENT = "ambient"
+    """Istio's ztunnel."""
+    LINKERD = "linkerd"
+    """linkerd2-proxy."""
+
+
+RUSTLS_PLANES = frozenset({DataPlane.AMBIENT, DataPlane.LINKERD})
 """rustls-webpki refuses every URI name under a URI constraint (RUSTSEC-2026-0098)."""
 
 _CLUSTER_DNS = ("svc", "cluster.local", "localhost")
@@ -60,7 +72,7 @@ class ThrowawaySpec:
 
     trust_domains: tuple[TrustDomain, ...]
     region: str = "eu"
-    data_planes: frozenset[DataPlane] = frozenset({"sidecar"})
+    data_planes: frozenset[DataPlane] = frozenset({DataPlane.SIDECAR})
     key: KeyAlgorithm = "p256"
     """Of all three tiers."""
     root_ttl: timedelta = 10 * _YEAR
