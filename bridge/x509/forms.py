@@ -137,8 +137,9 @@ def _hosts(kind: str, values: Iterable[str]) -> list[str]:
         if not _HOST_CONSTRAINT.fullmatch(value):
             _bad_host(kind, value)
         if kind == "URI" and value.rpartition(".")[2].isdecimal():
-            raise ValueError(f"the URI constraint {value!r} is no host: IP addresses "
-                             "cannot be URI constraints")  # fmt: skip
+            raise ValueError(
+                f"the URI constraint {value!r} is no host: an IP address cannot be one"
+            )
     return checked
 
 
@@ -200,7 +201,7 @@ FORMS: Mapping[type[x509.GeneralName], Form] = MappingProxyType(
         ),
         x509.IPAddress: Form("IP", read_address, _addresses, _addresses),
         x509.DirectoryName: Form(
-            "directory name", read_directory, _directories, _directories
+            "directory", read_directory, _directories, _directories
         ),
     }
 )
