@@ -4,61 +4,30 @@ Every error of a file is reported at once, each with the file, the path of the k
 value that was found and what was expected.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-import yaml
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    model_validator,
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from bridge.errors import ConfigError
+from bridge.problems import Problem, listed, problem_of, shown
+from bridge.values import (
+    Address,
+    ClusterName,
+    Duration,
+    FilePath,
+    IssuerNames,
+    Name,
+    Names,
+    PositiveDuration,
+    PositiveNumber,
+    Text,
+    TrustDomainName,
+    WholeSeconds,
 )
-
-from bridge.errors import BridgeError, ConfigError
-from bridge.spiffe import TrustDomain
-
-_DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s)?")
-_SHOWN_CHARACTERS = 80
-
-
-def _duration(value: object) -> timedelta:
-    match = _DURATION.fullmatch(value) if isinstance(value, str) and value else None
-    if match is None:
-        raise ValueError('expected a duration such as "24h", "5m" or "1h30m"')
-    hours, minutes, seconds = match.groups(default="0")
-    return timedelta(hours=int(hours), minutes=int(minutes), seconds=float(seconds))
-
-
-def _trust_domain(value: str) -> str:
-    try:
-        TrustDomain(value)
-    except BridgeError as error:
-        raise ValueError(str(error)) from None
-    return value
-
-
-def _address(value: str) -> str:
-    host, _, port = value.rpartition(":")
-    if not host or not port.isdigit() or int(port) > 65535:  # noqa: PLR2004 - TCP's
-        raise ValueError('expected "host:port"')
-    return value
-
-
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
-ClusterName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
-Duration = Annotated[timedelta, BeforeValidator(_duration)]
-TrustDomainName = Annotated[str, AfterValidator(_trust_domain)]
-Address = Annotated[str, AfterValidator(_address)]
-FilePath = Annotated[Path, Field(strict=False)]
-"""Relative to the folder of the configuration file."""
-Names = Annotated[tuple[str, ...], Field(strict=False)]
+from bridge.yamltree import parse_yaml
 
 
 class _Section(BaseModel):
@@ -74,7 +43,7 @@ class ServingConfig(_Section):
     """
 
     dns_names: Names = ()
-    ttl: Duration | None = None
+    ttl: WholeSeconds | None = None
     certificate: FilePath | None = None
     key: FilePath | None = None
 
@@ -107,14 +76,14 @@ class TokensConfig(_Section):
     """`clusters[].tokens`: how this cluster's service-account tokens are verified."""
 
     verify: Literal["jwks"]
-    issuer: str
+    issuer: Text
     file: FilePath | None = None
     url: str | None = None
     discovery: bool = False
     """Ask `<issuer>/.well-known/openid-configuration` where the keys are."""
     ca_file: FilePath | None = None
     """Trust anchors for `url` and `discovery`; the system's by default."""
-    max_key_age: Duration = timedelta(hours=24)
+    max_key_age: PositiveDuration = timedelta(hours=24)
     """Keys that could not be confirmed for longer are no longer believed."""
     refresh_floor: Duration = timedelta(seconds=10)
     """The shortest time between two refreshes because of an unknown key ID."""
@@ -148,7 +117,7 @@ class IssuingCAConfig(_Section):
     chain: FilePath | None = None
     """Issuing CA first, then the intermediates; no root. Not for a plugin that finds
     the chain itself."""
-    timeout: Duration = timedelta(seconds=5)
+    timeout: PositiveDuration = timedelta(seconds=5)
     options: dict[str, object] = {}
     """Handed to the plugin untouched. Secrets are given as file paths."""
 
@@ -156,15 +125,15 @@ class IssuingCAConfig(_Section):
 class IssuanceConfig(_Section):
     """`issuance`: limits that no caller and no backend can widen."""
 
-    default_ttl: Duration = timedelta(hours=24)
-    min_ttl: Duration = timedelta(minutes=5)
-    max_ttl: Duration = timedelta(hours=24)
+    default_ttl: WholeSeconds = timedelta(hours=24)
+    min_ttl: WholeSeconds = timedelta(minutes=5)
+    max_ttl: WholeSeconds = timedelta(hours=24)
     on_excess_ttl: Literal["refuse", "clamp"] = "refuse"
-    backdate: Duration = timedelta(minutes=2)
+    backdate: WholeSeconds = timedelta(minutes=2)
     """How far notBefore lies in the past, for peers whose clock runs slow."""
-    issuing_cas: Annotated[tuple[Name, ...], Field(strict=False, min_length=1)]
+    issuing_cas: Annotated[IssuerNames, Field(min_length=1)]
     """In order of preference; a later one stands in when an earlier one is down."""
-    cert_signers: dict[str, Annotated[tuple[Name, ...], Field(strict=False)]] = {}
+    cert_signers: dict[Text, IssuerNames] = {}
     """Istio's `CertSigner` value to issuing CAs; a value not listed is refused."""
     csr_names: Literal["ignore", "strict"] = "ignore"
     """`strict` refuses a CSR that asks for any name but the caller's."""
@@ -188,8 +157,8 @@ class LimitsConfig(_Section):
     """`limits`."""
 
     in_flight: Annotated[int, Field(ge=1, le=100_000)] = 512
-    queue_seconds: Annotated[float, Field(gt=0, le=60, strict=False)] = 1.5
-    deadline: Duration = timedelta(seconds=10)
+    queue_seconds: Annotated[PositiveNumber, Field(le=60)] = 1.5
+    deadline: PositiveDuration = timedelta(seconds=10)
     drain: Duration = timedelta(seconds=15)
     """How long requests under way may take to finish after SIGTERM."""
     threads: Annotated[int, Field(ge=1, le=256)] = 16
@@ -199,7 +168,7 @@ class LagConfig(_Section):
     """`ledger.max_lag`: when the archive is further behind, issuing stops."""
 
     entries: Annotated[int, Field(ge=1)] = 10_000
-    seconds: Annotated[float, Field(gt=0, strict=False)] = 60
+    seconds: PositiveNumber = 60
 
 
 class HeadsConfig(_Section):
@@ -208,7 +177,7 @@ class HeadsConfig(_Section):
     sink: FilePath
     key: FilePath | None = None
     """Ed25519 key (PKCS#8 PEM); by default one is made beside the journal."""
-    interval: Duration = timedelta(seconds=30)
+    interval: PositiveDuration = timedelta(seconds=30)
 
 
 class LedgerConfig(_Section):
@@ -254,7 +223,7 @@ class BridgeConfig(_Section):
         """Return `path`, relative to the folder of the configuration file."""
         return self._base / path
 
-    def problems(self) -> Sequence[tuple[str, object, str]]:
+    def problems(self) -> Sequence[Problem]:
         """Return what only shows when sections are held together.
 
         Returns:
@@ -262,7 +231,7 @@ class BridgeConfig(_Section):
         """
         return [*self._unknown_issuing_cas(), *self._ambiguous_clusters()]
 
-    def _unknown_issuing_cas(self) -> list[tuple[str, object, str]]:
+    def _unknown_issuing_cas(self) -> list[Problem]:
         known = ", ".join(self.issuing_cas)
         lists = {"issuance.issuing_cas": self.issuance.issuing_cas} | {
             f"issuance.cert_signers.{name}": chosen
@@ -275,9 +244,9 @@ class BridgeConfig(_Section):
             if name not in self.issuing_cas
         ]
 
-    def _ambiguous_clusters(self) -> list[tuple[str, object, str]]:
+    def _ambiguous_clusters(self) -> list[Problem]:
         seen: set[str] = set()
-        found: list[tuple[str, object, str]] = []
+        found: list[Problem] = []
         for index, cluster in enumerate(self.clusters):
             for name in (cluster.name, *cluster.aliases):
                 if name in seen:
@@ -304,74 +273,27 @@ def read(path: Path) -> BridgeConfig:
 def parse(text: str, path: Path) -> BridgeConfig:
     """Check `text`, the content of the file at `path`. Raises as `read` does."""
     try:
-        tree = _UniqueKeyLoader(text).get_single_data()
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: not YAML: {_yaml_reason(error)}") from error
+        tree = parse_yaml(text)
+    except ValueError as error:
+        raise ConfigError(f"{path}: not YAML: {error}") from error
     if not isinstance(tree, Mapping):
-        raise ConfigError(f"{path}: expected a mapping, found {_shown(tree)}")
+        raise ConfigError(f"{path}: expected a mapping, found {shown(tree)}")
     try:
         config = BridgeConfig.model_validate(tree)
     except ValidationError as error:
         raise ConfigError(
-            _listed(path, [_problem(item) for item in error.errors()])
+            listed(path, [problem_of(item) for item in error.errors()])
         ) from None
     if problems := config.problems():
-        raise ConfigError(_listed(path, problems))
+        raise ConfigError(listed(path, problems))
     config._base = path.resolve().parent  # noqa: SLF001 - not a key of the file
     return config
 
 
 def complain(path: Path, key: str, value: object, expected: str) -> ConfigError:
     """Build the error of one key: file, key path, value and expectation."""
-    return ConfigError(_listed(path, [(key, value, expected)]))
-
-
-def _listed(path: Path, problems: Sequence[tuple[str, object, str]]) -> str:
-    return "\n".join(
-        f"{path}: {key}: {expected} (found {_shown(value)})"
-        for key, value, expected in problems
-    )
-
-
-def _problem(item: Any) -> tuple[str, object, str]:
-    parts = [
-        f"[{part}]" if isinstance(part, int) else f".{part}" for part in item["loc"]
-    ]
-    expected = str(item["msg"]).removeprefix("Value error, ")
-    if item["type"] == "missing":
-        return "".join(parts).lstrip(".") or "(file)", None, "is required"
-    if item["type"] == "extra_forbidden":
-        expected = "unknown key"
-    return "".join(parts).lstrip(".") or "(file)", item["input"], expected
-
-
-def _shown(value: object) -> str:
-    if value is None:
-        return "nothing"
-    text = str(value) if isinstance(value, timedelta) else repr(value)
-    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}..."
+    return ConfigError(listed(path, [(key, value, expected)]))
 
 
 def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error)
-
-
-def _yaml_reason(error: Exception) -> str:
-    return " ".join(str(error).split())
-
-
-class _UniqueKeyLoader(yaml.SafeLoader):
-    # PyYAML keeps the last of two equal keys without a word. In this file the other one
-    # may be the limit that somebody meant.
-    def construct_mapping(
-        self,
-        node: yaml.MappingNode,
-        deep: bool = False,  # noqa: FBT001, FBT002 - PyYAML fixes the signature
-    ) -> dict[Any, Any]:
-        keys = [str(key.value) for key, _ in node.value]
-        for (key, _), text in zip(node.value, keys, strict=True):
-            if keys.count(text) > 1:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"{text!r} is written twice", key.start_mark
-                )
-        return super().construct_mapping(node, deep)

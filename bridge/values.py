@@ -1,0 +1,88 @@
+"""What a value of the configuration may be: durations, names, addresses, files."""
+
+import re
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator, BeforeValidator, Field
+
+from bridge.errors import BridgeError
+from bridge.spiffe import TrustDomain
+
+_DURATION = re.compile(
+    r"(?:([0-9]{1,9})h)?(?:([0-9]{1,9})m)?(?:([0-9]{1,9}(?:\.[0-9]{1,6})?)s)?"
+)
+_LONGEST = timedelta(days=3660)
+"""Ten years. Added to any date of use, it stays inside the calendar."""
+_PORT = re.compile(r"[0-9]{1,5}")
+
+
+def _duration(value: object) -> timedelta:
+    match = _DURATION.fullmatch(value) if isinstance(value, str) and value else None
+    if match is None:
+        raise ValueError('expected a duration such as "24h", "5m" or "1h30m"')
+    hours, minutes, seconds = match.groups(default="0")
+    found = timedelta(hours=int(hours), minutes=int(minutes), seconds=float(seconds))
+    if found > _LONGEST:
+        raise ValueError("expected a duration of at most ten years (87840h)")
+    return found
+
+
+def _positive(value: timedelta) -> timedelta:
+    if value <= timedelta(0):
+        raise ValueError("expected a duration above 0")
+    return value
+
+
+def _whole_seconds(value: timedelta) -> timedelta:
+    # A certificate's times have no fraction (RFC 5280, 4.1.2.5): half a second more
+    # would come back as a certificate that differs from what was asked for.
+    if value.microseconds:
+        raise ValueError("expected a duration in whole seconds")
+    return value
+
+
+def _trust_domain(value: str) -> str:
+    try:
+        TrustDomain(value)
+    except BridgeError as error:
+        raise ValueError(str(error)) from None
+    return value
+
+
+def _address(value: str) -> str:
+    host, _, port = value.rpartition(":")
+    if not host or not _PORT.fullmatch(port) or int(port) > 65535:  # noqa: PLR2004 - TCP's
+        raise ValueError('expected "host:port"')
+    return value
+
+
+def _file(value: Path) -> Path:
+    if value == Path() or not str(value).isprintable():
+        raise ValueError("expected the path of a file, in printable characters")
+    return value
+
+
+def _different(values: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(values)) < len(values):
+        raise ValueError("expected each entry once")
+    return values
+
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
+ClusterName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
+Text = Annotated[str, Field(min_length=1)]
+Names = Annotated[tuple[Text, ...], Field(strict=False), AfterValidator(_different)]
+IssuerNames = Annotated[
+    tuple[Name, ...], Field(strict=False), AfterValidator(_different)
+]
+Duration = Annotated[timedelta, BeforeValidator(_duration)]
+PositiveDuration = Annotated[Duration, AfterValidator(_positive)]
+WholeSeconds = Annotated[Duration, AfterValidator(_whole_seconds)]
+"""For what goes into a certificate."""
+PositiveNumber = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+TrustDomainName = Annotated[str, AfterValidator(_trust_domain)]
+Address = Annotated[str, AfterValidator(_address)]
+FilePath = Annotated[Path, Field(strict=False), AfterValidator(_file)]
+"""Relative to the folder of the configuration file."""
