@@ -1,0 +1,87 @@
+"""`meshca hierarchy init`, as a person meets it."""
+
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from bridge.cli.hierarchy import app
+from bridge.errors import ConfigError
+from bridge.x509.pem import parse_certificates
+
+DOMAIN = ("--trust-domain", "corp.example")
+
+
+def init(folder: Path, *arguments: str) -> tuple[int, str, str]:
+    result = CliRunner().invoke(
+        app, ["init", str(folder), *arguments], catch_exceptions=False
+    )
+    return result.exit_code, result.stdout, result.stderr
+
+
+def test_it_says_what_it_wrote_and_what_a_thief_could_do(tmp_path: Path) -> None:
+    folder = tmp_path / "pki"
+    status, out, err = init(folder, *DOMAIN, "--region", "kr", "--layout", "cacerts")
+    assert status == 0
+    assert "    CN=Throwaway issuing CA kr " in out
+    for plane in ("sidecar", "ambient", "linkerd"):
+        assert f"\n  {plane}: " in out
+    written = [line.strip() for line in out.partition("\nWritten:\n")[2].splitlines()]
+    assert sorted(written) == sorted(
+        str(path) for path in folder.rglob("*") if path.is_file()
+    )
+    assert "These keys are throwaway" in err
+
+
+@pytest.mark.parametrize(
+    ("planes", "is_noted"),
+    [((), False), (("sidecar",), False), (("sidecar", "ambient"), True)],
+)
+def test_a_rustls_peer_costs_the_uri_constraint(
+    tmp_path: Path, planes: Sequence[str], *, is_noted: bool
+) -> None:
+    options = [part for plane in planes for part in ("--data-plane", plane)]
+    _, out, _ = init(tmp_path / "pki", *DOMAIN, *options)
+    assert ("note: URI names are not constrained" in out) is is_noted
+
+
+def test_nothing_is_overwritten(tmp_path: Path) -> None:
+    folder = tmp_path / "pki"
+    init(folder, *DOMAIN)
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(ConfigError, match=r"expected none of these files: root\.pem"):
+        init(folder, *DOMAIN)
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ((), "trust-domain"),
+        (("--trust-domain", "Corp"), "--trust-domain: a trust domain has 1 to 255"),
+        ((*DOMAIN, "--key", "rsa1024"), "rsa1024"),
+        ((*DOMAIN, "--data-plane", "cilium"), "cilium"),
+        ((*DOMAIN, "--layout", "jks"), "jks"),
+    ],
+)
+def test_a_bad_argument_is_status_2(
+    tmp_path: Path, arguments: Sequence[str], complaint: str
+) -> None:
+    status, out, err = init(tmp_path / "pki", *arguments)
+    assert (status, out) == (2, "")
+    assert complaint in err
+    assert not (tmp_path / "pki").exists()
+
+
+@pytest.mark.interop
+@pytest.mark.parametrize("key", ["p256", "p384", "rsa2048"])
+def test_openssl_accepts_the_chain(tmp_path: Path, key: str) -> None:
+    folder = tmp_path / "pki"
+    init(folder, *DOMAIN, "--key", key)
+    assert len(parse_certificates((folder / "chain.pem").read_bytes(), "chain")) == 2
+    files = ("-CAfile", "roots.pem", "-untrusted", "intermediate.pem", "issuing.pem")
+    subprocess.run(
+        ["openssl", "verify", "-x509_strict", *files], cwd=folder, check=True
+    )
