@@ -23,6 +23,7 @@ from bridge.values import (
     Names,
     PositiveDuration,
     PositiveNumber,
+    Some,
     Text,
     TrustDomainName,
     WholeSeconds,
@@ -62,7 +63,7 @@ class IstioConfig(_Section):
     listen: Address
     mtls_listen: Address | None = None
     """A second port where a client certificate is required and is the credential."""
-    audiences: Annotated[Names, Field(min_length=1)] = ("istio-ca",)
+    audiences: Annotated[Names, Some] = ("istio-ca",)
     tls: ServingConfig
 
 
@@ -131,7 +132,7 @@ class IssuanceConfig(_Section):
     on_excess_ttl: Literal["refuse", "clamp"] = "refuse"
     backdate: WholeSeconds = timedelta(minutes=2)
     """How far notBefore lies in the past, for peers whose clock runs slow."""
-    issuing_cas: Annotated[IssuerNames, Field(min_length=1)]
+    issuing_cas: Annotated[IssuerNames, Some]
     """In order of preference; a later one stands in when an earlier one is down."""
     cert_signers: dict[Text, IssuerNames] = {}
     """Istio's `CertSigner` value to issuing CAs; a value not listed is refused."""
@@ -204,7 +205,7 @@ class BridgeConfig(_Section):
     trust_domain: TrustDomainName
     workers: Literal[0] = 0
     fronts: FrontsConfig
-    clusters: Annotated[tuple[ClusterConfig, ...], Field(strict=False, min_length=1)]
+    clusters: Annotated[tuple[ClusterConfig, ...], Field(strict=False), Some]
     issuing_cas: Annotated[dict[Name, IssuingCAConfig], Field(min_length=1)]
     trust_anchors: FilePath
     issuance: IssuanceConfig

@@ -1,0 +1,430 @@
+import re
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bridge.config import BridgeConfig, complain, parse, read
+from bridge.errors import ConfigError
+
+FILE = Path("bridge.yaml")
+
+# The shape of the design, without what comes with later parts (Linkerd, PKCS#11).
+DESIGN = """
+trust_domain: corp.example
+workers: 0
+fronts:
+  istio:
+    listen: "0.0.0.0:15012"
+    mtls_listen: "0.0.0.0:15013"          # optional
+    audiences: [istio-ca]
+    tls: {dns_names: [meshca.istio-system.svc]}
+clusters:                                  # the first is also that of no clusterid
+  - name: Kubernetes
+    aliases: []
+    tokens: {verify: jwks, file: jwks.json, issuer: "https://kubernetes.default.svc", \
+max_key_age: 24h}
+    namespaces: ["*"]
+issuing_cas:
+  seoul-1:
+    plugin: file
+    chain: chain.pem
+    options: {key: issuing.key}
+  seoul-2: {plugin: file, chain: chain-2.pem, timeout: 500ms}
+trust_anchors: roots.pem
+issuance: {default_ttl: 24h, min_ttl: 5m, max_ttl: 24h, on_excess_ttl: refuse, \
+backdate: 2m, issuing_cas: [seoul-1, seoul-2]}
+limits: {in_flight: 512, queue_seconds: 1.5, deadline: 10s}
+ledger: {journal: journal/, archive: "sqlite:///archive.db", \
+max_lag: {entries: 10000, seconds: 60}, heads: {sink: heads.jsonl}}
+admin: {listen: "127.0.0.1:9990"}
+""".replace("500ms", "0.5s")
+
+
+def tree() -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load(DESIGN)
+    return found
+
+
+def load(changed: dict[str, Any]) -> BridgeConfig:
+    return parse(yaml.safe_dump(changed), FILE)
+
+
+def put(where: str, value: object) -> dict[str, Any]:
+    """Return the design's tree with `value` at a dotted path."""
+    changed = tree()
+    *above, last = where.split(".")
+    node: Any = changed
+    for part in above:
+        node = node[int(part) if part.isdigit() else part]
+    if value is ...:
+        del node[last]
+    else:
+        node[last] = value
+    return changed
+
+
+def problems(changed: dict[str, Any]) -> list[str]:
+    with pytest.raises(ConfigError, match=re.escape(f"{FILE}: ")) as refusal:
+        load(changed)
+    return str(refusal.value).splitlines()
+
+
+def test_the_example_of_the_design_loads() -> None:
+    config = parse(DESIGN, FILE)
+    assert config.trust_domain == "corp.example"
+    assert config.fronts.istio.mtls_listen == "0.0.0.0:15013"
+    assert config.clusters[0].tokens.max_key_age == timedelta(hours=24)
+    assert config.issuing_cas["seoul-2"].timeout == timedelta(seconds=0.5)
+    assert config.issuance.issuing_cas == ("seoul-1", "seoul-2")
+    assert config.limits.queue_seconds == 1.5
+    assert config.ledger.max_lag.entries == 10_000
+
+
+def test_a_file_is_read_and_its_folder_is_the_base(tmp_path: Path) -> None:
+    path = tmp_path / "bridge.yaml"
+    path.write_text(DESIGN)
+    config = read(path)
+    assert config.base == tmp_path
+    assert config.resolve(config.trust_anchors) == tmp_path / "roots.pem"
+    assert config.resolve(Path("/etc/roots.pem")) == Path("/etc/roots.pem")
+
+
+def test_a_value_cannot_be_changed_after_the_load() -> None:
+    config = parse(DESIGN, FILE)
+    with pytest.raises(ValueError, match="frozen"):
+        config.limits.in_flight = 1  # type: ignore[misc]
+
+
+# Path of the key, value, and what the one line of the error says after the key.
+BAD_VALUES: list[tuple[str, object, str]] = [
+    ("trust_domain", ..., "is required (found nothing)"),
+    ("trust_domain", "Corp", "a trust domain has 1 to 255 of the characters"),
+    ("trust_domain", 7, "Input should be a valid string (found 7)"),
+    ("workers", 1, "Input should be 0 (found 1)"),
+    ("fronts", {}, ".istio: is required"),
+    ("fronts.istio.listen", "15012", "expected \"host:port\" (found '15012')"),
+    ("fronts.istio.listen", ":15012", 'expected "host:port"'),
+    ("fronts.istio.listen", "a:65536", 'expected "host:port"'),
+    ("fronts.istio.listen", "a:-1", 'expected "host:port"'),
+    ("fronts.istio.listen", "a:\u0661", 'expected "host:port"'),
+    ("fronts.istio.listen", "a:\u00b2", 'expected "host:port"'),
+    ("fronts.istio.audiences", [], "expected one or more (found [])"),
+    ("fronts.istio.audiences", "istio-ca", "should be a valid tuple"),
+    ("fronts.istio.audiences", [""], "[0]: String should have at least 1 character"),
+    ("fronts.istio.audiences", ["a", "a"], "expected each entry once"),
+    ("fronts.istio.tls", {}, "expected dns_names (the host of caAddress)"),
+    ("fronts.istio.tls", {"certificate": "c"}, "given together or not at all"),
+    ("fronts.istio.tls", {"key": "k", "dns_names": ["a"]}, "given together or not"),
+    ("fronts.istio.tls.ttl", "1.5s", "in whole seconds (found '1.5s')"),
+    ("clusters", [], "expected one or more"),
+    ("clusters.0.name", "a b", "should match pattern"),
+    ("clusters.0.name", "a\n", "should match pattern"),
+    ("clusters.0.aliases", [""], "[0]: String should have at least 1 character"),
+    ("clusters.0.aliases", ["Kubernetes"], "[0]: each name and alias belongs to one"),
+    ("clusters.0.tokens.verify", "none", "Input should be 'jwks' (found 'none')"),
+    ("clusters.0.tokens.issuer", "", "String should have at least 1 character"),
+    ("clusters.0.tokens.file", ..., "expected one of file, url and discovery: true"),
+    ("clusters.0.tokens.url", "https://a", "expected one of file, url and discovery"),
+    ("clusters.0.tokens.max_key_age", "0s", "expected a duration above 0 (found '0s')"),
+    ("issuing_cas", {}, "should have at least 1 item"),
+    ("issuing_cas.seoul-1.plugin", "File", "should match pattern"),
+    ("issuing_cas.seoul-1.plugin", ..., "is required"),
+    ("issuing_cas.seoul-1.options", [], "should be a valid dictionary"),
+    ("issuing_cas.seoul-1.timeout", "0s", "expected a duration above 0"),
+    ("trust_anchors", "", "expected the path of a file"),
+    ("trust_anchors", "a\0b", "expected the path of a file, in printable"),
+    ("issuance.default_ttl", "25h", "expected min_ttl <= default_ttl <= max_ttl"),
+    ("issuance.default_ttl", "4m", "expected min_ttl <= default_ttl <= max_ttl"),
+    ("issuance.default_ttl", "300.5s", "in whole seconds (found '300.5s')"),
+    ("issuance.backdate", "5m", "expected backdate below min_ttl"),
+    ("issuance.backdate", "0.5s", "in whole seconds (found '0.5s')"),
+    ("issuance.on_excess_ttl", "cut", "should be 'refuse' or 'clamp'"),
+    ("issuance.issuing_cas", [], "expected one or more"),
+    ("issuance.issuing_cas", ["x"], "[0]: a name under issuing_cas: seoul-1, seoul-2"),
+    ("issuance.issuing_cas", ["seoul-1"] * 2, "expected each entry once"),
+    ("issuance.cert_signers", {"a/b": []}, "cert_signers.a/b names no issuing CA"),
+    ("issuance.cert_signers", {"a": ["x"]}, ".a[0]: a name under issuing_cas"),
+    ("issuance.csr_names", True, "should be 'ignore' or 'strict' (found True)"),
+    ("limits.in_flight", 0, "greater than or equal to 1 (found 0)"),
+    ("limits.in_flight", True, "should be a valid integer (found True)"),
+    ("limits.in_flight", "1", "should be a valid integer (found '1')"),
+    ("limits.in_flight", 1.0, "should be a valid integer (found 1.0)"),
+    ("limits.queue_seconds", 0, "greater than 0 (found 0)"),
+    ("limits.queue_seconds", 61, "less than or equal to 60 (found 61)"),
+    ("limits.queue_seconds", True, "should be a valid number (found True)"),
+    ("limits.queue_seconds", "1", "should be a valid number (found '1')"),
+    ("limits.deadline", "0s", "expected a duration above 0"),
+    ("limits.deadline", 10, "expected a duration such as"),
+    ("limits.threads", 257, "less than or equal to 256"),
+    ("ledger.max_lag.seconds", float("inf"), "should be a valid number"),
+    ("ledger.max_lag.entries", 0, "greater than or equal to 1"),
+    ("ledger.heads", {}, ".sink: is required"),
+    ("ledger.heads.interval", "0s", "expected a duration above 0"),
+    ("admin.listen", None, "should be a valid string (found nothing)"),
+]
+
+
+@pytest.mark.parametrize(("where", "value", "says"), BAD_VALUES)
+def test_a_bad_value_is_one_line_with_file_key_and_expectation(
+    where: str, value: object, says: str
+) -> None:
+    (line,) = problems(put(where, value))
+    key = re.sub(r"\.(\d+)", r"[\1]", where)
+    section = key.rpartition(".")[0]  # rules about a section stand at the section
+    assert line.startswith((f"{FILE}: {key}", f"{FILE}: {section}: ", f"{FILE}: clus"))
+    assert says in line
+    assert "(found " in line
+
+
+@pytest.mark.parametrize(
+    ("where", "value"),
+    [
+        ("issuance.backdate", "0s"),
+        ("issuance.max_ttl", "87840h"),
+        ("limits.drain", "0s"),
+        ("limits.queue_seconds", 60),
+        ("fronts.istio.listen", "[::1]:0"),
+        ("clusters.0.aliases", ["cn-project-zone-name", "other"]),
+        ("issuance.cert_signers", {"clusterissuers.istio.io/a": ["seoul-2"]}),
+    ],
+)
+def test_a_value_at_the_bound_is_good(where: str, value: object) -> None:
+    load(put(where, value))
+
+
+def test_all_problems_of_a_file_are_told_at_once() -> None:
+    changed = put("trust_domain", "Corp")
+    changed["fronts"]["istio"]["listen"] = "15012"
+    changed["issuance"]["min_ttl"] = "soon"
+    changed["limits"]["deadlin"] = "10s"
+    del changed["ledger"]["journal"]
+    found = problems(changed)
+    assert [line.split(": ")[1] for line in found] == [
+        "trust_domain",
+        "fronts.istio.listen",
+        "issuance.min_ttl",
+        "limits.deadlin",
+        "ledger.journal",
+    ]
+    assert all(line.startswith(f"{FILE}: ") and "(found " in line for line in found)
+
+
+def test_problems_between_sections_are_told_at_once() -> None:
+    changed = put("issuance.issuing_cas", ["x", "y"])
+    changed["clusters"].append(changed["clusters"][0])
+    assert [line.split(": ")[1] for line in problems(changed)] == [
+        "issuance.issuing_cas[0]",
+        "issuance.issuing_cas[1]",
+        "clusters[1]",
+    ]
+
+
+@pytest.mark.parametrize(
+    "section",
+    [
+        *("", "fronts", "fronts.istio", "fronts.istio.tls", "clusters.0"),
+        *("clusters.0.tokens", "issuing_cas.seoul-1", "issuance", "limits", "ledger"),
+        *("ledger.max_lag", "ledger.heads", "admin"),
+    ],
+)
+def test_an_unknown_key_is_refused_in_every_section(section: str) -> None:
+    where = f"{section}.colour".lstrip(".")
+    (line,) = problems(put(where, "blue"))
+    key = re.sub(r"\.(\d+)", r"[\1]", where)
+    assert line == f"{FILE}: {key}: unknown key (found 'blue')"
+
+
+@pytest.mark.parametrize("key", ["pin", "user_pin", "passphrase", "token", "Secret"])
+def test_a_secret_in_a_wrong_place_is_not_repeated(key: str) -> None:
+    (line,) = problems(put(f"issuing_cas.seoul-1.{key}", "hunter2"))
+    assert "hunter2" not in line
+    assert line.endswith(f"{key}: unknown key (found a value that is not shown)")
+
+
+def test_options_reach_the_plugin_as_they_are() -> None:
+    options = {"key": "k", "more": [1, {"a": None}], "on": True}
+    config = load(put("issuing_cas.seoul-1.options", options))
+    assert config.issuing_cas["seoul-1"].options == options
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("24h", timedelta(hours=24)),
+        ("5m", timedelta(minutes=5)),
+        ("1h30m", timedelta(minutes=90)),
+        ("1h30m15s", timedelta(seconds=5415)),
+        ("0.25s", timedelta(milliseconds=250)),
+        ("90m", timedelta(minutes=90)),
+    ],
+)
+def test_a_duration_is_read(text: str, expected: timedelta) -> None:
+    assert load(put("limits.deadline", text)).limits.deadline == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "24", "h", "-5m", "+5m", "5 m", "5m ", "30m1h", "1d", "1.5h", "1e3s"),
+        *("5M", "\u0663h", "1h\n", "1_0s", ".5s", "1.s", "9" * 10 + "h"),
+        "9" * 5000 + "s",
+    ],
+)
+def test_another_spelling_is_no_duration(text: str) -> None:
+    (line,) = problems(put("limits.deadline", text))
+    assert 'limits.deadline: expected a duration such as "24h"' in line
+
+
+@pytest.mark.parametrize("text", ["999999999h", "87840h1s"])
+def test_a_duration_stays_inside_the_calendar(text: str) -> None:
+    (line,) = problems(put("issuance.max_ttl", text))
+    assert "at most ten years" in line
+
+
+# What YAML 1.1 makes of a plain word, and what this reader says of it.
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("in_flight: 512", "in_flight: 0600", "valid integer (found '0600')"),
+        ("in_flight: 512", "in_flight: 1:30", "valid integer (found '1:30')"),
+        ("in_flight: 512", "in_flight: 0x10", "valid integer (found '0x10')"),
+        ("in_flight: 512", "in_flight: 1_000", "valid integer (found '1_000')"),
+        ("queue_seconds: 1.5", "queue_seconds: yes", "valid number (found 'yes')"),
+        ("queue_seconds: 1.5", "queue_seconds: .inf", "valid number (found '.inf')"),
+        ("queue_seconds: 1.5", "queue_seconds: .nan", "valid number (found '.nan')"),
+        ("queue_seconds: 1.5", "queue_seconds: 1e999", "finite number (found inf)"),
+        ("file: jwks.json", "discovery: on", "valid boolean (found 'on')"),
+        ("trust_domain: corp.example", "trust_domain: 1.5", "valid string (found 1.5)"),
+    ],
+)
+def test_yaml_holds_no_surprise(old: str, new: str, says: str) -> None:
+    assert DESIGN.count(old) == 1
+    with pytest.raises(ConfigError, match=re.escape(says)):
+        parse(DESIGN.replace(old, new), FILE)
+
+
+@pytest.mark.parametrize("word", ["no", "on", "0600", "2026-01-01", "1:30", "=", "<<"])
+def test_a_plain_word_that_yaml_1_1_would_change_stays_a_word(word: str) -> None:
+    config = parse(DESIGN.replace('namespaces: ["*"]', f"namespaces: [{word}]"), FILE)
+    assert config.clusters[0].namespaces == (word,)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (DESIGN + "workers: 0\n", "'workers' is written twice"),
+        (DESIGN.replace("deadline: 10s", "in_flight: 1"), "'in_flight' is written twi"),
+        (DESIGN.replace("options: {key:", 'options: {"key": a, key:'), "written twice"),
+        (DESIGN + "---\na: b\n", "expected a single document"),
+        (DESIGN + "\tx: y\n", "cannot start any token"),
+        ("a: !!int ''", "invalid literal for int"),
+        ("a: !!bool maybe", "expected true or false"),
+        ("a: !!float x", "could not convert"),
+        ("a: !!timestamp x", "could not determine a constructor"),
+        ("a: !!python/object/apply:os.getcwd []", "could not determine a constructor"),
+        ("a: !!set {b}", "could not determine a constructor"),
+        ("a: !!map b", "expected a mapping node"),
+        ("a: !!seq b", "expected a sequence node"),
+        ("? [a]\n: b", "unhashable key"),
+        ("a: &b [*b]", "an alias stands for something that holds it"),
+        ("a: *b", "found undefined alias"),
+        ("[" * 20_000, "nested too deeply"),
+        ("a: " + "9" * 5000, "integer string conversion"),
+        ("#" * 300_000, "expected at most 262144 characters"),
+        ("a: \x00", "special characters are not allowed"),
+        ("- a\n- b\n", re.escape("expected a mapping, found ['a', 'b']")),
+        ("", "expected a mapping, found nothing"),
+        ("7", "expected a mapping, found 7"),
+    ],
+)
+def test_what_is_not_one_plain_mapping_is_refused(text: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        parse(text, FILE)
+
+
+def bomb(levels: int, width: int) -> str:
+    lines = [f"a0: &a0 [{', '.join(['x'] * width)}]"]
+    for level in range(1, levels):
+        below = ", ".join([f"*a{level - 1}"] * width)
+        lines.append(f"a{level}: &a{level} [{below}]")
+    return "\n".join(lines) + "\n"
+
+
+def test_aliases_that_stand_for_a_billion_values_are_refused_at_once() -> None:
+    with pytest.raises(ConfigError, match="stand for more than 20000 values"):
+        parse(DESIGN + bomb(9, 9), FILE)
+
+
+def test_a_value_that_aliases_make_long_is_shown_in_short() -> None:
+    with pytest.raises(ConfigError, match="unknown key") as refusal:
+        parse(DESIGN + bomb(4, 9), FILE)
+    assert max(map(len, str(refusal.value).splitlines())) < 200
+
+
+def test_an_alias_may_save_writing() -> None:
+    text = DESIGN.replace("options: {key:", "options: &o {key:").replace(
+        "chain: chain-2.pem", "chain: chain-2.pem, options: *o"
+    )
+    config = parse(text, FILE)
+    assert config.issuing_cas["seoul-2"].options == {"key": "issuing.key"}
+
+
+def test_a_key_with_a_line_break_keeps_to_one_line() -> None:
+    (line,) = problems(put("a\nb", 1))
+    assert line == f"{FILE}: 'a\\nb': unknown key (found 1)"
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda _: None, "No such file"),
+        (Path.mkdir, "Is a directory"),
+        (lambda path: path.write_bytes(b"\xff"), "can't decode byte"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_a_configuration_error(
+    make: Any, reason: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "bridge.yaml"
+    make(path)
+    with pytest.raises(ConfigError, match=reason) as refusal:
+        read(path)
+    assert str(refusal.value).startswith(f"{path}: cannot be read: ")
+
+
+def test_parts_complain_in_the_same_form() -> None:
+    error = complain(FILE, "ledger.journal", timedelta(minutes=1), "expected a folder")
+    assert str(error) == f"{FILE}: ledger.journal: expected a folder (found 0:01:00)"
+
+
+YAML_TEXT = st.text() | st.text("{}[]:,-&*!|>'\"#%@? \n\tabn0159~.<=ye", max_size=60)
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda below: (
+        st.lists(below, max_size=3)
+        | st.dictionaries(st.text(max_size=5), below, max_size=3)
+    ),
+    max_leaves=8,
+)
+
+
+@given(YAML_TEXT)
+def test_any_text_is_a_configuration_or_a_configuration_error(text: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(f"{FILE}: ")):
+        parse(text, FILE)
+
+
+@given(where=st.sampled_from([row[0] for row in BAD_VALUES]), value=VALUES)
+def test_any_value_at_any_key_is_good_or_a_configuration_error(
+    where: str, value: object
+) -> None:
+    text = yaml.safe_dump(put(where, value))
+    try:
+        parse(text, FILE)
+    except ConfigError as error:
+        assert str(error).startswith(f"{FILE}: ")  # noqa: PT017 - it may also be good
