@@ -7,6 +7,7 @@ not, and the feeder's thread does it while the server starts.
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -16,9 +17,13 @@ from sqlalchemy.exc import SQLAlchemyError
 from bridge.errors import ConfigError, LedgerError
 from bridge.ledger.feeder import RETRY_RULE
 from bridge.ledger.rows import GENESIS, Head
-from bridge.ledger.schema import REVISION, entries, positions
+from bridge.ledger.schema import PREFIX_CHARACTERS, REVISION, entries, positions, prefix
 
 _BUSY_MILLISECONDS = 5_000
+_ATTEMPTS = 1_000
+"""Of one serial number, certificate or key there are a few."""
+_CHECKPOINT_PAGES = 4_000
+_CACHE_KIBIBYTES = 16_384
 
 
 class Position(NamedTuple):
@@ -53,6 +58,9 @@ class Archive:
 
     def __init__(self, engine: sa.Engine) -> None:
         self._engine = engine
+        compiled = sa.insert(entries).compile(engine)
+        self._insert = compiled.string
+        self._order = getattr(compiled, "positiontup", None)
 
     @classmethod
     def open(
@@ -134,11 +142,13 @@ class Archive:
                         rule="ledger.position",
                     )
                 if rows:
-                    connection.execute(sa.insert(entries), list(rows))
+                    # Past SQLAlchemy's own handling of parameters, which costs as
+                    # much as SQLite's work: this thread shares a core with signing.
+                    connection.exec_driver_sql(self._insert, self._parameters(rows))
         except SQLAlchemyError as error:
             raise _failed(error) from error
 
-    def search(self, query: Query) -> Iterator[sa.RowMapping]:
+    def search(self, query: Query) -> Iterator[Mapping[str, Any]]:
         """Yield the entries that match, oldest first.
 
         An entry that matches brings the others of its attempt along: a certificate's
@@ -149,9 +159,19 @@ class Archive:
         """
         try:
             with self._engine.connect() as connection:
-                yield from connection.execute(_select(query)).mappings()
+                attempts: Sequence[str] = ()
+                if query.serial or query.certificate or query.key:
+                    attempts = connection.execute(_attempts(query)).scalars().all()
+                for row in connection.execute(_select(query, attempts)):
+                    yield row._asdict()
         except SQLAlchemyError as error:
             raise _failed(error) from error
+
+    def _parameters(self, rows: Sequence[Mapping[str, Any]]) -> Any:
+        if self._order is None:
+            return list(rows)
+        values = itemgetter(*self._order)
+        return [values(row) for row in rows]
 
     def close(self) -> None:
         """Release all connections."""
@@ -191,6 +211,8 @@ def _engine(url: str, resolve: Callable[[Path], Path], *, make: bool) -> sa.Engi
             # from the journal again.
             cursor.execute("PRAGMA journal_mode = WAL")
             cursor.execute("PRAGMA synchronous = NORMAL")
+            cursor.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
+            cursor.execute(f"PRAGMA cache_size = -{_CACHE_KIBIBYTES}")
         else:
             cursor.execute("PRAGMA query_only = ON")
         cursor.close()
@@ -255,31 +277,51 @@ def _move(
     return moved.rowcount == 1
 
 
-def _select(query: Query) -> sa.Select[Any]:
+def _wanted(query: Query) -> list[sa.ColumnElement[bool]]:
     column = entries.c
-    direct = [
-        column.serial.in_(_spellings(query.serial)) if query.serial else None,
-        column.caller == query.caller if query.caller else None,
-        column.certificate_sha256 == query.certificate if query.certificate else None,
-        column.key_sha256 == query.key if query.key else None,
-    ]
-    narrow = [
-        column.kind == query.kind if query.kind else None,
-        column.at >= query.since if query.since is not None else None,
-        column.at < query.until if query.until is not None else None,
-    ]
-    wanted = [condition for condition in direct if condition is not None]
+    digests = (
+        (column.serial, _spellings(query.serial) if query.serial else set()),
+        (column.certificate_sha256, {query.certificate} - {""}),
+        (column.key_sha256, {query.key} - {""}),
+    )
+    wanted = [_is_any(column, values) for column, values in digests if values]
+    if query.caller:
+        wanted += [column.caller == query.caller, column.caller != sa.text("''")]
+    return wanted
+
+
+def _attempts(query: Query) -> sa.Select[Any]:
+    attempt = entries.c.attempt
+    found = sa.select(attempt).where(*_wanted(query), attempt != "").distinct()
+    return found.limit(_ATTEMPTS)
+
+
+def _select(query: Query, attempts: Sequence[str] = ()) -> sa.Select[Any]:
+    column = entries.c
     chosen = sa.select(entries)
-    if wanted:
-        attempts = sa.select(column.attempt).where(*wanted, column.attempt != "")
-        chosen = chosen.where(sa.or_(sa.and_(*wanted), column.attempt.in_(attempts)))
-    chosen = chosen.where(*(item for item in narrow if item is not None))
-    newest = chosen.order_by(column.at.desc(), column.writer, column.seq.desc())
+    if wanted := _wanted(query):
+        condition = sa.and_(*wanted)
+        if attempts:
+            condition = sa.or_(condition, _is_any(column.attempt, set(attempts)))
+        chosen = chosen.where(condition)
+    if query.kind:
+        chosen = chosen.where(column.kind == query.kind)
+    if query.since is not None:
+        chosen = chosen.where(column.at >= query.since)
+    if query.until is not None:
+        chosen = chosen.where(column.at < query.until)
     if query.limit is None:
         return chosen.order_by(column.at, column.writer, column.seq)
+    newest = chosen.order_by(column.at.desc(), column.writer, column.seq.desc())
     picked = newest.limit(query.limit).subquery()
     order = (picked.c.at, picked.c.writer, picked.c.seq)
     return sa.select(picked).order_by(*order)
+
+
+def _is_any(column: sa.ColumnElement[str], values: set[str]) -> sa.ColumnElement[bool]:
+    # In the words of the index, which `prefix` explains.
+    starts = {value[:PREFIX_CHARACTERS] for value in values}
+    return prefix(column).in_(starts) & column.in_(values) & (column != sa.text("''"))
 
 
 def _spellings(serial: str) -> set[str]:

@@ -1,6 +1,5 @@
 """The thread that carries a writer's rows from its journal into the archive."""
 
-import json
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from bridge.clock import Clock
 from bridge.errors import ConfigError, LedgerError
-from bridge.ledger.rows import Chain, Head, Row, parse
+from bridge.ledger.rows import Chain, Head, Row, encode_list, parse
 from bridge.ledger.segments import segment_path, segments
 
 if TYPE_CHECKING:
@@ -23,7 +22,7 @@ RETRY_RULE = "ledger.archive"
 
 _POLL_SECONDS = 0.2
 _RETRY_SECONDS = 1.0
-_BATCH_ROWS = 500
+_BATCH_ROWS = 1000
 _TEXTS = (
     "kind",
     "attempt",
@@ -217,7 +216,7 @@ def _entry(writer: str, row: Row) -> Mapping[str, Any]:
     entry["writer"] = writer
     entry["seq"] = row.seq
     entry["at"] = row.at
-    entry["names"] = json.dumps(values.get("names", []), ensure_ascii=False)
+    entry["names"] = encode_list(values.get("names", ()))
     entry["not_before"] = values.get("not_before")
     entry["not_after"] = values.get("not_after")
     entry["body"] = row.line.decode("utf-8")

@@ -6,7 +6,7 @@ because the signing path pays for it: a template per kind of row, made once.
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from hashlib import sha256
 from json.encoder import encode_basestring
@@ -101,7 +101,7 @@ def parse(line: bytes) -> Row:
     Raises:
         ValueError: The line is not a row.
     """
-    values = json.loads(line)
+    values = json.loads(line.decode("utf-8"))
     try:
         seq, prev, at, kind = (values[name] for name in ("seq", "prev", "at", "kind"))
     except (KeyError, TypeError) as error:
@@ -170,7 +170,8 @@ class Chain:
         return ""
 
 
-def _list(value: list[str]) -> str:
+def encode_list(value: Sequence[str]) -> str:
+    """Return a list of strings as canonical JSON."""
     return f"[{','.join([encode_basestring(item) for item in value])}]"
 
 
@@ -182,7 +183,7 @@ def _mapping(value: dict[str, int]) -> str:
 _ENCODERS: Mapping[object, Callable[[Any], str]] = {
     str: encode_basestring,
     int: int.__repr__,
-    list[str]: _list,
+    list[str]: encode_list,
     dict[str, int]: _mapping,
 }
 

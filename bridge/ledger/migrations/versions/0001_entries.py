@@ -50,12 +50,13 @@ def upgrade() -> None:
         sa.Column("head", sa.String(64), nullable=False),
     )
     op.create_index("entries_at", "entries", ["at"])
-    for column in ("attempt", "caller", "serial", "key_sha256", "certificate_sha256"):
+    for column in ("caller", "attempt", "serial", "key_sha256", "certificate_sha256"):
+        start = sa.text(f"substr({column}, 1, 16)")
         present = sa.text(f"{column} <> ''")
         op.create_index(
             f"entries_{column}",
             "entries",
-            [column],
+            ["caller", "at"] if column == "caller" else [start],
             sqlite_where=present,
             postgresql_where=present,
         )

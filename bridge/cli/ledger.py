@@ -1,0 +1,302 @@
+"""`meshca ledger`: what was issued, to whom, and why not; with or without the server.
+
+`bridge.cli` adds `app` to the command line and prints every `BridgeError`.
+"""
+
+import csv
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from bridge import config
+from bridge.errors import ConfigError
+from bridge.ledger.reader import Report, WriterReport, verify
+
+if TYPE_CHECKING:
+    # It imports SQLAlchemy, which no other command needs.
+    from bridge.ledger.archive import Archive, Query
+
+app = typer.Typer(help="Look at the ledger.", no_args_is_help=True)
+
+_SPAN = re.compile(r"(\d+)([smhd])")
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+_COLUMNS = ("time", "kind", "caller", "issuing CA", "serial", "not after", "rule")
+_CSV_COLUMNS = (
+    "writer",
+    "seq",
+    "at",
+    "kind",
+    "attempt",
+    "request",
+    "purpose",
+    "front",
+    "cluster",
+    "caller",
+    "issuing_ca",
+    "serial",
+    "key_sha256",
+    "names",
+    "not_before",
+    "not_after",
+    "tbs_sha256",
+    "certificate_sha256",
+    "status",
+    "rule",
+    "detail",
+    "hash",
+)
+
+
+class SearchOutput(StrEnum):
+    """How `search` writes."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+class ExportOutput(StrEnum):
+    """How `export` writes."""
+
+    JSONL = "jsonl"
+    CSV = "csv"
+
+
+ConfigFile = Annotated[
+    Path, typer.Option("-c", "--config", metavar="FILE", help="The configuration.")
+]
+Since = Annotated[
+    str,
+    typer.Option(metavar="TIME", help="From then on: 2026-11-23T08:00, or 24h ago."),
+]
+
+
+@app.command("verify")
+def verify_journals(
+    *,
+    config_file: Annotated[
+        Path | None,
+        typer.Option("-c", "--config", metavar="FILE", help="The configuration."),
+    ] = None,
+    journal: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Instead: a folder of journals."),
+    ] = None,
+    heads: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The heads that were published."),
+    ] = None,
+    public_key: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Of the heads; beside the journal if not."),
+    ] = None,
+) -> None:
+    """Recompute every chain and hold it against the published heads.
+
+    Exits with 1 when something does not verify, naming file and line. The server may
+    be running.
+    """
+    if (config_file is None) == (journal is None):
+        raise typer.BadParameter("expected one of -c FILE and --journal FOLDER")
+    if config_file is not None:
+        read = config.read(config_file)
+        section = read.ledger
+        journal = read.resolve(section.journal)
+        heads = heads or read.resolve(section.heads.sink)
+        if public_key is None and section.heads.key is not None:
+            public_key = read.resolve(section.heads.key).with_suffix(".pub")
+    if journal is None:
+        raise ConfigError("expected a folder of journals")
+    report = verify(journal, heads, public_key)
+    for writer in report.writers:
+        typer.echo(_writer_line(writer))
+    if heads is None:
+        _complain("no published heads given: a tail that was cut off stays unseen")
+    _require_intact(report)
+
+
+@app.command("search")
+def search(  # noqa: PLR0913 - options of a command
+    *,
+    config_file: ConfigFile,
+    serial: Annotated[str, typer.Option(help="Serial number, in hex.")] = "",
+    caller: Annotated[str, typer.Option(help="SPIFFE ID of the caller.")] = "",
+    certificate: Annotated[str, typer.Option(help="SHA-256 of its DER.")] = "",
+    key: Annotated[str, typer.Option(help="SHA-256 of the public key's DER.")] = "",
+    kind: Annotated[str, typer.Option(help="intent, issued, refused, ...")] = "",
+    since: Since = "",
+    until: Annotated[str, typer.Option(metavar="TIME", help="Before then.")] = "",
+    limit: Annotated[int, typer.Option(min=1, help="The newest that many.")] = 100,
+    output: SearchOutput = SearchOutput.TEXT,
+) -> None:
+    """Find entries of the archive, oldest first.
+
+    What matches brings the other entries of the same attempt along. The server may be
+    running; its newest entries arrive within a second. Exits with 1 when nothing
+    matches.
+    """
+    archive, query = _open(config_file)
+    try:
+        wanted = query(
+            serial=_hex(serial).removeprefix("0x"),
+            caller=caller,
+            certificate=_hex(certificate),
+            key=_hex(key),
+            kind=kind,
+            since=_moment(since, "--since"),
+            until=_moment(until, "--until"),
+            limit=limit,
+        )
+        found = [dict(row) for row in archive.search(wanted)]
+    finally:
+        archive.close()
+    if output is SearchOutput.JSON:
+        typer.echo(json.dumps([_public(row) for row in found], ensure_ascii=False))
+    elif found:
+        _show(found)
+    if not found:
+        if output is SearchOutput.TEXT:
+            _complain("nothing found")
+        raise typer.Exit(1)
+
+
+@app.command("export")
+def export(
+    *,
+    config_file: ConfigFile,
+    since: Since = "",
+    output: ExportOutput = ExportOutput.JSONL,
+) -> None:
+    """Write all entries of the archive to stdout, oldest first.
+
+    With `jsonl`, each line is the journal's own, byte by byte: its SHA-256 is what the
+    next row of the same writer repeats.
+    """
+    archive, query = _open(config_file)
+    try:
+        rows = archive.search(query(since=_moment(since, "--since")))
+        if output is ExportOutput.CSV:
+            _write_csv(rows)
+        else:
+            for row in rows:
+                typer.echo(row["body"])
+    finally:
+        archive.close()
+
+
+def _open(config_file: Path) -> "tuple[Archive, Callable[..., Query]]":
+    from bridge.ledger.archive import Archive, Query  # noqa: PLC0415 - see the top
+
+    read = config.read(config_file)
+    return Archive.open(read.ledger.archive, read.resolve, make=False), Query
+
+
+def _writer_line(writer: WriterReport) -> str:
+    head = f"row {writer.head.seq} {writer.head.digest}" if writer.head else "none"
+    parts = [
+        f"{writer.writer}: {writer.rows} rows in {writer.segments} segments",
+        f"head {head}",
+        f"{writer.heads} published heads",
+        f"{len(writer.open_intents)} attempts without an outcome",
+    ]
+    if writer.live:
+        parts.append("being written")
+    parts.extend(f"torn entry kept in {path}" for path in writer.torn)
+    return ", ".join(parts)
+
+
+def _require_intact(report: Report) -> None:
+    problems = [*report.problems]
+    for writer in report.writers:
+        problems.extend(writer.problems)
+    for problem in problems:
+        _complain(problem)
+    if problems:
+        raise typer.Exit(1)
+
+
+def _complain(text: str) -> None:
+    Console(stderr=True).print(text, style="red", markup=False, soft_wrap=True)
+
+
+def _hex(value: str) -> str:
+    return value.replace(":", "").strip().lower()
+
+
+def _moment(value: str, option: str) -> int | None:
+    # Microseconds since 1970-01-01 UTC.
+    if not value:
+        return None
+    if match := _SPAN.fullmatch(value):
+        moment = datetime.now(UTC) - timedelta(**{_UNITS[match[2]]: int(match[1])})
+    else:
+        try:
+            moment = datetime.fromisoformat(value)
+        except ValueError:
+            raise typer.BadParameter(
+                f"{option}: expected a time such as 2026-11-23T08:00, or a span such "
+                f"as 24h (found {value!r})"
+            ) from None
+        if moment.tzinfo is None:
+            moment = moment.replace(tzinfo=UTC)
+    return round(moment.timestamp() * 1e6)
+
+
+def _public(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {"writer": row["writer"], "hash": row["hash"], **json.loads(row["body"])}
+
+
+def _show(found: list[dict[str, Any]]) -> None:
+    lines = [_cells(row) for row in found]
+    if not sys.stdout.isatty():
+        for line in lines:
+            typer.echo("\t".join(line))
+        return
+    table = Table(*_COLUMNS)
+    for line in lines:
+        style = "red" if line[1] in {"refused", "failed", "unknown"} else ""
+        table.add_row(*(Text(cell, overflow="fold") for cell in line), style=style)
+    Console().print(table)
+
+
+def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    at = datetime.fromtimestamp(row["at"] / 1e6, UTC)
+    end = row["not_after"]
+    return tuple(
+        # A value came from a peer: it does not get to write to the terminal.
+        "".join(
+            char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in cell
+        )
+        or "-"
+        for cell in (
+            at.strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z",
+            row["kind"],
+            row["caller"],
+            row["issuing_ca"],
+            row["serial"],
+            "" if end is None else f"{datetime.fromtimestamp(end, UTC):%FT%TZ}",
+            row["rule"],
+        )
+    )
+
+
+def _write_csv(rows: Iterable[Mapping[str, Any]]) -> None:
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(_CSV_COLUMNS)
+    for row in rows:
+        writer.writerow([_cell(row[name]) for name in _CSV_COLUMNS])
+
+
+def _cell(value: object) -> object:
+    # A spreadsheet would run what begins like a formula.
+    risky = isinstance(value, str) and value[:1] in {"=", "+", "-", "@", "\t", "\r"}
+    return f"'{value}" if risky else value

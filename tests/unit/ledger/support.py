@@ -1,0 +1,166 @@
+"""Rows, clocks and a disk that fails when told to."""
+
+import os
+import threading
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from bridge.config import LedgerConfig
+from bridge.ledger.events import Ended, Intent
+from bridge.ledger.journal import Journal, JournalOptions
+from bridge.ledger.rows import Row, read_rows
+from bridge.ledger.segments import DiskFile
+
+NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
+CALLER = "spiffe://corp.example/ns/payments/sa/api"
+
+
+class SetClock:
+    """A clock that stands until it is moved."""
+
+    def __init__(self, now: datetime = NOW) -> None:
+        self.now = now
+
+    def __call__(self) -> datetime:
+        return self.now
+
+    def forward(self, seconds: float) -> None:
+        self.now += timedelta(seconds=seconds)
+
+
+def make_intent(number: int = 1, **changed: Any) -> Intent:
+    values: dict[str, Any] = {
+        "attempt": f"{number:032x}",
+        "request": f"{number:032x}",
+        "purpose": "workload",
+        "front": "istio",
+        "cluster": "Kubernetes",
+        "caller": CALLER,
+        "credential": "token",
+        "pod": "payments/api-1/0000",
+        "issuing_ca": "seoul-1",
+        "generation": 1,
+        "issuer_sha256": "1" * 64,
+        "key_sha256": f"{number + 7:064x}",
+        "names": [f"URI:{CALLER}"],
+        "not_before": 1_795_000_000,
+        "not_after": 1_795_086_400,
+        "serial": f"{number + 0xABC000:x}",
+        "tbs_sha256": "2" * 64,
+    }
+    return Intent(**values | changed)
+
+
+def make_ended(number: int = 1, kind: str = "issued", **changed: Any) -> Ended:
+    values: dict[str, Any] = {
+        "kind": kind,
+        "attempt": f"{number:032x}",
+        "request": f"{number:032x}",
+        "purpose": "workload",
+        "front": "istio",
+        "cluster": "Kubernetes",
+        "caller": CALLER,
+        "issuing_ca": "seoul-1",
+        "serial": f"{number + 0xABC000:x}",
+        "certificate_sha256": f"{number + 9:064x}",
+        "status": "OK",
+    }
+    return Ended(**values | changed)
+
+
+class FaultyDisk:
+    """Opens files that write to the real disk, until a fault is set."""
+
+    def __init__(self) -> None:
+        self.write_fault: OSError | None = None
+        self.sync_fault: OSError | None = None
+        self.open_fault: OSError | None = None
+        self.at_most: int | None = None
+        """Bytes that one write takes."""
+        self.room: int | None = None
+        """Bytes until the disk is full."""
+        self.syncs = 0
+        self.open_files = 0
+        self.in_sync = threading.Event()
+        self.may_sync = threading.Event()
+        self.may_sync.set()
+
+    def open(self, path: Path) -> "FaultyFile":
+        if self.open_fault:
+            raise self.open_fault
+        self.open_files += 1
+        return FaultyFile(self, DiskFile(path))
+
+
+class FaultyFile:
+    def __init__(self, disk: FaultyDisk, file: DiskFile) -> None:
+        self._disk = disk
+        self._file = file
+
+    def write(self, data: bytes) -> int:
+        disk = self._disk
+        if disk.write_fault:
+            raise disk.write_fault
+        if disk.at_most is not None:
+            data = data[: disk.at_most]
+        if disk.room is not None:
+            if not disk.room:
+                raise OSError(28, os.strerror(28))
+            data = data[: disk.room]
+            disk.room -= len(data)
+        return self._file.write(data)
+
+    def sync(self) -> None:
+        disk = self._disk
+        disk.in_sync.set()
+        if not disk.may_sync.wait(20):
+            raise OSError("nobody let the sync go on")
+        if disk.sync_fault:
+            raise disk.sync_fault
+        disk.syncs += 1
+        self._file.sync()
+
+    def close(self) -> None:
+        self._disk.open_files -= 1
+        self._file.close()
+
+
+def open_journal(folder: Path, writer: str = "w0", **options: Any) -> Journal:
+    # The background flush is out of the way unless a test asks for it.
+    options = {"flush_seconds": 3600.0, "patience_seconds": 10.0} | options
+    return Journal.open(
+        folder,
+        writer=writer,
+        version="1.2.3",
+        clock=SetClock(),
+        options=JournalOptions(**options),
+    )
+
+
+def abandon(journal: Journal) -> None:
+    """End a journal as a killed process would: no last row, nothing flushed."""
+    journal._closing.set()
+    journal._flusher.join()
+    if journal._file is not None:
+        journal._file.close()
+        journal._file = None
+    journal.close()
+
+
+def all_rows(folder: Path) -> list[Row]:
+    return [row for path in sorted(folder.glob("*.jsonl")) for row in read_rows(path)]
+
+
+def make_config(**changed: Any) -> LedgerConfig:
+    values: dict[str, Any] = {
+        "journal": "journal/",
+        "archive": "sqlite:///archive.db",
+        "heads": {"sink": "heads.jsonl"},
+    }
+    return LedgerConfig.model_validate(values | changed)
+
+
+def within(folder: Path) -> Callable[[Path], Path]:
+    return lambda path: folder / path

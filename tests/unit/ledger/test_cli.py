@@ -1,0 +1,187 @@
+"""`meshca ledger`, as a person and as a program use it."""
+
+import csv
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from bridge.cli.ledger import app
+from bridge.errors import LedgerError
+from bridge.ledger.ledger import Ledger
+from tests.unit.ledger.support import (
+    CALLER,
+    SetClock,
+    all_rows,
+    make_ended,
+    make_intent,
+    within,
+)
+
+CONFIG = """
+trust_domain: corp.example
+fronts: {istio: {listen: "127.0.0.1:0", tls: {dns_names: [meshca.example]}}}
+clusters: [{name: Kubernetes, tokens: {verify: jwks, file: k.json, issuer: "x"}}]
+issuing_cas: {seoul-1: {plugin: file, chain: chain.pem}}
+trust_anchors: roots.pem
+issuance: {issuing_cas: [seoul-1]}
+ledger: {journal: journal, archive: "sqlite:///a.db", heads: {sink: heads.jsonl}}
+"""
+
+
+@pytest.fixture
+def config_file(tmp_path: Path) -> Path:
+    path = tmp_path / "bridge.yaml"
+    path.write_text(CONFIG)
+    return path
+
+
+@pytest.fixture
+def running(tmp_path: Path, config_file: Path) -> Iterator[Ledger]:
+    from bridge import config  # noqa: PLC0415 - the fixture is its only user
+
+    section = config.read(config_file).ledger
+    ledger = Ledger.open(
+        section, within(tmp_path), writer="w0", version="1", clock=SetClock()
+    )
+    for number in range(3):
+        ledger.intend(make_intent(number))
+        ledger.end(make_ended(number))
+    ledger.end(make_ended(7, "refused", attempt="", rule="csr", detail="=a\x1b[0m"))
+    ledger._journal.flush()
+    while ledger._feeder._position is None or ledger.lag()[0]:
+        pass
+    yield ledger
+    ledger.close()
+
+
+@pytest.fixture
+def stopped(running: Ledger) -> None:
+    running.close()
+
+
+def run(*args: str | Path) -> Result:
+    return CliRunner().invoke(app, [str(arg) for arg in args])
+
+
+@pytest.mark.usefixtures("running")
+def test_verify_names_the_head_of_a_running_server(config_file: Path) -> None:
+    result = run("verify", "-c", config_file)
+    assert result.exit_code == 0, result.output
+    assert "w0: 8 rows in 1 segments, head row 7" in result.stdout
+    assert "being written" in result.stdout
+
+
+@pytest.mark.usefixtures("stopped")
+def test_verify_fails_at_a_break_and_names_file_and_line(
+    config_file: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "journal" / "w0" / "00000001.jsonl"
+    path.write_bytes(path.read_bytes().replace(b"payments", b"pavments", 1))
+    for args in (("-c", config_file), ("--journal", tmp_path / "journal")):
+        result = run("verify", *args)
+        assert result.exit_code == 1
+        assert f"{path}:3: the chain breaks here" in result.stderr
+
+
+@pytest.mark.usefixtures("stopped")
+def test_verify_sees_a_cut_only_with_the_heads(tmp_path: Path) -> None:
+    journal = tmp_path / "journal"
+    path = journal / "w0" / "00000001.jsonl"
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-1]))
+    blind = run("verify", "--journal", journal)
+    assert blind.exit_code == 0
+    assert "stays unseen" in blind.stderr
+    seeing = run("verify", "--journal", journal, "--heads", tmp_path / "heads.jsonl")
+    assert seeing.exit_code == 1
+    assert "heads.jsonl:2: row 8 of w0 was published" in seeing.stderr
+
+
+@pytest.mark.parametrize("args", [[], ["-c", "a.yaml", "--journal", "folder"]])
+def test_verify_wants_one_place(args: list[str]) -> None:
+    result = run("verify", *args)
+    assert result.exit_code == 2
+    assert "expected one of" in result.stderr
+
+
+@pytest.mark.usefixtures("running")
+@pytest.mark.parametrize(
+    ("options", "kinds"),
+    [
+        (["--serial", "AB:C0:01"], ["intent", "issued"]),
+        (["--certificate", f"{1 + 9:064X}"], ["intent", "issued"]),
+        (["--key", f"{1 + 7:064x}"], ["intent", "issued"]),
+        (["--kind", "refused"], ["refused"]),
+        (["--caller", CALLER, "--limit", "2"], ["issued", "refused"]),
+        (["--since", "2026-11-23T12:00:00", "--kind", "opened"], ["opened"]),
+        (["--until", "2026-11-23T12:00:01Z", "--kind", "opened"], ["opened"]),
+    ],
+)
+def test_search_while_a_server_writes(
+    config_file: Path, options: list[str], kinds: list[str]
+) -> None:
+    result = run("search", "-c", config_file, "--output", "json", *options)
+    assert result.exit_code == 0, result.output
+    assert [row["kind"] for row in json.loads(result.stdout)] == kinds
+
+
+@pytest.mark.usefixtures("running")
+def test_search_in_a_pipe_is_plain_text_without_control_characters(
+    config_file: Path,
+) -> None:
+    result = run("search", "-c", config_file, "--caller", CALLER)
+    lines = result.stdout.splitlines()
+    assert len(lines) == 7
+    assert lines[0].split("\t")[:3] == ["2026-11-23T12:00:00.000Z", "intent", CALLER]
+    assert "\x1b" not in result.stdout
+
+
+@pytest.mark.usefixtures("running")
+@pytest.mark.parametrize(
+    ("options", "status", "reason"),
+    [
+        (["--serial", "123456"], 1, "nothing found"),
+        (["--until", "2020-01-01"], 1, "nothing found"),
+        (["--since", "yesterday"], 2, "expected a time such as"),
+        (["--limit", "0"], 2, "equal to 1"),
+    ],
+)
+def test_search_that_finds_nothing(
+    config_file: Path, options: list[str], status: int, reason: str
+) -> None:
+    result = run("search", "-c", config_file, *options)
+    assert result.exit_code == status
+    assert reason in result.stderr
+
+
+def test_search_without_an_archive_makes_none(
+    config_file: Path, tmp_path: Path
+) -> None:
+    result = run("search", "-c", config_file)
+    assert isinstance(result.exception, LedgerError)
+    assert "a.db: the archive cannot be opened" in str(result.exception)
+    assert not (tmp_path / "a.db").exists()
+
+
+@pytest.mark.usefixtures("running")
+def test_export_gives_the_journals_lines_back(
+    config_file: Path, tmp_path: Path
+) -> None:
+    result = run("export", "-c", config_file)
+    lines = result.stdout.encode().splitlines()
+    rows = all_rows(tmp_path / "journal" / "w0")
+    assert lines == [row.line for row in rows]
+    assert hashlib.sha256(lines[0]).hexdigest() == json.loads(lines[1])["prev"]
+    assert run("export", "-c", config_file, "--since", "2027-01-01").stdout == ""
+
+
+@pytest.mark.usefixtures("running")
+def test_export_as_csv_runs_no_formula(config_file: Path) -> None:
+    result = run("export", "-c", config_file, "--output", "csv")
+    rows = list(csv.DictReader(result.stdout.splitlines()))
+    assert [row["kind"] for row in rows].count("intent") == 3
+    assert rows[1]["names"] == f'["URI:{CALLER}"]'
+    assert rows[-1]["detail"].startswith("'=a")

@@ -1,0 +1,298 @@
+"""The ledger as the core sees it."""
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bridge.errors import ConfigError, LedgerError
+from bridge.ledger.archive import Archive, Query
+from bridge.ledger.heads import HeadSink
+from bridge.ledger.ledger import Ledger
+from bridge.ledger.reader import verify
+from bridge.ledger.rows import Row
+from tests.unit.ledger.support import (
+    NOW,
+    SetClock,
+    all_rows,
+    make_config,
+    make_ended,
+    make_intent,
+    within,
+)
+
+
+@pytest.fixture
+def clock() -> SetClock:
+    return SetClock()
+
+
+def open_ledger(folder: Path, clock: SetClock, **changed: Any) -> Ledger:
+    return Ledger.open(
+        make_config(**changed),
+        within(folder),
+        writer="w0",
+        version="1.2.3",
+        clock=clock,
+    )
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    give_up = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < give_up, "it did not come true"
+        time.sleep(0.001)
+
+
+def archived(folder: Path) -> list[str]:
+    archive = Archive.open("sqlite:///archive.db", within(folder), make=False)
+    found = [row["kind"] for row in archive.search(Query())]
+    archive.close()
+    return found
+
+
+def journaled(folder: Path) -> list[Row]:
+    return all_rows(folder / "journal" / "w0")
+
+
+def test_from_intent_to_archive(tmp_path: Path, clock: SetClock) -> None:
+    ledger = open_ledger(tmp_path, clock)
+    ledger.intend(make_intent())
+    assert [row.kind for row in journaled(tmp_path)] == ["opened", "intent"]
+    ledger.end(make_ended(), durable=True)
+    assert journaled(tmp_path)[-1].kind == "issued"
+    assert ledger.problem() is None
+    ledger.close()
+    kinds = ["opened", "intent", "issued", "closed"]
+    assert [row.kind for row in journaled(tmp_path)] == kinds
+    assert archived(tmp_path) == kinds
+    report = verify(tmp_path / "journal", tmp_path / "heads.jsonl")
+    assert report.intact
+    assert report.writers[0].heads == 2
+
+
+def test_nothing_is_left_running_or_open(tmp_path: Path, clock: SetClock) -> None:
+    open_ledger(tmp_path, clock).close()
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    ledger = open_ledger(tmp_path, clock)
+    names = {t.name for t in threading.enumerate() if t.name.startswith("ledger")}
+    assert names == {"ledger-flush-w0", "ledger-heads-w0", "ledger-feed-w0"}
+    ledger.close()
+    assert not [t for t in threading.enumerate() if t.name.startswith("ledger")]
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_a_start_that_fails_leaves_nothing_running_or_locked(
+    tmp_path: Path, clock: SetClock
+) -> None:
+    (tmp_path / "sink").mkdir()
+    with pytest.raises(LedgerError, match="published"):
+        open_ledger(tmp_path, clock, heads={"sink": "sink"})
+    assert not [t for t in threading.enumerate() if t.name.startswith("ledger")]
+    open_ledger(tmp_path, clock).close()
+
+
+def test_an_outcome_that_cannot_be_recorded_is_an_error(
+    tmp_path: Path, clock: SetClock
+) -> None:
+    ledger = open_ledger(tmp_path, clock)
+    ledger.close()
+    with pytest.raises(LedgerError, match="closed"):
+        ledger.end(make_ended())
+    with pytest.raises(LedgerError, match="closed"):
+        ledger.intend(make_intent())
+
+
+def test_a_detail_is_cut_at_500_characters(tmp_path: Path, clock: SetClock) -> None:
+    ledger = open_ledger(tmp_path, clock)
+    ledger.end(make_ended(detail="x" * 501), durable=True)
+    assert journaled(tmp_path)[-1].values["detail"] == "x" * 500
+    ledger.close()
+
+
+def break_archive(folder: Path) -> None:
+    # A directory in its place: the archive can be opened by nobody.
+    (folder / "archive.db").mkdir()
+
+
+def test_an_archive_that_is_too_many_seconds_behind_stops_issuing(
+    tmp_path: Path, clock: SetClock
+) -> None:
+    break_archive(tmp_path)
+    ledger = open_ledger(tmp_path, clock, max_lag={"seconds": 60})
+    clock.forward(60)
+    ledger.intend(make_intent(1))
+    clock.forward(0.001)
+    with pytest.raises(LedgerError, match="takes no intent") as caught:
+        ledger.intend(make_intent(2))
+    assert caught.value.rule == "ledger.lag"
+    assert "60 s behind" in str(ledger.problem())
+    ledger.end(make_ended(1))
+    # It comes back, and so does issuing.
+    (tmp_path / "archive.db").rmdir()
+    wait_until(lambda: ledger.problem() is None)
+    ledger.intend(make_intent(3))
+    ledger.close()
+    assert archived(tmp_path).count("intent") == 2
+
+
+def test_an_archive_that_is_too_many_rows_behind_stops_issuing(
+    tmp_path: Path, clock: SetClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = open_ledger(tmp_path, clock, max_lag={"entries": 3})
+    wait_until(lambda: ledger._feeder._position is not None and ledger.lag() == (0, 0))
+
+    def refuse(*_args: object) -> None:
+        raise LedgerError("the archive does not answer", rule="ledger.archive")
+
+    monkeypatch.setattr(Archive, "add", refuse)
+    for number in range(4):
+        ledger.intend(make_intent(number))
+    with pytest.raises(LedgerError, match="takes no intent") as caught:
+        ledger.intend(make_intent(9))
+    assert caught.value.rule == "ledger.lag"
+    assert ledger.lag()[0] == 4
+    monkeypatch.undo()
+    wait_until(lambda: ledger.lag()[0] == 0)
+    ledger.intend(make_intent(9))
+    ledger.close()
+
+
+def test_a_journal_that_is_shut_is_a_problem(tmp_path: Path, clock: SetClock) -> None:
+    ledger = open_ledger(tmp_path, clock)
+    ledger._journal._queue._shut = "no space"
+    assert ledger.problem() == "no space"
+    with pytest.raises(LedgerError, match="takes no intent") as caught:
+        ledger.intend(make_intent())
+    assert caught.value.rule == "ledger.shut"
+    ledger.close()
+
+
+def test_a_broken_chain_behind_the_archive_stops_issuing(
+    tmp_path: Path, clock: SetClock
+) -> None:
+    ledger = open_ledger(tmp_path, clock)
+    ledger._feeder._problem = "00000001.jsonl: at byte 7: broken"
+    with pytest.raises(LedgerError, match="takes no intent") as caught:
+        ledger.intend(make_intent())
+    assert caught.value.rule == "ledger.chain"
+    ledger.close()
+
+
+def refusal(rule: str) -> Any:
+    return make_ended(0, "refused", attempt="", rule=rule, status="UNAUTHENTICATED")
+
+
+def test_unauthenticated_calls_above_the_rate_share_a_row_a_second(
+    tmp_path: Path, clock: SetClock
+) -> None:
+    ledger = open_ledger(tmp_path, clock, refusals_per_second=2)
+    second = int(NOW.timestamp())
+    for rule in ("token.missing", "token.missing", "token.missing", "token.expired"):
+        ledger.refuse_unauthenticated(refusal(rule))
+    clock.forward(1)
+    ledger._tick(clock())
+    for _ in range(3):
+        ledger.refuse_unauthenticated(refusal("token.missing"))
+    clock.forward(5)
+    ledger.refuse_unauthenticated(refusal("token.missing"))
+    ledger.close()
+    rows = [row for row in journaled(tmp_path) if row.kind in {"refused", "summary"}]
+    assert [row.kind for row in rows] == [
+        "refused",
+        "refused",
+        "summary",
+        "refused",
+        "refused",
+        "summary",
+        "refused",
+    ]
+    first, then = (row.values for row in rows if row.kind == "summary")
+    assert first["rules"] == {"token.expired": 1, "token.missing": 1}
+    assert (first["since"], first["until"]) == (second, second + 1)
+    assert (then["since"], then["rules"]) == (second + 1, {"token.missing": 1})
+
+
+def test_what_is_counted_at_the_end_is_not_lost(
+    tmp_path: Path, clock: SetClock
+) -> None:
+    ledger = open_ledger(tmp_path, clock, refusals_per_second=1)
+    for _ in range(3):
+        ledger.refuse_unauthenticated(refusal("token.missing"))
+    ledger.close()
+    assert journaled(tmp_path)[-2].values["rules"] == {"token.missing": 2}
+
+
+def published(folder: Path) -> list[int]:
+    return [head.seq for _, head in HeadSink(folder / "heads.jsonl").read()]
+
+
+def test_heads_are_published_at_the_start_at_the_end_and_in_between(
+    tmp_path: Path, clock: SetClock
+) -> None:
+    ledger = open_ledger(tmp_path, clock, heads={"sink": "heads.jsonl"})
+    ledger.intend(make_intent())
+    clock.forward(29)
+    ledger._tick(clock())
+    assert published(tmp_path) == [0]
+    clock.forward(1)
+    ledger._tick(clock())
+    clock.forward(30)
+    ledger._tick(clock())
+    assert published(tmp_path) == [0, 1]
+    ledger.close()
+    assert published(tmp_path) == [0, 1, 2]
+
+
+def test_heads_that_cannot_be_published_stop_issuing_after_a_minute(
+    tmp_path: Path, clock: SetClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = open_ledger(tmp_path, clock, max_lag={"seconds": 3600})
+
+    def fail(*_args: object) -> None:
+        raise LedgerError("cannot be published", rule="ledger.heads", detail="full")
+
+    monkeypatch.setattr(HeadSink, "append", fail)
+    ledger.intend(make_intent())
+    clock.forward(60)
+    ledger._tick(clock())
+    assert ledger.problem() is None
+    clock.forward(1)
+    assert ledger.problem() == "full"
+    monkeypatch.undo()
+    clock.forward(30)
+    ledger._tick(clock())
+    assert ledger.problem() is None
+    ledger.close()
+
+
+def test_a_journal_that_is_older_than_its_published_head_is_refused(
+    tmp_path: Path, clock: SetClock
+) -> None:
+    ledger = open_ledger(tmp_path, clock)
+    ledger.intend(make_intent())
+    ledger.close()
+    path = tmp_path / "journal" / "w0" / "00000001.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:-1]))
+    with pytest.raises(LedgerError, match="an operator has to attest it"):
+        open_ledger(tmp_path, clock)
+    path.write_bytes(b"".join(lines))
+    open_ledger(tmp_path, clock).close()
+
+
+def test_a_published_head_of_another_key_is_refused(
+    tmp_path: Path, clock: SetClock
+) -> None:
+    open_ledger(tmp_path, clock).close()
+    (tmp_path / "journal" / "heads.key").unlink()
+    with pytest.raises(LedgerError, match="a key that is not this journal's"):
+        open_ledger(tmp_path, clock)
+
+
+def test_a_configured_key_has_to_be_there(tmp_path: Path, clock: SetClock) -> None:
+    with pytest.raises(ConfigError, match="expected an Ed25519 key"):
+        open_ledger(tmp_path, clock, heads={"sink": "heads.jsonl", "key": "absent.pem"})
