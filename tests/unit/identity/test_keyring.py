@@ -1,0 +1,294 @@
+"""Keys: cached, refreshed behind the requests, and not believed for ever."""
+
+import json
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from bridge.errors import AuthenticationError, BackendUnavailableError
+from bridge.identity.jwks import VerificationKey
+from bridge.identity.keyring import KeyOwners, Keyring
+from bridge.identity.sources import FileSource, KeySource, URLSource
+from tests.support.keyserver import KeyServer
+from tests.support.tokens import TokenIssuer
+
+START = datetime(2030, 1, 2, 3, 4, 5, tzinfo=UTC)
+MAX_AGE = timedelta(hours=24)
+FLOOR = timedelta(seconds=10)
+A, B = (TokenIssuer(algorithm="ES256", kid=kid) for kid in "ab")
+
+
+class HandClock:
+    def __init__(self) -> None:
+        self.now = START
+
+    def __call__(self) -> datetime:
+        return self.now
+
+    def pass_(self, **by: float) -> None:
+        self.now += timedelta(**by)
+
+
+@pytest.fixture
+def clock() -> HandClock:
+    return HandClock()
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[KeyServer]:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with KeyServer(tmp_path) as running:
+        show(running, A)
+        yield running
+
+
+@pytest.fixture
+def remote(server: KeyServer, clock: HandClock) -> Iterator[Keyring]:
+    keyring = make(URLSource(server.jwks_url, "", server.ca_file), clock)
+    keyring.adopt(keyring.read(), clock())
+    yield keyring
+    server.gate.set()
+    keyring.close()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "jwks.json"
+    A.write_jwks(path)
+    return path
+
+
+@pytest.fixture
+def local(path: Path, clock: HandClock) -> Keyring:
+    keyring = make(FileSource(path), clock)
+    keyring.adopt(keyring.read(), clock())
+    return keyring
+
+
+def make(
+    source: KeySource, clock: HandClock, owners: KeyOwners | None = None
+) -> Keyring:
+    claim = partial((owners or KeyOwners()).claim, "one")
+    return Keyring(source, claim, max_age=MAX_AGE, floor=FLOOR, clock=clock)
+
+
+def document(*issuers: TokenIssuer) -> dict[str, object]:
+    return {"keys": [issuer.jwk() for issuer in issuers]}
+
+
+def show(server: KeyServer, *issuers: TokenIssuer) -> None:
+    server.show(document(*issuers))
+
+
+def told(keyring: Keyring) -> threading.Event:
+    """Return an event that is set whenever the keyring takes keys over."""
+    event, adopt = threading.Event(), keyring.adopt
+
+    def adopt_and_tell(
+        keys: Sequence[VerificationKey], confirmed: datetime
+    ) -> Mapping[str, str]:
+        foreign = adopt(keys, confirmed)
+        event.set()
+        return foreign
+
+    keyring.adopt = adopt_and_tell  # type: ignore[method-assign]
+    return event
+
+
+def refuse(keyring: Keyring, kid: str, now: datetime) -> None:
+    with pytest.raises(AuthenticationError, match="not one of its cluster"):
+        keyring.key(kid, now)
+
+
+def unavailable(keyring: Keyring, kid: str, now: datetime) -> str:
+    with pytest.raises(BackendUnavailableError, match="keys of this cluster") as caught:
+        keyring.key(kid, now)
+    assert caught.value.rule == "cluster.keys"
+    return str(caught.value)
+
+
+def test_a_known_key_asks_nobody(
+    server: KeyServer, remote: Keyring, clock: HandClock
+) -> None:
+    clock.pass_(hours=23)
+    assert remote.key("a", clock()).kid == "a"
+    assert len(server.requests) == 1
+
+
+def test_an_unknown_key_id_fetches_the_new_keys(
+    server: KeyServer, remote: Keyring, clock: HandClock
+) -> None:
+    show(server, B)
+    clock.pass_(seconds=11)
+    assert remote.key("b", clock()).kid == "b"
+    refuse(remote, "a", clock())  # what is no longer shown is no longer believed
+    assert len(server.requests) == 2
+
+
+def test_unknown_key_ids_fetch_no_more_often_than_the_floor(
+    server: KeyServer, remote: Keyring, clock: HandClock
+) -> None:
+    for number in range(50):
+        refuse(remote, f"x{number}", clock())
+    assert len(server.requests) == 1
+    clock.pass_(seconds=11)
+    for number in range(50):
+        refuse(remote, f"y{number}", clock())
+    assert len(server.requests) == 2
+
+
+def test_a_clock_set_back_does_not_stop_the_refresh(
+    server: KeyServer, remote: Keyring, clock: HandClock
+) -> None:
+    clock.pass_(days=-2)
+    show(server, A, B)
+    assert remote.key("b", clock()).kid == "b"
+
+
+def test_a_slow_fetch_holds_up_few_and_not_for_long(
+    server: KeyServer, remote: Keyring, clock: HandClock
+) -> None:
+    server.gate.clear()
+    server.asked.acquire(timeout=5)  # the first reading
+    clock.pass_(seconds=11)
+    with ThreadPoolExecutor(8) as pool:
+        asked = [pool.submit(unavailable, remote, "b", clock()) for _ in range(8)]
+        assert remote.key("a", clock()).kid == "a"  # known keys wait for nobody
+        said = {one.result(timeout=5) for one in asked}
+    assert said == {"the keys of this cluster are being fetched"}
+    assert len(server.requests) == 2
+    show(server, B)
+    server.gate.set()
+
+
+def test_keys_that_cannot_be_confirmed_are_believed_for_a_while(
+    server: KeyServer, remote: Keyring, clock: HandClock
+) -> None:
+    server.answers.clear()
+    clock.pass_(hours=23)
+    refuse(remote, "b", clock())
+    assert remote.key("a", clock()).kid == "a"
+    (problem,) = remote.problems(clock())
+    assert "23.0 hours ago" in problem
+    assert "HTTP status 404" in problem
+    clock.pass_(hours=1, seconds=1)
+    assert unavailable(remote, "a", clock()) == ("the keys of this cluster are too old")
+    clock.pass_(seconds=11)
+    show(server, A)
+    assert remote.key("a", clock()).kid == "a"
+    assert remote.problems(clock()) == []
+
+
+@pytest.mark.parametrize("junk", [{}, {"keys": []}, {"keys": [{"kty": "oct"}]}])
+def test_a_key_set_that_spoils_leaves_the_old_keys(
+    server: KeyServer, remote: Keyring, clock: HandClock, junk: object
+) -> None:
+    server.show(junk)
+    clock.pass_(seconds=11)
+    refuse(remote, "b", clock())
+    assert remote.key("a", clock()).kid == "a"
+    assert len(remote.problems(clock())) == 1
+
+
+def test_the_background_refresh_needs_no_request(
+    server: KeyServer, clock: HandClock
+) -> None:
+    keyring = make(URLSource(server.jwks_url, "", server.ca_file), clock)
+    assert keyring.problems(clock()) == ["has no keys yet: "]
+    arrived = told(keyring)
+    keyring.start()
+    try:
+        assert arrived.wait(5)
+    finally:
+        keyring.close()
+    assert keyring.has("a")
+    assert [one.name for one in threading.enumerate()].count("cluster-keys") == 0
+
+
+def test_a_changed_file_is_read_when_a_key_is_unknown(
+    path: Path, local: Keyring, clock: HandClock
+) -> None:
+    B.write_jwks(path)
+    assert local.key("b", clock()).kid == "b"
+    refuse(local, "a", clock())
+
+
+def test_a_started_keyring_notices_a_removed_key_in_its_file(
+    path: Path, clock: HandClock
+) -> None:
+    keyring = make(FileSource(path), clock)
+    seen = told(keyring)
+    keyring.start()
+    try:
+        assert seen.wait(5)
+        seen.clear()
+        B.write_jwks(path)
+        clock.pass_(seconds=2)
+        assert seen.wait(5)
+    finally:
+        keyring.close()
+    assert keyring.has("b")
+    assert not keyring.has("a")
+
+
+def test_a_file_that_is_gone_leaves_the_keys_until_they_are_too_old(
+    path: Path, local: Keyring, clock: HandClock
+) -> None:
+    path.unlink()
+    clock.pass_(hours=24)
+    refuse(local, "b", clock())
+    assert local.key("a", clock()).kid == "a"
+    assert "cannot be read" in local.problems(clock())[0]
+    clock.pass_(seconds=1)
+    unavailable(local, "a", clock())
+    A.write_jwks(path)
+    assert local.key("a", clock()).kid == "a"
+
+
+def test_an_unchanged_file_is_confirmed_by_reading_it_again(
+    local: Keyring, clock: HandClock
+) -> None:
+    for _ in range(30):
+        clock.pass_(hours=1)
+        local.refresh()
+    assert local.key("a", clock()).kid == "a"
+
+
+def test_the_only_key_of_a_set_without_ids_needs_none(
+    path: Path, clock: HandClock
+) -> None:
+    entry = {name: value for name, value in A.jwk().items() if name != "kid"}
+    path.write_text(json.dumps({"keys": [entry]}))
+    keyring = make(FileSource(path), clock)
+    keyring.adopt(keyring.read(), clock())
+    assert keyring.key(None, clock()).kid is None
+    refuse(keyring, "a", clock())
+
+
+def test_a_key_that_becomes_another_clusters_is_not_taken_over(
+    path: Path, clock: HandClock
+) -> None:
+    owners = KeyOwners()
+    keyring = make(FileSource(path), clock, owners)
+    keyring.adopt(keyring.read(), clock())
+    owners.claim("two", make(FileSource(path), clock).read())  # A is the first's
+    path.write_text(json.dumps(document(A, B)))
+    other = TokenIssuer(algorithm="ES256", kid="b", key=B.key)
+    other.write_jwks(path.with_name("two.json"))
+    owners.claim("two", make(FileSource(path.with_name("two.json")), clock).read())
+    refuse(keyring, "b", clock())
+    assert keyring.key("a", clock()).kid == "a"
+    assert keyring.problems(clock()) == ["the key 'b' is not used: it is also two's"]
+
+
+def test_a_key_that_its_cluster_gave_up_is_free(path: Path, clock: HandClock) -> None:
+    owners, keys = KeyOwners(), make(FileSource(path), clock).read()
+    assert owners.claim("one", keys) == {}
+    assert owners.claim("two", keys) == {keys[0].sha256: "one"}
+    assert owners.claim("one", ()) == {}
+    assert owners.claim("two", keys) == {}

@@ -1,0 +1,382 @@
+"""Which caller of which cluster, and what that cluster may have."""
+
+import json
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime, timedelta
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.serialization import Encoding
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bridge import config
+from bridge.clusters import ClusterRegistry
+from bridge.errors import AuthenticationError, BridgeError, ConfigError, DeniedError
+from bridge.identity.caller import Caller, CertificateCredential, TokenCredential
+from bridge.spiffe import SpiffeID, TrustDomain
+from tests.support.keyserver import KeyServer
+from tests.support.tokens import TokenIssuer, public_jwk
+
+NOW = datetime(2030, 1, 2, 3, 4, 5, tzinfo=UTC)
+AUDIENCES = frozenset({"istio-ca"})
+
+
+@cache
+def issuers() -> dict[str, TokenIssuer]:
+    # One issuer for both: many API servers have the same.
+    return {name: TokenIssuer(algorithm="ES256") for name in ("prod", "dev")}
+
+
+def configured(folder: Path, *clusters: Mapping[str, Any]) -> config.BridgeConfig:
+    tree = {
+        "trust_domain": "corp.example",
+        "fronts": {
+            "istio": {"listen": "127.0.0.1:0", "tls": {"dns_names": ["ca.example"]}}
+        },
+        "clusters": list(clusters),
+        "issuing_cas": {"one": {"plugin": "file"}},
+        "trust_anchors": "roots.pem",
+        "issuance": {"issuing_cas": ["one"]},
+        "ledger": {
+            "journal": "journal/",
+            "archive": "sqlite:///archive.db",
+            "heads": {"sink": "heads.jsonl"},
+        },
+    }
+    return config.parse(yaml.safe_dump(tree), folder / "bridge.yaml")
+
+
+def cluster(folder: Path, name: str, **changes: Any) -> dict[str, Any]:
+    issuers()[name].write_jwks(folder / f"{name}.json")
+    keys = {"verify": "jwks", "file": f"{name}.json", "issuer": issuers()[name].issuer}
+    return {"name": name, "tokens": keys} | changes
+
+
+def built(configuration: config.BridgeConfig) -> ClusterRegistry:
+    return ClusterRegistry.build(configuration, clock=lambda: NOW)
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> ClusterRegistry:
+    folder = tmp_path_factory.mktemp("clusters")
+    dev = cluster(
+        folder,
+        "dev",
+        aliases=["dev-old"],
+        trust_domain="dev.example",
+        namespaces=["shop", "lab"],
+    )
+    return built(configured(folder, cluster(folder, "prod", aliases=["main"]), dev))
+
+
+def shown(
+    token: str | None = None, *cluster_ids: str, scheme: str = "Bearer "
+) -> TokenCredential:
+    return TokenCredential(
+        () if token is None else (f"{scheme}{token}",), tuple(cluster_ids)
+    )
+
+
+def identify(registry: ClusterRegistry, credential: TokenCredential) -> Caller:
+    return registry.identify(credential, audiences=AUDIENCES, now=NOW)
+
+
+def token(of: str = "prod", namespace: str = "shop") -> str:
+    return issuers()[of].token(namespace, now=NOW, pod=("web-0", "u1"))
+
+
+@pytest.mark.parametrize(
+    ("of", "cluster_ids"),
+    [
+        ("prod", ()),
+        ("prod", ("",)),
+        ("prod", ("prod",)),
+        ("prod", ("main",)),
+        ("dev", ("dev",)),
+        ("dev", ("dev-old",)),
+    ],
+)
+def test_a_caller_is_of_the_cluster_that_it_names(
+    registry: ClusterRegistry, of: str, cluster_ids: tuple[str, ...]
+) -> None:
+    domain = {"prod": "corp.example", "dev": "dev.example"}[of]
+    assert identify(registry, shown(token(of), *cluster_ids)) == Caller(
+        spiffe_id=SpiffeID.parse(f"spiffe://{domain}/ns/shop/sa/web"),
+        cluster=of,
+        credential="token",
+        namespace="shop",
+        service_account="web",
+        pod="shop/web-0/u1",
+    )
+
+
+@pytest.mark.parametrize(
+    ("rule", "credential"),
+    [
+        ("token.missing", shown()),
+        ("token.missing", shown(None, "prod")),
+        ("token.scheme", shown(token(), scheme="bearer ")),
+        ("token.scheme", shown(token(), scheme="BEARER ")),
+        ("token.scheme", shown(token(), scheme="Bearer")),
+        ("token.scheme", shown(token(), scheme="Bearer\t")),
+        ("token.scheme", shown(token(), scheme=" Bearer ")),
+        ("token.scheme", shown(token(), scheme="")),
+        ("token.scheme", shown("dXNlcjpwdw==", scheme="Basic ")),
+        ("token.format", shown(token(), scheme="Bearer  ")),
+        ("token.format", shown("")),
+        ("token.repeated", TokenCredential((f"Bearer {token()}",) * 2, ())),
+        ("token.repeated", TokenCredential((f"Bearer {token()}", ""), ())),
+        ("token.format", shown(f"{token()}, Bearer {token()}")),
+        ("cluster.header", shown(token(), "prod", "prod")),
+        ("cluster.header", shown(token(), "prod", "dev")),
+        ("cluster.header", shown(token(), "", "")),
+        ("cluster.unknown", shown(token(), "stage")),
+        ("cluster.unknown", shown(token(), "Prod")),
+        ("cluster.unknown", shown(token(), "prod ")),
+        ("cluster.unknown", shown(token(), "prod,dev")),
+        ("token.key", shown(token("dev"), "prod")),
+        ("token.key", shown(token("dev"))),
+        ("token.key", shown(token("prod"), "dev")),
+    ],
+)
+def test_any_other_credential_is_refused(
+    registry: ClusterRegistry, rule: str, credential: TokenCredential
+) -> None:
+    with pytest.raises(AuthenticationError, match=r"\w") as caught:
+        identify(registry, credential)
+    assert caught.value.rule == rule
+    assert token().split(".")[1][:40] not in caught.value.detail
+
+
+def test_the_key_id_of_another_cluster_does_not_help(registry: ClusterRegistry) -> None:
+    prod, dev = issuers()["prod"], issuers()["dev"]
+    forged = dev.token(now=NOW, headers={"kid": prod.kid})
+    with pytest.raises(AuthenticationError, match="signature"):
+        identify(registry, shown(forged, "prod"))
+
+
+def test_a_wrong_cluster_id_is_explained_to_the_operator(
+    registry: ClusterRegistry,
+) -> None:
+    with pytest.raises(AuthenticationError, match="key") as caught:
+        identify(registry, shown(token("dev"), "prod"))
+    assert "clusterid means prod, the key is dev's" in caught.value.detail
+
+
+def test_a_token_for_another_front_is_refused(registry: ClusterRegistry) -> None:
+    audiences = frozenset({"identity.l5d.io"})
+    with pytest.raises(AuthenticationError, match="another audience"):
+        registry.identify(shown(token()), audiences=audiences, now=NOW)
+
+
+@pytest.mark.parametrize(
+    ("name", "namespaces", "namespace", "allowed"),
+    [
+        ("prod", None, "bank", True),
+        ("prod", ["shop"], "bank", False),
+        ("prod", ["shop"], "shop", True),
+        ("prod", [], "shop", False),
+        ("dev", None, "shop", False),
+        ("dev", ["*"], "bank", True),
+        ("dev", ["shop"], "shop", True),
+        ("dev", ["shop"], "sho", False),
+        ("dev", ["shop"], "shop2", False),
+        ("dev", ["shop"], "", False),
+    ],
+)
+def test_a_cluster_has_only_its_namespaces(
+    tmp_path: Path,
+    name: str,
+    namespaces: list[str] | None,
+    namespace: str,
+    allowed: bool,  # noqa: FBT001 - a column
+) -> None:
+    entries = {one: cluster(tmp_path, one) for one in ("prod", "dev")}
+    entries[name] |= {"namespaces": namespaces}
+    registry = built(configured(tmp_path, entries["prod"], entries["dev"]))
+    caller = Caller(
+        spiffe_id=SpiffeID.parse("spiffe://corp.example/ns/x/sa/web"),
+        cluster=name,
+        credential="token",
+        namespace=namespace,
+    )
+    if allowed:
+        registry.require_allowed(caller)
+        return
+    with pytest.raises(DeniedError, match="names of this namespace") as caught:
+        registry.require_allowed(caller)
+    assert caught.value.rule == "cluster.namespace"
+
+
+@pytest.mark.parametrize("name", ["", "main", "stage"])
+def test_only_a_clusters_own_name_is_its_name(
+    registry: ClusterRegistry, name: str
+) -> None:
+    with pytest.raises(DeniedError, match="cluster is unknown"):
+        registry.trust_domain_of(name)
+
+
+def test_each_cluster_has_its_trust_domain(registry: ClusterRegistry) -> None:
+    assert registry.trust_domain_of("prod") == TrustDomain("corp.example")
+    assert registry.trust_domain_of("dev") == TrustDomain("dev.example")
+
+
+def leaf(uri: str) -> CertificateCredential:
+    key = issuers()["prod"].key
+    san = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(uri)])
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(x509.Name([]))
+        .issuer_name(x509.Name([]))
+        .public_key(key.public_key())
+        .serial_number(7)
+        .not_valid_before(NOW)
+        .not_valid_after(NOW + timedelta(hours=1))
+        .add_extension(san, critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    return CertificateCredential(certificate.public_bytes(Encoding.PEM))
+
+
+@pytest.mark.parametrize(
+    ("domain", "name"), [("corp.example", "prod"), ("dev.example", "dev")]
+)
+def test_a_certificate_is_of_the_cluster_of_its_trust_domain(
+    registry: ClusterRegistry, domain: str, name: str
+) -> None:
+    uri = f"spiffe://{domain}/ns/shop/sa/web"
+    caller = registry.identify(leaf(uri), audiences=AUDIENCES, now=NOW)
+    assert caller == Caller(
+        spiffe_id=SpiffeID.parse(uri),
+        cluster=name,
+        credential="certificate",
+        namespace="shop",
+        service_account="web",
+    )
+
+
+def test_a_certificate_of_a_foreign_trust_domain_is_refused(
+    registry: ClusterRegistry,
+) -> None:
+    credential = leaf("spiffe://evil.example/ns/shop/sa/web")
+    with pytest.raises(AuthenticationError, match="foreign trust domain"):
+        registry.identify(credential, audiences=AUDIENCES, now=NOW)
+
+
+def test_every_problem_of_a_configuration_is_told_at_once(tmp_path: Path) -> None:
+    entries = [
+        cluster(tmp_path, "prod", namespaces=["Shop", "*"]),
+        cluster(tmp_path, "dev"),
+    ]
+    (tmp_path / "prod.json").unlink()
+    (tmp_path / "dev.json").write_text('{"keys": []}')
+    configuration = configured(tmp_path, *entries)
+    with pytest.raises(ConfigError, match="namespaces") as caught:
+        built(configuration)
+    assert str(caught.value) == (
+        'clusters[0].namespaces: expected names of namespaces, or "*" '
+        "(found 'Shop')\n"
+        "clusters[0].tokens: prod.json: cannot be read: No such file or directory\n"
+        "clusters[1].tokens: dev.json: expected a JWK Set with at least one key under "
+        '"keys"'
+    )
+
+
+def test_two_clusters_with_one_key_are_refused(tmp_path: Path) -> None:
+    entries = [cluster(tmp_path, "prod"), cluster(tmp_path, "dev")]
+    same = public_jwk(issuers()["prod"].key.public_key(), kid="another-id")
+    keys = {"keys": [issuers()["dev"].jwk(), same]}
+    (tmp_path / "dev.json").write_text(json.dumps(keys))
+    configuration = configured(tmp_path, *entries)
+    with pytest.raises(ConfigError, match="the cluster prod has the same one"):
+        built(configuration)
+
+
+def test_trust_anchors_of_a_key_server_that_are_missing_are_told(
+    tmp_path: Path,
+) -> None:
+    keys = {"verify": "jwks", "url": "https://127.0.0.1:1/", "issuer": "https://x"}
+    entry = {"name": "prod", "tokens": keys | {"ca_file": "missing.pem"}}
+    configuration = configured(tmp_path, entry)
+    with pytest.raises(ConfigError, match=r"clusters\[0\].tokens.ca_file"):
+        built(configuration)
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[KeyServer]:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with KeyServer(tmp_path) as running:
+        yield running
+
+
+def by_url(server: KeyServer, issuer: str) -> dict[str, Any]:
+    keys = {"verify": "jwks", "url": server.jwks_url, "issuer": issuer}
+    return {"name": "prod", "tokens": keys | {"ca_file": str(server.ca_file)}}
+
+
+def test_a_key_server_that_is_down_is_a_problem_and_no_error(
+    tmp_path: Path, server: KeyServer
+) -> None:
+    prod = issuers()["prod"]
+    configuration = configured(tmp_path, by_url(server, prod.issuer))
+    registry = built(configuration)
+    (problem,) = registry.problems()
+    assert problem.startswith("cluster prod: has no keys yet: https://127.0.0.1:")
+    with pytest.raises(BridgeError, match="too old"):
+        identify(registry, shown(token()))
+    server.show(prod.jwks())
+    recovered = built(configuration)
+    assert recovered.problems() == []
+    assert identify(recovered, shown(token())).cluster == "prod"
+    # The server is down again, and the configuration is loaded anew.
+    server.answers.clear()
+    heir = ClusterRegistry.build(configuration, clock=lambda: NOW, previous=recovered)
+    assert identify(heir, shown(token())).cluster == "prod"
+    assert "404" in heir.problems()[0]
+    for one in (registry, recovered, heir):
+        one.close()
+
+
+def test_what_a_key_server_answers_must_be_keys(
+    tmp_path: Path, server: KeyServer
+) -> None:
+    server.show({"keys": [{"kty": "oct", "k": "AAAA"}]})
+    configuration = configured(tmp_path, by_url(server, "https://x"))
+    with pytest.raises(ConfigError, match="symmetric"):
+        built(configuration)
+
+
+def test_a_started_registry_ends(tmp_path: Path) -> None:
+    registry = built(configured(tmp_path, cluster(tmp_path, "prod")))
+    registry.start()
+    registry.close()
+    assert identify(registry, shown(token())).cluster == "prod"
+
+
+@given(data=st.data())
+@settings(max_examples=300, deadline=None)
+def test_a_changed_credential_is_the_same_caller_or_none(
+    registry: ClusterRegistry, data: st.DataObject
+) -> None:
+    good = _good()
+    at = data.draw(st.integers(0, len(good)))
+    gone = data.draw(st.integers(0, 3))
+    new = data.draw(st.text(max_size=3) | st.text("AZaz09-_. =", max_size=3))
+    names = data.draw(st.lists(st.sampled_from(["", "prod", "dev", "x"]), max_size=2))
+    credential = TokenCredential((good[:at] + new + good[at + gone :],), tuple(names))
+    try:
+        caller = identify(registry, credential)
+    except BridgeError:
+        return
+    assert caller == identify(registry, TokenCredential((good,), ()))
+
+
+@cache
+def _good() -> str:
+    return f"Bearer {token()}"
