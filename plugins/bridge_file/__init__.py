@@ -48,6 +48,7 @@ class FileCA:
         self._digest = material.digest
         self._signer = _FileSigner(material.key)
         self._watch: Watch | None = None
+        self._is_closed = False
         self._watch_lock = threading.Lock()
         self._ca = SigningCA(
             Description(
@@ -86,18 +87,18 @@ class FileCA:
         """See `Watcher.watch`. `changed` may close this object.
 
         Raises:
-            RuntimeError: It is watched already.
+            RuntimeError: It is watched already, or closed.
         """
         with self._watch_lock:
-            if self._watch is not None:
-                raise RuntimeError("the files are watched already")
+            if self._watch is not None or self._is_closed:
+                raise RuntimeError("the files are watched already, or closed")
             self._watch = Watch(self._paths, self._digest, changed)
             self._watch.start()
 
     def close(self) -> None:
         """See `IssuingCA.close`."""
         with self._watch_lock:
-            watch = self._watch
+            watch, self._is_closed = self._watch, True
         if watch is not None:
             watch.close()
         self._ca.close()

@@ -1,6 +1,8 @@
 """What the files may hold: each bad file by its sentence, each habit taken."""
 
+from base64 import b64decode, b64encode
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -10,10 +12,13 @@ from cryptography.hazmat.primitives.serialization import (
     NoEncryption,
     PrivateFormat,
 )
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from bridge.errors import ConfigError
 from bridge_file import material
 from bridge_file.options import FileSet
+from bridge_file.private_key import parse_key
 from tests.support.file_shapes import KEY_FILES, SHAPES, open_shape, write_shape
 from tests.support.pki import (
     Authority,
@@ -22,11 +27,17 @@ from tests.support.pki import (
     new_chain,
     new_key,
     new_root,
+    shared_key,
     write_private,
 )
 
 SECRET = b"correct horse battery"
 WITH_PASSPHRASE = {"passphrase_file": "passphrase"}
+PEMS = [
+    key_pem(shared_key(kind), pkcs8=pkcs8)
+    for kind in ("p256", "rsa2048")
+    for pkcs8 in (True, False)
+]
 Spoil = Callable[[Path, Authority], object]
 
 
@@ -424,3 +435,22 @@ def test_files_that_change_while_they_are_read_are_given_up(
     monkeypatch.setattr(material, "stamp_of", lambda _: next(stamps))
     with pytest.raises(ConfigError, match=r"the files keep changing"):
         open_shape(tmp_path, "tls")
+
+
+@st.composite
+def damaged_keys(draw: st.DrawFn) -> bytes:
+    first, *body, last = draw(st.sampled_from(PEMS)).splitlines()
+    der = bytearray(b64decode(b"".join(body)))
+    for at in draw(st.lists(st.integers(0, len(der) - 1), max_size=3)):
+        der[at] = draw(st.integers(0, 255))
+    pem = b"\n".join((first, b64encode(der), last))
+    cut = draw(st.integers(0, len(pem)))
+    return draw(st.sampled_from((pem, pem, pem[:cut], pem[cut:])))
+
+
+# No deadline: whether an RSA modulus is a product of primes takes its time.
+@settings(deadline=None, max_examples=60)
+@given(data=st.binary(max_size=200) | damaged_keys())
+def test_any_bytes_are_a_key_or_a_configuration_error(data: bytes) -> None:
+    with suppress(ConfigError):
+        parse_key(data, Path("key.pem"), None, None)

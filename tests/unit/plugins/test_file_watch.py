@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import watchfiles
 
+from bridge.errors import BackendUnavailableError
 from bridge_file import FileCA
 from bridge_file.reading import digest_of
 from bridge_file.watch import Watch
@@ -217,3 +218,20 @@ def test_a_second_watch_is_a_mistake(tmp_path: Path, calls: Calls) -> None:
     with pytest.raises(RuntimeError, match="watched already"):
         issuing_ca.watch(calls)
     issuing_ca.close()
+
+
+def test_a_closed_ca_starts_no_watch(tmp_path: Path, calls: Calls) -> None:
+    write_shape(tmp_path, "key", new_chain())
+    issuing_ca = open_shape(tmp_path, "key")
+    issuing_ca.close()
+    with pytest.raises(RuntimeError, match="or closed"):
+        issuing_ca.watch(calls)
+
+
+def test_a_closed_ca_has_no_key(tmp_path: Path) -> None:
+    write_shape(tmp_path, "key", new_chain())
+    issuing_ca = open_shape(tmp_path, "key")
+    issuing_ca.check(timeout=1)
+    issuing_ca.close()
+    with pytest.raises(BackendUnavailableError, match="is closed"):
+        issuing_ca.check(timeout=1)
