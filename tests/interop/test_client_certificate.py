@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from tests.support.harness import SERVER_NAME, Bridge
 from tests.support.istio import Answer, ask
@@ -44,14 +43,6 @@ def _made(folder: Path, issuer: Authority, *uris: str) -> tuple[Path, Path]:
     chain = folder / "made.pem"
     chain.write_bytes(bundle(leaf, *issuer.chain))
     return chain, write_private(folder / "made.key", key_pem(key))
-
-
-def _issuing_ca(bridge: Bridge) -> Authority:
-    certificate, *above = x509.load_pem_x509_certificates(bridge.chain.read_bytes())
-    root = x509.load_pem_x509_certificates(bridge.roots.read_bytes())[0]
-    key = load_pem_private_key(bridge.issuing_key.read_bytes(), password=None)
-    others = tuple(Authority(one, new_key()) for one in (*above, root))
-    return Authority(certificate, key, others)  # type: ignore[arg-type]
 
 
 def _first(bridge: Bridge, folder: Path) -> tuple[Path, Path]:
@@ -91,7 +82,7 @@ def _pem_elements(bridge: Bridge) -> list[str]:
 def test_certificate_with_two_identities_is_refused(
     bridge: Bridge, tmp_path: Path
 ) -> None:
-    chain, key = _made(tmp_path, _issuing_ca(bridge), _VM, f"{_VM}2")
+    chain, key = _made(tmp_path, bridge.stolen_ca, _VM, f"{_VM}2")
     answer = _show(bridge, chain, key)
     assert answer.code == "Unauthenticated", answer.error
 

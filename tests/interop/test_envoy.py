@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from tests.support import envoy
 from tests.support.envoy import Identity
@@ -17,7 +16,6 @@ from tests.support.pki import (
     key_pem,
     new_chain,
     new_key,
-    shared_key,
     write_private,
 )
 
@@ -52,16 +50,6 @@ def _forged(folder: Path, issuer: Authority, *names: x509.GeneralName) -> Identi
     chain = folder / "forged.pem"
     chain.write_bytes(bundle(leaf, *issuer.chain))
     return Identity(chain=chain, key=write_private(folder / "forged.key", key_pem(key)))
-
-
-def _stolen(bridge: Bridge) -> Authority:
-    """Return the bridge's own issuing CA, as a thief of its key would have it."""
-    certificate, *above = x509.load_pem_x509_certificates(bridge.chain.read_bytes())
-    root = x509.load_pem_x509_certificates(bridge.roots.read_bytes())[0]
-    key = load_pem_private_key(bridge.issuing_key.read_bytes(), password=None)
-    unknown = shared_key("p256", "not known here")
-    others = tuple(Authority(one, unknown) for one in (*above, root))
-    return Authority(certificate, key, others)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -198,7 +186,7 @@ def test_leaf_outside_the_constraints_is_refused_by_envoy_itself(
     _, by_server = _refusals(
         bridge,
         tmp_path,
-        client=_forged(tmp_path, _stolen(bridge), *names),
+        client=_forged(tmp_path, bridge.stolen_ca, *names),
         server=identities["api"],
         expects=("", _API),
     )

@@ -16,14 +16,17 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import yaml
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from bridge.hierarchy.files import write
 from bridge.hierarchy.throwaway import KeyAlgorithm, ThrowawaySpec, make
 from bridge.spiffe import TrustDomain
 from tests.support import netports
+from tests.support.pki import Authority, Key, new_key
 from tests.support.tokens import TokenIssuer
 
 MESHCA = Path(sys.executable).parent / "meshca"
@@ -87,9 +90,15 @@ class Bridge:
         return self.folder / "hierarchy/chain.pem"
 
     @property
-    def issuing_key(self) -> Path:
-        """The issuing CA's key, as PEM: for what the bridge would never sign."""
-        return self.folder / "hierarchy/issuing.key"
+    def stolen_ca(self) -> Authority:
+        """The issuing CA as a thief of its key has it: signs what the bridge won't."""
+        certificate, *above = x509.load_pem_x509_certificates(self.chain.read_bytes())
+        above += x509.load_pem_x509_certificates(self.roots.read_bytes())
+        file = self.folder / "hierarchy/issuing.key"
+        key = load_pem_private_key(file.read_bytes(), password=None)
+        # The keys above it were not stolen: these stand in for them and fit nothing.
+        tiers = tuple(Authority(one, new_key()) for one in above)
+        return Authority(certificate, cast("Key", key), tiers)
 
     @property
     def pid(self) -> int:
