@@ -75,7 +75,8 @@ def _outside_extensions(certificate: x509.Certificate, now: datetime) -> Iterato
         yield "has a subject that cannot be read: write it anew as UTF8String"
     if now < certificate.not_valid_before_utc:
         yield f"is not valid before {_time(certificate.not_valid_before_utc)}"
-    if now > certificate.not_valid_after_utc:
+    # The last second is valid by RFC 5280 and for Go, and expired for OpenSSL.
+    if now >= certificate.not_valid_after_utc:
         yield f"expired on {_time(certificate.not_valid_after_utc)}"
     try:
         require_good_key(certificate.public_key(), what="CA certificate")

@@ -55,8 +55,6 @@ class NameConstraints:
         _require_whole_subtrees(certificate)
         permitted = list(found.value.permitted_subtrees or ())
         excluded = list(found.value.excluded_subtrees or ())
-        if not permitted and not excluded:
-            raise _bad("the name constraints are empty: permit or exclude something")
         kinds = {type(name) for name in (*permitted, *excluded)}
         return cls(
             {kind: _set_of(kind, permitted, strict=True) for kind in _in(permitted)},

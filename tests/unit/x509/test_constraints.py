@@ -126,7 +126,7 @@ def test_a_constraint_that_cannot_be_meant_is_refused(
 )
 def test_an_extension_that_is_malformed_or_empty_is_refused(value: bytes) -> None:
     unfit = with_extension(value)
-    with pytest.raises(ConfigError, match=r"cannot be read|are empty"):
+    with pytest.raises(ConfigError, match="cannot be read"):
         NameConstraints.of(unfit)
 
 

@@ -90,7 +90,8 @@ class Tier:
             *self.extra,
         ]
         if self.ca is not None:
-            found.append((x509.BasicConstraints(self.ca, self.path_length), True))
+            path_length = self.path_length if self.ca else None
+            found.append((x509.BasicConstraints(self.ca, path_length), True))
         if self.extended:
             found.append((x509.ExtendedKeyUsage(self.extended), False))
         if self.identifier is not None:
@@ -168,7 +169,7 @@ def test_a_good_chain_is_described() -> None:
         ("issuing", {"identifier": None}),
         ("regional", {"authority": None}),
         ("issuing", {"not_before": NOW}),
-        ("issuing", {"not_after": NOW}),
+        ("issuing", {"not_after": NOW + timedelta(seconds=1)}),
         (
             "issuing",
             {"extra": ((x509.UnrecognizedExtension(NameOID.TITLE, b"\5\0"), False),)},
@@ -191,7 +192,7 @@ ROOT = r"trust anchor \(CN=root\)"
     ("tier", "change", "complaint"),
     [
         ("issuing", {"ca": None}, f"{ISSUING} is not a CA certificate"),
-        ("regional", {"ca": False, "path_length": None}, f"{REGIONAL} is not a CA"),
+        ("regional", {"ca": False}, f"{REGIONAL} is not a CA"),
         ("root", {"ca": None}, f"{ROOT} is not a CA"),
         ("regional", {"path_length": 0}, f"{REGIONAL} has the pathLen 0 and 1 CA"),
         ("root", {"path_length": 1}, f"{ROOT} has the pathLen 1 and 2 CA"),
@@ -218,7 +219,7 @@ ROOT = r"trust anchor \(CN=root\)"
             {"extra": ((x509.PolicyConstraints(0, None), True),)},
             f"{REGIONAL} has the critical extension policyConstraints",
         ),
-        ("issuing", {"not_after": NOW - timedelta(seconds=1)}, f"{ISSUING} expired on"),
+        ("issuing", {"not_after": NOW}, f"{ISSUING} expired on"),
         ("root", {"not_after": NOW - timedelta(seconds=1)}, f"{ROOT} expired on"),
         (
             "regional",
