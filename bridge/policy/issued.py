@@ -22,6 +22,7 @@ _UNREADABLE = (
     ValueError,
     UnsupportedAlgorithm,
     x509.DuplicateExtension,
+    x509.InvalidVersion,
     x509.UnsupportedGeneralNameType,
 )
 _SERIAL_BITS = range(64, 160)
@@ -126,7 +127,8 @@ def _require_fields(
         raise _differs("version", "it is not version 3")
     if prepared.tbs and leaf.serial_number != request.serial:
         raise _differs("serial", "the serial number is another one")
-    if leaf.serial_number.bit_length() not in _SERIAL_BITS and not prepared.tbs:
+    serial = max(leaf.serial_number, 0)  # a negative one has bits too
+    if serial.bit_length() not in _SERIAL_BITS and not prepared.tbs:
         raise _differs("serial", "the serial number is too short or too long")
     if leaf.issuer != issuer.subject:
         raise _differs("issuer", "the issuer is another one")
@@ -147,10 +149,10 @@ def _require_extensions(
     leaf: x509.Certificate, prepared: Prepared, issuer: PinnedIssuer
 ) -> None:
     found = {item.oid: (item.critical, item.value) for item in leaf.extensions}
-    if not prepared.tbs:
+    if not prepared.tbs and not found.get(_SKI, (True, None))[0]:
         # A backend that builds the certificate adds the leaf's key identifier: Vault
-        # can't be told not to.
-        found.pop(_SKI, None)
+        # can't be told not to. A critical one is no key identifier (RFC 5280, 4.2.1.2).
+        del found[_SKI]
     critical, names = found.pop(_SAN, (False, None))
     if not critical or not isinstance(names, x509.SubjectAlternativeName):
         raise _differs("names", "there is no critical subjectAltName")
