@@ -14,7 +14,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID, ObjectIdentifier
-from hypothesis import given, settings
+from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from bridge.errors import ConfigError, DeniedError
@@ -356,13 +356,37 @@ def permits(constrained: ChainConstraints, name: str | x509.GeneralName) -> bool
     return True
 
 
-@settings(deadline=None, max_examples=300)
-@given(child=TIERS, parent=TIERS, names=st.lists(NAMES, min_size=1, max_size=8))
+def narrowed(word: str) -> st.SearchStrategy[str]:
+    """Return the word, or one that may be narrower."""
+    sign, (kind, _, text) = word[0], word[1:].partition(":")
+    if kind in {"uri", "dns", "email"} and "@" not in text:
+        bare = text.strip(".")
+        inner = st.sampled_from([text, f".{bare}", f"a.{bare}" if bare else "a"])
+        return inner.map(lambda host: f"{sign}{kind}:{'' if host == '.' else host}")
+    if kind == "dn":
+        return st.sampled_from([word, f"{word}/CN=a"])
+    return st.just(word)
+
+
+@st.composite
+def child_and_parent(draw: st.DrawFn) -> tuple[str, str]:
+    """Return constraints, and those of a parent that are often wider."""
+    parent = draw(st.lists(SIGNED, min_size=1, max_size=3))
+    child = [draw(narrowed(word)) for word in parent if draw(st.integers(0, 4))]
+    added = draw(st.lists(SIGNED, max_size=1))
+    return " ".join([*child, *added]), " ".join(parent)
+
+
+@settings(deadline=None, max_examples=250)
+@given(both=child_and_parent(), names=st.lists(NAMES, min_size=1, max_size=8))
 def test_what_a_subset_permits_its_parent_permits(
-    child: str, parent: str, names: list[str]
+    both: tuple[str, str], names: list[str]
 ) -> None:
+    child, parent = both
     lower, upper = certificate(child), certificate(parent)
-    if subset_problems(lower, upper):
+    problems = subset_problems(lower, upper)
+    event("no subset" if problems else "a subset")
+    if problems:
         return
     own, above = chain(child), chain(parent)
     assert [one for one in names if permits(own, one) and not permits(above, one)] == []
@@ -392,6 +416,29 @@ def test_the_strict_reading_lies_inside_the_loose_one(
     strict, loose = HostSet.strict(words), HostSet.loose(words)
     assert loose.covers(strict)
     assert loose.holds(host) or not strict.holds(host)
+
+
+@st.composite
+def damaged(draw: st.DrawFn) -> bytes:
+    """Return the DER of name constraints with some bytes changed."""
+    found = constraints(" ".join(draw(st.lists(SIGNED, min_size=1, max_size=4))))
+    assert found is not None
+    der = bytearray(found.value.public_bytes())
+    for _ in range(draw(st.integers(1, 3))):
+        der[draw(st.integers(0, len(der) - 1))] = draw(st.integers(0, 255))
+    return bytes(der)
+
+
+@settings(deadline=None, max_examples=200)
+@given(value=st.one_of(damaged(), st.binary(max_size=30)))
+def test_a_damaged_extension_is_refused_or_read_and_nothing_else(value: bytes) -> None:
+    unfit = with_extension(value)
+    try:
+        found = NameConstraints.of(unfit)
+    except ConfigError:
+        return
+    assert found is not None
+    assert found.constrained
 
 
 @given(text=st.text(max_size=40))
