@@ -44,12 +44,12 @@ REASONS = {
     "directory": (
         "Go does not evaluate directory name constraints: it refuses every leaf if the "
         "extension is critical, and none if it is not. Ours and OpenSSL evaluate them, "
-        "also against the leaf's subject. The bridge warns about such a chain."
+        "also against the leaf's subject; `data_plane_problems` tells of such a chain."
     ),
     "unknown-form": (
         "Go refuses every leaf under a critical constraint on a form that it does not "
-        "know. Ours and OpenSSL refuse only leaves with a name of this form. The "
-        "bridge warns about such a chain."
+        "know. Ours and OpenSSL refuse only leaves with a name of this form; "
+        "`data_plane_problems` tells of such a chain."
     ),
     "subject": (
         "OpenSSL, and ours, hold e-mail addresses and, without a DNS name beside it, a "
