@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from bridge.errors import AuthenticationError, BackendUnavailableError
+from bridge.identity import keyring as keyring_module
 from bridge.identity.jwks import VerificationKey
 from bridge.identity.keyring import KeyOwners, Keyring
 from bridge.identity.sources import FileSource, KeySource, URLSource
@@ -164,6 +165,26 @@ def test_a_slow_fetch_holds_up_few_and_not_for_long(
     assert len(server.requests) == 2
     show(server, B)
     server.gate.set()
+
+
+def test_two_may_wait_for_a_fetch_and_the_third_is_answered_at_once(
+    server: KeyServer,
+    remote: Keyring,
+    clock: HandClock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(keyring_module, "_WAIT_SECONDS", 30.0)
+    server.gate.clear()
+    clock.pass_(seconds=11)
+    with ThreadPoolExecutor(2) as pool:
+        first = [pool.submit(remote.key, "b", clock()) for _ in range(2)]
+        with remote._changed:
+            while remote._waiting < 2:  # nobody is told of a new waiter
+                remote._changed.wait(0.01)
+        unavailable(remote, "b", clock())
+        show(server, B)
+        server.gate.set()
+        assert [one.result(timeout=5).kid for one in first] == ["b", "b"]
 
 
 def test_keys_that_cannot_be_confirmed_are_believed_for_a_while(

@@ -1,12 +1,16 @@
 """Reading keys from files and servers, the misbehaving ones included."""
 
+import http.client
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from bridge.errors import BackendUnavailableError, ConfigError
+from bridge.identity import sources
 from bridge.identity.sources import FileSource, URLSource
 from tests.support.keyserver import DISCOVERY_PATH, JWKS_PATH, KeyServer
 
@@ -106,6 +110,16 @@ def test_a_server_that_never_answers_costs_only_the_limit(server: KeyServer) -> 
     source = by_url(server, 0.05)
     with pytest.raises(BackendUnavailableError, match="cannot be fetched"):
         source.read()
+
+
+def test_an_answer_in_drips_meets_the_limit_too() -> None:
+    class Drip:
+        def read1(self, _: int) -> bytes:
+            return b"{"
+
+    dripping = cast("http.client.HTTPResponse", Drip())
+    with pytest.raises(TimeoutError, match="too long"):
+        sources._body(dripping, time.monotonic() - 1)
 
 
 def test_a_server_that_others_vouch_for_is_not_believed(server: KeyServer) -> None:

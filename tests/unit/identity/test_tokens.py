@@ -249,6 +249,11 @@ BAD_FORMS: list[tuple[str, str, Callable[[], str]]] = [
     ("four parts", "token.format", lambda: ".".join((*_good(), "QQ"))),
     ("JSON form", "token.format", lambda: '{"payload":"e30"}'),
     ("beyond ASCII", "token.format", lambda: ".".join(_good()) + "é"),
+    (
+        "payload beyond ASCII",
+        "token.format",
+        lambda: ".".join((_good()[0], "é" + _good()[1], _good()[2])),
+    ),
     ("space around", "token.format", lambda: " " + ".".join(_good())),
     ("newline at the end", "token.format", lambda: ".".join(_good()) + "\n"),
     ("padding", "token.format", lambda: ".".join(_good()) + "=="),
@@ -294,6 +299,11 @@ BAD_FORMS: list[tuple[str, str, Callable[[], str]]] = [
         lambda: _elliptic(lambda mark: b"\x30\x44\x02\x20" + mark[:32] + mark[32:]),
     ),
     ("ECDSA of zeros", "token.signature", lambda: _elliptic(lambda _: bytes(64))),
+    (
+        "ECDSA, s with a zero before it",
+        "token.signature",
+        lambda: _elliptic(lambda mark: mark[:32] + b"\0" + mark[32:]),
+    ),
     ("ECDSA, one too many", "token.signature", lambda: _elliptic(lambda m: m + b"\0")),
     (
         "repeated header",
