@@ -26,7 +26,7 @@ from bridge.ledger.ledger import Ledger
 from bridge.metrics import Metrics
 from bridge.policy.request import Lifetime, require_no_impersonation
 from bridge.resilience import Budget, over_issuers
-from bridge.selection import Subject, leaf_request, usable_issuers
+from bridge.selection import Subject, Term, leaf_request, usable_issuers
 from bridge.signing import Origin, Signed, Signing, describe, new_id
 from bridge.snapshot import Issuer, Snapshot
 from bridge.x509.csr import parse_csr, require_only_names
@@ -154,16 +154,14 @@ class Issuance:
         steps["csr"].observe(parsed - admitted)
         # (5) Constrain.
         _require_trust_domain(caller, snapshot)
-        issuers = usable_issuers(snapshot, route, names, self._signing)
+        term = Term(ttl=lifetime.ttl, backdate=snapshot.policy.backdate, now=now)
+        issuers = usable_issuers(snapshot, route, names, term, self._signing)
         steps["constrain"].observe(time.perf_counter() - parsed)
         # (6) to (9), for one issuing CA after the other.
         origin = _origin(trace, caller, snapshot)
-        backdate = snapshot.policy.backdate
 
         def attempt(issuer: Issuer) -> Signed:
-            request = leaf_request(
-                subject, issuer, ttl=lifetime.ttl, backdate=backdate, now=now
-            )
+            request = leaf_request(subject, issuer, term)
             budget.require()
             trace.attempted = True
             return self._signing.attempt(issuer, request, origin, budget)

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.serialization import (
 from bridge.clock import Clock
 from bridge.ledger.events import Purpose
 from bridge.resilience import Budget, over_issuers
-from bridge.selection import Subject, leaf_request, usable_issuers
+from bridge.selection import Subject, Term, leaf_request, usable_issuers
 from bridge.signing import Origin, Signed, Signing, new_id, new_serial
 from bridge.snapshot import Issuer, Snapshot
 from bridge.spi import LeafRequest
@@ -70,8 +70,10 @@ class OwnCertificates:
         subject = _subject(
             key.public_key(), tuple(x509.DNSName(name) for name in dns_names)
         )
+        policy = snapshot.policy
+        term = Term(ttl=ttl, backdate=policy.backdate, now=now)
         issuers = usable_issuers(
-            snapshot, snapshot.policy.issuing_cas, subject.names, self._signing
+            snapshot, policy.issuing_cas, subject.names, term, self._signing
         )
         origin = Origin(
             request=new_id(), purpose=Purpose.SERVING, generation=snapshot.generation
@@ -79,8 +81,7 @@ class OwnCertificates:
         budget = Budget.of_seconds(_SERVING_SECONDS)
 
         def attempt(issuer: Issuer) -> Signed:
-            backdate = snapshot.policy.backdate
-            request = leaf_request(subject, issuer, ttl=ttl, backdate=backdate, now=now)
+            request = leaf_request(subject, issuer, term)
             return self._signing.attempt(issuer, request, origin, budget)
 
         signed = over_issuers(issuers, attempt, budget)

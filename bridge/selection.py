@@ -7,9 +7,9 @@ from datetime import datetime, timedelta
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 
-from bridge.errors import BackendBrokenError, BackendUnavailableError, BridgeError
+from bridge.errors import BackendUnavailableError, BridgeError
 from bridge.policy.request import validity
-from bridge.signing import Signing, new_serial
+from bridge.signing import Signing, new_serial, stopped_error
 from bridge.snapshot import Issuer, Snapshot
 from bridge.spi import LeafRequest
 
@@ -26,10 +26,23 @@ class Subject:
     names: tuple[x509.GeneralName, ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Term:
+    """How long a leaf is to live."""
+
+    ttl: timedelta
+    """From `now` to notAfter."""
+    backdate: timedelta
+    """From notBefore to `now`."""
+    now: datetime
+    """UTC."""
+
+
 def usable_issuers(
     snapshot: Snapshot,
     route: Sequence[str],
     names: Sequence[x509.GeneralName],
+    term: Term,
     signing: Signing,
 ) -> list[Issuer]:
     """Return the issuing CAs of `route` that may sign `names`, in order; never none.
@@ -38,11 +51,13 @@ def usable_issuers(
         snapshot: What the request decides by.
         route: Names of issuing CAs, in order of preference.
         names: The leaf's; held against the constraints of every tier.
+        term: The leaf's; a chain that ends too soon is of no use.
         signing: Knows which issuing CA is stopped.
 
     Raises:
         DeniedError: The names are outside the constraints of each of them.
-        BackendError: Those that may sign them are stopped, or not ready.
+        BackendError: Those that may sign them are stopped, end too soon, or are not
+            ready.
     """
     usable: list[Issuer] = []
     refusal: BridgeError | None = None
@@ -51,7 +66,7 @@ def usable_issuers(
         if issuer is None:
             continue
         try:
-            _require_usable(issuer, names, signing)
+            _require_usable(issuer, names, term, signing)
         except BridgeError as error:
             refusal = refusal or error
         else:
@@ -62,48 +77,43 @@ def usable_issuers(
 
 
 def _require_usable(
-    issuer: Issuer, names: Sequence[x509.GeneralName], signing: Signing
+    issuer: Issuer, names: Sequence[x509.GeneralName], term: Term, signing: Signing
 ) -> None:
     issuer.chain.constraints.require_permitted(names)
     if signing.stopped(issuer.name) is not None:
-        raise BackendBrokenError(
-            "the issuing CA is stopped after a mis-issuance", rule="issuer.stopped"
-        )
+        raise stopped_error()
+    _window(issuer, term)
 
 
-def leaf_request(
-    subject: Subject,
-    issuer: Issuer,
-    *,
-    ttl: timedelta,
-    backdate: timedelta,
-    now: datetime,
-) -> LeafRequest:
+def leaf_request(subject: Subject, issuer: Issuer, term: Term) -> LeafRequest:
     """Decide every field of a leaf.
 
     Args:
         subject: Key and names.
         issuer: Its chain's end bounds the leaf's.
-        ttl: From `now` to notAfter.
-        backdate: From notBefore to `now`.
-        now: UTC.
+        term: The leaf's.
 
     Raises:
         BackendUnavailableError: The chain ends too soon for a leaf of any use.
     """
-    window = validity(now, ttl, backdate, issuer.chain.not_after)
-    if window is None:
-        raise BackendUnavailableError(
-            "the issuing CA's chain ends too soon for a certificate of use",
-            rule="issuer.expiring",
-            detail=f"{issuer.name} ends {issuer.chain.not_after.isoformat()}",
-        )
+    not_before, not_after = _window(issuer, term)
     return LeafRequest(
         public_key=subject.public_key,
         spki=subject.spki,
         csr=subject.csr,
         names=subject.names,
         serial=new_serial(),
-        not_before=window[0],
-        not_after=window[1],
+        not_before=not_before,
+        not_after=not_after,
     )
+
+
+def _window(issuer: Issuer, term: Term) -> tuple[datetime, datetime]:
+    window = validity(term.now, term.ttl, term.backdate, issuer.chain.not_after)
+    if window is None:
+        raise BackendUnavailableError(
+            "the issuing CA's chain ends too soon for a certificate of use",
+            rule="issuer.expiring",
+            detail=f"{issuer.name} ends {issuer.chain.not_after.isoformat()}",
+        )
+    return window

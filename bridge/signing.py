@@ -9,13 +9,13 @@ import logging
 import os
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Self
 
 from cryptography import x509
 
 from bridge.errors import (
+    BackendBrokenError,
     BridgeError,
     CallerError,
     LedgerError,
@@ -94,12 +94,12 @@ class Signing:
         steps = self._metrics.steps
         began = time.perf_counter()
         # (6) Prepare and record.
-        prepared = issuer.ca.prepare(request)
+        prepared = self._prepare(issuer, request, origin)
         intent = _intent(issuer, prepared, origin)
         budget.require()
         recorded = time.perf_counter()
         steps["prepare"].observe(recorded - began)
-        self._intend(intent)
+        self._intend(intent, issuer, origin)
         steps["record"].observe(time.perf_counter() - recorded)
         with _Attempt(self, intent) as attempt:
             # (7) Sign.
@@ -116,16 +116,18 @@ class Signing:
             attempt.issued(leaf, durable=not prepared.tbs)
         return Signed(issuer, leaf, issued.leaf)
 
-    def _intend(self, intent: Intent) -> None:
-        try:
+    def _prepare(
+        self, issuer: Issuer, request: LeafRequest, origin: Origin
+    ) -> Prepared:
+        with _Unintended(self, issuer, origin):
+            # Another request may have stopped it since this one chose it.
+            if self.stopped(issuer.name) is not None:
+                raise stopped_error()
+            return issuer.ca.prepare(request)
+
+    def _intend(self, intent: Intent, issuer: Issuer, origin: Origin) -> None:
+        with _Unintended(self, issuer, origin):
             self._ledger.intend(intent)
-        except LedgerError as error:
-            with suppress(LedgerError):  # a ledger that is shut can't say so itself
-                ended = _ended(replace(intent, attempt=""), kind=Outcome.FAILED)
-                self._ledger.end(
-                    replace(ended, status=self._status_name(error), rule=error.rule)
-                )
-            raise
 
     def _sign(self, issuer: Issuer, prepared: Prepared, budget: Budget) -> IssuedChain:
         backend = self._metrics.backend(issuer.name)
@@ -143,6 +145,19 @@ class Signing:
             backend.called(result)
         return issued
 
+    def _end_with(self, ended: Ended, error: BaseException) -> None:
+        status, rule = "INTERNAL", "internal"
+        if isinstance(error, BridgeError):
+            status, rule = self._status_name(error), error.rule
+        try:
+            self._ledger.end(
+                replace(ended, status=status, rule=rule, detail=describe(error))
+            )
+        except LedgerError:
+            # What went wrong first is what the caller is told. An intent stays open,
+            # and is closed as `unknown` when the journal is opened again.
+            _log.exception("the end of a request could not be put on record")
+
     def _stop(self, issuing_ca: str, error: MisissuedError) -> None:
         self._stopped[issuing_ca] = str(error)
         self._metrics.misissued(issuing_ca).inc()
@@ -154,6 +169,34 @@ class Signing:
             error.rule,
             error.detail,
         )
+
+
+class _Unintended:
+    # Before the intent is on disk. An error that leaves this block ends a call that
+    # never became an attempt.
+    def __init__(self, signing: Signing, issuer: Issuer, origin: Origin) -> None:
+        self._signing = signing
+        self._issuer = issuer
+        self._origin = origin
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
+        if error is None:
+            return
+        origin = self._origin
+        ended = Ended(
+            kind=Outcome.FAILED.value,
+            attempt="",
+            request=origin.request,
+            purpose=origin.purpose.value,
+            front=origin.front,
+            cluster=origin.cluster,
+            caller=origin.caller,
+            issuing_ca=self._issuer.name,
+        )
+        self._signing._end_with(ended, error)  # noqa: SLF001 - one class in two parts
 
 
 class _Attempt:
@@ -184,23 +227,24 @@ class _Attempt:
         if error is None:
             return
         signing = self._signing
-        status, rule = "INTERNAL", "internal"
-        if isinstance(error, BridgeError):
-            status, rule = signing._status_name(error), error.rule  # noqa: SLF001 - see above
         if isinstance(error, MisissuedError):
             signing._stop(self._intent.issuing_ca, error)  # noqa: SLF001 - see above
         digest = hashlib.sha256(self.certificate).hexdigest()
-        signing._ledger.end(  # noqa: SLF001 - see above
-            _ended(
-                self._intent,
-                kind=_kind(error),
-                serial=self._intent.serial,
-                certificate_sha256=digest if self.certificate else "",
-                status=status,
-                rule=rule,
-                detail=describe(error),
-            )
+        ended = _ended(
+            self._intent,
+            # A certificate that came back exists, whatever went wrong after that.
+            kind=Outcome.UNKNOWN if self.certificate else _kind(error),
+            serial=self._intent.serial,
+            certificate_sha256=digest if self.certificate else "",
         )
+        signing._end_with(ended, error)  # noqa: SLF001 - see above
+
+
+def stopped_error() -> BackendBrokenError:
+    """Return what is said of an issuing CA that was stopped."""
+    return BackendBrokenError(
+        "the issuing CA is stopped after a mis-issuance", rule="issuer.stopped"
+    )
 
 
 def describe(error: BaseException) -> str:

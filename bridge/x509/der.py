@@ -68,10 +68,12 @@ def subject_of(certificate: bytes) -> bytes:
     Source:
         RFC 5280, 4.1.
     """
-    tbs = next(elements(content(certificate)))
+    tbs = next(elements(content(certificate)), b"")
     fields = [*elements(content(tbs))]
-    after_version = fields[1:] if fields[0][0] == _EXPLICIT_VERSION else fields
-    return after_version[4]
+    position = 5 if fields and fields[0][0] == _EXPLICIT_VERSION else 4
+    if position >= len(fields):
+        raise ValueError("a TBSCertificate has more fields")
+    return fields[position]
 
 
 _EXPLICIT_VERSION = 0xA0
