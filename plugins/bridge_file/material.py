@@ -146,7 +146,6 @@ def _climb(own: Chain, anchors: Chain) -> Chain:
             certificate
             for certificate in anchors
             if not _is_self_signed(certificate)
-            and certificate not in chain
             and _is_issued_by(chain[-1], certificate)
         ]
         if not found:

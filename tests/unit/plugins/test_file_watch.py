@@ -3,14 +3,16 @@
 import os
 import threading
 from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 
 import pytest
 import watchfiles
 
+import bridge_file.watch
 from bridge.errors import BackendUnavailableError
 from bridge_file import FileCA
-from bridge_file.reading import digest_of
+from bridge_file.reading import digest_of, stamp_of
 from bridge_file.watch import Watch
 from tests.support.file_shapes import SHAPES, open_shape, write_shape
 from tests.support.pki import Authority, new_chain, write_private
@@ -116,17 +118,29 @@ def watched(
     watch.close()
 
 
-@pytest.mark.parametrize(
-    "replace",
-    [
-        turn_the_data_link,
-        rewrite_in_place,
-        rename_over,
-        replace_the_folder,
-        change_and_keep_size_and_time,
-        remove_a_file,
-    ],
-)
+REPLACEMENTS = [
+    turn_the_data_link,
+    rewrite_in_place,
+    rename_over,
+    replace_the_folder,
+    change_and_keep_size_and_time,
+    remove_a_file,
+]
+
+
+@pytest.mark.parametrize("replace", REPLACEMENTS)
+def test_a_replacement_shows_without_reading(tmp_path: Path, replace: Replace) -> None:
+    folder = tmp_path / "secret"
+    folder.mkdir()
+    mount(folder, new_chain())
+    paths = [folder / name for name in FILES]
+    before = stamp_of(paths)
+    assert stamp_of(paths) == before
+    replace(folder, new_chain())
+    assert stamp_of(paths) != before
+
+
+@pytest.mark.parametrize("replace", REPLACEMENTS)
 def test_a_replacement_is_told(watched: Path, calls: Calls, replace: Replace) -> None:
     replace(watched, new_chain())
     assert calls.wait()
@@ -138,6 +152,46 @@ def test_a_swap_and_a_swap_back_are_both_told(watched: Path, calls: Calls) -> No
     (watched / "..data_tmp").symlink_to("..v1")
     (watched / "..data_tmp").rename(watched / "..data")
     assert calls.wait()
+
+
+def test_a_link_that_turns_in_another_folder_is_told(
+    watched: Path, calls: Calls
+) -> None:
+    store = watched.with_name("store")
+    store.mkdir()
+    for number in (1, 2, 3):
+        write_shape(store / f"v{number}", "tls", new_chain())
+    (store / "current").symlink_to("v1")
+    (watched / "..data_tmp").symlink_to("../store/current")
+    (watched / "..data_tmp").rename(watched / "..data")
+    # From here on, nothing happens in the watched folder: only a look can find it.
+    for number in (2, 3):
+        assert calls.wait()
+        (store / "next").symlink_to(f"v{number}")
+        (store / "next").rename(store / "current")
+    assert calls.wait()
+
+
+def test_a_swap_during_a_look_is_looked_at_again(
+    tmp_path: Path, calls: Calls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = (("/1", 0, 0, 0, 0),), (("/2", 0, 0, 0, 0),)
+    # Looks come in pairs around each reading; the swap falls into the first pair.
+    stamps = iter([one, two, two, two, two, two])
+    digests = iter(["mixed", "new", "new"])
+    monkeypatch.setattr(bridge_file.watch, "stamp_of", lambda _: next(stamps))
+    monkeypatch.setattr(bridge_file.watch, "digest_of", lambda _: next(digests))
+    assert Watch([tmp_path], "old", calls)._settled() == (two, "new")
+
+
+def test_files_that_never_settle_are_told_and_looked_at_again(
+    tmp_path: Path, calls: Calls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bridge_file.watch, "_SETTLE_SECONDS", 0.0)
+    stamps = (((str(number), 0, 0, 0, 0),) for number in count())
+    monkeypatch.setattr(bridge_file.watch, "stamp_of", lambda _: next(stamps))
+    monkeypatch.setattr(bridge_file.watch, "digest_of", lambda _: "busy")
+    assert Watch([tmp_path], "old", calls)._settled() == (None, "busy")
 
 
 def test_the_same_content_anew_is_not_told(watched: Path, calls: Calls) -> None:
