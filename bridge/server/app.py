@@ -16,7 +16,7 @@ from bridge.metrics import Metrics
 from bridge.server.admin import Admin, Views, split_address
 from bridge.server.health import Health, add_reflection
 from bridge.server.istio import Issuer, IstioFront, Lanes
-from bridge.server.pool import CallPool, Gate
+from bridge.server.pool import CallPool
 from bridge.server.reaper import Reaper
 from bridge.server.tls import (
     FileSource,
@@ -97,7 +97,7 @@ class Server:
         )
         # From here on nothing raises: there are threads to end.
         self._lanes = _lanes(config)
-        metrics.in_flight.set_function(lambda: self._lanes.gate.count)
+        metrics.in_flight.set_function(lambda: self._lanes.calls.count)
         self._side = ThreadPoolExecutor(2, thread_name_prefix="side")
         self._reflection = ThreadPoolExecutor(1, thread_name_prefix="reflection")
         self._grpc = self._build(issuer, metrics)
@@ -139,6 +139,7 @@ class Server:
         """
         self._admin.start()
         self._lanes.reaper.start()
+        self._lanes.calls.start()
         if self._serving.refresh():
             try:
                 self._listen()
@@ -161,7 +162,7 @@ class Server:
         self._health.drain()
         self._serving.close()
         ended = self._grpc.stop(grace)
-        self._lanes.gate.wait_until_idle(grace)
+        self._lanes.calls.wait_until_idle(grace)
         # Only watchers of our health are left, or replies on their way out.
         rest = grace - (time.monotonic() - began)
         ended.wait(max(0.0, min(rest, _FLUSH_SECONDS)))
@@ -229,11 +230,9 @@ class Server:
 
 def _lanes(config: BridgeConfig) -> Lanes:
     limits = config.limits
-    gate = Gate(limits.in_flight, limits.queue_seconds, limits.threads)
     return Lanes(
-        calls=CallPool(gate, limits.threads),
+        calls=CallPool(limits.threads, limits.in_flight, limits.queue_seconds),
         refusals=ThreadPoolExecutor(1, thread_name_prefix="refusals"),
-        gate=gate,
         reaper=Reaper(min(_LONGEST_MESSAGE_SECONDS, limits.deadline.total_seconds())),
     )
 

@@ -30,7 +30,7 @@ from bridge.issuance import Call, Issued
 from bridge.metrics import Metrics
 from bridge.resilience import Budget
 from bridge.server.messages import ResponseWriter, read_request
-from bridge.server.pool import CallPool, Gate
+from bridge.server.pool import CallPool
 from bridge.server.reaper import Reaper
 from bridge.server.status import BUG, status_of
 
@@ -57,7 +57,6 @@ class Lanes:
 
     calls: CallPool
     refusals: ThreadPoolExecutor
-    gate: Gate
     reaper: Reaper
 
 
@@ -95,7 +94,7 @@ class IstioFront(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no t
             return None
         arrived = time.monotonic()
         lanes = self._lanes
-        excess = lanes.gate.excess()
+        excess = lanes.calls.excess()
         behavior = partial(self._handle, arrived, excess)
         # grpc runs a handler on the pool that it names.
         behavior.experimental_thread_pool = (  # type: ignore[attr-defined]
@@ -131,7 +130,7 @@ class IstioFront(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no t
     def _answer(
         self, arrived: float, excess: str, messages: Iterator[bytes], context: Any
     ) -> bytes:
-        if not excess and time.monotonic() - arrived > self._lanes.gate.queue_seconds:
+        if not excess and self._lanes.calls.is_overdue(arrived):
             excess = "queue"
         if excess:
             raise _overloaded(excess)
