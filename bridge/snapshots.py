@@ -51,9 +51,11 @@ class Snapshots:
         self._linger_seconds = linger_seconds
         self._changes: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._probe: Probe | None = None
-        self._unproven: dict[str, str] = {}
+        self._unproven = dict.fromkeys(first.issuers, "has not been asked to sign yet")
         self._refused: dict[str, str] = {}
+        self._unproven_changes: set[str] = set()
         self._old: list[tuple[threading.Timer, IssuingCA]] = []
+        self._old_lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="snapshots", daemon=True)
         self._show()
 
@@ -89,7 +91,9 @@ class Snapshots:
     def close(self) -> None:
         """End the thread and close every issuing CA."""
         self.stop()
-        for timer, ca in self._old:
+        with self._old_lock:
+            old, self._old = self._old, []
+        for timer, ca in old:
             timer.cancel()
             ca.close()
         for issuer in self._current.issuers.values():
@@ -102,16 +106,28 @@ class Snapshots:
 
     def _run(self) -> None:
         while True:
-            wait = _PROBE_AGAIN_SECONDS if self._unproven else None
+            waiting = self._unproven or self._unproven_changes
+            wait = _PROBE_AGAIN_SECONDS if waiting else None
             try:
                 name = self._changes.get(timeout=wait)
             except queue.Empty:
                 for name in [*self._unproven]:
-                    self._prove(self._current.issuers[name])
+                    self._guarded(name, lambda n: self._prove(self._current.issuers[n]))
+                for name in [*self._unproven_changes]:
+                    self._guarded(name, self._renew)
                 continue
             if name == _STOP:
                 return
-            self._renew(name)
+            self._guarded(name, self._renew)
+
+    def _guarded(self, name: str, step: Callable[[str], None]) -> None:
+        try:
+            step(name)
+        except Exception as error:  # noqa: BLE001 - the edge of a thread, see below
+            # Were the thread to end here, a bug of a plugin would stop all rotation,
+            # and nobody would see it until a certificate runs out.
+            self._refused[name] = f"could not be looked at: {type(error).__name__}"
+            _log.exception("issuing CA %s could not be looked at", name)
 
     def _prove(self, issuer: Issuer) -> None:
         try:
@@ -130,6 +146,7 @@ class Snapshots:
 
     def _renew(self, name: str) -> None:
         before = self._current.issuers[name]
+        self._unproven_changes.discard(name)
         try:
             issuer = self._assembly.issuer(name, self._current.anchors)
         except BridgeError as error:
@@ -142,6 +159,8 @@ class Snapshots:
         try:
             self._probe_with(issuer)
         except BridgeError as error:
+            # It may be the ledger or the network: what is there is tried again.
+            self._unproven_changes.add(name)
             issuer.ca.close()
             self._refuse(name, error)
             return
@@ -165,7 +184,8 @@ class Snapshots:
         gone = old.issuers[issuer.name].ca
         timer = threading.Timer(self._linger_seconds, self._close_old, [gone])
         timer.daemon = True
-        self._old.append((timer, gone))
+        with self._old_lock:
+            self._old.append((timer, gone))
         timer.start()
         _log.info(
             "issuing CA %s is swapped: generation %d, certificate %s",
@@ -175,9 +195,10 @@ class Snapshots:
         )
 
     def _close_old(self, gone: IssuingCA) -> None:
-        kept = [(timer, ca) for timer, ca in self._old if ca is not gone]
-        if len(kept) < len(self._old):
-            self._old = kept
+        with self._old_lock:
+            kept = [(timer, ca) for timer, ca in self._old if ca is not gone]
+            was_open, self._old = len(kept) < len(self._old), kept
+        if was_open:
             gone.close()
 
     def _show(self) -> None:
