@@ -19,8 +19,7 @@ from bridge.spiffe import TrustDomain
 
 TRUST_DOMAIN = "corp.example"
 FOREIGN_TRUST_DOMAIN = "partner.example"
-"""The configuration allows it to a cluster; the chain's constraints do not."""
-FOREIGN_CLUSTER = "partner"
+"""The chain's constraints do not permit it."""
 SERVER_NAME = "meshca.istio-system.svc"
 _AUDIENCE = "istio-ca"
 _KEY_ID = "demo"
@@ -61,17 +60,21 @@ class Cluster:
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """A folder that holds everything, and the two clusters that ask."""
+    """A folder that holds everything, and the cluster that asks."""
 
     folder: Path
     hierarchy: Hierarchy
-    home: Cluster
-    foreign: Cluster
+    cluster: Cluster
 
     @property
     def configuration(self) -> Path:
         """The file for `meshca serve -c`, `check -c`, `ledger verify -c`."""
         return self.folder / "bridge.yaml"
+
+    @property
+    def mistaken(self) -> Path:
+        """The same with a mistake: a trust domain that the chain does not permit."""
+        return self.folder / "mistaken.yaml"
 
     @property
     def roots(self) -> Path:
@@ -86,21 +89,23 @@ def prepare(folder: Path, clock: Clock) -> Scenario:
     )
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     write(hierarchy, folder / "hierarchy")
-    home, foreign = (
-        Cluster(
-            name, f"https://{name}.example", ec.generate_private_key(ec.SECP256R1())
-        )
-        for name in ("Kubernetes", FOREIGN_CLUSTER)
+    cluster = Cluster(
+        "Kubernetes",
+        "https://kubernetes.default.svc",
+        ec.generate_private_key(ec.SECP256R1()),
     )
-    for cluster in (home, foreign):
-        (folder / f"{cluster.name}.jwks.json").write_text(cluster.jwks(), "utf-8")
-    scenario = Scenario(folder, hierarchy, home, foreign)
-    text = yaml.safe_dump(_configuration(home, foreign), sort_keys=False)
-    scenario.configuration.write_text(text, "utf-8")
+    (folder / "jwks.json").write_text(cluster.jwks(), "utf-8")
+    scenario = Scenario(folder, hierarchy, cluster)
+    good = _configuration(cluster, TRUST_DOMAIN, "journal")
+    bad = _configuration(cluster, FOREIGN_TRUST_DOMAIN, "mistaken-journal")
+    for path, content in ((scenario.configuration, good), (scenario.mistaken, bad)):
+        path.write_text(yaml.safe_dump(content, sort_keys=False), "utf-8")
     return scenario
 
 
-def _configuration(home: Cluster, foreign: Cluster) -> dict[str, object]:
+def _configuration(
+    cluster: Cluster, trust_domain: str, journal: str
+) -> dict[str, object]:
     return {
         "trust_domain": TRUST_DOMAIN,
         "fronts": {
@@ -112,12 +117,14 @@ def _configuration(home: Cluster, foreign: Cluster) -> dict[str, object]:
             }
         },
         "clusters": [
-            {"name": home.name, "tokens": _tokens(home)},
             {
-                "name": foreign.name,
-                "trust_domain": FOREIGN_TRUST_DOMAIN,
-                "namespaces": ["*"],
-                "tokens": _tokens(foreign),
+                "name": cluster.name,
+                "trust_domain": trust_domain,
+                "tokens": {
+                    "verify": "jwks",
+                    "file": "jwks.json",
+                    "issuer": cluster.issuer,
+                },
             },
         ],
         "issuing_cas": {
@@ -130,17 +137,9 @@ def _configuration(home: Cluster, foreign: Cluster) -> dict[str, object]:
         "trust_anchors": "hierarchy/roots.pem",
         "issuance": {"issuing_cas": ["demo"]},
         "ledger": {
-            "journal": "journal",
-            "archive": "sqlite:///archive.db",
-            "heads": {"sink": "heads.jsonl"},
+            "journal": journal,
+            "archive": f"sqlite:///{journal}.db",
+            "heads": {"sink": f"{journal}-heads.jsonl"},
         },
         "admin": {"listen": "127.0.0.1:0"},
-    }
-
-
-def _tokens(cluster: Cluster) -> dict[str, object]:
-    return {
-        "verify": "jwks",
-        "file": f"{cluster.name}.jwks.json",
-        "issuer": cluster.issuer,
     }

@@ -18,6 +18,7 @@ from bridge.errors import BridgeError
 from bridge.hierarchy.exposure import exposure_of
 from bridge.hierarchy.replica import openssl_accepts, replicate
 from bridge.snapshot import Issuer, Snapshot
+from bridge.x509.constraints import data_plane_problems
 
 app = typer.Typer()
 _CHECK_SECONDS = 10.0
@@ -144,6 +145,8 @@ def _verdict(
 
 def _exposure(issuer: Issuer) -> Iterator[Finding]:
     certificates = [certificate for _, certificate in issuer.chain.tiers()]
+    for problem in data_plane_problems(certificates):
+        yield Finding(issuer.name, "data planes", "note", problem)
     for exposure in exposure_of(certificates):
         yield Finding(
             issuer.name,

@@ -19,7 +19,7 @@ from bridge.cli.console import complain, results
 from bridge.cli.show import chain_tree
 from bridge.clock import system_clock
 from bridge.config import read
-from bridge.errors import BackendRefusedError, BridgeError, LedgerError
+from bridge.errors import BackendRefusedError, LedgerError, MisissuedError
 from bridge.ledger.reader import read_journal, verify
 from bridge.server.client import Answer, Ask, ask
 from bridge.server.process import Process, harden
@@ -69,6 +69,7 @@ def demo(
         process = Process(read(scenario.configuration), warn=lambda _text: None)
         with _running(process):
             _show(scenario, process)
+            _refusal(scenario)
             took = time.monotonic() - began
             _out.print(f"\n[bold green]all as it must be[/], in {took:.1f} s")
             if keep:
@@ -92,7 +93,7 @@ def _show(scenario: stage.Scenario, process: Process) -> None:
         asked[key] = _say(
             f"asking with a service-account token of {_NAMESPACE}/{_ACCOUNT}, "
             f"{key} key",
-            lambda key=key: ask(_request(scenario, process, scenario.home, key=key)),  # type: ignore[misc]
+            lambda key=key: ask(_request(scenario, process, key=key)),  # type: ignore[misc]
         )
     _say(
         "asking again with that certificate instead of a token",
@@ -104,21 +105,19 @@ def _show(scenario: stage.Scenario, process: Process) -> None:
     _out.print("\n[bold]checked[/]")
     for text in _checks(scenario, certificates, wanted):
         _out.print(f"  ok  {text}")
-    _refusal(scenario, process)
 
 
 def _request(
     scenario: stage.Scenario,
     process: Process,
-    cluster: stage.Cluster,
     *,
     key: str = "p256",
 ) -> Ask:
     return Ask(
         address=process.server.istio_address,
         roots=scenario.roots.read_bytes(),
-        token=cluster.token(_NAMESPACE, _ACCOUNT, system_clock()),
-        cluster=cluster.name,
+        token=scenario.cluster.token(_NAMESPACE, _ACCOUNT, system_clock()),
+        cluster=scenario.cluster.name,
         key=key,
         server_name=stage.SERVER_NAME,
     )
@@ -155,12 +154,12 @@ def _checks(
     names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     found = names.get_values_for_type(x509.UniformResourceIdentifier)
     if found != [wanted] or str(SpiffeID.parse(wanted)) != wanted:
-        raise BridgeError(f"the leaf's names are {found}, not {wanted}")
+        raise MisissuedError(f"the leaf's names are {found}, not {wanted}")
     yield f"its only name is {wanted}, from the token and not from the CSR"
     chain.constraints.require_permitted([*names])
     yield "that name is within the name constraints of every tier"
     if leaf.not_valid_after_utc > chain.not_after:
-        raise BridgeError("the leaf outlives its chain")
+        raise MisissuedError("the leaf outlives its chain")
     yield "the leaf ends before its chain does"
     digest = hashlib.sha256(leaf.tbs_certificate_bytes).hexdigest()
     rows = read_journal(scenario.folder / "journal")
@@ -169,25 +168,32 @@ def _checks(
     yield f"the ledger had it before it was signed: TBS digest {digest[:16]}..."
 
 
-def _refusal(scenario: stage.Scenario, process: Process) -> None:
+def _refusal(scenario: stage.Scenario) -> None:
+    # The same bridge with a mistake in its configuration: the chain holds all the same.
     _out.print("\n[bold]refused[/]")
+    process = Process(read(scenario.mistaken), warn=lambda _text: None)
+    process.start()
     try:
-        ask(_request(scenario, process, scenario.foreign))
+        ask(_request(scenario, process))
     except BackendRefusedError as error:
-        _out.print(
-            f"  a workload of spiffe://{stage.FOREIGN_TRUST_DOMAIN}, which the "
-            "chain's constraints do not permit:"
-        )
         answer = str(error).partition(": ")[2]
-        if "constraint.permitted" not in answer:
-            raise
-        _out.print(f"  {answer}", markup=False)
-        return
-    raise BridgeError("a name outside the constraints was not refused")
+    else:
+        raise MisissuedError("a name outside the constraints was not refused")
+    finally:
+        process.stop()
+    if "constraint.permitted" not in answer:
+        raise MisissuedError(f"a name was refused for another reason: {answer}")
+    _out.print(
+        f"  spiffe://{stage.FOREIGN_TRUST_DOMAIN}/ns/{_NAMESPACE}/sa/{_ACCOUNT}, which "
+        "a mistaken configuration\n  allows and the chain's name constraints do not:"
+    )
+    _out.print(f"  {answer}", markup=False)
 
 
 def _require_ledger(scenario: stage.Scenario) -> None:
-    report = verify(scenario.folder / "journal", scenario.folder / "heads.jsonl")
+    report = verify(
+        scenario.folder / "journal", scenario.folder / "journal-heads.jsonl"
+    )
     if not report.intact:
         raise LedgerError(f"the ledger does not verify: {report}")
     rows = sum(writer.rows for writer in report.writers)
@@ -206,7 +212,9 @@ def _keep(scenario: stage.Scenario, process: Process) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     token = scenario.folder / "token"
-    token.write_text(scenario.home.token(_NAMESPACE, _ACCOUNT, system_clock()), "ascii")
+    token.write_text(
+        scenario.cluster.token(_NAMESPACE, _ACCOUNT, system_clock()), "ascii"
+    )
     _out.print(f"\nleft running; everything is in {scenario.folder}", markup=False)
     for what, address in process.addresses().items():
         _out.print(f"  {what}: {address}", markup=False)
