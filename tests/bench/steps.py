@@ -11,6 +11,7 @@ import os
 import statistics
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -64,14 +65,15 @@ def main() -> None:
     lines = [
         f"microseconds of a request, mean of {options.count}; CSR {options.csr}",
         "",
-        f"| step | {' | '.join(f'CA {key}' for key in _CA_KEYS)} |",
-        f"|{'---|' * (len(_CA_KEYS) + 1)}",
-        *(
-            f"| {name} | {' | '.join(f'{column[name]:.0f}' for column in columns)} |"
-            for name in columns[0]
-        ),
+        _row("step", [f"CA {key}" for key in _CA_KEYS]),
+        "|" + "---|" * (len(_CA_KEYS) + 1),
+        *(_row(name, [f"{one[name]:.0f}" for one in columns]) for name in columns[0]),
     ]
     sys.stdout.write("\n".join(lines) + "\n")
+
+
+def _row(name: str, cells: Sequence[str]) -> str:
+    return f"| {name} | {' | '.join(cells)} |"
 
 
 def _measured(
@@ -106,18 +108,27 @@ def _in_process(
     with _issuance(config) as (issuance, metrics):
         for token in tokens[:_WARMUP]:
             issuance.issue(_call(csr, token))
-        before, cpu, began = _sums(metrics), time.process_time(), time.perf_counter()
+        before, cpu, began = _sums(metrics), _cpu(), time.perf_counter()
         for token in tokens[_WARMUP:]:
             issuance.issue(_call(csr, token))
         whole = time.perf_counter() - began
-        cpu = time.process_time() - cpu
-        after = _sums(metrics)
+        used, after = _cpu(), _sums(metrics)
     count = len(tokens) - _WARMUP
     found = {step: (after[step] - before[step]) / count * 1e6 for step in STEPS}
     found["all steps"] = sum(found.values())
     found["whole call, in process"] = whole / count * 1e6
-    found["CPU of all threads, in process"] = cpu / count * 1e6
+    for thread, seconds in used.items():
+        found[f"CPU of {thread}"] = (seconds - cpu.get(thread, 0.0)) / count * 1e6
     return found
+
+
+def _cpu() -> dict[str, float]:
+    """Return the CPU seconds of each thread so far, by its name."""
+    found: dict[str, float] = {}
+    for thread in threading.enumerate():
+        file = Path(f"/proc/self/task/{thread.native_id}/schedstat")
+        found[f"thread {thread.name}"] = int(file.read_text().split()[0]) / 1e9
+    return found | {"the process": time.process_time()}
 
 
 @contextmanager

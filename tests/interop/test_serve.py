@@ -1,7 +1,9 @@
 """The served process, seen from outside: how it starts, and how it ends."""
 
 import json
+import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,9 @@ from tests.support.harness import SERVER_NAME, Bridge
 from tests.support.istio import ask
 
 pytestmark = [pytest.mark.interop, pytest.mark.xdist_group("interop-serve")]
+
+_IDLE_SECONDS = 4.0
+"""Longer than anything that the bridge polls takes to come round."""
 
 
 def test_bridge_serves_after_a_restart_and_its_ledger_goes_on(tmp_path: Path) -> None:
@@ -52,3 +57,18 @@ def test_heads_of_the_ledger_reach_their_sink(tmp_path: Path) -> None:
         pass
     heads = (bridge.folder / "heads.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in heads]
+
+
+def test_bridge_that_nobody_asks_rests(tmp_path: Path) -> None:
+    with Bridge(tmp_path / "served") as bridge:
+        before = _cpu_seconds(bridge.pid)
+        time.sleep(_IDLE_SECONDS)
+        used = _cpu_seconds(bridge.pid) - before
+    assert used < 0.1 * _IDLE_SECONDS
+
+
+def _cpu_seconds(pid: int) -> float:
+    # The name of the command, in parentheses, may hold spaces.
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    user, system = fields[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
