@@ -116,6 +116,8 @@ class IstioFront(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no t
             code, text = status_of(error)
             if isinstance(error, OverloadedError):
                 self._metrics.shed[_reason(error)].inc()
+                if not context.is_active():  # it gets no answer, whatever we say
+                    code = grpc.StatusCode.CANCELLED
         except Exception:  # noqa: BLE001 - the outermost layer
             _log.exception("a call failed in a way that nobody foresaw")
             code, text = BUG

@@ -217,6 +217,8 @@ def test_a_call_whose_caller_left_in_the_queue_is_dropped(tmp_path: Path) -> Non
         eventually(lambda: served.counted("meshca_in_flight") == 0)
         assert len(served.issuance.calls) == 2
         assert served.counted("meshca_shed_total", {"reason": "gone"}) == 1
+        gone = {"front": "istio", "code": "CANCELLED"}
+        assert served.counted("meshca_requests_total", gone) == 1
 
 
 def test_above_the_bound_calls_are_refused_at_once(tmp_path: Path) -> None:

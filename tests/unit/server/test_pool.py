@@ -1,0 +1,109 @@
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from bridge.server.pool import CallPool
+from tests.support.serving import WAIT_SECONDS
+
+
+class Work:
+    """Blocks the one thread of a pool until a test says otherwise."""
+
+    def __init__(self, pool: CallPool) -> None:
+        self.release = threading.Event()
+        began = threading.Event()
+
+        def run() -> None:
+            began.set()
+            assert self.release.wait(WAIT_SECONDS)
+
+        self.done = pool.submit(run)
+        assert began.wait(WAIT_SECONDS)
+
+
+@pytest.fixture
+def pool() -> Iterator[CallPool]:
+    made = CallPool(1, 3, 0.05)
+    made.start()
+    yield made
+    made.shutdown()
+
+
+def test_calls_that_wait_and_calls_that_run_count(pool: CallPool) -> None:
+    work = Work(pool)
+    pool.queue_seconds = WAIT_SECONDS
+    waiting = [pool.submit(int) for _ in range(2)]
+    assert pool.count == 3
+    assert pool.excess() == "in_flight"
+    work.release.set()
+    for future in waiting:
+        future.result(WAIT_SECONDS)
+    assert pool.wait_until_idle(WAIT_SECONDS)
+    assert pool.excess() == ""
+
+
+def test_a_wait_is_foreseen_from_the_time_that_calls_take() -> None:
+    pool = CallPool(1, 100, 1.0)
+    pool._mean_seconds = 0.4
+    work = Work(pool)
+    for expected in ("", "", "", "queue"):
+        assert pool.excess() == expected
+        pool.submit(int)
+    work.release.set()
+    pool.shutdown()
+
+
+def test_an_overdue_call_is_run_once_while_the_thread_is_at_work(
+    pool: CallPool,
+) -> None:
+    work = Work(pool)
+    ran = threading.Event()
+    names: list[str] = []
+
+    def overdue() -> None:
+        names.append(threading.current_thread().name)
+        ran.set()
+
+    future = pool.submit(overdue)
+    assert ran.wait(WAIT_SECONDS)
+    work.release.set()
+    future.result(WAIT_SECONDS)
+    assert names == ["overdue-calls"]
+
+
+def test_refusals_do_not_count_for_what_a_call_takes(pool: CallPool) -> None:
+    work = Work(pool)
+    pool._mean_seconds = 0.5
+    ran = threading.Event()
+    pool.submit(ran.set)
+    assert ran.wait(WAIT_SECONDS)
+    before = pool._mean_seconds
+    work.release.set()
+    work.done.result(WAIT_SECONDS)
+    assert before == 0.5
+    assert pool._mean_seconds < 0.5  # and work does
+
+
+def test_waiting_for_idle_gives_up(pool: CallPool) -> None:
+    work = Work(pool)
+    assert not pool.wait_until_idle(0.01)
+    work.release.set()
+    assert pool.wait_until_idle(WAIT_SECONDS)
+
+
+def test_a_call_that_fails_is_counted_out(pool: CallPool) -> None:
+    def fail() -> None:
+        raise ValueError("broken")
+
+    with pytest.raises(ValueError, match="broken"):
+        pool.submit(fail).result(WAIT_SECONDS)
+    assert pool.count == 0
+
+
+def test_a_closed_pool_counts_nothing() -> None:
+    pool = CallPool(1, 1, 1.0)
+    pool.shutdown()
+    with pytest.raises(RuntimeError, match="after shutdown"):
+        pool.submit(int)
+    assert pool.count == 0
