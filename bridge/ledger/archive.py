@@ -251,11 +251,16 @@ def _migrate(connection: sa.Connection) -> None:
     config.set_main_option("script_location", str(folder).replace("%", "%%"))
     config.attributes["connection"] = connection
     try:
-        command.upgrade(config, "head")
+        # Alembic keeps its context in globals of a module: one at a time.
+        with _MIGRATING:
+            command.upgrade(config, "head")
     except CommandError as error:
         raise LedgerError(
             f"the archive was made by another version of the bridge: {error}"
         ) from error
+
+
+_MIGRATING = threading.Lock()
 
 
 def _move(
