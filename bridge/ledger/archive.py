@@ -5,6 +5,7 @@ not, and the feeder's thread does it while the server starts.
 """
 
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
