@@ -35,8 +35,9 @@ def unobserved(_seconds: float, _rows: int) -> None:
 class JournalOptions:
     """Sizes and times of a journal, and the file that it writes to."""
 
-    segment_bytes: int = 64 << 20
-    """A segment that has grown to this is closed and the next one begun."""
+    segment_bytes: int = 16 << 20
+    """A segment that has grown to this is closed and the next one begun. A start reads
+    the last one whole, and has little time for it."""
     flush_seconds: float = 0.05
     """The longest that a row waits for a batch of somebody else."""
     pending_rows: int = 100_000

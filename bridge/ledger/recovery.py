@@ -57,17 +57,35 @@ def recover(folder: Path, writer: str, published: Head | None = None) -> Tail:
         files = segments(folder)
         if files:
             _move_torn_aside(files[-1][1])
-        ends = [(number, path, *_ends(path)) for number, path in files]
-        chain = _linked(ends, writer)
+        ends = [end for number, path in files if (end := _ends(number, path))]
+        newest = _Attempts()
+        head = _linked(ends, writer, newest).head
         if published is not None:
-            _require_contains(folder, chain.head, published)
-        left = _open_intents([end for end in ends if end[3]])
-        return Tail(chain.head, [_unknown(intent) for intent in left.values()])
+            _require_contains(folder, head, published)
+        left = _open_intents(ends, newest)
+        # A crash may have left a last segment without a row: its number is taken.
+        head = head._replace(segment=files[-1][0] if files else 0)
+        return Tail(head, [_unknown(intent) for intent in left.values()])
     except OSError as error:
         raise unusable(folder, error) from error
 
 
-_End = tuple[int, Path, Row | None, Row | None]
+_End = tuple[int, Path, Row, Row]
+"""Number, file, first and last row of a segment."""
+
+
+class _Attempts:
+    # What the rows of one segment opened and ended.
+
+    def __init__(self) -> None:
+        self.opened: dict[str, Mapping[str, Any]] = {}
+        self.ended: set[str] = set()
+
+    def note(self, row: Row) -> None:
+        if row.kind == Intent.kind:
+            self.opened[row.values["attempt"]] = row.values
+        elif row.kind in _OUTCOMES:
+            self.ended.add(row.values["attempt"])
 
 
 def _move_torn_aside(path: Path) -> None:
@@ -102,32 +120,31 @@ def _after_last_newline(path: Path, skip: int = 0) -> bytes:
     return found.rpartition(b"\n")[2]
 
 
-def _ends(path: Path) -> tuple[Row | None, Row | None]:
-    # The first and the last row of a segment; none when a crash left it empty.
+def _ends(number: int, path: Path) -> _End | None:
     if path.stat().st_size == 0:
-        return None, None
+        return None
     with path.open("rb") as file:
         first = file.readline()
+    last = _after_last_newline(path, 1)
     try:
-        return parse(first.removesuffix(b"\n")), parse(_after_last_newline(path, 1))
+        return number, path, parse(first.removesuffix(b"\n")), parse(last)
     except ValueError:
         raise broken(path, 1, "its first or its last line is not a row") from None
 
 
-def _linked(ends: list[_End], writer: str) -> Chain:
+def _linked(ends: list[_End], writer: str, newest: _Attempts) -> Chain:
     chain = Chain(writer)
-    for index, (number, path, first, last) in enumerate(ends):
+    for number, path, first, last in ends[:-1]:
         chain.enter(number)
-        if first is None or last is None:
-            continue
-        if index < len(ends) - 1:
-            if problem := chain.problem(first):
-                raise broken(path, 1, problem)
-            chain.head = Head(number, last.seq, last.digest)
-            continue
+        if problem := chain.problem(first):
+            raise broken(path, 1, problem)
+        chain.head = Head(number, last.seq, last.digest)
+    for number, path, _, _ in ends[-1:]:
+        chain.enter(number)
         for line, row in enumerate(read_rows(path), 1):
             if problem := chain.problem(row):
                 raise broken(path, line, problem)
+            newest.note(row)
     return chain
 
 
@@ -146,20 +163,19 @@ def _require_contains(folder: Path, head: Head, published: Head) -> None:
         )
 
 
-def _open_intents(ends: list[_End]) -> dict[str, Mapping[str, Any]]:
+def _open_intents(ends: list[_End], newest: _Attempts) -> dict[str, Mapping[str, Any]]:
     # Backwards, from the newest segment to where everything older is settled: a start
     # gives an outcome to all that the run before left open.
     left: dict[str, Mapping[str, Any]] = {}
     over: set[str] = set()
     for path in _unsettled(ends):
-        opened: dict[str, Mapping[str, Any]] = {}
-        ended: set[str] = set()
-        for row in read_rows(path):
-            if row.kind == Intent.kind:
-                opened[row.values["attempt"]] = row.values
-            elif row.kind in _OUTCOMES:
-                ended.add(row.values["attempt"])
-        over |= ended
+        attempts = newest
+        if path != ends[-1][1]:
+            attempts = _Attempts()
+            for row in read_rows(path):
+                attempts.note(row)
+        over |= attempts.ended
+        opened = attempts.opened
         left = {key: opened[key] for key in opened if key not in over} | left
     return left
 
@@ -177,13 +193,11 @@ def _unsettled(ends: list[_End]) -> Iterator[Path]:
     newest = 0
     for index in range(len(ends) - 1, -1, -1):
         _, path, _, last = ends[index]
-        if last is None:
-            continue
         newest = newest or last.at
         yield path
-        before = ends[index - 1][3] if index else None
-        if before is None:
+        if not index:
             return
+        before = ends[index - 1][3]
         if before.kind == Closed.kind and before.values["reason"] == "rollover":
             if before.at < newest - _REACH_MICROSECONDS:
                 return

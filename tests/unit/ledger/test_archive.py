@@ -320,3 +320,18 @@ def test_a_file_that_is_no_database(tmp_path: Path) -> None:
     (tmp_path / "archive.db").write_text("this is a text, and a rather long one" * 99)
     with pytest.raises(LedgerError, match="does not answer"):
         Archive.open(URL, within(tmp_path))
+
+
+def test_a_search_that_takes_its_time_does_not_hold_up_the_feeder(
+    tmp_path: Path, journal: Journal, archive: Archive
+) -> None:
+    feed(journal, archive)
+    reader = Archive.open(URL, within(tmp_path), make=False)
+    found = iter(reader.search(Query()))
+    next(found)
+    journal.append_durable(make_intent(11))
+    feed(journal, archive)
+    for _ in found:
+        pass
+    reader.close()
+    assert len(bodies(archive)) == len(all_rows(journal.folder))

@@ -37,9 +37,14 @@ def work(start):
         sys.stdout.flush()
         ledger.end(make_ended(number))
 
-for index in range(4):
-    thread = threading.Thread(target=work, args=(first + index * 100_000,))
+threads = [
+    threading.Thread(target=work, args=(first + index * 100_000,)) for index in range(4)
+]
+for thread in threads:
     thread.start()
+# Python imports less once the main thread has ended, and the feeder still has to.
+for thread in threads:
+    thread.join()
 """
 
 

@@ -120,6 +120,14 @@ def test_a_segment_that_a_crash_left_empty_is_no_break(folder: Path) -> None:
     assert verify(folder).intact
 
 
+def test_the_segment_before_an_empty_one_is_read_whole(folder: Path) -> None:
+    (folder / "w0" / "00000002.jsonl").touch()
+    path = folder / "w0" / "00000001.jsonl"
+    path.write_bytes(path.read_bytes().replace(b"payments", b"pavments", 1))
+    with pytest.raises(LedgerError, match=r"00000001.jsonl:3: the chain breaks"):
+        open_journal(folder)
+
+
 def test_a_journal_that_is_being_written_verifies(tmp_path: Path) -> None:
     journal = open_journal(tmp_path)
     journal.append_durable(make_intent())
