@@ -19,8 +19,16 @@ NOT_SERVING = 2
 
 
 def test_draining_finishes_the_calls_under_way(tmp_path: Path) -> None:
-    held = Held()
+    held, waits = Held(), threading.Event()
     with Served(tmp_path) as served:
+        calls = served.server._lanes.calls
+        wait_until_idle = calls.wait_until_idle
+
+        def wait(timeout: float) -> bool:
+            waits.set()
+            return wait_until_idle(timeout)
+
+        calls.wait_until_idle = wait  # type: ignore[method-assign]
         served.issuance.does = held
         stub = served.stub()
         running = [stub.future(REQUEST) for _ in range(4)]  # two wait for a thread
@@ -37,6 +45,7 @@ def test_draining_finishes_the_calls_under_way(tmp_path: Path) -> None:
         assert next(watching).status == NOT_SERVING
         assert not served.server.wait(0)
         late = connect_again(served)
+        assert waits.wait(WAIT_SECONDS)
         held.release.set()
         for future in running:
             assert future.result(WAIT_SECONDS).cert_chain

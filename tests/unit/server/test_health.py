@@ -23,7 +23,8 @@ def served(tmp_path: Path) -> Iterator[Served]:
 
 def check(served: Served, service: str) -> int:
     stub = health_pb2_grpc.HealthStub(served.channel())
-    status: int = stub.Check(HealthCheckRequest(service=service)).status
+    request = HealthCheckRequest(service=service)
+    status: int = stub.Check(request, timeout=WAIT_SECONDS).status
     return status
 
 
@@ -74,5 +75,6 @@ def test_reflection_lists_the_services_and_holds_up_nothing(served: Served) -> N
     assert SERVICE in names
     assert "grpc.health.v1.Health" in names
     served.stub()(IstioCertificateRequest(csr="pem"), timeout=WAIT_SECONDS)
+    assert check(served, "") == SERVING
     for answer in answers:
         answer.cancel()

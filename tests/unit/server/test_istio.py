@@ -187,6 +187,19 @@ def test_an_earlier_deadline_of_the_clients_counts(served: Served) -> None:
     assert 2 < served.issuance.calls[0].budget.deadline - time.monotonic() < 3
 
 
+def test_a_call_that_cannot_be_answered_in_time_is_not_begun(served: Served) -> None:
+    stub = served.stub()
+    stub(REQUEST)
+
+    def is_shed() -> bool:
+        # Who answers first, our server or the client's own clock, is not the point.
+        failure(lambda: stub(REQUEST, timeout=0.1))
+        return served.counted("meshca_shed_total", {"reason": "deadline"}) > 0
+
+    eventually(is_shed)
+    assert len(served.issuance.calls) == 1
+
+
 def test_a_call_knows_when_its_caller_has_gone(served: Served) -> None:
     held = Held()
     served.issuance.does = held

@@ -10,10 +10,10 @@ import pytest
 from cryptography import x509
 
 from bridge._proto.istio_ca_pb2 import IstioCertificateRequest
-from bridge.errors import BackendUnavailableError, BridgeError
+from bridge.errors import BackendUnavailableError, BridgeError, ConfigError
 from bridge.metrics import Metrics
 from bridge.own import ServingPair
-from bridge.server.tls import FileSource, IssuedSource, ServingCertificate
+from bridge.server.tls import FileSource, IssuedSource, ServingCertificate, _Port
 from tests.support.serving import SERVER_NAME, WAIT_SECONDS, ListenerCA, Served
 
 REQUEST = IstioCertificateRequest(csr="pem")
@@ -292,3 +292,28 @@ def test_a_bad_pair_that_stays_bad_goes_on_being_shown(tmp_path: Path) -> None:
     serving.refresh()
     serving.refresh()
     assert "is not the key" in serving.warnings()["serving certificate"]
+
+
+def test_grpc_builds_its_context_anew_only_after_a_change() -> None:
+    ca, anchors = ListenerCA(), [b"-----BEGIN"]
+    clock = Hands()
+    source = IssuedSource(ca.issue_serving, [SERVER_NAME], DAY)
+    serving = ServingCertificate(source, clock, Metrics())
+    serving.refresh()
+    port = _Port(serving, lambda: anchors[-1])
+    port.configuration()
+    assert port.changed_configuration() is None
+    anchors.append(ca.pem)
+    assert port.changed_configuration() is not None
+    assert port.changed_configuration() is None
+    clock.now += DAY
+    serving.refresh()
+    assert port.changed_configuration() is not None
+
+
+def test_no_anchors_for_clients_are_an_error() -> None:
+    source = IssuedSource(ListenerCA().issue_serving, [SERVER_NAME], DAY)
+    serving = ServingCertificate(source, Hands(), Metrics())
+    serving.refresh()
+    with pytest.raises(ConfigError, match="no trust anchors to verify clients"):
+        serving.credentials(lambda: b"\n")
