@@ -1,0 +1,255 @@
+"""The core put together in one folder: real ledger, clusters and chains, no server.
+
+The issuing CAs are `LyingCA`s with the keys of the chains, or the file backend's own.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import replace
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from bridge.assembly import Assembly
+from bridge.config import parse
+from bridge.errors import LedgerError
+from bridge.identity.caller import Credential, TokenCredential
+from bridge.issuance import Call, Issuance, Issued
+from bridge.ledger.ledger import Ledger
+from bridge.metrics import Metrics
+from bridge.own import OwnCertificates
+from bridge.resilience import Budget
+from bridge.server.status import status_name
+from bridge.signing import Signing
+from bridge.snapshot import Issuer, Snapshot
+from tests.support.fake_ca import LyingCA
+from tests.support.pki import NOW, Authority, Key, bundle, new_key, new_root
+from tests.support.tokens import TokenIssuer
+
+TRUST_DOMAIN = "corp.example"
+CALLER = f"spiffe://{TRUST_DOMAIN}/ns/shop/sa/web"
+TOKENS = TokenIssuer(algorithm="ES256")
+
+
+class StandingClock:
+    """A clock that stands until it is moved."""
+
+    def __init__(self, now: datetime = NOW) -> None:
+        self.now = now
+
+    def __call__(self) -> datetime:
+        return self.now
+
+
+def csr(*names: x509.GeneralName, key: Key | None = None) -> str:
+    """Write a CSR as an agent does; PEM."""
+    builder = x509.CertificateSigningRequestBuilder(x509.Name([]))
+    if names:
+        san = x509.SubjectAlternativeName(names)
+        builder = builder.add_extension(san, critical=True)
+    request = builder.sign(key or new_key(), hashes.SHA256())
+    return request.public_bytes(Encoding.PEM).decode()
+
+
+def merge(tree: dict[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    """Put `more` into `tree`, mapping by mapping."""
+    for name, value in more.items():
+        below = tree.get(name)
+        if isinstance(below, dict) and isinstance(value, Mapping):
+            merge(below, value)
+        else:
+            tree[name] = value
+    return tree
+
+
+class World:
+    """A context manager: inside it everything is open.
+
+    Args:
+        folder: New or empty.
+        authorities: The issuing CAs by name, in order of preference, under one root;
+            by default `a` and `b`.
+        overrides: Merged into the configuration.
+        fake: Whether the issuing CAs are `LyingCA`s.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        authorities: Mapping[str, Authority] | None = None,
+        overrides: Mapping[str, Any] | None = None,
+        fake: bool = True,
+    ) -> None:
+        self.folder = folder
+        self.clock = StandingClock()
+        self.authorities = dict(authorities or two_authorities())
+        self.warnings: list[str] = []
+        self.write()
+        TOKENS.write_jwks(folder / "jwks.json")
+        tree = merge(self._defaults(), overrides or {})
+        self.config = parse(yaml.safe_dump(tree), folder / "bridge.yaml")
+        self.assembly = Assembly(
+            config=self.config, clock=self.clock, warn=self.warnings.append
+        )
+        self.fake = fake
+        self.cas: dict[str, LyingCA] = {}
+        self.metrics = Metrics("1", self.clock)
+
+    def write(self) -> None:
+        """Write every chain, key and the root."""
+        roots = {one.root for one in self.authorities.values()}
+        (self.folder / "roots.pem").write_bytes(bundle(*roots))
+        for name, authority in self.authorities.items():
+            self.write_authority(name, authority)
+
+    def write_authority(self, name: str, authority: Authority) -> None:
+        """Write the files of one issuing CA, the key first."""
+        key = self.folder / f"{name}.key"
+        key.touch(mode=0o600)
+        key.write_bytes(authority.key_pem())
+        (self.folder / f"{name}.pem").write_bytes(bundle(*authority.chain))
+
+    def __enter__(self) -> Self:
+        self.snapshot = self.assembly.snapshot()
+        if self.fake:
+            self.snapshot = replace(self.snapshot, issuers=self._faked())
+        self.ledger = self.open_ledger()
+        self.signing = Signing(self.ledger, self.metrics, status_name)
+        self.own = OwnCertificates(lambda: self.snapshot, self.signing, self.clock)
+        self.issuance = Issuance(
+            snapshot=lambda: self.snapshot,
+            ledger=self.ledger,
+            signing=self.signing,
+            metrics=self.metrics,
+            clock=self.clock,
+            status_name=status_name,
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with suppress(LedgerError):  # some tests shut it
+            self.ledger.close()
+        for issuer in self.snapshot.issuers.values():
+            issuer.ca.close()
+        self.snapshot.clusters.close()
+
+    def open_ledger(self) -> Ledger:
+        return Ledger.open(
+            self.config.ledger,
+            self.config.resolve,
+            writer="bridge",
+            version="1",
+            clock=self.clock,
+        )
+
+    def token(self, namespace: str = "shop", account: str = "web") -> str:
+        return TOKENS.token(namespace, account, now=self.clock())
+
+    def call(
+        self,
+        *,
+        token: str | None = None,
+        pem: str | None = None,
+        cluster: str = "",
+        budget: Budget | None = None,
+        **changed: Any,
+    ) -> Call:
+        """Make a call as an agent would, valid but for what is changed."""
+        credential: Credential = TokenCredential(
+            (f"Bearer {self.token() if token is None else token}",), (cluster,)
+        )
+        values: dict[str, Any] = {
+            "front": "istio",
+            "csr": csr() if pem is None else pem,
+            "credential": credential,
+            "audiences": frozenset({"istio-ca"}),
+            "ttl_seconds": 3600,
+            "budget": budget or Budget.of_seconds(30),
+        }
+        return Call(**(values | changed))
+
+    def issue(self, **changed: Any) -> Issued:
+        """Make a call and have it answered."""
+        return self.issuance.issue(self.call(**changed))
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return what is on disk, without the rows that open and close a segment."""
+        return [
+            row
+            for path in sorted((self.folder / "journal").rglob("*.jsonl"))
+            for line in path.read_text().splitlines()
+            if (row := json.loads(line))["kind"] not in {"opened", "closed"}
+        ]
+
+    def ended(self) -> list[dict[str, Any]]:
+        """Close the ledger, so that all is on disk, and return the rows."""
+        self.ledger.close()
+        return self.rows()
+
+    def replace_issuer(self, name: str, change: Callable[[Issuer], Issuer]) -> Snapshot:
+        """Return the snapshot with one issuing CA changed."""
+        issuers = dict(self.snapshot.issuers)
+        issuers[name] = change(issuers[name])
+        return replace(
+            self.snapshot, issuers=issuers, generation=self.snapshot.generation + 1
+        )
+
+    def _faked(self) -> dict[str, Issuer]:
+        made: dict[str, Issuer] = {}
+        for name, issuer in self.snapshot.issuers.items():
+            issuer.ca.close()
+            self.cas[name] = LyingCA(self.authorities[name])
+            made[name] = replace(issuer, ca=self.cas[name])
+        return made
+
+    def _defaults(self) -> dict[str, Any]:
+        return {
+            "trust_domain": TRUST_DOMAIN,
+            "fronts": {"istio": {"listen": "127.0.0.1:0", "tls": {"dns_names": ["a"]}}},
+            "clusters": [
+                {
+                    "name": "Kubernetes",
+                    "tokens": {
+                        "verify": "jwks",
+                        "file": "jwks.json",
+                        "issuer": TOKENS.issuer,
+                    },
+                }
+            ],
+            "issuing_cas": {
+                name: {
+                    "plugin": "file",
+                    "chain": f"{name}.pem",
+                    "options": {"key": f"{name}.key"},
+                }
+                for name in self.authorities
+            },
+            "trust_anchors": "roots.pem",
+            "issuance": {"issuing_cas": [*self.authorities]},
+            "ledger": {
+                "journal": "journal",
+                "archive": "sqlite:///archive.db",
+                "heads": {"sink": "heads.jsonl"},
+            },
+        }
+
+
+def two_authorities(
+    constraints: x509.NameConstraints | None = None,
+    not_after: datetime = NOW + timedelta(days=365),
+) -> dict[str, Authority]:
+    """Make two issuing CAs, `a` and `b`, under one root."""
+    intermediate = new_root().issue_ca("region", path_length=1, not_after=not_after)
+    return {
+        name: intermediate.issue_ca(
+            f"issuing {name}", path_length=0, constraints=constraints
+        )
+        for name in ("a", "b")
+    }

@@ -1,0 +1,426 @@
+import hashlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from bridge.errors import (
+    AuthenticationError,
+    BackendUnavailableError,
+    BridgeError,
+    CSRError,
+    DeniedError,
+    OverloadedError,
+    RequestError,
+    TTLError,
+)
+from bridge.identity.caller import TokenCredential
+from bridge.ledger.events import Ended, Intent
+from bridge.resilience import Budget
+from bridge.spi import Prepared
+from bridge.spiffe import TrustDomain
+from bridge.x509.pem import parse_certificates
+from tests.support.pki import NOW, new_key
+from tests.support.world import CALLER, World, csr, two_authorities
+
+URI = x509.UniformResourceIdentifier(CALLER)
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    with World(tmp_path) as made:
+        yield made
+
+
+def leaf_of(pem: str) -> x509.Certificate:
+    (leaf,) = parse_certificates(pem.encode(), "the answer")
+    return leaf
+
+
+def kinds(rows: list[dict[str, Any]]) -> list[str]:
+    return [row["kind"] for row in rows]
+
+
+# What a good call leaves behind.
+
+
+@pytest.mark.parametrize("fake", [True, False], ids=["fake", "file"])
+def test_a_call_is_answered_and_on_record(tmp_path: Path, *, fake: bool) -> None:
+    key = new_key()
+    with World(tmp_path, fake=fake) as world:
+        issued = world.issue(pem=csr(key=key))
+        intent, outcome = world.ended()
+    leaf = leaf_of(issued.leaf_pem)
+    der = leaf.public_bytes(Encoding.DER)
+    assert leaf.public_key() == key.public_key()
+    assert leaf.not_valid_before_utc == NOW - timedelta(minutes=2)
+    assert leaf.not_valid_after_utc == NOW + timedelta(hours=1)
+    names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName)
+    assert [*names.value] == [URI]
+    assert intent["kind"] == "intent"
+    assert (
+        intent["tbs_sha256"] == hashlib.sha256(leaf.tbs_certificate_bytes).hexdigest()
+    )
+    assert intent["serial"] == outcome["serial"] == f"{leaf.serial_number:x}"
+    assert intent["names"] == [f"URI:{CALLER}"]
+    assert intent["not_after"] == int(leaf.not_valid_after_utc.timestamp())
+    assert intent["pod"].startswith("shop/web-0/")
+    assert outcome["kind"] == "issued"
+    assert outcome["attempt"] == intent["attempt"]
+    assert outcome["certificate_sha256"] == hashlib.sha256(der).hexdigest()
+    for row in (intent, outcome):
+        assert row["caller"] == CALLER
+        assert row["cluster"] == "Kubernetes"
+        assert row["issuing_ca"] == "a"
+        assert row["purpose"] == "workload"
+        assert row["front"] == "istio"
+
+
+def test_the_answer_has_the_chain_and_the_anchors(world: World) -> None:
+    issued = world.issue()
+    authority = world.authorities["a"]
+    assert [leaf_of(pem) for pem in issued.chain_pem] == [*authority.chain]
+    assert parse_certificates(issued.anchors_pem.encode(), "x") == (authority.root,)
+    for text in (issued.leaf_pem, *issued.chain_pem, issued.anchors_pem):
+        assert text.endswith("-----END CERTIFICATE-----\n")
+
+
+def test_the_intent_is_on_disk_before_the_key_is_used(world: World) -> None:
+    seen: list[dict[str, Any]] = []
+    world.cas["a"].hook = lambda _: seen.extend(world.rows())
+    world.issue()
+    (row,) = seen
+    assert row["kind"] == "intent"
+    (prepared,) = world.cas["a"].called
+    assert row["tbs_sha256"] == hashlib.sha256(prepared.tbs).hexdigest()
+
+
+def test_where_the_backend_builds_the_outcome_is_on_disk_before_the_reply(
+    world: World,
+) -> None:
+    world.cas["a"].builds_tbs = True
+    leaf = leaf_of(world.issue().leaf_pem)
+    intent, outcome = world.rows()
+    assert intent["serial"] == intent["tbs_sha256"] == ""
+    assert outcome["serial"] == f"{leaf.serial_number:x}"
+    assert outcome["kind"] == "issued"
+
+
+# Refusals: nobody signs, and one row says why.
+
+REFUSALS: list[tuple[str, dict[str, Any], type[BridgeError], str, str]] = [
+    ("no token", {"token": ""}, AuthenticationError, "token.", "UNAUTHENTICATED"),
+    (
+        "another audience",
+        {"audiences": frozenset({"other"})},
+        AuthenticationError,
+        "token.audience",
+        "UNAUTHENTICATED",
+    ),
+    (
+        "an unknown cluster",
+        {"cluster": "moon"},
+        AuthenticationError,
+        "cluster.unknown",
+        "UNAUTHENTICATED",
+    ),
+    (
+        "no header",
+        {"credential": TokenCredential((), ())},
+        AuthenticationError,
+        "",
+        "UNAUTHENTICATED",
+    ),
+    (
+        "impersonation",
+        {"impersonated": "spiffe://corp.example/ns/shop/sa/other"},
+        DeniedError,
+        "impersonation",
+        "PERMISSION_DENIED",
+    ),
+    (
+        "impersonation of nobody",
+        {"impersonated": ""},
+        DeniedError,
+        "impersonation",
+        "PERMISSION_DENIED",
+    ),
+    (
+        "too long a life",
+        {"ttl_seconds": 86_401},
+        TTLError,
+        "ttl.maximum",
+        "INVALID_ARGUMENT",
+    ),
+    (
+        "too short a life",
+        {"ttl_seconds": 299},
+        TTLError,
+        "ttl.minimum",
+        "INVALID_ARGUMENT",
+    ),
+    (
+        "an unknown signer",
+        {"cert_signer": "x"},
+        RequestError,
+        "signer.unknown",
+        "INVALID_ARGUMENT",
+    ),
+    ("no CSR", {"pem": ""}, CSRError, "csr.pem", "INVALID_ARGUMENT"),
+    (
+        "a weak key",
+        {"pem": csr(key=new_key("p521"))},
+        CSRError,
+        "csr.curve",
+        "INVALID_ARGUMENT",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "rule", "status"),
+    [pytest.param(*row[1:], id=row[0]) for row in REFUSALS],
+)
+def test_a_refusal_is_one_row_and_no_signature(
+    world: World,
+    changed: dict[str, Any],
+    error: type[BridgeError],
+    rule: str,
+    status: str,
+) -> None:
+    call = world.call(**changed)
+    with pytest.raises(error, match=r"\w") as refusal:  # its rule is what counts
+        world.issuance.issue(call)
+    (row,) = world.ended()
+    assert type(refusal.value) is error
+    assert refusal.value.rule.startswith(rule)
+    assert row["kind"] == "refused"
+    assert row["rule"] == refusal.value.rule
+    assert row["status"] == status
+    assert row["attempt"] == ""
+    assert row["caller"] == ("" if error is AuthenticationError else CALLER)
+    assert not world.cas["a"].called
+
+
+def test_an_unauthenticated_call_goes_through_the_meter(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metered: list[Ended] = []
+    monkeypatch.setattr(world.ledger, "refuse_unauthenticated", metered.append)
+    with pytest.raises(AuthenticationError, match="token"):
+        world.issue(audiences=frozenset({"other"}))
+    assert len(metered) == 1
+    assert world.ended() == []
+
+
+def test_a_call_that_a_front_could_not_read_is_a_row(world: World) -> None:
+    world.issuance.refuse(RequestError("bad", rule="istio.message"), front="istio")
+    (row,) = world.ended()
+    assert (row["kind"], row["rule"]) == ("refused", "istio.message")
+
+
+def test_another_namespace_than_the_clusters_is_denied(tmp_path: Path) -> None:
+    tokens = {"verify": "jwks", "file": "jwks.json", "issuer": "x"}
+    with World(tmp_path) as whole:
+        tokens["issuer"] = whole.config.clusters[0].tokens.issuer
+    clusters = [{"name": "c", "namespaces": ["pay"], "tokens": tokens}]
+    with World(tmp_path, overrides={"clusters": clusters}) as world:
+        with pytest.raises(DeniedError, match="names of this namespace"):
+            world.issue()
+        rows = world.ended()
+    assert rows[-1]["rule"] == "cluster.namespace"
+
+
+def test_the_trust_domain_is_held_although_no_chain_constrains_it(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = TrustDomain("other.example")
+    monkeypatch.setattr(world.snapshot.clusters, "trust_domain_of", lambda _: other)
+    with pytest.raises(DeniedError, match="names of this trust domain"):
+        world.issue()
+    (row,) = world.ended()
+    assert row["rule"] == "cluster.trust-domain"
+    assert not world.cas["a"].called
+
+
+def test_a_name_outside_the_constraints_of_the_chain_is_denied(tmp_path: Path) -> None:
+    elsewhere = x509.UniformResourceIdentifier("other.example")
+    constraints = x509.NameConstraints([elsewhere], None)
+    with World(tmp_path, authorities=two_authorities(constraints)) as world:
+        with pytest.raises(DeniedError, match="outside what the certificate") as found:
+            world.issue()
+        (row,) = world.ended()
+    assert found.value.rule == row["rule"] == "constraint.permitted"
+    assert row["kind"] == "refused"
+
+
+@pytest.mark.parametrize(
+    ("names", "is_good"),
+    [
+        ((), False),
+        ((URI,), True),
+        ((x509.UniformResourceIdentifier(CALLER + "x"),), False),
+        ((URI, x509.DNSName("a.example")), False),
+        ((x509.DNSName(CALLER),), False),
+    ],
+)
+@pytest.mark.parametrize("mode", ["strict", "ignore"])
+def test_names_in_a_csr(
+    tmp_path: Path, names: tuple[x509.GeneralName, ...], mode: str, *, is_good: bool
+) -> None:
+    overrides = {"issuance": {"csr_names": mode}}
+    with World(tmp_path, overrides=overrides) as world:
+        if is_good or mode == "ignore":
+            leaf = leaf_of(world.issue(pem=csr(*names)).leaf_pem)
+            san = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName)
+            assert [*san.value] == [URI]
+            return
+        with pytest.raises(CSRError, match="the CSR asks for"):
+            world.issue(pem=csr(*names))
+
+
+def test_a_signer_of_istio_leads_to_its_issuing_cas(tmp_path: Path) -> None:
+    overrides = {"issuance": {"cert_signers": {"istio.io/b": ["b"]}}}
+    with World(tmp_path, overrides=overrides) as world:
+        world.issue(cert_signer="istio.io/b")
+        assert len(world.cas["b"].called) == 1
+        world.issue()
+        assert len(world.cas["a"].called) == 1
+
+
+def test_a_life_is_clamped_where_the_policy_says_so(tmp_path: Path) -> None:
+    overrides = {"issuance": {"on_excess_ttl": "clamp", "max_ttl": "24h"}}
+    with World(tmp_path, overrides=overrides) as world:
+        leaf = leaf_of(world.issue(ttl_seconds=2**62).leaf_pem)
+    assert leaf.not_valid_after_utc == NOW + timedelta(hours=24)
+
+
+# A chain that ends.
+
+
+def test_a_leaf_does_not_outlive_its_chain(tmp_path: Path) -> None:
+    ends = NOW + timedelta(minutes=30)
+    with World(tmp_path, authorities=two_authorities(not_after=ends)) as world:
+        leaf = leaf_of(world.issue().leaf_pem)
+    assert leaf.not_valid_after_utc == ends
+
+
+def test_a_chain_that_ends_too_soon_is_refused_at_once(tmp_path: Path) -> None:
+    ends = NOW + timedelta(minutes=2)
+    with World(tmp_path, authorities=two_authorities(not_after=ends)) as world:
+        budget = Budget.of_seconds(30)
+        with pytest.raises(BackendUnavailableError, match="ends too soon") as found:
+            world.issue(budget=budget)
+        assert budget.remaining() > 20
+        (row,) = world.ended()
+    assert found.value.rule == row["rule"] == "issuer.expiring"
+    assert row["kind"] == "failed"
+
+
+def test_another_chain_stands_in_for_one_that_ends_too_soon(tmp_path: Path) -> None:
+    both = two_authorities()
+    soon = both["a"].above[0].issue_ca("soon", not_after=NOW + timedelta(minutes=1))
+    with World(tmp_path, authorities={"a": soon, "b": both["b"]}) as world:
+        world.issue()
+        assert [row["issuing_ca"] for row in world.ended()] == ["b", "b"]
+
+
+# Shedding: counted, not written.
+
+
+def test_a_spent_budget_sheds_the_call_before_anything(world: World) -> None:
+    with pytest.raises(OverloadedError, match="time is nearly spent"):
+        world.issue(budget=Budget.of_seconds(0.05))
+    assert world.ended() == []
+    assert not world.cas["a"].called
+
+
+def test_a_caller_that_has_gone_is_not_signed_for(world: World) -> None:
+    answers = iter([True])  # there when the call comes in, gone before the intent
+    whole = Budget.of_seconds(30)
+    gone = Budget(whole.deadline, lambda: next(answers, False))
+    with pytest.raises(OverloadedError, match="caller has gone"):
+        world.issue(budget=gone)
+    assert world.ended() == []
+    assert not world.cas["a"].called
+
+
+def test_a_caller_that_goes_after_the_intent_leaves_a_failed_attempt(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_there = [True]
+    intend = world.ledger.intend
+
+    def intend_and_go(intent: Intent) -> None:
+        intend(intent)
+        is_there[0] = False
+
+    monkeypatch.setattr(world.ledger, "intend", intend_and_go)
+    budget = Budget(Budget.of_seconds(30).deadline, lambda: is_there[0])
+    with pytest.raises(OverloadedError, match="caller has gone"):
+        world.issue(budget=budget)
+    intent, outcome = world.ended()
+    assert (outcome["kind"], outcome["rule"]) == ("failed", "overload.gone")
+    assert outcome["attempt"] == intent["attempt"]
+    assert not world.cas["a"].called
+
+
+# One snapshot a request.
+
+
+def test_a_swap_in_mid_request_does_not_mix_two_chains(world: World) -> None:
+    old = world.authorities["a"]
+    new = two_authorities()["a"]
+
+    def swap(_: Prepared) -> None:
+        world.write_authority("a", new)
+        (world.folder / "roots.pem").write_bytes(new.root.public_bytes(Encoding.PEM))
+        assembly = world.assembly
+        issuer = assembly.issuer("a", assembly.anchors())
+        world.snapshot = replace(
+            world.replace_issuer("a", lambda _: issuer),
+            anchors_pem=(world.folder / "roots.pem").read_text(),
+        )
+
+    world.cas["a"].hook = swap
+    issued = world.issue()
+    assert leaf_of(issued.leaf_pem).issuer == old.certificate.subject
+    assert [leaf_of(pem) for pem in issued.chain_pem] == [*old.chain]
+    assert leaf_of(issued.anchors_pem) == old.root
+    after = world.issue()
+    assert [leaf_of(pem) for pem in after.chain_pem] == [*new.chain]
+    assert leaf_of(after.anchors_pem) == new.root
+    assert [row["generation"] for row in world.ended() if "generation" in row] == [1, 2]
+
+
+def test_calls_at_the_same_time_do_not_share_anything(world: World) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        issued = [*pool.map(lambda _: world.issue(), range(16))]
+    serials = {leaf_of(one.leaf_pem).serial_number for one in issued}
+    assert len(serials) == 16
+    rows = world.ended()
+    assert sorted(kinds(rows)) == ["intent"] * 16 + ["issued"] * 16
+    assert len({row["request"] for row in rows}) == 16
+
+
+def test_what_happens_is_counted(world: World) -> None:
+    def value(counter: Any) -> float:
+        found: float = counter._value.get()
+        return found
+
+    citadel = world.metrics.citadel
+    world.issue()
+    with pytest.raises(CSRError, match="not in PEM"):
+        world.issue(pem="")
+    with pytest.raises(AuthenticationError, match="token"):
+        world.issue(audiences=frozenset({"other"}))
+    assert value(citadel.csr_count) == 3
+    assert value(citadel.success_cert_issuance_count) == 1
+    assert value(citadel.authentication_failure_count) == 1
+    assert value(citadel.csr_sign_err_count["CSR_ERROR"]) == 1

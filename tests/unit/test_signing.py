@@ -1,0 +1,277 @@
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography import x509
+
+from bridge.errors import (
+    BackendAuthError,
+    BackendBrokenError,
+    BackendError,
+    BackendRefusedError,
+    BackendThrottledError,
+    BackendTimeoutError,
+    BackendUnavailableError,
+    LedgerError,
+    MisissuedError,
+)
+from bridge.ledger.events import Ended, Intent
+from bridge.resilience import Budget
+from bridge.spi import Prepared
+from bridge.x509.pem import parse_certificates
+from tests.support.fake_ca import lie_called
+from tests.support.world import CALLER, World
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    with World(tmp_path) as made:
+        yield made
+
+
+def leaf_of(pem: str) -> x509.Certificate:
+    (leaf,) = parse_certificates(pem.encode(), "the answer")
+    return leaf
+
+
+def kinds(rows: list[dict[str, Any]]) -> list[str]:
+    return [row["kind"] for row in rows]
+
+
+def short_call() -> Budget:
+    """A budget that ends before a second round of tries."""
+    return Budget.of_seconds(0.15)
+
+
+# The ledger fails.
+
+
+def test_without_an_intent_on_disk_nothing_is_signed(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: Intent) -> None:
+        raise LedgerError("the ledger takes no intent", rule="ledger.lag")
+
+    monkeypatch.setattr(world.ledger, "intend", refuse)
+    with pytest.raises(LedgerError, match="takes no intent"):
+        world.issue()
+    (row,) = world.ended()
+    assert not world.cas["a"].called
+    assert (row["kind"], row["rule"]) == ("failed", "ledger.lag")
+    assert (row["attempt"], row["status"]) == ("", "UNAVAILABLE")
+
+
+def test_a_ledger_that_is_shut_signs_nothing(world: World) -> None:
+    world.ledger.close()
+    with pytest.raises(LedgerError, match=r"ledger|journal"):
+        world.issue()
+    assert not world.cas["a"].called
+    assert world.rows() == []
+
+
+def test_an_outcome_that_cannot_be_written_releases_nothing(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The certificate exists by then: it must never be told as `failed`.
+    ends: list[Ended] = []
+
+    def end(ended: Ended, **_: bool) -> None:
+        ends.append(ended)
+        raise LedgerError("the disk is full", rule="ledger.disk")
+
+    monkeypatch.setattr(world.ledger, "end", end)
+    with pytest.raises(LedgerError, match="disk is full"):
+        world.issue()
+    assert [ended.kind for ended in ends] == ["issued", "unknown"]
+    assert ends[1].certificate_sha256 == ends[0].certificate_sha256 != ""
+
+
+def test_a_ledger_that_fails_does_not_hide_a_misissuance(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def end(*_: Ended, **__: bool) -> None:
+        raise LedgerError("the disk is full", rule="ledger.disk")
+
+    monkeypatch.setattr(world.ledger, "end", end)
+    world.cas["a"].lie = lie_called("extra name")
+    with pytest.raises(MisissuedError, match="issued certificate is refused"):
+        world.issue()
+    assert world.signing.stopped("a") is not None
+
+
+# The backend fails.
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        BackendUnavailableError("down"),
+        BackendAuthError("no"),
+        BackendThrottledError("slow"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_another_issuing_ca_stands_in(world: World, error: BackendError) -> None:
+    world.cas["a"].error = error
+    leaf = leaf_of(world.issue().leaf_pem)
+    assert leaf.issuer == world.authorities["b"].certificate.subject
+    rows = world.ended()
+    assert kinds(rows) == ["intent", "failed", "intent", "issued"]
+    assert [row["issuing_ca"] for row in rows] == ["a", "a", "b", "b"]
+    assert len({row["request"] for row in rows}) == 1
+    assert len({row["attempt"] for row in rows}) == 2
+    assert rows[0]["serial"] != rows[2]["serial"]
+    assert rows[1]["rule"] == error.rule
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "status"),
+    [
+        (BackendTimeoutError("late"), "unknown", "UNAVAILABLE"),
+        (BackendRefusedError("no"), "failed", "FAILED_PRECONDITION"),
+        (BackendBrokenError("gone"), "failed", "FAILED_PRECONDITION"),
+        (BackendError("other"), "failed", "FAILED_PRECONDITION"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else value,
+)
+def test_what_may_not_be_tried_again_is_not(
+    world: World, error: BackendError, kind: str, status: str
+) -> None:
+    world.cas["a"].error = error
+    with pytest.raises(type(error), match=str(error)):
+        world.issue()
+    rows = world.ended()
+    assert kinds(rows) == ["intent", kind]
+    assert (rows[1]["status"], rows[1]["rule"]) == (status, error.rule)
+    assert not world.cas["b"].called
+    assert world.signing.stopped("a") is None
+
+
+def test_a_backend_that_comes_back_is_asked_again(world: World) -> None:
+    down = BackendUnavailableError("down")
+    world.cas["a"].error = world.cas["b"].error = down
+    calls: list[Prepared] = []
+
+    def come_back(prepared: Prepared) -> None:
+        calls.append(prepared)
+        if len(calls) > 1:
+            world.cas["b"].error = None
+
+    world.cas["b"].hook = come_back
+    world.issue()
+    assert [row["issuing_ca"] for row in world.ended()][::2] == ["a", "b", "a", "b"]
+
+
+def test_when_all_are_down_the_last_error_is_told_inside_the_budget(
+    world: World,
+) -> None:
+    for ca in world.cas.values():
+        ca.error = BackendUnavailableError("down")
+    with pytest.raises(BackendUnavailableError, match="down"):
+        world.issue(budget=short_call())
+    assert set(kinds(world.ended())) == {"intent", "failed"}
+
+
+def test_a_bug_of_a_plugin_is_unknown_and_goes_its_way(world: World) -> None:
+    world.cas["a"].error = ZeroDivisionError("secret")
+    with pytest.raises(ZeroDivisionError, match="secret"):
+        world.issue()
+    rows = world.ended()
+    assert kinds(rows) == ["intent", "unknown"]
+    assert (rows[1]["rule"], rows[1]["status"]) == ("internal", "INTERNAL")
+    assert rows[1]["detail"] == "ZeroDivisionError"
+    assert not world.cas["b"].called
+
+
+@pytest.mark.parametrize(
+    ("error", "rule"),
+    [(BackendBrokenError("gone"), "backend.broken"), (ValueError("bug"), "internal")],
+    ids=["error", "bug"],
+)
+def test_a_ca_that_cannot_prepare_leaves_one_row_and_no_intent(
+    world: World, error: Exception, rule: str
+) -> None:
+    world.cas["a"].prepare_error = error
+    with pytest.raises(type(error), match=str(error)):
+        world.issue()
+    (row,) = world.ended()
+    assert (row["kind"], row["rule"], row["attempt"]) == ("failed", rule, "")
+    assert (row["caller"], row["issuing_ca"]) == (CALLER, "a")
+
+
+def test_a_backend_gets_its_own_timeout_or_what_is_left(world: World) -> None:
+    world.issue()
+    assert world.cas["a"].timeouts.pop() == 5.0
+    world.issue(budget=Budget.of_seconds(2))
+    assert 1 < world.cas["a"].timeouts.pop() <= 2
+
+
+# The backend lies.
+
+
+@pytest.mark.parametrize("builds_tbs", [False, True], ids=["ours", "built"])
+@pytest.mark.parametrize(
+    "lie",
+    [
+        *("other key", "extra name", "CA:TRUE", "signature of another key", "no DER"),
+        *("version 4", "no intermediates", "later notAfter"),
+    ],
+)
+def test_a_lie_is_not_released_and_stops_the_ca(
+    world: World, lie: str, *, builds_tbs: bool
+) -> None:
+    fake = world.cas["a"]
+    fake.builds_tbs, fake.lie = builds_tbs, lie_called(lie)
+    with pytest.raises(MisissuedError, match="issued certificate is refused") as found:
+        world.issue()
+    world.issue()  # by b
+    rows = world.ended()
+    assert kinds(rows) == ["intent", "unknown", "intent", "issued"]
+    assert [row["issuing_ca"] for row in rows] == ["a", "a", "b", "b"]
+    assert rows[1]["rule"] == found.value.rule
+    assert rows[1]["status"] == "FAILED_PRECONDITION"
+    assert len(rows[1]["certificate_sha256"]) == 64
+    assert len(fake.called) == 1
+    assert world.signing.stopped("a") is not None
+    assert world.signing.stopped("b") is None
+
+
+def test_when_all_are_stopped_the_refusal_says_so(world: World) -> None:
+    for ca in world.cas.values():
+        ca.lie = lie_called("other name")
+    for _ in world.cas:
+        with pytest.raises(MisissuedError, match="issued certificate is refused"):
+            world.issue()
+    with pytest.raises(BackendBrokenError, match="stopped after a mis-issuance") as no:
+        world.issue()
+    assert no.value.rule == "issuer.stopped"
+    assert world.ended()[-1]["rule"] == "issuer.stopped"
+    assert [len(ca.called) for ca in world.cas.values()] == [1, 1]
+
+
+def test_a_ca_that_is_stopped_meanwhile_is_not_asked(world: World) -> None:
+    # The second call chose the CA before the first one's answer stopped it.
+    fake = world.cas["a"]
+    fake.lie = lie_called("extra name")
+    second_is_there, first_is_over = threading.Event(), threading.Event()
+    attempt = world.signing.attempt
+
+    def late(*arguments: Any) -> Any:
+        second_is_there.set()
+        assert first_is_over.wait(10)
+        return attempt(*arguments)
+
+    with ThreadPoolExecutor(1) as pool:
+        world.signing.attempt = late  # type: ignore[method-assign, assignment]
+        second = pool.submit(world.issue)
+        assert second_is_there.wait(10)
+        world.signing.attempt = attempt  # type: ignore[method-assign]
+        with pytest.raises(MisissuedError, match="issued certificate is refused"):
+            world.issue()
+        first_is_over.set()
+        with pytest.raises(BackendBrokenError, match="stopped after a mis-issuance"):
+            second.result(10)
+    assert len(fake.called) == 1
