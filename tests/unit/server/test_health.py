@@ -1,3 +1,4 @@
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -70,11 +71,19 @@ def test_health_is_told_while_every_thread_is_at_work(served: Served) -> None:
 def test_reflection_lists_the_services_and_holds_up_nothing(served: Served) -> None:
     stub: Any = reflection_pb2_grpc.ServerReflectionStub(served.channel())
     asked = reflection_pb2.ServerReflectionRequest(list_services="*")
-    answers = [stub.ServerReflectionInfo(iter((asked,))) for _ in range(3)]
+    over = threading.Event()
+
+    def kept_open() -> Iterator[reflection_pb2.ServerReflectionRequest]:
+        yield asked
+        over.wait(2 * WAIT_SECONDS)
+
+    answers = [stub.ServerReflectionInfo(kept_open())]
     names = {item.name for item in next(answers[0]).list_services_response.service}
+    answers += [stub.ServerReflectionInfo(kept_open()) for _ in range(2)]
     assert SERVICE in names
     assert "grpc.health.v1.Health" in names
     served.stub()(IstioCertificateRequest(csr="pem"), timeout=WAIT_SECONDS)
     assert check(served, "") == SERVING
+    over.set()
     for answer in answers:
         answer.cancel()
