@@ -42,7 +42,6 @@ threads = [
 ]
 for thread in threads:
     thread.start()
-# Python imports less once the main thread has ended, and the feeder still has to.
 for thread in threads:
     thread.join()
 """
