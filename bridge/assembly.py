@@ -15,6 +15,7 @@ from bridge.clock import Clock
 from bridge.clusters import ClusterRegistry
 from bridge.config import BridgeConfig, IssuingCAConfig
 from bridge.errors import BridgeError, ConfigError
+from bridge.policy.ceilings import Ceilings
 from bridge.policy.issued import PinnedIssuer
 from bridge.policy.request import IssuancePolicy
 from bridge.registry import load
@@ -72,6 +73,7 @@ class Assembly:
             trust_domains=self._trust_domains(),
             policy=IssuancePolicy.of(self.config.issuance),
             clusters=clusters,
+            ceilings=Ceilings.of(self.config.limits),
         )
 
     def anchors(self) -> tuple[x509.Certificate, ...]:

@@ -154,6 +154,15 @@ class IssuanceConfig(_Section):
         return self
 
 
+class CeilingConfig(_Section):
+    """`limits.per_identity` and `limits.per_cluster`: how often one may ask."""
+
+    rate: PositiveNumber
+    """Calls a second, on average."""
+    burst: Annotated[int, Field(ge=1)]
+    """Calls that may come at once: the pods of one restart share an identity."""
+
+
 class LimitsConfig(_Section):
     """`limits`."""
 
@@ -163,6 +172,9 @@ class LimitsConfig(_Section):
     drain: Duration = timedelta(seconds=15)
     """How long requests under way may take to finish after SIGTERM."""
     threads: Annotated[int, Field(ge=1, le=256)] = 16
+    per_identity: CeilingConfig | None = None
+    """No ceiling by default: the right one depends on how many pods share a name."""
+    per_cluster: CeilingConfig | None = None
 
 
 class LagConfig(_Section):

@@ -136,6 +136,7 @@ class Issuance:
         identified = time.perf_counter()
         steps["identify"].observe(identified - began)
         # (3) Admit.
+        snapshot.ceilings.require(caller, time.monotonic())
         require_no_impersonation(call.impersonated)
         snapshot.clusters.require_allowed(caller)
         lifetime = snapshot.policy.lifetime(call.ttl_seconds)

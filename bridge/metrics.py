@@ -54,9 +54,18 @@ STEPS = (
 )
 """The steps of one request, in order."""
 
-SHED_REASONS = ("in_flight", "queue", "deadline", "gone", "backend")
+SHED_REASONS = (
+    "in_flight",
+    "queue",
+    "deadline",
+    "gone",
+    "identity",
+    "cluster",
+    "backend",
+)
 """Why a call was dropped: too many under way, waited too long, too little time left,
-the caller has left, the issuing CA has no free place."""
+the caller has left, the identity or the cluster asks too often, the issuing CA has no
+free place."""
 
 CITADEL_SIGN_ERRORS = (
     "CSR_ERROR",

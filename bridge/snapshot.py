@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from cryptography import x509
 
 from bridge.clusters import ClusterRegistry
+from bridge.policy.ceilings import Ceilings
 from bridge.policy.issued import PinnedIssuer
 from bridge.policy.request import IssuancePolicy
 from bridge.spi import Description, IssuingCA
@@ -42,3 +43,4 @@ class Snapshot:
     """Those that some cluster's callers have; the bridge's own first."""
     policy: IssuancePolicy
     clusters: ClusterRegistry
+    ceilings: Ceilings

@@ -27,7 +27,7 @@ from bridge.identity.caller import (
     TokenCredential,
 )
 from bridge.issuance import Call, Issued
-from bridge.metrics import Metrics
+from bridge.metrics import SHED_REASONS, Metrics
 from bridge.resilience import Budget
 from bridge.server.messages import ResponseWriter, read_request
 from bridge.server.pool import CallPool
@@ -207,4 +207,4 @@ def _overloaded(excess: str) -> OverloadedError:
 
 def _reason(error: OverloadedError) -> str:
     reason = error.rule.removeprefix("overload.").replace("-", "_")
-    return reason if reason in {"in_flight", "queue", "deadline", "gone"} else "backend"
+    return reason if reason in SHED_REASONS else "backend"

@@ -1,0 +1,103 @@
+"""How often one caller may ask."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bridge.config import CeilingConfig, LimitsConfig
+from bridge.errors import OverloadedError
+from bridge.identity.caller import Caller
+from bridge.policy.ceilings import Ceiling, Ceilings
+from bridge.spiffe import SpiffeID
+
+
+def caller(name: str = "web", cluster: str = "east") -> Caller:
+    return Caller(
+        spiffe_id=SpiffeID.parse(f"spiffe://corp.example/ns/shop/sa/{name}"),
+        cluster=cluster,
+        credential="token",
+    )
+
+
+def test_a_burst_passes_and_the_next_call_does_not() -> None:
+    ceiling = Ceiling(rate=2, burst=3)
+    assert [ceiling.admits("a", 100.0) for _ in range(4)] == [True, True, True, False]
+
+
+def test_the_rate_lets_one_more_pass_after_its_time() -> None:
+    ceiling = Ceiling(rate=2, burst=1)
+    assert ceiling.admits("a", 100.0)
+    assert not ceiling.admits("a", 100.4)
+    assert ceiling.admits("a", 100.5)
+
+
+def test_a_refused_call_costs_nothing() -> None:
+    ceiling = Ceiling(rate=1, burst=1)
+    assert ceiling.admits("a", 0.0)
+    assert not any(ceiling.admits("a", 0.1 * n) for n in range(1, 9))
+    assert ceiling.admits("a", 1.0)
+
+
+def test_keys_do_not_share_a_bucket() -> None:
+    ceiling = Ceiling(rate=1, burst=1)
+    assert ceiling.admits("a", 0.0)
+    assert ceiling.admits("b", 0.0)
+
+
+def test_of_too_many_keys_the_most_silent_is_forgotten() -> None:
+    ceiling = Ceiling(rate=0.001, burst=1, most_keys=2)
+    assert [ceiling.admits(key, 0.0) for key in "abc"] == [True, True, True]
+    assert not ceiling.admits("c", 0.0)
+    assert ceiling.admits("a", 0.0)
+
+
+@given(
+    gaps=st.lists(st.floats(0, 2), min_size=1, max_size=200),
+    rate=st.floats(0.1, 50),
+    burst=st.integers(1, 20),
+)
+def test_never_more_than_the_burst_and_the_rate_allow(
+    gaps: list[float], rate: float, burst: int
+) -> None:
+    ceiling, now, admitted = Ceiling(rate, burst), 0.0, 0
+    for gap in gaps:
+        now += gap
+        admitted += ceiling.admits("a", now)
+        assert admitted <= burst + rate * now + 1e-6 * len(gaps)
+
+
+@pytest.mark.parametrize(
+    ("limits", "rule"),
+    [
+        ({"per_identity": CeilingConfig(rate=1, burst=1)}, "overload.identity"),
+        ({"per_cluster": CeilingConfig(rate=1, burst=1)}, "overload.cluster"),
+    ],
+)
+def test_the_rule_says_whose_ceiling_it_was(
+    limits: dict[str, CeilingConfig], rule: str
+) -> None:
+    ceilings = Ceilings.of(LimitsConfig(**limits))  # type: ignore[arg-type]
+    ceilings.require(caller(), 0.0)
+    with pytest.raises(OverloadedError, match="asks too often") as caught:
+        ceilings.require(caller(), 0.0)
+    assert caught.value.rule == rule
+
+
+def test_a_loud_identity_does_not_use_up_what_its_cluster_may() -> None:
+    ceilings = Ceilings.of(
+        LimitsConfig(
+            per_identity=CeilingConfig(rate=1, burst=1),
+            per_cluster=CeilingConfig(rate=1, burst=2),
+        )
+    )
+    ceilings.require(caller("loud"), 0.0)
+    for _ in range(5):
+        with pytest.raises(OverloadedError, match="identity"):
+            ceilings.require(caller("loud"), 0.0)
+    ceilings.require(caller("quiet"), 0.0)
+
+
+def test_without_configuration_there_is_no_ceiling() -> None:
+    ceilings = Ceilings.of(LimitsConfig())
+    for _ in range(1000):
+        ceilings.require(caller(), 0.0)
