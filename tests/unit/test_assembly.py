@@ -1,0 +1,69 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bridge.errors import ConfigError
+from tests.support.pki import bundle, new_root
+from tests.support.world import World
+
+
+def test_all_that_is_wrong_with_all_parts_is_told_at_once(tmp_path: Path) -> None:
+    world = World(tmp_path, fake=False)
+    (tmp_path / "a.key").write_bytes(new_root().key_pem())
+    (tmp_path / "b.pem").write_text("no certificate")
+    (tmp_path / "jwks.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"a\.key") as refusal:
+        world.assembly.snapshot()
+    text = str(refusal.value)
+    assert "a.key" in text
+    assert "b.pem" in text
+    assert "jwks.json" in text
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (None, "trust_anchors: .*roots.pem: expected a readable file"),
+        (b"", "roots.pem: expected one or more CERTIFICATE blocks"),
+        (b"\xff", "roots.pem: expected PEM certificates, found binary"),
+    ],
+)
+def test_without_trust_anchors_there_is_no_snapshot(
+    tmp_path: Path, content: bytes | None, says: str
+) -> None:
+    world = World(tmp_path, fake=False)
+    (tmp_path / "roots.pem").unlink()
+    if content is not None:
+        (tmp_path / "roots.pem").write_bytes(content)
+    with pytest.raises(ConfigError, match=says):
+        world.assembly.snapshot()
+
+
+def test_a_chain_to_another_anchor_is_refused(tmp_path: Path) -> None:
+    world = World(tmp_path, fake=False)
+    (tmp_path / "roots.pem").write_bytes(bundle(new_root("region").certificate))
+    with pytest.raises(ConfigError, match=r"issuing_cas\.a"):
+        world.assembly.snapshot()
+
+
+@pytest.mark.parametrize("path", ["issuing_cas", "cert_signers.istio.io/x"])
+def test_issuing_cas_of_two_assurances_do_not_stand_in_for_each_other(
+    tmp_path: Path, path: str
+) -> None:
+    issuance = {"issuing_cas": ["a", "b"]}
+    if path != "issuing_cas":
+        issuance = {"issuing_cas": ["a"], "cert_signers": {"istio.io/x": ["b", "a"]}}  # type: ignore[dict-item]
+    world = World(tmp_path, overrides={"issuance": issuance})
+    with world:
+        hsm = replace(world.snapshot.issuers["b"].description, assurance="hsm")
+        mixed = world.replace_issuer("b", lambda old: replace(old, description=hsm))
+        (problem,) = world.assembly._unequal(mixed.issuers)
+        assert f"issuance.{path}: expected issuing CAs of one assurance" in str(problem)
+        assert "found file, hsm" in str(problem)
+        assert world.assembly._unequal(world.snapshot.issuers) == []
+
+
+def test_the_file_backend_warns_that_it_is_for_development(tmp_path: Path) -> None:
+    with World(tmp_path, fake=False) as world:
+        assert len([text for text in world.warnings if "for development" in text]) == 2

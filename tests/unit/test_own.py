@@ -1,0 +1,158 @@
+import hashlib
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    PublicFormat,
+    load_pem_private_key,
+)
+
+from bridge.errors import (
+    BackendBrokenError,
+    BackendError,
+    BackendUnavailableError,
+    DeniedError,
+    LedgerError,
+    MisissuedError,
+)
+from bridge.x509.pem import parse_certificates
+from tests.support.fake_ca import lie_called
+from tests.support.pki import NOW
+from tests.support.world import World, two_authorities
+
+HOST = "meshca.istio-system.svc"
+DAY = timedelta(hours=24)
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    with World(tmp_path) as made:
+        yield made
+
+
+def test_the_listener_gets_a_certificate_that_is_on_record(world: World) -> None:
+    pair = world.own.issue_serving([HOST, "other.example"], DAY)
+    leaf, *chain = parse_certificates(pair.certificate_chain_pem, "the pair")
+    key = load_pem_private_key(pair.private_key_pem, None)
+    san = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert leaf.public_key() == key.public_key()
+    assert [*san] == [x509.DNSName(HOST), x509.DNSName("other.example")]
+    assert chain == [*world.authorities["a"].chain]
+    assert pair.not_before == leaf.not_valid_before_utc == NOW - timedelta(minutes=2)
+    assert pair.not_after == leaf.not_valid_after_utc == NOW + DAY
+    intent, outcome = world.ended()
+    assert intent["names"] == [f"DNS:{HOST}", "DNS:other.example"]
+    assert (
+        intent["tbs_sha256"] == hashlib.sha256(leaf.tbs_certificate_bytes).hexdigest()
+    )
+    for row in (intent, outcome):
+        assert (row["purpose"], row["front"], row["caller"]) == ("serving", "", "")
+    assert intent["credential"] == "self"
+    assert outcome["kind"] == "issued"
+
+
+@pytest.mark.parametrize("is_inside", [True, False])
+def test_the_names_of_the_listener_are_held_to_the_constraints(
+    tmp_path: Path, *, is_inside: bool
+) -> None:
+    constraints = x509.NameConstraints([x509.DNSName("svc")], None)
+    with World(tmp_path, authorities=two_authorities(constraints)) as world:
+        if is_inside:
+            world.own.issue_serving([HOST], DAY)
+            return
+        with pytest.raises(DeniedError, match="outside what the certificate"):
+            world.own.issue_serving([HOST, "other.example"], DAY)
+        assert not world.cas["a"].called
+        assert world.ended() == []
+
+
+def test_the_listener_is_served_by_the_issuing_ca_that_stands_in(world: World) -> None:
+    world.cas["a"].error = BackendUnavailableError("down")
+    world.own.issue_serving([HOST], DAY)
+    assert [row["kind"] for row in world.ended()] == [
+        *("intent", "failed", "intent", "issued")
+    ]
+
+
+def test_the_listeners_certificate_is_verified_like_any_other(world: World) -> None:
+    world.cas["a"].lie = lie_called("extra name")
+    with pytest.raises(MisissuedError, match="issued certificate is refused"):
+        world.own.issue_serving([HOST], DAY)
+    assert world.signing.stopped("a") is not None
+
+
+def test_a_probe_is_a_certificate_of_the_past_on_record(world: World) -> None:
+    world.own.probe(world.snapshot.issuers["a"], world.snapshot, timeout=5)
+    (prepared,) = world.cas["a"].called
+    request = prepared.request
+    assert [str(name.value) for name in request.names] == [
+        "spiffe://corp.example/meshca/probe"
+    ]
+    assert request.not_after < NOW
+    assert request.not_before < request.not_after
+    intent, outcome = world.ended()
+    assert intent["purpose"] == outcome["purpose"] == "probe"
+    assert intent["issuing_ca"] == "a"
+    assert outcome["kind"] == "issued"
+
+
+@pytest.mark.parametrize(
+    "error", [BackendBrokenError("gone"), BackendUnavailableError("down")]
+)
+def test_a_probe_of_a_ca_that_cannot_sign_fails(
+    world: World, error: BackendError
+) -> None:
+    world.cas["a"].error = error
+    with pytest.raises(type(error), match=str(error)):
+        world.own.probe(world.snapshot.issuers["a"], world.snapshot, timeout=5)
+    assert [row["kind"] for row in world.ended()] == ["intent", "failed"]
+
+
+def test_a_probe_of_a_ca_that_does_not_answer_signs_nothing(world: World) -> None:
+    world.cas["a"].check_error = BackendUnavailableError("down")
+    with pytest.raises(BackendUnavailableError, match="down"):
+        world.own.probe(world.snapshot.issuers["a"], world.snapshot, timeout=5)
+    assert world.ended() == []
+    assert not world.cas["a"].called
+
+
+def test_a_probe_finds_a_lie(world: World) -> None:
+    world.cas["a"].lie = lie_called("CA:TRUE")
+    with pytest.raises(MisissuedError, match="issued certificate is refused"):
+        world.own.probe(world.snapshot.issuers["a"], world.snapshot, timeout=5)
+    assert world.signing.stopped("a") is not None
+
+
+def test_a_probe_of_a_ca_that_may_not_sign_for_the_trust_domain_signs_nothing(
+    tmp_path: Path,
+) -> None:
+    elsewhere = x509.UniformResourceIdentifier("other.example")
+    constraints = x509.NameConstraints([elsewhere], None)
+    with World(tmp_path, authorities=two_authorities(constraints)) as world:
+        with pytest.raises(DeniedError, match="outside what the certificate"):
+            world.own.probe(world.snapshot.issuers["a"], world.snapshot, timeout=5)
+        assert not world.cas["a"].called
+
+
+def test_without_a_ledger_there_is_no_probe_and_no_listener(world: World) -> None:
+    world.ledger.close()
+    with pytest.raises(LedgerError, match="ledger"):
+        world.own.probe(world.snapshot.issuers["a"], world.snapshot, timeout=5)
+    with pytest.raises(LedgerError, match="ledger"):
+        world.own.issue_serving([HOST], DAY)
+    assert not world.cas["a"].called
+
+
+def test_two_listeners_do_not_share_a_key(world: World) -> None:
+    pairs = [world.own.issue_serving([HOST], DAY) for _ in range(2)]
+    keys = {
+        parse_certificates(pair.certificate_chain_pem, "x")[0]
+        .public_key()
+        .public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+        for pair in pairs
+    }
+    assert len(keys) == 2

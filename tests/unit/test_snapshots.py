@@ -1,0 +1,223 @@
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from bridge import snapshots as module
+from bridge.errors import BackendUnavailableError
+from bridge.snapshot import Issuer, Snapshot
+from bridge.snapshots import Snapshots
+from bridge.spi import IssuingCA
+from tests.support.pki import new_key, new_root
+from tests.support.world import World, two_authorities
+
+WAIT_SECONDS = 15.0
+
+
+def await_true(what: Callable[[], object]) -> None:
+    deadline = time.monotonic() + WAIT_SECONDS
+    while not what():
+        assert time.monotonic() < deadline, "it does not become true"
+        time.sleep(0.01)
+
+
+def is_closed(ca: IssuingCA) -> bool:
+    try:
+        ca.check(timeout=1)
+    except BackendUnavailableError as error:
+        return "closed" in str(error)
+    return False
+
+
+class Watched:
+    """The real file backend under a `Snapshots`; probes go the recorded way."""
+
+    def __init__(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.world = world
+        self.closed: list[object] = []
+        self.probed: list[Issuer] = []
+        self.error: BaseException | None = None
+        monkeypatch.setattr(module, "_PROBE_AGAIN_SECONDS", 0.05)
+        self.snapshots = Snapshots(
+            world.assembly, world.snapshot, world.metrics, linger_seconds=0.05
+        )
+
+    def probe(self, issuer: Issuer, snapshot: Snapshot) -> None:
+        self.probed.append(issuer)
+        if self.error is not None:
+            raise self.error
+        self.world.own.probe(issuer, snapshot, timeout=5)
+
+    def renew(self, name: str = "a") -> bytes:
+        """Write a new issuing CA's files; return its certificate."""
+        above = self.world.authorities[name].above
+        new = above[0].issue_ca("renewed", path_length=0)
+        self.world.authorities[name] = type(new)(new.certificate, new.key, above)
+        self.world.write_authority(name, self.world.authorities[name])
+        return new.certificate.public_bytes(Encoding.DER)
+
+    def certificate(self, name: str = "a") -> bytes:
+        issuer = self.snapshots.current().issuers[name]
+        return issuer.description.certificate.public_bytes(Encoding.DER)
+
+
+@pytest.fixture
+def watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Watched]:
+    with World(tmp_path, fake=False) as world:
+        made = Watched(world, monkeypatch)
+        yield made
+        made.snapshots.close()
+
+
+def test_nothing_is_ready_before_it_has_signed(watched: Watched) -> None:
+    assert not watched.snapshots.ready()
+    assert {*watched.snapshots.problems()} == {"a", "b"}
+    watched.snapshots.start(watched.probe)
+    assert watched.snapshots.ready()
+    assert watched.snapshots.problems() == {}
+    assert [issuer.name for issuer in watched.probed] == ["a", "b"]
+    rows = watched.world.ended()
+    assert [row["purpose"] for row in rows] == ["probe"] * 4
+
+
+def test_one_that_signs_is_enough_and_the_other_is_tried_again(
+    watched: Watched,
+) -> None:
+    first = [BackendUnavailableError("down")]
+
+    def probe(issuer: Issuer, snapshot: Snapshot) -> None:
+        if issuer.name == "b" and first:
+            raise first.pop()
+        watched.probe(issuer, snapshot)
+
+    watched.snapshots.start(probe)
+    assert watched.snapshots.ready()
+    await_true(lambda: not watched.snapshots.problems())
+
+
+def test_none_that_signs_is_not_ready(watched: Watched) -> None:
+    watched.error = BackendUnavailableError("down")
+    watched.snapshots.start(watched.probe)
+    assert not watched.snapshots.ready()
+    assert watched.snapshots.problems()["a"] == "has not signed yet: down"
+    watched.error = None
+    await_true(watched.snapshots.ready)
+
+
+def test_a_changed_file_is_proven_and_swapped_in(watched: Watched) -> None:
+    watched.snapshots.start(watched.probe)
+    before = watched.snapshots.current()
+    new = watched.renew()
+    await_true(lambda: watched.snapshots.current().generation == 2)
+    after = watched.snapshots.current()
+    assert watched.certificate() == new
+    assert watched.probed[-1] is after.issuers["a"]
+    assert after.issuers["b"] is before.issuers["b"]
+    assert before.issuers["a"] is not after.issuers["a"]
+    assert before.generation == 1
+    # What was swapped out is closed after its time, once.
+    old = before.issuers["a"].ca
+    await_true(lambda: is_closed(old))
+    # And the new one is watched in its turn.
+    newer = watched.renew()
+    await_true(lambda: watched.certificate() == newer)
+    assert watched.snapshots.current().generation == 3
+
+
+def test_a_change_that_does_not_fit_leaves_the_old_one(watched: Watched) -> None:
+    watched.snapshots.start(watched.probe)
+    key = watched.world.folder / "a.key"
+    good = key.read_bytes()
+    key.write_bytes(two_authorities()["a"].key_pem())
+    await_true(watched.snapshots.problems)
+    assert watched.snapshots.problems()["a"].startswith("a change is refused, the old")
+    assert watched.snapshots.current().generation == 1
+    assert watched.snapshots.ready()
+    watched.snapshots.current().issuers["a"].ca.check(timeout=1)
+    key.write_bytes(good)
+    await_true(lambda: not watched.snapshots.problems())
+    assert watched.snapshots.current().generation == 1
+
+
+def test_a_change_to_another_root_is_refused(watched: Watched) -> None:
+    watched.snapshots.start(watched.probe)
+    watched.world.write_authority("a", new_root("other").issue_ca("x", key=new_key()))
+    await_true(watched.snapshots.problems)
+    assert watched.snapshots.current().generation == 1
+
+
+def test_a_change_whose_probe_fails_waits_until_it_signs(watched: Watched) -> None:
+    watched.snapshots.start(watched.probe)
+    watched.error = BackendUnavailableError("down")
+    new = watched.renew()
+    await_true(watched.snapshots.problems)
+    assert watched.certificate() != new
+    assert watched.snapshots.current().generation == 1
+    watched.error = None
+    await_true(lambda: watched.certificate() == new)
+    assert watched.snapshots.problems() == {}
+
+
+def test_a_bug_of_a_plugin_does_not_end_the_watch(watched: Watched) -> None:
+    watched.snapshots.start(watched.probe)
+    watched.error = ZeroDivisionError("bug")
+    watched.renew()
+    await_true(lambda: "ZeroDivisionError" in watched.snapshots.problems().get("a", ""))
+    watched.error = None
+    new = watched.renew()
+    await_true(lambda: watched.certificate() == new)
+
+
+def test_the_same_again_is_no_new_generation(watched: Watched) -> None:
+    watched.snapshots.start(watched.probe)
+    looked: list[str] = []
+    build = watched.world.assembly.issuer
+
+    class Counting:
+        def issuer(self, name: str, anchors: object) -> Issuer:
+            looked.append(name)
+            return build(name, anchors)  # type: ignore[arg-type]
+
+    watched.snapshots._assembly = Counting()  # type: ignore[assignment]
+    watched.snapshots._changes.put("a")
+    await_true(lambda: looked)
+    watched.snapshots.stop()
+    assert watched.snapshots.current().generation == 1
+
+
+def test_closing_closes_everything_once(tmp_path: Path) -> None:
+    with World(tmp_path) as world:
+        snapshots = Snapshots(
+            world.assembly, world.snapshot, world.metrics, linger_seconds=60
+        )
+        snapshots.start(lambda *_: None)
+        old = world.snapshot.issuers["a"]
+        fresh = replace(old, ca=type(world.cas["a"])(world.authorities["a"]))
+        snapshots._swap(fresh)
+        snapshots.close()
+        assert [ca.closed for ca in world.cas.values()] == [1, 1]
+        assert fresh.ca.closed == 1  # type: ignore[attr-defined]
+        assert not [t for t in threading.enumerate() if t.name == "snapshots"]
+        snapshots.stop()
+
+
+def test_the_metrics_show_the_new_chain(watched: Watched) -> None:
+    watched.snapshots.start(watched.probe)
+
+    def serials() -> set[str]:
+        return {
+            sample.labels["serial"]
+            for family in watched.world.metrics.registry.collect()
+            for sample in family.samples
+            if sample.labels.get("tier") == "issuing"
+        }
+
+    before = serials()
+    assert len(before) == 2
+    watched.renew()
+    await_true(lambda: watched.snapshots.current().generation == 2)
+    await_true(lambda: len(serials() - before) == 1)
