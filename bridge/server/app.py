@@ -4,7 +4,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import grpc
@@ -16,7 +15,7 @@ from bridge.metrics import Metrics
 from bridge.server.admin import Admin, Views, split_address
 from bridge.server.health import Health, add_reflection
 from bridge.server.istio import Issuer, IstioFront, Lanes
-from bridge.server.pool import CallPool
+from bridge.server.pool import CallPool, SteadyPool
 from bridge.server.reaper import Reaper
 from bridge.server.tls import (
     FileSource,
@@ -29,6 +28,8 @@ from bridge.server.tls import (
 _DEFAULT_SERVING_TTL = timedelta(hours=24)
 _LONGEST_MESSAGE_SECONDS = 5.0
 _FLUSH_SECONDS = 0.5
+_CUT_SECONDS = 2.0
+"""How long the end waits for what should take no time: it comes, whatever hangs."""
 _OPTIONS = (
     # Two processes on one port must be meant, never happen.
     ("grpc.so_reuseport", 0),
@@ -98,8 +99,8 @@ class Server:
         # From here on nothing raises: there are threads to end.
         self._lanes = _lanes(config)
         metrics.in_flight.set_function(lambda: self._lanes.calls.count)
-        self._side = ThreadPoolExecutor(2, thread_name_prefix="side")
-        self._reflection = ThreadPoolExecutor(1, thread_name_prefix="reflection")
+        self._side = SteadyPool(2, "side")
+        self._reflection = SteadyPool(1, "reflection")
         self._grpc = self._build(issuer, metrics)
 
     @property
@@ -135,17 +136,16 @@ class Server:
         address is served; the other listeners follow as soon as there is one.
 
         Raises:
-            ConfigError: An address cannot be listened on.
+            ConfigError: An address cannot be listened on, or the system gives fewer
+                threads than `limits.threads`.
         """
-        self._admin.start()
-        self._lanes.reaper.start()
-        self._lanes.calls.start()
-        if self._serving.refresh():
-            try:
+        try:
+            self._start_threads()
+            if self._serving.refresh():
                 self._listen()
-            except ConfigError:
-                self.drain(0)
-                raise
+        except ConfigError:
+            self.drain(0)
+            raise
         self._serving.start()
         self._health.look()
         self._health.start()
@@ -161,22 +161,46 @@ class Server:
             self._draining = True
         self._health.drain()
         self._serving.close()
-        ended = self._grpc.stop(grace)
+        ended = self._stop(grace)
         self._lanes.calls.wait_until_idle(grace)
         # Only watchers of our health are left, or replies on their way out.
         rest = grace - (time.monotonic() - began)
         ended.wait(max(0.0, min(rest, _FLUSH_SECONDS)))
-        self._grpc.stop(0).wait()
+        if not self._stop(0).wait(_CUT_SECONDS):
+            _log.error("the listeners did not close in time")
         self._lanes.reaper.close()
-        for pool in (self._lanes.calls, self._lanes.refusals, self._side):
-            pool.shutdown()
-        self._reflection.shutdown()
+        for pool in self._pools():
+            if not pool.close(_CUT_SECONDS):
+                _log.error("a call goes on after the end of its time")
         self._admin.close()
         self._drained.set()
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until `drain` is done; False if that takes longer."""
         return self._drained.wait(timeout)
+
+    def _pools(self) -> tuple[SteadyPool, ...]:
+        lanes = self._lanes
+        return lanes.calls, lanes.refusals, self._side, self._reflection
+
+    def _start_threads(self) -> None:
+        self._admin.start()
+        self._lanes.reaper.start()
+        try:
+            for pool in self._pools():
+                pool.start()
+        except RuntimeError as error:
+            raise ConfigError(
+                "limits.threads: the system gives no more threads", detail=str(error)
+            ) from error
+
+    def _stop(self, grace: float) -> threading.Event:
+        try:
+            ended: threading.Event = self._grpc.stop(grace)
+        except RuntimeError:  # grpc starts a thread for it, and there is none to be had
+            _log.exception("the listeners could not be told to end")
+            ended = threading.Event()
+        return ended
 
     def _build(self, issuer: Issuer, metrics: Metrics) -> grpc.Server:
         config = self._config
@@ -232,7 +256,7 @@ def _lanes(config: BridgeConfig) -> Lanes:
     limits = config.limits
     return Lanes(
         calls=CallPool(limits.threads, limits.in_flight, limits.queue_seconds),
-        refusals=ThreadPoolExecutor(1, thread_name_prefix="refusals"),
+        refusals=SteadyPool(1, "refusals"),
         reaper=Reaper(min(_LONGEST_MESSAGE_SECONDS, limits.deadline.total_seconds())),
     )
 

@@ -8,7 +8,6 @@ and a message that never comes can be given up.
 import logging
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -30,7 +29,7 @@ from bridge.issuance import Call, Issued
 from bridge.metrics import SHED_REASONS, Metrics
 from bridge.resilience import Budget
 from bridge.server.messages import ResponseWriter, read_request
-from bridge.server.pool import CallPool
+from bridge.server.pool import CallPool, SteadyPool
 from bridge.server.reaper import Reaper
 from bridge.server.status import BUG, status_of
 
@@ -56,7 +55,7 @@ class Lanes:
     """Who runs a call, and who tells a peer that nobody will."""
 
     calls: CallPool
-    refusals: ThreadPoolExecutor
+    refusals: SteadyPool
     reaper: Reaper
 
 

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
 from typing import Any
 
 _SWEEP_SECONDS = 0.1
@@ -20,7 +21,58 @@ _WEIGHT = 0.05
 """Of the newest call in the mean: some 20 calls decide."""
 
 
-class CallPool(ThreadPoolExecutor):
+class SteadyPool(ThreadPoolExecutor):
+    """Threads that are all there from the start, and a `submit` that never raises.
+
+    grpc submits on the one thread that serves a listener. An error there, such as
+    "can't start new thread", would end that thread, and with it the server.
+
+    Args:
+        threads: How many.
+        name: What their names begin with.
+    """
+
+    def __init__(self, threads: int, name: str) -> None:
+        super().__init__(threads, thread_name_prefix=name)
+        self._width = threads
+
+    def start(self) -> None:
+        """Start every thread.
+
+        Raises:
+            RuntimeError: The system gives no more threads.
+        """
+        # A thread is started where none is idle, and none is while all wait for all.
+        together = threading.Barrier(self._width)
+        try:
+            begin = super().submit
+            waiting = [begin(together.wait) for _ in range(self._width)]
+        except RuntimeError:
+            together.abort()
+            self.shutdown(wait=False)
+            raise
+        wait_for(waiting)
+
+    def submit(
+        self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any
+    ) -> "Future[Any]":
+        """See `Executor.submit`; what cannot be run is in the future."""
+        try:
+            return super().submit(fn, *args, **kwargs)
+        except RuntimeError as error:  # the pool is closed
+            return _refused(error)
+
+    def close(self, timeout: float) -> bool:
+        """Take no more, and wait for what runs; False if that takes longer."""
+        self.shutdown(wait=False)
+        until = time.monotonic() + timeout
+        threads = tuple(self._threads)
+        for thread in threads:
+            thread.join(max(0.0, until - time.monotonic()))
+        return not any(thread.is_alive() for thread in threads)
+
+
+class CallPool(SteadyPool):
     """Runs calls; what has waited too long is run by a thread of its own.
 
     The code of a call looks at its age first, so running an overdue one refuses it.
@@ -32,10 +84,9 @@ class CallPool(ThreadPoolExecutor):
     """
 
     def __init__(self, threads: int, in_flight: int, queue_seconds: float) -> None:
-        super().__init__(threads, thread_name_prefix="call")
+        super().__init__(threads, "call")
         self.queue_seconds = queue_seconds
-        self._width = threads
-        self._in_flight = in_flight
+        self.in_flight = in_flight
         self._mean_seconds = 0.0
         self._waiting: dict[_Ticket, None] = {}
         self._live: dict[_Ticket, None] = {}
@@ -50,7 +101,12 @@ class CallPool(ThreadPoolExecutor):
         return len(self._live)
 
     def start(self) -> None:
-        """Begin to look for overdue calls."""
+        """Start every thread, and begin to look for overdue calls.
+
+        Raises:
+            RuntimeError: The system gives no more threads.
+        """
+        super().start()
         self._sweeper.start()
 
     def excess(self) -> str:
@@ -58,7 +114,7 @@ class CallPool(ThreadPoolExecutor):
 
         The wait is foreseen from the calls before it and what a call takes on average.
         """
-        if len(self._live) >= self._in_flight:
+        if len(self._live) >= self.in_flight:
             return "in_flight"
         wait = len(self._waiting) * self._mean_seconds / self._width
         return "queue" if wait > self.queue_seconds else ""
@@ -70,20 +126,27 @@ class CallPool(ThreadPoolExecutor):
     def submit(
         self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any
     ) -> "Future[Any]":
-        """See `Executor.submit`."""
+        """See `SteadyPool.submit`."""
         ticket = _Ticket(fn, args, kwargs)
         self._live[ticket] = self._waiting[ticket] = None
         try:
-            return super().submit(self._run, ticket)
-        except RuntimeError:  # closed
+            return ThreadPoolExecutor.submit(self, self._run, ticket)
+        except RuntimeError as error:  # the pool is closed
             self._waiting.pop(ticket, None)
             self._live.pop(ticket, None)
-            raise
+            return _refused(error)
 
     def wait_until_idle(self, timeout: float) -> bool:
         """Wait until no call waits or runs; False if that takes longer."""
         self._is_idle_wanted = True
         return not self._live or self._idle.wait(timeout)
+
+    def close(self, timeout: float) -> bool:
+        """See `SteadyPool.close`."""
+        ended = super().close(timeout)
+        if self._sweeper.ident is not None:
+            self._sweeper.join(timeout)
+        return ended and not self._sweeper.is_alive()
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: FBT001, FBT002 - the standard library's signature
         """See `Executor.shutdown`."""
@@ -114,6 +177,12 @@ class CallPool(ThreadPoolExecutor):
                 if not self.is_overdue(ticket.arrived):
                     break
                 self._run(ticket)
+
+
+def _refused(error: RuntimeError) -> "Future[Any]":
+    future: Future[Any] = Future()
+    future.set_exception(error)
+    return future
 
 
 class _Ticket:

@@ -76,6 +76,36 @@ def test_draining_cuts_off_what_takes_longer_than_the_grace(tmp_path: Path) -> N
         ending.join()
 
 
+def test_draining_ends_although_a_call_hangs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bridge.server.app._CUT_SECONDS", 0.05)
+    held = Held()
+    with Served(tmp_path) as served:
+        served.issuance.does = held
+        future = served.stub().future(REQUEST)
+        assert held.began.acquire(timeout=WAIT_SECONDS)
+        served.server.drain(0.05)
+        assert served.server.wait(0)
+        assert future.exception(WAIT_SECONDS) is not None
+        held.release.set()
+
+
+def test_draining_ends_although_grpc_serves_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bridge.server.app._CUT_SECONDS", 0.05)
+    with Served(tmp_path) as served:
+
+        def stop(_grace: float) -> threading.Event:
+            raise RuntimeError("can't start new thread")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(served.server._grpc, "stop", stop)
+            served.server.drain(0)
+        assert served.server.wait(0)
+
+
 def test_nothing_is_left_running(tmp_path: Path) -> None:
     before = set(threading.enumerate())
     with Served(tmp_path) as served:

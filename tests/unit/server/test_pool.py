@@ -3,7 +3,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from bridge.server.pool import CallPool
+from bridge.server.pool import CallPool, SteadyPool
 from tests.support.serving import WAIT_SECONDS
 
 
@@ -101,9 +101,48 @@ def test_a_call_that_fails_is_counted_out(pool: CallPool) -> None:
     assert pool.count == 0
 
 
-def test_a_closed_pool_counts_nothing() -> None:
+def test_a_closed_pool_counts_nothing_and_does_not_raise() -> None:
     pool = CallPool(1, 1, 1.0)
     pool.shutdown()
     with pytest.raises(RuntimeError, match="after shutdown"):
-        pool.submit(int)
+        pool.submit(int).result(0)
     assert pool.count == 0
+
+
+def test_a_pool_starts_all_its_threads_and_no_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pool = SteadyPool(3, "steady")
+    pool.start()
+    assert len(pool._threads) == 3
+
+    def none_left(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", none_left)
+    for future in [pool.submit(int) for _ in range(9)]:
+        assert future.result(WAIT_SECONDS) == 0
+    assert pool.close(WAIT_SECONDS)
+
+
+def test_a_pool_that_gets_too_few_threads_says_so_and_ends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pool, start = SteadyPool(3, "steady"), threading.Thread.start
+
+    def one_only(thread: threading.Thread) -> None:
+        if pool._threads:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", one_only)
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        pool.start()
+    assert pool.close(WAIT_SECONDS)
+
+
+def test_closing_a_pool_does_not_wait_for_work_that_hangs(pool: CallPool) -> None:
+    work = Work(pool)
+    assert not pool.close(0.01)
+    work.release.set()
+    work.done.result(WAIT_SECONDS)
