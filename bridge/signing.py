@@ -15,23 +15,30 @@ from typing import Self
 from cryptography import x509
 
 from bridge.errors import (
-    BackendBrokenError,
     BridgeError,
-    CallerError,
     LedgerError,
     MisissuedError,
-    OverloadedError,
 )
 from bridge.ledger.events import Ended, Intent, Outcome, Purpose
 from bridge.ledger.ledger import Ledger
 from bridge.metrics import Metrics
+from bridge.outcome import describe, outcome_of, stopped_error
 from bridge.policy.issued import names_of, require_as_prepared
 from bridge.resilience import Budget
 from bridge.snapshot import Issuer
 from bridge.spi import IssuedChain, LeafRequest, Prepared
 
+__all__ = [
+    "Origin",
+    "Signed",
+    "Signing",
+    "describe",
+    "new_id",
+    "new_serial",
+    "stopped_error",
+]
+
 _log = logging.getLogger(__name__)
-_LONGEST_DETAIL = 500
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -233,26 +240,11 @@ class _Attempt:
         ended = _ended(
             self._intent,
             # A certificate that came back exists, whatever went wrong after that.
-            kind=Outcome.UNKNOWN if self.certificate else _kind(error),
+            kind=Outcome.UNKNOWN if self.certificate else outcome_of(error),
             serial=self._intent.serial,
             certificate_sha256=digest if self.certificate else "",
         )
         signing._end_with(ended, error)  # noqa: SLF001 - see above
-
-
-def stopped_error() -> BackendBrokenError:
-    """Return what is said of an issuing CA that was stopped."""
-    return BackendBrokenError(
-        "the issuing CA is stopped after a mis-issuance", rule="issuer.stopped"
-    )
-
-
-def describe(error: BaseException) -> str:
-    """Return what operators are told of an error, at most 500 characters."""
-    if not isinstance(error, BridgeError):
-        return type(error).__name__
-    text = f"{error}: {error.detail}" if error.detail else str(error)
-    return text[:_LONGEST_DETAIL]
 
 
 def new_id() -> str:
@@ -263,16 +255,6 @@ def new_id() -> str:
 def new_serial() -> int:
     """Return a serial number: positive, 127 random bits, never short."""
     return int.from_bytes(os.urandom(16), "big") >> 1 | 1 << 126
-
-
-def _kind(error: BaseException) -> Outcome:
-    if isinstance(error, CallerError):
-        return Outcome.REFUSED
-    if isinstance(error, OverloadedError):
-        return Outcome.FAILED
-    if isinstance(error, BridgeError) and not error.certificate_may_exist:
-        return Outcome.FAILED
-    return Outcome.UNKNOWN
 
 
 def _intent(issuer: Issuer, prepared: Prepared, origin: Origin) -> Intent:

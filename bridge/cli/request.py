@@ -9,6 +9,7 @@ import typer
 from bridge.cli.console import OutputOption
 from bridge.cli.files import write_new
 from bridge.cli.show import print_chain
+from bridge.errors import ConfigError
 from bridge.server.client import Ask, ask
 from bridge.x509.pem import parse_certificates
 
@@ -72,7 +73,7 @@ def request(  # noqa: PLR0913 - each is an option of its own
         Ask(
             address=address,
             roots=roots.read_bytes(),
-            token=token_file.read_text("ascii").strip() if token_file else None,
+            token=_token(token_file) if token_file else None,
             certificate=certificate.read_bytes() if certificate else None,
             certificate_key=key_file.read_bytes() if key_file else None,
             cluster=cluster,
@@ -102,3 +103,10 @@ def request(  # noqa: PLR0913 - each is an option of its own
             for certificate in parse_certificates(text.encode(), "the answer")
         ]
     )
+
+
+def _token(path: Path) -> str:
+    try:
+        return path.read_text("ascii").strip()
+    except (OSError, ValueError):
+        raise ConfigError(f"{path}: expected a token, in plain text") from None

@@ -1,7 +1,8 @@
 """Chains as people want to see them: a tree, from the trust anchor down to the leaf."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
+from itertools import repeat
 
 from cryptography import x509
 from rich.markup import escape
@@ -29,15 +30,16 @@ def chain_tree(certificates: Sequence[x509.Certificate]) -> Tree:
     """
     *below, anchor = certificates
     tree = node = Tree(_described("trust anchor", anchor))
-    for position, certificate in reversed([*enumerate(below)]):
-        node = node.add(_described(_role(position, certificate), certificate))
+    for role, certificate in reversed([*zip(_roles(below), below, strict=False)]):
+        node = node.add(_described(role, certificate))
     return tree
 
 
-def _role(position: int, certificate: x509.Certificate) -> str:
-    if position == 0 and not _is_ca(certificate):
-        return "leaf"
-    return "issuing CA" if position <= 1 else "intermediate"
+def _roles(below: Sequence[x509.Certificate]) -> Iterator[str]:
+    if below and not _is_ca(below[0]):
+        yield "leaf"
+    yield "issuing CA"
+    yield from repeat("intermediate")
 
 
 def _is_ca(certificate: x509.Certificate) -> bool:

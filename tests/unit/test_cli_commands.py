@@ -1,0 +1,227 @@
+import json
+import os
+import re
+import stat
+import subprocess
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+from typer.testing import CliRunner
+
+import bridge.cli
+from bridge import __version__
+from bridge.cli import app, main
+from bridge.cli.console import complain, warn
+from bridge.cli.files import write_new
+from bridge.cli.show import print_chain
+from bridge.errors import ConfigError, DeniedError
+from bridge.server.client import Answer, Ask
+from tests.support.pki import NOW, new_chain, new_root
+
+MESHCA = Path(sys.executable).parent / "meshca"
+URI = x509.UniformResourceIdentifier("spiffe://corp.example/ns/shop/sa/web")
+
+
+def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [MESHCA, *arguments], capture_output=True, text=True, check=False, timeout=60
+    )
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    done = run("--version")
+    assert (done.returncode, done.stdout) == (0, f"meshca {__version__}\n")
+
+
+@pytest.mark.parametrize("command", ["", *bridge.cli._COMMANDS])
+def test_every_command_has_help(command: str) -> None:
+    result = CliRunner().invoke(app, [*command.split(), "--help"])
+    assert result.exit_code == 0
+    assert "Usage" in result.stdout
+
+
+def test_an_unknown_command_is_a_wrong_use() -> None:
+    done = run("issue")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert "No such command" in done.stderr
+
+
+def test_an_error_is_a_sentence_on_stderr_and_status_1(tmp_path: Path) -> None:
+    done = run("serve", "-c", tmp_path / "[none].yaml")
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert f"{tmp_path}/[none].yaml: cannot be read: No such file" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_detail_of_an_error_follows_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> None:
+        raise DeniedError("no [bold]", detail="because [red]")
+
+    monkeypatch.setattr(bridge.cli, "app", fail)
+    with pytest.raises(SystemExit, match="1"):
+        main()
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", "no [bold]\nbecause [red]\n")
+
+
+def test_complaints_are_written_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    long = "[vault] " + "x" * 300
+    complain(long)
+    warn("careful")
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", f"{long}\nwarning: careful\n")
+
+
+def test_plugins_are_listed_for_people_and_for_programs() -> None:
+    text, parsed = run("plugins"), run("plugins", "-o", "json")
+    assert text.returncode == parsed.returncode == 0
+    assert re.search(
+        r"^ *file +bridge_file:FileCA +meshca-bridge +\S+", text.stdout, re.MULTILINE
+    )
+    (ours,) = [one for one in json.loads(parsed.stdout) if one["name"] == "file"]
+    assert ours == {
+        "name": "file",
+        "module": "bridge_file:FileCA",
+        "distribution": "meshca-bridge",
+        "version": ours["version"],
+    }
+
+
+# Files.
+
+
+def test_files_are_written_for_the_owner_only(tmp_path: Path) -> None:
+    old = os.umask(0)
+    try:
+        write_new(tmp_path / "new/er", {"key.pem": b"k", "chain.pem": b"c"})
+    finally:
+        os.umask(old)
+    for name, content in (("key.pem", b"k"), ("chain.pem", b"c")):
+        path = tmp_path / "new/er" / name
+        assert path.read_bytes() == content
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE((tmp_path / "new/er").stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize("link", [False, True], ids=["file", "dangling link"])
+def test_nothing_is_written_over(tmp_path: Path, *, link: bool) -> None:
+    taken = tmp_path / "chain.pem"
+    if link:
+        taken.symlink_to(tmp_path / "elsewhere")
+    else:
+        taken.write_bytes(b"old")
+    with pytest.raises(ConfigError, match=r"chain\.pem: expected a new file \(File ex"):
+        write_new(tmp_path, {"key.pem": b"k", "chain.pem": b"c", "roots.pem": b"r"})
+    assert {path.name for path in tmp_path.iterdir()} == {"chain.pem"}
+    assert link or taken.read_bytes() == b"old"
+
+
+def test_a_folder_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(ConfigError, match="expected a new file"):
+        write_new(tmp_path / "file/below", {"key.pem": b"k"})
+
+
+# Trees.
+
+
+def test_a_chain_is_a_tree_from_the_anchor_down(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    permitted = x509.NameConstraints(
+        [x509.DNSName("svc"), x509.UniformResourceIdentifier("corp.example")],
+        [x509.RFC822Name("invalid")],
+    )
+    root = new_root("the [root]")
+    issuing = root.issue_ca("region", constraints=permitted).issue_ca("issuing")
+    leaf = issuing.issue_leaf(URI, not_after=NOW + timedelta(hours=1))
+    print_chain([leaf, *issuing.chain, root.certificate])
+    lines = capsys.readouterr().out.splitlines()
+    roles = [line.strip("│└─├ ") for line in lines]
+    assert roles[0] == "trust anchor CN=the [root]"
+    assert "no name constraints" in roles[2]
+    assert roles[3] == "intermediate CN=region"
+    assert "permits DNS:svc, URI:corp.example" in roles[5]
+    assert roles[6] == "excludes e-mail:invalid"
+    assert roles[7] == "issuing CA CN=issuing"
+    assert roles[-2] == f"leaf {URI.value}"
+    assert f"serial {leaf.serial_number:x}" in roles[-1]
+    assert "EC secp256r1" in roles[-1]
+
+
+def test_a_chain_without_a_leaf_has_one_issuing_ca(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    chain = new_chain()
+    print_chain([*chain.chain, chain.root])
+    out = capsys.readouterr().out
+    assert out.count("issuing CA CN=") == 1
+    assert out.count("intermediate CN=") == 1
+
+
+# Request.
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[Ask]:
+    made: list[Ask] = []
+    chain = new_chain()
+    leaf = chain.issue_leaf(URI)
+    pems = tuple(
+        one.public_bytes(Encoding.PEM).decode()
+        for one in (leaf, *chain.chain, chain.root)
+    )
+
+    def ask(wanted: Ask) -> Answer:
+        made.append(wanted)
+        return Answer(key_pem=b"the key", cert_chain=pems)
+
+    monkeypatch.setattr("bridge.cli.request.ask", ask)
+    return made
+
+
+def test_a_request_is_made_shown_and_written(tmp_path: Path, asked: list[Ask]) -> None:
+    (tmp_path / "roots.pem").write_bytes(b"r")
+    (tmp_path / "token").write_text(" t0ken\n")
+    arguments = ["request", "--address", "h:1", "--roots", f"{tmp_path}/roots.pem"]
+    arguments += ["--token-file", f"{tmp_path}/token", "--ttl", "600"]
+    arguments += ["--cert-signer", "s", "--cluster", "c", "--out", f"{tmp_path}/out"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    (wanted,) = asked
+    assert (wanted.address, wanted.roots, wanted.token) == ("h:1", b"r", "t0ken")
+    assert (wanted.ttl_seconds, wanted.cert_signer, wanted.cluster) == (600, "s", "c")
+    assert str(URI.value) in result.stdout
+    assert (tmp_path / "out/key.pem").read_bytes() == b"the key"
+    assert (tmp_path / "out/chain.pem").read_text().count("BEGIN") == 3
+    assert (tmp_path / "out/roots.pem").read_text().count("BEGIN") == 1
+
+
+@pytest.mark.usefixtures("asked")
+def test_a_program_may_read_the_answer(tmp_path: Path) -> None:
+    (tmp_path / "roots.pem").write_bytes(b"r")
+    arguments = ["request", "--address", "h:1", "--roots", f"{tmp_path}/roots.pem"]
+    result = CliRunner().invoke(app, [*arguments, "-o", "json"])
+    assert len(json.loads(result.stdout)["cert_chain"]) == 4
+
+
+def test_a_token_that_is_no_text_is_an_error(
+    tmp_path: Path, asked: list[Ask], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "roots.pem").write_bytes(b"r")
+    (tmp_path / "token").write_bytes(b"\xff\xfe")
+    arguments = ["meshca", "request", "--address", "h:1"]
+    arguments += ["--roots", f"{tmp_path}/roots.pem"]
+    arguments += ["--token-file", f"{tmp_path}/token"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    with pytest.raises(SystemExit, match="1"):
+        main()
+    assert asked == []
