@@ -98,6 +98,7 @@ class Keyring:
         self._foreign: tuple[str, ...] = ()
         self._reading = threading.Lock()
         self._tried: datetime | None = None
+        self._looked: datetime | None = None
         self._changed = threading.Condition()
         # What follows is read and written under `_changed`.
         self._worker: threading.Thread | None = None
@@ -175,7 +176,7 @@ class Keyring:
         What goes wrong is kept for `problems`.
         """
         with self._reading:
-            now = self._clock()
+            now = self._looked = self._clock()
             if (
                 not always
                 and self._tried is not None
@@ -263,10 +264,10 @@ class Keyring:
             self._worker.start()
 
     def _due_in(self) -> float:
-        if self._tried is None:
+        if self._looked is None:
             return 0.0
         pause = self._floor if self._wanted or self._failure else self._pause
-        elapsed = (self._clock() - self._tried).total_seconds()
+        elapsed = (self._clock() - self._looked).total_seconds()
         # A clock that was set back must not stop the refreshing.
         return pause - elapsed if elapsed >= 0 else 0.0
 
