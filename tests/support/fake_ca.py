@@ -20,7 +20,7 @@ from bridge.sdk import SigningCA
 from bridge.signing import new_serial
 from bridge.spi import Description, IssuedChain, LeafRequest, Prepared
 from bridge.x509.algorithm import SignatureAlgorithm, algorithm_of
-from bridge.x509.der import splice
+from bridge.x509.der import SEQUENCE, content, elements, splice, tlv
 from bridge.x509.profile import (
     EXTENDED_KEY_USAGE,
     KEY_USAGE,
@@ -241,6 +241,12 @@ def _replaced(old: str, new: str) -> Callable[[bytes], bytes]:
     return edit
 
 
+def _as_version_1(tbs: bytes) -> bytes:
+    # Version 1 has neither the field that says so nor extensions.
+    fields = [*elements(content(tbs))]
+    return tlv(SEQUENCE, b"".join(fields[1:-1]))
+
+
 def _names(*more: x509.GeneralName, keep: bool = True) -> Lie:
     def lie(answer: Answer) -> None:
         answer.names = [*(answer.names if keep else ()), *more]
@@ -316,6 +322,7 @@ LIES: tuple[tuple[str, Lie, str, str], ...] = (
         "unreadable",
         "unreadable",
     ),
+    ("no extensions", _set(edit=_as_version_1), "tbs", "version"),
     (
         "version 4",
         _set(edit=_replaced("a003020102", "a003020103")),

@@ -341,8 +341,9 @@ def test_a_spent_budget_sheds_the_call_before_anything(world: World) -> None:
     assert not world.cas["a"].called
 
 
-def test_a_caller_that_has_gone_is_not_signed_for(world: World) -> None:
-    answers = iter([True])  # there when the call comes in, gone before the intent
+@pytest.mark.parametrize("checks", [1, 2])
+def test_a_caller_that_has_gone_is_not_signed_for(world: World, checks: int) -> None:
+    answers = iter([True] * checks)  # there at first, gone before the intent
     whole = Budget.of_seconds(30)
     gone = Budget(whole.deadline, lambda: next(answers, False))
     with pytest.raises(OverloadedError, match="caller has gone"):

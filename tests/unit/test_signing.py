@@ -197,6 +197,21 @@ def test_a_ca_that_cannot_prepare_leaves_one_row_and_no_intent(
     assert (row["caller"], row["issuing_ca"]) == (CALLER, "a")
 
 
+def test_a_backend_that_hangs_holds_up_nobody_else(tmp_path: Path) -> None:
+    overrides = {"issuance": {"cert_signers": {"b": ["b"]}}}
+    with World(tmp_path, overrides=overrides) as world, ThreadPoolExecutor(1) as pool:
+        hanging = world.cas["a"]
+        hanging.hold = threading.Event()
+        waiting = pool.submit(world.issue)
+        assert hanging.entered.wait(10)
+        world.issue(cert_signer="b")
+        assert not waiting.done()
+        assert kinds(world.rows())[0] == "intent"
+        hanging.hold.set()
+        waiting.result(10)
+        assert sorted(kinds(world.ended())) == ["intent"] * 2 + ["issued"] * 2
+
+
 def test_a_backend_gets_its_own_timeout_or_what_is_left(world: World) -> None:
     world.issue()
     assert world.cas["a"].timeouts.pop() == 5.0
