@@ -215,7 +215,8 @@ class BridgeConfig(_Section):
     """The whole file."""
 
     trust_domain: TrustDomainName
-    workers: Literal[0] = 0
+    workers: Annotated[int, Field(ge=0, le=64)] = 0
+    """Processes that serve, under a parent that supervises them; 0 is one process."""
     fronts: FrontsConfig
     clusters: Annotated[tuple[ClusterConfig, ...], Field(strict=False), Some]
     issuing_cas: Annotated[dict[Name, IssuingCAConfig], Field(min_length=1)]
@@ -299,7 +300,9 @@ def parse(text: str, path: Path) -> BridgeConfig:
         ) from None
     if problems := config.problems():
         raise ConfigError(listed(path, problems))
-    config._base = path.resolve().parent  # noqa: SLF001 - not a key of the file
+    # Not resolved: where the file is a symbolic link that is swapped, as Kubernetes
+    # does, the folder that it stands in stays, and the folder behind it goes.
+    config._base = path.absolute().parent  # noqa: SLF001 - not a key of the file
     return config
 
 

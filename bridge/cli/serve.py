@@ -1,15 +1,12 @@
 """`meshca serve`: run the bridge."""
 
 import logging
-import signal
-import threading
 from typing import Annotated, Literal
 
 import typer
 
 from bridge.cli.console import ConfigOption
-from bridge.config import read
-from bridge.server.process import Process, harden
+from bridge.reload import Source
 
 app = typer.Typer()
 
@@ -23,18 +20,22 @@ def serve(
         typer.Option(help="What the log on stderr tells."),
     ] = "info",
 ) -> None:
-    """Run the bridge until SIGTERM or SIGINT, then finish what is under way."""
+    """Run the bridge until SIGTERM or SIGINT, then finish what is under way.
+
+    SIGHUP, or a change of the file, takes the configuration anew.
+    """
     logging.basicConfig(
         level=log_level.upper(),
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
-    harden()
-    asked_to_stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: asked_to_stop.set())
-    process = Process(read(config), warn=logging.getLogger("bridge").warning)
-    try:
-        process.start()
-        asked_to_stop.wait()
-    finally:
-        process.stop()
+    source = Source.read(config)
+    # Only what is needed: a parent of workers serves nothing itself, and the other
+    # has to be ready soon.
+    if source.config.workers:
+        from bridge.supervisor.run import supervise  # noqa: PLC0415 - see above
+
+        supervise(source, log_level=log_level.upper())
+    else:
+        from bridge.server.alone import serve_alone  # noqa: PLC0415 - see above
+
+        serve_alone(source)

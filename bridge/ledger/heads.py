@@ -4,6 +4,7 @@ A chain shows an edit, but neither a cut tail nor a whole rewrite. A head that w
 published elsewhere shows both: the journal has to hold the row with this hash.
 """
 
+import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -99,7 +100,7 @@ class HeadKey:
         """
         if not path.exists():
             try:
-                _make(path)
+                _make_once(path)
             except OSError as error:
                 raise LedgerError(
                     f"{path}: the key of the heads cannot be made: {error.strerror}"
@@ -259,6 +260,18 @@ def _parse(line: bytes) -> SignedHead | None:
     return head if typed else None
 
 
+def _make_once(path: Path) -> None:
+    # Workers that start together make one key: the second finds the first one's.
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    fd = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        if not path.exists():
+            _make(path)
+    finally:
+        os.close(fd)
+
+
 def _make(path: Path) -> None:
     key = Ed25519PrivateKey.generate()
     private = key.private_bytes(
@@ -269,7 +282,6 @@ def _make(path: Path) -> None:
     public = key.public_key().public_bytes(
         serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
     )
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     # Whole or not at all: a crash in here must not leave half a key. The public half
     # comes first, so that a key never stands alone.
     _place(path.with_suffix(".pub"), public, 0o644)

@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from socketserver import TCPServer
 from typing import Any
 
 from bridge.errors import ConfigError
@@ -26,6 +28,9 @@ PARTS = (
 )
 """What has to be right for the bridge to be ready; a key of `problems` begins with one
 of these, such as `issuing CAs: seoul-1`."""
+
+UNIX = "unix:"
+"""What the address of a Unix socket begins with."""
 
 _TIMEOUT_SECONDS = 5.0
 _JSON = "application/json"
@@ -42,13 +47,15 @@ class Views:
     """What does not, and wants somebody's attention."""
     metrics: Callable[[], tuple[bytes, str]]
     """The text of a scrape and its content type."""
+    readiness: Callable[[], dict[str, object]] | None = None
+    """What /readyz shows; by default the function `readiness` of the two above."""
 
 
 class Admin:
     """Serves /healthz, /readyz and /metrics.
 
     Args:
-        listen: `host:port`; port 0 takes a free one.
+        listen: `host:port`; port 0 takes a free one. Or `unix:PATH`.
         views: What to show.
 
     Raises:
@@ -56,9 +63,11 @@ class Admin:
     """
 
     def __init__(self, listen: str, views: Views) -> None:
-        host, port = split_address(listen)
         try:
-            self._server = _Server((host, port), views)
+            if listen.startswith(UNIX):
+                self._server: _Server = _UnixServer(listen.removeprefix(UNIX), views)
+            else:
+                self._server = _Server(split_address(listen), views)
         except OSError as error:
             raise ConfigError(
                 f"admin.listen: cannot listen on {listen}: {error.strerror}"
@@ -70,7 +79,9 @@ class Admin:
 
     @property
     def address(self) -> str:
-        """`host:port` as bound."""
+        """`host:port` as bound, or `unix:PATH`."""
+        if isinstance(self._server, _UnixServer):
+            return f"{UNIX}{self._server.path}"
         host, port = self._server.server_address[:2]
         text = host.decode() if isinstance(host, bytes | bytearray) else str(host)
         return f"[{text}]:{port}" if ":" in text else f"{text}:{port}"
@@ -124,6 +135,24 @@ class _Server(ThreadingHTTPServer):
         _log.debug("a request for the admin address broke off", exc_info=True)
 
 
+class _UnixServer(_Server):
+    # For the parent of a worker: no port, and nobody else may open it.
+    address_family = socket.AF_UNIX
+
+    def __init__(self, path: str, views: Views) -> None:
+        self.views = views
+        self.path = path
+        ThreadingHTTPServer.__init__(self, path, _Handler)  # type: ignore[arg-type]  # a socket's path is its address
+
+    def server_bind(self) -> None:
+        # Past HTTPServer, which would ask for the name of a host.
+        TCPServer.server_bind(self)
+
+    def server_close(self) -> None:
+        super().server_close()
+        Path(self.path).unlink(missing_ok=True)
+
+
 class _Handler(BaseHTTPRequestHandler):
     server: _Server
     timeout = _TIMEOUT_SECONDS
@@ -148,7 +177,10 @@ class _Handler(BaseHTTPRequestHandler):
             case "/healthz":
                 return HTTPStatus.OK, "text/plain", b"alive\n"
             case "/readyz":
-                state = readiness(views.problems(), views.warnings())
+                if views.readiness is None:
+                    state = readiness(views.problems(), views.warnings())
+                else:
+                    state = views.readiness()
                 status = (
                     HTTPStatus.OK if state["ready"] else HTTPStatus.SERVICE_UNAVAILABLE
                 )

@@ -4,6 +4,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import timedelta
 
 import grpc
@@ -31,8 +32,6 @@ _FLUSH_SECONDS = 0.5
 _CUT_SECONDS = 2.0
 """How long the end waits for what should take no time: it comes, whatever hangs."""
 _OPTIONS = (
-    # Two processes on one port must be meant, never happen.
-    ("grpc.so_reuseport", 0),
     # Above these the transport answers by itself, with a status that Istio's client
     # tries again on; up to them the refusal is ours.
     ("grpc.max_receive_message_length", 8 * 1024 * 1024),
@@ -51,6 +50,21 @@ _OPTIONS = (
 _log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where a process stands: alone, or as one of several workers."""
+
+    writer: str = "bridge"
+    """Its name in the ledger."""
+    shares_ports: bool = False
+    """Others listen on the same ports. That must be meant, never happen."""
+    admin: str | None = None
+    """The admin address in place of the configured one."""
+
+
+ALONE = Place()
+
+
 class Server:
     """The Istio front, its health, and the admin address.
 
@@ -65,6 +79,7 @@ class Server:
         problems: What stands against being ready, by part (`admin.PARTS`); the
             server adds its listeners and their certificate.
         warnings: What does not, and is shown beside it.
+        place: Where this process stands.
     """
 
     def __init__(  # noqa: PLR0913 - the composition root passes each by keyword
@@ -78,6 +93,7 @@ class Server:
         clock: Clock,
         problems: Callable[[], Mapping[str, str]],
         warnings: Callable[[], Mapping[str, str]] = dict,
+        place: Place = ALONE,
     ) -> None:
         self._config = config
         self._anchors_pem = anchors_pem
@@ -94,14 +110,15 @@ class Server:
         self._serving.on_first = self._listen_late
         self._health = Health(self.problems)
         self._admin = Admin(
-            config.admin.listen, Views(self.problems, self.warnings, metrics.render)
+            place.admin or config.admin.listen,
+            Views(self.problems, self.warnings, metrics.render),
         )
         # From here on nothing raises: there are threads to end.
         self._lanes = _lanes(config)
         metrics.in_flight.set_function(lambda: self._lanes.calls.count)
         self._side = SteadyPool(2, "side")
         self._reflection = SteadyPool(1, "reflection")
-        self._grpc = self._build(issuer, metrics)
+        self._grpc = self._build(issuer, metrics, place)
 
     @property
     def istio_address(self) -> str:
@@ -202,7 +219,7 @@ class Server:
             ended = threading.Event()
         return ended
 
-    def _build(self, issuer: Issuer, metrics: Metrics) -> grpc.Server:
+    def _build(self, issuer: Issuer, metrics: Metrics, place: Place) -> grpc.Server:
         config = self._config
         front = IstioFront(
             issuer,
@@ -211,7 +228,8 @@ class Server:
             audiences=frozenset(config.fronts.istio.audiences),
             deadline_seconds=config.limits.deadline.total_seconds(),
         )
-        server = grpc.server(self._side, options=_OPTIONS)
+        options = (("grpc.so_reuseport", int(place.shares_ports)), *_OPTIONS)
+        server = grpc.server(self._side, options=options)
         server.add_generic_rpc_handlers((front,))
         self._health.add_to(server)
         add_reflection(server, self._reflection)

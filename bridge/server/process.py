@@ -14,14 +14,13 @@ from bridge.issuance import Issuance
 from bridge.ledger.ledger import Ledger
 from bridge.metrics import Metrics
 from bridge.own import OwnCertificates
-from bridge.server.app import Server
+from bridge.server.app import ALONE, Place, Server
 from bridge.server.status import status_name
 from bridge.signing import Signing
 from bridge.snapshot import Issuer, Snapshot
 from bridge.snapshots import Snapshots
 
 _log = logging.getLogger(__name__)
-_WRITER = "bridge"
 _PROBE_SECONDS = 10.0
 
 
@@ -37,6 +36,7 @@ class Process:
         config: What to serve.
         clock: The time that everything is reckoned from.
         warn: Tells the operator something that is legal and unwise.
+        place: Where this process stands.
     """
 
     def __init__(
@@ -45,8 +45,10 @@ class Process:
         *,
         warn: Callable[[str], None] = _log.warning,
         clock: Clock = system_clock,
+        place: Place = ALONE,
     ) -> None:
         self._config = config
+        self._place = place
         self._assembly = Assembly(config=config, clock=clock, warn=warn)
         self._clock = clock
         self._parts = ExitStack()
@@ -97,7 +99,7 @@ class Process:
         ledger = Ledger.open(
             config.ledger,
             config.resolve,
-            writer=_WRITER,
+            writer=self._place.writer,
             version=__version__,
             clock=clock,
             observe_commit=_observer(metrics),
@@ -130,6 +132,7 @@ class Process:
             clock=clock,
             problems=lambda: _problems(snapshots, ledger),
             warnings=lambda: _warnings(snapshots),
+            place=self._place,
         )
         drain_seconds = config.limits.drain.total_seconds()
         parts.callback(self._server.drain, drain_seconds)

@@ -1,0 +1,89 @@
+"""One worker: `python -m bridge.server.worker`, told by its parent what to serve.
+
+It pins itself to its core before anything is imported that starts threads, and goes
+when the parent goes: the end of its standard input is the parent's end.
+"""
+
+import logging
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+
+from bridge.server.order import REFUSED, Order
+
+_MARGIN_SECONDS = 5.0
+"""Between the end of the drain and the end by force."""
+LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+_log = logging.getLogger(__name__)
+
+
+def main() -> int:
+    """Serve as the order on standard input says; return the exit status."""
+    order = Order.read(sys.stdin.buffer.readline())
+    os.sched_setaffinity(0, {order.cpu})
+    logging.basicConfig(
+        level=order.log_level,
+        format=LOG_FORMAT.replace("%(name)s", f"{order.writer} %(name)s"),
+    )
+    asked_to_stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: asked_to_stop.set())
+    # Those are for the parent, which tells its workers what to do.
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(
+        target=_follow_parent, args=(asked_to_stop,), name="parent", daemon=True
+    ).start()
+    return _serve(order, asked_to_stop)
+
+
+def _serve(order: Order, asked_to_stop: threading.Event) -> int:
+    # On its core only now, and with the parent watched: these take their time.
+    from bridge.config import parse  # noqa: PLC0415 - see above
+    from bridge.errors import BridgeError, ConfigError, PluginError  # noqa: PLC0415
+    from bridge.server.admin import UNIX  # noqa: PLC0415
+    from bridge.server.app import Place  # noqa: PLC0415
+    from bridge.server.process import Process, harden  # noqa: PLC0415
+
+    harden()
+    place = Place(writer=order.writer, shares_ports=True, admin=f"{UNIX}{order.socket}")
+    try:
+        config = parse(order.text, Path(order.path))
+        process = Process(config, place=place, warn=logging.getLogger("bridge").warning)
+        process.start()
+    except BridgeError as error:
+        _log.error("%s %s", error, error.detail)
+        order.reason.write_text(f"{error}\n{error.detail}".strip())
+        return REFUSED if isinstance(error, ConfigError | PluginError) else 1
+    asked_to_stop.wait()
+    _end_by_force(config.limits.drain.total_seconds() + _MARGIN_SECONDS)
+    process.stop()
+    return 0
+
+
+def _follow_parent(asked_to_stop: threading.Event) -> None:
+    # Not by PR_SET_PDEATHSIG: that is sent when the parent's thread ends.
+    while os.read(0, 4096):
+        pass
+    if not asked_to_stop.is_set():
+        _log.warning("the parent is gone")
+    asked_to_stop.set()
+
+
+def _end_by_force(seconds: float) -> None:
+    # A call that hangs in a library cannot be stopped from inside.
+    def end() -> None:
+        _log.error("could not end in order within %.0f s", seconds)
+        os._exit(1)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+
+
+if __name__ == "__main__":
+    status = main()
+    logging.shutdown()
+    # Not by `sys.exit`: the interpreter would wait for threads that hang.
+    os._exit(status)

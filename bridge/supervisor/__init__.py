@@ -1,0 +1,1 @@
+"""The parent of the workers: starts, watches and replaces them; issues nothing."""

@@ -1,0 +1,150 @@
+"""What the parent shows of its workers. One that hangs holds up nobody."""
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
+from typing import Any, TypeVar
+
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client.metrics_core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    Metric,
+)
+from prometheus_client.registry import Collector
+
+from bridge.reload import Reloads
+from bridge.server.admin import PARTS, Views
+from bridge.supervisor.child import Child, readiness
+from bridge.supervisor.merge import Page, Totals, parse
+from bridge.supervisor.slot import Slot
+from bridge.supervisor.supervisor import Supervisor
+
+_ASK_SECONDS = 1.0
+_ASKERS = 16
+_WORKERS = "workers"
+_Answer = TypeVar("_Answer")
+
+
+class Pages:
+    """Readiness and metrics of all workers.
+
+    Args:
+        supervisor: Knows the workers.
+        reloads: Knows what became of changes of the configuration.
+        registry: Holds the parent's own metrics.
+    """
+
+    def __init__(
+        self, supervisor: Supervisor, reloads: Reloads, registry: CollectorRegistry
+    ) -> None:
+        self._supervisor = supervisor
+        self._reloads = reloads
+        self._registry = registry
+        self._totals = Totals()
+        self._merging = threading.Lock()
+        self._askers = ThreadPoolExecutor(_ASKERS, thread_name_prefix="ask")
+
+    def views(self) -> Views:
+        """Return what the admin address shows."""
+        return Views(dict, self._reloads.warnings, self.metrics, self.readiness)
+
+    def close(self) -> None:
+        """Ask no more."""
+        self._askers.shutdown(wait=False, cancel_futures=True)
+
+    def readiness(self) -> dict[str, object]:
+        """Return readiness: one worker that is ready is enough."""
+        slots = self._supervisor.serving()
+        answers = self._ask(slots, lambda child: readiness(child, _ASK_SECONDS))
+        states = {slot.order.writer: _state(slot, answers.get(slot)) for slot in slots}
+        warnings = dict(self._reloads.warnings())
+        unwell = [name for name, state in states.items() if state["ready"] is not True]
+        if unwell and len(unwell) < len(states):
+            warnings[_WORKERS] = f"not ready: {', '.join(unwell)}"
+        return {
+            "ready": len(unwell) < len(states),
+            "parts": _parts(states),
+            "warnings": warnings,
+            _WORKERS: states,
+        }
+
+    def metrics(self) -> tuple[bytes, str]:
+        """Return the text of a scrape, and its content type."""
+        slots = self._supervisor.slots()
+        answers = self._ask(slots, _page)
+        pages: dict[int, Page | None] = {}
+        for slot in slots:
+            child = slot.child
+            if child is not None:
+                pages[child.pid] = answers.get(slot)
+        own = CollectorRegistry()
+        own.register(_Families(self._of_workers(slots, answers)))
+        with self._merging:
+            own.register(_Families(self._totals.merge(pages)))
+        text = generate_latest(self._registry) + generate_latest(own)
+        # See `Metrics.render`.
+        return text.replace(b" untyped\n", b" counter\n"), CONTENT_TYPE_LATEST
+
+    def _ask(
+        self, slots: Iterable[Slot], question: Callable[[Child], _Answer | None]
+    ) -> Mapping[Slot, _Answer]:
+        asked = {
+            slot: self._askers.submit(question, child)
+            for slot in slots
+            if (child := slot.child) is not None
+        }
+        done, _ = wait(asked.values(), timeout=_ASK_SECONDS * 1.5)
+        answers = {slot: one.result() for slot, one in asked.items() if one in done}
+        return {slot: each for slot, each in answers.items() if each is not None}
+
+    def _of_workers(
+        self, slots: Iterable[Slot], answers: Mapping[Slot, Page]
+    ) -> Iterator[Metric]:
+        up = GaugeMetricFamily(
+            "meshca_worker_up", "1 if the worker answers.", labels=["worker"]
+        )
+        for slot in slots:
+            up.add_metric([slot.order.writer], float(slot in answers))
+        yield up
+        restarts = CounterMetricFamily(
+            "meshca_worker_restarts",
+            "Workers that were started again after they had ended.",
+            labels=["worker"],
+        )
+        for writer, number in self._supervisor.restarts().items():
+            restarts.add_metric([writer], number)
+        yield restarts
+
+
+class _Families(Collector):
+    def __init__(self, families: Iterable[Metric]) -> None:
+        self._families = tuple(families)
+
+    def collect(self) -> Iterable[Metric]:
+        return self._families
+
+
+def _page(child: Child) -> Page | None:
+    try:
+        return parse(child.get("/metrics", _ASK_SECONDS)[1])
+    except (OSError, ValueError):
+        return None
+
+
+def _state(slot: Slot, answer: Mapping[str, Any] | None) -> dict[str, Any]:
+    if answer is not None:
+        return dict(answer)
+    reason = slot.reason or "it does not answer"
+    return {"ready": False, "parts": {"worker": reason}, "warnings": {}}
+
+
+def _parts(states: Mapping[str, Mapping[str, Any]]) -> dict[str, object]:
+    # What is right in one worker is right; what is wrong everywhere is told once.
+    parts: dict[str, object] = {}
+    ready = [state for state in states.values() if state["ready"] is True]
+    for state in ready or states.values():
+        for part, text in state["parts"].items():
+            if parts.get(part, text) != "ok" or part not in parts:
+                parts[part] = text
+    return parts or dict.fromkeys(PARTS, "there is no worker")

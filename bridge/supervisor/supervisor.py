@@ -1,0 +1,250 @@
+"""The workers of each configuration, and how one configuration follows another.
+
+A reload starts workers beside the old ones, and ends the old ones when the new ones are
+ready: whatever a configuration changes, it is either in service as a whole or not at
+all. All of it is driven by `tick`, with the time as its argument.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count, islice
+
+from bridge.config import BridgeConfig
+from bridge.errors import ConfigError
+from bridge.reload import Reloads, Source
+from bridge.server.order import Order
+from bridge.supervisor.slot import Slot, Spawn
+
+_READY_SECONDS = 30.0
+"""The longest that the workers of a new configuration may take to get ready."""
+_MARGIN_SECONDS = 7.0
+"""Added to `limits.drain`; a worker ends itself before that, where it still can."""
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Surroundings:
+    """What all workers have in common."""
+
+    folder: str
+    """Private to the parent and its workers."""
+    cpus: Sequence[int]
+    """The cores that the workers may use; one each, in turn."""
+    log_level: str = "INFO"
+
+
+@dataclass(slots=True)
+class _Generation:
+    # The workers of one configuration.
+    source: Source
+    slots: tuple[Slot, ...]
+    until: float = float("inf")
+    # New: to be ready by then. On its way out: gone by then.
+
+    @property
+    def is_ready(self) -> bool:
+        return all(slot.is_ready for slot in self.slots)
+
+    @property
+    def is_gone(self) -> bool:
+        return all(slot.is_gone for slot in self.slots)
+
+    def refusal(self) -> str:
+        refused = (slot.reason for slot in self.slots if slot.is_refused)
+        return next(refused, "")
+
+
+class Supervisor:
+    """Starts, watches and replaces workers.
+
+    Args:
+        source: The first configuration.
+        spawn: Starts a worker.
+        surroundings: What all workers have in common.
+        reloads: Is told what becomes of a change.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        spawn: Spawn,
+        surroundings: Surroundings,
+        reloads: Reloads,
+    ) -> None:
+        self._spawn = spawn
+        self._surroundings = surroundings
+        self._reloads = reloads
+        self._restarts: Counter[str] = Counter()
+        self._leaving: list[_Generation] = []
+        self._next: _Generation | None = None
+        self._is_proven = False
+        self._is_stopping = False
+        self._current = self._generation(source, taken=())
+
+    @property
+    def config(self) -> BridgeConfig:
+        """What is in service."""
+        return self._current.source.config
+
+    @property
+    def is_over(self) -> bool:
+        """Whether everything has ended after `stop`."""
+        return self._is_stopping and not self._leaving
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether nothing is expected to happen soon."""
+        is_whole = self._is_proven and all(slot.child for slot in self._current.slots)
+        return is_whole and self._next is None and not self._leaving
+
+    def slots(self) -> tuple[Slot, ...]:
+        """Return every worker's place: the serving first, then others. For threads."""
+        others = (self._next, *self._leaving)
+        generations = (self._current, *(each for each in others if each is not None))
+        # One that is on its way out is in two of them for a moment.
+        return tuple(dict.fromkeys(slot for each in generations for slot in each.slots))
+
+    def serving(self) -> tuple[Slot, ...]:
+        """Return the places of the configuration that is in service. For threads."""
+        return self._current.slots
+
+    def restarts(self) -> dict[str, int]:
+        """Return how often the worker of each name was started again. For threads."""
+        total = self._restarts.copy()
+        for slot in self.slots():
+            total[slot.order.writer] += slot.restarts
+        return total
+
+    def tick(self, now: float) -> None:
+        """Do what is due.
+
+        Args:
+            now: Seconds of a clock that never goes back.
+
+        Raises:
+            ConfigError: The first configuration cannot be used, says a worker that
+                has tried.
+        """
+        for slot in self.slots():
+            slot.tick(now)
+        if not self._is_proven:
+            self._look_at_first()
+        if self._next is not None:
+            self._look_at_next(self._next, now)
+        self._look_at_leaving(now)
+
+    def reload(self, source: Source, now: float) -> None:
+        """Begin to replace the workers by those of another configuration.
+
+        Whatever comes of it, `Reloads` is told.
+        """
+        if self._is_stopping:
+            return
+        if self._next is not None:
+            self._leave(self._next, now)
+            self._next = None
+        try:
+            _require_replaceable(self.config, source.config)
+        except ConfigError as error:
+            self._reloads.refused(error)
+            return
+        self._next = self._generation(source, taken=self.slots())
+        self._next.until = now + _READY_SECONDS
+        _log.info("a new configuration: starting its workers")
+
+    def stop(self, now: float) -> None:
+        """Begin to end everything; what is under way is finished."""
+        if self._is_stopping:
+            return
+        self._is_stopping = self._is_proven = True
+        for generation in (self._next, self._current):
+            if generation is not None:
+                self._leave(generation, now)
+        self._next = None
+
+    def kill(self) -> None:
+        """End everything at once."""
+        for slot in self.slots():
+            slot.kill()
+
+    def _look_at_first(self) -> None:
+        if any(slot.is_ready for slot in self._current.slots):
+            self._is_proven = True
+        elif refusal := self._current.refusal():
+            raise ConfigError(refusal)
+
+    def _look_at_next(self, new: _Generation, now: float) -> None:
+        if new.is_ready:
+            old, self._current, self._next = self._current, new, None
+            self._is_proven = True
+            self._leave(old, now)
+            self._reloads.done()
+        elif (why := new.refusal()) or now >= new.until:
+            self._next = None
+            self._leave(new, now)
+            self._reloads.refused(ConfigError(why or _unready(new.slots)))
+
+    def _look_at_leaving(self, now: float) -> None:
+        for generation in self._leaving:
+            if now >= generation.until and not generation.is_gone:
+                for slot in generation.slots:
+                    slot.kill()
+        gone = [each for each in self._leaving if each.is_gone]
+        for generation in gone:
+            for slot in generation.slots:
+                self._restarts[slot.order.writer] += slot.restarts
+        self._leaving = [each for each in self._leaving if each not in gone]
+
+    def _leave(self, generation: _Generation, now: float) -> None:
+        drain = generation.source.config.limits.drain.total_seconds()
+        generation.until = now + drain + _MARGIN_SECONDS
+        self._leaving.append(generation)
+        for slot in generation.slots:
+            slot.stop()
+
+    def _generation(self, source: Source, taken: Sequence[Slot]) -> _Generation:
+        # A journal has one writer: a name is free when its worker has gone.
+        names = _free_names({slot.order.writer for slot in taken})
+        around = self._surroundings
+        slots = [
+            Slot(
+                Order(
+                    path=str(source.path),
+                    text=source.text,
+                    writer=writer,
+                    cpu=around.cpus[index % len(around.cpus)],
+                    folder=around.folder,
+                    log_level=around.log_level,
+                ),
+                self._spawn,
+            )
+            for index, writer in enumerate(islice(names, source.config.workers))
+        ]
+        return _Generation(source, tuple(slots))
+
+
+def _free_names(taken: Collection[str]) -> Iterator[str]:
+    return (name for index in count() if (name := f"w{index}") not in taken)
+
+
+def _require_replaceable(old: BridgeConfig, new: BridgeConfig) -> None:
+    changed = []
+    if not new.workers:
+        changed.append("workers (to 0)")
+    if old.admin != new.admin:
+        changed.append("admin.listen")
+    if changed:
+        raise ConfigError(
+            f"{' and '.join(changed)} cannot be changed while the bridge runs: restart"
+        )
+
+
+def _unready(slots: Sequence[Slot]) -> str:
+    reasons = (
+        f"{slot.order.writer} {slot.reason or 'runs and is not ready'}"
+        for slot in slots
+        if not slot.is_ready
+    )
+    return f"its workers did not get ready in time: {'; '.join(reasons)}"
