@@ -35,8 +35,11 @@ class Assembly:
     warn: Callable[[str], None]
     """Tells the operator something that is legal and unwise."""
 
-    def snapshot(self) -> Snapshot:
+    def snapshot(self, previous: ClusterRegistry | None = None) -> Snapshot:
         """Build everything that requests decide by.
+
+        Args:
+            previous: See `ClusterRegistry.build`.
 
         Raises:
             ConfigError: The message lists every problem of every part, one a line.
@@ -55,7 +58,9 @@ class Assembly:
                 problems.append(error)
         clusters = None
         try:
-            clusters = ClusterRegistry.build(self.config, clock=self.clock)
+            clusters = ClusterRegistry.build(
+                self.config, clock=self.clock, previous=previous
+            )
         except BridgeError as error:
             problems.append(error)
         problems += self._unequal(issuers)

@@ -1,17 +1,24 @@
 """What one request decides by: taken once, immutable; no rotation can mix two."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from cryptography import x509
 
 from bridge.clusters import ClusterRegistry
+from bridge.metrics import CertificateExpiry
 from bridge.policy.ceilings import Ceilings
 from bridge.policy.issued import PinnedIssuer
 from bridge.policy.request import IssuancePolicy
 from bridge.spi import Description, IssuingCA
 from bridge.spiffe import TrustDomain
 from bridge.x509.path import ValidatedChain
+
+_TIERS = {
+    "issuing CA": "issuing",
+    "intermediate": "intermediate",
+    "trust anchor": "anchor",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +36,17 @@ class Issuer:
     """Issuing CA first; each ends in a newline."""
     timeout_seconds: float
 
+    def expiries(self) -> Iterator[CertificateExpiry]:
+        """Yield when each certificate of the chain ends, the trust anchor's too."""
+        for tier, certificate in self.chain.tiers():
+            yield CertificateExpiry(
+                issuing_ca=self.name,
+                tier=_TIERS[tier],
+                subject=certificate.subject.rfc4514_string(),
+                serial=f"{certificate.serial_number:x}",
+                not_after=certificate.not_valid_after_utc,
+            )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
@@ -44,3 +62,9 @@ class Snapshot:
     policy: IssuancePolicy
     clusters: ClusterRegistry
     ceilings: Ceilings
+
+    def close(self) -> None:
+        """Release the issuing CAs and what the clusters read in the background."""
+        for issuer in self.issuers.values():
+            issuer.ca.close()
+        self.clusters.close()

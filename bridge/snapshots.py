@@ -1,4 +1,4 @@
-"""Holds the snapshot that requests decide by, and swaps it when a backend changes.
+"""Holds the snapshot that requests decide by, and swaps what has changed.
 
 A changed backend is built anew beside the old one, validated to the trust anchors and
 proven with a recorded probe; only then do new requests see it. A bad change leaves the
@@ -11,17 +11,20 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
+from typing import Protocol
 
 from bridge.assembly import Assembly
-from bridge.errors import BridgeError
-from bridge.metrics import CertificateExpiry, Metrics
+from bridge.errors import BridgeError, ConfigError
+from bridge.metrics import Metrics
 from bridge.snapshot import Issuer, Snapshot
-from bridge.spi import IssuingCA, Watcher
+from bridge.spi import Watcher
 
 _log = logging.getLogger(__name__)
 _PROBE_SECONDS = 10.0
 _PROBE_AGAIN_SECONDS = 5.0
 _STOP = ""
+_LOOK = " "
+# No issuing CA has such a name: what else there is to tell the thread.
 
 Probe = Callable[[Issuer, Snapshot], None]
 """Proves an issuing CA, or raises a `BridgeError`."""
@@ -54,8 +57,10 @@ class Snapshots:
         self._unproven = dict.fromkeys(first.issuers, "has not been asked to sign yet")
         self._refused: dict[str, str] = {}
         self._unproven_changes: set[str] = set()
-        self._old: list[tuple[threading.Timer, IssuingCA]] = []
+        self._old: list[tuple[threading.Timer, _Closable]] = []
         self._old_lock = threading.Lock()
+        self._changing = threading.Lock()
+        self._is_closed = False
         self._thread = threading.Thread(target=self._run, name="snapshots", daemon=True)
         self._show()
 
@@ -74,6 +79,79 @@ class Snapshots:
             self._watch(issuer)
         self._thread.start()
 
+    def replace(
+        self,
+        assembly: Assembly,
+        new: Snapshot,
+        *,
+        linger_seconds: float,
+        prepare: Callable[[Snapshot], Callable[[], None]],
+    ) -> None:
+        """Prove what another configuration describes, and put it in service.
+
+        An issuing CA that is new or has changed has to sign now. One that is as it was
+        and cannot is tried again later, as long as another one signs.
+
+        Args:
+            assembly: Builds by the other configuration.
+            new: Built by it. Closed if it is refused.
+            linger_seconds: See the class.
+            prepare: Is given the proven snapshot; what it returns is called when that
+                is in service.
+
+        Raises:
+            BridgeError: It cannot serve, or `prepare` raised; nothing has changed.
+        """
+        with self._changing:
+            old = self._current
+            new = replace(new, generation=old.generation + 1)
+            try:
+                unproven = self._require_proven(assembly, new)
+                commit = prepare(new)
+            except BaseException:
+                new.close()
+                raise
+            self._assembly, self._current, self._unproven = assembly, new, unproven
+            self._refused, self._unproven_changes = {}, set()
+            commit()
+            for name in old.issuers.keys() - new.issuers.keys():
+                self._metrics.show_certificates(name, [])
+            self._show()
+            self._linger_seconds = max(linger_seconds, self._linger_seconds)
+            self._retire(*(issuer.ca for issuer in old.issuers.values()), old.clusters)
+            self._linger_seconds = linger_seconds
+            for issuer in new.issuers.values():
+                self._watch(issuer)
+            new.clusters.start()
+        self._changes.put(_LOOK)
+
+    def _require_proven(self, assembly: Assembly, new: Snapshot) -> dict[str, str]:
+        if self._is_closed:
+            raise ConfigError("the process is about to end")
+        unproven: dict[str, str] = {}
+        errors: list[BridgeError] = []
+        for name, issuer in new.issuers.items():
+            try:
+                if self._probe is not None:
+                    self._probe(issuer, new)
+            except BridgeError as error:
+                unproven[name] = f"has not signed yet: {error}"
+                before = self._current.issuers.get(name)
+                same = (
+                    before is not None
+                    and before.description == issuer.description
+                    and assembly.config.issuing_cas[name]
+                    == self._assembly.config.issuing_cas[name]
+                )
+                if not same:
+                    errors.append(error)
+        if errors or len(unproven) == len(new.issuers):
+            text = "; ".join(
+                f"issuing_cas.{name} {why}" for name, why in unproven.items()
+            )
+            raise ConfigError(text, detail="; ".join(one.detail for one in errors))
+        return unproven
+
     def ready(self) -> bool:
         """Return whether one issuing CA has signed since the start."""
         return len(self._unproven) < len(self._current.issuers)
@@ -91,14 +169,14 @@ class Snapshots:
     def close(self) -> None:
         """End the thread and close every issuing CA."""
         self.stop()
+        with self._changing:
+            self._is_closed = True
         with self._old_lock:
             old, self._old = self._old, []
-        for timer, ca in old:
+        for timer, part in old:
             timer.cancel()
-            ca.close()
-        for issuer in self._current.issuers.values():
-            issuer.ca.close()
-        self._current.clusters.close()
+            part.close()
+        self._current.close()
 
     def _watch(self, issuer: Issuer) -> None:
         if isinstance(issuer.ca, Watcher):
@@ -118,11 +196,15 @@ class Snapshots:
                 continue
             if name == _STOP:
                 return
-            self._guarded(name, self._renew)
+            if name != _LOOK:
+                self._guarded(name, self._renew)
 
     def _guarded(self, name: str, step: Callable[[str], None]) -> None:
         try:
-            step(name)
+            with self._changing:
+                # A configuration that was replaced meanwhile may have had others.
+                if name in self._current.issuers:
+                    step(name)
         except Exception as error:  # noqa: BLE001 - the edge of a thread, see below
             # Were the thread to end here, a bug of a plugin would stop all rotation,
             # and nobody would see it until a certificate runs out.
@@ -181,12 +263,7 @@ class Snapshots:
         )
         self._watch(issuer)
         self._show()
-        gone = old.issuers[issuer.name].ca
-        timer = threading.Timer(self._linger_seconds, self._close_old, [gone])
-        timer.daemon = True
-        with self._old_lock:
-            self._old.append((timer, gone))
-        timer.start()
+        self._retire(old.issuers[issuer.name].ca)
         _log.info(
             "issuing CA %s is swapped: generation %d, certificate %s",
             issuer.name,
@@ -194,33 +271,26 @@ class Snapshots:
             issuer.certificate_sha256,
         )
 
-    def _close_old(self, gone: IssuingCA) -> None:
+    def _retire(self, *parts: "_Closable") -> None:
+        # Requests under way may still use them.
+        for part in parts:
+            timer = threading.Timer(self._linger_seconds, self._close_old, [part])
+            timer.daemon = True
+            with self._old_lock:
+                self._old.append((timer, part))
+            timer.start()
+
+    def _close_old(self, gone: "_Closable") -> None:
         with self._old_lock:
-            kept = [(timer, ca) for timer, ca in self._old if ca is not gone]
+            kept = [(timer, part) for timer, part in self._old if part is not gone]
             was_open, self._old = len(kept) < len(self._old), kept
         if was_open:
             gone.close()
 
     def _show(self) -> None:
         for issuer in self._current.issuers.values():
-            self._metrics.show_certificates(issuer.name, [*_expiries(issuer)])
+            self._metrics.show_certificates(issuer.name, [*issuer.expiries()])
 
 
-_TIERS = {
-    "issuing CA": "issuing",
-    "intermediate": "intermediate",
-    "trust anchor": "anchor",
-}
-
-
-def _expiries(issuer: Issuer) -> list[CertificateExpiry]:
-    return [
-        CertificateExpiry(
-            issuing_ca=issuer.name,
-            tier=_TIERS[tier],
-            subject=certificate.subject.rfc4514_string(),
-            serial=f"{certificate.serial_number:x}",
-            not_after=certificate.not_valid_after_utc,
-        )
-        for tier, certificate in issuer.chain.tiers()
-    ]
+class _Closable(Protocol):
+    def close(self) -> None: ...

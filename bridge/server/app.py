@@ -4,7 +4,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from datetime import timedelta
 
 import grpc
@@ -16,6 +15,7 @@ from bridge.metrics import Metrics
 from bridge.server.admin import Admin, Views, split_address
 from bridge.server.health import Health, add_reflection
 from bridge.server.istio import Issuer, IstioFront, Lanes
+from bridge.server.place import ALONE, Place
 from bridge.server.pool import CallPool, SteadyPool
 from bridge.server.reaper import Reaper
 from bridge.server.tls import (
@@ -31,38 +31,7 @@ _LONGEST_MESSAGE_SECONDS = 5.0
 _FLUSH_SECONDS = 0.5
 _CUT_SECONDS = 2.0
 """How long the end waits for what should take no time: it comes, whatever hangs."""
-_OPTIONS = (
-    # Above these the transport answers by itself, with a status that Istio's client
-    # tries again on; up to them the refusal is ours.
-    ("grpc.max_receive_message_length", 8 * 1024 * 1024),
-    ("grpc.max_metadata_size", 1024 * 1024),
-    ("grpc.absolute_max_metadata_size", 1024 * 1024),
-    # istiod's: clients may ping every 15 s, also between calls.
-    ("grpc.http2.min_ping_interval_without_data_ms", 15_000),
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", 15_000),
-    ("grpc.keepalive_permit_without_calls", 1),
-    # Who is gone is noticed, and a new replica gets its share in the end.
-    ("grpc.keepalive_time_ms", 30_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.max_connection_age_ms", 30 * 60_000),
-    ("grpc.max_connection_age_grace_ms", 30_000),
-)
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
-    """Where a process stands: alone, or as one of several workers."""
-
-    writer: str = "bridge"
-    """Its name in the ledger."""
-    shares_ports: bool = False
-    """Others listen on the same ports. That must be meant, never happen."""
-    admin: str | None = None
-    """The admin address in place of the configured one."""
-
-
-ALONE = Place()
 
 
 class Server:
@@ -96,6 +65,7 @@ class Server:
         place: Place = ALONE,
     ) -> None:
         self._config = config
+        self._issue_serving = issue_serving
         self._anchors_pem = anchors_pem
         self._problems = problems
         self._warnings = warnings
@@ -167,6 +137,35 @@ class Server:
         self._health.look()
         self._health.start()
 
+    def prepare(
+        self, config: BridgeConfig, issue_serving: IssueServing
+    ) -> Callable[[], None]:
+        """Make ready for another configuration with the same listeners and threads.
+
+        Args:
+            config: The other configuration.
+            issue_serving: Issues by it, before it is in service.
+
+        Returns:
+            What puts it in service. It does not fail.
+
+        Raises:
+            BridgeError: There is no serving certificate as it wants it.
+        """
+        pair = _source(config, issue_serving).fetch()
+        source = _source(config, self._issue_serving)
+
+        def commit() -> None:
+            self._config = config
+            self._serving.change(source, pair)
+            self._front.change(*_terms(config))
+            limits, lanes = config.limits, self._lanes
+            lanes.calls.in_flight = limits.in_flight
+            lanes.calls.queue_seconds = limits.queue_seconds
+            lanes.reaper.seconds = _message_seconds(config)
+
+        return commit
+
     def drain(self, grace: float) -> None:
         """Stop in order: say so, finish the calls under way, close. May be repeated.
 
@@ -220,17 +219,16 @@ class Server:
         return ended
 
     def _build(self, issuer: Issuer, metrics: Metrics, place: Place) -> grpc.Server:
-        config = self._config
-        front = IstioFront(
+        audiences, seconds = _terms(self._config)
+        self._front = IstioFront(
             issuer,
             metrics,
             self._lanes,
-            audiences=frozenset(config.fronts.istio.audiences),
-            deadline_seconds=config.limits.deadline.total_seconds(),
+            audiences=audiences,
+            deadline_seconds=seconds,
         )
-        options = (("grpc.so_reuseport", int(place.shares_ports)), *_OPTIONS)
-        server = grpc.server(self._side, options=options)
-        server.add_generic_rpc_handlers((front,))
+        server = grpc.server(self._side, options=place.grpc_options())
+        server.add_generic_rpc_handlers((self._front,))
         self._health.add_to(server)
         add_reflection(server, self._reflection)
         return server
@@ -275,8 +273,17 @@ def _lanes(config: BridgeConfig) -> Lanes:
     return Lanes(
         calls=CallPool(limits.threads, limits.in_flight, limits.queue_seconds),
         refusals=SteadyPool(1, "refusals"),
-        reaper=Reaper(min(_LONGEST_MESSAGE_SECONDS, limits.deadline.total_seconds())),
+        reaper=Reaper(_message_seconds(config)),
     )
+
+
+def _terms(config: BridgeConfig) -> tuple[frozenset[str], float]:
+    audiences = frozenset(config.fronts.istio.audiences)
+    return audiences, config.limits.deadline.total_seconds()
+
+
+def _message_seconds(config: BridgeConfig) -> float:
+    return min(_LONGEST_MESSAGE_SECONDS, config.limits.deadline.total_seconds())
 
 
 def _source(config: BridgeConfig, issue: IssueServing) -> Source:

@@ -38,6 +38,17 @@ METHOD = f"/{SERVICE}/CreateCertificate"
 
 _FRONT = "istio"
 _log = logging.getLogger(__name__)
+_transport_log = logging.getLogger("grpc._cython.cygrpc")
+
+
+class _HeadersStayOut(logging.Filter):
+    # grpc writes every header that is not UTF-8 into the log, with a traceback: tokens
+    # too, and from anybody, a mebibyte a call.
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not str(record.msg).startswith("Invalid encoding on ")
+
+
+_HEADERS_STAY_OUT = _HeadersStayOut()
 
 
 class Issuer(Protocol):
@@ -82,10 +93,13 @@ class IstioFront(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no t
         self._issuer = issuer
         self._metrics = metrics
         self._lanes = lanes
-        self._audiences = audiences
-        self._deadline_seconds = deadline_seconds
+        self._terms = audiences, deadline_seconds
         self._responses = ResponseWriter()
         self._seconds = metrics.request_seconds(_FRONT)
+
+    def change(self, audiences: frozenset[str], deadline_seconds: float) -> None:
+        """Take other terms, from the next call on; both at once."""
+        self._terms = audiences, deadline_seconds
 
     def service(self, handler_call_details: Any) -> Any:
         """Take a call in; runs when it arrives, before any thread is free for it."""
@@ -135,21 +149,28 @@ class IstioFront(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no t
             excess = "queue"
         if excess:
             raise _overloaded(excess)
+        audiences, deadline_seconds = self._terms
         deadline = min(
-            arrived + self._deadline_seconds,
+            arrived + deadline_seconds,
             # Without a deadline of the client's this is 9.2e18. Never `or`: 0.0 is one
             # that has passed.
             time.monotonic() + context.time_remaining(),
         )
         budget = Budget(deadline, context.is_active)
         budget.require()
-        issued = self._issuer.issue(self._translate(messages, context, budget))
+        issued = self._issuer.issue(
+            self._translate(messages, context, audiences, budget)
+        )
         return self._responses.write(
             issued.leaf_pem, issued.chain_pem, issued.anchors_pem
         )
 
     def _translate(
-        self, messages: Iterator[bytes], context: Any, budget: Budget
+        self,
+        messages: Iterator[bytes],
+        context: Any,
+        audiences: frozenset[str],
+        budget: Budget,
     ) -> Call:
         try:
             with self._lanes.reaper.watching(context):
@@ -165,7 +186,7 @@ class IstioFront(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no t
             front=_FRONT,
             csr=request.csr,
             credential=credential,
-            audiences=self._audiences,
+            audiences=audiences,
             ttl_seconds=request.ttl_seconds,
             cert_signer=request.cert_signer,
             impersonated=request.impersonated,

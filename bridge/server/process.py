@@ -5,16 +5,19 @@ import logging
 import resource
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 
 from bridge import __version__
 from bridge.assembly import Assembly
 from bridge.clock import Clock, system_clock
 from bridge.config import BridgeConfig
+from bridge.errors import ConfigError
 from bridge.issuance import Issuance
 from bridge.ledger.ledger import Ledger
 from bridge.metrics import Metrics
 from bridge.own import OwnCertificates
-from bridge.server.app import ALONE, Place, Server
+from bridge.server.app import Server
+from bridge.server.place import ALONE, Place
 from bridge.server.status import status_name
 from bridge.signing import Signing
 from bridge.snapshot import Issuer, Snapshot
@@ -51,7 +54,13 @@ class Process:
         self._place = place
         self._assembly = Assembly(config=config, clock=clock, warn=warn)
         self._clock = clock
+        self.metrics = Metrics(__version__, clock)
+        """What it measures."""
+        self.warnings: Callable[[], Mapping[str, str]] = dict
+        """More to show beside readiness, by part."""
         self._parts = ExitStack()
+        self._snapshots: Snapshots | None = None
+        self._signing: Signing | None = None
         self._server: Server | None = None
 
     @property
@@ -80,6 +89,39 @@ class Process:
         gc.collect()
         gc.freeze()
 
+    def reload(self, config: BridgeConfig) -> None:
+        """Put another configuration in service: as a whole, or not at all.
+
+        Requests under way finish by what they began with. Files that the configuration
+        names are read anew, whether or not the configuration itself has changed.
+
+        Raises:
+            BridgeError: It cannot serve, or changes what one process cannot change
+                while it runs. Nothing has changed.
+        """
+        _require_changeable(self._config, config)
+        signing, snapshots = self._signing, self._snapshots
+        if signing is None or snapshots is None:
+            raise RuntimeError("the process is not started")
+        assembly = replace(self._assembly, config=config)
+        current = snapshots.current()
+        new = assembly.snapshot(current.clusters)
+        if config.limits == self._config.limits:
+            # What callers have used up stays used up.
+            new = replace(new, ceilings=current.ceilings)
+
+        def prepare(proven: Snapshot) -> Callable[[], None]:
+            own = OwnCertificates(lambda: proven, signing, self._clock)
+            return self.server.prepare(config, own.issue_serving)
+
+        snapshots.replace(
+            assembly,
+            new,
+            linger_seconds=_linger_seconds(config),
+            prepare=prepare,
+        )
+        self._config, self._assembly = config, assembly
+
     def stop(self) -> None:
         """Finish what is under way, and close everything. May be repeated."""
         self._parts.close()
@@ -87,14 +129,15 @@ class Process:
 
     def _start(self, parts: ExitStack) -> None:
         config, clock = self._config, self._clock
-        metrics = Metrics(__version__, clock)
+        metrics = self.metrics
         first = self._assembly.snapshot()
         snapshots = Snapshots(
             self._assembly,
             first,
             metrics,
-            linger_seconds=config.limits.deadline.total_seconds() + 1,
+            linger_seconds=_linger_seconds(config),
         )
+        self._snapshots = snapshots
         parts.callback(snapshots.close)
         ledger = Ledger.open(
             config.ledger,
@@ -109,6 +152,7 @@ class Process:
         metrics.watch_archive(lambda: ledger.lag()[0], lambda: ledger.lag()[1])
         signing = Signing(ledger, metrics, status_name)
         own = OwnCertificates(snapshots.current, signing, clock)
+        self._signing = signing
         issuance = Issuance(
             snapshot=snapshots.current,
             ledger=ledger,
@@ -131,14 +175,16 @@ class Process:
             metrics=metrics,
             clock=clock,
             problems=lambda: _problems(snapshots, ledger),
-            warnings=lambda: _warnings(snapshots),
+            warnings=lambda: {**_warnings(snapshots), **self.warnings()},
             place=self._place,
         )
-        drain_seconds = config.limits.drain.total_seconds()
-        parts.callback(self._server.drain, drain_seconds)
+        parts.callback(self._drain)
         self._server.start()
         for what, address in self.addresses().items():
             _log.info("%s on %s", what, address)
+
+    def _drain(self) -> None:
+        self.server.drain(self._config.limits.drain.total_seconds())
 
     def addresses(self) -> Mapping[str, str]:
         """Return what listens where, `host:port`; only what is up."""
@@ -148,6 +194,29 @@ class Process:
             "health and metrics": self.server.admin_address,
         }
         return {what: address for what, address in found.items() if address}
+
+
+def _linger_seconds(config: BridgeConfig) -> float:
+    return config.limits.deadline.total_seconds() + 1
+
+
+def _require_changeable(old: BridgeConfig, new: BridgeConfig) -> None:
+    fixed = {
+        "workers": (old.workers, new.workers),
+        "fronts.istio.listen": (old.fronts.istio.listen, new.fronts.istio.listen),
+        "fronts.istio.mtls_listen": (
+            old.fronts.istio.mtls_listen,
+            new.fronts.istio.mtls_listen,
+        ),
+        "limits.threads": (old.limits.threads, new.limits.threads),
+        "ledger": (old.ledger, new.ledger),
+        "admin": (old.admin, new.admin),
+    }
+    if changed := [key for key, (before, after) in fixed.items() if before != after]:
+        raise ConfigError(
+            f"{', '.join(changed)}: cannot be changed while one process runs: restart, "
+            "or use workers"
+        )
 
 
 def _observer(metrics: Metrics) -> Callable[[float, int], None]:

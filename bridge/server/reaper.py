@@ -24,7 +24,7 @@ class Reaper:
     """Cancels calls that are watched for longer than `seconds`."""
 
     def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
+        self.seconds = seconds
         self._watched: dict[int, tuple[float, Cancellable]] = {}
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="stalled-calls")
@@ -42,7 +42,7 @@ class Reaper:
     @contextlib.contextmanager
     def watching(self, call: Cancellable) -> Iterator[None]:
         """Watch `call` until the block ends."""
-        self._watched[id(call)] = (time.monotonic() + self._seconds, call)
+        self._watched[id(call)] = (time.monotonic() + self.seconds, call)
         try:
             yield
         finally:

@@ -177,6 +177,14 @@ class ServingCertificate:
             self._show(leaf)
         return True
 
+    def change(self, source: Source, pair: ServingPair) -> None:
+        """Put `pair` in service, and renew from `source` from now on."""
+        leaf = x509.load_pem_x509_certificate(pair.certificate_chain_pem)
+        with self._refreshing:
+            self._source = source
+            self._state = _State(pair)
+            self._show(leaf)
+
     def problems(self) -> dict[str, str]:
         """Return why connections cannot be served; empty while they can.
 

@@ -43,7 +43,8 @@ def _serve(order: Order, asked_to_stop: threading.Event) -> int:
     from bridge.config import parse  # noqa: PLC0415 - see above
     from bridge.errors import BridgeError, ConfigError, PluginError  # noqa: PLC0415
     from bridge.server.admin import UNIX  # noqa: PLC0415
-    from bridge.server.app import Place  # noqa: PLC0415
+    from bridge.server.alone import end_by_force  # noqa: PLC0415
+    from bridge.server.place import Place  # noqa: PLC0415
     from bridge.server.process import Process, harden  # noqa: PLC0415
 
     harden()
@@ -57,7 +58,7 @@ def _serve(order: Order, asked_to_stop: threading.Event) -> int:
         order.reason.write_text(f"{error}\n{error.detail}".strip())
         return REFUSED if isinstance(error, ConfigError | PluginError) else 1
     asked_to_stop.wait()
-    _end_by_force(config.limits.drain.total_seconds() + _MARGIN_SECONDS)
+    end_by_force(config.limits.drain.total_seconds() + _MARGIN_SECONDS)
     process.stop()
     return 0
 
@@ -69,17 +70,6 @@ def _follow_parent(asked_to_stop: threading.Event) -> None:
     if not asked_to_stop.is_set():
         _log.warning("the parent is gone")
     asked_to_stop.set()
-
-
-def _end_by_force(seconds: float) -> None:
-    # A call that hangs in a library cannot be stopped from inside.
-    def end() -> None:
-        _log.error("could not end in order within %.0f s", seconds)
-        os._exit(1)
-
-    timer = threading.Timer(seconds, end)
-    timer.daemon = True
-    timer.start()
 
 
 if __name__ == "__main__":
