@@ -80,7 +80,7 @@ def _require_usable(
     issuer: Issuer, names: Sequence[x509.GeneralName], term: Term, signing: Signing
 ) -> None:
     issuer.chain.constraints.require_permitted(names)
-    if signing.stopped(issuer.name) is not None:
+    if signing.stopped(issuer) is not None:
         raise stopped_error()
     _window(issuer, term)
 

@@ -23,7 +23,7 @@ from bridge.ledger.events import Ended, Intent, Outcome, Purpose
 from bridge.ledger.ledger import Ledger
 from bridge.metrics import Metrics
 from bridge.outcome import describe, outcome_of, stopped_error
-from bridge.policy.issued import names_of, require_as_prepared
+from bridge.policy.issued import names_of, require_as_prepared, require_profile
 from bridge.resilience import Budget
 from bridge.snapshot import Issuer
 from bridge.spi import IssuedChain, LeafRequest, Prepared
@@ -84,9 +84,12 @@ class Signing:
         self._status_name = status_name
         self._stopped: dict[str, str] = {}
 
-    def stopped(self, issuing_ca: str) -> str | None:
-        """Return why `issuing_ca` may not be used until an operator acts, or None."""
-        return self._stopped.get(issuing_ca)
+    def stopped(self, issuer: Issuer) -> str | None:
+        """Return why `issuer` may not be used until an operator acts, or None.
+
+        To give it another certificate is such an act; its key is proven anew then.
+        """
+        return self._stopped.get(issuer.certificate_sha256)
 
     def attempt(
         self, issuer: Issuer, request: LeafRequest, origin: Origin, budget: Budget
@@ -128,9 +131,11 @@ class Signing:
     ) -> Prepared:
         with _Unintended(self, issuer, origin):
             # Another request may have stopped it since this one chose it.
-            if self.stopped(issuer.name) is not None:
+            if self.stopped(issuer) is not None:
                 raise stopped_error()
-            return issuer.ca.prepare(request)
+            prepared = issuer.ca.prepare(request)
+            require_profile(prepared, issuer.pinned)
+            return prepared
 
     def _intend(self, intent: Intent, issuer: Issuer, origin: Origin) -> None:
         with _Unintended(self, issuer, origin):
@@ -165,12 +170,13 @@ class Signing:
             # and is closed as `unknown` when the journal is opened again.
             _log.exception("the end of a request could not be put on record")
 
-    def _stop(self, issuing_ca: str, error: MisissuedError) -> None:
-        self._stopped[issuing_ca] = str(error)
+    def _stop(self, intent: Intent, error: MisissuedError) -> None:
+        issuing_ca = intent.issuing_ca
+        self._stopped[intent.issuer_sha256] = str(error)
         self._metrics.misissued(issuing_ca).inc()
         _log.critical(
-            "MIS-ISSUANCE by issuing CA %s, which is stopped until the bridge is "
-            "restarted: %s (%s) %s",
+            "MIS-ISSUANCE by issuing CA %s, which is stopped until it gets another "
+            "certificate or the bridge is restarted: %s (%s) %s",
             issuing_ca,
             error,
             error.rule,
@@ -235,7 +241,7 @@ class _Attempt:
             return
         signing = self._signing
         if isinstance(error, MisissuedError):
-            signing._stop(self._intent.issuing_ca, error)  # noqa: SLF001 - see above
+            signing._stop(self._intent, error)  # noqa: SLF001 - see above
         digest = hashlib.sha256(self.certificate).hexdigest()
         ended = _ended(
             self._intent,

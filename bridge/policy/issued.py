@@ -6,10 +6,11 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from bridge.errors import MisissuedError
+from bridge.errors import BackendBrokenError, MisissuedError
 from bridge.spi import IssuedChain, LeafRequest, Prepared
 from bridge.x509.algorithm import algorithm_of, issuer_key, require_signature
 from bridge.x509.der import splice
+from bridge.x509.expected import ExpectedLeaf
 from bridge.x509.profile import (
     EXTENDED_KEY_USAGE,
     KEY_USAGE,
@@ -42,6 +43,7 @@ class PinnedIssuer:
     __slots__ = (
         "algorithm",
         "certificate",
+        "expected",
         "extensions",
         "intermediates",
         "public_key",
@@ -56,6 +58,7 @@ class PinnedIssuer:
         self.public_key = issuer_key(certificate)
         self.algorithm = algorithm_of(self.public_key)
         self.intermediates = tuple(intermediates)
+        self.expected = ExpectedLeaf(certificate)
         self.extensions: dict[x509.ObjectIdentifier, tuple[bool, object]] = {
             KEY_USAGE.oid: (True, KEY_USAGE),
             EXTENDED_KEY_USAGE.oid: (False, EXTENDED_KEY_USAGE),
@@ -64,6 +67,34 @@ class PinnedIssuer:
         identifier = authority_key_identifier(certificate)
         if identifier is not None:
             self.extensions[identifier.oid] = (False, identifier)
+
+
+def require_profile(prepared: Prepared, issuer: PinnedIssuer) -> None:
+    """Prove, before anything is signed, that what will be signed is what was asked for.
+
+    Args:
+        prepared: With a TBSCertificate; without one the backend builds it, and only
+            what comes back can be looked at.
+        issuer: The issuing CA as it was proven at load.
+
+    Raises:
+        BackendBrokenError: Two encoders do not agree on the bytes.
+    """
+    if prepared.tbs and prepared.tbs != _expected(prepared.request, issuer):
+        raise BackendBrokenError(
+            "what the issuing CA prepared is not what was asked for",
+            rule="backend.prepared",
+        )
+
+
+def _expected(request: LeafRequest, issuer: PinnedIssuer) -> bytes:
+    return issuer.expected.tbs(
+        request.spki,
+        request.names,
+        request.serial,
+        request.not_before,
+        request.not_after,
+    )
 
 
 def require_as_prepared(
@@ -97,6 +128,8 @@ def require_as_prepared(
         leaf = x509.load_der_x509_certificate(issued.leaf)
         tbs = leaf.tbs_certificate_bytes
         _require_signed(issued.leaf, leaf, tbs, issuer)
+        if tbs == prepared.tbs == _expected(prepared.request, issuer):
+            return leaf  # byte for byte: nothing is left to differ
         if prepared.tbs and tbs != prepared.tbs:
             raise _differs("tbs", "the TBSCertificate is not the prepared one")
         _require_fields(leaf, prepared, issuer)

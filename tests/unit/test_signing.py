@@ -1,6 +1,8 @@
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from bridge.errors import (
 )
 from bridge.ledger.events import Ended, Intent
 from bridge.resilience import Budget
-from bridge.spi import Prepared
+from bridge.spi import LeafRequest, Prepared
 from bridge.x509.pem import parse_certificates
 from tests.support.fake_ca import lie_called
 from tests.support.world import CALLER, World
@@ -94,7 +96,7 @@ def test_a_ledger_that_fails_does_not_hide_a_misissuance(
     world.cas["a"].lie = lie_called("extra name")
     with pytest.raises(MisissuedError, match="issued certificate is refused"):
         world.issue()
-    assert world.signing.stopped("a") is not None
+    assert world.signing.stopped(world.snapshot.issuers["a"]) is not None
 
 
 # The backend fails.
@@ -142,7 +144,7 @@ def test_what_may_not_be_tried_again_is_not(
     assert kinds(rows) == ["intent", kind]
     assert (rows[1]["status"], rows[1]["rule"]) == (status, error.rule)
     assert not world.cas["b"].called
-    assert world.signing.stopped("a") is None
+    assert world.signing.stopped(world.snapshot.issuers["a"]) is None
 
 
 def test_a_backend_that_comes_back_is_asked_again(world: World) -> None:
@@ -245,8 +247,8 @@ def test_a_lie_is_not_released_and_stops_the_ca(
     assert rows[1]["status"] == "FAILED_PRECONDITION"
     assert len(rows[1]["certificate_sha256"]) == 64
     assert len(fake.called) == 1
-    assert world.signing.stopped("a") is not None
-    assert world.signing.stopped("b") is None
+    assert world.signing.stopped(world.snapshot.issuers["a"]) is not None
+    assert world.signing.stopped(world.snapshot.issuers["b"]) is None
 
 
 def test_when_all_are_stopped_the_refusal_says_so(world: World) -> None:
@@ -285,3 +287,23 @@ def test_a_ca_that_is_stopped_meanwhile_is_not_asked(world: World) -> None:
         with pytest.raises(BackendBrokenError, match="stopped after a mis-issuance"):
             second.result(10)
     assert len(fake.called) == 1
+
+
+# What is prepared is looked at before it is signed.
+
+
+def test_what_differs_from_the_request_is_not_signed(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = world.cas["a"].prepare
+
+    def longer(request: LeafRequest) -> Prepared:
+        later = replace(request, not_after=request.not_after + timedelta(seconds=1))
+        return replace(honest(later), request=request)
+
+    monkeypatch.setattr(world.cas["a"], "prepare", longer)
+    with pytest.raises(BackendBrokenError, match="not what was asked for"):
+        world.issue()
+    (row,) = world.ended()
+    assert (row["kind"], row["rule"]) == ("failed", "backend.prepared")
+    assert not world.cas["a"].called
