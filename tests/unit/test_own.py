@@ -82,7 +82,7 @@ def test_the_listeners_certificate_is_verified_like_any_other(world: World) -> N
     world.cas["a"].lie = lie_called("extra name")
     with pytest.raises(MisissuedError, match="issued certificate is refused"):
         world.own.issue_serving([HOST], DAY)
-    assert world.signing.stopped("a") is not None
+    assert world.signing.stopped(world.snapshot.issuers["a"]) is not None
 
 
 def test_a_probe_is_a_certificate_of_the_past_on_record(world: World) -> None:
@@ -124,7 +124,7 @@ def test_a_probe_finds_a_lie(world: World) -> None:
     world.cas["a"].lie = lie_called("CA:TRUE")
     with pytest.raises(MisissuedError, match="issued certificate is refused"):
         world.own.probe(world.snapshot.issuers["a"], world.snapshot, timeout=5)
-    assert world.signing.stopped("a") is not None
+    assert world.signing.stopped(world.snapshot.issuers["a"]) is not None
 
 
 def test_a_probe_of_a_ca_that_may_not_sign_for_the_trust_domain_signs_nothing(
