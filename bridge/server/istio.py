@@ -96,6 +96,7 @@ class IstioFront(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no t
         self._terms = audiences, deadline_seconds
         self._responses = ResponseWriter()
         self._seconds = metrics.request_seconds(_FRONT)
+        _transport_log.addFilter(_HEADERS_STAY_OUT)
 
     def change(self, audiences: frozenset[str], deadline_seconds: float) -> None:
         """Take other terms, from the next call on; both at once."""

@@ -1,0 +1,249 @@
+"""Bad credentials over the wire: status, message, and row of each."""
+
+import base64
+import hashlib
+import hmac
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from tests.support.tokens import ISSUER, OMIT, TokenIssuer, base64url
+from tests.support.wire import (
+    DEVELOPMENT,
+    MAIN,
+    MAIN_ECDSA,
+    Metadata,
+    Wire,
+    bearer,
+    token,
+)
+
+pytestmark = pytest.mark.xdist_group("bad-input-tokens")
+
+STRANGER = TokenIssuer(algorithm="RS256")
+HOUR = timedelta(hours=1)
+NO_CLUSTER = ("clusterid", "")
+NOWHERE = ("clusterid", "nowhere")
+ACCOUNT = "system:serviceaccount:shop:"
+_SOON = int(datetime.now(UTC).timestamp()) + 3600
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+def sent(value: str) -> Metadata:
+    return (("authorization", value), ("clusterid", ""))
+
+
+def claim(**claims: object) -> Metadata:
+    return bearer(token(claims=claims))
+
+
+def header(**headers: object) -> Metadata:
+    return bearer(token(headers=headers))
+
+
+def foreign_token() -> str:
+    return DEVELOPMENT.token("sandbox", now=now())
+
+
+def unsigned() -> Metadata:
+    header, payload, _ = token(headers={"alg": "none"}).split(".")
+    return bearer(f"{header}.{payload}.")
+
+
+def with_public_key_as_secret() -> Metadata:
+    pem = MAIN.key.public_key().public_bytes(
+        Encoding.PEM, PublicFormat.SubjectPublicKeyInfo
+    )
+    text = ".".join(token(headers={"alg": "HS256"}).split(".")[:2])
+    mark = hmac.digest(pem, text.encode(), hashlib.sha256)
+    return bearer(f"{text}.{base64url(mark)}")
+
+
+def wrongly_signed() -> Metadata:
+    """A stranger's signature under the key ID of the real key."""
+    impostor = TokenIssuer(key=STRANGER.key, kid=MAIN.kid)
+    return bearer(impostor.token(now=now()))
+
+
+def changed_payload() -> Metadata:
+    header, payload, mark = token().split(".")
+    padded = payload + "=" * (-len(payload) % 4)
+    claims = json.loads(base64.urlsafe_b64decode(padded))
+    claims["sub"] = "system:serviceaccount:kube-system:admin"
+    return bearer(f"{header}.{base64url(json.dumps(claims).encode())}.{mark}")
+
+
+def with_own_key(**more: object) -> Metadata:
+    return bearer(STRANGER.token(now=now(), headers=more))
+
+
+# The rule that says no, and some words of its message.
+Rule = tuple[str, str]
+ABSENT = ("token.missing", "there is no token")
+SCHEME = ("token.scheme", 'must start with "Bearer "')
+PARTS = ("token.format", "three parts")
+ENCODING = ("token.format", "base64url")
+SIZE = ("token.size", "at most 16384 bytes")
+JSON = ("token.json", "JSON objects")
+SIGNATURE = ("token.signature", "signature is wrong")
+ALGORITHM = ("token.algorithm", "signed with one of")
+KEY_ALGORITHM = ("token.algorithm", "not that of the key")
+HEADERS = ("token.header", "must not have the headers")
+KEY = ("token.key", "key")
+KEY_ID = ("token.key", "key ID is text")
+AUDIENCE = ("token.audience", "another audience")
+NO_AUDIENCE = ("token.audience", "names its audiences")
+ISSUER_OF_OTHERS = ("token.issuer", "another issuer")
+EXPIRED = ("token.expired", "has expired")
+NO_EXPIRY = ("token.expiry", "says when it expires")
+TIME = ("token.time", "not seconds since 1970")
+EARLY = ("token.not-yet-valid", "not valid yet")
+SUBJECT = ("token.subject", "no service account")
+CLAIMS = ("token.claims", "do not agree")
+TWICE = ("token.repeated", "more than once")
+TWO_CLUSTERS = ("cluster.header", "more than once")
+UNKNOWN = ("cluster.unknown", "no cluster of this clusterid")
+
+Make = Callable[[], Metadata]
+
+OF_THE_HEADER: list[tuple[str, Make, Rule]] = [
+    ("no header at all", lambda: (), ABSENT),
+    ("only a cluster", lambda: (("clusterid", ""),), ABSENT),
+    ("bearer", lambda: sent(f"bearer {token()}"), SCHEME),
+    ("BEARER", lambda: sent(f"BEARER {token()}"), SCHEME),
+    ("Basic", lambda: sent("Basic d2ViOnB3"), SCHEME),
+    ("no scheme", lambda: sent(token()), SCHEME),
+    ("an empty header", lambda: sent(""), SCHEME),
+    ("two spaces", lambda: bearer(f" {token()}"), ENCODING),
+    ("two authorization headers", lambda: (*bearer(token()), *sent("x")[:1]), TWICE),
+    ("the same twice", lambda: (*bearer("x"), *bearer("x")[:1]), TWICE),
+    ("two clusterid headers", lambda: (*bearer(token()), NO_CLUSTER), TWO_CLUSTERS),
+    ("a second cluster", lambda: (*bearer(token()), NOWHERE), TWO_CLUSTERS),
+    ("unknown cluster", lambda: bearer(token(), "nowhere"), UNKNOWN),
+    ("cluster in capitals", lambda: bearer(token(), "KUBERNETES"), UNKNOWN),
+    ("clusters in a list", lambda: bearer(token(), "Kubernetes,main"), UNKNOWN),
+    ("token of another cluster", lambda: bearer(foreign_token()), KEY),
+    ("clusterid of another", lambda: bearer(token(), "development"), KEY),
+]
+
+OF_THE_FORM: list[tuple[str, Make, Rule]] = [
+    ("an empty token", lambda: bearer(""), PARTS),
+    ("two parts", lambda: bearer(token().rpartition(".")[0]), PARTS),
+    ("five parts", lambda: bearer(f"{token()}.e30.e30"), PARTS),
+    ("long", lambda: bearer("e30." * 5000), SIZE),
+    ("no JSON", lambda: bearer("AAAA.AAAA.AAAA"), JSON),
+    ("a list", lambda: bearer("W10.W10.AAAA"), JSON),
+    ("deep", lambda: bearer(f"{base64url(b'[' * 1500)}.e30.AAAA"), JSON),
+    ("a stranger's signature", wrongly_signed, SIGNATURE),
+    ("a changed payload", changed_payload, SIGNATURE),
+    ("no signature", lambda: bearer(f"{token().rpartition('.')[0]}."), SIGNATURE),
+    ("alg none", unsigned, ALGORITHM),
+    ("alg None", lambda: header(alg="None"), ALGORITHM),
+    ("alg null", lambda: header(alg=None), ALGORITHM),
+    ("no alg", lambda: header(alg=OMIT), ALGORITHM),
+    ("HS256 with the public key", with_public_key_as_secret, ALGORITHM),
+    ("PS256", lambda: header(alg="PS256"), ALGORITHM),
+    ("ES256 on an RSA key", lambda: header(alg="ES256"), KEY_ALGORITHM),
+    ("jwk", lambda: with_own_key(jwk=STRANGER.jwk()), HEADERS),
+    ("jku", lambda: with_own_key(jku="https://evil.example/keys"), HEADERS),
+    ("x5u", lambda: with_own_key(x5u="https://evil.example/certificate"), HEADERS),
+    ("x5c", lambda: with_own_key(x5c=["AAAA"]), HEADERS),
+    ("crit", lambda: header(crit=["exp"]), HEADERS),
+    ("crit, empty", lambda: header(crit=[]), HEADERS),
+    ("unknown kid", with_own_key, KEY),
+    ("kid that is a path", lambda: header(kid="../jwks.json"), KEY),
+    ("kid that is a number", lambda: header(kid=1), KEY_ID),
+    ("no kid among several keys", lambda: header(kid=OMIT), KEY),
+]
+
+OF_THE_CLAIMS: list[tuple[str, Make, Rule]] = [
+    ("wrong audience", lambda: claim(aud=["api"]), AUDIENCE),
+    ("empty audiences", lambda: claim(aud=[]), AUDIENCE),
+    ("no audience", lambda: claim(aud=OMIT), NO_AUDIENCE),
+    ("audience in a list", lambda: claim(aud=[["istio-ca"]]), NO_AUDIENCE),
+    ("audience in capitals", lambda: claim(aud="ISTIO-CA"), AUDIENCE),
+    ("wrong issuer", lambda: claim(iss="https://evil.example"), ISSUER_OF_OTHERS),
+    ("issuer with a slash more", lambda: claim(iss=f"{ISSUER}/"), ISSUER_OF_OTHERS),
+    ("no issuer", lambda: claim(iss=OMIT), ISSUER_OF_OTHERS),
+    ("expired", lambda: bearer(token(now=now() - 2 * HOUR)), EXPIRED),
+    ("no expiry", lambda: claim(exp=OMIT), NO_EXPIRY),
+    ("expiry as text", lambda: claim(exp="4102444800"), TIME),
+    ("expiry beyond time", lambda: claim(exp=10**30), TIME),
+    ("expiry that is true", lambda: claim(exp=True), TIME),
+    ("not yet valid", lambda: bearer(token(now=now() + HOUR)), EARLY),
+    ("not yet issued", lambda: claim(iat=_SOON, nbf=OMIT), EARLY),
+    ("a user", lambda: claim(sub="alice"), SUBJECT),
+    ("a node", lambda: claim(sub="system:node:node-1"), SUBJECT),
+    ("no subject", lambda: claim(sub=OMIT), SUBJECT),
+    ("a list", lambda: claim(sub=[f"{ACCOUNT}web"]), SUBJECT),
+    ("no account", lambda: claim(sub="system:serviceaccount:shop"), SUBJECT),
+    ("empty account", lambda: claim(sub=ACCOUNT), SUBJECT),
+    ("empty namespace", lambda: claim(sub="system:serviceaccount::web"), SUBJECT),
+    ("a fifth part", lambda: claim(sub=f"{ACCOUNT}web:x"), SUBJECT),
+    ("a path", lambda: claim(sub=f"{ACCOUNT}web/../admin"), SUBJECT),
+    ("a comma", lambda: claim(sub=f"{ACCOUNT}web,DNS:evil.example"), SUBJECT),
+    ("a percent", lambda: claim(sub=f"{ACCOUNT}web%2fadmin"), SUBJECT),
+    ("capitals", lambda: claim(sub="system:serviceaccount:Shop:web"), SUBJECT),
+    ("a line break", lambda: claim(sub=f"{ACCOUNT}web\n"), SUBJECT),
+    ("NUL", lambda: claim(sub=f"{ACCOUNT}web\0"), SUBJECT),
+    ("a dotted namespace", lambda: claim(sub="system:serviceaccount:a.b:web"), SUBJECT),
+    ("letters that look alike", lambda: claim(sub=f"{ACCOUNT}w\u0435b"), SUBJECT),
+    ("a long account", lambda: claim(sub=ACCOUNT + "a" * 254), SUBJECT),
+    ("claims of another account", lambda: claim(sub=f"{ACCOUNT}api"), CLAIMS),
+    (
+        "a pod without a name",
+        lambda: bearer(token(pod=("", "1"))),
+        ("token.claims", "without a name"),
+    ),
+]
+
+BAD = [*OF_THE_HEADER, *OF_THE_FORM, *OF_THE_CLAIMS]
+
+
+@pytest.mark.parametrize(
+    ("make", "because"), [pytest.param(*row[1:], id=row[0]) for row in BAD]
+)
+def test_a_bad_credential_is_refused_and_on_record(
+    wire: Wire, make: Make, because: Rule
+) -> None:
+    rule, text = because
+    answer = wire.ask(make())
+    assert answer.code == "UNAUTHENTICATED"
+    assert answer.text.startswith(f"{rule}: ")
+    assert text in answer.text
+    row = wire.new_outcome()
+    assert (row["kind"], row["status"]) == ("refused", "UNAUTHENTICATED")
+    assert row["rule"] == rule
+    # Nobody is named who has not proved the name.
+    assert (row["caller"], row["cluster"], row["attempt"]) == ("", "", "")
+
+
+@pytest.mark.parametrize("cluster", ["", "Kubernetes", "main"])
+@pytest.mark.parametrize("issuer", [MAIN, MAIN_ECDSA], ids=["RS256", "ES256"])
+def test_a_good_credential_is_let_in(
+    wire: Wire, issuer: TokenIssuer, cluster: str
+) -> None:
+    answer = wire.ask(bearer(issuer.token("shop", "api", now=now()), cluster))
+    assert answer.uris == ["spiffe://corp.example/ns/shop/sa/api"]
+    row = wire.new_outcome()
+    assert (row["kind"], row["cluster"]) == ("issued", "Kubernetes")
+    assert row["caller"] == answer.uris[0]
+    assert int(row["serial"], 16) == answer.leaf.serial_number
+
+
+def test_a_token_is_no_secret_of_the_ledger(wire: Wire) -> None:
+    shown = token()
+    assert wire.ask((("authorization", f"bearer {shown}"),)).code == "UNAUTHENTICATED"
+    wire.new_outcome()
+    assert wire.ask(bearer(shown + "x")).code == "UNAUTHENTICATED"
+    wire.new_outcome()
+    parts = shown.split(".")[1:]
+    journal = (wire.bridge.folder / "journal").rglob("*.jsonl")
+    written = "".join(path.read_text() for path in journal) + wire.bridge.log()
+    assert not any(part in written for part in parts)

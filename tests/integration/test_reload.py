@@ -1,0 +1,152 @@
+"""A changed configuration, taken by a bridge that serves."""
+
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bridge.errors import BackendRefusedError
+from tests.support import netports
+from tests.support.pki import new_root
+from tests.support.supervised import Supervised, await_true
+
+pytestmark = pytest.mark.xdist_group("reload")
+
+
+@pytest.fixture(params=[0, 2], ids=["one process", "workers"])
+def bridge(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Supervised]:
+    with Supervised(tmp_path / "served", request.param) as served:
+        yield served
+    served.require_sound_ledger()
+
+
+def test_a_changed_file_is_taken(bridge: Supervised) -> None:
+    bridge.change(fronts__istio__audiences=["other"])
+    bridge.await_reloads("ok")
+    assert bridge.metric("meshca_config_generation") == 2
+    bridge.ask("other")
+    with pytest.raises(BackendRefusedError, match="UNAUTHENTICATED"):
+        bridge.ask("istio-ca")
+
+
+def test_a_bad_file_is_told_and_the_old_configuration_serves(
+    bridge: Supervised,
+) -> None:
+    good = bridge.configuration.read_text()
+    bridge.put(good + "misspelt: 1\n")
+    bridge.await_reloads("refused")
+    status, body = bridge.get("/readyz")
+    assert status == 200
+    assert "misspelt" in json.loads(body)["warnings"]["configuration"]
+    assert bridge.metric("meshca_config_last_reload_successful") == 0
+    assert bridge.metric("meshca_config_generation") == 1
+    assert "the new configuration is refused" in bridge.log()
+    bridge.ask()
+    bridge.put(good)
+    bridge.await_reloads("ok")
+    assert bridge.metric("meshca_config_last_reload_successful") == 1
+    assert "configuration" not in json.loads(bridge.get("/readyz")[1])["warnings"]
+
+
+def test_files_that_have_changed_are_taken_with_a_hangup(bridge: Supervised) -> None:
+    another = new_root("another root")
+    with bridge.roots.open("ab") as file:
+        file.write(another.pem)
+    bridge.hang_up()
+    bridge.await_reloads("ok")
+    assert bridge.ask().cert_chain[-1].count("BEGIN CERTIFICATE") == 2
+
+
+def test_files_that_cannot_serve_are_refused_with_a_hangup(bridge: Supervised) -> None:
+    good = bridge.roots.read_bytes()
+    bridge.roots.write_bytes(new_root("a root of others").pem)
+    bridge.hang_up()
+    bridge.await_reloads("refused")
+    bridge.roots.write_bytes(good)
+    status, body = bridge.get("/readyz")
+    assert status == 200
+    assert "issuing_cas.file-1" in json.loads(body)["warnings"]["configuration"]
+    bridge.ask()
+
+
+def test_a_link_to_another_file_is_taken(bridge: Supervised) -> None:
+    # As Kubernetes does it: a link to a folder that is swapped.
+    folder = bridge.folder / "v2"
+    folder.mkdir()
+    text = bridge.configuration.read_text().replace("- istio-ca", "- other")
+    (folder / "bridge.yaml").write_text(text)
+    link = bridge.folder / "link"
+    link.symlink_to(folder / "bridge.yaml")
+    link.replace(bridge.configuration)
+    bridge.await_reloads("ok")
+    bridge.ask("other")
+
+
+def test_no_call_fails_while_a_configuration_is_taken(bridge: Supervised) -> None:
+    errors: list[BaseException] = []
+    asked, stop = threading.Semaphore(0), threading.Event()
+
+    def load() -> None:
+        while not stop.wait(0.01):
+            try:
+                bridge.ask()
+            except BackendRefusedError as error:
+                errors.append(error)
+            asked.release()
+
+    threads = [threading.Thread(target=load) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        for count in (1, 2):
+            bridge.hang_up()
+            bridge.await_reloads("ok", count)
+            for _ in range(10):
+                assert asked.acquire(timeout=10)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert errors == []
+
+
+def test_one_process_names_the_keys_that_it_cannot_change(tmp_path: Path) -> None:
+    with Supervised(tmp_path / "served", 0) as bridge:
+        bridge.change(
+            workers=2,
+            fronts__istio__listen=netports.address(),
+            ledger__refusals_per_second=7,
+            fronts__istio__audiences=["other"],
+        )
+        bridge.await_reloads("refused")
+        said = json.loads(bridge.get("/readyz")[1])["warnings"]["configuration"]
+        assert "workers, fronts.istio.listen, ledger: cannot be changed" in said
+        assert "restart, or use workers" in said
+        bridge.ask("istio-ca")
+
+
+def test_workers_change_their_address_their_number_and_their_ledger(
+    tmp_path: Path,
+) -> None:
+    with Supervised(tmp_path / "served", 2) as bridge:
+        address, old = netports.address(), bridge.children()
+        bridge.change(
+            workers=1, fronts__istio__listen=address, ledger__journal="journal2/"
+        )
+        bridge.await_reloads("ok")
+        bridge.ask(address=address)
+        await_true(lambda: len(bridge.children()) == 1)
+        assert bridge.children()[0] not in old
+        with pytest.raises(BackendRefusedError, match="UNAVAILABLE"):
+            bridge.ask()
+
+
+def test_workers_name_what_they_cannot_change(tmp_path: Path) -> None:
+    with Supervised(tmp_path / "served", 1) as bridge:
+        bridge.change(workers=0, admin={"listen": netports.address()})
+        bridge.await_reloads("refused")
+        said = json.loads(bridge.get("/readyz")[1])["warnings"]["configuration"]
+        assert "workers (to 0) and admin.listen cannot be changed" in said
+        bridge.ask()

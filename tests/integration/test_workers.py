@@ -1,0 +1,127 @@
+"""Real workers under a real parent: who serves, who dies, who comes back."""
+
+import json
+import os
+import signal
+import socket
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.support.supervised import Supervised, await_true, is_alive
+
+pytestmark = pytest.mark.xdist_group("workers")
+
+
+def test_workers_share_the_port_and_their_metrics_are_one_sum(tmp_path: Path) -> None:
+    with Supervised(tmp_path / "served", 2) as bridge:
+        await_true(lambda: bridge.metric("meshca_worker_up") == 2)
+        for _ in range(24):
+            bridge.ask()
+        # An outcome may follow the answer.
+        await_true(lambda: sum(bridge.issued_by().values()) == 24)
+        issued = bridge.issued_by()
+        assert set(issued) == {"w0", "w1"}
+        assert all(issued.values())
+        assert bridge.metric("meshca_requests_total", code="OK") == 24
+        assert bridge.metric("meshca_request_seconds_count") == 24
+        assert bridge.metric("citadel_server_csr_count") == 24
+        assert bridge.metric("meshca_config_generation") == 1
+        assert bridge.metric("meshca_build_info") == 1
+        _, text = bridge.get("/metrics")
+        anchors = [line for line in text.splitlines() if 'tier="anchor"' in line]
+        assert len(anchors) == 1
+        assert len({_core(pid) for pid in bridge.children()}) == min(
+            2, len(os.sched_getaffinity(0))
+        )
+    bridge.require_sound_ledger()
+
+
+def test_a_killed_worker_comes_back_and_the_other_serves_meanwhile(
+    tmp_path: Path,
+) -> None:
+    with Supervised(tmp_path / "served", 2) as bridge:
+        await_true(lambda: bridge.metric("meshca_worker_up") == 2)
+        for _ in range(8):
+            bridge.ask()
+        before = bridge.metric("meshca_requests_total", code="OK")
+        killed, other = bridge.children()
+        os.kill(killed, signal.SIGKILL)
+        await_true(lambda: not is_alive(killed))
+        for _ in range(8):
+            bridge.ask()
+        assert bridge.get("/readyz")[0] == 200
+        await_true(lambda: bridge.metric("meshca_worker_restarts_total") == 1)
+        await_true(lambda: bridge.metric("meshca_worker_up") == 2)
+        assert is_alive(other)
+        # What the dead one had counted stays counted.
+        assert bridge.metric("meshca_requests_total", code="OK") == before + 8
+    bridge.require_sound_ledger()
+
+
+def test_workers_leave_when_their_parent_is_killed(tmp_path: Path) -> None:
+    bridge = Supervised(tmp_path / "served", 2)
+    with bridge:
+        workers = bridge.children()
+        bridge.signal(signal.SIGKILL)
+        await_true(lambda: not any(is_alive(pid) for pid in workers))
+        assert _is_refused(bridge.address)
+        with bridge:
+            bridge.ask()
+    bridge.require_sound_ledger()
+
+
+def test_a_worker_that_hangs_holds_up_no_scrape(tmp_path: Path) -> None:
+    with Supervised(tmp_path / "served", 2) as bridge:
+        await_true(lambda: bridge.metric("meshca_worker_up") == 2)
+        bridge.ask()
+        hung = bridge.children()[0]
+        os.kill(hung, signal.SIGSTOP)
+        try:
+            began = time.monotonic()
+            assert bridge.metric("meshca_worker_up") == 1
+            status, body = bridge.get("/readyz")
+            assert time.monotonic() - began < 5
+            assert status == 200
+            assert "w0" in json.loads(body)["warnings"]["workers"]
+            assert bridge.metric("meshca_requests_total", code="OK") <= 1
+        finally:
+            os.kill(hung, signal.SIGCONT)
+        await_true(lambda: bridge.metric("meshca_worker_up") == 2)
+
+
+def test_the_end_of_the_parent_is_the_end_of_all(tmp_path: Path) -> None:
+    with Supervised(tmp_path / "served", 2) as bridge:
+        workers = bridge.children()
+        bridge.stop()
+        assert not any(is_alive(pid) for pid in workers)
+        assert _is_refused(bridge.address)
+    bridge.require_sound_ledger()
+    assert "by force" not in bridge.log()
+
+
+def test_a_configuration_that_no_worker_can_use_ends_the_start(tmp_path: Path) -> None:
+    bridge = Supervised(tmp_path / "served", 2)
+    bridge.chain.write_text("nothing\n")
+    with pytest.raises(RuntimeError, match=r"(?s)did not start.*chain\.pem"), bridge:
+        pass
+
+
+def test_a_second_bridge_on_the_same_addresses_does_not_start(tmp_path: Path) -> None:
+    with Supervised(tmp_path / "served", 2) as bridge:
+        workers = bridge.children()
+        second = bridge.run("serve")
+        assert second.returncode == 1
+        assert "admin.listen: cannot listen" in second.stderr
+        assert bridge.children() == workers
+
+
+def _core(pid: int) -> frozenset[int]:
+    return frozenset(os.sched_getaffinity(pid))
+
+
+def _is_refused(address: str) -> bool:
+    host, _, port = address.partition(":")
+    with socket.socket() as probe:
+        return probe.connect_ex((host, int(port))) != 0
