@@ -15,6 +15,7 @@ from bridge.metrics import Metrics
 from bridge.server.admin import Admin, Views, split_address
 from bridge.server.health import Health, add_reflection
 from bridge.server.istio import Issuer, IstioFront, Lanes
+from bridge.server.listeners import leave_to_others
 from bridge.server.place import ALONE, Place
 from bridge.server.pool import CallPool, SteadyPool
 from bridge.server.reaper import Reaper
@@ -66,6 +67,7 @@ class Server:
     ) -> None:
         self._config = config
         self._issue_serving = issue_serving
+        self._place = place
         self._anchors_pem = anchors_pem
         self._problems = problems
         self._warnings = warnings
@@ -88,7 +90,7 @@ class Server:
         metrics.in_flight.set_function(lambda: self._lanes.calls.count)
         self._side = SteadyPool(2, "side")
         self._reflection = SteadyPool(1, "reflection")
-        self._grpc = self._build(issuer, metrics, place)
+        self._grpc = self._build(issuer, metrics)
 
     @property
     def istio_address(self) -> str:
@@ -176,6 +178,8 @@ class Server:
         with self._listening:
             self._draining = True
         self._health.drain()
+        if self._place.shares_ports:
+            leave_to_others(self._ports.values(), grace)
         self._serving.close()
         ended = self._stop(grace)
         self._lanes.calls.wait_until_idle(grace)
@@ -218,7 +222,7 @@ class Server:
             ended = threading.Event()
         return ended
 
-    def _build(self, issuer: Issuer, metrics: Metrics, place: Place) -> grpc.Server:
+    def _build(self, issuer: Issuer, metrics: Metrics) -> grpc.Server:
         audiences, seconds = _terms(self._config)
         self._front = IstioFront(
             issuer,
@@ -227,7 +231,7 @@ class Server:
             audiences=audiences,
             deadline_seconds=seconds,
         )
-        server = grpc.server(self._side, options=place.grpc_options())
+        server = grpc.server(self._side, options=self._place.grpc_options())
         server.add_generic_rpc_handlers((self._front,))
         self._health.add_to(server)
         add_reflection(server, self._reflection)

@@ -1,0 +1,106 @@
+"""A served bridge whose processes and configuration a test does things to."""
+
+import os
+import signal
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from bridge.server.client import Answer, Ask, ask
+from tests.support.harness import SERVER_NAME, Bridge
+
+WAIT_SECONDS = 18.0
+"""Longer than anything takes that a test waits for."""
+
+
+def await_true(what: Callable[[], object]) -> None:
+    """Wait until `what` says so.
+
+    Raises:
+        TimeoutError: It does not.
+    """
+    deadline = time.monotonic() + WAIT_SECONDS
+    while not what():
+        if time.monotonic() > deadline:
+            raise TimeoutError("it does not become true")
+        time.sleep(0.02)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
+
+
+class Supervised(Bridge):
+    """See `Bridge`."""
+
+    def __init__(
+        self, folder: Path, workers: int, overrides: Mapping[str, Any] | None = None
+    ) -> None:
+        super().__init__(folder, overrides={"workers": workers, **(overrides or {})})
+
+    def ask(self, *audiences: str, address: str = "") -> Answer:
+        """Get a certificate over a connection of its own."""
+        return ask(
+            Ask(
+                address=address or self.address,
+                roots=self.roots.read_bytes(),
+                token=self.token(audiences=audiences or ("istio-ca",)),
+                server_name=SERVER_NAME,
+            )
+        )
+
+    def children(self) -> list[int]:
+        """Return the worker processes."""
+        path = Path(f"/proc/{self.pid}/task/{self.pid}/children")
+        return [int(pid) for pid in path.read_text().split()]
+
+    def hang_up(self) -> None:
+        os.kill(self.pid, signal.SIGHUP)
+
+    def change(self, **values: Any) -> None:
+        """Put another configuration in place at once; `a__b` is the key `b` in `a`."""
+        tree = yaml.safe_load(self.configuration.read_text())
+        for path, value in values.items():
+            *above, last = path.split("__")
+            at = tree
+            for key in above:
+                at = at[key]
+            at[last] = value
+        self.put(yaml.safe_dump(tree, sort_keys=False))
+
+    def put(self, text: str) -> None:
+        new = self.configuration.with_suffix(".new")
+        new.write_text(text)
+        new.replace(self.configuration)
+
+    def await_reloads(self, result: str, count: int = 1) -> None:
+        await_true(lambda: self.metric("meshca_reloads_total", result=result) == count)
+
+    def issued_by(self) -> dict[str, int]:
+        """Return how many certificates of workloads each writer's journal has."""
+        return {
+            folder.name: sum(
+                line.count('"kind":"issued"') * line.count('"purpose":"workload"')
+                for file in folder.glob("*.jsonl")
+                for line in file.read_text("utf-8").splitlines()
+            )
+            for folder in sorted((self.folder / "journal").iterdir())
+            if folder.is_dir()
+        }
+
+    def require_sound_ledger(self, *options: str) -> None:
+        """Hold the journals against themselves and the heads.
+
+        Raises:
+            AssertionError: They do not verify, or an attempt has no outcome.
+        """
+        checked = self.run("ledger", "verify", *options)
+        if checked.returncode or " 0 attempts without" not in checked.stdout:
+            raise AssertionError(checked.stdout + checked.stderr)
