@@ -1,0 +1,302 @@
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from bridge.config import parse
+from bridge.errors import ConfigError
+from bridge.reload import Reloads, Source
+from bridge.server.order import REFUSED, Order
+from bridge.supervisor.slot import Slot
+from bridge.supervisor.supervisor import Supervisor, Surroundings
+
+CONFIG = """
+trust_domain: corp.example
+workers: {workers}
+fronts:
+  istio: {{listen: "127.0.0.1:0", tls: {{dns_names: [a.example]}}}}
+clusters:
+  - name: Kubernetes
+    tokens: {{verify: jwks, file: jwks.json, issuer: "https://issuer.example"}}
+issuing_cas:
+  seoul-1: {{plugin: file, chain: chain.pem}}
+trust_anchors: roots.pem
+issuance: {{issuing_cas: [seoul-1]}}
+limits: {{drain: 5s}}
+ledger: {{journal: journal, archive: "sqlite:///a.db", heads: {{sink: heads.jsonl}}}}
+admin: {{listen: "{admin}"}}
+"""
+
+
+class FakeChild:
+    """A worker that does what a test says."""
+
+    def __init__(self, order: Order, pid: int) -> None:
+        self.order = order
+        self.pid = pid
+        self.status: int | None = None
+        self.is_ready = True
+        self.obeys = True
+        self.words = ""
+        self.signals: list[str] = []
+
+    def poll(self) -> int | None:
+        return self.status
+
+    def terminate(self) -> None:
+        self.signals.append("TERM")
+        if self.obeys:
+            self.status = 0
+
+    def kill(self) -> None:
+        self.signals.append("KILL")
+        self.status = -9
+
+    def reason(self) -> str:
+        return self.words
+
+    def get(self, page: str, timeout: float) -> tuple[int, str]:
+        if self.status is not None:
+            raise ConnectionRefusedError
+        return 200, json.dumps({"ready": self.is_ready})
+
+
+class Nursery:
+    """Spawns fakes, and keeps all that it spawned."""
+
+    def __init__(self) -> None:
+        self.born: list[FakeChild] = []
+        self.prepare: Callable[[FakeChild], None] = lambda _child: None
+        self.is_full = False
+
+    def __call__(self, order: Order) -> FakeChild:
+        if self.is_full:
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+        child = FakeChild(order, 100 + len(self.born))
+        self.prepare(child)
+        self.born.append(child)
+        return child
+
+    def alive(self) -> list[str]:
+        return [child.order.writer for child in self.born if child.status is None]
+
+
+def source(workers: int = 2, admin: str = "127.0.0.1:9990") -> Source:
+    path = Path("/etc/meshca/bridge.yaml")
+    text = CONFIG.format(workers=workers, admin=admin)
+    return Source(path, text, parse(text, path))
+
+
+class Supervision:
+    def __init__(self, workers: int = 2) -> None:
+        self.nursery = Nursery()
+        self.registry = CollectorRegistry()
+        self.reloads = Reloads(self.registry)
+        around = Surroundings(folder="/run/m", cpus=[4, 7])
+        self.supervisor = Supervisor(
+            source(workers), self.nursery, around, self.reloads
+        )
+
+    def counted(self, result: str) -> float:
+        labels = {"result": result}
+        return self.registry.get_sample_value("meshca_reloads_total", labels) or 0.0
+
+
+@pytest.fixture
+def order() -> Order:
+    return Order(path="/x", text="", writer="w0", cpu=0, folder="/run/m")
+
+
+def test_an_order_is_read_as_it_was_written(order: Order) -> None:
+    assert Order.read(order.line()) == order
+    assert order.line().count(b"\n") == 1
+
+
+# Seconds that each worker ran, and how long the next one is waited for after it.
+BACK_OFF = [
+    ([0.0], 0.2),
+    ([0.0, 0.0], 0.4),
+    ([0.0, 0.0, 0.0], 0.8),
+    ([0.0] * 12, 30.0),
+    ([0.0, 0.0, 29.9], 0.8),
+    ([0.0, 0.0, 30.0], 0.2),
+]
+
+
+@pytest.mark.parametrize(("ran", "wait"), BACK_OFF)
+def test_the_wait_doubles_until_a_worker_was_well(
+    order: Order, ran: list[float], wait: float
+) -> None:
+    nursery, now = Nursery(), 1000.0
+    slot = Slot(order, nursery)
+    for seconds in ran:
+        slot.tick(now)
+        while slot.child is None:
+            now += 0.05
+            slot.tick(now)
+        now += seconds
+        nursery.born[-1].status = -9
+        slot.tick(now)
+    assert slot.reason == "ended with signal 9"
+    slot.tick(now + wait - 0.01)
+    assert slot.child is None
+    slot.tick(now + wait + 0.01)
+    assert slot.child is nursery.born[-1]
+    assert slot.reason == ""
+    assert slot.restarts == len(ran)
+
+
+def test_a_system_without_processes_is_asked_again(order: Order) -> None:
+    nursery = Nursery()
+    nursery.is_full = True
+    slot = Slot(order, nursery)
+    slot.tick(0)
+    assert slot.reason == "could not be started: Resource temporarily unavailable"
+    nursery.is_full = False
+    slot.tick(1)
+    assert slot.child is not None
+
+
+def test_workers_have_names_and_cores_of_their_own() -> None:
+    one = Supervision(workers=3)
+    one.supervisor.tick(0)
+    orders = [child.order for child in one.nursery.born]
+    assert [order.writer for order in orders] == ["w0", "w1", "w2"]
+    assert [order.cpu for order in orders] == [4, 7, 4]
+
+
+def test_a_new_configuration_replaces_the_workers_when_its_own_are_ready() -> None:
+    one = Supervision()
+    one.supervisor.tick(0)
+    assert one.supervisor.is_settled
+    one.nursery.prepare = lambda child: setattr(child, "is_ready", False)
+    one.supervisor.reload(source(1), 1)
+    one.supervisor.tick(1)
+    assert one.nursery.alive() == ["w0", "w1", "w2"]
+    assert not one.supervisor.is_settled
+    one.nursery.born[-1].is_ready = True
+    one.supervisor.tick(2)
+    one.supervisor.tick(2)
+    assert one.nursery.alive() == ["w2"]
+    assert [slot.order.writer for slot in one.supervisor.serving()] == ["w2"]
+    assert (one.counted("ok"), one.counted("refused")) == (1, 0)
+    one.nursery.prepare = lambda _child: None
+    one.supervisor.reload(source(2), 3)
+    one.supervisor.tick(3)
+    one.supervisor.tick(3)
+    assert one.nursery.alive() == ["w0", "w1"]
+
+
+def test_workers_that_refuse_a_configuration_leave_the_old_ones_serving() -> None:
+    one = Supervision()
+    one.supervisor.tick(0)
+
+    def refuse(child: FakeChild) -> None:
+        child.status, child.words = REFUSED, "chain.pem: no chain"
+
+    one.nursery.prepare = refuse
+    one.supervisor.reload(source(), 1)
+    one.supervisor.tick(1)
+    one.supervisor.tick(1)
+    assert one.nursery.alive() == ["w0", "w1"]
+    assert one.counted("refused") == 1
+    assert "chain.pem: no chain" in one.reloads.warnings()["configuration"]
+    assert one.supervisor.is_settled
+
+
+def test_workers_that_do_not_get_ready_in_time_are_ended() -> None:
+    one = Supervision(workers=1)
+    one.supervisor.tick(0)
+    one.nursery.prepare = lambda child: setattr(child, "is_ready", False)
+    one.supervisor.reload(source(1), 1)
+    one.supervisor.tick(30.9)
+    assert one.nursery.alive() == ["w0", "w1"]
+    one.supervisor.tick(31.0)
+    assert one.nursery.alive() == ["w0"]
+    assert "w1 runs and is not ready" in one.reloads.warnings()["configuration"]
+
+
+def test_a_newer_configuration_takes_the_place_of_one_that_is_not_ready_yet() -> None:
+    one = Supervision(workers=1)
+    one.supervisor.tick(0)
+    one.nursery.prepare = lambda child: setattr(child, "is_ready", False)
+    one.supervisor.reload(source(1), 1)
+    one.supervisor.tick(1)
+    one.nursery.prepare = lambda _child: None
+    one.supervisor.reload(source(1), 2)
+    for _ in range(3):
+        one.supervisor.tick(2)
+    assert one.nursery.alive() == ["w2"]
+    assert one.counted("ok") == 1
+
+
+FIXED = [
+    (source(0), r"^workers \(to 0\) cannot be changed"),
+    (source(2, "127.0.0.1:9991"), r"^admin\.listen cannot be changed"),
+]
+
+
+@pytest.mark.parametrize(("changed", "words"), FIXED)
+def test_what_a_parent_cannot_change_is_named(changed: Source, words: str) -> None:
+    one = Supervision()
+    one.supervisor.tick(0)
+    one.supervisor.reload(changed, 1)
+    one.supervisor.tick(1)
+    said = one.reloads.warnings()["configuration"].partition("serves: ")[2]
+    assert one.counted("refused") == 1
+    assert re.search(words, said)
+    assert len(one.nursery.born) == 2
+
+
+def test_a_first_configuration_that_is_refused_is_an_error() -> None:
+    one = Supervision()
+
+    def refuse(child: FakeChild) -> None:
+        child.status, child.words = REFUSED, "chain.pem: no chain"
+
+    one.nursery.prepare = refuse
+    one.supervisor.tick(0)
+    with pytest.raises(ConfigError, match=r"chain\.pem: no chain"):
+        one.supervisor.tick(1)
+
+
+def test_a_worker_that_is_refused_later_is_started_again() -> None:
+    one = Supervision(workers=1)
+    one.supervisor.tick(0)
+    one.nursery.born[0].status = REFUSED
+    one.supervisor.tick(1)
+    one.supervisor.tick(2)
+    assert one.nursery.alive() == ["w0"]
+    assert one.supervisor.restarts() == {"w0": 1}
+
+
+def test_workers_that_do_not_end_are_ended_by_force() -> None:
+    one = Supervision()
+    one.nursery.prepare = lambda child: setattr(child, "obeys", child.pid != 100)
+    one.supervisor.tick(0)
+    one.supervisor.stop(10)
+    one.supervisor.tick(10)
+    assert one.nursery.alive() == ["w0"]
+    one.supervisor.tick(21.9)  # drain and margin
+    assert not one.supervisor.is_over
+    one.supervisor.tick(22.0)
+    one.supervisor.tick(22.1)
+    assert one.supervisor.is_over
+    assert one.nursery.born[0].signals == ["TERM", "KILL"]
+    assert one.nursery.born[1].signals == ["TERM"]
+    assert len(one.nursery.born) == 2
+
+
+def test_restarts_of_workers_that_were_replaced_stay_counted() -> None:
+    one = Supervision(workers=1)
+    one.supervisor.tick(0)
+    one.nursery.born[0].status = -11
+    one.supervisor.tick(1)
+    one.supervisor.tick(2)
+    one.supervisor.reload(source(1), 3)
+    for now in (3, 4, 5):
+        one.supervisor.tick(now)
+    assert one.supervisor.restarts() == {"w0": 1, "w1": 0}
