@@ -24,7 +24,8 @@ from bridge.ledger.reader import Report, WriterReport, verify
 
 if TYPE_CHECKING:
     # It imports SQLAlchemy, which no other command needs.
-    from bridge.ledger.archive import Archive, Query
+    from bridge.ledger.archive import Archive
+    from bridge.ledger.query import Query
 
 app = typer.Typer(help="Look at the ledger.", no_args_is_help=True)
 
@@ -194,7 +195,8 @@ def export(
 
 
 def _open(config_file: Path) -> "tuple[Archive, Callable[..., Query]]":
-    from bridge.ledger.archive import Archive, Query  # noqa: PLC0415 - see the top
+    from bridge.ledger.archive import Archive  # noqa: PLC0415 - see the top
+    from bridge.ledger.query import Query  # noqa: PLC0415 - see the top
 
     read = config.read(config_file)
     return Archive.open(read.ledger.archive, read.resolve, make=False), Query

@@ -4,10 +4,7 @@ Importing this module imports SQLAlchemy, which takes its time: the signing path
 not, and the feeder's thread does it while the server starts.
 """
 
-import os
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -15,16 +12,13 @@ from typing import Any, NamedTuple, Self
 import sqlalchemy as sa
 from sqlalchemy.exc import SQLAlchemyError
 
-from bridge.errors import ConfigError, LedgerError
-from bridge.ledger.feeder import RETRY_RULE
+from bridge.errors import LedgerError
+from bridge.ledger.database import Database, failed
+from bridge.ledger.query import Query, attempts_of, select
 from bridge.ledger.rows import GENESIS, Head
-from bridge.ledger.schema import PREFIX_CHARACTERS, REVISION, entries, positions, prefix
+from bridge.ledger.schema import entries, positions
 
-_BUSY_MILLISECONDS = 5_000
-_ATTEMPTS = 1_000
-"""Of one serial number, certificate or key there are a few."""
-_CHECKPOINT_PAGES = 4_000
-_CACHE_KIBIBYTES = 16_384
+_READ_ROWS = 1_000
 
 
 class Position(NamedTuple):
@@ -39,27 +33,13 @@ class Position(NamedTuple):
 START = Position(0, Head(0, -1, GENESIS))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Query:
-    """What to look for; empty fields match everything. Times in microseconds."""
-
-    serial: str = ""
-    caller: str = ""
-    certificate: str = ""
-    key: str = ""
-    kind: str = ""
-    since: int | None = None
-    until: int | None = None
-    limit: int | None = None
-    """The newest that many."""
-
-
 class Archive:
     """An open archive. Safe to share between threads."""
 
-    def __init__(self, engine: sa.Engine) -> None:
-        self._engine = engine
-        compiled = sa.insert(entries).compile(engine)
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._engine = database.engine
+        compiled = sa.insert(entries).compile(self._engine)
         self._insert = compiled.string
         self._order = getattr(compiled, "positiontup", None)
 
@@ -79,18 +59,15 @@ class Archive:
             ConfigError: The URL cannot be used.
             LedgerError: The database cannot be opened, or has other tables.
         """
-        engine = _engine(url, resolve, make=make)
-        archive = cls(engine)
-        try:
-            with engine.begin() as connection:
-                _require_tables(connection, make=make)
-        except SQLAlchemyError as error:
-            archive.close()
-            raise _failed(error) from error
-        except BaseException:
-            archive.close()
-            raise
-        return archive
+        return cls(Database.open(url, resolve, make=make))
+
+    def moved(self) -> bool:
+        """Return whether the file is no longer the one that was opened.
+
+        Whoever deletes or replaces an archive leaves this object writing to a file
+        without a name: it has to be closed, and opened anew.
+        """
+        return self._database.moved()
 
     def position(self, writer: str) -> Position:
         """Return how far `writer` has been read.
@@ -103,7 +80,7 @@ class Archive:
             with self._engine.connect() as connection:
                 row = connection.execute(wanted).one_or_none()
         except SQLAlchemyError as error:
-            raise _failed(error) from error
+            raise failed(error) from error
         if row is None:
             return START
         return Position(row.byte_offset, Head(row.segment, row.seq, row.head))
@@ -127,12 +104,7 @@ class Archive:
             LedgerError: The database does not answer (rule `ledger.archive`), or the
                 position is elsewhere: somebody else feeds this writer, too.
         """
-        values = {
-            "segment": after.head.segment,
-            "byte_offset": after.byte_offset,
-            "seq": after.head.seq,
-            "head": after.head.digest,
-        }
+        values = _columns(after)
         try:
             with self._engine.begin() as connection:
                 # The position first: that takes SQLite's write lock at once.
@@ -147,7 +119,7 @@ class Archive:
                     # much as SQLite's work: this thread shares a core with signing.
                     connection.exec_driver_sql(self._insert, self._parameters(rows))
         except SQLAlchemyError as error:
-            raise _failed(error) from error
+            raise failed(error) from error
 
     def search(self, query: Query) -> Iterator[Mapping[str, Any]]:
         """Yield the entries that match, oldest first.
@@ -162,11 +134,80 @@ class Archive:
             with self._engine.connect() as connection:
                 attempts: Sequence[str] = ()
                 if query.serial or query.certificate or query.key:
-                    attempts = connection.execute(_attempts(query)).scalars().all()
-                for row in connection.execute(_select(query, attempts)):
+                    attempts = connection.execute(attempts_of(query)).scalars().all()
+                for row in connection.execute(select(query, attempts)):
                     yield row._asdict()
         except SQLAlchemyError as error:
-            raise _failed(error) from error
+            raise failed(error) from error
+
+    def rows(self, writer: str) -> Generator[Mapping[str, Any]]:
+        """Yield the entries of `writer` as they were added, in order.
+
+        All are of one moment, the first call of `next`.
+
+        Raises:
+            LedgerError: The database does not answer.
+        """
+        wanted = sa.select(entries).where(entries.c.writer == writer)
+        options = {"yield_per": _READ_ROWS}
+        try:
+            with self._engine.connect() as connection:
+                found = connection.execute(
+                    wanted.order_by(entries.c.seq), execution_options=options
+                )
+                for row in found:
+                    yield row._asdict()
+        except SQLAlchemyError as error:
+            raise failed(error) from error
+
+    def writers(self) -> list[str]:
+        """Return the names of all whose rows are here.
+
+        Raises:
+            LedgerError: The database does not answer.
+        """
+        try:
+            with self._engine.connect() as connection:
+                found = connection.execute(
+                    sa.select(positions.c.writer).order_by(positions.c.writer)
+                )
+                return list(found.scalars())
+        except SQLAlchemyError as error:
+            raise failed(error) from error
+
+    def set_aside(self, writer: str, end: Position, name: str) -> int:
+        """Give the entries of `writer` after `end` to `name`, and go on after `end`.
+
+        A journal that lost its last rows will use their numbers again. What the
+        archive has of them may be all that is left: it is kept, and found by `search`.
+
+        Returns:
+            How many they were.
+
+        Raises:
+            LedgerError: The database does not answer.
+        """
+        column, ours = entries.c, positions.c
+        beyond = (column.writer == writer) & (column.seq > end.head.seq)
+        try:
+            with self._engine.begin() as connection:
+                moved = connection.execute(
+                    sa.update(entries).where(beyond).values(writer=name)
+                )
+                if not moved.rowcount:
+                    return 0
+                held = sa.select(positions).where(ours.writer == writer)
+                before = connection.execute(held).one()
+                values = {**before._asdict(), "writer": name}
+                connection.execute(sa.insert(positions).values(**values))
+                connection.execute(sa.delete(positions).where(ours.writer == writer))
+                if end != START:
+                    connection.execute(
+                        sa.insert(positions).values(writer=writer, **_columns(end))
+                    )
+        except SQLAlchemyError as error:
+            raise failed(error) from error
+        return int(moved.rowcount)
 
     def _parameters(self, rows: Sequence[Mapping[str, Any]]) -> Any:
         if self._order is None:
@@ -176,92 +217,17 @@ class Archive:
 
     def close(self) -> None:
         """Release all connections."""
-        self._engine.dispose()
+        self._database.close()
 
 
-def _engine(url: str, resolve: Callable[[Path], Path], *, make: bool) -> sa.Engine:
-    try:
-        parsed = sa.make_url(url)
-        if parsed.get_backend_name() != "sqlite":
-            return sa.create_engine(parsed, pool_pre_ping=True)
-    except (SQLAlchemyError, ImportError) as error:
-        raise ConfigError(
-            f"ledger.archive: expected a SQLAlchemy URL of an installed database "
-            f"driver, such as sqlite:///archive.db: {error}"
-        ) from error
-    if parsed.database in (None, "", ":memory:"):
-        raise ConfigError(f"ledger.archive: expected a file: sqlite:///FILE ({url!r})")
-    path = resolve(Path(parsed.database))
-    try:
-        # SQLite would make it readable by all.
-        flags = os.O_RDWR | os.O_CREAT if make else os.O_RDONLY
-        os.close(os.open(path, flags | os.O_CLOEXEC, 0o600))
-    except OSError as error:
-        raise LedgerError(
-            f"{path}: the archive cannot be opened: {error.strerror}",
-            rule=RETRY_RULE,
-        ) from error
-    engine = sa.create_engine(parsed.set(database=str(path)))
-
-    def prepare(connection: Any, _record: object) -> None:
-        cursor = connection.cursor()
-        cursor.execute(f"PRAGMA busy_timeout = {_BUSY_MILLISECONDS}")
-        if make:
-            # Readers and the feeder do not wait for each other. NORMAL may lose the
-            # last transactions in a power cut, rows and position alike: they are read
-            # from the journal again.
-            cursor.execute("PRAGMA journal_mode = WAL")
-            cursor.execute("PRAGMA synchronous = NORMAL")
-            cursor.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
-            cursor.execute(f"PRAGMA cache_size = -{_CACHE_KIBIBYTES}")
-        else:
-            cursor.execute("PRAGMA query_only = ON")
-        cursor.close()
-
-    sa.event.listen(engine, "connect", prepare)
-    return engine
-
-
-def _require_tables(connection: sa.Connection, *, make: bool) -> None:
-    found = _revision(connection)
-    if found == REVISION:
-        return
-    if not make:
-        raise LedgerError(
-            f"the archive has tables of revision {found or 'none'}, and {REVISION} is "
-            "expected: start the server once"
-        )
-    _migrate(connection)
-
-
-def _revision(connection: sa.Connection) -> str:
-    if not sa.inspect(connection).has_table("alembic_version"):
-        return ""
-    found = connection.execute(sa.text("SELECT version_num FROM alembic_version"))
-    return str(found.scalar_one_or_none() or "")
-
-
-def _migrate(connection: sa.Connection) -> None:
-    # Alembic takes as long to import as SQLAlchemy, and is needed once in a schema.
-    from alembic import command  # noqa: PLC0415 - see above
-    from alembic.config import Config  # noqa: PLC0415 - see above
-    from alembic.util import CommandError  # noqa: PLC0415 - see above
-
-    config = Config()
-    folder = Path(__file__).with_name("migrations")
-    config.set_main_option("script_location", str(folder).replace("%", "%%"))
-    config.attributes["connection"] = connection
-    try:
-        # Alembic keeps its context in globals of a module: one at a time.
-        with _MIGRATING:
-            command.upgrade(config, "head")
-    except CommandError as error:
-        raise LedgerError(
-            f"the archive was made by another version of the bridge: {error}"
-        ) from error
-
-
-_MIGRATING = threading.Lock()
+def _columns(position: Position) -> dict[str, object]:
+    head = position.head
+    return {
+        "segment": head.segment,
+        "byte_offset": position.byte_offset,
+        "seq": head.seq,
+        "head": head.digest,
+    }
 
 
 def _move(
@@ -281,63 +247,3 @@ def _move(
         .values(**values)
     )
     return moved.rowcount == 1
-
-
-def _wanted(query: Query) -> list[sa.ColumnElement[bool]]:
-    column = entries.c
-    digests = (
-        (column.serial, _spellings(query.serial) if query.serial else set()),
-        (column.certificate_sha256, {query.certificate} - {""}),
-        (column.key_sha256, {query.key} - {""}),
-    )
-    wanted = [_is_any(column, values) for column, values in digests if values]
-    if query.caller:
-        wanted += [column.caller == query.caller, column.caller != sa.text("''")]
-    return wanted
-
-
-def _attempts(query: Query) -> sa.Select[Any]:
-    attempt = entries.c.attempt
-    found = sa.select(attempt).where(*_wanted(query), attempt != "").distinct()
-    return found.limit(_ATTEMPTS)
-
-
-def _select(query: Query, attempts: Sequence[str] = ()) -> sa.Select[Any]:
-    column = entries.c
-    chosen = sa.select(entries)
-    if wanted := _wanted(query):
-        condition = sa.and_(*wanted)
-        if attempts:
-            condition = sa.or_(condition, _is_any(column.attempt, set(attempts)))
-        chosen = chosen.where(condition)
-    if query.kind:
-        chosen = chosen.where(column.kind == query.kind)
-    if query.since is not None:
-        chosen = chosen.where(column.at >= query.since)
-    if query.until is not None:
-        chosen = chosen.where(column.at < query.until)
-    if query.limit is None:
-        return chosen.order_by(column.at, column.writer, column.seq)
-    newest = chosen.order_by(column.at.desc(), column.writer, column.seq.desc())
-    picked = newest.limit(query.limit).subquery()
-    order = (picked.c.at, picked.c.writer, picked.c.seq)
-    return sa.select(picked).order_by(*order)
-
-
-def _is_any(column: sa.ColumnElement[str], values: set[str]) -> sa.ColumnElement[bool]:
-    # In the words of the index, which `prefix` explains.
-    starts = {value[:PREFIX_CHARACTERS] for value in values}
-    return prefix(column).in_(starts) & column.in_(values) & (column != sa.text("''"))
-
-
-def _spellings(serial: str) -> set[str]:
-    # Tools show whole bytes; a number has no leading zero.
-    return {serial, serial.lstrip("0"), serial.zfill(len(serial) + len(serial) % 2)}
-
-
-def _failed(error: SQLAlchemyError) -> LedgerError:
-    return LedgerError(
-        "the archive of the ledger does not answer",
-        rule=RETRY_RULE,
-        detail=" ".join(str(error).split())[:500],
-    )

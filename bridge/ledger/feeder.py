@@ -116,6 +116,11 @@ class Feeder:
                 # Looked at first: what was written before `stop` is still fed.
                 stopping = self._stop.is_set()
                 try:
+                    if archive is not None and archive.moved():
+                        # Deleted or replaced: what is there now is fed anew.
+                        self._position = None
+                        archive.close()
+                        archive = None
                     if archive is None:
                         archive = self._open_archive()
                         self._position = archive.position(self._folder.name)
@@ -178,7 +183,7 @@ class Feeder:
                 raise self._broken(segment, offset, "this is not a row") from None
             if problem := chain.problem(row):
                 raise self._broken(segment, offset, problem)
-            rows.append(_entry(self._folder.name, row))
+            rows.append(entry(self._folder.name, row))
             offset += len(line)
         return type(position)(offset, chain.head), rows
 
@@ -210,15 +215,16 @@ class Feeder:
         return type(position)(0, position.head._replace(segment=later[0]))
 
 
-def _entry(writer: str, row: Row) -> Mapping[str, Any]:
+def entry(writer: str, row: Row) -> Mapping[str, Any]:
+    """Return `row` by the columns of the archive."""
     values = row.values
-    entry: dict[str, Any] = {name: values.get(name, "") for name in _TEXTS}
-    entry["writer"] = writer
-    entry["seq"] = row.seq
-    entry["at"] = row.at
-    entry["names"] = encode_list(values.get("names", ()))
-    entry["not_before"] = values.get("not_before")
-    entry["not_after"] = values.get("not_after")
-    entry["body"] = row.line.decode("utf-8")
-    entry["hash"] = row.digest
-    return entry
+    columns: dict[str, Any] = {name: values.get(name, "") for name in _TEXTS}
+    columns["writer"] = writer
+    columns["seq"] = row.seq
+    columns["at"] = row.at
+    columns["names"] = encode_list(values.get("names", ()))
+    columns["not_before"] = values.get("not_before")
+    columns["not_after"] = values.get("not_after")
+    columns["body"] = row.line.decode("utf-8")
+    columns["hash"] = row.digest
+    return columns

@@ -14,7 +14,15 @@ from bridge.ledger.heads import HeadSink, SignedHead, load_public_key, problem_o
 from bridge.ledger.rows import Chain, Head, Row, broken, read_rows
 from bridge.ledger.segments import is_locked, segments
 
-__all__ = ["Report", "WriterReport", "read_journal", "read_rows", "verify"]
+__all__ = [
+    "Report",
+    "WriterReport",
+    "read_journal",
+    "read_rows",
+    "read_writer",
+    "verify",
+    "writers",
+]
 
 _OUTCOMES = frozenset(Outcome)
 _Published = tuple[int, SignedHead]
@@ -62,13 +70,17 @@ def read_journal(folder: Path) -> Iterator[tuple[str, Row]]:
     Raises:
         LedgerError: A line is not a row.
     """
-    for path in _writers(folder):
-        files = segments(path)
-        live = is_locked(path)
-        for number, file in files:
-            last = number == files[-1][0]
-            for row in read_rows(file, live=live and last):
-                yield path.name, row
+    for path in writers(folder):
+        for row in read_writer(path):
+            yield path.name, row
+
+
+def read_writer(folder: Path) -> Iterator[Row]:
+    """Yield the rows of the one writer in `folder`. See `read_journal`."""
+    live = is_locked(folder)
+    files = segments(folder)
+    for number, file in files:
+        yield from read_rows(file, live=live and number == files[-1][0])
 
 
 def verify(
@@ -90,12 +102,12 @@ def verify(
         LedgerError: There is nothing to verify.
     """
     # Before the journals: a head that comes later may belong to rows not yet seen.
-    live = {path.name: is_locked(path) for path in _writers(folder)}
+    live = {path.name: is_locked(path) for path in writers(folder)}
     report = Report()
     heads: dict[str, list[_Published]] = defaultdict(list)
     if heads_sink is not None:
         _collect(report, heads, heads_sink, public_key or folder / "heads.pub")
-    for path in _writers(folder):
+    for path in writers(folder):
         result = WriterReport(path.name, live=live[path.name])
         report.writers.append(result)
         _Verifier(result, heads.pop(path.name, []), heads_sink).run(path)
@@ -108,7 +120,12 @@ def verify(
     return report
 
 
-def _writers(folder: Path) -> list[Path]:
+def writers(folder: Path) -> list[Path]:
+    """Return the folders of all writers, in the order of their names.
+
+    Raises:
+        LedgerError: There is none.
+    """
     try:
         found = sorted(path for path in folder.iterdir() if path.is_dir())
     except OSError as error:

@@ -13,9 +13,10 @@ from alembic.migration import MigrationContext
 
 from bridge.errors import BridgeError, ConfigError, LedgerError
 from bridge.ledger import feeder as feeder_module
-from bridge.ledger.archive import START, Archive, Position, Query, _select
+from bridge.ledger.archive import START, Archive, Position
 from bridge.ledger.feeder import Feeder
 from bridge.ledger.journal import Journal
+from bridge.ledger.query import Query, select
 from bridge.ledger.rows import Head
 from bridge.ledger.schema import INDEXED, metadata
 from tests.unit.ledger.support import (
@@ -246,7 +247,7 @@ def test_the_migrations_make_the_indexes_of_the_schema(
     ],
 )
 def test_a_search_uses_its_index(archive: Archive, query: Query, index: str) -> None:
-    compiled = _select(query, ["1" * 32] if not query.caller else []).compile(
+    compiled = select(query, ["1" * 32] if not query.caller else []).compile(
         archive._engine, compile_kwargs={"literal_binds": True}
     )
     with archive._engine.connect() as connection:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from bridge.ledger.archive import Archive, Query
+from bridge.ledger.archive import Archive
 from bridge.ledger.ledger import Ledger
+from bridge.ledger.query import Query
 from bridge.ledger.reader import verify
 from tests.unit.ledger.support import (
     NOW,

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from bridge.errors import ConfigError, LedgerError
-from bridge.ledger.archive import Archive, Query
+from bridge.ledger.archive import Archive
 from bridge.ledger.heads import HeadSink
 from bridge.ledger.ledger import Ledger
+from bridge.ledger.query import Query
 from bridge.ledger.reader import verify
 from bridge.ledger.rows import Row
 from tests.unit.ledger.support import (
