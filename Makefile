@@ -8,7 +8,7 @@ LOCKS := deploy/locks
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 PROTOS := $(wildcard proto/*.proto)
 
-.PHONY: help demo test lint format proto vectors lock bench bench-peers
+.PHONY: help demo test lint format proto vectors lock bench bench-peers fuzz
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +43,11 @@ bench: $(VENV)/.development ## Where the microseconds of one request go
 
 bench-peers: $(VENV)/.development ## The bridge beside Istio's own CA, in one run
 	@$(BIN)/python -m tests.bench.peers $(BENCH_ARGS)
+
+fuzz: $(VENV)/.development ## Look for inputs that break a parser (FUZZ_SECONDS for each, 60)
+	@$(PIP) install --require-hashes --only-binary :all: -r $(LOCKS)/fuzz.txt || \
+	  { echo "make fuzz: atheris has no wheel for $$($(BIN)/python -V); use Python 3.11, 3.12 or 3.13 on Linux" >&2; exit 1; }
+	@$(BIN)/python -m tests.fuzz.fuzzer $(or $(FUZZ_SECONDS),60) $(FUZZ_TARGETS)
 
 lock: ## Write the locked requirements anew (needs uv on PATH)
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate \
