@@ -40,7 +40,7 @@ def _child(target: str, seconds: str) -> None:
     found, crashes = FOUND / target, FOUND / "crashes" / target
     for folder in (found, crashes):
         folder.mkdir(parents=True, exist_ok=True)
-    with atheris.instrument_imports(include=["bridge", "yaml", "tests.fuzz"]):
+    with atheris.instrument_imports(include=["bridge", "tests.fuzz"]):
         module = importlib.import_module(f"tests.fuzz.{target}")
     options = [
         f"-max_total_time={seconds}",
