@@ -4,7 +4,6 @@ import importlib
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -13,11 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.fuzz.engine import FOLDER, TARGETS, Run, corpus
-
-KNOWN = FOLDER / "known"
-"""Findings that stand. When one is mended, its test says so: it joins the corpus."""
-REASON = "reading a journal raises something else than a LedgerError"
-KNOWN_ERRORS = (KeyError, TypeError, RecursionError)
 
 # What a text is likely to trip over.
 TOKENS = (
@@ -37,17 +31,11 @@ def seeds(target: str) -> tuple[bytes, ...]:
     return tuple(path.read_bytes() for path in corpus(target))
 
 
-def all_files(found: Callable[[str], list[Path]]) -> list[object]:
-    return [
-        pytest.param(target, path, id=f"{target}-{path.name}")
-        for target in TARGETS
-        for path in found(target)
-    ]
-
-
-def known(target: str) -> list[Path]:
-    folder = KNOWN / target
-    return sorted(folder.iterdir()) if folder.exists() else []
+SEEDS = [
+    pytest.param(target, path, id=f"{target}-{path.name}")
+    for target in TARGETS
+    for path in corpus(target)
+]
 
 
 @st.composite
@@ -64,29 +52,14 @@ def changed(draw: st.DrawFn, target: str) -> bytes:
     return bytes(data)
 
 
-@pytest.mark.parametrize(("target", "path"), all_files(corpus))
+@pytest.mark.parametrize(("target", "path"), SEEDS)
 def test_a_seed_holds(target: str, path: Path) -> None:
     run_of(target)(path.read_bytes())
 
 
-@pytest.mark.xfail(strict=True, reason=REASON, raises=KNOWN_ERRORS)
-@pytest.mark.parametrize(("target", "path"), all_files(known))
-def test_a_known_finding_holds(target: str, path: Path) -> None:
-    run_of(target)(path.read_bytes())
-
-
-@pytest.mark.parametrize(
-    "target",
-    [
-        *(pytest.param(one) for one in TARGETS if one != "journal"),
-        pytest.param(
-            "journal",
-            marks=pytest.mark.xfail(strict=False, reason=REASON, raises=KNOWN_ERRORS),
-        ),
-    ],
-)
+@pytest.mark.parametrize("target", TARGETS)
 @given(data=st.data())
-@settings(max_examples=300, deadline=None, report_multiple_bugs=False)
+@settings(max_examples=300, deadline=None)
 def test_a_changed_seed_holds(target: str, data: st.DataObject) -> None:
     run_of(target)(data.draw(changed(target)))
 
