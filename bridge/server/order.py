@@ -27,6 +27,8 @@ class Order:
     folder: str
     """Private to the parent and its workers."""
     log_level: str = "INFO"
+    settles_beside: tuple[str, ...] | None = None
+    """See `Place`."""
 
     @property
     def socket(self) -> Path:

@@ -1,5 +1,6 @@
 """Where a process stands among others, and how its transport is set."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 _OPTIONS = (
@@ -26,6 +27,8 @@ class Place:
 
     writer: str = "bridge"
     """Its name in the ledger."""
+    settles_beside: Collection[str] | None = ()
+    """Writers whose journals it does not settle, but its own; None: it settles none."""
     shares_ports: bool = False
     """Others listen on the same ports. That must be meant, never happen."""
     admin: str | None = None

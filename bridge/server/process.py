@@ -3,7 +3,8 @@
 import gc
 import logging
 import resource
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 
@@ -14,6 +15,7 @@ from bridge.config import BridgeConfig
 from bridge.errors import ConfigError
 from bridge.issuance import Issuance
 from bridge.ledger.ledger import Ledger
+from bridge.ledger.settle import settle
 from bridge.metrics import Metrics
 from bridge.own import OwnCertificates
 from bridge.server.app import Server
@@ -25,6 +27,7 @@ from bridge.snapshots import Snapshots
 
 _log = logging.getLogger(__name__)
 _PROBE_SECONDS = 10.0
+_SETTLE_SECONDS = 6.0
 _COLLECT_AFTER = (50_000, 20, 100)
 """Objects made and kept; and of the younger collections, how many to an older one."""
 
@@ -185,8 +188,27 @@ class Process:
         )
         parts.callback(self._drain)
         self._server.start()
+        if self._place.settles_beside is not None:
+            self._settle(parts, {self._place.writer, *self._place.settles_beside})
         for what, address in self.addresses().items():
             _log.info("%s on %s", what, address)
+
+    def _settle(self, parts: ExitStack, ours: Collection[str]) -> None:
+        # Beside the service: it may take seconds, and nobody waits for it.
+        config, clock = self._config, self._clock
+
+        def run() -> None:
+            settle(
+                config.ledger,
+                config.resolve,
+                ours=ours,
+                version=__version__,
+                clock=clock,
+            )
+
+        thread = threading.Thread(target=run, name="settle", daemon=True)
+        thread.start()
+        parts.callback(thread.join, _SETTLE_SECONDS)
 
     def _drain(self) -> None:
         self.server.drain(self._config.limits.drain.total_seconds())

@@ -48,7 +48,12 @@ def _serve(order: Order, asked_to_stop: threading.Event) -> int:
     from bridge.server.process import Process, harden  # noqa: PLC0415
 
     harden()
-    place = Place(writer=order.writer, shares_ports=True, admin=f"{UNIX}{order.socket}")
+    place = Place(
+        writer=order.writer,
+        settles_beside=order.settles_beside,
+        shares_ports=True,
+        admin=f"{UNIX}{order.socket}",
+    )
     try:
         config = parse(order.text, Path(order.path))
         process = Process(config, place=place, warn=logging.getLogger("bridge").warning)

@@ -206,7 +206,8 @@ class Supervisor:
 
     def _generation(self, source: Source, taken: Sequence[Slot]) -> _Generation:
         # A journal has one writer: a name is free when its worker has gone.
-        names = _free_names({slot.order.writer for slot in taken})
+        free = _free_names({slot.order.writer for slot in taken})
+        names = tuple(islice(free, source.config.workers))
         around = self._surroundings
         slots = [
             Slot(
@@ -217,10 +218,11 @@ class Supervisor:
                     cpu=around.cpus[index % len(around.cpus)],
                     folder=around.folder,
                     log_level=around.log_level,
+                    settles_beside=None if index else names,
                 ),
                 self._spawn,
             )
-            for index, writer in enumerate(islice(names, source.config.workers))
+            for index, writer in enumerate(names)
         ]
         return _Generation(source, tuple(slots))
 
