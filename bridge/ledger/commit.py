@@ -12,8 +12,16 @@ from collections.abc import Callable, Sequence
 from bridge.errors import LedgerError
 from bridge.ledger.rows import Pending
 
+NO_ROOM_RULE = "ledger.room"
+"""The rule of an error of the disk that is gone when there is room again."""
+SHUT_RULE = "ledger.shut"
+"""The rule of an error that lasts until a restart has looked."""
+
 Write = Callable[[Sequence[Pending]], None]
-"""Returns when all rows are on disk; whatever it raises shuts the queue."""
+"""Returns when all rows are on disk. An error of rule `NO_ROOM_RULE` stalls the queue,
+and any other shuts it."""
+Mend = Callable[[], None]
+"""Brings the file back to its last durable row. Raises as `Write` does."""
 
 _BATCH_ROWS = 2048
 
@@ -21,14 +29,22 @@ _BATCH_ROWS = 2048
 class GroupCommit:
     """Rows that wait for the disk, and whose turn it is to write them.
 
-    `write` is called by one thread at a time. After it has failed once, everything is
-    refused: what the file ends in is not known.
+    `write` and `mend` are called by one thread at a time. When there is no room on the
+    disk, the queue stalls: whoever waits is refused, rows that nobody waits for are
+    kept, and `mend` ends it. After any other error everything is refused: what the file
+    ends in is not known.
     """
 
     def __init__(
-        self, write: Write, *, pending_rows: int, patience_seconds: float
+        self,
+        write: Write,
+        mend: Mend,
+        *,
+        pending_rows: int,
+        patience_seconds: float,
     ) -> None:
         self._write = write
+        self._mend = mend
         self._pending_rows = pending_rows
         self._patience_seconds = patience_seconds
         # Guards what follows; held for moments, never across the disk.
@@ -36,12 +52,17 @@ class GroupCommit:
         self._pending: list[Pending] = []
         self._led = False
         self._shut = ""
+        self._stalled = ""
         self._ended = False
 
     @property
-    def shut(self) -> str:
-        """Why nothing is written any more; empty while all is well."""
-        return self._shut
+    def shut(self) -> tuple[str, str] | None:
+        """By which rule nothing is written now, or ever more, and why; or None."""
+        if self._shut:
+            return SHUT_RULE, self._shut
+        if self._stalled:
+            return NO_ROOM_RULE, self._stalled
+        return None
 
     def add(self, row: Pending) -> None:
         """Queue `row` for the next batch.
@@ -68,6 +89,8 @@ class GroupCommit:
         gate: threading.Lock | None = None
         with self._mutex:
             self._require_open()
+            if self._stalled:
+                raise self._refused()
             self._ended = last
             self._pending.append(row)
             if self._led:
@@ -89,6 +112,25 @@ class GroupCommit:
         if self._pending:
             self.wait(Pending([]))
 
+    def mend(self) -> None:
+        """Try to end a stall.
+
+        Raises:
+            LedgerError: It goes on, or the queue is shut now.
+        """
+        with self._mutex:
+            if self._led or self._shut or not self._stalled:
+                return
+            self._led = True
+        try:
+            self._mend()
+            self._stalled = ""
+        except BaseException as error:
+            self._note(error)
+            raise
+        finally:
+            self._hand_over()
+
     def _require_open(self) -> None:
         if self._shut:
             raise self._refused()
@@ -96,9 +138,15 @@ class GroupCommit:
             raise LedgerError("the ledger is closed", rule="ledger.closed")
 
     def _refused(self) -> LedgerError:
+        if self._stalled and not self._shut:
+            return LedgerError(
+                "the ledger's disk takes no more",
+                rule=NO_ROOM_RULE,
+                detail=self._stalled,
+            )
         return LedgerError(
             "the ledger failed earlier and needs an operator",
-            rule="ledger.shut",
+            rule=SHUT_RULE,
             detail=self._shut,
         )
 
@@ -111,7 +159,7 @@ class GroupCommit:
             raise
         if not woken:
             with self._mutex:
-                if not (row.done or row.leads or self._shut):
+                if not (row.done or row.leads or self._shut or self._stalled):
                     # The row may still get to the disk; nobody waits for it any more.
                     row.gate = None
                     raise LedgerError(
@@ -142,19 +190,39 @@ class GroupCommit:
         try:
             self._write(batch)
         except BaseException as error:
-            # The rows of this batch are out of the queue: nobody will write them.
-            self._shut = getattr(error, "detail", "") or repr(error)
-            _wake(batch, own)
+            self._note(error)
+            with self._mutex:
+                if not self._shut:
+                    self._keep(batch, own)
+                _wake(batch, own)
             raise
         for row in batch:
             row.done = True
         _wake(batch, own)
+
+    def _note(self, error: BaseException) -> None:
+        reason = getattr(error, "detail", "") or repr(error)
+        if isinstance(error, LedgerError) and error.rule == NO_ROOM_RULE:
+            self._stalled = reason
+        else:
+            self._shut = reason
+
+    # After a write without room. Who waits is told and will not sign, or release, what
+    # the row is about; the rest are written when there is room.
+    def _keep(self, batch: Sequence[Pending], own: Pending) -> None:
+        kept = [row for row in batch if row.gate is None]
+        self._pending = [row for row in (*kept, *self._pending) if row is not own]
 
     def _hand_over(self) -> None:
         with self._mutex:
             if self._shut:
                 _wake(self._pending)
                 self._pending.clear()
+                self._led = False
+                return
+            if self._stalled:
+                _wake(self._pending)
+                self._pending = [row for row in self._pending if row.gate is None]
                 self._led = False
                 return
             for row in self._pending:

@@ -137,7 +137,31 @@ class Closed:
     """`shutdown` or `rollover`."""
 
 
-Event = Intent | Ended | Summary | Opened | Closed
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resumed:
+    """The disk takes rows again, after a time in which nothing could be signed."""
+
+    kind: ClassVar[str] = "resumed"
+
+    since: int
+    """When the disk took no more."""
+    detail: str
+    """What it said."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attested:
+    """An operator looked at this journal and let it go on from the row before."""
+
+    kind: ClassVar[str] = "attested"
+
+    by: str
+    """Who the operator is, as the operating system knows him."""
+    detail: str
+    """The reason that the operator gave."""
+
+
+Event = Intent | Ended | Summary | Opened | Closed | Resumed | Attested
 
 
 def to_fields(event: Event) -> Mapping[str, Value]:

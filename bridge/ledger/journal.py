@@ -1,16 +1,16 @@
 """The part of the ledger that a signature waits for: an append-only, chained file.
 
-One writer, one folder, one open segment. Who writes when is `bridge.ledger.commit`'s;
-what a start finds in the folder is `bridge.ledger.recovery`'s.
+One writer, one folder, one open segment. Who writes when is `bridge.ledger.commit`'s,
+and how `bridge.ledger.writer`'s; what a start finds in the folder is
+`bridge.ledger.recovery`'s.
 """
 
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Self
 
@@ -18,13 +18,13 @@ from bridge.clock import Clock
 from bridge.errors import LedgerError
 from bridge.ledger import segments
 from bridge.ledger.commit import GroupCommit
-from bridge.ledger.events import Closed, Event, Opened
+from bridge.ledger.events import Attested, Closed, Event
 from bridge.ledger.recovery import recover
-from bridge.ledger.rows import GENESIS, Head, Pending, encode, link, microseconds
+from bridge.ledger.rows import Head, encode, microseconds
 from bridge.ledger.segments import DiskFile, JournalFile
+from bridge.ledger.writer import ObserveCommit, SegmentWriter
 
-ObserveCommit = Callable[[float, int], None]
-"""Is told of each commit: its seconds and its rows."""
+_MEND_SECONDS = 0.5
 
 
 def unobserved(_seconds: float, _rows: int) -> None:
@@ -47,6 +47,8 @@ class JournalOptions:
     open_file: Callable[[Path], JournalFile] = DiskFile
     published: Head | None = None
     """The newest published head: a journal that does not hold it is refused."""
+    attested: Attested | None = None
+    """Put on record at the start: why an operator let this journal go on."""
 
 
 _DEFAULTS = JournalOptions()
@@ -66,22 +68,23 @@ class Journal:
         """Prepare; `open` is the way to get one."""
         self.folder = folder
         """Holds the segments of this writer."""
-        self.head = Head(0, -1, GENESIS)
-        """The tip: everything up to it is on disk."""
-        self._version = version
         self._clock = clock
         self._options = options
-        self._observe: ObserveCommit = unobserved
+        self._writer = SegmentWriter(
+            folder,
+            version,
+            clock,
+            segment_bytes=options.segment_bytes,
+            open_file=options.open_file,
+            observe=unobserved,
+        )
         self._queue = GroupCommit(
-            self._write,
+            self._writer.write,
+            self._writer.mend,
             pending_rows=options.pending_rows,
             patience_seconds=options.patience_seconds,
         )
-        self._file: JournalFile | None = None
-        self._segment = 0
-        self._size = 0
         self._lock_fd = -1
-        self._writing_since = 0.0
         self._closing = threading.Event()
         self._flusher = threading.Thread(
             target=self._flush_often, name=f"ledger-flush-{folder.name}", daemon=True
@@ -117,32 +120,44 @@ class Journal:
         """
         path = segments.make_folder(folder, writer)
         journal = cls(path, version, clock, options)
-        journal._observe = observe_commit
+        journal._writer.observe = observe_commit
         journal._lock_fd = segments.lock(path)
         try:
             tail = recover(path, writer, options.published)
-            journal.head, journal._segment = tail.head, tail.head.segment
-            journal._begin_segment(tail.unknown)
+            attested = options.attested
+            events: list[Event] = [*tail.unknown, *([attested] if attested else [])]
+            journal._writer.begin(tail.head, events)
         except BaseException:
             journal.close()
             raise
         journal._flusher.start()
         return journal
 
+    @property
+    def head(self) -> Head:
+        """The tip: everything up to it is on disk."""
+        return self._writer.head
+
     def problem(self) -> str | None:
         """Return why nothing can be written, or None."""
-        since = self._writing_since
+        refusal = self.refusal()
+        return refusal and refusal[1]
+
+    def refusal(self) -> tuple[str, str] | None:
+        """Return by which rule nothing can be written, and why; or None."""
+        since = self._writer.busy_since
         if since and time.perf_counter() - since > self._options.patience_seconds:
-            return f"{self.folder}: the disk does not answer"
-        return self._queue.shut or None
+            return "ledger.slow", f"{self.folder}: the disk does not answer"
+        return self._queue.shut
 
     def append_durable(self, event: Event) -> None:
         """Write one row and return when the disk has it.
 
         Raises:
-            LedgerError: The row may not be on disk. After a failed write every later
-                call raises too: what the file ends in is not known until a restart
-                has looked.
+            LedgerError: The row may not be on disk. With rule `ledger.room`, the disk
+                is full, and rows are taken again when it is not. After any other
+                failed write every later call raises too: what the file ends in is not
+                known until a restart has looked.
         """
         self._queue.wait(encode(event, microseconds(self._clock)))
 
@@ -173,15 +188,14 @@ class Journal:
         self._closing.set()
         if self._flusher.is_alive():
             self._flusher.join()
-        if self._file is None:
+        with suppress(LedgerError):
+            self._queue.mend()
+        if not self._writer.is_open:
             return
         try:
-            self._queue.wait(self._own(Closed(reason="shutdown")), last=True)
+            self._queue.wait(self._writer.own(Closed(reason="shutdown")), last=True)
         finally:
-            # A write that hangs keeps its file: closing it would hang as well.
-            if not self._writing_since:
-                self._file.close()
-                self._file = None
+            self._writer.close()
 
     def close(self) -> None:
         """Finish and give up the folder. What cannot be written is left behind."""
@@ -191,82 +205,12 @@ class Journal:
             os.close(self._lock_fd)
             self._lock_fd = -1
 
-    def _own(self, event: Event) -> Pending:
-        return encode(event, microseconds(self._clock))
-
     def _flush_often(self) -> None:
+        mend_at = 0.0
         while not self._closing.wait(self._options.flush_seconds):
             # Whoever appends next gets the error; `problem` shows it meanwhile.
             with suppress(LedgerError):
+                if time.monotonic() >= mend_at:
+                    mend_at = time.monotonic() + _MEND_SECONDS
+                    self._queue.mend()
                 self._queue.flush()
-
-    # The rest is called by one thread at a time: by the leader of a group commit, or
-    # by `open` before anybody else knows the journal.
-
-    def _write(self, batch: Sequence[Pending]) -> None:
-        rows = [row for row in batch if row.parts]
-        if not rows:
-            return
-        if self._file is not None and self._size >= self._options.segment_bytes:
-            self._append([self._own(Closed(reason="rollover"))])
-            self._file.close()
-            self._begin_segment([])
-        self._append(rows)
-
-    def _begin_segment(self, outcomes: Sequence[Event]) -> None:
-        self._segment += 1
-        try:
-            path = segments.segment_path(self.folder, self._segment)
-            self._file = self._options.open_file(path)
-        except OSError as error:
-            self._file = None
-            raise self._failed(error) from error
-        self._size = 0
-        opened = Opened(
-            writer=self.folder.name, segment=self._segment, version=self._version
-        )
-        self._append([self._own(event) for event in (opened, *outcomes)])
-
-    def _append(self, rows: Sequence[Pending]) -> None:
-        self._writing_since = started = time.perf_counter()
-        head, data = self._linked(rows)
-        try:
-            self._put(data)
-        except OSError as error:
-            raise self._failed(error) from error
-        finally:
-            self._writing_since = 0.0
-        # Only now: the head in memory never runs ahead of the disk.
-        self.head = head
-        self._observe(time.perf_counter() - started, len(rows))
-
-    def _linked(self, rows: Sequence[Pending]) -> tuple[Head, bytes]:
-        _, seq, digest = self.head
-        lines = []
-        for row in rows:
-            seq += 1
-            line = link(row, digest, seq)
-            digest = sha256(line).hexdigest()
-            lines.append(line)
-        lines.append(b"")
-        return Head(self._segment, seq, digest), b"\n".join(lines)
-
-    def _put(self, data: bytes) -> None:
-        if self._file is None:
-            raise OSError("there is no open segment")
-        written = self._file.write(data)
-        while written < len(data):
-            # A disk that is nearly full takes a part; the next attempt says why.
-            more = self._file.write(data[written:])
-            if more <= 0:
-                raise OSError("the disk took no byte")
-            written += more
-        self._file.sync()
-        self._size += len(data)
-
-    def _failed(self, error: OSError) -> LedgerError:
-        return LedgerError(
-            "the ledger cannot be written",
-            rule="ledger.write",
-            detail=f"{self.folder}: {error.strerror or error}",
-        )

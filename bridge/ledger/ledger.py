@@ -14,8 +14,9 @@ from bridge.errors import LedgerError
 from bridge.ledger.events import Ended, Intent
 from bridge.ledger.feeder import Feeder
 from bridge.ledger.heads import HeadKey, HeadPublisher, HeadSink, problem_of
-from bridge.ledger.journal import Journal, JournalOptions, ObserveCommit, unobserved
+from bridge.ledger.journal import Journal, JournalOptions, unobserved
 from bridge.ledger.refusals import RefusalMeter
+from bridge.ledger.writer import ObserveCommit
 
 if TYPE_CHECKING:
     from bridge.ledger.archive import Archive
@@ -191,8 +192,8 @@ class Ledger:
         self._journal.close()
 
     def _refusal(self) -> tuple[str, str] | None:
-        if reason := self._journal.problem():
-            return "ledger.shut", reason
+        if (refusal := self._journal.refusal()) is not None:
+            return refusal
         if reason := self._feeder.problem():
             return "ledger.chain", reason
         entries, seconds = self._feeder.lag()

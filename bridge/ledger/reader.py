@@ -197,9 +197,9 @@ class _Verifier:
                 raise broken(path, line, problem)
             self._result.rows += 1
             if row.kind == Intent.kind:
-                self._open[row.values["attempt"]] = None
+                self._open[row.values.get("attempt", "")] = None
             elif row.kind in _OUTCOMES:
-                self._open.pop(row.values["attempt"], None)
+                self._open.pop(row.values.get("attempt", ""), None)
             for number, head in self._heads.pop(row.seq, ()):
                 if head.tip != self._chain.head:
                     raise broken(

@@ -17,7 +17,16 @@ from typing import Any, NamedTuple
 
 from bridge.clock import Clock
 from bridge.errors import LedgerError
-from bridge.ledger.events import Closed, Ended, Event, Intent, Opened, Summary
+from bridge.ledger.events import (
+    Attested,
+    Closed,
+    Ended,
+    Event,
+    Intent,
+    Opened,
+    Resumed,
+    Summary,
+)
 
 GENESIS = "0" * 64
 """`prev` of a writer's first row."""
@@ -101,12 +110,14 @@ def parse(line: bytes) -> Row:
     Raises:
         ValueError: The line is not a row.
     """
-    values = json.loads(line.decode("utf-8"))
     try:
+        values = json.loads(line.decode("utf-8"))
         seq, prev, at, kind = (values[name] for name in ("seq", "prev", "at", "kind"))
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, RecursionError) as error:
         raise ValueError("not a row") from error
     if not (type(seq) is type(at) is int and type(prev) is type(kind) is str):
+        raise ValueError("not a row")
+    if type(values.get("attempt", "")) is not str:
         raise ValueError("not a row")
     return Row(seq, prev, at, kind, sha256(line).hexdigest(), line, values)
 
@@ -204,5 +215,6 @@ def _shape(event: type[Event]) -> _Shape:
 
 
 _SHAPES: Mapping[type[Event], _Shape] = {
-    event: _shape(event) for event in (Intent, Ended, Summary, Opened, Closed)
+    event: _shape(event)
+    for event in (Intent, Ended, Summary, Opened, Closed, Resumed, Attested)
 }

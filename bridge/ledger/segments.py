@@ -3,13 +3,16 @@
 import fcntl
 import os
 import re
+from hashlib import sha256
 from pathlib import Path
 from typing import Protocol
 
 from bridge.errors import LedgerError
+from bridge.ledger.rows import Head
 
 _WRITER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _SEGMENT = re.compile(r"(\d{8})\.jsonl")
+_BLOCK_BYTES = 1 << 16
 
 
 class JournalFile(Protocol):
@@ -20,6 +23,9 @@ class JournalFile(Protocol):
 
     def sync(self) -> None:
         """Return when everything written is on disk."""
+
+    def cut(self, size: int) -> None:
+        """Drop what follows the first `size` bytes; return when the disk has."""
 
     def close(self) -> None:
         """Release the file."""
@@ -32,7 +38,11 @@ class DiskFile:
         # O_EXCL: a segment is never written by two.
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         self._fd = os.open(path, flags, 0o600)
-        sync_folder(path.parent)
+        try:
+            sync_folder(path.parent)
+        except OSError:
+            os.close(self._fd)
+            raise
 
     def write(self, data: bytes) -> int:
         """See `JournalFile.write`."""
@@ -41,6 +51,11 @@ class DiskFile:
     def sync(self) -> None:
         """See `JournalFile.sync`."""
         os.fdatasync(self._fd)
+
+    def cut(self, size: int) -> None:
+        """See `JournalFile.cut`."""
+        os.ftruncate(self._fd, size)
+        os.fsync(self._fd)
 
     def close(self) -> None:
         """See `JournalFile.close`."""
@@ -126,6 +141,38 @@ def segments(folder: Path) -> list[tuple[int, Path]]:
     """Return number and file of each segment, in order."""
     found = ((_SEGMENT.fullmatch(path.name), path) for path in folder.iterdir())
     return sorted((int(match[1]), path) for match, path in found if match)
+
+
+def after_last_newline(path: Path, skip: int = 0) -> bytes:
+    """Return the bytes after the last newline; `skip` leaves that many at the end out.
+
+    Reads from the end: a last line is short, and a segment is not.
+    """
+    with path.open("rb") as file:
+        start, found = file.seek(0, os.SEEK_END) - skip, b""
+        while start > 0 and b"\n" not in found:
+            step = min(_BLOCK_BYTES, start)
+            start -= step
+            file.seek(start)
+            found = file.read(step) + found
+    return found.rpartition(b"\n")[2]
+
+
+def require_ends_in(path: Path, size: int, head: Head) -> None:
+    """Raise unless the first `size` bytes of a segment end in the row of `head`.
+
+    Raises:
+        LedgerError: Somebody changed the file under its writer.
+        OSError: It cannot be read.
+    """
+    beyond = path.stat().st_size - size
+    last = after_last_newline(path, beyond + 1) if beyond >= 0 else b""
+    if sha256(last).hexdigest() != head.digest:
+        raise LedgerError(
+            f"{path}: this is not what was written: somebody changed the journal",
+            rule="ledger.chain",
+            detail=f"{path}: somebody changed the journal while its disk was full",
+        )
 
 
 def unusable(path: Path, error: OSError) -> LedgerError:

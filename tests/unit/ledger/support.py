@@ -81,6 +81,8 @@ class FaultyDisk:
         """Bytes that one write takes."""
         self.room: int | None = None
         """Bytes until the disk is full."""
+        self.no_room = OSError(28, os.strerror(28))
+        """What it says then."""
         self.syncs = 0
         self.open_files = 0
         self.in_sync = threading.Event()
@@ -107,7 +109,7 @@ class FaultyFile:
             data = data[: disk.at_most]
         if disk.room is not None:
             if not disk.room:
-                raise OSError(28, os.strerror(28))
+                raise disk.no_room
             data = data[: disk.room]
             disk.room -= len(data)
         return self._file.write(data)
@@ -121,6 +123,12 @@ class FaultyFile:
             raise disk.sync_fault
         disk.syncs += 1
         self._file.sync()
+
+    def cut(self, size: int) -> None:
+        disk = self._disk
+        if disk.sync_fault:
+            raise disk.sync_fault
+        self._file.cut(size)
 
     def close(self) -> None:
         self._disk.open_files -= 1
@@ -143,9 +151,7 @@ def abandon(journal: Journal) -> None:
     """End a journal as a killed process would: no last row, nothing flushed."""
     journal._closing.set()
     journal._flusher.join()
-    if journal._file is not None:
-        journal._file.close()
-        journal._file = None
+    journal._writer.close()
     journal.close()
 
 

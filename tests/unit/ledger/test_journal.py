@@ -3,15 +3,17 @@
 import os
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from bridge.errors import LedgerError
+from bridge.ledger import writer as writer_module
 from bridge.ledger.journal import Journal
 from bridge.ledger.reader import verify
 from tests.unit.ledger.support import (
+    NOW,
     FaultyDisk,
     abandon,
     all_rows,
@@ -106,7 +108,7 @@ def test_callers_behind_a_slow_sync_are_written_in_one_go(
 ) -> None:
     commits: list[int] = []
     journal = open_journal(tmp_path, open_file=disk.open)
-    journal._observe = lambda _seconds, rows: commits.append(rows)
+    journal._writer.observe = lambda _seconds, rows: commits.append(rows)
     disk.in_sync.clear()
     disk.may_sync.clear()
     first = threading.Thread(target=journal.append_durable, args=(make_intent(1),))
@@ -144,8 +146,7 @@ def test_a_writer_that_cannot_name_a_folder_is_refused(
 
 
 FAULTS = [
-    ("write_fault", OSError(28, "No space left on device")),
-    ("write_fault", OSError(30, "Read-only file system")),
+    ("sync_fault", OSError(28, "No space left on device")),
     ("write_fault", OSError(5, "Input/output error")),
     ("sync_fault", OSError(5, "Input/output error")),
 ]
@@ -208,36 +209,232 @@ def test_a_disk_that_takes_a_few_bytes_at_a_time_gets_all(
     assert kinds(tmp_path) == ["opened", "intent", "closed"]
 
 
-def test_a_disk_that_gets_full_in_mid_row_leaves_a_tail_that_a_start_moves_aside(
+NO_ROOM = [
+    OSError(28, "No space left on device"),
+    OSError(122, "Disk quota exceeded"),
+    OSError(27, "File too large"),
+    OSError(30, "Read-only file system"),
+]
+
+
+@pytest.mark.parametrize("room", [0, 1, 100, 900], ids=str)
+@pytest.mark.parametrize("error", NO_ROOM, ids=lambda error: str(error.strerror))
+def test_a_disk_without_room_stops_intents_and_lets_them_go_on_later(
+    tmp_path: Path, disk: FaultyDisk, error: OSError, room: int
+) -> None:
+    journal = open_journal(tmp_path, open_file=disk.open)
+    journal.append_durable(make_intent(1))
+    journal.append(make_ended(1))
+    disk.room, disk.no_room = room, error
+    with pytest.raises(LedgerError, match="takes no more") as caught:
+        journal.append_durable(make_intent(2))
+    assert caught.value.rule == "ledger.room"
+    assert journal.refusal() == ("ledger.room", f"{journal.folder}: {error.strerror}")
+    with pytest.raises(LedgerError, match="takes no more"):
+        journal.append_durable(make_intent(3))
+    # Of an attempt that was under way; nobody waits for it.
+    journal.append(make_ended(4, "failed"))
+    with pytest.raises(LedgerError, match="takes no more"):
+        journal._queue.mend()
+    disk.room = None
+    journal._queue.mend()
+    assert journal.problem() is None
+    journal.append_durable(make_intent(5))
+    expected = ["opened", "intent", "resumed", "issued", "failed", "intent"]
+    assert kinds(tmp_path) == expected
+    journal.close()
+    report = verify(tmp_path)
+    assert report.intact
+    assert report.writers[0].torn == []
+    found = [row.values.get("attempt") for row in all_rows(tmp_path / "w0")]
+    assert f"{2:032x}" not in found
+    assert f"{3:032x}" not in found
+
+
+def test_the_flusher_ends_a_stall_by_itself(tmp_path: Path, disk: FaultyDisk) -> None:
+    journal = open_journal(tmp_path, open_file=disk.open, flush_seconds=0.01)
+    disk.room = 50
+    with pytest.raises(LedgerError, match="takes no more"):
+        journal.append_durable(make_intent(1))
+    disk.room = None
+    while journal.problem():
+        pass
+    journal.append_durable(make_intent(2))
+    journal.close()
+    row = all_rows(tmp_path / "w0")[1]
+    assert (row.kind, row.values["since"]) == ("resumed", int(NOW.timestamp()))
+    assert "No space left" in row.values["detail"]
+
+
+def test_a_disk_with_hardly_any_room_is_still_full(
+    tmp_path: Path, disk: FaultyDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = open_journal(tmp_path, open_file=disk.open)
+    disk.room = 0
+    with pytest.raises(LedgerError, match="takes no more"):
+        journal.append_durable(make_intent(1))
+    disk.room = None
+    monkeypatch.setattr(writer_module, "_ROOM_BYTES", 1 << 60)
+    with pytest.raises(LedgerError, match="takes no more"):
+        journal._queue.mend()
+    assert "No space left" in str(journal.problem())
+    monkeypatch.undo()
+    journal.close()
+    assert kinds(tmp_path) == ["opened", "resumed", "closed"]
+
+
+def shortened(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def emptied(path: Path) -> None:
+    os.truncate(path, 0)
+
+
+def altered(path: Path) -> None:
+    path.write_bytes(path.read_bytes().replace(b"payments", b"pavments"))
+
+
+@pytest.mark.parametrize("change", [shortened, emptied, altered])
+def test_a_journal_that_was_changed_while_its_disk_was_full_stays_shut(
+    tmp_path: Path, disk: FaultyDisk, change: Callable[[Path], None]
+) -> None:
+    journal = open_journal(tmp_path, open_file=disk.open)
+    journal.append_durable(make_intent(1))
+    disk.room = 10
+    with pytest.raises(LedgerError, match="takes no more"):
+        journal.append_durable(make_intent(2))
+    disk.room = None
+    change(tmp_path / "w0" / "00000001.jsonl")
+    with pytest.raises(LedgerError, match="somebody changed the journal"):
+        journal._queue.mend()
+    with pytest.raises(LedgerError, match="failed earlier"):
+        journal.append_durable(make_intent(3))
+    assert "somebody changed" in str(journal.problem())
+    journal.close()
+
+
+def test_a_sync_that_fails_in_mending_shuts_the_journal(
     tmp_path: Path, disk: FaultyDisk
 ) -> None:
     journal = open_journal(tmp_path, open_file=disk.open)
-    disk.room = 100
+    disk.room = 10
+    with pytest.raises(LedgerError, match="takes no more"):
+        journal.append_durable(make_intent(1))
+    disk.room, disk.sync_fault = None, OSError(5, "Input/output error")
     with pytest.raises(LedgerError, match="cannot be written"):
-        journal.append_durable(make_intent())
+        journal._queue.mend()
+    disk.sync_fault = None
+    assert journal.refusal() == (
+        "ledger.shut",
+        f"{journal.folder}: Input/output error",
+    )
     journal.close()
-    again = open_journal(tmp_path)
-    again.close()
-    assert kinds(tmp_path) == ["opened", "opened", "closed"]
-    assert (tmp_path / "w0" / "00000001.jsonl.torn").stat().st_size == 100
-    assert verify(tmp_path).intact
+
+
+def test_everybody_behind_a_full_disk_is_refused_and_outcomes_are_kept(
+    tmp_path: Path, disk: FaultyDisk
+) -> None:
+    journal = open_journal(tmp_path, open_file=disk.open)
+    disk.in_sync.clear()
+    disk.may_sync.clear()
+    refused: list[str] = []
+
+    def work(number: int) -> None:
+        try:
+            journal.append_durable(make_intent(number))
+        except LedgerError as error:
+            refused.append(error.rule)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(6)]
+    threads[0].start()
+    assert disk.in_sync.wait(10)
+    for thread in threads[1:]:
+        thread.start()
+    while len(journal._queue._pending) < len(threads) - 1:
+        pass
+    journal.append(make_ended(9))
+    disk.room = 1500
+    disk.may_sync.set()
+    for thread in threads:
+        thread.join()
+    assert refused == ["ledger.room"] * 5, "all but the one that was being written"
+    disk.room = None
+    journal._queue.mend()
+    journal.flush()
+    assert kinds(tmp_path) == ["opened", "intent", "resumed", "issued"]
+    journal.close()
 
 
 def test_no_segment_can_be_made(tmp_path: Path, disk: FaultyDisk) -> None:
     disk.open_fault = OSError(30, "Read-only file system")
+    with pytest.raises(LedgerError, match="takes no more"):
+        open_journal(tmp_path, open_file=disk.open)
+    disk.open_fault = OSError(5, "Input/output error")
     with pytest.raises(LedgerError, match="cannot be written"):
         open_journal(tmp_path, open_file=disk.open)
     disk.open_fault = None
     open_journal(tmp_path, open_file=disk.open).close()
 
 
-def test_the_disk_is_full_at_a_rollover(tmp_path: Path, disk: FaultyDisk) -> None:
+@pytest.mark.parametrize("room", [None, 0, 150])
+def test_the_disk_is_full_at_a_rollover(
+    tmp_path: Path, disk: FaultyDisk, room: int | None
+) -> None:
     journal = open_journal(tmp_path, open_file=disk.open, segment_bytes=1)
-    disk.open_fault = OSError(28, "No space left on device")
-    with pytest.raises(LedgerError, match="cannot be written"):
-        journal.append_durable(make_intent())
+    fault = OSError(28, "No space left on device")
+    # The next segment cannot be made; or the last row of the one before, or the first
+    # of the next one, cannot be written.
+    disk.room, disk.open_fault = room, None if room else fault
+    for _ in range(3):
+        with pytest.raises(LedgerError, match="takes no more"):
+            journal.append_durable(make_intent())
+        with pytest.raises(LedgerError, match="takes no more"):
+            journal._queue.mend()
+    disk.room = disk.open_fault = None
+    journal._queue.mend()
+    journal.append_durable(make_intent())
     journal.close()
+    report = verify(tmp_path)
+    assert report.intact, report
+    assert "resumed" in kinds(tmp_path)
+    assert all(path.stat().st_size for path in (tmp_path / "w0").glob("*.jsonl"))
+
+
+def test_a_full_disk_at_the_end_leaves_a_tail_that_a_start_moves_aside(
+    tmp_path: Path, disk: FaultyDisk
+) -> None:
+    journal = open_journal(tmp_path, open_file=disk.open)
+    disk.room = 100
+    with pytest.raises(LedgerError, match="takes no more"):
+        journal.append_durable(make_intent())
+    disk.room = 0
+    journal.close()
+    again = open_journal(tmp_path)
+    again.close()
+    assert kinds(tmp_path) == ["opened", "opened", "closed"]
     assert verify(tmp_path).intact
+
+
+def test_intents_before_a_stall_get_their_outcome_after_a_crash(
+    tmp_path: Path, disk: FaultyDisk
+) -> None:
+    journal = open_journal(tmp_path, open_file=disk.open, segment_bytes=1)
+    journal.append_durable(make_intent(1))
+    disk.open_fault = OSError(28, "No space left on device")
+    with pytest.raises(LedgerError, match="takes no more"):
+        journal.append_durable(make_intent(2))
+    disk.open_fault = None
+    journal._queue.mend()
+    journal.append_durable(make_intent(3))
+    abandon(journal)
+    open_journal(tmp_path).close()
+    unknown = [
+        row.values["attempt"]
+        for row in all_rows(tmp_path / "w0")
+        if row.kind == "unknown"
+    ]
+    assert unknown == [f"{1:032x}", f"{3:032x}"]
 
 
 def test_a_segment_that_is_big_enough_is_followed_by_another(tmp_path: Path) -> None:
