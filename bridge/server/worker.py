@@ -4,6 +4,7 @@ It pins itself to its core before anything is imported that starts threads, and 
 when the parent goes: the end of its standard input is the parent's end.
 """
 
+import contextlib
 import logging
 import os
 import signal
@@ -48,6 +49,7 @@ def _serve(order: Order, asked_to_stop: threading.Event) -> int:
     from bridge.server.process import Process, harden  # noqa: PLC0415
 
     harden()
+    parent = os.getppid()
     place = Place(
         writer=order.writer,
         settles_beside=order.settles_beside,
@@ -65,6 +67,10 @@ def _serve(order: Order, asked_to_stop: threading.Event) -> int:
     asked_to_stop.wait()
     end_by_force(config.limits.drain.total_seconds() + _MARGIN_SECONDS)
     process.stop()
+    if os.getppid() != parent:
+        # Nobody else is left to take it away; the last worker finds it empty.
+        with contextlib.suppress(OSError):
+            Path(order.folder).rmdir()
     return 0
 
 

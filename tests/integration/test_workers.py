@@ -63,9 +63,11 @@ def test_a_killed_worker_comes_back_and_the_other_serves_meanwhile(
 def test_workers_leave_when_their_parent_is_killed(tmp_path: Path) -> None:
     bridge = Supervised(tmp_path / "served", 2)
     with bridge:
-        workers = bridge.children()
+        workers, folder = bridge.children(), _private_folder(bridge)
+        assert folder.stat().st_mode & 0o777 == 0o700
         bridge.signal(signal.SIGKILL)
         await_true(lambda: not any(is_alive(pid) for pid in workers))
+        assert not folder.exists()
         assert _is_refused(bridge.address)
         with bridge:
             bridge.ask()
@@ -115,6 +117,11 @@ def test_a_second_bridge_on_the_same_addresses_does_not_start(tmp_path: Path) ->
         assert second.returncode == 1
         assert "admin.listen: cannot listen" in second.stderr
         assert bridge.children() == workers
+
+
+def _private_folder(bridge: Supervised) -> Path:
+    address = bridge.log().partition("health and metrics on unix:")[2]
+    return Path(address.partition("\n")[0]).parent
 
 
 def _core(pid: int) -> frozenset[int]:
