@@ -11,6 +11,7 @@ from bridge.reload import ConfigFile, Reloads, Source
 from bridge.server.process import Process, harden
 
 _LOOK_SECONDS = 0.5
+_WAKE_SECONDS = 0.25
 _MARGIN_SECONDS = 10.0
 _RELOAD = "reload"
 _STOP = "stop"
@@ -37,7 +38,7 @@ def serve_alone(source: Source) -> None:
     try:
         process.start()
         reloader.start()
-        asked_to_stop.wait()
+        await_signal(asked_to_stop)
         drain = reloader.source.config.limits.drain.total_seconds()
         end_by_force(drain + _MARGIN_SECONDS)
     finally:
@@ -101,6 +102,16 @@ class Reloader:
             except Exception:  # noqa: BLE001 - the edge of a thread that must not end
                 _log.exception("a reload broke off")
                 self.reloads.refused(ConfigError("it could not be taken over"))
+
+
+def await_signal(happened: threading.Event) -> None:
+    """Wait in the main thread for what a signal handler sets.
+
+    A signal that comes just before the wait begins does not end the wait: its handler
+    runs when the thread wakes next, so it wakes now and then.
+    """
+    while not happened.wait(_WAKE_SECONDS):
+        pass
 
 
 def end_by_force(seconds: float) -> None:

@@ -44,7 +44,7 @@ def _serve(order: Order, asked_to_stop: threading.Event) -> int:
     from bridge.config import parse  # noqa: PLC0415 - see above
     from bridge.errors import BridgeError, ConfigError, PluginError  # noqa: PLC0415
     from bridge.server.admin import UNIX  # noqa: PLC0415
-    from bridge.server.alone import end_by_force  # noqa: PLC0415
+    from bridge.server.alone import await_signal, end_by_force  # noqa: PLC0415
     from bridge.server.place import Place  # noqa: PLC0415
     from bridge.server.process import Process, harden  # noqa: PLC0415
 
@@ -64,7 +64,7 @@ def _serve(order: Order, asked_to_stop: threading.Event) -> int:
         _log.error("%s %s", error, error.detail)
         order.reason.write_text(f"{error}\n{error.detail}".strip())
         return REFUSED if isinstance(error, ConfigError | PluginError) else 1
-    asked_to_stop.wait()
+    await_signal(asked_to_stop)
     end_by_force(config.limits.drain.total_seconds() + _MARGIN_SECONDS)
     process.stop()
     if os.getppid() != parent:
