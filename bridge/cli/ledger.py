@@ -3,23 +3,25 @@
 `bridge.cli` adds `app` to the command line and prints every `BridgeError`.
 """
 
-import csv
+import getpass
 import json
+import os
 import re
-import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from bridge import config
+from bridge.cli.entries import public, show, write_csv
+from bridge.clock import system_clock
 from bridge.errors import ConfigError
+from bridge.ledger.compare import Comparison, compare
 from bridge.ledger.reader import Report, WriterReport, verify
 
 if TYPE_CHECKING:
@@ -31,31 +33,6 @@ app = typer.Typer(help="Look at the ledger.", no_args_is_help=True)
 
 _SPAN = re.compile(r"(\d+)([smhd])")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
-_COLUMNS = ("time", "kind", "caller", "issuing CA", "serial", "not after", "rule")
-_CSV_COLUMNS = (
-    "writer",
-    "seq",
-    "at",
-    "kind",
-    "attempt",
-    "request",
-    "purpose",
-    "front",
-    "cluster",
-    "caller",
-    "issuing_ca",
-    "serial",
-    "key_sha256",
-    "names",
-    "not_before",
-    "not_after",
-    "tbs_sha256",
-    "certificate_sha256",
-    "status",
-    "rule",
-    "detail",
-    "hash",
-)
 
 
 class SearchOutput(StrEnum):
@@ -100,12 +77,18 @@ def verify_journals(
         Path | None,
         typer.Option(metavar="FILE", help="Of the heads; beside the journal if not."),
     ] = None,
+    archive: Annotated[
+        bool,
+        typer.Option("--archive", help="Hold every row against the archive, too."),
+    ] = False,
 ) -> None:
     """Recompute every chain and hold it against the published heads.
 
     Exits with 1 when something does not verify, naming file and line. The server may
     be running.
     """
+    if archive and config_file is None:
+        raise typer.BadParameter("--archive: expected -c FILE, which names the archive")
     if (config_file is None) == (journal is None):
         raise typer.BadParameter("expected one of -c FILE and --journal FOLDER")
     if config_file is not None:
@@ -123,6 +106,70 @@ def verify_journals(
     if heads is None:
         _complain("no published heads given: a tail that was cut off stays unseen")
     _require_intact(report)
+    if archive and config_file is not None:
+        _verify_archive(config_file, journal)
+
+
+@app.command("attest")
+def attest_journal(
+    *,
+    config_file: ConfigFile,
+    writer: Annotated[str, typer.Option(help="Whose journal: the name of its folder.")],
+    reason: Annotated[str, typer.Option(help="Why; it stays on record.")],
+) -> None:
+    """Let a journal go on that its published heads do not vouch for.
+
+    For when a journal, its heads or their key are lost for good, and you have looked at
+    what is left. A signed line with your name and the reason goes to the heads, and a
+    row into the journal when it is opened next. Nothing is erased. The server of this
+    journal has to be stopped.
+    """
+    # It is needed once in the life of an installation.
+    from bridge.ledger.attest import attest  # noqa: PLC0415 - see above
+
+    read = config.read(config_file)
+    attested = attest(
+        read.ledger,
+        read.resolve,
+        writer=writer,
+        operator=_operator(),
+        reason=reason,
+        clock=system_clock,
+    )
+    head, published = attested.head, attested.published
+    before = f"row {published.seq}" if published else "nothing"
+    typer.echo(f"{writer}: goes on after row {head.seq}; {before} was published")
+    if attested.torn:
+        typer.echo(f"what does not chain is in {attested.torn}")
+    if attested.kept:
+        typer.echo(f"the archive keeps {attested.kept} rows that the journal lost")
+
+
+def _operator() -> str:
+    name = os.environ.get("SUDO_USER", "")
+    with suppress(OSError, KeyError):
+        name = name or getpass.getuser()
+    return name or f"uid {os.getuid()}"
+
+
+def _verify_archive(config_file: Path, journal: Path) -> None:
+    archive, _ = _open(config_file)
+    try:
+        result = compare(journal, archive)
+    finally:
+        archive.close()
+    typer.echo(_archive_line(result))
+    for problem in result.problems:
+        _complain(problem)
+    if result.problems:
+        raise typer.Exit(1)
+
+
+def _archive_line(result: Comparison) -> str:
+    parts = [f"archive: {result.equal} rows agree"]
+    parts += [f"{count} of {name} to come" for name, count in result.behind.items()]
+    parts += [f"lost by their journal and kept: {name}" for name in result.aside]
+    return ", ".join(parts)
 
 
 @app.command("search")
@@ -161,9 +208,9 @@ def search(  # noqa: PLR0913 - options of a command
     finally:
         archive.close()
     if output is SearchOutput.JSON:
-        typer.echo(json.dumps([_public(row) for row in found], ensure_ascii=False))
+        typer.echo(json.dumps([public(row) for row in found], ensure_ascii=False))
     elif found:
-        _show(found)
+        show(found)
     if not found:
         if output is SearchOutput.TEXT:
             _complain("nothing found")
@@ -186,7 +233,7 @@ def export(
     try:
         rows = archive.search(query(since=_moment(since, "--since")))
         if output is ExportOutput.CSV:
-            _write_csv(rows)
+            write_csv(rows)
         else:
             for row in rows:
                 typer.echo(row["body"])
@@ -212,6 +259,7 @@ def _writer_line(writer: WriterReport) -> str:
     ]
     if writer.live:
         parts.append("being written")
+    parts.extend(writer.attested)
     parts.extend(f"torn entry kept in {path}" for path in writer.torn)
     return ", ".join(parts)
 
@@ -251,54 +299,3 @@ def _moment(value: str, option: str) -> int | None:
         if moment.tzinfo is None:
             moment = moment.replace(tzinfo=UTC)
     return round(moment.timestamp() * 1e6)
-
-
-def _public(row: Mapping[str, Any]) -> Mapping[str, Any]:
-    return {"writer": row["writer"], "hash": row["hash"], **json.loads(row["body"])}
-
-
-def _show(found: list[dict[str, Any]]) -> None:
-    lines = [_cells(row) for row in found]
-    if not sys.stdout.isatty():
-        for line in lines:
-            typer.echo("\t".join(line))
-        return
-    table = Table(*_COLUMNS)
-    for line in lines:
-        style = "red" if line[1] in {"refused", "failed", "unknown"} else ""
-        table.add_row(*(Text(cell, overflow="fold") for cell in line), style=style)
-    Console().print(table)
-
-
-def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
-    at = datetime.fromtimestamp(row["at"] / 1e6, UTC)
-    end = row["not_after"]
-    return tuple(
-        # A value came from a peer: it does not get to write to the terminal.
-        "".join(
-            char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in cell
-        )
-        or "-"
-        for cell in (
-            at.strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z",
-            row["kind"],
-            row["caller"],
-            row["issuing_ca"],
-            row["serial"],
-            "" if end is None else f"{datetime.fromtimestamp(end, UTC):%FT%TZ}",
-            row["rule"],
-        )
-    )
-
-
-def _write_csv(rows: Iterable[Mapping[str, Any]]) -> None:
-    writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow(_CSV_COLUMNS)
-    for row in rows:
-        writer.writerow([_cell(row[name]) for name in _CSV_COLUMNS])
-
-
-def _cell(value: object) -> object:
-    # A spreadsheet would run what begins like a formula.
-    risky = isinstance(value, str) and value[:1] in {"=", "+", "-", "@", "\t", "\r"}
-    return f"'{value}" if risky else value

@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING, Self
 from bridge.clock import Clock
 from bridge.config import LedgerConfig
 from bridge.errors import LedgerError
-from bridge.ledger.events import Ended, Intent
+from bridge.ledger.events import Attested, Ended, Intent
 from bridge.ledger.feeder import Feeder
-from bridge.ledger.heads import HeadKey, HeadPublisher, HeadSink, problem_of
+from bridge.ledger.heads import HeadKey, SignedHead, problem_of
 from bridge.ledger.journal import Journal, JournalOptions, unobserved
+from bridge.ledger.recovery import require_new
 from bridge.ledger.refusals import RefusalMeter
+from bridge.ledger.sink import HeadPublisher, HeadSink
+from bridge.ledger.tail import way_out
 from bridge.ledger.writer import ObserveCommit
 
 if TYPE_CHECKING:
@@ -91,14 +94,9 @@ class Ledger:
                 be published.
         """
         folder = resolve(config.journal)
-        key = _head_key(config, resolve)
+        key = head_key(config, resolve)
         sink = HeadSink(resolve(config.heads.sink))
-        newest = sink.newest(writer)
-        if newest is not None and (problem := problem_of(newest, key.public_key())):
-            raise LedgerError(
-                f"{sink.path}: the newest head of {writer}: {problem}",
-                rule="ledger.heads",
-            )
+        newest = _newest_head(sink, key, folder / writer)
         with ExitStack() as undo:
             journal = Journal.open(
                 folder,
@@ -106,7 +104,7 @@ class Ledger:
                 version=version,
                 clock=clock,
                 observe_commit=observe_commit,
-                options=replace(options, published=newest.tip if newest else None),
+                options=_with_head(options, newest),
             )
             undo.callback(journal.close)
             publisher = HeadPublisher(writer, key, sink, clock)
@@ -230,7 +228,35 @@ class Ledger:
             self._journal.append(summary)
 
 
-def _head_key(config: LedgerConfig, resolve: Callable[[Path], Path]) -> HeadKey:
+def _newest_head(sink: HeadSink, key: HeadKey, folder: Path) -> SignedHead | None:
+    newest = sink.newest(folder.name)
+    if newest is None:
+        require_new(folder, sink.path)
+    elif problem := problem_of(newest, key.public_key()):
+        raise LedgerError(
+            f"{sink.path}: the newest head of {folder.name}: {problem}. Put the key "
+            f"back that signed it; {way_out(folder.name)}",
+            rule="ledger.heads",
+        )
+    return newest
+
+
+def _with_head(options: JournalOptions, newest: SignedHead | None) -> JournalOptions:
+    if newest is None:
+        return options
+    attested = None
+    if newest.attested_by:
+        attested = Attested(by=newest.attested_by, detail=newest.reason)
+    return replace(options, published=newest.tip, attested=attested)
+
+
+def head_key(config: LedgerConfig, resolve: Callable[[Path], Path]) -> HeadKey:
+    """Return the key of the heads: the configured one, or the one beside the journal.
+
+    Raises:
+        ConfigError: It cannot be used.
+        LedgerError: It cannot be made.
+    """
     if config.heads.key is not None:
         return HeadKey.load(resolve(config.heads.key))
     return HeadKey.load_or_make(resolve(config.journal) / "heads.key")

@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
 
@@ -10,9 +11,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from bridge.errors import LedgerError
 from bridge.ledger.events import Intent, Outcome
-from bridge.ledger.heads import HeadSink, SignedHead, load_public_key, problem_of
+from bridge.ledger.heads import SignedHead, load_public_key, problem_of
 from bridge.ledger.rows import Chain, Head, Row, broken, read_rows
 from bridge.ledger.segments import is_locked, segments
+from bridge.ledger.sink import HeadSink
 
 __all__ = [
     "Report",
@@ -42,6 +44,8 @@ class WriterReport:
     """Attempts without an outcome. A running server has some at any moment."""
     heads: int = 0
     """Published heads that verified."""
+    attested: list[str] = field(default_factory=list)
+    """What operators let this journal lose, and why."""
     torn: list[str] = field(default_factory=list)
     """Files that hold what a crash tore off, moved aside by a later start."""
     live: bool = False
@@ -141,17 +145,26 @@ def _collect(
     sink: Path,
     public_key: Path,
 ) -> None:
+    strange: dict[str, list[str]] = defaultdict(list)
     try:
         key: Ed25519PublicKey = load_public_key(public_key)
         for number, head in HeadSink(sink).read():
             if problem := problem_of(head, key):
-                report.problems.append(f"{sink}:{number}: {problem}")
-            else:
-                heads[head.writer].append((number, head))
+                strange[head.writer].append(f"{sink}:{number}: {problem}")
+                continue
+            if head.attested_by:
+                # What was published before, of later rows or by a key that is lost, an
+                # operator has let go. This line stays in the file, and in the report.
+                strange.pop(head.writer, None)
+                before = heads[head.writer]
+                before[:] = [each for each in before if each[1].seq <= head.seq]
+            heads[head.writer].append((number, head))
     except LedgerError as error:
         report.problems.append(str(error))
     except OSError as error:
         report.problems.append(f"{sink}: {error.strerror}")
+    for problems in strange.values():
+        report.problems.extend(problems)
 
 
 class _Verifier:
@@ -166,7 +179,10 @@ class _Verifier:
         self._open: dict[str, None] = {}
         self._heads: dict[int, list[_Published]] = defaultdict(list)
         for number, head in heads:
-            self._heads[head.seq].append((number, head))
+            if head.attested_by:
+                result.attested.append(_attestation(head))
+            if head.seq >= 0:
+                self._heads[head.seq].append((number, head))
 
     def run(self, folder: Path) -> None:
         result, files = self._result, segments(folder)
@@ -206,3 +222,11 @@ class _Verifier:
                         path, line, f"not the row whose head is {self._sink}:{number}"
                     )
                 self._result.heads += 1
+
+
+def _attestation(head: SignedHead) -> str:
+    at = datetime.fromtimestamp(head.at / 1e6, UTC)
+    return (
+        f"{head.attested_by} attested it to end at row {head.seq} on "
+        f"{at:%Y-%m-%dT%H:%M:%SZ}: {head.reason}"
+    )

@@ -1,6 +1,5 @@
 """What a start finds in a journal: its verified end, and what a crash left behind."""
 
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,12 +8,17 @@ from typing import Any
 from bridge.errors import LedgerError
 from bridge.ledger.events import Closed, Ended, Intent, Opened, Outcome
 from bridge.ledger.rows import Chain, Head, Row, broken, parse, read_rows
-from bridge.ledger.segments import segment_path, segments, sync_folder, unusable
+from bridge.ledger.segments import (
+    after_last_newline,
+    segment_path,
+    segments,
+    unusable,
+)
+from bridge.ledger.tail import cut_error, move_torn_aside, way_out
 
 RESTART_RULE = "ledger.restart"
 """The rule of the outcome that a restart gives to an attempt that had none."""
 
-_BLOCK_BYTES = 1 << 16
 _REACH_MICROSECONDS = 60_000_000
 """An attempt is over long before this: its deadline is seconds away."""
 _OUTCOMES = frozenset(Outcome)
@@ -40,7 +44,7 @@ class Tail:
 
 
 def recover(folder: Path, writer: str, published: Head | None = None) -> Tail:
-    """Verify the end of a journal and move a torn last entry aside.
+    """Verify the end of a journal and move a torn tail aside.
 
     The last segment is verified row by row, and the ones before by their first and
     last rows. What is not checked here, `bridge.ledger.reader.verify` checks.
@@ -55,8 +59,7 @@ def recover(folder: Path, writer: str, published: Head | None = None) -> Tail:
     """
     try:
         files = segments(folder)
-        if files:
-            _move_torn_aside(files[-1][1])
+        move_torn_aside(folder, published)
         ends = [end for number, path in files if (end := _ends(number, path))]
         newest = _Attempts()
         head = _linked(ends, writer, newest).head
@@ -70,6 +73,32 @@ def recover(folder: Path, writer: str, published: Head | None = None) -> Tail:
         raise unusable(folder, error) from error
 
 
+def require_new(folder: Path, sink: Path) -> None:
+    """Raise unless nothing was ever put on record in a journal without a head.
+
+    A server publishes its first head before it takes the first intent: a journal that
+    holds more than openings has lost the heads that were published of it.
+
+    Raises:
+        LedgerError: It holds more, or it is no journal.
+    """
+    if not folder.is_dir():
+        return
+    try:
+        for _, path in segments(folder):
+            for row in read_rows(path, live=True):
+                if row.kind not in _OF_A_START:
+                    raise LedgerError(
+                        f"{folder}: the journal has entries, and {sink} has no head of "
+                        "it: the file of heads was deleted or replaced, or another one "
+                        f"is configured. Put it back; {way_out(folder.name)}",
+                        rule="ledger.heads",
+                    )
+    except OSError as error:
+        raise unusable(folder, error) from error
+
+
+_OF_A_START = frozenset({Opened.kind, Closed.kind})
 _End = tuple[int, Path, Row, Row]
 """Number, file, first and last row of a segment."""
 
@@ -83,41 +112,9 @@ class _Attempts:
 
     def note(self, row: Row) -> None:
         if row.kind == Intent.kind:
-            self.opened[row.values["attempt"]] = row.values
+            self.opened[row.values.get("attempt", "")] = row.values
         elif row.kind in _OUTCOMES:
-            self.ended.add(row.values["attempt"])
-
-
-def _move_torn_aside(path: Path) -> None:
-    # The bytes after the last newline were never acknowledged to anyone. They are kept
-    # for whoever looks into the crash.
-    torn = _after_last_newline(path)
-    if not torn:
-        return
-    # Appending: after a crash in here, the next start writes them a second time rather
-    # than overwriting anything.
-    aside = path.with_name(f"{path.name}.torn")
-    fd = os.open(aside, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    with os.fdopen(fd, "wb") as file:
-        file.write(torn)
-        file.flush()
-        os.fsync(file.fileno())
-    sync_folder(path.parent)
-    with path.open("r+b") as file:
-        file.truncate(path.stat().st_size - len(torn))
-        os.fsync(file.fileno())
-
-
-def _after_last_newline(path: Path, skip: int = 0) -> bytes:
-    # Reads backwards; `skip` leaves that many bytes at the end out.
-    with path.open("rb") as file:
-        start, found = file.seek(0, os.SEEK_END) - skip, b""
-        while start > 0 and b"\n" not in found:
-            step = min(_BLOCK_BYTES, start)
-            start -= step
-            file.seek(start)
-            found = file.read(step) + found
-    return found.rpartition(b"\n")[2]
+            self.ended.add(row.values.get("attempt", ""))
 
 
 def _ends(number: int, path: Path) -> _End | None:
@@ -125,7 +122,7 @@ def _ends(number: int, path: Path) -> _End | None:
         return None
     with path.open("rb") as file:
         first = file.readline()
-    last = _after_last_newline(path, 1)
+    last = after_last_newline(path, 1)
     try:
         return number, path, parse(first.removesuffix(b"\n")), parse(last)
     except ValueError:
@@ -149,18 +146,15 @@ def _linked(ends: list[_End], writer: str, newest: _Attempts) -> Chain:
 
 
 def _require_contains(folder: Path, head: Head, published: Head) -> None:
+    if published.seq < 0:
+        return  # an operator let it begin anew
     found = head.digest if head.seq == published.seq else None
     path = segment_path(folder, published.segment)
     if found is None and published.seq < head.seq and path.exists():
         rows = (row.digest for row in read_rows(path) if row.seq == published.seq)
         found = next(rows, None)
     if found != published.digest:
-        raise LedgerError(
-            f"{folder}: the journal ends at row {head.seq} and its published head is "
-            f"row {published.seq} of another or a longer one: it was cut or restored "
-            "from an older copy, and an operator has to attest it",
-            rule="ledger.cut",
-        )
+        raise cut_error(folder, head.seq, published)
 
 
 def _open_intents(ends: list[_End], newest: _Attempts) -> dict[str, Mapping[str, Any]]:
@@ -198,7 +192,7 @@ def _unsettled(ends: list[_End]) -> Iterator[Path]:
         if not index:
             return
         before = ends[index - 1][3]
-        if before.kind == Closed.kind and before.values["reason"] == "rollover":
+        if before.kind == Closed.kind and before.values.get("reason") == "rollover":
             if before.at < newest - _REACH_MICROSECONDS:
                 return
         elif _start_was_complete(path):

@@ -9,9 +9,11 @@ from typing import Any
 
 from bridge.config import LedgerConfig
 from bridge.ledger.events import Ended, Intent
+from bridge.ledger.heads import HeadKey
 from bridge.ledger.journal import Journal, JournalOptions
-from bridge.ledger.rows import Row, read_rows
+from bridge.ledger.rows import Row, microseconds, read_rows
 from bridge.ledger.segments import DiskFile
+from bridge.ledger.sink import HeadSink
 
 NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
 CALLER = "spiffe://corp.example/ns/payments/sa/api"
@@ -153,6 +155,13 @@ def abandon(journal: Journal) -> None:
     journal._flusher.join()
     journal._writer.close()
     journal.close()
+
+
+def publish(folder: Path, journal: Journal) -> None:
+    """Publish the head of a journal, as a server does when it has opened it."""
+    key = HeadKey.load_or_make(folder / "journal/heads.key")
+    head = key.sign(journal.folder.name, journal.head, microseconds(SetClock()))
+    HeadSink(folder / "heads.jsonl").append(head)
 
 
 def all_rows(folder: Path) -> list[Row]:

@@ -10,11 +10,11 @@ import pytest
 
 from bridge.errors import ConfigError, LedgerError
 from bridge.ledger.archive import Archive
-from bridge.ledger.heads import HeadSink
 from bridge.ledger.ledger import Ledger
 from bridge.ledger.query import Query
 from bridge.ledger.reader import verify
 from bridge.ledger.rows import Row
+from bridge.ledger.sink import HeadSink
 from tests.unit.ledger.support import (
     NOW,
     SetClock,
@@ -279,7 +279,7 @@ def test_a_journal_that_is_older_than_its_published_head_is_refused(
     path = tmp_path / "journal" / "w0" / "00000001.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join(lines[:-1]))
-    with pytest.raises(LedgerError, match="an operator has to attest it"):
+    with pytest.raises(LedgerError, match="meshca ledger attest -c FILE --writer w0"):
         open_ledger(tmp_path, clock)
     path.write_bytes(b"".join(lines))
     open_ledger(tmp_path, clock).close()

@@ -16,6 +16,7 @@ from tests.unit.ledger.support import (
     make_ended,
     make_intent,
     open_journal,
+    publish,
     within,
 )
 
@@ -40,6 +41,7 @@ def test_a_writer_that_was_killed_gets_its_outcomes_and_reaches_the_archive(
     tmp_path: Path,
 ) -> None:
     journal = open_journal(tmp_path / "journal", writer="w3")
+    publish(tmp_path, journal)
     journal.append_durable(make_intent(1))
     abandon(journal)
     assert settled(tmp_path, "w0", "w1") == ["w3"]
@@ -64,6 +66,7 @@ def test_a_writer_that_left_in_order_is_left_alone(tmp_path: Path) -> None:
 
 def test_rows_that_the_archive_never_got_are_brought_to_it(tmp_path: Path) -> None:
     journal = open_journal(tmp_path / "journal", writer="w3")
+    publish(tmp_path, journal)
     journal.append_durable(make_intent(1))
     journal.append_durable(make_ended(1))
     journal.close()
@@ -76,6 +79,7 @@ def test_a_writer_that_is_at_work_or_ours_is_left_alone(
     tmp_path: Path, ours: tuple[str, ...]
 ) -> None:
     journal = open_journal(tmp_path / "journal", writer="w3")
+    publish(tmp_path, journal)
     journal.append_durable(make_intent(1))
     if ours:
         abandon(journal)
@@ -90,6 +94,7 @@ def test_a_journal_that_does_not_verify_is_told_and_holds_up_no_other(
 ) -> None:
     for writer in ("w3", "w4"):
         journal = open_journal(tmp_path / "journal", writer=writer)
+        publish(tmp_path, journal)
         journal.append_durable(make_intent(1))
         abandon(journal)
     (segment,) = (tmp_path / "journal" / "w3").glob("*.jsonl")

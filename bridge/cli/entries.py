@@ -1,0 +1,93 @@
+"""Entries of the ledger, printed for people, programs and spreadsheets."""
+
+import csv
+import json
+import sys
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+_COLUMNS = ("time", "kind", "caller", "issuing CA", "serial", "not after", "rule")
+_CSV_COLUMNS = (
+    "writer",
+    "seq",
+    "at",
+    "kind",
+    "attempt",
+    "request",
+    "purpose",
+    "front",
+    "cluster",
+    "caller",
+    "issuing_ca",
+    "serial",
+    "key_sha256",
+    "names",
+    "not_before",
+    "not_after",
+    "tbs_sha256",
+    "certificate_sha256",
+    "status",
+    "rule",
+    "detail",
+    "hash",
+)
+
+
+def public(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return an entry as a program gets it."""
+    return {"writer": row["writer"], "hash": row["hash"], **json.loads(row["body"])}
+
+
+def show(found: list[dict[str, Any]]) -> None:
+    """Print entries: as a table on a terminal, and as lines in a pipe."""
+    lines = [_cells(row) for row in found]
+    if not sys.stdout.isatty():
+        for line in lines:
+            typer.echo("\t".join(line))
+        return
+    table = Table(*_COLUMNS)
+    for line in lines:
+        style = "red" if line[1] in {"refused", "failed", "unknown"} else ""
+        table.add_row(*(Text(cell, overflow="fold") for cell in line), style=style)
+    Console().print(table)
+
+
+def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    at = datetime.fromtimestamp(row["at"] / 1e6, UTC)
+    end = row["not_after"]
+    return tuple(
+        # A value came from a peer: it does not get to write to the terminal.
+        "".join(
+            char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in cell
+        )
+        or "-"
+        for cell in (
+            at.strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z",
+            row["kind"],
+            row["caller"],
+            row["issuing_ca"],
+            row["serial"],
+            "" if end is None else f"{datetime.fromtimestamp(end, UTC):%FT%TZ}",
+            row["rule"],
+        )
+    )
+
+
+def write_csv(rows: Iterable[Mapping[str, Any]]) -> None:
+    """Print entries for a spreadsheet."""
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(_CSV_COLUMNS)
+    for row in rows:
+        writer.writerow([_cell(row[name]) for name in _CSV_COLUMNS])
+
+
+def _cell(value: object) -> object:
+    # A spreadsheet would run what begins like a formula.
+    risky = isinstance(value, str) and value[:1] in {"=", "+", "-", "@", "\t", "\r"}
+    return f"'{value}" if risky else value

@@ -1,0 +1,199 @@
+"""The operator's way out, when a journal, its heads or their key are lost for good.
+
+A server refuses a journal that its published heads do not vouch for. Whoever has looked
+and knows why puts a signed line into the sink: from this row on, and for this reason.
+Nothing is erased: what does not chain is moved aside, and what only the archive still
+has is kept there under another name.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from bridge.clock import Clock
+from bridge.config import LedgerConfig
+from bridge.errors import ConfigError, LedgerError
+from bridge.ledger.compare import ASIDE
+from bridge.ledger.heads import HeadKey, SignedHead, problem_of
+from bridge.ledger.ledger import head_key
+from bridge.ledger.rows import Chain, Head, microseconds, parse
+from bridge.ledger.segments import lock, make_folder, segments
+from bridge.ledger.sink import HeadSink
+from bridge.ledger.tail import set_aside
+
+_NAME_CHARACTERS = 40
+"""Of a writer, so that the name for its lost rows fits the archive's column."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attestation:
+    """What was attested."""
+
+    head: SignedHead
+    """The line in the sink."""
+    published: SignedHead | None
+    """The newest head before it."""
+    torn: Path | None
+    """Where what did not chain was moved."""
+    kept: int
+    """Rows that only the archive still has."""
+
+
+@dataclass(frozen=True, slots=True)
+class _End:
+    # Where the part of a journal ends that verifies.
+    head: Head
+    path: Path | None
+    byte_offset: int
+    digests: dict[int, str]
+    spoiled: bool
+
+
+def attest(
+    config: LedgerConfig,
+    resolve: Callable[[Path], Path],
+    *,
+    writer: str,
+    operator: str,
+    reason: str,
+    clock: Clock,
+) -> Attestation:
+    """Let the journal of `writer` go on from its last row that verifies.
+
+    Args:
+        config: Section `ledger` of the configuration.
+        resolve: Makes a path of the configuration absolute.
+        writer: Whose journal it is. No server may be at work on it.
+        operator: Who answers for it.
+        reason: Why.
+        clock: Gives the line its time.
+
+    Raises:
+        ConfigError: The key of the heads, or the archive, cannot be used.
+        LedgerError: A server writes the journal, nothing is wrong with it, it is not
+            the one that the heads before its end belong to, it is broken before its
+            last segment, or something cannot be written.
+    """
+    if not (operator.strip() and reason.strip()):
+        raise ConfigError("--reason: expected who and why, in words")
+    folder = make_folder(resolve(config.journal), writer)
+    held = lock(folder)
+    try:
+        key = head_key(config, resolve)
+        sink = HeadSink(resolve(config.heads.sink))
+        published = sink.newest(writer)
+        end = _verified_end(folder, writer)
+        _require_same_journal(folder, end, sink, key)
+        kept = _keep_in_archive(config, resolve, writer, end, clock)
+        if not (kept or end.spoiled) and _is_vouched_for(published, end, key):
+            raise LedgerError(
+                f"{folder}: there is nothing to attest: the journal holds its newest "
+                "published head",
+                rule="ledger.attest",
+            )
+        torn = _move_spoiled(end)
+        at = microseconds(clock)
+        head = key.sign(writer, end.head, at, attested_by=operator, reason=reason)
+        sink.append(head)
+    finally:
+        os.close(held)
+    return Attestation(head=head, published=published, torn=torn, kept=kept)
+
+
+def _verified_end(folder: Path, writer: str) -> _End:
+    chain, digests = Chain(writer), dict[int, str]()
+    files = segments(folder)
+    at: Path | None = None
+    offset = 0
+    for number, path in files:
+        head_before = chain.head
+        chain.enter(number)
+        at, offset = path, 0
+        with path.open("rb") as file:
+            for line in file:
+                problem = _problem(chain, line)
+                if problem and path != files[-1][1]:
+                    raise LedgerError(
+                        f"{path}: at byte {offset}: {problem}, and later segments "
+                        "follow. Put the journal back as it was; or move its folder "
+                        "away, and attest the empty one",
+                        rule="ledger.chain",
+                    )
+                if problem:
+                    head = chain.head if offset else head_before
+                    return _End(head, path, offset, digests, spoiled=True)
+                digests[chain.head.seq] = chain.head.digest
+                offset += len(line)
+        if not offset:
+            chain.head = head_before
+    return _End(chain.head, at, offset, digests, spoiled=False)
+
+
+def _problem(chain: Chain, line: bytes) -> str:
+    if not line.endswith(b"\n"):
+        return "the entry is torn"
+    try:
+        return chain.problem(parse(line[:-1]))
+    except ValueError:
+        return "this is not a row"
+
+
+def _require_same_journal(
+    folder: Path, end: _End, sink: HeadSink, key: HeadKey
+) -> None:
+    # Heads of the rows that are there have to be theirs, or this is another journal.
+    # What an earlier attestation let go is out of it.
+    if not sink.path.exists():
+        return
+    mine: list[tuple[int, SignedHead]] = []
+    for number, head in sink.read():
+        if head.writer != folder.name or problem_of(head, key.public_key()):
+            continue
+        if head.attested_by:
+            mine = [each for each in mine if each[1].seq <= head.seq]
+        mine.append((number, head))
+    for number, head in mine:
+        if 0 <= head.seq <= end.head.seq and end.digests[head.seq] != head.head:
+            raise LedgerError(
+                f"{folder}: row {head.seq} is not the one whose head is {sink.path}:"
+                f"{number}: this is another journal. Put the right one back; or move "
+                "the folder away, and attest the empty one",
+                rule="ledger.cut",
+            )
+
+
+def _is_vouched_for(published: SignedHead | None, end: _End, key: HeadKey) -> bool:
+    if published is None:
+        return not end.digests
+    if problem_of(published, key.public_key()):
+        return False
+    return published.seq <= end.head.seq
+
+
+def _move_spoiled(end: _End) -> Path | None:
+    if not end.spoiled or end.path is None:
+        return None
+    set_aside(end.path, end.byte_offset)
+    return end.path.with_name(f"{end.path.name}.torn")
+
+
+def _keep_in_archive(
+    config: LedgerConfig,
+    resolve: Callable[[Path], Path],
+    writer: str,
+    end: _End,
+    clock: Clock,
+) -> int:
+    from bridge.ledger.archive import START, Archive, Position  # noqa: PLC0415 - slow
+
+    archive = Archive.open(config.archive, resolve)
+    try:
+        last: Position = START
+        if end.head.seq >= 0:
+            last = Position(end.byte_offset, end.head)
+        seconds = int(clock().timestamp())
+        name = f"{writer[:_NAME_CHARACTERS]}{ASIDE}{seconds}"
+        return archive.set_aside(writer, last, name)
+    finally:
+        archive.close()
