@@ -28,7 +28,7 @@ from bridge.server.tls import (
 )
 
 _DEFAULT_SERVING_TTL = timedelta(hours=24)
-_LONGEST_MESSAGE_SECONDS = 5.0
+_LONGEST_MESSAGE_SECONDS = 2.0
 _FLUSH_SECONDS = 0.5
 _CUT_SECONDS = 2.0
 """How long the end waits for what should take no time: it comes, whatever hangs."""
@@ -277,7 +277,7 @@ def _lanes(config: BridgeConfig) -> Lanes:
     return Lanes(
         calls=CallPool(limits.threads, limits.in_flight, limits.queue_seconds),
         refusals=SteadyPool(1, "refusals"),
-        reaper=Reaper(_message_seconds(config)),
+        reaper=Reaper(_message_seconds(config), max(1, config.limits.threads // 2)),
     )
 
 

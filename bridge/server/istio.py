@@ -159,23 +159,27 @@ class IstioFront(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no t
         )
         budget = Budget(deadline, context.is_active)
         budget.require()
-        issued = self._issuer.issue(
-            self._translate(messages, context, audiences, budget)
-        )
+        with self._lanes.reaper.watching(context):
+            message = next(messages, None)
+        began = time.monotonic()
+        try:
+            issued = self._issuer.issue(
+                self._translate(message, context, audiences, budget)
+            )
+        finally:
+            self._lanes.calls.worked(time.monotonic() - began)
         return self._responses.write(
             issued.leaf_pem, issued.chain_pem, issued.anchors_pem
         )
 
     def _translate(
         self,
-        messages: Iterator[bytes],
+        message: bytes | None,
         context: Any,
         audiences: frozenset[str],
         budget: Budget,
     ) -> Call:
         try:
-            with self._lanes.reaper.watching(context):
-                message = next(messages, None)
             if message is None:
                 raise RequestError("the call has no message", rule="request.protobuf")
             request = read_request(message)

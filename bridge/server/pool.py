@@ -119,6 +119,10 @@ class CallPool(SteadyPool):
         wait = len(self._waiting) * self._mean_seconds / self._width
         return "queue" if wait > self.queue_seconds else ""
 
+    def worked(self, seconds: float) -> None:
+        """Learn how long a call's work took: not its waiting for a slow peer."""
+        self._mean_seconds += (seconds - self._mean_seconds) * _WEIGHT
+
     def is_overdue(self, arrived: float) -> bool:
         """Say whether a call that came at `arrived` has waited too long."""
         return time.monotonic() - arrived > self.queue_seconds
@@ -158,15 +162,9 @@ class CallPool(SteadyPool):
     def _run(self, ticket: "_Ticket") -> None:
         if self._waiting.pop(ticket, ticket) is ticket:
             return  # the sweeper had it
-        # A refusal takes no time, and says nothing of how long the work takes.
-        was_overdue = self.is_overdue(ticket.arrived)
-        began = time.monotonic()
         try:
             ticket.fn(*ticket.args, **ticket.kwargs)
         finally:
-            if not was_overdue:
-                took = time.monotonic() - began
-                self._mean_seconds += (took - self._mean_seconds) * _WEIGHT
             del self._live[ticket]
             if self._is_idle_wanted and not self._live:
                 self._idle.set()

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from typing import Protocol
 
 _LOOK_SECONDS = 0.25
+_HONEST_SECONDS = 0.25
+"""A call may wait this long for its message, whatever else is waited for."""
 
 
 class Cancellable(Protocol):
@@ -21,10 +23,16 @@ class Cancellable(Protocol):
 
 
 class Reaper:
-    """Cancels calls that are watched for longer than `seconds`."""
+    """Cancels calls that are watched for too long, or that are too many.
 
-    def __init__(self, seconds: float) -> None:
+    Args:
+        seconds: The longest that a message is waited for.
+        most: How many are waited for at a time.
+    """
+
+    def __init__(self, seconds: float, most: int) -> None:
         self.seconds = seconds
+        self._most = most
         self._watched: dict[int, tuple[float, Cancellable]] = {}
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="stalled-calls")
@@ -41,12 +49,31 @@ class Reaper:
 
     @contextlib.contextmanager
     def watching(self, call: Cancellable) -> Iterator[None]:
-        """Watch `call` until the block ends."""
+        """Watch `call` until the block ends.
+
+        An honest message comes with the call. Where many are waited for, somebody
+        may hold threads on purpose, and a call that has waited for some time already
+        is given up for this one.
+        """
+        if len(self._watched) >= self._most:
+            self._give_up_oldest()
         self._watched[id(call)] = (time.monotonic() + self.seconds, call)
         try:
             yield
         finally:
-            del self._watched[id(call)]
+            self._watched.pop(id(call), None)
+
+    def _give_up_oldest(self) -> None:
+        # Adding to a dict and taking from it are atomic, looking at its first is not.
+        try:
+            oldest = next(iter(self._watched))
+        except (RuntimeError, StopIteration):
+            return
+        until, call = self._watched.get(oldest, (0.0, None))
+        has_waited = time.monotonic() - (until - self.seconds)
+        if call is not None and has_waited > _HONEST_SECONDS:
+            self._watched.pop(oldest, None)
+            call.cancel()
 
     def _run(self) -> None:
         while not self._closing.wait(_LOOK_SECONDS):

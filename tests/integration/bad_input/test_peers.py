@@ -222,10 +222,6 @@ def test_streams_that_are_reset_as_fast_as_can_be_stop_nobody_for_long(
     served_at_once(wire)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="the transport cancels calls of others while thousands of resets wait",
-)
 def test_streams_that_are_reset_as_fast_as_can_be_stop_nobody(
     bridge: Bridge, wire: Wire
 ) -> None:

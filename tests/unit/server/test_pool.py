@@ -72,17 +72,15 @@ def test_an_overdue_call_is_run_once_while_the_thread_is_at_work(
     assert names == ["overdue-calls"]
 
 
-def test_refusals_do_not_count_for_what_a_call_takes(pool: CallPool) -> None:
-    work = Work(pool)
+def test_only_work_that_is_told_counts_for_what_a_call_takes(pool: CallPool) -> None:
     pool._mean_seconds = 0.5
     ran = threading.Event()
     pool.submit(ran.set)
     assert ran.wait(WAIT_SECONDS)
     before = pool._mean_seconds
-    work.release.set()
-    work.done.result(WAIT_SECONDS)
+    pool.worked(0.1)
     assert before == 0.5
-    assert pool._mean_seconds < 0.5  # and work does
+    assert pool._mean_seconds < 0.5
 
 
 def test_waiting_for_idle_gives_up(pool: CallPool) -> None:
