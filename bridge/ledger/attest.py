@@ -102,32 +102,69 @@ def attest(
 
 
 def _verified_end(folder: Path, writer: str) -> _End:
-    chain, digests = Chain(writer), dict[int, str]()
+    reading = _Reading(writer)
     files = segments(folder)
-    at: Path | None = None
-    offset = 0
     for number, path in files:
-        head_before = chain.head
-        chain.enter(number)
-        at, offset = path, 0
+        problem = reading.segment(number, path)
+        if problem and (path != files[-1][1] or reading.begins_spoiled):
+            raise LedgerError(
+                f"{path}: at byte {reading.offset}: {problem}, and that is not only "
+                "the end of the last segment. Put the journal back as it was; or move "
+                "its folder away, and attest the empty one",
+                rule="ledger.chain",
+            )
+        if problem:
+            return reading.end(path, spoiled=True)
+    return reading.end(files[-1][1] if files else None, spoiled=False)
+
+
+class _Reading:
+    # Follows a chain to the last row that verifies.
+
+    def __init__(self, writer: str) -> None:
+        self._chain = Chain(writer)
+        self._digests: dict[int, str] = {}
+        self._good = self._before = (0, self._chain.head)
+        self.begins_spoiled = False
+
+    @property
+    def offset(self) -> int:
+        return self._good[0]
+
+    def segment(self, number: int, path: Path) -> str:
+        # Returns why the segment does not verify to its end, or nothing.
+        last = self._chain.head
+        self._chain.enter(number)
+        self._good = self._before = (0, last)
         with path.open("rb") as file:
             for line in file:
-                problem = _problem(chain, line)
-                if problem and path != files[-1][1]:
-                    raise LedgerError(
-                        f"{path}: at byte {offset}: {problem}, and later segments "
-                        "follow. Put the journal back as it was; or move its folder "
-                        "away, and attest the empty one",
-                        rule="ledger.chain",
-                    )
-                if problem:
-                    head = chain.head if offset else head_before
-                    return _End(head, path, offset, digests, spoiled=True)
-                digests[chain.head.seq] = chain.head.digest
-                offset += len(line)
-        if not offset:
-            chain.head = head_before
-    return _End(chain.head, at, offset, digests, spoiled=False)
+                if problem := _problem(self._chain, line):
+                    self._step_back(line)
+                    return problem
+                self._before = self._good
+                head = self._chain.head
+                self._digests[head.seq] = head.digest
+                self._good = (self.offset + len(line), head)
+        return ""
+
+    def end(self, path: Path | None, *, spoiled: bool) -> _End:
+        offset, head = self._good
+        digests = {
+            seq: digest for seq, digest in self._digests.items() if seq <= head.seq
+        }
+        return _End(head, path, offset, digests, spoiled)
+
+    def _step_back(self, line: bytes) -> None:
+        # A row that comes next, and says that the one before was another: either of
+        # the two may be the one that was changed.
+        try:
+            row = parse(line.removesuffix(b"\n"))
+        except ValueError:
+            return
+        _, head = self._good
+        if row.seq == head.seq + 1 and row.prev != head.digest:
+            self.begins_spoiled = not self.offset
+            self._good = self._before
 
 
 def _problem(chain: Chain, line: bytes) -> str:
@@ -192,8 +229,8 @@ def _keep_in_archive(
         last: Position = START
         if end.head.seq >= 0:
             last = Position(end.byte_offset, end.head)
-        seconds = int(clock().timestamp())
-        name = f"{writer[:_NAME_CHARACTERS]}{ASIDE}{seconds}"
+        at = microseconds(clock)
+        name = f"{writer[:_NAME_CHARACTERS]}{ASIDE}{at}"
         return archive.set_aside(writer, last, name)
     finally:
         archive.close()

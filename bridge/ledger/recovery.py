@@ -7,7 +7,7 @@ from typing import Any
 
 from bridge.errors import LedgerError
 from bridge.ledger.events import Closed, Ended, Intent, Opened, Outcome
-from bridge.ledger.rows import Chain, Head, Row, broken, parse, read_rows
+from bridge.ledger.rows import CHAIN_RULE, Chain, Head, Row, broken, parse, read_rows
 from bridge.ledger.segments import (
     after_last_newline,
     segment_path,
@@ -71,6 +71,13 @@ def recover(folder: Path, writer: str, published: Head | None = None) -> Tail:
         return Tail(head, [_unknown(intent) for intent in left.values()])
     except OSError as error:
         raise unusable(folder, error) from error
+    except LedgerError as error:
+        if error.rule != CHAIN_RULE:
+            raise
+        raise LedgerError(
+            f"{error}. Put the journal back as it was; {way_out(writer)}",
+            rule=CHAIN_RULE,
+        ) from error
 
 
 def require_new(folder: Path, sink: Path) -> None:

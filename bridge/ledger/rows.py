@@ -31,6 +31,9 @@ from bridge.ledger.events import (
 GENESIS = "0" * 64
 """`prev` of a writer's first row."""
 
+CHAIN_RULE = "ledger.chain"
+"""The rule of a journal that does not verify."""
+
 # JSON escapes control characters, so this one never stands in a finished row: it marks
 # the two places that only the chain can fill.
 _HOLE = "\0"
@@ -148,7 +151,7 @@ def read_rows(path: Path, *, live: bool = False) -> Iterator[Row]:
 
 def broken(path: Path, number: int, reason: str) -> LedgerError:
     """Build the error of a journal that does not verify."""
-    return LedgerError(f"{path}:{number}: {reason}", rule="ledger.chain")
+    return LedgerError(f"{path}:{number}: {reason}", rule=CHAIN_RULE)
 
 
 class Chain:

@@ -1,0 +1,281 @@
+"""What an operator has to look at, how it is said, and how the ledger goes on."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from bridge.cli.ledger import app
+from bridge.errors import BridgeError, LedgerError
+from bridge.ledger.archive import Archive
+from bridge.ledger.compare import compare
+from bridge.ledger.ledger import Ledger
+from bridge.ledger.query import Query
+from bridge.ledger.reader import verify
+from bridge.ledger.sink import HeadSink
+from tests.unit.ledger.support import (
+    SetClock,
+    all_rows,
+    make_config,
+    make_ended,
+    make_intent,
+    within,
+)
+from tests.unit.ledger.test_cli import CONFIG
+
+COMMAND = re.escape("`meshca ledger attest -c FILE --writer w0 --reason TEXT`")
+
+
+def open_ledger(folder: Path, writer: str = "w0") -> Ledger:
+    return Ledger.open(
+        make_config(archive="sqlite:///a.db"),
+        within(folder),
+        writer=writer,
+        version="1",
+        clock=SetClock(),
+    )
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A stopped server's: rows 0 to 7, 0 and 7 published, all in the archive."""
+    (tmp_path / "bridge.yaml").write_text(CONFIG)
+    ledger = open_ledger(tmp_path)
+    for number in range(3):
+        ledger.intend(make_intent(number))
+        ledger.end(make_ended(number))
+    ledger.close()
+    return tmp_path
+
+
+def segment(folder: Path, number: int = 1) -> Path:
+    return folder / f"journal/w0/{number:08d}.jsonl"
+
+
+def keep_lines(path: Path, count: int) -> None:
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:count]))
+
+
+def cut(folder: Path) -> None:
+    keep_lines(segment(folder), 4)
+
+
+def cut_in_a_row(folder: Path) -> None:
+    keep_lines(segment(folder), 5)
+    data = segment(folder).read_bytes()
+    segment(folder).write_bytes(data[:-9])
+
+
+def edit(folder: Path) -> None:
+    path = segment(folder)
+    path.write_bytes(path.read_bytes().replace(f"{1:032x}".encode(), b"f" * 32, 1))
+
+
+def lose_journal(folder: Path) -> None:
+    segment(folder).unlink()
+
+
+def lose_heads(folder: Path) -> None:
+    (folder / "heads.jsonl").unlink()
+
+
+def lose_key(folder: Path) -> None:
+    for name in ("heads.key", "heads.pub"):
+        (folder / "journal" / name).unlink()
+
+
+def lose_volume(folder: Path) -> None:
+    lose_journal(folder)
+    lose_key(folder)
+
+
+FAULTS: list[tuple[Callable[[Path], None], str, int]] = [
+    (cut, "ends at row 3 and its published head is row 7", 3),
+    (cut_in_a_row, "ends at row 3 and its published head is row 7", 3),
+    (edit, r"00000001.jsonl:5: the chain breaks here", 2),
+    (lose_journal, "ends at row -1 and its published head is row 7", -1),
+    (lose_heads, "the journal has entries, and .* has no head of it", 7),
+    (lose_key, "signed by a key that is not this journal's", 7),
+    (lose_volume, "signed by a key that is not this journal's", -1),
+]
+
+
+def attest(folder: Path, reason: str = "the node's disk died", **env: str) -> Result:
+    return CliRunner(env=env).invoke(
+        app,
+        [
+            "attest",
+            *("-c", str(folder / "bridge.yaml")),
+            *("--writer", "w0", "--reason", reason),
+        ],
+    )
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason", "last"), FAULTS, ids=lambda value: getattr(value, "__name__", 0)
+)
+def test_what_is_lost_is_refused_until_an_operator_has_attested_it(
+    folder: Path, fault: Callable[[Path], None], reason: str, last: int
+) -> None:
+    whole = [row.digest for row in all_rows(folder / "journal/w0")]
+    fault(folder)
+    with pytest.raises(LedgerError, match=rf"{reason}.*{COMMAND}"):
+        open_ledger(folder)
+
+    result = attest(folder, SUDO_USER="kim")
+    assert result.exit_code == 0, result.output
+    assert f"goes on after row {last}; " in result.stdout
+
+    ledger = open_ledger(folder)
+    ledger.intend(make_intent(20))
+    ledger.end(make_ended(20))
+    ledger.close()
+    rows = all_rows(folder / "journal/w0")
+    (row,) = (row for row in rows if row.kind == "attested")
+    assert (row.values["by"], row.values["detail"]) == ("kim", "the node's disk died")
+    report = verify(folder / "journal", folder / "heads.jsonl")
+    assert report.intact, report
+    assert f"kim attested it to end at row {last} on" in report.writers[0].attested[0]
+
+    # Nothing is lost that somebody still has: neither rows nor what was torn off.
+    archive = Archive.open("sqlite:///a.db", within(folder), make=False)
+    compared = compare(folder / "journal", archive)
+    archived = {found["hash"] for found in archive.search(Query())}
+    archive.close()
+    assert compared.agrees, compared
+    assert archived >= set(whole)
+    assert bool(compared.aside) is (last < 7)
+    # And the next start needs nobody.
+    open_ledger(folder).close()
+
+
+def test_an_edit_is_kept_beside_the_journal(folder: Path) -> None:
+    edit(folder)
+    spoiled = segment(folder).read_bytes().splitlines(keepends=True)
+    result = attest(folder)
+    torn = segment(folder).with_name("00000001.jsonl.torn")
+    assert f"what does not chain is in {torn}" in result.stdout
+    assert torn.read_bytes() == b"".join(spoiled[3:])
+
+
+def test_a_journal_that_is_in_order_needs_no_operator(folder: Path) -> None:
+    before = (folder / "heads.jsonl").read_bytes()
+    result = attest(folder)
+    assert "there is nothing to attest" in str(result.exception)
+    assert (folder / "heads.jsonl").read_bytes() == before
+
+
+def test_a_journal_that_is_being_written_is_left_alone(folder: Path) -> None:
+    ledger = open_ledger(folder)
+    result = attest(folder)
+    assert "another process writes this journal" in str(result.exception)
+    ledger.close()
+
+
+@pytest.mark.parametrize("reason", ["", "  "])
+def test_a_reason_is_wanted(folder: Path, reason: str) -> None:
+    cut(folder)
+    result = attest(folder, reason)
+    assert isinstance(result.exception, BridgeError)
+    assert "expected who and why" in str(result.exception)
+
+
+def test_another_journal_is_not_attested(folder: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    ledger = Ledger.open(
+        make_config(),
+        within(other),
+        writer="w0",
+        version="another",
+        clock=SetClock(),
+    )
+    ledger.close()
+    segment(folder).write_bytes(segment(other).read_bytes())
+    result = attest(folder)
+    assert "this is another journal" in str(result.exception)
+    segment(folder).unlink()
+    assert attest(folder).exit_code == 0
+
+
+def test_a_break_before_the_last_segment_is_not_attested(folder: Path) -> None:
+    open_ledger(folder).close()
+    edit(folder)
+    result = attest(folder)
+    assert "not only the end of the last segment" in str(result.exception)
+    assert segment(folder, 2).exists()
+
+
+def test_an_attestation_is_signed(folder: Path) -> None:
+    cut(folder)
+    attest(folder)
+    sink = folder / "heads.jsonl"
+    sink.write_bytes(sink.read_bytes().replace(b"disk died", b"disk lied"))
+    with pytest.raises(LedgerError, match="the signature of the head is wrong"):
+        open_ledger(folder)
+    report = verify(folder / "journal", sink)
+    assert "the signature of the head is wrong" in report.problems[0]
+
+
+def test_a_second_attestation_may_follow_the_first(folder: Path) -> None:
+    cut(folder)
+    attest(folder)
+    keep_lines(segment(folder), 2)
+    with pytest.raises(LedgerError, match="ends at row 1"):
+        open_ledger(folder)
+    result = attest(folder)
+    assert result.exit_code == 0, result.exception
+    open_ledger(folder).close()
+    assert verify(folder / "journal", folder / "heads.jsonl").intact
+
+
+def test_the_other_writers_are_not_touched(folder: Path) -> None:
+    ledger = open_ledger(folder, "w1")
+    ledger.intend(make_intent(30))
+    ledger.close()
+    cut(folder)
+    attest(folder)
+    open_ledger(folder, "w1").close()
+    archive = Archive.open("sqlite:///a.db", within(folder), make=False)
+    assert "w1" in archive.writers()
+    archive.close()
+    writers = [head.writer for _, head in HeadSink(folder / "heads.jsonl").read()]
+    assert writers.count("w1") == 4
+
+
+def test_a_start_that_never_got_to_its_first_head_needs_no_operator(
+    tmp_path: Path,
+) -> None:
+    sink = tmp_path / "heads.jsonl"
+    sink.mkdir()
+    for _ in range(3):
+        with pytest.raises(LedgerError, match=r"cannot be (published|read)"):
+            open_ledger(tmp_path)
+    sink.rmdir()
+    open_ledger(tmp_path).close()
+    assert verify(tmp_path / "journal", sink).intact
+
+
+@pytest.mark.usefixtures("folder")
+def test_verify_compares_with_the_archive_when_told(folder: Path) -> None:
+    command = ["verify", "-c", str(folder / "bridge.yaml"), "--archive"]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
+    assert "archive: 8 rows agree" in result.stdout
+    (folder / "a.db").unlink()
+    Archive.open("sqlite:///a.db", within(folder)).close()
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0
+    assert "8 of w0 to come" in result.stdout
+    open_ledger(folder).close()
+    cut(folder)
+    (folder / "heads.jsonl").unlink()
+    (folder / "heads.jsonl").touch()
+    segment(folder, 2).unlink()
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 1
+    assert "the archive has row 4, and the journal ends at row 3" in result.stderr
+    command[1:3] = ["--journal", str(folder / "journal")]
+    assert CliRunner().invoke(app, [*command[:3], "--archive"]).exit_code == 2
