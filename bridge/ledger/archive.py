@@ -5,6 +5,7 @@ not, and the feeder's thread does it while the server starts.
 """
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from itertools import chain
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -30,6 +31,9 @@ class Position(NamedTuple):
     """Of the last row that was read."""
 
 
+_ROWS_AT_ONCE = 50
+"""Of one INSERT; times the columns it stays far below any database's limit."""
+
 START = Position(0, Head(0, -1, GENESIS))
 
 
@@ -42,6 +46,8 @@ class Archive:
         compiled = sa.insert(entries).compile(self._engine)
         self._insert = compiled.string
         self._order = getattr(compiled, "positiontup", None)
+        head, word, one = self._insert.rpartition("VALUES ")
+        self._insert_many = head + word + ", ".join([one] * _ROWS_AT_ONCE)
 
     @classmethod
     def open(
@@ -117,7 +123,7 @@ class Archive:
                 if rows:
                     # Past SQLAlchemy's own handling of parameters, which costs as
                     # much as SQLite's work: this thread shares a core with signing.
-                    connection.exec_driver_sql(self._insert, self._parameters(rows))
+                    self._insert_into(connection, rows)
         except SQLAlchemyError as error:
             raise failed(error) from error
 
@@ -209,11 +215,22 @@ class Archive:
             raise failed(error) from error
         return int(moved.rowcount)
 
-    def _parameters(self, rows: Sequence[Mapping[str, Any]]) -> Any:
+    def _insert_into(
+        self, connection: sa.Connection, rows: Sequence[Mapping[str, Any]]
+    ) -> None:
         if self._order is None:
-            return list(rows)
+            connection.exec_driver_sql(self._insert, list(rows))
+            return
         values = itemgetter(*self._order)
-        return [values(row) for row in rows]
+        parameters = [values(row) for row in rows]
+        # Many rows in one statement: SQLite gives Python's lock back for each
+        # statement, and getting it again means to wait for a thread that signs.
+        whole = len(parameters) // _ROWS_AT_ONCE * _ROWS_AT_ONCE
+        for at in range(0, whole, _ROWS_AT_ONCE):
+            chunk = chain.from_iterable(parameters[at : at + _ROWS_AT_ONCE])
+            connection.exec_driver_sql(self._insert_many, tuple(chunk))
+        if whole < len(parameters):
+            connection.exec_driver_sql(self._insert, parameters[whole:])
 
     def close(self) -> None:
         """Release all connections."""
