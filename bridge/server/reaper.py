@@ -4,10 +4,8 @@ A thread that waits for a message waits without an end: grpc has no time limit t
 and a peer needs no credential to begin a call. So somebody else looks at the clock.
 """
 
-import contextlib
 import threading
 import time
-from collections.abc import Iterator
 from typing import Protocol
 
 _LOOK_SECONDS = 0.25
@@ -47,8 +45,7 @@ class Reaper:
         if self._thread.ident is not None:
             self._thread.join()
 
-    @contextlib.contextmanager
-    def watching(self, call: Cancellable) -> Iterator[None]:
+    def watching(self, call: Cancellable) -> "_Watched":
         """Watch `call` until the block ends.
 
         An honest message comes with the call. Where many are waited for, somebody
@@ -57,11 +54,9 @@ class Reaper:
         """
         if len(self._watched) >= self._most:
             self._give_up_oldest()
-        self._watched[id(call)] = (time.monotonic() + self.seconds, call)
-        try:
-            yield
-        finally:
-            self._watched.pop(id(call), None)
+        key = id(call)
+        self._watched[key] = (time.monotonic() + self.seconds, call)
+        return _Watched(self._watched, key)
 
     def _give_up_oldest(self) -> None:
         # Adding to a dict and taking from it are atomic, looking at its first is not.
@@ -81,3 +76,15 @@ class Reaper:
             for until, call in tuple(self._watched.values()):
                 if until < now:
                     call.cancel()
+
+
+class _Watched:
+    def __init__(self, watched: dict[int, tuple[float, Cancellable]], key: int) -> None:
+        self._watched = watched
+        self._key = key
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, *_: object) -> None:
+        self._watched.pop(self._key, None)
