@@ -65,6 +65,7 @@ class Feeder:
         self._durable = durable
         self._open_archive = open_archive
         self._clock = clock
+        self._began = durable().seq
         self._position: Position | None = None
         self._caught_up: datetime = clock()
         self._problem = ""
@@ -97,15 +98,14 @@ class Feeder:
     def lag(self) -> tuple[int, float]:
         """Return how many rows, and seconds, the archive is behind the journal.
 
-        Before the archive has been opened for the first time, the rows are not known
-        and count as none, and the seconds run.
+        While the archive is not open, only the rows since the start are known to be
+        missing, and the seconds run.
         """
         position = self._position
-        behind = 0
-        if position is not None:
-            behind = max(self._durable().seq - position.head.seq, 0)
-            if not behind:
-                return 0, 0.0
+        read = self._began if position is None else position.head.seq
+        behind = max(self._durable().seq - read, 0)
+        if position is not None and not behind:
+            return 0, 0.0
         seconds = (self._clock() - self._caught_up).total_seconds()
         return behind, max(seconds, 0.0)
 

@@ -192,6 +192,8 @@ def test_an_archive_that_cannot_be_opened_yet_is_tried_again(
     assert failed.wait(20)
     clock.forward(61)
     assert feeder.lag() == (0, 61.0)
+    journal.append_durable(make_intent(20))
+    assert feeder.lag() == (1, 61.0), "what the archive cannot have is known"
     later.mkdir()
     while feeder.lag() != (0, 0.0):
         pass

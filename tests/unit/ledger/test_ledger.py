@@ -140,6 +140,19 @@ def test_an_archive_that_is_too_many_seconds_behind_stops_issuing(
     assert archived(tmp_path).count("intent") == 2
 
 
+def test_an_archive_that_never_opens_is_behind_by_every_row(
+    tmp_path: Path, clock: SetClock
+) -> None:
+    break_archive(tmp_path)
+    ledger = open_ledger(tmp_path, clock, max_lag={"entries": 3})
+    for number in range(4):
+        ledger.intend(make_intent(number))
+    with pytest.raises(LedgerError, match="takes no intent") as caught:
+        ledger.intend(make_intent(9))
+    assert caught.value.rule == "ledger.lag"
+    ledger.close()
+
+
 def test_an_archive_that_is_too_many_rows_behind_stops_issuing(
     tmp_path: Path, clock: SetClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,87 @@
+"""A bridge whose ledger is in trouble, seen from a client and from an operator."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from bridge.errors import BackendRefusedError, LedgerError
+from bridge.ledger.archive import Archive
+from bridge.ledger.compare import Comparison, compare
+from bridge.server.client import Ask, ask
+from tests.support.harness import SERVER_NAME, Bridge
+
+WAIT_SECONDS = 20.0
+"""Longer than anything takes that a test waits for."""
+
+
+def status(bridge: Bridge) -> str:
+    """Ask for a certificate; return `OK`, or the status of the refusal."""
+    wanted = Ask(
+        address=bridge.address,
+        roots=bridge.roots.read_bytes(),
+        token=bridge.token(),
+        server_name=SERVER_NAME,
+    )
+    try:
+        ask(wanted)
+    except BackendRefusedError as error:
+        return str(error).split(": ")[1]
+    return "OK"
+
+
+def await_true(what: Callable[[], object]) -> None:
+    """Wait until `what` says so.
+
+    Raises:
+        TimeoutError: It does not.
+    """
+    deadline = time.monotonic() + WAIT_SECONDS
+    while not what():
+        if time.monotonic() > deadline:
+            raise TimeoutError("it does not become true")
+        time.sleep(0.02)
+
+
+def ready(bridge: Bridge) -> tuple[bool, str]:
+    """Return whether it is, and what it says."""
+    code, text = bridge.get("/readyz")
+    return code == 200, text
+
+
+def signed(bridge: Bridge) -> float:
+    """Return how often the issuing CA was asked to sign."""
+    return bridge.metric("meshca_backend_calls_total")
+
+
+def workload_rows(bridge: Bridge, kind: str) -> list[dict[str, Any]]:
+    """Return the rows of clients' certificates."""
+    return bridge.rows(kind=kind, purpose="workload", front="istio")
+
+
+def compared(bridge: Bridge, archive: str = "archive.db") -> Comparison:
+    """Hold the archive against the journals."""
+    opened = Archive.open(
+        f"sqlite:///{archive}", lambda path: bridge.folder / path, make=False
+    )
+    try:
+        return compare(bridge.folder / "journal", opened)
+    finally:
+        opened.close()
+
+
+def await_archive(bridge: Bridge) -> None:
+    """Wait until the archive holds what the journal does."""
+
+    def agrees() -> bool:
+        try:
+            return compared(bridge).agrees
+        except LedgerError:
+            return False  # it is being made
+
+    await_true(agrees)
+
+
+def segment(bridge: Bridge, number: int = 1) -> Path:
+    """Return a segment of the only writer."""
+    return bridge.folder / f"journal/bridge/{number:08d}.jsonl"
