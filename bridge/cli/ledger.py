@@ -124,8 +124,7 @@ def attest_journal(
     row into the journal when it is opened next. Nothing is erased. The server of this
     journal has to be stopped.
     """
-    # It is needed once in the life of an installation.
-    from bridge.ledger.attest import attest  # noqa: PLC0415 - see above
+    from bridge.ledger.attest import attest  # noqa: PLC0415 - needed once in a life
 
     read = config.read(config_file)
     attested = attest(

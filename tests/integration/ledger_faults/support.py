@@ -15,13 +15,14 @@ WAIT_SECONDS = 20.0
 """Longer than anything takes that a test waits for."""
 
 
-def status(bridge: Bridge) -> str:
+def status(bridge: Bridge, *, token: str | None = None, ttl_seconds: int = 3600) -> str:
     """Ask for a certificate; return `OK`, or the status of the refusal."""
     wanted = Ask(
         address=bridge.address,
         roots=bridge.roots.read_bytes(),
-        token=bridge.token(),
+        token=bridge.token() if token is None else token,
         server_name=SERVER_NAME,
+        ttl_seconds=ttl_seconds,
     )
     try:
         ask(wanted)
