@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
-from functools import partial
+from functools import lru_cache, partial
 from typing import Self
 
 from bridge.clock import Clock
@@ -178,9 +178,7 @@ class ClusterRegistry:
             now=now,
         )
         return Caller(
-            spiffe_id=SpiffeID.of_service_account(
-                cluster.trust_domain, account.namespace, account.name
-            ),
+            spiffe_id=_name_of(cluster.trust_domain, account.namespace, account.name),
             cluster=cluster.name,
             credential="token",
             namespace=account.namespace,
@@ -332,3 +330,7 @@ def _inherit(cluster: _Cluster, previous: ClusterRegistry | None) -> None:
 
 def _place(entry: TokensConfig) -> str:
     return str(entry.file or entry.url or entry.issuer)
+
+
+# The pods of a deployment share a name: it need not be judged again for each.
+_name_of = lru_cache(maxsize=4096)(SpiffeID.of_service_account)

@@ -198,7 +198,7 @@ class Keyring:
             BackendUnavailableError: They cannot be had now.
         """
         with self._reading:
-            self._tried = self._clock()
+            self._tried = self._looked = self._clock()
             return parse_jwks(self._source.read())
 
     def adopt(

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from typing import Any, Final
 
 from cryptography.exceptions import InvalidSignature
@@ -152,6 +153,9 @@ def _object(part: str) -> dict[str, Any]:
         ) from None
 
 
+@lru_cache(
+    maxsize=256
+)  # all tokens of a key have the same header; refusals are not kept
 def _header(part: str) -> tuple[str, str | None]:
     if len(part) > _LONGEST_HEADER:
         raise _refused("the token's header is too long", "token.size")
