@@ -11,10 +11,11 @@ import pytest
 
 from bridge.errors import LedgerError
 from bridge.ledger import feeder as feeder_module
-from bridge.ledger.archive import Archive
+from bridge.ledger.archive import START, Archive, Position
 from bridge.ledger.compare import Comparison, compare
 from bridge.ledger.ledger import Ledger
 from bridge.ledger.reader import verify
+from bridge.ledger.rows import Head
 from tests.unit.ledger.support import (
     SetClock,
     make_config,
@@ -56,7 +57,7 @@ def compared(folder: Path) -> Comparison:
 OPENER = """
 import sys
 from pathlib import Path
-from bridge.ledger.archive import Archive
+from bridge.ledger.archive import START, Archive, Position
 from tests.unit.ledger.support import within
 sys.stdout.write("up\\n")
 sys.stdout.flush()
@@ -322,3 +323,26 @@ def test_rows_that_are_not_fed_yet_are_behind_and_no_difference(
     assert not result.agrees
     other.rollback()
     other.close()
+
+
+def test_what_a_deleted_archive_left_beside_it_does_not_spoil_the_next_one(
+    tmp_path: Path,
+) -> None:
+    end = Position(1, Head(1, 1, "a" * 64))
+    later = Position(2, Head(1, 2, "b" * 64))
+    old = Archive.open(URL, within(tmp_path))
+    old.add("w0", START, end, [])
+    (tmp_path / "archive.db").unlink()
+    new = Archive.open(URL, within(tmp_path))
+    assert old.moved()
+    assert not new.moved()
+    new.add("w1", START, end, [])
+    # A worker that does not know yet writes to the file that has no name.
+    old.add("w0", end, later, [])
+    old.close()
+    new.add("w2", START, end, [])
+    assert new.writers() == ["w1", "w2"]
+    new.close()
+    connection = sqlite3.connect(tmp_path / "archive.db")
+    assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    connection.close()
