@@ -2,6 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
+PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 LOCKS := deploy/locks
@@ -58,10 +59,11 @@ lock: ## Write the locked requirements anew (needs uv on PATH)
 	  --no-emit-index-url --no-annotate --custom-compile-command "make lock" - -o $(LOCKS)/build.txt
 
 $(BIN)/python:
-	@python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
-	  { echo "make: needs Python 3.11 or later as python3" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+	  { echo "make: needs Python 3.11 or later as $(PYTHON)" >&2; exit 1; }
 	@echo "making a virtual environment in $(VENV)"
-	@python3 -m venv $(VENV) || { echo "make: install python3-venv first (apt-get install python3-venv)" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || \
+	  { rm -rf $(VENV); echo "make: install python3-venv first (apt-get install python3-venv)" >&2; exit 1; }
 
 $(VENV)/.runtime: $(BIN)/python pyproject.toml $(LOCKS)/runtime.txt $(LOCKS)/build.txt
 	@echo "installing what meshca needs (locked, with hashes)"

@@ -1,5 +1,6 @@
 """What the program `meshca` can be asked to do: one module per command."""
 
+import os
 import sys
 from importlib import import_module
 from typing import Annotated, Any
@@ -65,6 +66,8 @@ def _options(
 
 def main() -> None:
     """Run the command line; a `BridgeError` becomes a sentence and exit status 1."""
+    # What fails is told in a sentence; the transport's own lines say it in C++.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         app()
     except BridgeError as error:

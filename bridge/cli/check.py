@@ -20,7 +20,7 @@ from bridge.hierarchy.replica import openssl_accepts, replicate
 from bridge.snapshot import Issuer, Snapshot
 from bridge.x509.constraints import data_plane_problems
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 _CHECK_SECONDS = 10.0
 
 

@@ -27,7 +27,7 @@ from bridge.spiffe import SpiffeID
 from bridge.x509.path import validate_chain
 from bridge.x509.pem import parse_certificates
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 Result = TypeVar("Result")
 _out = results()
 _NAMESPACE, _ACCOUNT = "shop", "web"

@@ -21,7 +21,11 @@ from bridge.hierarchy.throwaway import (
 from bridge.spiffe import TrustDomain
 from bridge.x509.path import validate_chain
 
-app = typer.Typer(help="Make the chain above an issuing CA.", no_args_is_help=True)
+app = typer.Typer(
+    add_completion=False,
+    help="Make the chain above an issuing CA.",
+    no_args_is_help=True,
+)
 
 _USAGE_ERROR = 2
 

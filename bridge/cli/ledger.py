@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     from bridge.ledger.archive import Archive
     from bridge.ledger.query import Query
 
-app = typer.Typer(help="Look at the ledger.", no_args_is_help=True)
+app = typer.Typer(
+    add_completion=False, help="Look at the ledger.", no_args_is_help=True
+)
 
 _SPAN = re.compile(r"(\d+)([smhd])")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}

@@ -9,7 +9,7 @@ from rich.table import Table
 from bridge.cli.console import OutputOption, results
 from bridge.registry import installed
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
 @app.command()

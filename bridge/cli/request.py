@@ -13,7 +13,7 @@ from bridge.errors import ConfigError
 from bridge.server.client import Ask, ask
 from bridge.x509.pem import parse_certificates
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
 @app.command()
@@ -53,7 +53,8 @@ def request(  # noqa: PLR0913 - each is an option of its own
         Literal["p256", "p384", "rsa2048"], typer.Option(help="Key of the leaf.")
     ] = "p256",
     ttl: Annotated[
-        int, typer.Option(metavar="SECONDS", help="Wanted lifetime; 0: the default.")
+        int,
+        typer.Option(metavar="SECONDS", min=0, help="Wanted lifetime; 0: the default."),
     ] = 0,
     cert_signer: Annotated[str, typer.Option(help="Istio's CertSigner.")] = "",
     server_name: Annotated[
@@ -69,6 +70,7 @@ def request(  # noqa: PLR0913 - each is an option of its own
 ) -> None:
     """Make a key, ask for a certificate over the Istio API, check and show it."""
     del front
+    _require_usable(address, token_file, certificate, key_file, out)
     answer = ask(
         Ask(
             address=address,
@@ -103,6 +105,29 @@ def request(  # noqa: PLR0913 - each is an option of its own
             for certificate in parse_certificates(text.encode(), "the answer")
         ]
     )
+
+
+def _require_usable(
+    address: str,
+    token_file: Path | None,
+    certificate: Path | None,
+    key_file: Path | None,
+    out: Path | None,
+) -> None:
+    # Before anything is asked for: what is issued is on record.
+    if (certificate is None) != (key_file is None):
+        raise typer.BadParameter("expected --certificate and --key-file together")
+    if certificate is not None and token_file is not None:
+        raise typer.BadParameter("expected --token-file or --certificate, not both")
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or "/" in address:
+        raise typer.BadParameter(f"--address: expected HOST:PORT (found {address!r})")
+    taken = [name for name in _RESULTS if out is not None and (out / name).exists()]
+    if taken:
+        raise ConfigError(f"{out}: expected none of these files: {', '.join(taken)}")
+
+
+_RESULTS = ("key.pem", "chain.pem", "roots.pem")
 
 
 def _token(path: Path) -> str:

@@ -8,7 +8,7 @@ import typer
 from bridge.cli.console import ConfigOption
 from bridge.reload import Source
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
 @app.command()

@@ -75,6 +75,7 @@ def ask(wanted: Ask) -> Answer:
         except grpc.RpcError as error:
             raise BackendRefusedError(
                 f"{wanted.address}: {error.code().name}: {error.details()}"
+                f"{_advice(str(error.details()), wanted)}"
             ) from error
     chain = tuple(reply.cert_chain)
     _require_form(chain, key)
@@ -82,6 +83,19 @@ def ask(wanted: Ask) -> Answer:
         chain,
         key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()),
     )
+
+
+def _advice(details: str, wanted: Ask) -> str:
+    # What the TLS library says is true, and tells nobody what to do.
+    text = details.lower()
+    if "hostname" in text or "peer name" in text:
+        name = wanted.server_name or wanted.address.rpartition(":")[0]
+        return f": the certificate is not for {name}; give --server-name"
+    if "socket closed" in text and wanted.certificate is None:
+        return ": this port may want a client certificate (--certificate)"
+    if "certificate_verify_failed" in text or "self signed" in text:
+        return ": the bridge's certificate does not chain to --roots"
+    return ""
 
 
 _Key = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
