@@ -28,18 +28,23 @@ def main() -> int:
         level=order.log_level,
         format=LOG_FORMAT.replace("%(name)s", f"{order.writer} %(name)s"),
     )
-    asked_to_stop = threading.Event()
+    asked_to_stop, is_orphan = threading.Event(), threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: asked_to_stop.set())
     # Those are for the parent, which tells its workers what to do.
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(
-        target=_follow_parent, args=(asked_to_stop,), name="parent", daemon=True
+        target=_follow_parent,
+        args=(asked_to_stop, is_orphan),
+        name="parent",
+        daemon=True,
     ).start()
-    return _serve(order, asked_to_stop)
+    return _serve(order, asked_to_stop, is_orphan)
 
 
-def _serve(order: Order, asked_to_stop: threading.Event) -> int:
+def _serve(
+    order: Order, asked_to_stop: threading.Event, is_orphan: threading.Event
+) -> int:
     # On its core only now, and with the parent watched: these take their time.
     from bridge.config import parse  # noqa: PLC0415 - see above
     from bridge.errors import BridgeError, ConfigError, PluginError  # noqa: PLC0415
@@ -49,7 +54,6 @@ def _serve(order: Order, asked_to_stop: threading.Event) -> int:
     from bridge.server.process import Process, harden  # noqa: PLC0415
 
     harden()
-    parent = os.getppid()
     place = Place(
         writer=order.writer,
         settles_beside=order.settles_beside,
@@ -67,19 +71,20 @@ def _serve(order: Order, asked_to_stop: threading.Event) -> int:
     await_signal(asked_to_stop)
     end_by_force(config.limits.drain.total_seconds() + _MARGIN_SECONDS)
     process.stop()
-    if os.getppid() != parent:
+    if is_orphan.is_set():
         # Nobody else is left to take it away; the last worker finds it empty.
         with contextlib.suppress(OSError):
             Path(order.folder).rmdir()
     return 0
 
 
-def _follow_parent(asked_to_stop: threading.Event) -> None:
+def _follow_parent(asked_to_stop: threading.Event, is_orphan: threading.Event) -> None:
     # Not by PR_SET_PDEATHSIG: that is sent when the parent's thread ends.
     while os.read(0, 4096):
         pass
     if not asked_to_stop.is_set():
         _log.warning("the parent is gone")
+        is_orphan.set()
     asked_to_stop.set()
 
 
