@@ -5,213 +5,46 @@ value that was found and what was expected.
 """
 
 from collections.abc import Mapping, Sequence
-from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError
 
 from bridge.errors import ConfigError
-from bridge.problems import Problem, listed, problem_of, shown
-from bridge.values import (
-    Address,
-    ClusterName,
-    Duration,
-    FilePath,
-    IssuerNames,
-    Name,
-    Names,
-    PositiveDuration,
-    PositiveNumber,
-    Some,
-    Text,
-    TrustDomainName,
-    WholeSeconds,
+from bridge.problems import Problem, doubled, known_keys, listed, problem_of, shown
+from bridge.sections import (
+    AdminConfig,
+    CeilingConfig,
+    ClusterConfig,
+    FrontsConfig,
+    IssuanceConfig,
+    IssuingCAConfig,
+    LedgerConfig,
+    LimitsConfig,
+    Section,
+    ServingConfig,
+    TokensConfig,
 )
+from bridge.values import FilePath, Name, Some, TrustDomainName
 from bridge.yamltree import parse_yaml
 
-
-class _Section(BaseModel):
-    # A misspelt key must stop the process: an ignored limit is no limit.
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class ServingConfig(_Section):
-    """`fronts.istio.tls`: the listener's certificate.
-
-    The bridge issues it to itself for `dns_names`, unless `certificate` and `key` are
-    given.
-    """
-
-    dns_names: Names = ()
-    ttl: WholeSeconds | None = None
-    certificate: FilePath | None = None
-    key: FilePath | None = None
-
-    @model_validator(mode="after")
-    def _one_way(self) -> Self:
-        if (self.certificate is None) != (self.key is None):
-            raise ValueError("certificate and key are given together or not at all")
-        if self.certificate is None and not self.dns_names:
-            raise ValueError("expected dns_names (the host of caAddress) or a key pair")
-        return self
+__all__ = [
+    "BridgeConfig",
+    "CeilingConfig",
+    "ClusterConfig",
+    "IssuanceConfig",
+    "IssuingCAConfig",
+    "LedgerConfig",
+    "LimitsConfig",
+    "ServingConfig",
+    "TokensConfig",
+    "complain",
+    "parse",
+    "read",
+]
 
 
-class IstioConfig(_Section):
-    """`fronts.istio`."""
-
-    listen: Address
-    mtls_listen: Address | None = None
-    """A second port where a client certificate is required and is the credential."""
-    audiences: Annotated[Names, Some] = ("istio-ca",)
-    tls: ServingConfig
-
-
-class FrontsConfig(_Section):
-    """`fronts`."""
-
-    istio: IstioConfig
-
-
-class TokensConfig(_Section):
-    """`clusters[].tokens`: how this cluster's service-account tokens are verified."""
-
-    verify: Literal["jwks"]
-    issuer: Text
-    file: FilePath | None = None
-    url: str | None = None
-    discovery: bool = False
-    """Ask `<issuer>/.well-known/openid-configuration` where the keys are."""
-    ca_file: FilePath | None = None
-    """Trust anchors for `url` and `discovery`; the system's by default."""
-    max_key_age: PositiveDuration = timedelta(hours=24)
-    """Keys that could not be confirmed for longer are no longer believed."""
-    refresh_floor: Duration = timedelta(seconds=10)
-    """The shortest time between two refreshes because of an unknown key ID."""
-
-    @model_validator(mode="after")
-    def _one_source(self) -> Self:
-        if [self.file is None, self.url is None, not self.discovery].count(False) != 1:
-            raise ValueError("expected one of file, url and discovery: true")
-        for url in (self.url, self.issuer if self.discovery else None):
-            if url is not None and not url.startswith("https://"):
-                raise ValueError("keys are fetched from https:// only")
-        return self
-
-
-class ClusterConfig(_Section):
-    """`clusters[]`: one cluster and the names that its callers may get."""
-
-    name: ClusterName
-    aliases: Names = ()
-    trust_domain: TrustDomainName | None = None
-    """The top-level one by default."""
-    namespaces: Names | None = None
-    """`["*"]` is all. By default all for the first cluster and none for the others."""
-    tokens: TokensConfig
-
-
-class IssuingCAConfig(_Section):
-    """`issuing_cas.<name>`: one issuing CA and how to reach it."""
-
-    plugin: Name
-    chain: FilePath | None = None
-    """Issuing CA first, then the intermediates; no root. Not for a plugin that finds
-    the chain itself."""
-    timeout: PositiveDuration = timedelta(seconds=5)
-    options: dict[str, object] = {}
-    """Handed to the plugin untouched. Secrets are given as file paths."""
-
-
-class IssuanceConfig(_Section):
-    """`issuance`: limits that no caller and no backend can widen."""
-
-    default_ttl: WholeSeconds = timedelta(hours=24)
-    min_ttl: WholeSeconds = timedelta(minutes=5)
-    max_ttl: WholeSeconds = timedelta(hours=24)
-    on_excess_ttl: Literal["refuse", "clamp"] = "refuse"
-    backdate: WholeSeconds = timedelta(minutes=2)
-    """How far notBefore lies in the past, for peers whose clock runs slow."""
-    issuing_cas: Annotated[IssuerNames, Some]
-    """In order of preference; a later one stands in when an earlier one is down."""
-    cert_signers: dict[Text, IssuerNames] = {}
-    """Istio's `CertSigner` value to issuing CAs; a value not listed is refused."""
-    csr_names: Literal["ignore", "strict"] = "ignore"
-    """`strict` refuses a CSR that asks for any name but the caller's."""
-
-    @model_validator(mode="after")
-    def _is_ordered(self) -> Self:
-        if not self.min_ttl <= self.default_ttl <= self.max_ttl:
-            raise ValueError("expected min_ttl <= default_ttl <= max_ttl")
-        if self.backdate >= self.min_ttl:
-            raise ValueError(
-                "expected backdate below min_ttl: a leaf that is born past its "
-                "half-life is asked for again without a pause"
-            )
-        for name, chosen in self.cert_signers.items():
-            if not chosen:
-                raise ValueError(f"cert_signers.{name} names no issuing CA")
-        return self
-
-
-class CeilingConfig(_Section):
-    """`limits.per_identity` and `limits.per_cluster`: how often one may ask."""
-
-    rate: PositiveNumber
-    """Calls a second, on average."""
-    burst: Annotated[int, Field(ge=1)]
-    """Calls that may come at once: the pods of one restart share an identity."""
-
-
-class LimitsConfig(_Section):
-    """`limits`."""
-
-    in_flight: Annotated[int, Field(ge=1, le=100_000)] = 512
-    queue_seconds: Annotated[PositiveNumber, Field(le=60)] = 1.5
-    deadline: PositiveDuration = timedelta(seconds=10)
-    drain: Duration = timedelta(seconds=15)
-    """How long requests under way may take to finish after SIGTERM."""
-    threads: Annotated[int, Field(ge=1, le=256)] = 16
-    per_identity: CeilingConfig | None = None
-    """No ceiling by default: the right one depends on how many pods share a name."""
-    per_cluster: CeilingConfig | None = None
-
-
-class LagConfig(_Section):
-    """`ledger.max_lag`: when the archive is further behind, issuing stops."""
-
-    entries: Annotated[int, Field(ge=1)] = 10_000
-    seconds: PositiveNumber = 60
-
-
-class HeadsConfig(_Section):
-    """`ledger.heads`: where the signed tips of the journals go."""
-
-    sink: FilePath
-    key: FilePath | None = None
-    """Ed25519 key (PKCS#8 PEM); by default one is made beside the journal."""
-    interval: PositiveDuration = timedelta(seconds=30)
-
-
-class LedgerConfig(_Section):
-    """`ledger`."""
-
-    journal: FilePath
-    archive: str
-    """A SQLAlchemy URL: `sqlite:///archive.db` is beside the configuration file."""
-    max_lag: LagConfig = LagConfig()
-    heads: HeadsConfig
-    refusals_per_second: Annotated[int, Field(ge=1)] = 50
-    """Unauthenticated calls above this rate share one summary row a second."""
-
-
-class AdminConfig(_Section):
-    """`admin`: health and metrics, on an address of their own."""
-
-    listen: Address = "127.0.0.1:9990"
-
-
-class BridgeConfig(_Section):
+class BridgeConfig(Section):
     """The whole file."""
 
     trust_domain: TrustDomainName
@@ -226,7 +59,13 @@ class BridgeConfig(_Section):
     ledger: LedgerConfig
     admin: AdminConfig = AdminConfig()
 
+    _path: Path = Path()
     _base: Path = Path()
+
+    @property
+    def path(self) -> Path:
+        """The file, as it was named."""
+        return self._path
 
     @property
     def base(self) -> Path:
@@ -243,7 +82,17 @@ class BridgeConfig(_Section):
         Returns:
             Path of the key, value, expectation, for each problem.
         """
-        return [*self._unknown_issuing_cas(), *self._ambiguous_clusters()]
+        istio = self.fronts.istio
+        addresses = {
+            "fronts.istio.listen": istio.listen,
+            "fronts.istio.mtls_listen": istio.mtls_listen or "",
+            "admin.listen": self.admin.listen,
+        }
+        return [
+            *self._unknown_issuing_cas(),
+            *self._ambiguous_clusters(),
+            *doubled(addresses),
+        ]
 
     def _unknown_issuing_cas(self) -> list[Problem]:
         known = ", ".join(self.issuing_cas)
@@ -296,19 +145,23 @@ def parse(text: str, path: Path) -> BridgeConfig:
         config = BridgeConfig.model_validate(tree)
     except ValidationError as error:
         raise ConfigError(
-            listed(path, [problem_of(item) for item in error.errors()])
+            listed(path, [_problem(item) for item in error.errors()])
         ) from None
     if problems := config.problems():
         raise ConfigError(listed(path, problems))
     # Not resolved: where the file is a symbolic link that is swapped, as Kubernetes
     # does, the folder that it stands in stays, and the folder behind it goes.
-    config._base = path.absolute().parent  # noqa: SLF001 - not a key of the file
+    config._path, config._base = path, path.absolute().parent  # noqa: SLF001 - no keys
     return config
 
 
 def complain(path: Path, key: str, value: object, expected: str) -> ConfigError:
     """Build the error of one key: file, key path, value and expectation."""
     return ConfigError(listed(path, [(key, value, expected)]))
+
+
+def _problem(item: Any) -> Problem:
+    return problem_of(item, known_keys(BridgeConfig, item["loc"][:-1]))
 
 
 def _reason(error: Exception) -> str:

@@ -1,16 +1,22 @@
 """What is wrong with a file of the configuration, told so that it can be mended."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
+from difflib import get_close_matches
 from pathlib import Path
 from reprlib import Repr
-from typing import Any
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
+
+from pydantic import BaseModel
 
 Problem = tuple[str, object, str]
 """Path of the key, value, expectation."""
 
 _SHOWN_CHARACTERS = 80
+_MANY = (tuple, dict)
+_EVERY_HOST = frozenset({"0.0.0.0", "[::]", "::", "*"})  # noqa: S104 - compared only
 _SECRET = re.compile("pass|pin|secret|token|credential|key", re.IGNORECASE)
 
 
@@ -22,8 +28,13 @@ def listed(path: Path, problems: Sequence[Problem]) -> str:
     )
 
 
-def problem_of(item: Any) -> Problem:
-    """Take the problem out of one of pydantic's errors."""
+def problem_of(item: Any, known: Sequence[str] = ()) -> Problem:
+    """Take the problem out of one of pydantic's errors.
+
+    Args:
+        item: Of `ValidationError.errors()`.
+        known: The keys that there are beside the one that the error is about.
+    """
     parts = [_part(part) for part in item["loc"]]
     key, value = "".join(parts).lstrip(".") or "(file)", item["input"]
     if item["type"] == "missing":
@@ -31,8 +42,64 @@ def problem_of(item: Any) -> Problem:
     if item["type"] == "extra_forbidden":
         # A secret that stands in the wrong place must not reach a log from here.
         is_secret = _SECRET.search(str(item["loc"][-1]))
-        return key, _Hidden() if is_secret else value, "unknown key"
+        shy = _Plain("a value that is not shown") if is_secret else value
+        near = get_close_matches(str(item["loc"][-1]), known, 1)
+        return key, shy, "unknown key" + "".join(f"; did you mean {k}?" for k in near)
+    if item["type"] == "tuple_type":
+        like = f", such as [{value}]" if isinstance(value, str | int) else ""
+        return key, value, f"expected a list{like}"
+    if found := getattr(item.get("ctx", {}).get("error"), "found", ""):
+        value = _Plain(found)
     return key, value, str(item["msg"]).removeprefix("Value error, ")
+
+
+def known_keys(model: type[BaseModel], path: Sequence[int | str]) -> tuple[str, ...]:
+    """Return the keys that a section has; none where `path` leads to no section.
+
+    Args:
+        model: Of the whole file.
+        path: Keys and indexes that lead to the section.
+    """
+    found: type[BaseModel] | None = model
+    is_within = False  # a list or a mapping of sections
+    for part in path:
+        if is_within or found is None:
+            is_within = False
+            continue
+        field = found.model_fields.get(str(part))
+        annotation = field.annotation if field else None
+        found, is_within = section_of(annotation), get_origin(annotation) in _MANY
+    return tuple(found.model_fields) if found else ()
+
+
+def section_of(annotation: Any) -> type[BaseModel] | None:
+    """Return the section that a key holds: itself, or each of a list or a mapping."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    if get_origin(annotation) in {*_MANY, Union, UnionType}:
+        found = (section_of(each) for each in get_args(annotation))
+        return next((each for each in found if each is not None), None)
+    return None
+
+
+def doubled(addresses: Mapping[str, str]) -> Iterator[Problem]:
+    """Yield each address that another key has already; empty ones do not count.
+
+    Args:
+        addresses: `host:port` by key. Port 0 is another one each time, and the hosts
+            `0.0.0.0` and `[::]` are every host.
+    """
+    before: list[tuple[str, str, str]] = []
+    for key, address in addresses.items():
+        host, _, port = address.rpartition(":")
+        if not port or int(port) == 0:
+            continue
+        port = str(int(port))
+        for other, other_host, other_port in before:
+            same = host == other_host or not _EVERY_HOST.isdisjoint({host, other_host})
+            if port == other_port and same:
+                yield key, address, f"expected another port than that of {other}"
+        before.append((key, host, port))
 
 
 def _part(part: int | str) -> str:
@@ -41,9 +108,13 @@ def _part(part: int | str) -> str:
     return f".{part}" if part.isprintable() else f".{part!r}"
 
 
-class _Hidden:
+class _Plain:
+    # Shown as it is, without quotes.
+    def __init__(self, text: str) -> None:
+        self._text = text
+
     def __repr__(self) -> str:
-        return "a value that is not shown"
+        return self._text
 
 
 def shown(value: object) -> str:

@@ -15,7 +15,23 @@ _DURATION = re.compile(
 )
 _LONGEST = timedelta(days=3660)
 """Ten years. Added to any date of use, it stays inside the calendar."""
+_PASSWORD = re.compile(
+    r"://[^/?#@]*:[^/?#]*@|[?&;](?:password|passwd|pwd)=", re.IGNORECASE
+)
 _PORT = re.compile(r"[0-9]{1,5}")
+
+
+class WrongError(ValueError):
+    """What several keys of a section say together is wrong.
+
+    Args:
+        expected: What they have to say.
+        found: What they say.
+    """
+
+    def __init__(self, expected: str, found: str) -> None:
+        super().__init__(expected)
+        self.found = found
 
 
 def _duration(value: object) -> timedelta:
@@ -51,11 +67,37 @@ def _trust_domain(value: str) -> str:
     return value
 
 
-def _address(value: str) -> str:
-    host, _, port = value.rpartition(":")
-    if not host or not _PORT.fullmatch(port) or int(port) > 65535:  # noqa: PLR2004 - TCP's
-        raise ValueError('expected "host:port"')
+def is_address(value: object) -> bool:
+    """Tell whether `value` is a `host:port`, with an IPv6 address in brackets."""
+    host, _, port = value.rpartition(":") if isinstance(value, str) else ("", "", "")
+    if not host or not _PORT.fullmatch(port):
+        return False
+    return int(port) <= 65535  # noqa: PLR2004 - TCP's
+
+
+def _address(value: object) -> object:
+    if not is_address(value):
+        raise ValueError('expected "HOST:PORT", such as "0.0.0.0:15012"')
     return value
+
+
+def written(value: timedelta) -> str:
+    """Write a duration as the configuration does."""
+    seconds = value.total_seconds()
+    hours, minutes = divmod(seconds // 60, 60)
+    parts = ((hours, "h"), (minutes, "m"), (seconds % 60, "s"))
+    return "".join(f"{number:g}{unit}" for number, unit in parts if number) or "0s"
+
+
+def _archive(value: object) -> object:
+    # Before anything that may repeat it: a URL is shown, logged and handed on.
+    if not isinstance(value, str) or _PASSWORD.search(value) is None:
+        return value
+    raise WrongError(
+        "expected a URL without a password: secrets are files, such as ~/.pgpass or "
+        "a service file of PostgreSQL",
+        "one that is not shown",
+    )
 
 
 def _file(value: Path) -> Path:
@@ -91,6 +133,7 @@ WholeSeconds = Annotated[Duration, AfterValidator(_whole_seconds)]
 """For what goes into a certificate."""
 PositiveNumber = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 TrustDomainName = Annotated[str, AfterValidator(_trust_domain)]
-Address = Annotated[str, AfterValidator(_address)]
+Address = Annotated[str, BeforeValidator(_address)]
+ArchiveURL = Annotated[str, BeforeValidator(_archive)]
 FilePath = Annotated[Path, Field(strict=False), AfterValidator(_file)]
 """Relative to the folder of the configuration file."""

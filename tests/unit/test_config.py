@@ -108,14 +108,19 @@ BAD_VALUES: list[tuple[str, object, str]] = [
     ("workers", -1, "Input should be greater than or equal to 0 (found -1)"),
     ("workers", 65, "Input should be less than or equal to 64 (found 65)"),
     ("fronts", {}, ".istio: is required"),
-    ("fronts.istio.listen", "15012", "expected \"host:port\" (found '15012')"),
-    ("fronts.istio.listen", ":15012", 'expected "host:port"'),
-    ("fronts.istio.listen", "a:65536", 'expected "host:port"'),
-    ("fronts.istio.listen", "a:-1", 'expected "host:port"'),
-    ("fronts.istio.listen", "a:\u0661", 'expected "host:port"'),
-    ("fronts.istio.listen", "a:\u00b2", 'expected "host:port"'),
+    ("fronts.istio.listen", "15012", "such as \"0.0.0.0:15012\" (found '15012')"),
+    ("fronts.istio.listen", ":15012", 'expected "HOST:PORT"'),
+    ("fronts.istio.listen", "a:65536", 'expected "HOST:PORT"'),
+    ("fronts.istio.listen", "a:-1", 'expected "HOST:PORT"'),
+    ("fronts.istio.listen", "a:\u0661", 'expected "HOST:PORT"'),
+    ("fronts.istio.listen", "a:\u00b2", 'expected "HOST:PORT"'),
     ("fronts.istio.audiences", [], "expected one or more (found [])"),
-    ("fronts.istio.audiences", "istio-ca", "should be a valid tuple"),
+    (
+        "fronts.istio.audiences",
+        "istio-ca",
+        "a list, such as [istio-ca] (found 'istio-ca')",
+    ),
+    ("fronts.istio.audiences", {}, "expected a list (found {})"),
     ("fronts.istio.audiences", [""], "[0]: String should have at least 1 character"),
     ("fronts.istio.audiences", ["a", "a"], "expected each entry once"),
     ("fronts.istio.tls", {}, "expected dns_names (the host of caAddress)"),
@@ -139,10 +144,12 @@ BAD_VALUES: list[tuple[str, object, str]] = [
     ("issuing_cas.seoul-1.timeout", "0s", "expected a duration above 0"),
     ("trust_anchors", "", "expected the path of a file"),
     ("trust_anchors", "a\0b", "expected the path of a file, in printable"),
-    ("issuance.default_ttl", "25h", "expected min_ttl <= default_ttl <= max_ttl"),
+    ("issuance.default_ttl", "25h", "(found min_ttl 5m, default_ttl 25h, max_ttl 24h)"),
     ("issuance.default_ttl", "4m", "expected min_ttl <= default_ttl <= max_ttl"),
     ("issuance.default_ttl", "300.5s", "in whole seconds (found '300.5s')"),
     ("issuance.backdate", "5m", "expected backdate below min_ttl"),
+    ("issuance.backdate", "1h0.5s", "in whole seconds"),
+    ("issuance.backdate", "5m30s", "(found backdate 5m30s, min_ttl 5m)"),
     ("issuance.backdate", "0.5s", "in whole seconds (found '0.5s')"),
     ("issuance.on_excess_ttl", "cut", "should be 'refuse' or 'clamp'"),
     ("issuance.issuing_cas", [], "expected one or more"),
@@ -166,7 +173,14 @@ BAD_VALUES: list[tuple[str, object, str]] = [
     ("ledger.max_lag.entries", 0, "greater than or equal to 1"),
     ("ledger.heads", {}, ".sink: is required"),
     ("ledger.heads.interval", "0s", "expected a duration above 0"),
-    ("admin.listen", None, "should be a valid string (found nothing)"),
+    ("admin.listen", None, '0.0.0.0:15012" (found nothing)'),
+    ("admin.listen", 9990, '0.0.0.0:15012" (found 9990)'),
+    ("admin.listen", "0.0.0.0:15012", "another port than that of fronts.istio.listen"),
+    ("admin.listen", "h:15013", "another port than that of fronts.istio.mtls_listen"),
+    ("fronts.istio.mtls_listen", "0.0.0.0:15012", "another port than that of fronts"),
+    ("ledger.archive", 7, "should be a valid string (found 7)"),
+    ("ledger.archive", "postgresql://a:hunter2@h/d", "secrets are files"),
+    ("ledger.archive", "postgresql://h/d?user=a&password=hunter2", "secrets are"),
 ]
 
 
@@ -238,6 +252,51 @@ def test_an_unknown_key_is_refused_in_every_section(section: str) -> None:
     (line,) = problems(put(where, "blue"))
     key = re.sub(r"\.(\d+)", r"[\1]", where)
     assert line == f"{FILE}: {key}: unknown key (found 'blue')"
+
+
+@pytest.mark.parametrize(
+    ("where", "near"),
+    [
+        ("admn", "admin"),
+        ("fronts.istio.listn", "listen"),
+        ("clusters.0.tokens.isuer", "issuer"),
+        ("issuing_cas.seoul-1.chian", "chain"),
+        ("ledger.heads.sinc", "sink"),
+        ("limits.per_identity.rat", "rate"),
+    ],
+)
+def test_a_misspelt_key_says_what_was_meant(where: str, near: str) -> None:
+    changed = put("limits.per_identity", {"rate": 1, "burst": 1})
+    node: Any = changed
+    *above, last = where.split(".")
+    for part in above:
+        node = node[int(part) if part.isdigit() else part]
+    node[last] = 1
+    (line,) = problems(changed)
+    assert line.endswith(f"{last}: unknown key; did you mean {near}? (found 1)")
+
+
+@pytest.mark.parametrize(
+    ("listen", "mtls", "admin"),
+    [
+        ("127.0.0.1:0", "127.0.0.1:0", "127.0.0.1:0"),
+        ("127.0.0.1:1", "127.0.0.2:1", "127.0.0.3:1"),
+        ("[::1]:1", None, "127.0.0.1:1"),
+    ],
+)
+def test_addresses_that_do_not_meet_are_good(
+    listen: str, mtls: str | None, admin: str
+) -> None:
+    changed = put("fronts.istio.listen", listen)
+    changed["fronts"]["istio"]["mtls_listen"] = mtls
+    changed["admin"]["listen"] = admin
+    load(changed)
+
+
+def test_a_password_in_a_url_is_not_repeated() -> None:
+    (line,) = problems(put("ledger.archive", "postgresql://a:hunter2@h/d"))
+    assert "hunter2" not in line
+    load(put("ledger.archive", "postgresql://a@h:5432/d?service=x"))
 
 
 @pytest.mark.parametrize("key", ["pin", "user_pin", "passphrase", "token", "Secret"])
