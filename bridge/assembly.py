@@ -14,13 +14,13 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from bridge.clock import Clock
 from bridge.clusters import ClusterRegistry
 from bridge.config import BridgeConfig, IssuingCAConfig
-from bridge.errors import BridgeError, ConfigError
+from bridge.errors import BridgeError, ConfigError, PluginError
 from bridge.policy.ceilings import Ceilings
 from bridge.policy.issued import PinnedIssuer
 from bridge.policy.request import IssuancePolicy
 from bridge.registry import load
 from bridge.snapshot import Issuer, Snapshot
-from bridge.spi import PluginContext
+from bridge.spi import IssuingCA, PluginContext
 from bridge.spiffe import TrustDomain
 from bridge.x509.path import validate_chain
 from bridge.x509.pem import encode_certificate, parse_certificates
@@ -51,9 +51,14 @@ class Assembly:
         except BridgeError as error:
             problems.append(error)
         issuers: dict[str, Issuer] = {}
-        for name in self.config.issuing_cas if anchors else ():
+        for name in self.config.issuing_cas:
             try:
-                issuers[name] = self.issuer(name, anchors)
+                if anchors:
+                    issuers[name] = self.issuer(name, anchors)
+                else:
+                    # Its chain leads nowhere, and what else is wrong is told all the
+                    # same.
+                    self._opened(name).close()
             except BridgeError as error:
                 problems.append(error)
         clusters = None
@@ -69,7 +74,7 @@ class Assembly:
                 issuer.ca.close()
             if clusters is not None:
                 clusters.close()
-            raise _all_of(problems)
+            raise _all_of(problems, self.config.path)
         return Snapshot(
             generation=1,
             issuers=issuers,
@@ -88,7 +93,8 @@ class Assembly:
             ConfigError: The file cannot be read or holds anything else.
         """
         path = self.config.resolve(self.config.trust_anchors)
-        return parse_certificates(_content(path, "trust_anchors"), str(path))
+        source = f"trust_anchors: {path}"
+        return parse_certificates(_content(path, source), source)
 
     def issuer(self, name: str, anchors: tuple[x509.Certificate, ...]) -> Issuer:
         """Build one issuing CA and validate its chain to the trust anchors.
@@ -98,7 +104,9 @@ class Assembly:
             PluginError: The plugin cannot be loaded.
         """
         config = self.config.issuing_cas[name]
-        ca = load(config.plugin)(config.options, self._context(name, config))
+        where = f"issuing_cas.{name}"
+        chain_file = self.config.resolve(config.chain) if config.chain else None
+        ca = self._opened(name)
         try:
             description = ca.describe()
             chain = validate_chain(
@@ -106,7 +114,7 @@ class Assembly:
                 description.intermediates,
                 anchors,
                 now=self.clock(),
-                source=f"issuing_cas.{name}",
+                source=f"{where}.chain: {chain_file}" if chain_file else where,
             )
             certificates = (description.certificate, *description.intermediates)
             encoded = tuple(item.public_bytes(Encoding.DER) for item in certificates)
@@ -124,6 +132,15 @@ class Assembly:
             intermediates_pem=tuple(encode_certificate(item) for item in encoded),
             timeout_seconds=config.timeout.total_seconds(),
         )
+
+    def _opened(self, name: str) -> IssuingCA:
+        config = self.config.issuing_cas[name]
+        try:
+            make = load(config.plugin)
+        except PluginError as error:
+            where = f"issuing_cas.{name}.plugin"
+            raise PluginError(f"{where}: {error}", detail=error.detail) from error
+        return make(config.options, self._context(name, config))
 
     def _context(self, name: str, config: IssuingCAConfig) -> PluginContext:
         return PluginContext(
@@ -162,13 +179,11 @@ class Assembly:
         return found
 
 
-def _content(path: Path, key: str) -> bytes:
+def _content(path: Path, source: str) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise ConfigError(
-            f"{key}: {path}: expected a readable file ({error.strerror})"
-        ) from error
+        raise ConfigError(f"{source}: cannot be read: {error.strerror}") from error
 
 
 def _pem(certificates: tuple[x509.Certificate, ...]) -> str:
@@ -177,7 +192,9 @@ def _pem(certificates: tuple[x509.Certificate, ...]) -> str:
     )
 
 
-def _all_of(problems: list[BridgeError]) -> ConfigError:
-    lines = [line for error in problems for line in str(error).splitlines()]
+def _all_of(problems: list[BridgeError], path: Path) -> ConfigError:
+    lines = [
+        f"{path}: {line}" for error in problems for line in str(error).splitlines()
+    ]
     details = "\n".join(error.detail for error in problems if error.detail)
     return ConfigError("\n".join(dict.fromkeys(lines)), detail=details)

@@ -299,7 +299,7 @@ def _load(
         answers = list(pool.map(_read, clusters))
     now, problems = clock(), list[str]()
     for index, (cluster, answer) in enumerate(zip(clusters, answers, strict=True)):
-        where = f"clusters[{index}].tokens"
+        where = f"clusters[{index}].tokens.{cluster.tokens.source_key}"
         if isinstance(answer, ConfigError):
             problems.append(f"{where}: {_place(cluster.tokens)}: {answer}")
         elif isinstance(answer, BridgeError):

@@ -43,7 +43,7 @@ def problem_of(item: Any, known: Sequence[str] = ()) -> Problem:
         # A secret that stands in the wrong place must not reach a log from here.
         is_secret = _SECRET.search(str(item["loc"][-1]))
         shy = _Plain("a value that is not shown") if is_secret else value
-        near = get_close_matches(str(item["loc"][-1]), known, 1)
+        near = get_close_matches(str(item["loc"][-1]), () if is_secret else known, 1)
         return key, shy, "unknown key" + "".join(f"; did you mean {k}?" for k in near)
     if item["type"] == "tuple_type":
         like = f", such as [{value}]" if isinstance(value, str | int) else ""

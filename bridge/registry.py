@@ -80,8 +80,13 @@ def _only(name: str) -> EntryPoint:
     found = tuple(entry_points(group=GROUP, name=name))
     if not found:
         known = ", ".join(plugin.name for plugin in installed()) or "none"
-        hint = f"; install meshca-bridge[{EXTRAS[name]}]" if name in EXTRAS else ""
-        raise PluginError(f"no plugin is called {name!r}{hint}; installed: {known}")
+        # An entry point is there whether or not the extra is: without one, there is
+        # nothing that an extra could bring.
+        where = "in this version of meshca-bridge" if name in EXTRAS else "here"
+        raise PluginError(
+            f"no backend {name!r} is installed {where}; installed: {known} "
+            "(see meshca plugins)"
+        )
     if len(found) > 1:
         owners = ", ".join(sorted(ep.dist.name if ep.dist else "?" for ep in found))
         raise PluginError(f"{len(found)} plugins are called {name!r}: {owners}")

@@ -88,6 +88,13 @@ class TokensConfig(Section):
     refresh_floor: Duration = timedelta(seconds=10)
     """The shortest time between two refreshes because of an unknown key ID."""
 
+    @property
+    def source_key(self) -> str:
+        """The one key of this section that says where the keys are."""
+        if self.file is not None:
+            return "file"
+        return "discovery" if self.url is None else "url"
+
     @model_validator(mode="after")
     def _one_source(self) -> Self:
         if [self.file is None, self.url is None, not self.discovery].count(False) != 1:

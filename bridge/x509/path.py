@@ -171,7 +171,8 @@ def _why_without_anchor(
         known = "; ".join(sorted(str(name_text(one, "subject")) for one in anchors))
         return (
             f"is issued by ({name_text(last, 'issuer')}), which is none of the trust "
-            f"anchors ({known}); names are compared byte for byte"
+            f"anchors ({known}); names are compared byte for byte; is an intermediate "
+            "missing?"
         )
     faults = [fault for anchor in named for fault in link_faults(last, anchor)]
     return f"is named as issued by a trust anchor, but {faults[0]}"

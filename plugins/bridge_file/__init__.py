@@ -11,6 +11,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from bridge.sdk import SignatureAlgorithm, SigningCA
 from bridge.spi import (
     BackendUnavailableError,
+    ConfigError,
     Description,
     IssuedChain,
     LeafRequest,
@@ -43,7 +44,10 @@ class FileCA:
         self, options: Mapping[str, object], context: PluginContext, /
     ) -> None:
         files = parse_options(options, context)
-        material = load(files)
+        try:
+            material = load(files)
+        except ConfigError as error:
+            raise files.placed(error) from error
         self._paths = files.paths
         self._digest = material.digest
         self._signer = _FileSigner(material.key)

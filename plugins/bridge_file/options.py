@@ -1,7 +1,7 @@
 """The options of the plugin `file`, and the files that each shape consists of."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -45,6 +45,19 @@ class FileSet:
     anchors_are_required: bool = False
     passphrase: Path | None = None
     allow_group_read: bool = False
+    keys: Mapping[Path, str] = field(default_factory=dict)
+    """What in the configuration names a file, or the folder that it is in."""
+
+    def placed(self, error: ConfigError) -> ConfigError:
+        """Say of each line that begins with one of the files where it is named."""
+        lines = [self._placed(line) for line in str(error).splitlines()]
+        return ConfigError("\n".join(lines), rule=error.rule, detail=error.detail)
+
+    def _placed(self, line: str) -> str:
+        for path, key in self.keys.items():
+            if line.startswith((f"{path}:", f"{path}/")):
+                return f"{key}: {line}"
+        return line
 
     @property
     def paths(self) -> tuple[Path, ...]:
@@ -75,21 +88,31 @@ def parse_options(options: Mapping[str, object], context: PluginContext) -> File
     _require_one_shape(parsed, where)
     if parsed.key is None:
         _require_no_chain(context, where)
-        return _folder(parsed, context.base)
+        return _folder(parsed, context.base, where)
     if context.chain is None:
         raise _bad(
             f"{where}.chain: with the option key, expected a file that holds the "
             "issuing CA's certificate and then its intermediates (found nothing)"
         )
+    passphrase = _passphrase(parsed, context.base)
+    key, chain = context.base / parsed.key, context.base / context.chain
     return FileSet(
-        key=context.base / parsed.key,
-        certificates=context.base / context.chain,
-        passphrase=_passphrase(parsed, context.base),
+        key=key,
+        certificates=chain,
+        passphrase=passphrase,
         allow_group_read=parsed.allow_group_read,
+        keys=_keys(where, passphrase)
+        | {key: f"{where}.options.key", chain: f"{where}.chain"},
     )
 
 
-def _folder(options: Options, base: Path) -> FileSet:
+def _keys(where: str, passphrase: Path | None) -> dict[Path, str]:
+    if passphrase is None:
+        return {}
+    return {passphrase: f"{where}.options.passphrase_file"}
+
+
+def _folder(options: Options, base: Path, where: str) -> FileSet:
     passphrase = _passphrase(options, base)
     if options.tls_folder is not None:
         folder = base / options.tls_folder
@@ -99,6 +122,7 @@ def _folder(options: Options, base: Path) -> FileSet:
             anchors=folder / "ca.crt",
             passphrase=passphrase,
             allow_group_read=options.allow_group_read,
+            keys=_keys(where, passphrase) | {folder: f"{where}.options.tls_folder"},
         )
     folder = base / (options.cacerts_folder or "")
     return FileSet(
@@ -109,6 +133,7 @@ def _folder(options: Options, base: Path) -> FileSet:
         anchors_are_required=True,
         passphrase=passphrase,
         allow_group_read=options.allow_group_read,
+        keys=_keys(where, passphrase) | {folder: f"{where}.options.cacerts_folder"},
     )
 
 
@@ -141,7 +166,8 @@ def _problem(where: str, item: Any) -> str:
     shown = repr(item["input"])
     if len(shown) > _SHOWN_CHARACTERS:
         shown = f"{shown[:_SHOWN_CHARACTERS]}..."
-    return f"{option}: {item['msg']} (found {shown})"
+    told = item["msg"].removeprefix("Value error, ")
+    return f"{option}: {told} (found {shown})"
 
 
 def _bad(message: str) -> ConfigError:

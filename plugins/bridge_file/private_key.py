@@ -77,6 +77,11 @@ def _only_key(data: bytes, source: Path) -> bytes:
         for match in _BLOCK.finditer(data)
         if match["label"].endswith(b"PRIVATE KEY")
     ]
+    if not blocks and b"-----BEGIN CERTIFICATE-----" in data:
+        raise _bad(
+            f"{source}: this is a certificate: expected the private key that belongs "
+            "to the issuing CA's, in PEM"
+        )
     if len(blocks) != 1:
         raise _bad(
             f"{source}: expected one private key in PEM (PKCS#8, SEC1 or PKCS#1), "

@@ -43,9 +43,9 @@ def read_secret(path: Path, *, allow_group_read: bool) -> bytes:
         mode = stat.S_IMODE(os.fstat(file).st_mode)
         tolerated = stat.S_IRGRP if allow_group_read else 0
         if mode & _OTHERS & ~tolerated:
-            hint = ""
+            hint = f"; run chmod 600 {path}"
             if mode & _OTHERS == stat.S_IRGRP:
-                hint = "; if that is a Secret's fsGroup, set allow_group_read: true"
+                hint += ", or set allow_group_read: true if it is a Secret's fsGroup"
             raise ConfigError(
                 f"{path}: expected a file that only its owner can read, such as mode "
                 f"0600 (found {mode:04o}){hint}",

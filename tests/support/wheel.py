@@ -1,8 +1,8 @@
 """Proves the wheel: what is in it, and that it works where no extra is installed.
 
 Run as `python -m tests.support.wheel`. It makes an environment of its own, installs the
-locked runtime and the wheel, imports every module, and asks for a backend whose extra
-is missing.
+locked runtime and the wheel, imports every module, and asks for backends that are not
+there, and for such whose extra is missing.
 """
 
 import subprocess
@@ -27,15 +27,34 @@ for absent in ("hvac", "pkcs11", "pytest"):
     assert importlib.util.find_spec(absent) is None, absent
 """
 _MISSING = """
+import pathlib, sys
 from bridge.errors import PluginError
-from bridge.registry import load
-for name, extra in (("pkcs11", "pkcs11"), ("vault-pki", "vault")):
+from bridge.registry import EXTRAS, GROUP, load
+libraries = {"pkcs11": "pkcs11", "vault": "hvac"}
+
+def refusal(name):
     try:
         load(name)
     except PluginError as error:
-        assert f"install meshca-bridge[{extra}]" in str(error), error
-    else:
-        raise SystemExit(f"{name} was loaded without its extra")
+        return str(error)
+    raise SystemExit(f"{name} was loaded without its extra")
+
+for name in EXTRAS:
+    assert f"no backend {name!r} is installed in this version" in refusal(name)
+# Once it ships such a backend, its entry point is there without the extra.
+site = pathlib.Path("site")
+info = site / "later-1.dist-info"
+info.mkdir(parents=True)
+(info / "METADATA").write_text("Metadata-Version: 2.1\\nName: later\\nVersion: 1\\n")
+lines = [f"[{GROUP}]"]
+for name, extra in EXTRAS.items():
+    module = "later_" + name.replace("-", "_")
+    (site / f"{module}.py").write_text(f"import {libraries[extra]}\\n")
+    lines.append(f"{name} = {module}:CA")
+(info / "entry_points.txt").write_text("\\n".join(lines))
+sys.path.insert(0, str(site))
+for name, extra in EXTRAS.items():
+    assert f"install meshca-bridge[{extra}]" in refusal(name), refusal(name)
 """
 
 

@@ -24,7 +24,7 @@ def test_all_that_is_wrong_with_all_parts_is_told_at_once(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (None, "trust_anchors: .*roots.pem: expected a readable file"),
+        (None, "trust_anchors: .*roots.pem: cannot be read: No such file"),
         (b"", "roots.pem: expected one or more CERTIFICATE blocks"),
         (b"\xff", "roots.pem: expected PEM certificates, found binary"),
     ],
@@ -67,3 +67,45 @@ def test_issuing_cas_of_two_assurances_do_not_stand_in_for_each_other(
 def test_the_file_backend_warns_that_it_is_for_development(tmp_path: Path) -> None:
     with World(tmp_path, fake=False) as world:
         assert len([text for text in world.warnings if "for development" in text]) == 2
+
+
+def test_each_problem_names_the_file_and_the_key_first(tmp_path: Path) -> None:
+    world = World(tmp_path, fake=False)
+    for name in ("a.key", "b.pem", "jwks.json", "roots.pem"):
+        (tmp_path / name).unlink()
+    with pytest.raises(ConfigError, match="No such file") as refusal:
+        world.assembly.snapshot()
+    why = "cannot be read: No such file or directory"
+    file = world.config.path
+    assert str(refusal.value).splitlines() == [
+        f"{file}: trust_anchors: {tmp_path}/roots.pem: {why}",
+        f"{file}: issuing_cas.a.options.key: {tmp_path}/a.key: {why}",
+        f"{file}: issuing_cas.b.chain: {tmp_path}/b.pem: {why}",
+        f"{file}: clusters[0].tokens.file: jwks.json: {why}",
+    ]
+
+
+def test_a_chain_that_ends_early_asks_for_an_intermediate(tmp_path: Path) -> None:
+    world = World(tmp_path, fake=False)
+    (tmp_path / "roots.pem").write_bytes(bundle(new_root("another").certificate))
+    where = rf"issuing_cas\.a\.chain: {tmp_path}/a\.pem: certificate"
+    with pytest.raises(ConfigError, match=where) as refusal:
+        world.assembly.snapshot()
+    assert str(refusal.value).splitlines()[0].endswith("an intermediate missing?")
+
+
+def test_a_plugin_that_cannot_be_loaded_is_told_by_its_key(tmp_path: Path) -> None:
+    issuing_cas = {"a": {"plugin": "pkcs11"}, "b": {"plugin": "ours"}}
+    world = World(tmp_path, fake=False, overrides={"issuing_cas": issuing_cas})
+    with pytest.raises(ConfigError, match=r"issuing_cas\.a\.plugin: ") as refusal:
+        world.assembly.snapshot()
+    first, second = str(refusal.value).splitlines()
+    installed = "installed: file (see meshca plugins)"
+    where = f"{world.config.path}: issuing_cas"
+    assert first == (
+        f"{where}.a.plugin: no backend 'pkcs11' is installed in this version of "
+        f"meshca-bridge; {installed}"
+    )
+    assert (
+        second == f"{where}.b.plugin: no backend 'ours' is installed here; {installed}"
+    )

@@ -113,9 +113,16 @@ def test_a_missing_library_names_the_extra_that_brings_it(
 
 def test_a_plugin_that_is_not_there_tells_which_are() -> None:
     with pytest.raises(
-        PluginError, match=r"no plugin is called 'x'; installed: .*file"
+        PluginError, match=r"no backend 'x' is installed here; installed: .*file"
     ):
         load("x")
+
+
+@pytest.mark.parametrize("name", EXTRAS)
+def test_no_extra_is_named_that_would_bring_nothing(name: str) -> None:
+    with pytest.raises(PluginError, match="in this version of meshca-bridge;") as found:
+        load(name)
+    assert "[" not in str(found.value)
 
 
 @pytest.mark.parametrize(("name", "extra"), EXTRAS.items())

@@ -86,6 +86,12 @@ CUT_KEY = b"-----BEGIN PRIVATE KEY-----\nMIGH\n-----END PRIVATE KEY-----\n"
 @pytest.mark.parametrize(
     ("spoil", "complaint"),
     [
+        (
+            lambda folder, _: write_private(
+                folder / "key.pem", (folder / "chain.pem").read_bytes()
+            ),
+            r"key\.pem: this is a certificate: expected the private key",
+        ),
         (write_key(b""), r"key\.pem: expected one private key in PEM .*, found 0"),
         (
             lambda folder, ca: (folder / "key.pem").write_bytes(ca.key_pem() * 2),
@@ -165,12 +171,12 @@ def test_a_bad_key_or_chain_is_refused(
 @pytest.mark.parametrize(
     ("mode", "options", "complaint"),
     [
-        (0o644, {}, r"only its owner can read.*\(found 0644\)$"),
-        (0o604, {}, r"\(found 0604\)$"),
-        (0o620, {}, r"\(found 0620\)$"),
-        (0o640, {}, r"\(found 0640\); .*allow_group_read: true$"),
-        (0o644, {"allow_group_read": True}, r"\(found 0644\)$"),
-        (0o660, {"allow_group_read": True}, r"\(found 0660\)$"),
+        (0o644, {}, r"only its owner can read.*\(found 0644\); run chmod 600 \S+$"),
+        (0o604, {}, r"\(found 0604\); run chmod 600 \S+$"),
+        (0o620, {}, r"\(found 0620\); run chmod 600 \S+$"),
+        (0o640, {}, r"\(found 0640\); run chmod 600 .*allow_group_read: true if"),
+        (0o644, {"allow_group_read": True}, r"\(found 0644\); run chmod 600 \S+$"),
+        (0o660, {"allow_group_read": True}, r"\(found 0660\); run chmod 600 \S+$"),
     ],
 )
 def test_a_secret_that_others_can_read_is_refused(
