@@ -303,7 +303,8 @@ def test_a_password_in_a_url_is_not_repeated() -> None:
 def test_a_secret_in_a_wrong_place_is_not_repeated(key: str) -> None:
     (line,) = problems(put(f"issuing_cas.seoul-1.{key}", "hunter2"))
     assert "hunter2" not in line
-    assert line.endswith(f"{key}: unknown key (found a value that is not shown)")
+    assert f"{key}: unknown key" in line
+    assert line.endswith("(found a value that is not shown)")
 
 
 def test_options_reach_the_plugin_as_they_are() -> None:
