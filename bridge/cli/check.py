@@ -1,20 +1,22 @@
 """`meshca check`: would this configuration serve, and what would it let through?"""
 
 import json
-import os
+import re
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 
 import typer
 from cryptography import x509
+from rich.markup import escape
 from rich.table import Table
 
 from bridge.assembly import Assembly
-from bridge.cli.console import ConfigOption, OutputOption, results, warn
+from bridge.cli.console import ConfigOption, OutputOption, print_table, warn
+from bridge.cli.places import ledger_places
 from bridge.clock import system_clock
 from bridge.config import BridgeConfig, read
-from bridge.errors import BridgeError
+from bridge.errors import BridgeError, ConfigError
 from bridge.hierarchy.exposure import exposure_of
 from bridge.hierarchy.replica import openssl_accepts, replicate
 from bridge.snapshot import Issuer, Snapshot
@@ -22,6 +24,10 @@ from bridge.x509.constraints import data_plane_problems
 
 app = typer.Typer(add_completion=False)
 _CHECK_SECONDS = 10.0
+_TIER = re.compile(
+    r"(the certificate of tier ([0-9]+) \(.*?\) )"
+    r"((?:has|constrains|permits|excludes) .*)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +51,10 @@ def check(*, config: ConfigOption, output: OutputOption = "text") -> None:
     found = read(config)
     assembly = Assembly(config=found, clock=system_clock, warn=warn)
     with ExitStack() as stack:
-        snapshot = assembly.snapshot()
+        try:
+            snapshot = assembly.snapshot()
+        except BridgeError as error:
+            raise _with_places(error, found) from error
         stack.callback(snapshot.clusters.close)
         for issuer in snapshot.issuers.values():
             stack.callback(issuer.ca.close)
@@ -56,6 +65,16 @@ def check(*, config: ConfigOption, output: OutputOption = "text") -> None:
         _print(findings)
     if any(finding.result == "FAILED" for finding in findings):
         raise typer.Exit(1)
+
+
+def _with_places(error: BridgeError, config: BridgeConfig) -> ConfigError:
+    # All that is wrong in one go, although the rest of the table cannot be made.
+    lines = [
+        f"{config.path}: {key}: {problem}"
+        for key, _, problem in ledger_places(config)
+        if problem
+    ]
+    return ConfigError("\n".join([str(error), *lines]), detail=error.detail)
 
 
 def _findings(config: BridgeConfig, snapshot: Snapshot) -> Iterator[Finding]:
@@ -70,7 +89,8 @@ def _findings(config: BridgeConfig, snapshot: Snapshot) -> Iterator[Finding]:
         yield Finding("cluster", cluster.name, "ok", f"trust domain {domain}")
     for problem in snapshot.clusters.problems():
         yield Finding("cluster", "token keys", "note", problem)
-    yield _ledger(config)
+    for key, fine, problem in ledger_places(config):
+        yield Finding("ledger", key, "FAILED" if problem else "ok", problem or fine)
 
 
 def _tiers(issuer: Issuer) -> Iterator[Finding]:
@@ -143,9 +163,21 @@ def _verdict(
     return Finding(issuer.name, what, "ok", f"refused; openssl verify {told}")
 
 
+def _once(problems: list[str]) -> Iterator[str]:
+    # The same of several tiers is one thing to know.
+    tiers: dict[str, list[tuple[str, str]]] = {}
+    for problem in problems:
+        found = _TIER.fullmatch(problem)
+        place, tier, text = found.groups() if found else ("", "", problem)
+        tiers.setdefault(text, []).append((place, tier))
+    for text, ((place, _), *others) in tiers.items():
+        also = "".join(f"; tier {tier} does, too" for _, tier in others)
+        yield f"{place}{text}{also}"
+
+
 def _exposure(issuer: Issuer) -> Iterator[Finding]:
     certificates = [certificate for _, certificate in issuer.chain.tiers()]
-    for problem in data_plane_problems(certificates):
+    for problem in _once(data_plane_problems(certificates)):
         yield Finding(issuer.name, "data planes", "note", problem)
     for exposure in exposure_of(certificates):
         yield Finding(
@@ -156,23 +188,15 @@ def _exposure(issuer: Issuer) -> Iterator[Finding]:
         )
 
 
-def _ledger(config: BridgeConfig) -> Finding:
-    journal = config.resolve(config.ledger.journal)
-    existing = next(path for path in (journal, *journal.parents) if path.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        return Finding("ledger", str(journal), "FAILED", f"cannot write in {existing}")
-    return Finding("ledger", str(journal), "ok", "the journal can be written")
-
-
 def _print(findings: list[Finding]) -> None:
     colours = {"ok": "green", "note": "yellow", "FAILED": "bold red"}
     table = Table("part", "what", "", "detail", box=None, pad_edge=False)
     for finding in findings:
         colour = colours[finding.result]
         table.add_row(
-            finding.part,
-            finding.what,
+            escape(finding.part),
+            escape(finding.what),
             f"[{colour}]{finding.result}[/]",
-            finding.detail,
+            escape(finding.detail),
         )
-    results().print(table)
+    print_table(table)

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
+from rich.table import Table
 
 ConfigOption = Annotated[
     Path,
@@ -23,6 +24,18 @@ def results() -> Console:
     """Return where results go: stdout; in a pipe plain, and never cut to a width."""
     plain = not Console().is_terminal
     return Console(soft_wrap=True, highlight=False, width=_WIDE if plain else None)
+
+
+def print_table(table: Table) -> None:
+    """Print a table to stdout; in a pipe, without blanks at the ends of lines."""
+    console = results()
+    if console.is_terminal:
+        console.print(table)
+        return
+    with console.capture() as captured:
+        console.print(table)
+    for line in captured.get().splitlines():
+        typer.echo(line.rstrip())
 
 
 def complain(text: str, *, style: str = "red") -> None:

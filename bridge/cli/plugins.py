@@ -6,7 +6,7 @@ from dataclasses import asdict
 import typer
 from rich.table import Table
 
-from bridge.cli.console import OutputOption, results
+from bridge.cli.console import OutputOption, print_table
 from bridge.registry import installed
 
 app = typer.Typer(add_completion=False)
@@ -22,4 +22,4 @@ def plugins(*, output: OutputOption = "text") -> None:
     table = Table("name", "module", "distribution", "version", box=None)
     for plugin in found:
         table.add_row(plugin.name, plugin.module, plugin.distribution, plugin.version)
-    results().print(table)
+    print_table(table)

@@ -11,6 +11,7 @@ from bridge.cli.files import write_new
 from bridge.cli.show import print_chain
 from bridge.errors import ConfigError
 from bridge.server.client import Ask, ask
+from bridge.values import is_address
 from bridge.x509.pem import parse_certificates
 
 app = typer.Typer(add_completion=False)
@@ -73,8 +74,9 @@ def request(  # noqa: PLR0913 - each is an option of its own
     _require_usable(address, token_file, certificate, key_file, out)
     answer = ask(
         Ask(
+            roots_name=str(roots),
             address=address,
-            roots=roots.read_bytes(),
+            roots=_roots(roots),
             token=_token(token_file) if token_file else None,
             certificate=certificate.read_bytes() if certificate else None,
             certificate_key=key_file.read_bytes() if key_file else None,
@@ -119,8 +121,7 @@ def _require_usable(
         raise typer.BadParameter("expected --certificate and --key-file together")
     if certificate is not None and token_file is not None:
         raise typer.BadParameter("expected --token-file or --certificate, not both")
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit() or "/" in address:
+    if not is_address(address) or "/" in address:
         raise typer.BadParameter(f"--address: expected HOST:PORT (found {address!r})")
     taken = [name for name in _RESULTS if out is not None and (out / name).exists()]
     if taken:
@@ -128,6 +129,13 @@ def _require_usable(
 
 
 _RESULTS = ("key.pem", "chain.pem", "roots.pem")
+
+
+def _roots(path: Path) -> bytes:
+    # The TLS library says of bad anchors that the handshake failed, and no more.
+    data = path.read_bytes()
+    parse_certificates(data, f"--roots {path}")
+    return data
 
 
 def _token(path: Path) -> str:

@@ -28,6 +28,8 @@ class Ask:
     address: str
     roots: bytes = field(repr=False)
     """Trust anchors for the bridge's own certificate, PEM."""
+    roots_name: str = ""
+    """What people call them, such as their file."""
     token: str | None = field(default=None, repr=False)
     certificate: bytes | None = None
     """A client certificate chain instead of a token, PEM."""
@@ -94,7 +96,8 @@ def _advice(details: str, wanted: Ask) -> str:
     if "socket closed" in text and wanted.certificate is None:
         return ": this port may want a client certificate (--certificate)"
     if "certificate_verify_failed" in text or "self signed" in text:
-        return ": the bridge's certificate does not chain to --roots"
+        roots = f"--roots {wanted.roots_name}".rstrip()
+        return f": the bridge's certificate does not chain to {roots}"
     return ""
 
 

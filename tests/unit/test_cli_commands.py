@@ -19,10 +19,11 @@ from bridge.cli.console import complain, warn
 from bridge.cli.files import write_new
 from bridge.cli.show import print_chain
 from bridge.errors import ConfigError, DeniedError
-from bridge.server.client import Answer, Ask
-from tests.support.pki import NOW, new_chain, new_root
+from bridge.server.client import Answer, Ask, _advice
+from tests.support.pki import NOW, bundle, new_chain, new_root
 
 MESHCA = Path(sys.executable).parent / "meshca"
+ROOTS = bundle(new_root().certificate)
 URI = x509.UniformResourceIdentifier("spiffe://corp.example/ns/shop/sa/web")
 
 
@@ -189,7 +190,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Ask]:
 
 
 def test_a_request_is_made_shown_and_written(tmp_path: Path, asked: list[Ask]) -> None:
-    (tmp_path / "roots.pem").write_bytes(b"r")
+    (tmp_path / "roots.pem").write_bytes(ROOTS)
     (tmp_path / "token").write_text(" t0ken\n")
     arguments = ["request", "--address", "h:1", "--roots", f"{tmp_path}/roots.pem"]
     arguments += ["--token-file", f"{tmp_path}/token", "--ttl", "600"]
@@ -197,7 +198,7 @@ def test_a_request_is_made_shown_and_written(tmp_path: Path, asked: list[Ask]) -
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     (wanted,) = asked
-    assert (wanted.address, wanted.roots, wanted.token) == ("h:1", b"r", "t0ken")
+    assert (wanted.address, wanted.roots, wanted.token) == ("h:1", ROOTS, "t0ken")
     assert (wanted.ttl_seconds, wanted.cert_signer, wanted.cluster) == (600, "s", "c")
     assert str(URI.value) in result.stdout
     assert (tmp_path / "out/key.pem").read_bytes() == b"the key"
@@ -207,16 +208,93 @@ def test_a_request_is_made_shown_and_written(tmp_path: Path, asked: list[Ask]) -
 
 @pytest.mark.usefixtures("asked")
 def test_a_program_may_read_the_answer(tmp_path: Path) -> None:
-    (tmp_path / "roots.pem").write_bytes(b"r")
+    (tmp_path / "roots.pem").write_bytes(ROOTS)
     arguments = ["request", "--address", "h:1", "--roots", f"{tmp_path}/roots.pem"]
     result = CliRunner().invoke(app, [*arguments, "-o", "json"])
     assert len(json.loads(result.stdout)["cert_chain"]) == 4
 
 
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--certificate", "c"], "expected --certificate and --key-file together"),
+        (["--key-file", "k"], "expected --certificate and --key-file together"),
+        (
+            ["--certificate", "c", "--key-file", "k", "--token-file", "t"],
+            "expected --token-file or --certificate, not both",
+        ),
+        (["--address", "h"], "--address: expected HOST:PORT (found 'h')"),
+        (["--address", ":1"], "--address: expected HOST:PORT (found ':1')"),
+        (["--address", "https://h:1"], "expected HOST:PORT (found 'https://h:1')"),
+        (["--ttl", "-1"], "greater than or equal to 0"),
+    ],
+)
+def test_a_request_that_makes_no_sense_is_a_wrong_use(
+    tmp_path: Path,
+    options: list[str],
+    says: str,
+    asked: list[Ask],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "roots.pem").write_bytes(ROOTS)
+    for name in ("c", "k", "t"):
+        (tmp_path / name).write_text("x")
+    base = ["request", "--roots", "roots.pem"]
+    if "--address" not in options:
+        base += ["--address", "h:1"]
+    result = CliRunner().invoke(app, [*base, *options], terminal_width=200)
+    assert result.exit_code == 2
+    assert says in result.stderr
+    assert asked == []
+
+
+@pytest.mark.parametrize(
+    ("roots", "taken", "says"),
+    [
+        (b"r", "", r"--roots .*roots\.pem: line 1 is neither part"),
+        (b"", "", r"--roots .*roots\.pem: expected one or more CERTIFICATE"),
+        (ROOTS, "chain.pem", r"expected none of these files: chain\.pem"),
+    ],
+)
+def test_what_would_be_in_vain_is_not_asked_for(
+    tmp_path: Path, roots: bytes, taken: str, says: str, asked: list[Ask]
+) -> None:
+    (tmp_path / "roots.pem").write_bytes(roots)
+    (tmp_path / "out").mkdir()
+    if taken:
+        (tmp_path / "out" / taken).write_text("old")
+    arguments = ["request", "--address", "h:1", "--roots", f"{tmp_path}/roots.pem"]
+    result = CliRunner().invoke(app, [*arguments, "--out", f"{tmp_path}/out"])
+    assert isinstance(result.exception, ConfigError)
+    assert re.search(says, str(result.exception))
+    assert asked == []
+
+
+@pytest.mark.parametrize(
+    ("details", "says"),
+    [
+        ("Socket closed", ": this port may want a client certificate (--certificate)"),
+        (
+            "Hostname Verification Check failed",
+            ": the certificate is not for h; give --server-name",
+        ),
+        (
+            "SSL_ERROR_SSL: CERTIFICATE_VERIFY_FAILED: self signed",
+            ": the bridge's certificate does not chain to --roots r.pem",
+        ),
+        ("a token is needed", ""),
+    ],
+)
+def test_a_failed_handshake_says_what_to_do(details: str, says: str) -> None:
+    wanted = Ask(address="h:1", roots=ROOTS, roots_name="r.pem")
+    assert _advice(details, wanted) == says
+
+
 def test_a_token_that_is_no_text_is_an_error(
     tmp_path: Path, asked: list[Ask], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "roots.pem").write_bytes(b"r")
+    (tmp_path / "roots.pem").write_bytes(ROOTS)
     (tmp_path / "token").write_bytes(b"\xff\xfe")
     arguments = ["meshca", "request", "--address", "h:1"]
     arguments += ["--roots", f"{tmp_path}/roots.pem"]

@@ -1,0 +1,112 @@
+"""Where the ledger would write: tried as it is, with nothing made and nothing left."""
+
+import os
+import stat
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from bridge.config import BridgeConfig
+from bridge.errors import BridgeError, ConfigError
+
+_SQLITE = b"SQLite format 3\0"
+
+
+def ledger_places(config: BridgeConfig) -> Iterator[tuple[str, str, str]]:
+    """Try every place of `ledger`.
+
+    Yields:
+        Key, what is fine with it, and what is wrong with it: empty for nothing.
+    """
+    ledger = config.ledger
+    journal = config.resolve(ledger.journal)
+    sink = config.resolve(ledger.heads.sink)
+    key = config.resolve(ledger.heads.key) if ledger.heads.key else None
+    places: tuple[tuple[str, str, Callable[[], None]], ...] = (
+        ("journal", f"can be written: {journal}", lambda: _try_journal(journal)),
+        ("archive", "can be opened", lambda: _try_archive(config)),
+        ("heads.sink", f"can be written: {sink}", lambda: _try_file(sink)),
+        ("heads.key", "can sign", lambda: _try_key(key, journal)),
+    )
+    for name, fine, attempt in places:
+        try:
+            attempt()
+        except BridgeError as error:
+            yield f"ledger.{name}", "", str(error)
+        else:
+            yield f"ledger.{name}", fine, ""
+
+
+def _try_journal(folder: Path) -> None:
+    # It is made with all that is above it.
+    while not os.path.lexists(folder):
+        folder = folder.parent
+    _try_folder(folder)
+
+
+def _try_archive(config: BridgeConfig) -> None:
+    import sqlalchemy as sa  # noqa: PLC0415 - takes its time
+    from sqlalchemy.exc import SQLAlchemyError  # noqa: PLC0415 - see above
+
+    try:
+        url = sa.make_url(config.ledger.archive)
+        # Imports the driver, and connects to nothing.
+        sa.create_engine(url).dispose()
+    except ImportError as error:
+        raise ConfigError(f"its database driver is not installed: {error}") from error
+    except (SQLAlchemyError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"expected a SQLAlchemy URL, such as sqlite:///archive.db: {error}"
+        ) from error
+    if url.get_backend_name() != "sqlite":
+        return
+    if url.database in (None, "", ":memory:"):
+        raise ConfigError("expected a file: sqlite:///FILE")
+    path = config.resolve(Path(url.database))
+    _try_file(path)
+    if path.exists():
+        with path.open("rb") as file:
+            start = file.read(len(_SQLITE))
+        if start not in (b"", _SQLITE):
+            raise ConfigError(f"{path}: expected a database of SQLite, or no file")
+
+
+def _try_file(path: Path) -> None:
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        _try_folder(path.parent)
+        return
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written: {error.strerror}") from error
+    if not stat.S_ISREG(mode):
+        raise ConfigError(f"{path}: expected a file")
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CLOEXEC))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written: {error.strerror}") from error
+    _try_folder(path.parent)
+
+
+def _try_folder(folder: Path) -> None:
+    if not folder.exists():
+        raise ConfigError(f"{folder} does not exist: make the folder first")
+    if not folder.is_dir():
+        raise ConfigError(f"{folder} is not a folder")
+    try:
+        # What a folder's mode says is not what a mount or /proc does.
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".meshca-check-") as file:
+            file.write(b"x")
+            file.flush()
+    except OSError as error:
+        raise ConfigError(f"cannot write in {folder}: {error.strerror}") from error
+
+
+def _try_key(path: Path | None, journal: Path) -> None:
+    from bridge.ledger.heads import HeadKey  # noqa: PLC0415 - as above
+
+    own = journal / "heads.key"
+    if path is not None:
+        HeadKey.load(path)
+    elif own.exists():
+        HeadKey.load(own)
