@@ -23,6 +23,7 @@ from bridge.errors import (
 from bridge.identity.caller import Caller, Credential
 from bridge.ledger.events import Ended, Outcome, Purpose
 from bridge.ledger.ledger import Ledger
+from bridge.logs import on_one_line
 from bridge.metrics import Metrics
 from bridge.policy.request import Lifetime, require_no_impersonation
 from bridge.resilience import Budget, over_issuers
@@ -215,14 +216,15 @@ class Issuance:
             detail=describe(error),
         )
         try:
-            if caller is None:
-                self._ledger.refuse_unauthenticated(ended)
-            else:
+            if caller is not None:
                 self._ledger.end(ended)
+            elif not self._ledger.refuse_unauthenticated(ended):
+                return  # counted: the log is filled no faster than the ledger
         except LedgerError:
             # The refusal stands whether or not it could be written down; the ledger
             # itself tells readiness that it is shut, and nothing is signed any more.
             _log.exception("a refusal could not be put on record")
+        _tell(ended)
 
 
 class _OnRecord:
@@ -241,6 +243,19 @@ class _OnRecord:
         issuance = self._issuance
         issuance._metrics.citadel.failed(error)  # noqa: SLF001 - one class in two parts
         issuance._record(self._trace, error)  # noqa: SLF001 - see above
+
+
+def _tell(ended: Ended) -> None:
+    who = f"{ended.cluster} {ended.caller}".strip() or "nobody known"
+    said = f"{ended.kind} {ended.rule}: {ended.detail}"
+    _log.info(
+        "%s (front %s, caller %s, status %s, request %s)",
+        on_one_line(said),
+        ended.front,
+        on_one_line(who),
+        ended.status,
+        ended.request,
+    )
 
 
 def _require_trust_domain(caller: Caller, snapshot: Snapshot) -> None:

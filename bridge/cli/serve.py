@@ -1,11 +1,11 @@
 """`meshca serve`: run the bridge."""
 
-import logging
 from typing import Annotated, Literal
 
 import typer
 
 from bridge.cli.console import ConfigOption
+from bridge.logs import set_up
 from bridge.reload import Source
 
 app = typer.Typer(add_completion=False)
@@ -24,10 +24,7 @@ def serve(
 
     SIGHUP, or a change of the file, takes the configuration anew.
     """
-    logging.basicConfig(
-        level=log_level.upper(),
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-    )
+    set_up(log_level.upper())
     source = Source.read(config)
     # Only what is needed: a parent of workers serves nothing itself, and the other
     # has to be ready soon.

@@ -11,7 +11,7 @@ Source:
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, Final
 
@@ -100,7 +100,8 @@ def verify(
 
     Raises:
         AuthenticationError: The token is not good. Neither message nor detail repeats
-            any part of it but the algorithm, the key ID and the issuer.
+            any part of it but the algorithm, the key ID, the issuer, the audiences
+            and the end.
         BackendUnavailableError: `key_of` cannot tell.
     """
     if len(token) > LONGEST_TOKEN:
@@ -207,7 +208,12 @@ def _require_audience(claims: dict[str, Any], audiences: frozenset[str]) -> None
     if not isinstance(named, list) or not all(isinstance(one, str) for one in named):
         raise _refused("a token names its audiences", "token.audience")
     if audiences.isdisjoint(named):
-        raise _refused("the token is for another audience", "token.audience")
+        wanted = ", ".join(sorted(audiences))
+        raise _refused(
+            "the token is for another audience",
+            "token.audience",
+            f"aud {shown(named)}, expected one of {wanted[:_LONGEST_SHOWN]}",
+        )
 
 
 def _require_in_time(claims: dict[str, Any], now: float) -> None:
@@ -215,7 +221,10 @@ def _require_in_time(claims: dict[str, Any], now: float) -> None:
     if expires is None:
         raise _refused("a token says when it expires", "token.expiry")
     if expires <= now:
-        raise _refused("the token has expired", "token.expired")
+        when = datetime.fromtimestamp(int(expires), UTC)
+        raise _refused(
+            "the token has expired", "token.expired", f"exp {when:%Y-%m-%dT%H:%M:%SZ}"
+        )
     for name in ("nbf", "iat"):
         starts = _time(claims, name)
         if starts is not None and starts > now + LEEWAY_SECONDS:

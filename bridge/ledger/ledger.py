@@ -151,16 +151,21 @@ class Ledger:
         else:
             self._journal.append(ended)
 
-    def refuse_unauthenticated(self, ended: Ended) -> None:
+    def refuse_unauthenticated(self, ended: Ended) -> bool:
         """Record a call of nobody we know: a row, or one count in a summary.
+
+        Returns:
+            Whether it has a row of its own.
 
         Raises:
             LedgerError: The journal is shut.
         """
         second = int(self._clock().timestamp())
         self._summarize(second)
-        if self._refusals.admit(ended.rule):
-            self.end(ended)
+        if not self._refusals.admit(ended.rule):
+            return False
+        self.end(ended)
+        return True
 
     def problem(self) -> str | None:
         """Return why nothing may be issued, or None."""

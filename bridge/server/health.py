@@ -37,6 +37,8 @@ class Health:
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="health")
         self._ready: bool | None = None
+        self._told: set[str] | None = None
+        self._was_ready = False
         self._looking = threading.Lock()
         self.look()
 
@@ -47,7 +49,10 @@ class Health:
     def look(self) -> bool:
         """Ask for the problems, tell watchers what changed, return whether ready."""
         with self._looking:
-            ready = not self._problems()
+            problems = self._problems()
+            ready = not problems
+            if {*problems} != self._told:
+                self._tell(problems)
             if ready is not self._ready:
                 self._ready = ready
                 state = (
@@ -58,6 +63,19 @@ class Health:
                 for service in self._services:
                     self._servicer.set(service, state)
         return ready
+
+    def _tell(self, problems: Mapping[str, str]) -> None:
+        # By part: a reason may hold numbers that change each time.
+        self._told = {*problems}
+        if not problems:
+            _log.info("ready again" if self._was_ready else "ready")
+            self._was_ready = True
+            return
+        reasons = "; ".join(f"{part}: {why}" for part, why in problems.items())
+        if self._was_ready:
+            _log.warning("not ready: %s", reasons)
+        else:
+            _log.info("not ready yet: %s", reasons)
 
     def start(self) -> None:
         """Look once a second."""

@@ -12,11 +12,11 @@ import sys
 import threading
 from pathlib import Path
 
+from bridge.logs import set_up
 from bridge.server.order import REFUSED, Order
 
 _MARGIN_SECONDS = 5.0
 """Between the end of the drain and the end by force."""
-LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 _log = logging.getLogger(__name__)
 
 
@@ -24,10 +24,7 @@ def main() -> int:
     """Serve as the order on standard input says; return the exit status."""
     order = Order.read(sys.stdin.buffer.readline())
     os.sched_setaffinity(0, {order.cpu})
-    logging.basicConfig(
-        level=order.log_level,
-        format=LOG_FORMAT.replace("%(name)s", f"{order.writer} %(name)s"),
-    )
+    set_up(order.log_level, who=f"{order.writer} ")
     asked_to_stop, is_orphan = threading.Event(), threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: asked_to_stop.set())
     # Those are for the parent, which tells its workers what to do.

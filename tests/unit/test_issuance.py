@@ -219,6 +219,38 @@ def test_an_unauthenticated_call_goes_through_the_meter(
     assert world.ended() == []
 
 
+def test_a_refusal_is_a_line_of_the_log_when_it_is_a_row(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    refused: list[bool] = [True, False]
+    monkeypatch.setattr(
+        world.ledger, "refuse_unauthenticated", lambda _: refused.pop(0)
+    )
+    with caplog.at_level("INFO", "bridge.issuance"):
+        for _ in range(2):
+            with pytest.raises(AuthenticationError, match="token"):
+                world.issue(audiences=frozenset({"other"}))
+        world.issuance.refuse(OverloadedError("no"), front="istio")
+    (record,) = caplog.records
+    assert record.levelname == "INFO"
+    assert record.message.startswith(
+        "refused token.audience: the token is for another audience: aud ['istio-ca'], "
+        "expected one of other (front istio, caller nobody known, status "
+        "UNAUTHENTICATED, request "
+    )
+
+
+def test_the_line_of_a_caller_that_is_known_names_it(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    with (
+        caplog.at_level("INFO", "bridge.issuance"),
+        pytest.raises(TTLError, match="lifetime"),
+    ):
+        world.issue(ttl_seconds=10**8)
+    assert f"{CALLER}, status INVALID_ARGUMENT" in caplog.text
+
+
 def test_a_call_that_a_front_could_not_read_is_a_row(world: World) -> None:
     world.issuance.refuse(RequestError("bad", rule="istio.message"), front="istio")
     (row,) = world.ended()

@@ -205,8 +205,9 @@ def test_unauthenticated_calls_above_the_rate_share_a_row_a_second(
 ) -> None:
     ledger = open_ledger(tmp_path, clock, refusals_per_second=2)
     second = int(NOW.timestamp())
-    for rule in ("token.missing", "token.missing", "token.missing", "token.expired"):
-        ledger.refuse_unauthenticated(refusal(rule))
+    rules = ("token.missing", "token.missing", "token.missing", "token.expired")
+    told = [ledger.refuse_unauthenticated(refusal(rule)) for rule in rules]
+    assert told == [True, True, False, False]
     clock.forward(1)
     ledger._tick(clock())
     for _ in range(3):

@@ -10,6 +10,7 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from bridge._proto.istio_ca_pb2 import IstioCertificateRequest
+from bridge.server.health import Health
 from bridge.server.istio import SERVICE
 from tests.support.serving import WAIT_SECONDS, Held, Served
 
@@ -87,3 +88,33 @@ def test_reflection_lists_the_services_and_holds_up_nothing(served: Served) -> N
     over.set()
     for answer in answers:
         answer.cancel()
+
+
+def test_each_change_of_readiness_is_told_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    problems = {"issuing CAs": "a has not signed yet"}
+    with caplog.at_level("INFO", "bridge.server.health"):
+        health = Health(lambda: problems)
+        health.look()
+        for state in (
+            {},
+            {"ledger": "the disk is full: 1"},
+            {"ledger": "the disk is full: 2"},
+            {"ledger": "the disk is full", "issuing CAs": "a is stopped"},
+            {},
+            {},
+        ):
+            problems.clear()
+            problems.update(state)
+            health.look()
+    assert [(one.levelname, one.message) for one in caplog.records] == [
+        ("INFO", "not ready yet: issuing CAs: a has not signed yet"),
+        ("INFO", "ready"),
+        ("WARNING", "not ready: ledger: the disk is full: 1"),
+        (
+            "WARNING",
+            "not ready: ledger: the disk is full; issuing CAs: a is stopped",
+        ),
+        ("INFO", "ready again"),
+    ]
