@@ -22,7 +22,7 @@ from bridge.hierarchy.replica import openssl_accepts, replicate
 from bridge.snapshot import Issuer, Snapshot
 from bridge.x509.constraints import data_plane_problems
 
-app = typer.Typer(add_completion=False)
+app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
 _CHECK_SECONDS = 10.0
 _TIER = re.compile(
     r"(the certificate of tier ([0-9]+) \(.*?\) )"

@@ -2,7 +2,9 @@
 
 import hashlib
 import logging
+import shlex
 import signal
+import sys
 import tempfile
 import threading
 import time
@@ -27,7 +29,7 @@ from bridge.spiffe import SpiffeID
 from bridge.x509.path import validate_chain
 from bridge.x509.pem import parse_certificates
 
-app = typer.Typer(add_completion=False)
+app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
 Result = TypeVar("Result")
 _out = results()
 _NAMESPACE, _ACCOUNT = "shop", "web"
@@ -207,6 +209,12 @@ def _say(text: str, act: Callable[[], Result]) -> Result:
     return result
 
 
+def _called() -> str:
+    # As it was called: it need not be on PATH.
+    path = Path(sys.argv[0])
+    return "meshca" if path.name == "__main__.py" else shlex.quote(str(path))
+
+
 def _keep(scenario: stage.Scenario, process: Process) -> None:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -219,7 +227,7 @@ def _keep(scenario: stage.Scenario, process: Process) -> None:
     for what, address in process.addresses().items():
         _out.print(f"  {what}: {address}", markup=False)
     _out.print(
-        f"  meshca request --address {process.server.istio_address} --roots "
+        f"  {_called()} request --address {process.server.istio_address} --roots "
         f"{scenario.roots} --token-file {token} --server-name {stage.SERVER_NAME}",
         markup=False,
     )

@@ -23,6 +23,7 @@ from bridge.x509.path import validate_chain
 
 app = typer.Typer(
     add_completion=False,
+    rich_markup_mode="markdown",
     help="Make the chain above an issuing CA.",
     no_args_is_help=True,
 )

@@ -30,7 +30,10 @@ if TYPE_CHECKING:
     from bridge.ledger.query import Query
 
 app = typer.Typer(
-    add_completion=False, help="Look at the ledger.", no_args_is_help=True
+    add_completion=False,
+    rich_markup_mode="markdown",
+    help="Look at the ledger.",
+    no_args_is_help=True,
 )
 
 _SPAN = re.compile(r"(\d+)([smhd])")

@@ -9,7 +9,7 @@ from rich.table import Table
 from bridge.cli.console import OutputOption, print_table
 from bridge.registry import installed
 
-app = typer.Typer(add_completion=False)
+app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
 
 
 @app.command()

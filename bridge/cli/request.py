@@ -14,7 +14,7 @@ from bridge.server.client import Ask, ask
 from bridge.values import is_address
 from bridge.x509.pem import parse_certificates
 
-app = typer.Typer(add_completion=False)
+app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
 
 
 @app.command()

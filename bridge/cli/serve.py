@@ -8,7 +8,7 @@ from bridge.cli.console import ConfigOption
 from bridge.logs import set_up
 from bridge.reload import Source
 
-app = typer.Typer(add_completion=False)
+app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
 
 
 @app.command()

@@ -59,7 +59,10 @@ def write(
     files = dict(_common(hierarchy)) | dict(_LAYOUTS[layout](hierarchy))
     taken = [name for name in files if os.path.lexists(folder / name)]
     if taken:
-        raise _bad(f"{folder}: expected none of these files: {', '.join(taken)}")
+        raise _bad(
+            f"{folder}: expected none of these files: {', '.join(taken)}; "
+            "choose a new folder"
+        )
     made: list[Path] = []
     try:
         for path in sorted({(folder / name).parent for name in files}):

@@ -5,6 +5,7 @@ import stat
 import subprocess
 import sys
 from datetime import timedelta
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,21 @@ def test_every_command_has_help(command: str) -> None:
     result = CliRunner().invoke(app, [*command.split(), "--help"])
     assert result.exit_code == 0
     assert "Usage" in result.stdout
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["", *bridge.cli._COMMANDS, "hierarchy init", "ledger search", "ledger verify"],
+)
+def test_help_is_of_one_piece(command: str) -> None:
+    result = CliRunner().invoke(app, [*command.split(), "--help"])
+    assert "completion" not in result.stdout
+    text = result.stdout.partition("\u256d")[0].splitlines()
+    # A line that was broken where the source breaks is short, and another follows it.
+    for line, below in pairwise(text):
+        first = below.split()[:1]
+        if line.strip() and first and "Usage:" not in line:
+            assert len(line.rstrip()) + len(first[0]) > 76, line
 
 
 def test_an_unknown_command_is_a_wrong_use() -> None:

@@ -89,7 +89,8 @@ def test_nothing_is_written_beside_a_file_that_is_there(
     taken.parent.mkdir(mode=0o700, exist_ok=True)
     taken.write_text("precious")
     before = tree(tmp_path)
-    with pytest.raises(ConfigError, match=rf"expected none of these files: {name}$"):
+    says = f"expected none of these files: {name}; choose a new folder$"
+    with pytest.raises(ConfigError, match=says):
         write(hierarchy, tmp_path, layout=layout)
     assert tree(tmp_path) == before
     assert taken.read_text() == "precious"
