@@ -32,9 +32,12 @@ def await_true(what: Callable[[], object]) -> None:
 def is_alive(pid: int) -> bool:
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        threads = list(Path(f"/proc/{pid}/task").iterdir())
     except OSError:
         return False
-    return state != "Z"
+    # The first thread is a zombie before the others have ended, and only the last one
+    # of them closes the sockets.
+    return state != "Z" or len(threads) > 1
 
 
 class Supervised(Bridge):
