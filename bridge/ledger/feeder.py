@@ -22,6 +22,7 @@ RETRY_RULE = "ledger.archive"
 
 _POLL_SECONDS = 0.2
 _RETRY_SECONDS = 1.0
+_LAST_TRIES_SECONDS = 0.05
 _BATCH_ROWS = 1000
 _TEXTS = (
     "kind",
@@ -131,8 +132,12 @@ class Feeder:
                         raise
                     self._trouble = error.detail or str(error)
                 if stopping:
-                    return
-                self._stop.wait(_RETRY_SECONDS if self._trouble else _POLL_SECONDS)
+                    if not self._trouble or time.monotonic() >= self._deadline:
+                        return
+                    # Another worker that is ending, too, may be in the way.
+                    time.sleep(_LAST_TRIES_SECONDS)
+                else:
+                    self._stop.wait(_RETRY_SECONDS if self._trouble else _POLL_SECONDS)
         except (LedgerError, ConfigError, OSError) as error:
             self._problem = getattr(error, "detail", "") or str(error)
         except BaseException as error:

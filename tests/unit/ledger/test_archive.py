@@ -204,6 +204,37 @@ def test_an_archive_that_cannot_be_opened_yet_is_tried_again(
     archive.close()
 
 
+def test_a_feeder_that_ends_tries_again_until_its_time_is_over(
+    journal: Journal, tmp_path: Path
+) -> None:
+    # Another worker that ends at the same time holds the archive for a moment.
+    tries = []
+
+    def open_archive() -> Archive:
+        tries.append(1)
+        if len(tries) < 3:
+            raise LedgerError("it is locked", rule=feeder_module.RETRY_RULE)
+        return Archive.open(URL, within(tmp_path))
+
+    feeder = Feeder(journal.folder, lambda: journal.head, open_archive, SetClock())
+    feeder._stop.set()
+    feeder.start()
+    feeder.stop(20)
+    archive = Archive.open(URL, within(tmp_path), make=False)
+    assert bodies(archive) == [row.line for row in all_rows(journal.folder)]
+    archive.close()
+
+
+def test_a_feeder_that_ends_does_not_try_for_ever(journal: Journal) -> None:
+    def open_archive() -> Archive:
+        raise LedgerError("it is locked", rule=feeder_module.RETRY_RULE)
+
+    feeder = Feeder(journal.folder, lambda: journal.head, open_archive, SetClock())
+    feeder.start()
+    feeder.stop(0)
+    assert feeder.trouble() == "it is locked"
+
+
 # Indexes over expressions cannot be reflected; the next test compares them as text.
 @pytest.mark.filterwarnings("ignore:Skipped unsupported reflection")
 @pytest.mark.filterwarnings("ignore:autogenerate skipping")
