@@ -40,6 +40,7 @@ from bridge.errors import (
     OverloadedError,
     TTLError,
 )
+from bridge.tally import Tally, TallyFamily
 
 STEPS = (
     "identify",
@@ -99,7 +100,7 @@ class CertificateExpiry:
 class BackendMetrics:
     """What is measured of one issuing CA, looked up once."""
 
-    def __init__(self, calls: Counter, seconds: Histogram, issuing_ca: str) -> None:
+    def __init__(self, calls: Counter, seconds: TallyFamily, issuing_ca: str) -> None:
         self._calls = calls
         self._issuing_ca = issuing_ca
         self._results: dict[str, Counter] = {}
@@ -202,12 +203,9 @@ class Metrics:
             )
         return child
 
-    def request_seconds(self, front: str) -> Histogram:
+    def request_seconds(self, front: str) -> Tally:
         """Return the histogram of the time from arrival to answer."""
-        child = self._seconds.get(front)
-        if child is None:
-            child = self._seconds[front] = self._request_seconds.labels(front)
-        return child
+        return self._request_seconds.labels(front)
 
     def backend(self, issuing_ca: str) -> BackendMetrics:
         """Return the metrics of one issuing CA."""
@@ -248,13 +246,12 @@ class Metrics:
         self._request_count = self._counter(
             "meshca_requests", "Calls by how they ended.", "front", "code"
         )
-        self._request_seconds = self._histogram(
-            "meshca_request_seconds", "From arrival to answer.", _LONG, "front"
+        self._request_seconds = self._tallies(
+            "meshca_request_seconds", "From arrival to answer.", "front", _LONG
         )
         self._requests: dict[tuple[str, str], Counter] = {}
-        self._seconds: dict[str, Histogram] = {}
-        steps = self._histogram(
-            "meshca_step_seconds", "One step of a request.", _SHORT, "step"
+        steps = self._tallies(
+            "meshca_step_seconds", "One step of a request.", "step", _SHORT
         )
         self.steps = {step: steps.labels(step) for step in STEPS}
         """By the names in `STEPS`: how long the step took."""
@@ -275,8 +272,8 @@ class Metrics:
             "issuing_ca",
             "result",
         )
-        self._backend_seconds = self._histogram(
-            "meshca_backend_seconds", "One call of an issuing CA.", _LONG, "issuing_ca"
+        self._backend_seconds = self._tallies(
+            "meshca_backend_seconds", "One call of an issuing CA.", "issuing_ca", _LONG
         )
         self._backends: dict[str, BackendMetrics] = {}
         self._misissued = self._counter(
@@ -310,10 +307,15 @@ class Metrics:
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(name, text, labels, registry=self.registry)
 
-    def _histogram(
-        self, name: str, text: str, buckets: Sequence[float], *labels: str
-    ) -> Histogram:
-        return Histogram(name, text, labels, buckets=buckets, registry=self.registry)
+    def _histogram(self, name: str, text: str, buckets: Sequence[float]) -> Histogram:
+        return Histogram(name, text, buckets=buckets, registry=self.registry)
+
+    def _tallies(
+        self, name: str, text: str, label: str, bounds: Sequence[float]
+    ) -> TallyFamily:
+        family = TallyFamily(name, text, label, bounds)
+        self.registry.register(_Adapter(family.collect))
+        return family
 
 
 class _Adapter(Collector):

@@ -6,8 +6,6 @@ the same way, so none of them can be signed without being on record.
 
 import hashlib
 import logging
-import os
-import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -16,6 +14,7 @@ from typing import Self
 from cryptography import x509
 
 from bridge.errors import BridgeError, LedgerError, MisissuedError
+from bridge.fresh import new_id, new_serial
 from bridge.ledger.events import Ended, Intent, Outcome, Purpose
 from bridge.ledger.ledger import Ledger
 from bridge.metrics import Metrics
@@ -36,7 +35,6 @@ __all__ = [
 ]
 
 _log = logging.getLogger(__name__)
-_names = random.Random()  # noqa: S311 - seeded by the system; names, not secrets
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,7 +100,7 @@ class Signing:
         steps = self._metrics.steps
         began = time.perf_counter()
         # (6) Prepare and record.
-        prepared = self._prepare(issuer, request, origin)
+        prepared, proven = self._prepare(issuer, request, origin)
         intent = _intent(issuer, prepared, origin)
         budget.require()
         recorded = time.perf_counter()
@@ -118,7 +116,7 @@ class Signing:
             steps["sign"].observe(signed - began)
             # (8) Verify.
             attempt.certificate = issued.leaf
-            leaf = require_as_prepared(prepared, issued, issuer.pinned)
+            leaf = require_as_prepared(prepared, issued, issuer.pinned, proven)
             steps["verify"].observe(time.perf_counter() - signed)
             # (9) Record.
             attempt.issued(leaf, durable=not prepared.tbs)
@@ -126,14 +124,13 @@ class Signing:
 
     def _prepare(
         self, issuer: Issuer, request: LeafRequest, origin: Origin
-    ) -> Prepared:
+    ) -> tuple[Prepared, bytes]:
         with _Unintended(self, issuer, origin):
             # Another request may have stopped it since this one chose it.
             if self.stopped(issuer) is not None:
                 raise stopped_error()
             prepared = issuer.ca.prepare(request)
-            require_profile(prepared, issuer.pinned)
-            return prepared
+            return prepared, require_profile(prepared, issuer.pinned)
 
     def _intend(self, intent: Intent, issuer: Issuer, origin: Origin) -> None:
         with _Unintended(self, issuer, origin):
@@ -249,16 +246,6 @@ class _Attempt:
             certificate_sha256=digest if self.certificate else "",
         )
         signing._end_with(ended, error)  # noqa: SLF001 - see above
-
-
-def new_id() -> str:
-    """Return a unique name, 32 hex digits; time first: an index grows at one end."""
-    return f"{time.time_ns() // 1_000_000:012x}{_names.getrandbits(80):020x}"
-
-
-def new_serial() -> int:
-    """Return a serial number: positive, 127 random bits, never short."""
-    return int.from_bytes(os.urandom(16), "big") >> 1 | 1 << 126
 
 
 def _intent(issuer: Issuer, prepared: Prepared, origin: Origin) -> Intent:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bridge.clock import Clock
+from bridge.config import LagConfig
 from bridge.errors import ConfigError, LedgerError
 from bridge.ledger.rows import Chain, Head, Row, encode_list, parse
 from bridge.ledger.segments import segment_path, segments
@@ -23,7 +24,14 @@ RETRY_RULE = "ledger.archive"
 _POLL_SECONDS = 0.2
 _RETRY_SECONDS = 1.0
 _LAST_TRIES_SECONDS = 0.05
-_BATCH_ROWS = 1000
+_BATCH_ROWS = 2000
+_TOGETHER_SECONDS = 1.0
+"""Under load, rows wait this long for others: digests are random, so that a small batch
+writes nearly as many pages of the indexes as a large one."""
+_ROWS_AT_A_TIME = 25
+_YIELD_SECONDS = 1e-4
+"""After so many rows others get Python's lock: they answer calls, this is only feed."""
+_NO_HURRY = LagConfig()
 _TEXTS = (
     "kind",
     "attempt",
@@ -52,6 +60,7 @@ class Feeder:
         durable: Callable[[], Head],
         open_archive: "Callable[[], Archive]",
         clock: Clock,
+        max_lag: LagConfig = _NO_HURRY,
     ) -> None:
         """Prepare; `start` begins.
 
@@ -61,12 +70,17 @@ class Feeder:
                 the archive must not hold a row that the journal does not.
             open_archive: Called on the feeder's thread.
             clock: Says how far behind the archive is.
+            max_lag: When issuing stops; rows wait for others no longer than a quarter
+                of it.
         """
         self._folder = folder
         self._durable = durable
         self._open_archive = open_archive
         self._clock = clock
-        self._began = durable().seq
+        self._began = self._seen = durable().seq
+        self._fed = time.monotonic()
+        self._together_rows = min(_BATCH_ROWS, max_lag.entries // 4)
+        self._together_seconds = min(_TOGETHER_SECONDS, max_lag.seconds / 4)
         self._position: Position | None = None
         self._caught_up: datetime = clock()
         self._problem = ""
@@ -131,13 +145,9 @@ class Feeder:
                     if error.rule != RETRY_RULE:
                         raise
                     self._trouble = error.detail or str(error)
-                if stopping:
-                    if not self._trouble or time.monotonic() >= self._deadline:
-                        return
-                    # Another worker that is ending, too, may be in the way.
-                    time.sleep(_LAST_TRIES_SECONDS)
-                else:
-                    self._stop.wait(_RETRY_SECONDS if self._trouble else _POLL_SECONDS)
+                if stopping and self._has_done():
+                    return
+                self._pause()
         except (LedgerError, ConfigError, OSError) as error:
             self._problem = getattr(error, "detail", "") or str(error)
         except BaseException as error:
@@ -147,18 +157,43 @@ class Feeder:
             if archive is not None:
                 archive.close()
 
+    def _has_done(self) -> bool:
+        # Another worker that is ending, too, may have been in the way.
+        return not self._trouble or time.monotonic() >= self._deadline
+
+    def _pause(self) -> None:
+        if self._stop.is_set():
+            time.sleep(_LAST_TRIES_SECONDS)
+        else:
+            self._stop.wait(_RETRY_SECONDS if self._trouble else _POLL_SECONDS)
+
     def _feed(self, archive: "Archive") -> None:
         now, goal = self._clock(), self._durable()
         position = self._position
         if position is None:
             return
         self._require_same(position.head, goal)
+        if not self._is_time(goal.seq - position.head.seq, goal.seq):
+            return
         while position.head.seq < goal.seq and time.monotonic() < self._deadline:
             after, rows = self._read(position, goal.seq)
             archive.add(self._folder.name, position, after, rows)
             self._position = position = after
         if position.head.seq >= goal.seq:
             self._caught_up = now
+
+    def _is_time(self, rows: int, tip: int) -> bool:
+        is_quiet, self._seen = tip == self._seen, tip
+        since = time.monotonic() - self._fed
+        if not (
+            is_quiet
+            or rows >= self._together_rows
+            or since >= self._together_seconds
+            or self._stop.is_set()
+        ):
+            return False
+        self._fed = time.monotonic()
+        return True
 
     def _require_same(self, read: Head, goal: Head) -> None:
         if read.seq > goal.seq or (read.seq == goal.seq and read != goal):
@@ -180,8 +215,10 @@ class Feeder:
         chain = Chain(self._folder.name, position.head)
         if not offset:
             chain.enter(segment)
-        rows = []
+        rows: list[Mapping[str, Any]] = []
         for line in lines:
+            if len(rows) % _ROWS_AT_A_TIME == _ROWS_AT_A_TIME - 1:
+                time.sleep(_YIELD_SECONDS)
             try:
                 row = parse(line[:-1])
             except ValueError:

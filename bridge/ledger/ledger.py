@@ -114,6 +114,7 @@ class Ledger:
                 lambda: journal.head,
                 lambda: _open_archive(config.archive, resolve),
                 clock,
+                config.max_lag,
             )
             ledger = cls(config, journal, feeder, publisher, clock)
             undo.pop_all()

@@ -69,7 +69,7 @@ class PinnedIssuer:
             self.extensions[identifier.oid] = (False, identifier)
 
 
-def require_profile(prepared: Prepared, issuer: PinnedIssuer) -> None:
+def require_profile(prepared: Prepared, issuer: PinnedIssuer) -> bytes:
     """Prove, before anything is signed, that what will be signed is what was asked for.
 
     Args:
@@ -77,28 +77,36 @@ def require_profile(prepared: Prepared, issuer: PinnedIssuer) -> None:
             what comes back can be looked at.
         issuer: The issuing CA as it was proven at load.
 
+    Returns:
+        The TBSCertificate that both encoders agree on, for `require_as_prepared`; empty
+        where the backend builds it.
+
     Raises:
         BackendBrokenError: Two encoders do not agree on the bytes.
     """
-    if prepared.tbs and prepared.tbs != _expected(prepared.request, issuer):
-        raise BackendBrokenError(
-            "what the issuing CA prepared is not what was asked for",
-            rule="backend.prepared",
-        )
-
-
-def _expected(request: LeafRequest, issuer: PinnedIssuer) -> bytes:
-    return issuer.expected.tbs(
+    if not prepared.tbs:
+        return b""
+    request = prepared.request
+    proven = issuer.expected.tbs(
         request.spki,
         request.names,
         request.serial,
         request.not_before,
         request.not_after,
     )
+    if prepared.tbs != proven:
+        raise BackendBrokenError(
+            "what the issuing CA prepared is not what was asked for",
+            rule="backend.prepared",
+        )
+    return proven
 
 
 def require_as_prepared(
-    prepared: Prepared, issued: IssuedChain, issuer: PinnedIssuer
+    prepared: Prepared,
+    issued: IssuedChain,
+    issuer: PinnedIssuer,
+    proven: bytes = b"",
 ) -> x509.Certificate:
     """Prove that the leaf is what was prepared, signed by the pinned issuing CA.
 
@@ -111,6 +119,8 @@ def require_as_prepared(
         prepared: What went on record.
         issued: The leaf, then the intermediates with the issuing CA first.
         issuer: The issuing CA as it was proven at load.
+        proven: What `require_profile` returned for `prepared`; empty to look at every
+            field.
 
     Returns:
         The leaf.
@@ -128,7 +138,7 @@ def require_as_prepared(
         leaf = x509.load_der_x509_certificate(issued.leaf)
         tbs = leaf.tbs_certificate_bytes
         _require_signed(issued.leaf, leaf, tbs, issuer)
-        if tbs == prepared.tbs == _expected(prepared.request, issuer):
+        if proven and tbs == proven:
             return leaf  # byte for byte: nothing is left to differ
         if prepared.tbs and tbs != prepared.tbs:
             raise _differs("tbs", "the TBSCertificate is not the prepared one")

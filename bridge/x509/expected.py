@@ -7,6 +7,7 @@ does not. It also spares reading a certificate back that is byte for byte this.
 
 from collections.abc import Sequence
 from datetime import datetime
+from functools import lru_cache
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -109,6 +110,7 @@ def _name(name: x509.GeneralName) -> bytes:
     raise ValueError(f"no leaf has a name of the type {type(name).__name__}")
 
 
+@lru_cache(maxsize=64)  # the leaves of one second share their times
 def _time(moment: datetime) -> bytes:
     year, month, day, hour, minute, second = moment.timetuple()[:6]
     rest = f"{month:02}{day:02}{hour:02}{minute:02}{second:02}Z".encode("ascii")

@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
+from bridge.config import LagConfig
 from bridge.errors import BridgeError, ConfigError, LedgerError
 from bridge.ledger import feeder as feeder_module
 from bridge.ledger.archive import START, Archive, Position
@@ -233,6 +234,28 @@ def test_a_feeder_that_ends_does_not_try_for_ever(journal: Journal) -> None:
     feeder.start()
     feeder.stop(0)
     assert feeder.trouble() == "it is locked"
+
+
+@pytest.mark.parametrize(
+    ("rows", "grows", "is_time"),
+    [
+        (1, False, True),  # nobody writes: nothing comes that it could wait for
+        (1, True, False),  # under load, others follow
+        (25, True, True),  # a quarter of the bound
+    ],
+)
+def test_under_load_rows_wait_for_others(
+    journal: Journal, rows: int, *, grows: bool, is_time: bool
+) -> None:
+    feeder = Feeder(
+        journal.folder,
+        lambda: journal.head,
+        lambda: pytest.fail("not opened here"),
+        SetClock(),
+        LagConfig(entries=100, seconds=3600),
+    )
+    tip = journal.head.seq
+    assert feeder._is_time(rows, tip + 1 if grows else tip) is is_time
 
 
 # Indexes over expressions cannot be reflected; the next test compares them as text.
