@@ -8,7 +8,7 @@ import threading
 
 from bridge.errors import BridgeError, ConfigError
 from bridge.reload import ConfigFile, Reloads, Source
-from bridge.server.process import Process, harden
+from bridge.server.process import Process, harden, take_turns
 
 _LOOK_SECONDS = 0.5
 _WAKE_SECONDS = 0.25
@@ -28,6 +28,7 @@ def serve_alone(source: Source) -> None:
         LedgerError: The ledger cannot be opened.
     """
     harden()
+    take_turns()
     asked_to_stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: asked_to_stop.set())

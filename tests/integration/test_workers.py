@@ -35,6 +35,10 @@ def test_workers_share_the_port_and_their_metrics_are_one_sum(tmp_path: Path) ->
         assert len({_core(pid) for pid in bridge.children()}) == min(
             2, len(os.sched_getaffinity(0))
         )
+        for pid in bridge.children():
+            names = [int(task.name) for task in Path(f"/proc/{pid}/task").iterdir()]
+            batch = [os.sched_getscheduler(name) == os.SCHED_BATCH for name in names]
+            assert batch.count(False) <= 1, "all but the thread that watches the parent"
     bridge.require_sound_ledger()
 
 
