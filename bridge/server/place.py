@@ -4,6 +4,9 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 _OPTIONS = (
+    # Messages are small: to measure the line by a ping for each costs more than a
+    # window that fits.
+    ("grpc.http2.bdp_probe", 0),
     # Above these the transport answers by itself, with a status that Istio's client
     # tries again on; up to them the refusal is ours.
     ("grpc.max_receive_message_length", 8 * 1024 * 1024),
