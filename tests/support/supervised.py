@@ -64,6 +64,17 @@ class Supervised(Bridge):
         path = Path(f"/proc/{self.pid}/task/{self.pid}/children")
         return [int(pid) for pid in path.read_text().split()]
 
+    @property
+    def is_gone(self) -> bool:
+        """Whether the parent is not there, to be started again."""
+        return self._process is None
+
+    def forget(self) -> None:
+        """Take leave of a parent that was killed."""
+        if self._process is not None:
+            self._process.wait(timeout=WAIT_SECONDS)
+            self._process = None
+
     def hang_up(self) -> None:
         os.kill(self.pid, signal.SIGHUP)
 
