@@ -8,8 +8,10 @@ _OPTIONS = (
     # tries again on; up to them the refusal is ours.
     ("grpc.max_receive_message_length", 8 * 1024 * 1024),
     # A peer that resets streams as fast as it can would make the transport cancel the
-    # calls of others: it is held to few streams, and has to answer a ping for each.
-    ("grpc.max_concurrent_streams", 100),
+    # calls of others: it has to answer a ping for each.
+    # Calls of a client that has no stream left wait at its side, where nobody refuses
+    # them in time: a few connections hold all calls that may be in flight.
+    ("grpc.max_concurrent_streams", 1024),
     ("grpc.http2.ping_on_rst_stream_percent", 100),
     ("grpc.max_metadata_size", 1024 * 1024),
     ("grpc.absolute_max_metadata_size", 1024 * 1024),
