@@ -277,7 +277,7 @@ def _lanes(config: BridgeConfig) -> Lanes:
     return Lanes(
         calls=CallPool(limits.threads, limits.in_flight, limits.queue_seconds),
         refusals=SteadyPool(1, "refusals"),
-        reaper=Reaper(_message_seconds(config), max(1, config.limits.threads // 2)),
+        reaper=Reaper(_message_seconds(config), max(2, limits.threads // 2)),
     )
 
 

@@ -31,6 +31,7 @@ from bridge.resilience import Budget
 from bridge.server.messages import ResponseWriter, read_request
 from bridge.server.pool import CallPool, SteadyPool
 from bridge.server.reaper import Reaper
+from bridge.server.reception import Reception
 from bridge.server.status import BUG, status_of
 
 SERVICE = "istio.v1.auth.IstioCertificateService"
@@ -159,8 +160,12 @@ class IstioFront(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no t
         )
         budget = Budget(deadline, context.is_active)
         budget.require()
-        with self._lanes.reaper.watching(context):
-            message = next(messages, None)
+        reaper = self._lanes.reaper
+        if reaper.has_given_up(context.peer):
+            raise _overloaded("stalled")
+        reception = Reception(messages, context)
+        with reaper.watching(reception):
+            message = reception.take()
         issued = self._issuer.issue(
             self._translate(message, context, audiences, budget)
         )
@@ -222,6 +227,8 @@ def _overloaded(excess: str) -> OverloadedError:
     text = {
         "in_flight": "the CA has all the calls that it can take",
         "queue": "the CA could not begin with the call in time",
+        "stalled": "the message of this call, or of others of this connection, has "
+        "not come",
     }
     return OverloadedError(text[excess], rule=f"overload.{excess.replace('_', '-')}")
 
