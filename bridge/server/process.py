@@ -19,6 +19,7 @@ from bridge.ledger.settle import settle
 from bridge.metrics import Metrics
 from bridge.own import OwnCertificates
 from bridge.server.app import Server
+from bridge.server.memory import Trimmer
 from bridge.server.place import ALONE, Place
 from bridge.server.status import status_name
 from bridge.signing import Signing
@@ -96,6 +97,9 @@ class Process:
         # A request leaves no cycles behind; looking for them after every 700 objects
         # takes a fourteenth of the processor.
         gc.set_threshold(*_COLLECT_AFTER)
+        if (trimmer := Trimmer.of_this_process()) is not None:
+            trimmer.start()
+            self._parts.callback(trimmer.close)
 
     def reload(self, config: BridgeConfig) -> None:
         """Put another configuration in service: as a whole, or not at all.
