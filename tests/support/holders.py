@@ -101,7 +101,7 @@ class Holders:
 
     def _run(self) -> None:
         try:
-            message = IstioCertificateRequest(csr=_csr(), validity_duration=3600)
+            message = IstioCertificateRequest(csr=new_csr(), validity_duration=3600)
             while not self._over.is_set():
                 self._connect(message)
         except BaseException as error:  # noqa: BLE001 - told to who waits
@@ -111,7 +111,7 @@ class Holders:
 
     def _connect(self, message: IstioCertificateRequest) -> None:
         headers = [("authorization", f"Bearer {self._bridge.token()}")]
-        with _channel(self._bridge) as channel:
+        with channel_to(self._bridge) as channel:
             stub: Any = IstioCertificateServiceStub(channel)  # type: ignore[no-untyped-call] # generated
             for _ in range(_CALLS):
                 if self._over.is_set():
@@ -137,13 +137,13 @@ class Holders:
             self._news.notify_all()
 
 
-def _csr() -> str:
+def new_csr() -> str:
     builder = x509.CertificateSigningRequestBuilder(x509.Name([]))
     signed = builder.sign(new_key(), hashes.SHA256())
     return signed.public_bytes(Encoding.PEM).decode("ascii")
 
 
-def _channel(bridge: Bridge) -> Any:
+def channel_to(bridge: Bridge) -> Any:
     credentials = grpc.ssl_channel_credentials(bridge.roots.read_bytes())
     options = [
         ("grpc.ssl_target_name_override", SERVER_NAME),

@@ -44,9 +44,15 @@ class Supervised(Bridge):
     """See `Bridge`."""
 
     def __init__(
-        self, folder: Path, workers: int, overrides: Mapping[str, Any] | None = None
+        self,
+        folder: Path,
+        workers: int,
+        overrides: Mapping[str, Any] | None = None,
+        **more: Any,
     ) -> None:
-        super().__init__(folder, overrides={"workers": workers, **(overrides or {})})
+        """Write its configuration; `more` is as `Bridge` wants it."""
+        changed = {"workers": workers, **(overrides or {})}
+        super().__init__(folder, overrides=changed, **more)
 
     def ask(self, *audiences: str, address: str = "") -> Answer:
         """Get a certificate over a connection of its own."""
