@@ -34,8 +34,14 @@ _COLLECT_AFTER = (50_000, 20, 100)
 
 
 def harden() -> None:
-    """Let this process leave no core dump: it holds keys."""
+    """Let this process leave no core dump, and hold many connections.
+
+    It holds keys. And of files, which connections are, a shell allows it 1,024: fewer
+    than a mesh has proxies.
+    """
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 class Process:
