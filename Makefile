@@ -9,7 +9,7 @@ LOCKS := deploy/locks
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 PROTOS := $(wildcard proto/*.proto)
 
-.PHONY: help demo test lint format proto vectors lock bench bench-peers fuzz
+.PHONY: help demo test lint format proto vectors lock bench bench-peers soak fuzz
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +45,11 @@ bench: $(VENV)/.development ## Where the microseconds of one request go
 
 bench-peers: $(VENV)/.development ## The bridge beside Istio's own CA, in one run
 	@$(BIN)/python -m tests.bench.peers $(BENCH_ARGS)
+
+soak: export SOAK_PARTS := $(SOAK_PARTS)
+soak: export SOAK_KILLS := $(SOAK_KILLS)
+soak: $(VENV)/.development ## What takes an hour: kills, overload, storms, memory, workers (SOAK_PARTS, SOAK_KILLS)
+	@$(BIN)/python -m tests.soak $(SOAK_ARGS)
 
 fuzz: $(VENV)/.development ## Look for inputs that break a parser (FUZZ_SECONDS for each, 60)
 	@$(PIP) install --require-hashes --only-binary :all: -r $(LOCKS)/fuzz.txt || \

@@ -58,15 +58,16 @@ STEPS = (
 SHED_REASONS = (
     "in_flight",
     "queue",
+    "stalled",
     "deadline",
     "gone",
     "identity",
     "cluster",
     "backend",
 )
-"""Why a call was dropped: too many under way, waited too long, too little time left,
-the caller has left, the identity or the cluster asks too often, the issuing CA has no
-free place."""
+"""Why a call was dropped: too many under way, waited too long, other messages of its
+connection did not come, too little time left, the caller has left, the identity or the
+cluster asks too often, the issuing CA has no free place."""
 
 CITADEL_SIGN_ERRORS = (
     "CSR_ERROR",

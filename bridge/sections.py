@@ -224,7 +224,7 @@ class CeilingConfig(Section):
 class LimitsConfig(Section):
     """`limits`."""
 
-    in_flight: Annotated[int, Field(ge=1, le=100_000)] = 512
+    in_flight: Annotated[int, Field(ge=1, le=100_000)] = 4096
     queue_seconds: Annotated[PositiveNumber, Field(le=60)] = 1.5
     deadline: PositiveDuration = timedelta(seconds=10)
     drain: Duration = timedelta(seconds=15)

@@ -17,7 +17,7 @@ from bridge.ledger.schema import REVISION
 
 _BUSY_MILLISECONDS = 5_000
 _CHECKPOINT_PAGES = 4_000
-_CACHE_KIBIBYTES = 16_384
+_CACHE_KIBIBYTES = 4_096
 _BESIDE = ("-wal", "-shm", "-journal")
 """What SQLite keeps beside a database."""
 _DAMAGED = ("malformed", "not a database")

@@ -46,6 +46,8 @@ class Door(ABC):
     """The longest that a call's message is waited for."""
     honest_seconds: ClassVar[float] = 0.25
     """The same, while many are waited for: somebody may hold threads on purpose."""
+    is_behind_proxy: ClassVar[bool] = False
+    """A connection carries the calls of many clients."""
 
     def __init__(
         self, config: BridgeConfig, issuer: Issuer, metrics: Metrics, place: Place
@@ -56,7 +58,10 @@ class Door(ABC):
             calls=CallPool(threads, in_flight, queue_seconds),
             refusals=SteadyPool(1, "refusals"),
             reaper=Reaper(
-                self._message_seconds(config), max(1, threads // 2), self.honest_seconds
+                self._message_seconds(config),
+                max(2, threads // 2),
+                honest_seconds=self.honest_seconds,
+                knows_peers=not self.is_behind_proxy,
             ),
         )
         self._side = SteadyPool(2, "side")

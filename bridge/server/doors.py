@@ -26,9 +26,9 @@ _DEFAULT_SERVING_TTL = timedelta(hours=24)
 _TOKENS = "fronts.istio.listen"
 _CERTIFICATES = "fronts.istio.mtls_listen"
 _LINKERD = "fronts.linkerd.listen"
-_STREAMS = 100
-"""Of one connection. A peer that resets streams as fast as it can would make the
-transport cancel the calls of others."""
+_STREAMS = 1024
+"""Of one connection. Calls of a client that has no stream left wait at its side, where
+nobody refuses them in time: a few connections hold all calls that may be in flight."""
 
 
 class IstioDoor(Door):
@@ -142,6 +142,7 @@ class LinkerdDoor(Door):
     # of honest ones are late, too.
     message_seconds = 5.0
     honest_seconds = 1.0
+    is_behind_proxy = True
 
     def __init__(
         self, config: BridgeConfig, issuer: Issuer, metrics: Metrics, place: Place

@@ -21,6 +21,7 @@ from bridge.metrics import SHED_REASONS, Metrics
 from bridge.resilience import Budget
 from bridge.server.pool import CallPool, SteadyPool
 from bridge.server.reaper import Reaper
+from bridge.server.reception import Reception
 from bridge.server.status import BUG, status_of
 
 _log = logging.getLogger(__name__)
@@ -168,15 +169,13 @@ class Front(grpc.GenericRpcHandler, ABC):  # type: ignore[misc]  # grpc has no t
         )
         budget = Budget(deadline, context.is_active)
         budget.require()
-        with self._lanes.reaper.watching(context):
-            message = next(messages, None)
-        began = time.monotonic()
-        try:
-            issued = self._issuer.issue(
-                self._translated(message, context, terms, budget)
-            )
-        finally:
-            self._lanes.calls.worked(time.monotonic() - began)
+        reaper = self._lanes.reaper
+        if reaper.has_given_up(context.peer):
+            raise _overloaded("stalled")
+        reception = Reception(messages, context)
+        with reaper.watching(reception):
+            message = reception.take()
+        issued = self._issuer.issue(self._translated(message, context, terms, budget))
         began = time.perf_counter()
         reply = self.reply(issued)
         self._metrics.steps["reply"].observe(time.perf_counter() - began)
@@ -202,6 +201,8 @@ def _overloaded(excess: str) -> OverloadedError:
     text = {
         "in_flight": "the CA has all the calls that it can take",
         "queue": "the CA could not begin with the call in time",
+        "stalled": "the message of this call, or of others of this connection, has "
+        "not come",
     }
     return OverloadedError(text[excess], rule=f"overload.{excess.replace('_', '-')}")
 

@@ -10,7 +10,8 @@ _OPTIONS = (
     # Above these the transport answers by itself, with a status that Istio's client
     # tries again on; up to them the refusal is ours.
     ("grpc.max_receive_message_length", 8 * 1024 * 1024),
-    # A peer that resets streams as fast as it can has to answer a ping for each.
+    # A peer that resets streams as fast as it can would make the transport cancel the
+    # calls of others: it has to answer a ping for each.
     ("grpc.http2.ping_on_rst_stream_percent", 100),
     ("grpc.max_metadata_size", 1024 * 1024),
     ("grpc.absolute_max_metadata_size", 1024 * 1024),

@@ -1,14 +1,19 @@
 """Which calls run, which wait, and which are refused at once.
 
 Work that cannot be finished in time must not be begun: without a bound, an overloaded
-CA signs certificates that nobody waits for any more. The bound is on the number of
-calls and on the time they would wait, and what is above it is answered by a thread of
-its own, so that a refusal does not queue behind the work.
+CA signs certificates that nobody waits for any more. The bound is on the time that a
+call has waited, and what is above it is answered by a thread of its own, so that a
+refusal does not queue behind the work.
+
+Nobody is refused sooner, as long as there is room for the call: Istio's client asks
+five times and waits 1.5 s in all between, so refusals at once would use up the attempts
+of a whole mesh before it can be served.
 
 There is no lock of ours on the way of a call: several threads would stand in line for
 it. Adding to and taking from a dict are atomic, and that is all that is needed.
 """
 
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -17,8 +22,11 @@ from concurrent.futures import wait as wait_for
 from typing import Any
 
 _SWEEP_SECONDS = 0.1
-_WEIGHT = 0.05
-"""Of the newest call in the mean: some 20 calls decide."""
+_CROWDED = 4
+"""So many calls that wait for each thread are a crowd."""
+_SWITCH_SECONDS = sys.getswitchinterval()
+_CROWDED_SWITCH_SECONDS = 0.0005
+"""How long a thread may run Python while others want to."""
 
 
 class SteadyPool(ThreadPoolExecutor):
@@ -87,9 +95,9 @@ class CallPool(SteadyPool):
         super().__init__(threads, "call")
         self.queue_seconds = queue_seconds
         self.in_flight = in_flight
-        self._mean_seconds = 0.0
         self._waiting: dict[_Ticket, None] = {}
         self._live: dict[_Ticket, None] = {}
+        self._is_crowded = False
         self._is_idle_wanted = False
         self._idle = threading.Event()
         self._closing = threading.Event()
@@ -110,18 +118,8 @@ class CallPool(SteadyPool):
         self._sweeper.start()
 
     def excess(self) -> str:
-        """Return why a call that comes now is one too many, or an empty text.
-
-        The wait is foreseen from the calls before it and what a call takes on average.
-        """
-        if len(self._live) >= self.in_flight:
-            return "in_flight"
-        wait = len(self._waiting) * self._mean_seconds / self._width
-        return "queue" if wait > self.queue_seconds else ""
-
-    def worked(self, seconds: float) -> None:
-        """Learn how long a call's work took: not its waiting for a slow peer."""
-        self._mean_seconds += (seconds - self._mean_seconds) * _WEIGHT
+        """Return why a call that comes now is one too many, or an empty text."""
+        return "in_flight" if len(self._live) >= self.in_flight else ""
 
     def is_overdue(self, arrived: float) -> bool:
         """Say whether a call that came at `arrived` has waited too long."""
@@ -171,10 +169,22 @@ class CallPool(SteadyPool):
 
     def _sweep(self) -> None:
         while not self._closing.wait(_SWEEP_SECONDS):
+            self._let_listener_in()
             for ticket in tuple(self._waiting):  # in the order that they came
                 if not self.is_overdue(ticket.arrived):
                     break
                 self._run(ticket)
+        sys.setswitchinterval(_SWITCH_SECONDS)
+
+    def _let_listener_in(self) -> None:
+        # One thread takes in all calls and sends all refusals. It stands in line for
+        # Python's lock behind every thread that works: with turns of 5 ms, calls would
+        # grow old where nobody looks at their age.
+        is_crowded = len(self._waiting) > self._width * _CROWDED
+        if is_crowded is not self._is_crowded:
+            self._is_crowded = is_crowded
+            turn = _CROWDED_SWITCH_SECONDS if is_crowded else _SWITCH_SECONDS
+            sys.setswitchinterval(turn)
 
 
 def _refused(error: RuntimeError) -> "Future[Any]":

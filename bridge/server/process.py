@@ -20,6 +20,7 @@ from bridge.ledger.settle import settle
 from bridge.metrics import Metrics
 from bridge.own import OwnCertificates
 from bridge.server.app import Server
+from bridge.server.memory import Trimmer
 from bridge.server.place import ALONE, Place
 from bridge.server.status import status_name
 from bridge.signing import Signing
@@ -34,8 +35,14 @@ _COLLECT_AFTER = (50_000, 20, 100)
 
 
 def harden() -> None:
-    """Let this process leave no core dump: it holds keys."""
+    """Let this process leave no core dump, and hold many connections.
+
+    It holds keys. And of files, which connections are, a shell allows it 1,024: fewer
+    than a mesh has proxies.
+    """
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def take_turns() -> None:
@@ -108,6 +115,9 @@ class Process:
         # A request leaves no cycles behind; looking for them after every 700 objects
         # takes a fourteenth of the processor.
         gc.set_threshold(*_COLLECT_AFTER)
+        if (trimmer := Trimmer.of_this_process()) is not None:
+            trimmer.start()
+            self._parts.callback(trimmer.close)
 
     def reload(self, config: BridgeConfig) -> None:
         """Put another configuration in service: as a whole, or not at all.

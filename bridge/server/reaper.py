@@ -2,39 +2,66 @@
 
 A thread that waits for a message waits without an end: grpc has no time limit there,
 and a peer needs no credential to begin a call. So somebody else looks at the clock.
+
+An honest message comes with its call, but not always soon: a server that a thousand
+connections come in on reads late. So one that waits alone is let wait for long; only
+when many wait at the same time, and so hold up others, they are given up sooner.
 """
 
 import threading
 import time
+from collections.abc import Callable
 from typing import Protocol
 
-_LOOK_SECONDS = 0.25
+_LOOK_SECONDS = 0.05
+_MOST_LATE_SECONDS = 0.1
+"""Counted of the time between two looks: in the rest, this process did not run."""
 _HONEST_SECONDS = 0.25
+_HOSTILE_PART = 0.2
+"""Of the honest seconds, once calls had to be given up."""
+_MEMORY_SECONDS = 10.0
+"""So long is remembered who was given up."""
+_MOST_PEERS = 10_000
 
 
-class Cancellable(Protocol):
-    """The part of a call's context that is needed."""
+class Waiting(Protocol):
+    """A call whose message is waited for."""
 
-    def cancel(self) -> object:
-        """End the call; whoever waits for its message is woken with an error."""
+    def give_up(self) -> None:
+        """Wake whoever waits for the message: it is not waited for any longer."""
+
+    def peer(self) -> str:
+        """Return the connection that the call came on."""
 
 
 class Reaper:
-    """Cancels calls that are watched for too long, or that are too many.
+    """Gives up calls that are watched for too long, or that are too many.
 
     Args:
         seconds: The longest that a message is waited for.
-        most: How many are waited for at a time.
-        honest_seconds: A call may wait this long, whatever else is waited for.
+        most: So many are too many to be waited for at a time, but for a moment.
+        honest_seconds: That moment: calls that wait for longer are fewer than `most`.
+        knows_peers: Who is given up is known by its connection for a while. Not where
+            somebody in front of us brings the calls of all in one.
     """
 
     def __init__(
-        self, seconds: float, most: int, honest_seconds: float = _HONEST_SECONDS
+        self,
+        seconds: float,
+        most: int,
+        *,
+        honest_seconds: float = _HONEST_SECONDS,
+        knows_peers: bool = True,
     ) -> None:
         self.seconds = seconds
-        self._honest_seconds = honest_seconds
         self._most = most
-        self._watched: dict[int, tuple[float, Cancellable]] = {}
+        self._honest_seconds = honest_seconds
+        self._knows_peers = knows_peers
+        # Seconds in which this process ran: what it was held up for, no peer pays for.
+        self._now = 0.0
+        self._hostile_until = 0.0
+        self._given_up: dict[str, float] = {}
+        self._watched: dict[int, tuple[float, Waiting]] = {}
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="stalled-calls")
 
@@ -48,41 +75,73 @@ class Reaper:
         if self._thread.ident is not None:
             self._thread.join()
 
-    def watching(self, call: Cancellable) -> "_Watched":
-        """Watch `call` until the block ends.
-
-        An honest message comes with the call. Where many are waited for, somebody
-        may hold threads on purpose, and a call that has waited for some time already
-        is given up for this one.
-        """
-        if len(self._watched) >= self._most:
-            self._give_up_oldest()
+    def watching(self, call: Waiting) -> "_Watched":
+        """Watch `call` until the block ends."""
         key = id(call)
-        self._watched[key] = (time.monotonic() + self.seconds, call)
+        self._watched[key] = (self._now, call)
         return _Watched(self._watched, key)
 
-    def _give_up_oldest(self) -> None:
-        # Adding to a dict and taking from it are atomic, looking at its first is not.
-        try:
-            oldest = next(iter(self._watched))
-        except (RuntimeError, StopIteration):
+    def has_given_up(self, peer: Callable[[], str]) -> bool:
+        """Say whether a call of this connection was given up of late."""
+        if not self._given_up:
+            return False
+        return self._given_up.get(peer(), 0.0) > self._now
+
+    def look(self, seconds: float) -> None:
+        """Give up what is to be given up.
+
+        Args:
+            seconds: Since the last look.
+        """
+        self._now += min(seconds, _MOST_LATE_SECONDS)
+        now = self._now
+        patience = self._honest_seconds
+        if now < self._hostile_until:
+            patience *= _HOSTILE_PART
+        waiting = [(now - since, call) for since, call in self._snapshot()]
+        slow = [call for waited, call in waiting if waited > patience]
+        if len(slow) >= self._most:
+            self._hostile_until = now + _MEMORY_SECONDS
+            for call in slow:
+                self._give_up(call)
             return
-        until, call = self._watched.get(oldest, (0.0, None))
-        has_waited = time.monotonic() - (until - self.seconds)
-        if call is not None and has_waited > self._honest_seconds:
-            self._watched.pop(oldest, None)
-            call.cancel()
+        for waited, call in waiting:
+            if waited > self.seconds:
+                self._give_up(call)
+
+    def _snapshot(self) -> tuple[tuple[float, Waiting], ...]:
+        return tuple(self._watched.copy().values())  # a copy is atomic
+
+    def _give_up(self, call: Waiting) -> None:
+        if self._knows_peers:
+            self._remember(call)
+        call.give_up()
+
+    def _remember(self, call: Waiting) -> None:
+        given_up, now = self._given_up, self._now
+        if len(given_up) >= _MOST_PEERS:
+            given_up.pop(next(iter(given_up)))
+        peer = call.peer()
+        given_up.pop(peer, None)
+        given_up[peer] = now + _MEMORY_SECONDS
 
     def _run(self) -> None:
+        last = time.monotonic()
         while not self._closing.wait(_LOOK_SECONDS):
-            now = time.monotonic()
-            for until, call in tuple(self._watched.values()):
-                if until < now:
-                    call.cancel()
+            last, before = time.monotonic(), last
+            self.look(last - before)
+            self._forget()
+
+    def _forget(self) -> None:
+        # In the order that they were given up.
+        for peer, until in tuple(self._given_up.items()):
+            if until > self._now:
+                return
+            self._given_up.pop(peer, None)
 
 
 class _Watched:
-    def __init__(self, watched: dict[int, tuple[float, Cancellable]], key: int) -> None:
+    def __init__(self, watched: dict[int, tuple[float, Waiting]], key: int) -> None:
         self._watched = watched
         self._key = key
 

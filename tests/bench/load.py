@@ -76,6 +76,19 @@ def build(source: Path) -> Programs:
         BenchError: `source` is not there.
         BuildError: The programs cannot be built.
     """
+    copy = _copy(source)
+    return Programs(
+        client=gobuild.build(copy, "./cmd/caload"),
+        peer=gobuild.build(copy, "./cmd/istioca"),
+    )
+
+
+def build_client(source: Path) -> Path:
+    """Build the load client alone. See `build`."""
+    return gobuild.build(_copy(source), "./cmd/caload")
+
+
+def _copy(source: Path) -> Path:
     if not (source / "go.mod").is_file():
         raise BenchError(
             f"the peers are not in {source}: set MESHCA_PEERS to the folder that has "
@@ -88,10 +101,7 @@ def build(source: Path) -> Programs:
     # The build completes go.sum, and that folder is not ours to write to.
     copy = gobuild.cache_folder() / "peers" / state.hexdigest()[:24]
     shutil.copytree(source, copy, dirs_exist_ok=True)
-    return Programs(
-        client=gobuild.build(copy, "./cmd/caload"),
-        peer=gobuild.build(copy, "./cmd/istioca"),
-    )
+    return copy
 
 
 def measure_peer(load: Load, folder: Path) -> Result:

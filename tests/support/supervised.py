@@ -44,9 +44,15 @@ class Supervised(Bridge):
     """See `Bridge`."""
 
     def __init__(
-        self, folder: Path, workers: int, overrides: Mapping[str, Any] | None = None
+        self,
+        folder: Path,
+        workers: int,
+        overrides: Mapping[str, Any] | None = None,
+        **more: Any,
     ) -> None:
-        super().__init__(folder, overrides={"workers": workers, **(overrides or {})})
+        """Write its configuration; `more` is as `Bridge` wants it."""
+        changed = {"workers": workers, **(overrides or {})}
+        super().__init__(folder, overrides=changed, **more)
 
     def ask(self, *audiences: str, address: str = "") -> Answer:
         """Get a certificate over a connection of its own."""
@@ -63,6 +69,17 @@ class Supervised(Bridge):
         """Return the worker processes."""
         path = Path(f"/proc/{self.pid}/task/{self.pid}/children")
         return [int(pid) for pid in path.read_text().split()]
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether the parent is not there, to be started again."""
+        return self._process is None
+
+    def forget(self) -> None:
+        """Take leave of a parent that was killed."""
+        if self._process is not None:
+            self._process.wait(timeout=WAIT_SECONDS)
+            self._process = None
 
     def hang_up(self) -> None:
         os.kill(self.pid, signal.SIGHUP)

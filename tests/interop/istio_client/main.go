@@ -4,15 +4,13 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
 	"regexp"
 
 	"istio.io/istio/pkg/log"
-	"istio.io/istio/pkg/security"
-	"istio.io/istio/security/pkg/credentialfetcher/plugin"
-	"istio.io/istio/security/pkg/nodeagent/caclient/providers/citadel"
 	pkiutil "istio.io/istio/security/pkg/pki/util"
 )
 
@@ -22,6 +20,7 @@ type options struct {
 	cluster, signer            string
 	csr, csrFile, identity     string
 	ttl                        int64
+	storm                      int
 }
 
 // answer is what is printed. Either the chain is there, or the code and the error.
@@ -47,9 +46,16 @@ func main() {
 	flag.StringVar(&o.csrFile, "csr-file", "", "send this PEM file as the CSR")
 	flag.StringVar(&o.identity, "identity", "spiffe://cluster.local/ns/shop/sa/web", "SPIFFE ID in the CSR")
 	flag.Int64Var(&o.ttl, "ttl", 86400, "wanted lifetime in seconds")
+	flag.IntVar(&o.storm, "storm", 0, "so many clients at once; -token is then a folder with their tokens: 0, 1, 2 ...")
 	flag.Parse()
-	quiet()
-	out, err := ask(o)
+	quiet(o)
+	var out any
+	var err error
+	if o.storm > 0 {
+		out, err = storm(o)
+	} else {
+		out, err = ask(o)
+	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "istio_client:", err)
 		os.Exit(2)
@@ -60,10 +66,17 @@ func main() {
 	}
 }
 
-// quiet moves Istio's log from stdout, where the answer goes, to stderr.
-func quiet() {
+// quiet moves Istio's log from stdout, where the answer goes, to stderr. A storm has none: it would cost more
+// than the calls.
+func quiet(o options) {
 	logging := log.DefaultOptions()
 	logging.OutputPaths = []string{"stderr"}
+	if o.storm > 0 {
+		for _, scope := range log.Scopes() {
+			scope.SetOutputLevel(log.NoneLevel)
+			logging.SetDefaultOutputLevel(scope.Name(), log.NoneLevel)
+		}
+	}
 	if err := log.Configure(logging); err != nil {
 		fmt.Fprintln(os.Stderr, "istio_client:", err)
 		os.Exit(2)
@@ -75,13 +88,7 @@ func ask(o options) (*answer, error) {
 	if err != nil {
 		return nil, err
 	}
-	client, err := citadel.NewCitadelClient(&security.Options{
-		CAEndpoint:    o.address,
-		CAEndpointSAN: o.serverName,
-		ClusterID:     o.cluster,
-		CertSigner:    o.signer,
-		CredFetcher:   plugin.CreateTokenPlugin(o.token),
-	}, &citadel.TLSOptions{RootCert: o.roots, Cert: o.cert, Key: o.key})
+	client, err := newClient(o, o.token)
 	if err != nil {
 		return nil, err
 	}
@@ -114,6 +121,8 @@ func newCSR(o options) (csr, key []byte, err error) {
 	}
 	return pkiutil.GenCSR(wanted)
 }
+
+var errNotPEM = errors.New("the leaf is not PEM")
 
 var rpcError = regexp.MustCompile(`code = (\w+) desc = `)
 

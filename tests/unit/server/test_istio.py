@@ -22,6 +22,7 @@ from bridge.errors import (
     TTLError,
 )
 from bridge.identity.caller import CertificateCredential, TokenCredential
+from bridge.server.istio import METHOD
 from tests.support.serving import ISSUED, WAIT_SECONDS, Held, ListenerCA, Served
 
 REQUEST = IstioCertificateRequest(csr="pem", validity_duration=3600)
@@ -289,13 +290,36 @@ def test_a_message_that_never_comes_frees_its_thread(
             over.wait(WAIT_SECONDS)
             yield from ()
 
-        stalled = served.channel().stream_unary(
-            "/istio.v1.auth.IstioCertificateService/CreateCertificate"
-        )
+        stalled = served.channel().stream_unary(METHOD)
         future = stalled.future(nothing())
         served.stub()(REQUEST, timeout=WAIT_SECONDS)
-        assert failure(lambda: future.result(WAIT_SECONDS))[0] == "CANCELLED"
+        code, text = failure(lambda: future.result(WAIT_SECONDS))
+        # Istio's client asks again after this, and does not after CANCELLED.
+        assert (code, text.split(":")[0]) == ("RESOURCE_EXHAUSTED", "overload.stalled")
+        assert served.counted("meshca_shed_total", {"reason": "stalled"}) == 1
         over.set()
+
+
+def test_a_connection_whose_message_did_not_come_gets_no_other_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bridge.server.app._LONGEST_MESSAGE_SECONDS", 0.1)
+    with Served(tmp_path, limits="{threads: 1}") as served:
+        over = threading.Event()
+
+        def nothing() -> Iterator[bytes]:
+            over.wait(WAIT_SECONDS)
+            yield from ()
+
+        channel = served.channel()
+        stalled = channel.stream_unary(METHOD).future(nothing())
+        assert failure(lambda: stalled.result(WAIT_SECONDS))[0] == "RESOURCE_EXHAUSTED"
+        over.set()
+        again = channel.unary_unary(METHOD)
+        code, text = failure(lambda: again(b"", timeout=WAIT_SECONDS))
+        assert (code, text.split(":")[0]) == ("RESOURCE_EXHAUSTED", "overload.stalled")
+        served.stub()(REQUEST, timeout=WAIT_SECONDS)
+        assert len(served.issuance.calls) == 1
 
 
 def eventually(condition: Callable[[], bool]) -> None:

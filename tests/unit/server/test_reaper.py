@@ -1,36 +1,119 @@
-"""Who is given up when too many messages do not come."""
+"""Whose calls are given up when their messages do not come."""
 
+from contextlib import ExitStack
+
+import pytest
+
+from bridge.server import reaper as module
 from bridge.server.reaper import Reaper
+
+TICK = 0.05
 
 
 class Call:
-    def __init__(self) -> None:
-        self.cancelled = False
+    def __init__(self, peer: str = "ipv4:127.0.0.1:1") -> None:
+        self.given_up = False
+        self._peer = peer
 
-    def cancel(self) -> None:
-        self.cancelled = True
+    def give_up(self) -> None:
+        self.given_up = True
 
-
-def test_of_too_many_the_one_that_waited_longest_is_given_up() -> None:
-    reaper = Reaper(60, most=2, honest_seconds=-1.0)
-    calls = [Call() for _ in range(3)]
-    with reaper.watching(calls[0]), reaper.watching(calls[1]):
-        assert not any(call.cancelled for call in calls)
-        with reaper.watching(calls[2]):
-            assert [call.cancelled for call in calls] == [True, False, False]
+    def peer(self) -> str:
+        return self._peer
 
 
-def test_a_call_that_has_just_come_is_not_given_up() -> None:
-    reaper = Reaper(60, most=1)
-    first, second = Call(), Call()
+def look_for(reaper: Reaper, seconds: float) -> None:
+    for _ in range(round(seconds / TICK)):
+        reaper.look(TICK)
+
+
+def test_one_that_waits_alone_is_waited_for_until_its_time_is_over() -> None:
+    reaper, call = Reaper(2, most=2), Call()
+    with reaper.watching(call):
+        look_for(reaper, 1.9)
+        assert not call.given_up
+        look_for(reaper, 0.2)
+        assert call.given_up
+
+
+def test_of_too_many_all_that_waited_for_more_than_a_moment_are_given_up() -> None:
+    reaper = Reaper(60, most=2)
+    first, second, newcomer = Call(), Call(), Call()
     with reaper.watching(first), reaper.watching(second):
-        assert not first.cancelled
+        look_for(reaper, 0.2)
+        assert [first.given_up, second.given_up] == [False, False]
+        with reaper.watching(newcomer):
+            look_for(reaper, 0.1)
+    assert [first.given_up, second.given_up] == [True, True]
+    assert not newcomer.given_up
 
 
-def test_who_got_its_message_is_no_longer_watched() -> None:
-    reaper = Reaper(60, most=1, honest_seconds=-1.0)
+def test_who_got_its_message_does_not_count() -> None:
+    reaper = Reaper(60, most=2)
     first, second = Call(), Call()
     with reaper.watching(first):
-        pass
-    with reaper.watching(second):
-        assert not first.cancelled
+        with reaper.watching(second):
+            look_for(reaper, 0.2)
+        look_for(reaper, 0.2)
+    assert not first.given_up
+
+
+def test_time_in_which_the_process_did_not_run_is_nobodys_fault() -> None:
+    reaper = Reaper(60, most=2)
+    first, second = Call(), Call()
+    with reaper.watching(first), reaper.watching(second):
+        reaper.look(30.0)
+        assert [first.given_up, second.given_up] == [False, False]
+
+
+def test_once_there_were_too_many_the_next_have_less_time() -> None:
+    reaper = Reaper(60, most=2)
+    with reaper.watching(Call()), reaper.watching(Call()):
+        look_for(reaper, 0.3)
+    first, second = Call(), Call()
+    with reaper.watching(first), reaper.watching(second):
+        look_for(reaper, 0.1)
+    assert [first.given_up, second.given_up] == [True, True]
+
+
+def test_a_connection_whose_call_was_given_up_is_known_for_a_while() -> None:
+    reaper = Reaper(0.1, most=2)
+    assert not reaper.has_given_up(lambda: "a")
+    with reaper.watching(Call("a")):
+        look_for(reaper, 0.2)
+    assert reaper.has_given_up(lambda: "a")
+    assert not reaper.has_given_up(lambda: "b")
+    look_for(reaper, module._MEMORY_SECONDS + TICK)
+    assert not reaper.has_given_up(lambda: "a")
+
+
+def test_behind_a_proxy_nobody_is_known_by_the_connection() -> None:
+    reaper = Reaper(0.1, most=2, knows_peers=False)
+    call = Call("a")
+    with reaper.watching(call):
+        look_for(reaper, 0.2)
+    assert call.given_up
+    assert not reaper.has_given_up(lambda: "a")
+
+
+def test_how_long_a_moment_is_depends_on_the_mesh() -> None:
+    reaper = Reaper(60, most=2, honest_seconds=1.0)
+    first, second = Call(), Call()
+    with reaper.watching(first), reaper.watching(second):
+        look_for(reaper, 0.9)
+        assert [first.given_up, second.given_up] == [False, False]
+        look_for(reaper, 0.2)
+    assert [first.given_up, second.given_up] == [True, True]
+
+
+def test_so_many_connections_are_remembered_and_no_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "_MOST_PEERS", 2)
+    reaper = Reaper(0.1, most=9)
+    with ExitStack() as stack:
+        for peer in ("a", "b", "c"):
+            stack.enter_context(reaper.watching(Call(peer)))
+        look_for(reaper, 0.2)
+    assert len(reaper._given_up) == 2
+    assert reaper.has_given_up(lambda: "c")

@@ -1,0 +1,180 @@
+"""What the parts of the soak stand on: a served bridge, load on it, a look at it."""
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from bridge.hierarchy.throwaway import KeyAlgorithm
+from tests.bench.load import CLIENT_CORE, SERVER_CORE, BenchError
+from tests.support.harness import PEER_SERVER_NAME
+from tests.support.supervised import Supervised
+from tests.support.tokens import TokenIssuer
+
+TRUST_DOMAIN = "cluster.local"
+_MOST_ERRORS = 0.01
+"""On a machine that others use, a call may wait too long."""
+_TICKS = os.sysconf("SC_CLK_TCK")
+_TOKENS = 10_000
+"""Distinct; the bridge remembers none, so each use of one is checked anew."""
+
+
+def say(*lines: str) -> None:
+    """Tell how far the run is."""
+    for line in lines:
+        sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sizes:
+    """How much is asked of the bridge."""
+
+    kills: int
+    seconds: float
+    """Of each overload and of each measured run."""
+    clients: int
+    """Of a storm."""
+    issuances: int
+    """Over which memory is watched."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ground:
+    """Where the parts run."""
+
+    folder: Path
+    """On a disk, not in memory."""
+    caload: Path
+    istio_client: Path
+    sizes: Sizes
+    ca_key: KeyAlgorithm = "p256"
+
+    @cached_property
+    def issuer(self) -> TokenIssuer:
+        """Signs the tokens of all callers."""
+        return TokenIssuer()
+
+    @cached_property
+    def tokens(self) -> Path:
+        """A file of tokens, one a line."""
+        path = self.folder / "tokens"
+        say(f"making {_TOKENS} tokens")
+        self.issuer.write_many(path, _TOKENS)
+        return path
+
+    def bridge(
+        self, name: str, *, workers: int = 0, core: str | None = SERVER_CORE
+    ) -> Supervised:
+        """Make a bridge that is not started yet.
+
+        Args:
+            name: Of its folder.
+            workers: 0 for one process.
+            core: That it keeps to; None for all.
+        """
+        return Supervised(
+            self.folder / name,
+            workers,
+            issuers=[self.issuer],
+            trust_domain=TRUST_DOMAIN,
+            ca_key=self.ca_key,
+            prefix=("taskset", "-c", core) if core is not None else (),
+        )
+
+    @contextmanager
+    def load(
+        self,
+        bridge: Supervised,
+        *options: str,
+        core: str | None = CLIENT_CORE,
+        watch: Mapping[str, int] | None = None,
+    ) -> Iterator["Load"]:
+        """Run the load client beside the block; see `caload -h` for `options`."""
+        watched = ",".join(f"{name}={pid}" for name, pid in (watch or {}).items())
+        command: list[str | Path] = ["taskset", "-c", core] if core else []
+        command += [self.caload, "-front", "istio", "-json"]
+        command += ["-addr", bridge.address, "-root", bridge.roots]
+        command += ["-server-name", PEER_SERVER_NAME, "-token-file", self.tokens]
+        command += [*(("-watch", watched) if watched else ()), *options]
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as process:
+            try:
+                yield Load(process, time.monotonic())
+            finally:
+                process.kill()
+
+    def measured(self, bridge: Supervised, *options: str, **how: Any) -> dict[str, Any]:
+        """Run the load client to its end and return its report."""
+        with self.load(bridge, *options, **how) as load:
+            return load.report()
+
+    def highest_rate(self, bridge: Supervised) -> float:
+        """Return the certificates a second of a server that is kept busy."""
+        seconds = min(10.0, self.sizes.seconds)
+        report = self.measured(bridge, "-warmup", "2s", "-duration", f"{seconds}s")
+        rate = float(report["ok_per_second"])
+        say(f"highest rate {rate:.0f}/s, p99 {report['p99_ms']:.0f} ms")
+        if sum(report["errors"].values()) > report["ok"] * _MOST_ERRORS:
+            raise BenchError(f"the load that sets the rate had errors: {report}")
+        return rate
+
+
+class Load:
+    """A load client that runs."""
+
+    def __init__(self, process: "subprocess.Popen[str]", began: float) -> None:
+        self._process = process
+        self.began = began
+        """By `time.monotonic()`."""
+
+    def report(self) -> dict[str, Any]:
+        """Wait for the end; return what it saw.
+
+        Raises:
+            BenchError: It could not do its work.
+        """
+        out, error = self._process.communicate()
+        if self._process.returncode:
+            raise BenchError(f"the load client failed: {error}")
+        found: dict[str, Any] = json.loads(out)
+        return found
+
+    def require_running(self) -> None:
+        """Raise BenchError if it has ended."""
+        if self._process.poll() is not None:
+            raise BenchError(f"the load ended too early: {self._process.communicate()}")
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What one process holds at a moment."""
+
+    resident_kb: int
+    files: int
+    threads: int
+    cpu_seconds: float
+
+    @classmethod
+    def at(cls, pid: int) -> "Look":
+        """Look at a process."""
+        status = dict(
+            line.split(":", 1)
+            for line in Path(f"/proc/{pid}/status").read_text().splitlines()
+        )
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return cls(
+            int(status["VmRSS"].split()[0]),
+            len(list(Path(f"/proc/{pid}/fd").iterdir())),
+            int(status["Threads"]),
+            sum(map(int, itertools.islice(fields, 11, 13))) / _TICKS,
+        )

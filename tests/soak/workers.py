@@ -1,0 +1,106 @@
+"""Two workers beside one: no serial number twice, no row lost, no CPU time wasted."""
+
+import statistics
+from contextlib import ExitStack
+from typing import Any
+
+from tests.soak.ground import Ground, Look, say
+from tests.soak.result import Fault, Result
+from tests.support.kills import Intents
+from tests.support.supervised import Supervised, await_true
+
+_CLIENTS = 4
+_ROUNDS = 3
+_MORE_CPU = 0.1
+_MOST_SECONDS = 15.0
+
+
+def run(ground: Ground) -> Result:
+    """Run one worker and two in turn, under four clients."""
+    result = Result("workers")
+    cpu: dict[int, list[float]] = {1: [], 2: []}
+    rates: dict[int, list[float]] = {1: [], 2: []}
+    repeated = issued = 0
+    for number in range(_ROUNDS):
+        for workers in (1, 2):
+            bridge = ground.bridge(
+                f"workers-{workers}-{number}", workers=workers, core=None
+            )
+            with bridge:
+                await_true(lambda: _are_up(bridge, workers))  # noqa: B023 - called here
+                used, reports = _loaded(ground, bridge)
+            answers = sum(report["ok"] for report in reports)
+            cpu[workers].append(used / answers * 1e6)
+            rates[workers].append(sum(report["ok_per_second"] for report in reports))
+            intents = _agreeing(bridge)
+            repeated += len(intents.repeated)
+            repeated += sum(report["duplicate_serials"] for report in reports)
+            issued += answers
+            say(
+                f"{workers} workers: {rates[workers][-1]:.0f}/s, "
+                f"{cpu[workers][-1]:.0f} us a request"
+            )
+    _judge(result, cpu, rates, repeated, issued)
+    return result
+
+
+def _are_up(bridge: Supervised, workers: int) -> bool:
+    return bridge.metric("meshca_worker_up") == workers
+
+
+def _loaded(ground: Ground, bridge: Supervised) -> tuple[float, list[dict[str, Any]]]:
+    seconds = min(_MOST_SECONDS, ground.sizes.seconds)
+    before = _cpu_seconds(bridge)
+    with ExitStack() as stack:
+        # Paced below what two cores can do, clients and all: then a worker's time does
+        # not depend on who else waits for its core.
+        options = ("-warmup", "0s", "-duration", f"{seconds}s", "-inflight", "8")
+        loads = [
+            stack.enter_context(ground.load(bridge, *options, core=None))
+            for _ in range(_CLIENTS)
+        ]
+        reports = [load.report() for load in loads]
+    return _cpu_seconds(bridge) - before, reports
+
+
+def _cpu_seconds(bridge: Supervised) -> float:
+    return sum(Look.at(pid).cpu_seconds for pid in bridge.children())
+
+
+def _agreeing(bridge: Supervised) -> Intents:
+    intents = Intents(bridge.folder / "journal")
+    intents.read()
+    bridge.require_sound_ledger()
+    checked = bridge.run("ledger", "verify", "--archive")
+    if checked.returncode or " to come" in checked.stdout:
+        raise AssertionError(checked.stdout + checked.stderr)
+    return intents
+
+
+def _judge(
+    result: Result,
+    cpu: dict[int, list[float]],
+    rates: dict[int, list[float]],
+    repeated: int,
+    issued: int,
+) -> None:
+    one, two = (statistics.median(cpu[workers]) for workers in (1, 2))
+    more = two / one - 1
+    result.figures |= {"cpu_us": cpu, "per_second": rates, "issued": issued}
+    text = f"{issued:,} certificates of {_CLIENTS} clients: {repeated} repeated serials"
+    result.judge(text, good=repeated == 0)
+    result.judge("journals and archive agree to the row", good=True)
+    text = (
+        f"CPU of a request: {one:.0f} us with one worker, {two:.0f} us with two "
+        f"({more:+.0%}, bound {_MORE_CPU:+.0%}); {statistics.median(rates[1]):.0f} and "
+        f"{statistics.median(rates[2]):.0f} a second, clients on the same cores"
+    )
+    result.judge(text, good=more <= _MORE_CPU)
+    result.faults.append(
+        Fault(
+            fault=f"{_CLIENTS} clients of two workers at once",
+            saw=f"{issued:,} certificates, {repeated} serial numbers twice",
+            on_record="journals and archive agree to the row",
+            recovery="-",
+        )
+    )
