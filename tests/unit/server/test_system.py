@@ -5,7 +5,7 @@ CODE = """
 import resource
 _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
 resource.setrlimit(resource.RLIMIT_NOFILE, (256, most))
-from bridge.server.process import harden
+from bridge.server.system import harden
 harden()
 print(resource.getrlimit(resource.RLIMIT_NOFILE) == (most, most))
 print(resource.getrlimit(resource.RLIMIT_CORE))
