@@ -137,7 +137,11 @@ class Held:
 
 
 def linkerd_server(
-    folder: Path, issuance: ScriptedIssuance, metrics: Metrics
+    folder: Path,
+    issuance: ScriptedIssuance,
+    metrics: Metrics,
+    *,
+    listen: str = "127.0.0.1:0",
 ) -> Server:
     """Make a server with Linkerd's front alone; nothing is issued for itself."""
 
@@ -146,7 +150,7 @@ def linkerd_server(
 
     text = _CONFIG.format(listen="127.0.0.1:0", limits="{threads: 2}", tls="{}")
     tree = yaml.safe_load(text)
-    tree["fronts"] = {"linkerd": {"listen": "127.0.0.1:0", "cluster": "second"}}
+    tree["fronts"] = {"linkerd": {"listen": listen, "cluster": "second"}}
     tree["clusters"] += [{**tree["clusters"][0], "name": "second"}]
     return Server(
         parse(yaml.safe_dump(tree), folder / "bridge.yaml"),
