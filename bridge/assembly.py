@@ -15,6 +15,7 @@ from bridge.clock import Clock
 from bridge.clusters import ClusterRegistry
 from bridge.config import BridgeConfig, IssuingCAConfig
 from bridge.errors import BridgeError, ConfigError, PluginError
+from bridge.policy.buckets import Buckets
 from bridge.policy.ceilings import Ceilings
 from bridge.policy.issued import PinnedIssuer
 from bridge.policy.linkerd import LinkerdNames
@@ -35,6 +36,8 @@ class Assembly:
     clock: Clock
     warn: Callable[[str], None]
     """Tells the operator something that is legal and unwise."""
+    buckets: Buckets | None = None
+    """Of the ceilings of all workers; None where one process serves."""
 
     def snapshot(self, previous: ClusterRegistry | None = None) -> Snapshot:
         """Build everything that requests decide by.
@@ -84,7 +87,7 @@ class Assembly:
             trust_domains=self._trust_domains(),
             policy=IssuancePolicy.of(self.config.issuance),
             clusters=clusters,
-            ceilings=Ceilings.of(self.config.limits),
+            ceilings=Ceilings.of(self.config.limits, self.buckets),
             probe_names=self._probe_names(),
             linkerd=self._linkerd(),
         )

@@ -5,13 +5,12 @@ is what the burst is for. What comes again and again above the rate is a loop so
 and would fill ledger and disk.
 """
 
-import threading
-from collections import OrderedDict
 from dataclasses import dataclass
 
 from bridge.config import CeilingConfig, LimitsConfig
 from bridge.errors import OverloadedError
 from bridge.identity.caller import Caller
+from bridge.policy.buckets import Buckets, OwnBuckets
 
 _MOST_KEYS = 100_000
 
@@ -24,17 +23,25 @@ class Ceiling:
         burst: Calls that may come at once; at least 1.
         most_keys: Of more keys than this, those that were silent longest are forgotten,
             which can only let a call pass.
+        shared: Holds the buckets, in place of this process alone.
 
     Source:
         The generic cell rate algorithm, ITU-T I.371.
     """
 
-    def __init__(self, rate: float, burst: int, most_keys: int = _MOST_KEYS) -> None:
+    def __init__(
+        self,
+        rate: float,
+        burst: int,
+        most_keys: int = _MOST_KEYS,
+        shared: Buckets | None = None,
+    ) -> None:
         self._step = 1.0 / rate
-        self._slack = self._step * burst
-        self._most_keys = most_keys
-        self._full_at: OrderedDict[str, float] = OrderedDict()
-        self._lock = threading.Lock()
+        # A small grace: sums of steps are not exact.
+        self._slack = self._step * burst * (1 + 1e-9)
+        self._buckets = shared or OwnBuckets(most_keys)
+        # What is shared is shared with ceilings of other kinds and sizes.
+        self._prefix = f"{rate} {burst} " if shared else ""
 
     def admits(self, key: str, now: float) -> bool:
         """Count a call of `key`; False, and not counted, if it is one too many.
@@ -43,16 +50,7 @@ class Ceiling:
             key: Whose bucket.
             now: Seconds of a clock that never goes back.
         """
-        with self._lock:
-            full_at = max(self._full_at.get(key, now), now) + self._step
-            # A small grace: sums of steps are not exact.
-            if full_at - now > self._slack * (1 + 1e-9):
-                return False
-            self._full_at[key] = full_at
-            self._full_at.move_to_end(key)
-            if len(self._full_at) > self._most_keys:
-                self._full_at.popitem(last=False)
-            return True
+        return self._buckets.take(self._prefix + key, now, self._step, self._slack)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +61,12 @@ class Ceilings:
     per_identity: Ceiling | None
 
     @classmethod
-    def of(cls, config: LimitsConfig) -> "Ceilings":
-        """Make them, all buckets full."""
-        return cls(_ceiling(config.per_cluster), _ceiling(config.per_identity))
+    def of(cls, config: LimitsConfig, shared: Buckets | None = None) -> "Ceilings":
+        """Make them, all buckets full, or as those that share them have left them."""
+        return cls(
+            _ceiling(config.per_cluster, shared),
+            _ceiling(config.per_identity, shared),
+        )
 
     def require(self, caller: Caller, now: float) -> None:
         """Count a call of `caller`.
@@ -89,5 +90,5 @@ class Ceilings:
             )
 
 
-def _ceiling(config: CeilingConfig | None) -> Ceiling | None:
-    return Ceiling(config.rate, config.burst) if config else None
+def _ceiling(config: CeilingConfig | None, shared: Buckets | None) -> Ceiling | None:
+    return Ceiling(config.rate, config.burst, shared=shared) if config else None

@@ -170,7 +170,7 @@ class Front(grpc.GenericRpcHandler, ABC):  # type: ignore[misc]  # grpc has no t
         budget = Budget(deadline, context.is_active)
         budget.require()
         reaper = self._lanes.reaper
-        if reaper.has_given_up(context.peer):
+        if reaper.is_hostile(context.peer):
             raise _overloaded("stalled")
         reception = Reception(messages, context)
         with reaper.watching(reception):
@@ -205,8 +205,7 @@ def _overloaded(excess: str) -> OverloadedError:
     text = {
         "in_flight": "the CA has all the calls that it can take",
         "queue": "the CA could not begin with the call in time",
-        "stalled": "the message of this call, or of others of this connection, has "
-        "not come",
+        "stalled": "several calls of this connection have left their messages out",
     }
     return OverloadedError(text[excess], rule=f"overload.{excess.replace('_', '-')}")
 

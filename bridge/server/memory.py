@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 _LOOK_SECONDS = 1.0
-_GROWTH = 1.05
+_GROWTH = 1.01
 """Below that it is not worth the while."""
 _CALM = 0.5
 """Of a core: who uses more has other things to do."""

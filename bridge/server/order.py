@@ -36,6 +36,11 @@ class Order:
         return Path(self.folder) / self.writer
 
     @property
+    def shared(self) -> Path:
+        """The file of what is counted for all workers together."""
+        return Path(self.folder) / "ceilings"
+
+    @property
     def reason(self) -> Path:
         """The file that says why the worker could not start."""
         return Path(self.folder) / f"{self.writer}.reason"

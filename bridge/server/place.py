@@ -2,6 +2,7 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from pathlib import Path
 
 _OPTIONS = (
     # Messages are small: to measure the line by a ping for each costs more than a
@@ -39,6 +40,8 @@ class Place:
     """Others listen on the same ports. That must be meant, never happen."""
     admin: str | None = None
     """The admin address in place of the configured one."""
+    shared: Path | None = None
+    """The file of what is counted for all workers together."""
 
     def grpc_options(self, streams: int | None) -> tuple[tuple[str, int], ...]:
         """Return how grpc is to serve.

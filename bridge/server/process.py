@@ -17,6 +17,7 @@ from bridge.ledger.ledger import Ledger
 from bridge.ledger.settle import settle
 from bridge.metrics import Metrics
 from bridge.own import OwnCertificates
+from bridge.policy.buckets import SharedBuckets
 from bridge.server.app import Server
 from bridge.server.memory import Trimmer
 from bridge.server.place import ALONE, Place
@@ -52,7 +53,12 @@ class Process:
     ) -> None:
         self._config = config
         self._place = place
-        self._assembly = Assembly(config=config, clock=clock, warn=warn)
+        self._assembly = Assembly(
+            config=config,
+            clock=clock,
+            warn=warn,
+            buckets=SharedBuckets(place.shared) if place.shared else None,
+        )
         self._clock = clock
         self.metrics = Metrics(__version__, clock)
         """What it measures."""

@@ -16,12 +16,16 @@ from typing import Protocol
 _LOOK_SECONDS = 0.05
 _MOST_LATE_SECONDS = 0.1
 """Counted of the time between two looks: in the rest, this process did not run."""
-_HONEST_SECONDS = 0.25
+_HONEST_SECONDS = 0.5
 _HOSTILE_PART = 0.2
-"""Of the honest seconds, once calls had to be given up."""
+"""Of the honest seconds, while there are hostile connections."""
+_STRIKES = 3
+"""So many calls of one connection that were given up make it hostile: Istio's client
+asks again over the connection that it has, so one or two may be bad luck."""
 _MEMORY_SECONDS = 10.0
-"""So long is remembered who was given up."""
+"""So long is a call that was given up remembered."""
 _MOST_PEERS = 10_000
+_NEVER = (0.0, 0)
 
 
 class Waiting(Protocol):
@@ -60,7 +64,7 @@ class Reaper:
         # Seconds in which this process ran: what it was held up for, no peer pays for.
         self._now = 0.0
         self._hostile_until = 0.0
-        self._given_up: dict[str, float] = {}
+        self._given_up: dict[str, tuple[float, int]] = {}
         self._watched: dict[int, tuple[float, Waiting]] = {}
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="stalled-calls")
@@ -81,11 +85,12 @@ class Reaper:
         self._watched[key] = (self._now, call)
         return _Watched(self._watched, key)
 
-    def has_given_up(self, peer: Callable[[], str]) -> bool:
-        """Say whether a call of this connection was given up of late."""
+    def is_hostile(self, peer: Callable[[], str]) -> bool:
+        """Say whether several calls of this connection were given up of late."""
         if not self._given_up:
             return False
-        return self._given_up.get(peer(), 0.0) > self._now
+        until, strikes = self._given_up.get(peer(), _NEVER)
+        return strikes >= _STRIKES and until > self._now
 
     def look(self, seconds: float) -> None:
         """Give up what is to be given up.
@@ -101,7 +106,8 @@ class Reaper:
         waiting = [(now - since, call) for since, call in self._snapshot()]
         slow = [call for waited, call in waiting if waited > patience]
         if len(slow) >= self._most:
-            self._hostile_until = now + _MEMORY_SECONDS
+            if not self._knows_peers:
+                self._hostile_until = now + _MEMORY_SECONDS
             for call in slow:
                 self._give_up(call)
             return
@@ -122,8 +128,10 @@ class Reaper:
         if len(given_up) >= _MOST_PEERS:
             given_up.pop(next(iter(given_up)))
         peer = call.peer()
-        given_up.pop(peer, None)
-        given_up[peer] = now + _MEMORY_SECONDS
+        _, strikes = given_up.pop(peer, _NEVER)
+        given_up[peer] = until, strikes = now + _MEMORY_SECONDS, strikes + 1
+        if strikes >= _STRIKES:
+            self._hostile_until = until
 
     def _run(self) -> None:
         last = time.monotonic()
@@ -134,7 +142,7 @@ class Reaper:
 
     def _forget(self) -> None:
         # In the order that they were given up.
-        for peer, until in tuple(self._given_up.items()):
+        for peer, (until, _) in tuple(self._given_up.items()):
             if until > self._now:
                 return
             self._given_up.pop(peer, None)

@@ -58,6 +58,7 @@ def _serve(
         settles_beside=order.settles_beside,
         shares_ports=True,
         admin=f"{UNIX}{order.socket}",
+        shared=order.shared,
     )
     try:
         config = parse(order.text, Path(order.path))
@@ -72,6 +73,7 @@ def _serve(
     process.stop()
     if is_orphan.is_set():
         # Nobody else is left to take it away; the last worker finds it empty.
+        order.shared.unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             Path(order.folder).rmdir()
     return 0

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from bridge.errors import BackendRefusedError
 from tests.support.supervised import Supervised, await_true, is_alive
 
 pytestmark = pytest.mark.xdist_group("workers")
@@ -76,6 +77,19 @@ def test_workers_leave_when_their_parent_is_killed(tmp_path: Path) -> None:
         with bridge:
             bridge.ask()
     bridge.require_sound_ledger()
+
+
+def test_a_ceiling_is_that_of_all_workers_together(tmp_path: Path) -> None:
+    ceiling = {"per_identity": {"rate": 0.001, "burst": 6}}
+    with Supervised(tmp_path / "served", 2, {"limits": ceiling}) as bridge:
+        await_true(lambda: bridge.metric("meshca_worker_up") == 2)
+        for _ in range(6):
+            bridge.ask()
+        for _ in range(6):  # whichever worker it comes to
+            with pytest.raises(BackendRefusedError, match=r"overload\.identity"):
+                bridge.ask()
+        await_true(lambda: len(bridge.issued_by()) == 2)
+        assert bridge.metric("meshca_shed_total", reason="identity") == 6
 
 
 def test_a_worker_that_hangs_holds_up_no_scrape(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def test_of_too_many_all_that_waited_for_more_than_a_moment_are_given_up() -> No
     reaper = Reaper(60, most=2)
     first, second, newcomer = Call(), Call(), Call()
     with reaper.watching(first), reaper.watching(second):
-        look_for(reaper, 0.2)
+        look_for(reaper, 0.45)
         assert [first.given_up, second.given_up] == [False, False]
         with reaper.watching(newcomer):
             look_for(reaper, 0.1)
@@ -53,8 +53,8 @@ def test_who_got_its_message_does_not_count() -> None:
     first, second = Call(), Call()
     with reaper.watching(first):
         with reaper.watching(second):
-            look_for(reaper, 0.2)
-        look_for(reaper, 0.2)
+            look_for(reaper, 0.45)
+        look_for(reaper, 0.45)
     assert not first.given_up
 
 
@@ -66,34 +66,57 @@ def test_time_in_which_the_process_did_not_run_is_nobodys_fault() -> None:
         assert [first.given_up, second.given_up] == [False, False]
 
 
-def test_once_there_were_too_many_the_next_have_less_time() -> None:
+def strike(reaper: Reaper, peer: str) -> None:
+    call = Call(peer)
+    with reaper.watching(call):
+        while not call.given_up:
+            reaper.look(TICK)
+
+
+def test_a_connection_is_hostile_after_three_calls_for_a_while() -> None:
+    # Istio's client asks again over the same connection: one of them may be bad luck.
+    reaper = Reaper(0.1, most=2)
+    found = []
+    for _ in range(3):
+        found.append(reaper.is_hostile(lambda: "a"))
+        strike(reaper, "a")
+    assert found == [False, False, False]
+    assert reaper.is_hostile(lambda: "a")
+    assert not reaper.is_hostile(lambda: "b")
+    look_for(reaper, module._MEMORY_SECONDS + TICK)
+    assert not reaper.is_hostile(lambda: "a")
+
+
+@pytest.mark.parametrize(("strikes", "given_up"), [(2, False), (3, True)])
+def test_while_a_connection_is_hostile_the_others_have_less_time(
+    strikes: int, *, given_up: bool
+) -> None:
     reaper = Reaper(60, most=2)
-    with reaper.watching(Call()), reaper.watching(Call()):
-        look_for(reaper, 0.3)
+    reaper.seconds = 0.1
+    for _ in range(strikes):
+        strike(reaper, "a")
+    reaper.seconds = 60
     first, second = Call(), Call()
     with reaper.watching(first), reaper.watching(second):
-        look_for(reaper, 0.1)
-    assert [first.given_up, second.given_up] == [True, True]
-
-
-def test_a_connection_whose_call_was_given_up_is_known_for_a_while() -> None:
-    reaper = Reaper(0.1, most=2)
-    assert not reaper.has_given_up(lambda: "a")
-    with reaper.watching(Call("a")):
         look_for(reaper, 0.2)
-    assert reaper.has_given_up(lambda: "a")
-    assert not reaper.has_given_up(lambda: "b")
-    look_for(reaper, module._MEMORY_SECONDS + TICK)
-    assert not reaper.has_given_up(lambda: "a")
+    assert [first.given_up, second.given_up] == [given_up, given_up]
 
 
 def test_behind_a_proxy_nobody_is_known_by_the_connection() -> None:
     reaper = Reaper(0.1, most=2, knows_peers=False)
-    call = Call("a")
-    with reaper.watching(call):
+    for _ in range(3):
+        strike(reaper, "a")
+    assert not reaper.is_hostile(lambda: "a")
+
+
+def test_behind_a_proxy_too_many_leave_less_time_to_all() -> None:
+    reaper = Reaper(60, most=2, knows_peers=False)
+    with reaper.watching(Call()), reaper.watching(Call()):
+        look_for(reaper, 0.6)
+    first, second = Call(), Call()
+    with reaper.watching(first), reaper.watching(second):
         look_for(reaper, 0.2)
-    assert call.given_up
-    assert not reaper.has_given_up(lambda: "a")
+    assert [first.given_up, second.given_up] == [True, True]
 
 
 def test_how_long_a_moment_is_depends_on_the_mesh() -> None:
@@ -115,5 +138,4 @@ def test_so_many_connections_are_remembered_and_no_more(
         for peer in ("a", "b", "c"):
             stack.enter_context(reaper.watching(Call(peer)))
         look_for(reaper, 0.2)
-    assert len(reaper._given_up) == 2
-    assert reaper.has_given_up(lambda: "c")
+    assert set(reaper._given_up) == {"b", "c"}
