@@ -25,6 +25,7 @@ from bridge.ledger.events import Ended, Outcome, Purpose
 from bridge.ledger.ledger import Ledger
 from bridge.logs import on_one_line
 from bridge.metrics import Metrics
+from bridge.policy.ceilings import CEILING_RULES
 from bridge.policy.request import Lifetime, require_no_impersonation
 from bridge.resilience import Budget, over_issuers
 from bridge.selection import Subject, Term, leaf_request, usable_issuers
@@ -109,7 +110,8 @@ class Issuance:
 
         Raises:
             BridgeError: Nothing was issued. Its class says who has to act, and the
-                ledger has a row for it (calls that are shed are only counted).
+                ledger has a row for it (calls that are shed are only counted, and so
+                are those above a ceiling once they are too many for rows).
         """
         trace = _Trace(call.front)
         citadel = self._metrics.citadel
@@ -137,7 +139,7 @@ class Issuance:
         identified = time.perf_counter()
         steps["identify"].observe(identified - began)
         # (3) Admit.
-        snapshot.ceilings.require(caller, time.monotonic())
+        snapshot.ceilings.require(call.front, caller, time.monotonic())
         require_no_impersonation(call.impersonated)
         snapshot.clusters.require_allowed(caller)
         lifetime = snapshot.policy.lifetime(call.ttl_seconds)
@@ -195,15 +197,18 @@ class Issuance:
             )
 
     def _record(self, trace: _Trace, error: BaseException) -> None:
-        if isinstance(error, OverloadedError) or trace.attempted:
-            return  # shed calls are only counted; an attempt has an outcome of its own
+        is_excess = isinstance(error, OverloadedError) and error.rule in CEILING_RULES
+        if trace.attempted or (isinstance(error, OverloadedError) and not is_excess):
+            return  # an attempt has an outcome of its own; shed calls are only counted
         caller = trace.caller
         status, rule = "INTERNAL", "internal"
         if isinstance(error, BridgeError):
             status, rule = self._status_name(error), error.rule
         ended = Ended(
             kind=(
-                Outcome.REFUSED if isinstance(error, CallerError) else Outcome.FAILED
+                Outcome.REFUSED
+                if is_excess or isinstance(error, CallerError)
+                else Outcome.FAILED
             ).value,
             attempt="",
             request=trace.request,
@@ -216,15 +221,21 @@ class Issuance:
             detail=describe(error),
         )
         try:
-            if caller is not None:
-                self._ledger.end(ended)
-            elif not self._ledger.refuse_unauthenticated(ended):
+            if not self._write(ended, caller, is_excess=is_excess):
                 return  # counted: the log is filled no faster than the ledger
         except LedgerError:
             # The refusal stands whether or not it could be written down; the ledger
             # itself tells readiness that it is shut, and nothing is signed any more.
             _log.exception("a refusal could not be put on record")
         _tell(ended)
+
+    def _write(self, ended: Ended, caller: Caller | None, *, is_excess: bool) -> bool:
+        if caller is None:
+            return self._ledger.refuse_unauthenticated(ended)
+        if is_excess:
+            return self._ledger.refuse_excess(ended)
+        self._ledger.end(ended)
+        return True
 
 
 class _OnRecord:

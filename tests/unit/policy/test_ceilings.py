@@ -77,9 +77,9 @@ def test_the_rule_says_whose_ceiling_it_was(
     limits: dict[str, CeilingConfig], rule: str
 ) -> None:
     ceilings = Ceilings.of(LimitsConfig(**limits))  # type: ignore[arg-type]
-    ceilings.require(caller(), 0.0)
+    ceilings.require("istio", caller(), 0.0)
     with pytest.raises(OverloadedError, match="asks too often") as caught:
-        ceilings.require(caller(), 0.0)
+        ceilings.require("istio", caller(), 0.0)
     assert caught.value.rule == rule
 
 
@@ -90,14 +90,14 @@ def test_a_loud_identity_does_not_use_up_what_its_cluster_may() -> None:
             per_cluster=CeilingConfig(rate=1, burst=2),
         )
     )
-    ceilings.require(caller("loud"), 0.0)
+    ceilings.require("istio", caller("loud"), 0.0)
     for _ in range(5):
         with pytest.raises(OverloadedError, match="identity"):
-            ceilings.require(caller("loud"), 0.0)
-    ceilings.require(caller("quiet"), 0.0)
+            ceilings.require("istio", caller("loud"), 0.0)
+    ceilings.require("istio", caller("quiet"), 0.0)
 
 
 def test_without_configuration_there_is_no_ceiling() -> None:
     ceilings = Ceilings.of(LimitsConfig())
     for _ in range(1000):
-        ceilings.require(caller(), 0.0)
+        ceilings.require("istio", caller(), 0.0)
