@@ -17,7 +17,7 @@ from bridge.config import BridgeConfig, IssuingCAConfig
 from bridge.errors import BridgeError, ConfigError, PluginError
 from bridge.policy.ceilings import Ceilings
 from bridge.policy.issued import PinnedIssuer
-from bridge.policy.request import IssuancePolicy
+from bridge.policy.rules import Rules
 from bridge.registry import load
 from bridge.snapshot import Issuer, Snapshot
 from bridge.spi import IssuingCA, PluginContext
@@ -81,7 +81,7 @@ class Assembly:
             anchors=anchors,
             anchors_pem=_pem(anchors),
             trust_domains=self._trust_domains(),
-            policy=IssuancePolicy.of(self.config.issuance),
+            rules=Rules.of(self.config.issuance),
             clusters=clusters,
             ceilings=Ceilings.of(self.config.limits),
         )
@@ -159,13 +159,8 @@ class Assembly:
     def _unequal(self, issuers: Mapping[str, Issuer]) -> list[BridgeError]:
         # A later issuing CA of a list stands in for an earlier one, so the list says
         # that they are equal. From an HSM to a file they are not.
-        issuance = self.config.issuance
-        lists = {"issuance.issuing_cas": issuance.issuing_cas} | {
-            f"issuance.cert_signers.{key}": names
-            for key, names in issuance.cert_signers.items()
-        }
         found: list[BridgeError] = []
-        for path, names in lists.items():
+        for path, names in self.config.issuance.routes().items():
             kinds = {
                 issuers[name].description.assurance for name in names if name in issuers
             }

@@ -12,6 +12,7 @@ from pydantic import Field, ValidationError
 
 from bridge.errors import ConfigError
 from bridge.problems import Problem, doubled, known_keys, listed, problem_of, shown
+from bridge.rulecheck import Known, rule_problems
 from bridge.sections import (
     AdminConfig,
     CeilingConfig,
@@ -21,6 +22,7 @@ from bridge.sections import (
     IssuingCAConfig,
     LedgerConfig,
     LimitsConfig,
+    RuleConfig,
     Section,
     ServingConfig,
     TokensConfig,
@@ -36,6 +38,7 @@ __all__ = [
     "IssuingCAConfig",
     "LedgerConfig",
     "LimitsConfig",
+    "RuleConfig",
     "ServingConfig",
     "TokensConfig",
     "complain",
@@ -91,21 +94,30 @@ class BridgeConfig(Section):
         return [
             *self._unknown_issuing_cas(),
             *self._ambiguous_clusters(),
+            *rule_problems(self.issuance, self._known()),
             *doubled(addresses),
         ]
 
     def _unknown_issuing_cas(self) -> list[Problem]:
         known = ", ".join(self.issuing_cas)
-        lists = {"issuance.issuing_cas": self.issuance.issuing_cas} | {
-            f"issuance.cert_signers.{name}": chosen
-            for name, chosen in self.issuance.cert_signers.items()
-        }
         return [
             (f"{path}[{index}]", name, f"a name under issuing_cas: {known}")
-            for path, names in lists.items()
+            for path, names in self.issuance.routes().items()
             for index, name in enumerate(names)
             if name not in self.issuing_cas
         ]
+
+    def _known(self) -> Known:
+        fronts = (name for name, front in self.fronts if front is not None)
+        return Known(
+            fronts=frozenset(fronts),
+            clusters=frozenset(cluster.name for cluster in self.clusters),
+            aliases={
+                alias: cluster.name
+                for cluster in self.clusters
+                for alias in cluster.aliases
+            },
+        )
 
     def _ambiguous_clusters(self) -> list[Problem]:
         seen: set[str] = set()

@@ -142,14 +142,15 @@ class Issuance:
         snapshot.ceilings.require(call.front, caller, time.monotonic())
         require_no_impersonation(call.impersonated)
         snapshot.clusters.require_allowed(caller)
-        lifetime = snapshot.policy.lifetime(call.ttl_seconds)
-        route = snapshot.policy.route(call.cert_signer)
+        policy = snapshot.rules.policy_for(call.front, caller)
+        lifetime = policy.lifetime(call.ttl_seconds)
+        route = policy.route(call.cert_signer)
         names = (x509.UniformResourceIdentifier(str(caller.spiffe_id)),)
         admitted = time.perf_counter()
         steps["admit"].observe(admitted - identified)
         # (4) CSR.
         csr = parse_csr(call.csr)
-        if snapshot.policy.strict_csr_names:
+        if policy.strict_csr_names:
             require_only_names(csr, names)
         subject = Subject(
             public_key=csr.public_key, spki=csr.spki, csr=csr.der, names=names
@@ -158,7 +159,7 @@ class Issuance:
         steps["csr"].observe(parsed - admitted)
         # (5) Constrain.
         _require_trust_domain(caller, snapshot)
-        term = Term(ttl=lifetime.ttl, backdate=snapshot.policy.backdate, now=now)
+        term = Term(ttl=lifetime.ttl, backdate=policy.backdate, now=now)
         issuers = usable_issuers(snapshot, route, names, term, self._signing)
         steps["constrain"].observe(time.perf_counter() - parsed)
         # (6) to (9), for one issuing CA after the other.

@@ -22,6 +22,8 @@ from bridge.snapshot import Issuer, Snapshot
 from bridge.spi import LeafRequest
 from bridge.x509.pem import encode_certificate
 
+_FRONT = "istio"
+"""The only one with a listener that has a certificate."""
 _SERVING_SECONDS = 10.0
 _PROBE_AGE = timedelta(hours=2)
 _PROBE_LIFE = timedelta(hours=1)
@@ -70,7 +72,7 @@ class OwnCertificates:
         subject = _subject(
             key.public_key(), tuple(x509.DNSName(name) for name in dns_names)
         )
-        policy = snapshot.policy
+        policy = snapshot.rules.policy_of(_FRONT)
         term = Term(ttl=ttl, backdate=policy.backdate, now=now)
         issuers = usable_issuers(
             snapshot, policy.issuing_cas, subject.names, term, self._signing

@@ -9,7 +9,7 @@ from bridge.clusters import ClusterRegistry
 from bridge.metrics import CertificateExpiry
 from bridge.policy.ceilings import Ceilings
 from bridge.policy.issued import PinnedIssuer
-from bridge.policy.request import IssuancePolicy
+from bridge.policy.rules import Rules
 from bridge.spi import Description, IssuingCA
 from bridge.spiffe import TrustDomain
 from bridge.x509.path import ValidatedChain
@@ -59,7 +59,7 @@ class Snapshot:
     """All trust anchors in one text, each certificate ending in a newline."""
     trust_domains: tuple[TrustDomain, ...]
     """Those that some cluster's callers have; the bridge's own first."""
-    policy: IssuancePolicy
+    rules: Rules
     clusters: ClusterRegistry
     ceilings: Ceilings
 

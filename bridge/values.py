@@ -18,6 +18,9 @@ _LONGEST = timedelta(days=3660)
 _PASSWORD = re.compile(
     r"://[^/?#@]*:[^/?#]*@|[?&;](?:password|passwd|pwd)=", re.IGNORECASE
 )
+_NAMESPACE = re.compile("[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
+_ALNUM = "[a-z0-9](?:[a-z0-9-]*[a-z0-9])?"
+_SERVICE_ACCOUNT = re.compile(rf"(?=.{{1,253}}\Z){_ALNUM}(?:\.{_ALNUM})*")
 _PORT = re.compile(r"[0-9]{1,5}")
 
 
@@ -100,6 +103,23 @@ def _archive(value: object) -> object:
     )
 
 
+def _namespace(value: str) -> str:
+    if not _NAMESPACE.fullmatch(value):
+        raise ValueError(
+            "expected the name of a namespace; leave the key out where all are meant"
+        )
+    return value
+
+
+def _service_account(value: str) -> str:
+    if not _SERVICE_ACCOUNT.fullmatch(value):
+        raise ValueError(
+            "expected the name of a service account, without its namespace; leave the "
+            "key out where all are meant"
+        )
+    return value
+
+
 def _file(value: Path) -> Path:
     if value == Path() or not str(value).isprintable():
         raise ValueError("expected the path of a file, in printable characters")
@@ -120,12 +140,21 @@ def _some(values: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 Some = AfterValidator(_some)
+Different = AfterValidator(_different)
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
 ClusterName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
 Text = Annotated[str, Field(min_length=1)]
-Names = Annotated[tuple[Text, ...], Field(strict=False), AfterValidator(_different)]
-IssuerNames = Annotated[
-    tuple[Name, ...], Field(strict=False), AfterValidator(_different)
+Names = Annotated[tuple[Text, ...], Field(strict=False), Different]
+IssuerNames = Annotated[tuple[Name, ...], Field(strict=False), Different]
+Namespaces = Annotated[
+    tuple[Annotated[str, AfterValidator(_namespace)], ...],
+    Field(strict=False),
+    Different,
+]
+ServiceAccounts = Annotated[
+    tuple[Annotated[str, AfterValidator(_service_account)], ...],
+    Field(strict=False),
+    Different,
 ]
 Duration = Annotated[timedelta, BeforeValidator(_duration)]
 PositiveDuration = Annotated[Duration, AfterValidator(_positive)]
