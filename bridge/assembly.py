@@ -17,12 +17,14 @@ from bridge.config import BridgeConfig, IssuingCAConfig
 from bridge.errors import BridgeError, ConfigError, PluginError
 from bridge.policy.ceilings import Ceilings
 from bridge.policy.issued import PinnedIssuer
+from bridge.policy.linkerd import LinkerdNames
 from bridge.policy.rules import Rules
 from bridge.registry import load
 from bridge.snapshot import Issuer, Snapshot
 from bridge.spi import IssuingCA, PluginContext
 from bridge.spiffe import TrustDomain
-from bridge.x509.path import validate_chain
+from bridge.x509.linkerd import require_verifiable
+from bridge.x509.path import ValidatedChain, validate_chain
 from bridge.x509.pem import encode_certificate, parse_certificates
 
 
@@ -75,15 +77,18 @@ class Assembly:
             if clusters is not None:
                 clusters.close()
             raise _all_of(problems, self.config.path)
+        rules = self._rules()
         return Snapshot(
             generation=1,
             issuers=issuers,
             anchors=anchors,
             anchors_pem=_pem(anchors),
             trust_domains=self._trust_domains(),
-            rules=Rules.of(self.config.issuance),
+            rules=rules,
             clusters=clusters,
             ceilings=Ceilings.of(self.config.limits),
+            probe_names=self._probe_names(rules),
+            linkerd=self._linkerd(),
         )
 
     def anchors(self) -> tuple[x509.Certificate, ...]:
@@ -106,6 +111,7 @@ class Assembly:
         config = self.config.issuing_cas[name]
         where = f"issuing_cas.{name}"
         chain_file = self.config.resolve(config.chain) if config.chain else None
+        source = f"{where}.chain: {chain_file}" if chain_file else where
         ca = self._opened(name)
         try:
             description = ca.describe()
@@ -114,8 +120,9 @@ class Assembly:
                 description.intermediates,
                 anchors,
                 now=self.clock(),
-                source=f"{where}.chain: {chain_file}" if chain_file else where,
+                source=source,
             )
+            self._require_verifiable(name, chain, source)
             certificates = (description.certificate, *description.intermediates)
             encoded = tuple(item.public_bytes(Encoding.DER) for item in certificates)
             pinned = PinnedIssuer(description.certificate, encoded)
@@ -155,6 +162,44 @@ class Assembly:
         own = self.config.trust_domain
         names = [own, *(item.trust_domain or own for item in self.config.clusters)]
         return tuple(TrustDomain(name) for name in dict.fromkeys(names))
+
+    def _linkerd(self) -> LinkerdNames | None:
+        front = self.config.fronts.linkerd
+        if front is None:
+            return None
+        return LinkerdNames(
+            control_plane_namespace=front.control_plane_namespace,
+            trust_domain=TrustDomain(self.config.linkerd_trust_domain()),
+            with_uri=front.spiffe_uri,
+        )
+
+    def _probe_names(self, rules: Rules) -> dict[str, tuple[x509.GeneralName, ...]]:
+        # Of the kind that its callers get, so that constraints which forbid them show.
+        names: dict[str, x509.GeneralName] = {}
+        if (linkerd := self._linkerd()) is not None:
+            names["linkerd"] = x509.DNSName(f"meshca-probe{linkerd.suffix}")
+        if self.config.fronts.istio is not None:
+            uri = f"spiffe://{self.config.trust_domain}/meshca/probe"
+            names["istio"] = x509.UniformResourceIdentifier(uri)
+        return {
+            issuer: tuple(
+                name for front, name in names.items() if issuer in rules.routes[front]
+            )
+            or tuple(names.values())
+            for issuer in self.config.issuing_cas
+        }
+
+    def _rules(self) -> Rules:
+        return Rules.of(self.config.issuance, self.config.asking())
+
+    def _require_verifiable(
+        self, name: str, chain: ValidatedChain, source: str
+    ) -> None:
+        # By the proxies of each mesh whose calls can be led to this issuing CA.
+        front = self.config.fronts.linkerd
+        if front is not None and name in self._rules().routes["linkerd"]:
+            path = [certificate for _, certificate in chain.tiers()]
+            require_verifiable(path, with_uri=front.spiffe_uri, source=source)
 
     def _unequal(self, issuers: Mapping[str, Issuer]) -> list[BridgeError]:
         # A later issuing CA of a list stands in for an earlier one, so the list says

@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from bridge.clock import Clock
 from bridge.ledger.events import Purpose
+from bridge.policy.rules import ISTIO
 from bridge.resilience import Budget, over_issuers
 from bridge.selection import Subject, Term, leaf_request, usable_issuers
 from bridge.signing import Origin, Signed, Signing, new_id, new_serial
@@ -22,8 +23,6 @@ from bridge.snapshot import Issuer, Snapshot
 from bridge.spi import LeafRequest
 from bridge.x509.pem import encode_certificate
 
-_FRONT = "istio"
-"""The only one with a listener that has a certificate."""
 _SERVING_SECONDS = 10.0
 _PROBE_AGE = timedelta(hours=2)
 _PROBE_LIFE = timedelta(hours=1)
@@ -72,7 +71,7 @@ class OwnCertificates:
         subject = _subject(
             key.public_key(), tuple(x509.DNSName(name) for name in dns_names)
         )
-        policy = snapshot.rules.policy_of(_FRONT)
+        policy = snapshot.rules.policy_of(ISTIO)  # only its listener has one
         term = Term(ttl=ttl, backdate=policy.backdate, now=now)
         issuers = usable_issuers(
             snapshot, policy.issuing_cas, subject.names, term, self._signing
@@ -113,11 +112,8 @@ class OwnCertificates:
                 domain that it is configured for.
         """
         issuer.ca.check(timeout=timeout)
-        domain = snapshot.trust_domains[0]
-        name = x509.UniformResourceIdentifier(f"spiffe://{domain}/meshca/probe")
-        subject = _subject(
-            ec.generate_private_key(ec.SECP256R1()).public_key(), (name,)
-        )
+        key = ec.generate_private_key(ec.SECP256R1()).public_key()
+        subject = _subject(key, snapshot.probe_names[issuer.name])
         issuer.chain.constraints.require_permitted(subject.names)
         began = self._clock().replace(microsecond=0) - _PROBE_AGE
         request = LeafRequest(

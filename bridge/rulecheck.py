@@ -1,11 +1,11 @@
 """What is wrong with the rules of `issuance`, held against the rest of the file."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from bridge.firstmatch import FirstMatch, Listed
 from bridge.problems import Plain, Problem
-from bridge.sections import IssuanceConfig, RuleConfig
+from bridge.terms import IssuanceConfig, RuleConfig
 from bridge.values import written
 
 _PLACE = "issuance.rules"
@@ -15,8 +15,8 @@ _PLACE = "issuance.rules"
 class Known:
     """What the other sections have."""
 
-    fronts: frozenset[str]
-    """Those that are configured."""
+    asking: Mapping[str, Collection[str]]
+    """The fronts that are configured, each with the clusters of its callers."""
     clusters: frozenset[str]
     aliases: Mapping[str, str]
     """Other names of clusters, with the name that counts."""
@@ -46,8 +46,8 @@ def rule_problems(issuance: IssuanceConfig, known: Known) -> Iterator[Problem]:
 
 def _unknown_names(place: str, rule: RuleConfig, known: Known) -> Iterator[Problem]:
     for index, front in enumerate(rule.fronts or ()):
-        if front not in known.fronts:
-            expected = f"expected a front that is configured: {_all(known.fronts)}"
+        if front not in known.asking:
+            expected = f"expected a front that is configured: {_all(known.asking)}"
             yield f"{place}.fronts[{index}]", front, expected
     for index, name in enumerate(rule.clusters or ()):
         if name not in known.clusters:
@@ -58,6 +58,18 @@ def _unknown_names(place: str, rule: RuleConfig, known: Known) -> Iterator[Probl
                     f"expected the name of a cluster; this is an alias of {meant}"
                 )
             yield f"{place}.clusters[{index}]", name, expected
+    yield from _foreign_clusters(place, rule, known)
+
+
+def _foreign_clusters(place: str, rule: RuleConfig, known: Known) -> Iterator[Problem]:
+    fronts = known.asking.keys() & (rule.fronts or known.asking.keys())
+    callers = {cluster for front in fronts for cluster in known.asking[front]}
+    named = known.clusters & set(rule.clusters or ())
+    if named and callers and not named & callers:
+        expected = (
+            f"expected a cluster whose callers ask by {_all(fronts)}: {_all(callers)}"
+        )
+        yield f"{place}.clusters", rule.clusters, expected
 
 
 def _impossible_bounds(
@@ -92,7 +104,7 @@ def _impossible_bounds(
 def _idle(rules: Sequence[RuleConfig], known: Known) -> Iterator[Problem]:
     """Yield rules that earlier ones leave nobody to."""
     match = FirstMatch([listed(rule) for rule in rules])
-    every = (known.fronts, known.clusters, None, None)
+    every = (frozenset(known.asking), known.clusters, None, None)
     for index in range(len(rules)):
         covering = sorted(match.covering(index, every))
         if covering:
@@ -104,5 +116,5 @@ def _idle(rules: Sequence[RuleConfig], known: Known) -> Iterator[Problem]:
             yield f"{_PLACE}[{index}]", Plain("a rule without effect"), expected
 
 
-def _all(names: frozenset[str]) -> str:
+def _all(names: Collection[str]) -> str:
     return ", ".join(sorted(names))

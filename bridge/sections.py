@@ -6,40 +6,26 @@
 from datetime import timedelta
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from bridge.section import Section
 from bridge.values import (
     Address,
     ArchiveURL,
     ClusterName,
-    Different,
     Duration,
     FilePath,
-    IssuerNames,
+    Label,
     Name,
     Names,
-    Namespaces,
     PositiveDuration,
     PositiveNumber,
-    ServiceAccounts,
     Some,
     Text,
     TrustDomainName,
     WholeSeconds,
     WrongError,
-    written,
 )
-
-Fronts = Annotated[
-    tuple[Literal["istio", "linkerd"], ...], Field(strict=False), Different
-]
-
-
-class Section(BaseModel):
-    """A mapping whose keys are all known, and which nobody changes."""
-
-    # A misspelt key must stop the process: an ignored limit is no limit.
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class ServingConfig(Section):
@@ -73,10 +59,44 @@ class IstioConfig(Section):
     tls: ServingConfig
 
 
-class FrontsConfig(Section):
-    """`fronts`."""
+class LinkerdConfig(Section):
+    """`fronts.linkerd`."""
 
-    istio: IstioConfig
+    listen: Address
+    """Clear HTTP/2: the sidecar of the bridge's own pod has the TLS."""
+    audiences: Annotated[Names, Some] = ("identity.l5d.io",)
+    control_plane_namespace: Label = "linkerd"
+    cluster: ClusterName | None = None
+    """Whose tokens callers show; by default the first cluster."""
+    trust_domain: TrustDomainName | None = None
+    """By default that of the cluster."""
+    spiffe_uri: bool = False
+    """Put the SPIFFE ID into the leaf, too, behind the DNS name."""
+    in_flight: Annotated[int, Field(ge=1, le=100_000)] = 4096
+    queue_seconds: Annotated[PositiveNumber, Field(le=60)] = 8
+    """Proxies wait without a deadline, and come back only 10 s after a refusal."""
+
+
+class FrontsConfig(Section):
+    """`fronts`: one or more."""
+
+    istio: IstioConfig | None = None
+    linkerd: LinkerdConfig | None = None
+
+    @model_validator(mode="after")
+    def _has_one(self) -> Self:
+        if self.istio is None and self.linkerd is None:
+            raise WrongError("expected a front: istio, linkerd, or both", "none")
+        return self
+
+    def addresses(self) -> dict[str, str]:
+        """Return what is listened on, by key."""
+        found = {
+            "fronts.istio.listen": self.istio.listen if self.istio else None,
+            "fronts.istio.mtls_listen": self.istio.mtls_listen if self.istio else None,
+            "fronts.linkerd.listen": self.linkerd.listen if self.linkerd else None,
+        }
+        return {key: address for key, address in found.items() if address is not None}
 
 
 class TokensConfig(Section):
@@ -132,100 +152,8 @@ class IssuingCAConfig(Section):
     """Issuing CA first, then the intermediates; no root. Not for a plugin that finds
     the chain itself."""
     timeout: PositiveDuration = timedelta(seconds=5)
-    options: dict[str, object] = {}
+    options: dict[str, object] = {}  # noqa: RUF012 - pydantic copies it
     """Handed to the plugin untouched. Secrets are given as file paths."""
-
-
-class RuleConfig(Section):
-    """`issuance.rules[]`: other terms for some callers. The first that matches holds.
-
-    It matches a caller who is listed under each of its first four keys; what is left
-    out matches everybody.
-    """
-
-    fronts: Annotated[Fronts, Some] | None = None
-    clusters: Annotated[Names, Some] | None = None
-    namespaces: Annotated[Namespaces, Some] | None = None
-    service_accounts: Annotated[ServiceAccounts, Some] | None = None
-    refuse: bool = False
-    """They get no certificate. `false` alone: they get what the top level says."""
-    default_ttl: WholeSeconds | None = None
-    """By default the top level's, brought inside the bounds."""
-    min_ttl: WholeSeconds | None = None
-    max_ttl: WholeSeconds | None = None
-    on_excess_ttl: Literal["refuse", "clamp"] | None = None
-    issuing_cas: Annotated[IssuerNames, Some] | None = None
-    """In order of preference, and nothing else: failover stays inside the list."""
-
-    @model_validator(mode="after")
-    def _says_one_thing(self) -> Self:
-        given = self.model_fields_set - {
-            "fronts",
-            "clusters",
-            "namespaces",
-            "service_accounts",
-        }
-        if not given:
-            raise ValueError(
-                "expected what holds for these callers: refuse, a TTL, on_excess_ttl "
-                "or issuing_cas (refuse: false gives them the top level's terms)"
-            )
-        if self.refuse and given != {"refuse"}:
-            raise ValueError("whoever is refused gets no TTL and no issuing CA")
-        return self
-
-
-class IssuanceConfig(Section):
-    """`issuance`: limits that no caller and no backend can widen."""
-
-    default_ttl: WholeSeconds = timedelta(hours=24)
-    min_ttl: WholeSeconds = timedelta(minutes=5)
-    max_ttl: WholeSeconds = timedelta(hours=24)
-    on_excess_ttl: Literal["refuse", "clamp"] = "refuse"
-    backdate: WholeSeconds = timedelta(minutes=2)
-    """How far notBefore lies in the past, for peers whose clock runs slow."""
-    issuing_cas: Annotated[IssuerNames, Some]
-    """In order of preference; a later one stands in when an earlier one is down."""
-    cert_signers: dict[Text, IssuerNames] = {}
-    """Istio's `CertSigner` value to issuing CAs; a value not listed is refused."""
-    rules: Annotated[tuple[RuleConfig, ...], Field(strict=False)] = ()
-    """Other terms for some callers, all inside the bounds above."""
-    csr_names: Literal["ignore", "strict"] = "ignore"
-    """`strict` refuses a CSR that asks for any name but the caller's."""
-
-    @model_validator(mode="after")
-    def _is_ordered(self) -> Self:
-        if not self.min_ttl <= self.default_ttl <= self.max_ttl:
-            raise WrongError(
-                "expected min_ttl <= default_ttl <= max_ttl",
-                f"min_ttl {written(self.min_ttl)}, default_ttl "
-                f"{written(self.default_ttl)}, max_ttl {written(self.max_ttl)}",
-            )
-        if self.backdate >= self.min_ttl:
-            raise WrongError(
-                "expected backdate below min_ttl: a leaf that is born past its "
-                "half-life is asked for again without a pause",
-                f"backdate {written(self.backdate)}, min_ttl {written(self.min_ttl)}",
-            )
-        for name, chosen in self.cert_signers.items():
-            if not chosen:
-                raise ValueError(f"cert_signers.{name} names no issuing CA")
-        return self
-
-    def routes(self) -> dict[str, tuple[str, ...]]:
-        """Return each list of issuing CAs, by the path of its key."""
-        return {
-            "issuance.issuing_cas": self.issuing_cas,
-            **{
-                f"issuance.cert_signers.{name}": names
-                for name, names in self.cert_signers.items()
-            },
-            **{
-                f"issuance.rules[{index}].issuing_cas": rule.issuing_cas
-                for index, rule in enumerate(self.rules)
-                if rule.issuing_cas is not None
-            },
-        }
 
 
 class CeilingConfig(Section):

@@ -9,6 +9,7 @@ from bridge.clusters import ClusterRegistry
 from bridge.metrics import CertificateExpiry
 from bridge.policy.ceilings import Ceilings
 from bridge.policy.issued import PinnedIssuer
+from bridge.policy.linkerd import LinkerdNames
 from bridge.policy.rules import Rules
 from bridge.spi import Description, IssuingCA
 from bridge.spiffe import TrustDomain
@@ -62,6 +63,10 @@ class Snapshot:
     rules: Rules
     clusters: ClusterRegistry
     ceilings: Ceilings
+    probe_names: Mapping[str, tuple[x509.GeneralName, ...]]
+    """What a probe certificate of an issuing CA is for: no caller can have these."""
+    linkerd: LinkerdNames | None = None
+    """The names of Linkerd's mesh, where there is a front for it."""
 
     def close(self) -> None:
         """Release the issuing CAs and what the clusters read in the background."""

@@ -21,6 +21,8 @@ _PASSWORD = re.compile(
 _NAMESPACE = re.compile("[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 _ALNUM = "[a-z0-9](?:[a-z0-9-]*[a-z0-9])?"
 _SERVICE_ACCOUNT = re.compile(rf"(?=.{{1,253}}\Z){_ALNUM}(?:\.{_ALNUM})*")
+_LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
+_LONGEST_HOST = 253
 _PORT = re.compile(r"[0-9]{1,5}")
 
 
@@ -76,6 +78,12 @@ def is_address(value: object) -> bool:
     if not host or not _PORT.fullmatch(port):
         return False
     return int(port) <= 65535  # noqa: PLR2004 - TCP's
+
+
+def is_host(value: str) -> bool:
+    """Tell whether `value` is a DNS name, in lower case and without a last dot."""
+    labels = value.split(".")
+    return len(value) <= _LONGEST_HOST and all(map(_LABEL.fullmatch, labels))
 
 
 def _address(value: object) -> object:
@@ -142,6 +150,8 @@ def _some(values: tuple[Any, ...]) -> tuple[Any, ...]:
 Some = AfterValidator(_some)
 Different = AfterValidator(_different)
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
+Label = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
+"""A DNS-1123 label, as the name of a namespace is one."""
 ClusterName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
 Text = Annotated[str, Field(min_length=1)]
 Names = Annotated[tuple[Text, ...], Field(strict=False), Different]

@@ -5,16 +5,19 @@ level of `issuance` says. Each rule's terms are made at load, so a request pays 
 look-up, and for nothing where there are no rules.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
-from bridge.config import IssuanceConfig
+from bridge.config import IssuanceConfig, RuleConfig
 from bridge.errors import DeniedError
 from bridge.firstmatch import FirstMatch
 from bridge.identity.caller import Caller
 from bridge.policy.request import IssuancePolicy
 from bridge.rulecheck import listed
 
+ISTIO = "istio"
+"""The front whose callers may name a signer."""
 _ANYBODY = (None, None, None)
 
 
@@ -27,18 +30,35 @@ class Rules:
     _policies: Sequence[IssuancePolicy | None]
     """By rule; None where it refuses."""
     _match: FirstMatch | None
+    routes: Mapping[str, tuple[str, ...]]
+    """By front, each issuing CA that some call by it could be led to, in order."""
 
     @classmethod
-    def of(cls, config: IssuanceConfig) -> "Rules":
-        """Take the rules out of the configuration."""
+    def of(
+        cls, config: IssuanceConfig, asking: Mapping[str, Collection[str]]
+    ) -> "Rules":
+        """Take the rules out of the configuration.
+
+        Args:
+            config: The section.
+            asking: The fronts that are configured, each with the names of the clusters
+                whose callers it serves.
+        """
         top = IssuancePolicy.of(config)
-        return cls(
-            top,
-            [None if rule.refuse else top.under(rule) for rule in config.rules],
-            FirstMatch([listed(rule) for rule in config.rules])
-            if config.rules
-            else None,
-        )
+        policies = [None if rule.refuse else top.under(rule) for rule in config.rules]
+        match = FirstMatch([listed(rule) for rule in config.rules])
+        routes: dict[str, tuple[str, ...]] = {}
+        for front, clusters in asking.items():
+            found = [
+                policy
+                for rule, policy in zip(config.rules, policies, strict=True)
+                if policy is not None and _is_for(rule, front, clusters)
+            ]
+            others = ((front, cluster, None, None) for cluster in clusters)
+            if not config.rules or None in map(match.index, others):
+                found.append(top)
+            routes[front] = _issuing_cas(found, with_signers=front == ISTIO)
+        return cls(top, policies, match if config.rules else None, routes)
 
     def policy_for(self, front: str, caller: Caller) -> IssuancePolicy:
         """Return the terms of a caller.
@@ -77,3 +97,21 @@ class Rules:
             return self.top
         index = self._match.index((front, *_ANYBODY))
         return (None if index is None else self._policies[index]) or self.top
+
+
+def _is_for(rule: RuleConfig, front: str, clusters: Collection[str]) -> bool:
+    of_front = rule.fronts is None or front in rule.fronts
+    return of_front and (
+        rule.clusters is None or not set(rule.clusters).isdisjoint(clusters)
+    )
+
+
+def _issuing_cas(
+    policies: Sequence[IssuancePolicy], *, with_signers: bool
+) -> tuple[str, ...]:
+    names: dict[str, None] = {}
+    for policy in policies:
+        names |= dict.fromkeys(policy.issuing_cas)
+        if with_signers:
+            names |= dict.fromkeys(chain(*policy.cert_signers.values()))
+    return tuple(names)

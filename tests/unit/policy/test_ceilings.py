@@ -101,6 +101,14 @@ def test_a_loud_identity_does_not_use_up_what_its_cluster_may() -> None:
     ceilings.require("istio", caller("quiet"), 0.0)
 
 
+def test_one_account_has_a_ceiling_in_each_mesh() -> None:
+    ceilings = Ceilings.of(LimitsConfig(per_identity=CeilingConfig(rate=1, burst=1)))
+    for front in ("istio", "linkerd"):
+        ceilings.require(front, caller(), 0.0)
+        with pytest.raises(OverloadedError, match="identity"):
+            ceilings.require(front, caller(), 0.0)
+
+
 def test_without_configuration_there_is_no_ceiling() -> None:
     ceilings = Ceilings.of(LimitsConfig())
     for _ in range(1000):
@@ -155,13 +163,3 @@ def test_whom_nobody_knows_does_not_use_up_the_rows_of_callers(tmp_path: Path) -
             made.issue()
         refused = [row["rule"] for row in made.ended() if row["kind"] == "refused"]
     assert refused == ["token.audience", "overload.identity"]
-
-
-def test_one_account_has_a_ceiling_in_each_mesh(tmp_path: Path) -> None:
-    limits = ceilings(per_identity={"rate": 0.001, "burst": 1})
-    with World(tmp_path, overrides=limits) as made:
-        made.issue()
-        made.issue(front="linkerd")
-        for front in ("istio", "linkerd"):
-            with pytest.raises(OverloadedError, match="identity"):
-                made.issue(front=front)

@@ -37,7 +37,8 @@ TOP: dict[str, Any] = {
 
 
 def rules(*given: dict[str, Any]) -> Rules:
-    return Rules.of(IssuanceConfig.model_validate({**TOP, "rules": [*given]}))
+    config = IssuanceConfig.model_validate({**TOP, "rules": [*given]})
+    return Rules.of(config, {"istio": ("east", "west"), "linkerd": ("east",)})
 
 
 def caller(
@@ -207,6 +208,29 @@ def test_what_a_front_needs_for_itself_is_as_of_whom_no_rule_lists(
     given: list[dict[str, Any]], issuing_cas: tuple[str, ...]
 ) -> None:
     assert rules(*given).policy_of("istio").issuing_cas == issuing_cas
+
+
+ROUTES = [
+    ([], "a b c", "a b"),
+    ([{"fronts": ["linkerd"], "issuing_cas": ["d"]}], "a b c", "d"),
+    ([{"fronts": ["istio"], "issuing_cas": ["d"]}], "d", "a b"),
+    ([{"namespaces": ["shop"], "issuing_cas": ["d"]}], "d a b c", "d a b"),
+    # Linkerd's callers are of one cluster.
+    ([{"clusters": ["west"], "issuing_cas": ["d"]}], "d a b c", "a b"),
+    ([{"clusters": ["east"], "issuing_cas": ["d"]}], "d a b c", "d"),
+    ([{"fronts": ["linkerd"], "refuse": True}], "a b c", ""),
+    ([{"namespaces": ["shop"], "refuse": True}], "a b c", "a b"),
+    ([{"namespaces": ["shop"], "max_ttl": "1h"}, {"refuse": True}], "a b c", "a b"),
+]
+
+
+@pytest.mark.parametrize(("given", "istio", "linkerd"), ROUTES)
+def test_a_front_knows_each_issuing_ca_that_a_call_can_be_led_to(
+    given: list[dict[str, Any]], istio: str, linkerd: str
+) -> None:
+    found = {front: " ".join(names) for front, names in rules(*given).routes.items()}
+    # CertSigner is Istio's.
+    assert found == {"istio": istio, "linkerd": linkerd}
 
 
 # On the whole way of a request.
