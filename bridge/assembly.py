@@ -18,6 +18,7 @@ from bridge.errors import BridgeError, ConfigError, PluginError
 from bridge.policy.ceilings import Ceilings
 from bridge.policy.issued import PinnedIssuer
 from bridge.policy.linkerd import LinkerdNames
+from bridge.policy.routes import LINKERD, Whom
 from bridge.policy.rules import Rules
 from bridge.registry import load
 from bridge.snapshot import Issuer, Snapshot
@@ -175,19 +176,29 @@ class Assembly:
 
     def _probe_names(self, rules: Rules) -> dict[str, tuple[x509.GeneralName, ...]]:
         # Of the kind that its callers get, so that constraints which forbid them show.
-        names: dict[str, x509.GeneralName] = {}
-        if (linkerd := self._linkerd()) is not None:
-            names["linkerd"] = x509.DNSName(f"meshca-probe{linkerd.suffix}")
-        if self.config.fronts.istio is not None:
-            uri = f"spiffe://{self.config.trust_domain}/meshca/probe"
-            names["istio"] = x509.UniformResourceIdentifier(uri)
-        return {
-            issuer: tuple(
-                name for front, name in names.items() if issuer in rules.routes[front]
+        found: dict[str, tuple[x509.GeneralName, ...]] = {}
+        for issuer in self.config.issuing_cas:
+            led = {
+                front: whom[issuer]
+                for front, whom in rules.routes.items()
+                if issuer in whom
+            } or dict.fromkeys(rules.routes, (Whom(),))
+            found[issuer] = tuple(
+                self._probe_name(front, whom) for front, whom in led.items()
             )
-            or tuple(names.values())
-            for issuer in self.config.issuing_cas
-        }
+        return found
+
+    def _probe_name(self, front: str, whom: tuple[Whom, ...]) -> x509.GeneralName:
+        linkerd = self._linkerd()
+        if front != LINKERD or linkerd is None:
+            uri = f"spiffe://{self.config.trust_domain}/meshca/probe"
+            return x509.UniformResourceIdentifier(uri)
+        namespaces = [one.namespace for one in whom]
+        if None in namespaces:
+            return x509.DNSName(f"meshca-probe{linkerd.suffix}")
+        # A chain for some namespaces may permit no name but theirs. No service account
+        # can have an underscore in its name.
+        return x509.DNSName(f"meshca_probe.{namespaces[0]}{linkerd.suffix}")
 
     def _rules(self) -> Rules:
         return Rules.of(self.config.issuance, self.config.asking())
@@ -197,7 +208,7 @@ class Assembly:
     ) -> None:
         # By the proxies of each mesh whose calls can be led to this issuing CA.
         front = self.config.fronts.linkerd
-        if front is not None and name in self._rules().routes["linkerd"]:
+        if front is not None and name in self._rules().routes[LINKERD]:
             path = [certificate for _, certificate in chain.tiers()]
             require_verifiable(path, with_uri=front.spiffe_uri, source=source)
 

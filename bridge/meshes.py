@@ -155,7 +155,7 @@ class Linkerd:
         csr = parse_csr_der(call.csr if isinstance(call.csr, bytes) else b"")
         require_ecdsa(csr)
         # Between the two: is there an issuing CA that could sign anything at all?
-        policy, route = snapshot.rules.top, snapshot.rules.routes[call.front]
+        policy, route = snapshot.rules.top, snapshot.rules.reachable[call.front]
         term = Term(ttl=policy.default_ttl, backdate=policy.backdate, now=now)
         usable_issuers(snapshot, route, (), term, self._signing)
         require_csr_names(csr, call.identity)

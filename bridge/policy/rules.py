@@ -5,19 +5,17 @@ level of `issuance` says. Each rule's terms are made at load, so a request pays 
 look-up, and for nothing where there are no rules.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 
-from bridge.config import IssuanceConfig, RuleConfig
+from bridge.config import IssuanceConfig
 from bridge.errors import DeniedError
 from bridge.firstmatch import FirstMatch
 from bridge.identity.caller import Caller
 from bridge.policy.request import IssuancePolicy
+from bridge.policy.routes import Asking, Routes, routes_of
 from bridge.rulecheck import listed
 
-ISTIO = "istio"
-"""The front whose callers may name a signer."""
 _ANYBODY = (None, None, None)
 
 
@@ -30,35 +28,29 @@ class Rules:
     _policies: Sequence[IssuancePolicy | None]
     """By rule; None where it refuses."""
     _match: FirstMatch | None
-    routes: Mapping[str, tuple[str, ...]]
-    """By front, each issuing CA that some call by it could be led to, in order."""
+    routes: Routes
+    reachable: Mapping[str, tuple[str, ...]]
+    """By front, the names of all issuing CAs in its routes."""
 
     @classmethod
-    def of(
-        cls, config: IssuanceConfig, asking: Mapping[str, Collection[str]]
-    ) -> "Rules":
+    def of(cls, config: IssuanceConfig, asking: Asking) -> "Rules":
         """Take the rules out of the configuration.
 
         Args:
             config: The section.
-            asking: The fronts that are configured, each with the names of the clusters
-                whose callers it serves.
+            asking: The fronts that are configured, with the clusters of their callers.
         """
         top = IssuancePolicy.of(config)
         policies = [None if rule.refuse else top.under(rule) for rule in config.rules]
         match = FirstMatch([listed(rule) for rule in config.rules])
-        routes: dict[str, tuple[str, ...]] = {}
-        for front, clusters in asking.items():
-            found = [
-                policy
-                for rule, policy in zip(config.rules, policies, strict=True)
-                if policy is not None and _is_for(rule, front, clusters)
-            ]
-            others = ((front, cluster, None, None) for cluster in clusters)
-            if not config.rules or None in map(match.index, others):
-                found.append(top)
-            routes[front] = _issuing_cas(found, with_signers=front == ISTIO)
-        return cls(top, policies, match if config.rules else None, routes)
+        routes = routes_of(config, asking)
+        return cls(
+            top,
+            policies,
+            match if config.rules else None,
+            routes,
+            {front: tuple(led) for front, led in routes.items()},
+        )
 
     def policy_for(self, front: str, caller: Caller) -> IssuancePolicy:
         """Return the terms of a caller.
@@ -87,31 +79,17 @@ class Rules:
             )
         return policy
 
+    def of_others(self, front: str) -> IssuancePolicy | None:
+        """Return the terms of whom no rule lists; None where such are refused."""
+        if self._match is None:
+            return self.top
+        index = self._match.index((front, *_ANYBODY))
+        return self.top if index is None else self._policies[index]
+
     def policy_of(self, front: str) -> IssuancePolicy:
         """Return the terms of a front itself: of what it needs for itself.
 
         They are those of a caller whom no rule lists. Where such are refused, the top
         level's: a front that serves a few needs its own certificate all the same.
         """
-        if self._match is None:
-            return self.top
-        index = self._match.index((front, *_ANYBODY))
-        return (None if index is None else self._policies[index]) or self.top
-
-
-def _is_for(rule: RuleConfig, front: str, clusters: Collection[str]) -> bool:
-    of_front = rule.fronts is None or front in rule.fronts
-    return of_front and (
-        rule.clusters is None or not set(rule.clusters).isdisjoint(clusters)
-    )
-
-
-def _issuing_cas(
-    policies: Sequence[IssuancePolicy], *, with_signers: bool
-) -> tuple[str, ...]:
-    names: dict[str, None] = {}
-    for policy in policies:
-        names |= dict.fromkeys(policy.issuing_cas)
-        if with_signers:
-            names |= dict.fromkeys(chain(*policy.cert_signers.values()))
-    return tuple(names)
+        return self.of_others(front) or self.top
