@@ -53,9 +53,11 @@ class Bridge:
         trust_domain: The one trust domain.
         ca_key: Of each tier of the hierarchy.
         prefix: Put before the command, such as `taskset -c 0`.
+        fronts: Which there are.
+        awaits: The page that answers 200 when the block may begin.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what differs between tests, each by name
         self,
         folder: Path,
         *,
@@ -64,6 +66,8 @@ class Bridge:
         trust_domain: str = "corp.example",
         ca_key: KeyAlgorithm = "p256",
         prefix: Sequence[str] = (),
+        fronts: Sequence[str] = ("istio",),
+        awaits: str = "/readyz",
     ) -> None:
         folder.mkdir()
         self.folder = folder
@@ -71,11 +75,14 @@ class Bridge:
         self._issuers = issuers or (TokenIssuer(), TokenIssuer(algorithm="ES256"))
         self.address = netports.address()
         self.mtls_address = netports.address()
+        self.linkerd_address = netports.address()
         self.admin = netports.address()
         self.configuration = folder / "bridge.yaml"
         self.ready_seconds = 0.0
         """From the start of the process to the first good answer of /readyz."""
         self._prefix = prefix
+        self._fronts = fronts
+        self._awaits = awaits
         self._process: subprocess.Popen[bytes] | None = None
         self._write(ca_key, overrides or {})
 
@@ -245,16 +252,21 @@ class Bridge:
         self.configuration.write_text(yaml.safe_dump(tree, sort_keys=False))
 
     def _defaults(self) -> dict[str, Any]:
+        fronts = {
+            "istio": {
+                "listen": self.address,
+                "mtls_listen": self.mtls_address,
+                "audiences": ["istio-ca"],
+                "tls": {"dns_names": [SERVER_NAME, PEER_SERVER_NAME]},
+            },
+            "linkerd": {
+                "listen": self.linkerd_address,
+                "audiences": ["identity.l5d.io"],
+            },
+        }
         return {
             "trust_domain": self.trust_domain,
-            "fronts": {
-                "istio": {
-                    "listen": self.address,
-                    "mtls_listen": self.mtls_address,
-                    "audiences": ["istio-ca"],
-                    "tls": {"dns_names": [SERVER_NAME, PEER_SERVER_NAME]},
-                }
-            },
+            "fronts": {name: fronts[name] for name in self._fronts},
             "clusters": [
                 {
                     "name": "Kubernetes",
@@ -288,7 +300,7 @@ class Bridge:
             if self._process is None or self._process.poll() is not None:
                 raise RuntimeError(f"the bridge did not start:\n{self.log()}")
             with contextlib.suppress(OSError):
-                if self.get("/readyz")[0] == 200:
+                if self.get(self._awaits)[0] == 200:
                     return
             time.sleep(0.02)
         raise RuntimeError(f"the bridge did not get ready:\n{self.log()}")
