@@ -37,7 +37,7 @@ def connected(bridge: Bridge) -> Iterator[Certify]:
 
 @pytest.fixture
 def certify(connected: Certify) -> Certify:
-    connected.forget()  # what a test that failed left behind
+    connected.require_healthy()  # rows of the test before may be on their way still
     return connected
 
 
