@@ -25,6 +25,7 @@ from bridge.values import (
     TrustDomainName,
     WholeSeconds,
     WrongError,
+    written,
 )
 
 

@@ -4,18 +4,24 @@ A mesh and a namespace have an issuing CA of their own, lives differ, some are r
 and whoever asks without end meets a ceiling. Each refusal is on record.
 """
 
+import json
+import subprocess
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
+from bridge.errors import BackendRefusedError
 from tests.support import certify
 from tests.support.certify import SUFFIX, Certify
-from tests.support.harness import Bridge
+from tests.support.harness import MESHCA, Bridge
 from tests.support.pki import Authority, bundle, key_pem, write_private
+from tests.support.supervised import Supervised
 from tests.support.wire import MAIN, Wire, bearer, token
 
 pytestmark = pytest.mark.xdist_group("rules")
@@ -61,17 +67,21 @@ def bridge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bridge]:
 
 
 def _add_issuing_cas(bridge: Bridge) -> None:
+    above = intermediate_of(bridge)
+    for name in ("pci", "mesh"):
+        issuing = above.issue_ca(f"issuing {name}", path_length=0)
+        write_private(bridge.folder / f"{name}.key", key_pem(issuing.key))
+        (bridge.folder / f"{name}.pem").write_bytes(bundle(*issuing.chain))
+
+
+def intermediate_of(bridge: Bridge) -> Authority:
     folder = bridge.folder / "hierarchy"
     intermediate, root = (
         x509.load_pem_x509_certificate((folder / name).read_bytes())
         for name in ("intermediate.pem", "roots.pem")
     )
     key = load_pem_private_key((folder / "intermediate.key").read_bytes(), None)
-    above = Authority(intermediate, key, (Authority(root, key),))  # type: ignore[arg-type]
-    for name in ("pci", "mesh"):
-        issuing = above.issue_ca(f"issuing {name}", path_length=0)
-        write_private(bridge.folder / f"{name}.key", key_pem(issuing.key))
-        (bridge.folder / f"{name}.pem").write_bytes(bundle(*issuing.chain))
+    return Authority(intermediate, key, (Authority(root, key),))  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -196,3 +206,52 @@ def test_check_shows_who_gets_what(bridge: Bridge) -> None:
     shown = " ".join(checked.stdout.split())
     assert "rules[1]: namespace sandbox ok no certificate" in shown
     assert "rules[3]: linkerd ok issuing CA mesh; 2h by default" in shown
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_rules_are_taken_by_a_reload_or_refused_as_a_whole(
+    tmp_path: Path, workers: int
+) -> None:
+    with Supervised(tmp_path / "served", workers) as served:
+        served.ask()
+        served.change(issuance__rules=[{"refuse": True}, {"max_ttl": "1h"}])
+        served.await_reloads("refused")
+        said = json.loads(served.get("/readyz")[1])["warnings"]["configuration"]
+        assert "issuance.rules[1]: expected callers whom no earlier rule" in said
+        served.ask()
+        served.change(issuance__rules=[{"namespaces": ["shop"], "refuse": True}])
+        served.await_reloads("ok")
+        with pytest.raises(BackendRefusedError, match="PERMISSION_DENIED"):
+            served.ask()
+
+
+@pytest.mark.parametrize(
+    ("rule", "is_refused"),
+    [
+        ({"namespaces": ["narrow"]}, True),
+        ({"fronts": ["linkerd"], "namespaces": ["narrow"]}, True),
+        # What Linkerd's proxies never see is a matter of other verifiers.
+        ({"fronts": ["istio"], "namespaces": ["narrow"]}, False),
+    ],
+)
+def test_linkerds_calls_are_not_led_to_what_its_proxies_cannot_verify(
+    bridge: Bridge, rule: dict[str, Any], *, is_refused: bool
+) -> None:
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "narrow")])
+    names = x509.NameConstraints([x509.DirectoryName(subject)], None)
+    issuing = intermediate_of(bridge).issue_ca("narrow", constraints=names)
+    (bridge.folder / "narrow.key").unlink(missing_ok=True)
+    write_private(bridge.folder / "narrow.key", key_pem(issuing.key))
+    (bridge.folder / "narrow.pem").write_bytes(bundle(*issuing.chain))
+    tree = yaml.safe_load(bridge.configuration.read_text())
+    options = {"chain": "narrow.pem", "options": {"key": "narrow.key"}}
+    tree["issuing_cas"]["narrow"] = {"plugin": "file", **options}
+    tree["issuance"]["rules"].insert(0, {**rule, "issuing_cas": ["narrow"]})
+    other = bridge.folder / "other.yaml"
+    other.write_text(yaml.safe_dump(tree))
+    checked = subprocess.run(
+        [MESHCA, "check", "-c", other], capture_output=True, text=True, check=False
+    )
+    assert checked.returncode == (1 if is_refused else 0), checked.stdout
+    told = "certificate 1 (CN=narrow) has a directory name constraint, under which link"
+    assert (told in checked.stderr) is is_refused

@@ -27,14 +27,23 @@ TREE: dict[str, Any] = {
 }
 
 
-def load(*rules: dict[str, Any]) -> BridgeConfig:
+BOTH = {
+    **TREE,
+    "fronts": {
+        **TREE["fronts"],
+        "linkerd": {"listen": "127.0.0.1:0", "cluster": "Kubernetes"},
+    },
+}
+
+
+def load(*rules: dict[str, Any], tree: dict[str, Any] = TREE) -> BridgeConfig:
     issuance = {**TREE["issuance"], "rules": [*rules]}
-    return parse(yaml.safe_dump({**TREE, "issuance": issuance}), FILE)
+    return parse(yaml.safe_dump({**tree, "issuance": issuance}), FILE)
 
 
-def problems(*rules: dict[str, Any]) -> list[str]:
+def problems(*rules: dict[str, Any], tree: dict[str, Any] = TREE) -> list[str]:
     with pytest.raises(ConfigError, match=re.escape(f"{FILE}: issuance.rules")) as told:
-        load(*rules)
+        load(*rules, tree=tree)
     return str(told.value).splitlines()
 
 
@@ -228,3 +237,39 @@ def test_all_that_is_wrong_is_told_at_once() -> None:
         "issuance.rules[0].max_ttl",
         "issuance.rules[1].issuing_cas[0]",
     ]
+
+
+# With both meshes; Linkerd's callers are of the cluster `east`.
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        [{"fronts": ["linkerd"], **REFUSE}],
+        [{"fronts": ["linkerd"], "clusters": ["east"], **REFUSE}],
+        [{"fronts": ["linkerd", "istio"], "clusters": ["west"], **REFUSE}],
+        [{"clusters": ["west"], **REFUSE}],
+        [{"fronts": ["istio"], **REFUSE}, {"max_ttl": "1h"}],
+    ],
+)
+def test_rules_for_both_meshes(rules: list[dict[str, Any]]) -> None:
+    load(*rules, tree=BOTH)
+
+
+def test_a_cluster_whose_callers_never_come_by_the_front_of_a_rule() -> None:
+    rule = {"fronts": ["linkerd"], "clusters": ["west"], **REFUSE}
+    (line,) = problems(rule, tree=BOTH)
+    assert line == (
+        f"{FILE}: issuance.rules[0].clusters: expected a cluster whose callers ask by "
+        "linkerd: east (found ('west',))"
+    )
+
+
+def test_rules_for_each_mesh_leave_nothing_to_one_for_both() -> None:
+    (line,) = problems(
+        {"fronts": ["istio"], **REFUSE},
+        {"fronts": ["linkerd"], **REFUSE},
+        {"max_ttl": "1h"},
+        tree=BOTH,
+    )
+    assert "are matched by issuance.rules[0] and issuance.rules[1]:" in line

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from bridge.config import IssuanceConfig
 from bridge.errors import (
@@ -17,15 +18,15 @@ from bridge.errors import (
     RequestError,
     TTLError,
 )
-from bridge.identity.caller import Caller
-from bridge.issuance import Issued
+from bridge.identity.caller import Caller, TokenCredential
+from bridge.issuance import Call, Issued
 from bridge.policy.request import IssuancePolicy
 from bridge.policy.rules import Rules
 from bridge.resilience import Budget
 from bridge.spiffe import SpiffeID
 from bridge.x509.pem import parse_certificates
 from tests.support.pki import NOW, new_root
-from tests.support.world import CALLER, World, two_authorities
+from tests.support.world import CALLER, TOKENS, World, csr, two_authorities
 
 TOP: dict[str, Any] = {
     "min_ttl": "5m",
@@ -352,3 +353,40 @@ def test_the_listener_is_certified_where_its_mesh_is(tmp_path: Path) -> None:
     ) as made:
         made.own.issue_serving(["meshca.example"], timedelta(hours=1))
         assert [row["issuing_ca"] for row in made.ended()] == ["b", "b"]
+
+
+def linkerd_call(made: World, namespace: str) -> Call:
+    """Make a call as one of Linkerd's proxies would."""
+    assert made.snapshot.linkerd is not None
+    identity = made.snapshot.linkerd.identity(namespace, "web")
+    token = TOKENS.token(
+        namespace, "web", now=made.clock(), audiences=["identity.l5d.io"]
+    )
+    pem = csr(x509.DNSName(identity)).encode()
+    return made.call(
+        front="linkerd",
+        identity=identity,
+        credential=TokenCredential((f"Bearer {token}",), ("",)),
+        audiences=frozenset({"identity.l5d.io"}),
+        csr=x509.load_pem_x509_csr(pem).public_bytes(Encoding.DER),
+        ttl_seconds=0,
+    )
+
+
+def test_what_ends_elsewhere_does_not_keep_a_namespace_from_its_issuing_ca(
+    tmp_path: Path,
+) -> None:
+    # Linkerd's front looks for an issuing CA before it knows who asks.
+    both = two_authorities()
+    soon = both["a"].above[0].issue_ca("soon", not_after=NOW + timedelta(minutes=1))
+    rules = [{"namespaces": ["shop"], "issuing_cas": ["b"], "default_ttl": "30m"}]
+    overrides = {
+        "fronts": {"linkerd": {"listen": "127.0.0.1:0"}},
+        "issuance": {"issuing_cas": ["a"], "rules": rules},
+    }
+    authorities = {"a": soon, "b": both["b"]}
+    with World(tmp_path, authorities=authorities, overrides=overrides) as made:
+        issued = made.issuance.issue(linkerd_call(made, "shop"))
+        assert ends(issued) == NOW + timedelta(minutes=30)
+        with pytest.raises(BackendUnavailableError, match="ends too soon"):
+            made.issuance.issue(linkerd_call(made, "bank"))
