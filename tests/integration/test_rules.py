@@ -31,7 +31,7 @@ RULES = [
     {"namespaces": ["sandbox"], "service_accounts": ["builder"], "refuse": False},
     {"namespaces": ["sandbox"], "refuse": True},
     {
-        "namespaces": ["payments"],
+        "namespaces": ["payments", "audit"],
         "max_ttl": "1h",
         "on_excess_ttl": "clamp",
         "issuing_cas": ["pci"],
@@ -68,8 +68,12 @@ def bridge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bridge]:
 
 def _add_issuing_cas(bridge: Bridge) -> None:
     above = intermediate_of(bridge)
-    for name in ("pci", "mesh"):
-        issuing = above.issue_ca(f"issuing {name}", path_length=0)
+    # Whoever wrote the rule forgot that this one is for one namespace.
+    narrow = x509.NameConstraints([x509.DNSName(f"payments{SUFFIX}")], None)
+    for name, constraints in {"pci": narrow, "mesh": None}.items():
+        issuing = above.issue_ca(
+            f"issuing {name}", path_length=0, constraints=constraints
+        )
         write_private(bridge.folder / f"{name}.key", key_pem(issuing.key))
         (bridge.folder / f"{name}.pem").write_bytes(bundle(*issuing.chain))
 
@@ -173,6 +177,19 @@ def test_a_namespace_is_refused_but_for_one_account(
     # An exception is to the top level's terms, whatever later rules say.
     excepted = ask(front, istio, linkerd, "sandbox", "builder")
     assert issuer_of(excepted).startswith("Throwaway issuing CA")
+
+
+def test_a_name_that_the_chain_does_not_permit_is_not_issued(
+    bridge: Bridge, linkerd: Certify
+) -> None:
+    assert by_linkerd(linkerd, "payments", "d").code == "OK"
+    refused = by_linkerd(linkerd, "audit", "d")
+    assert refused.code == "FAILED_PRECONDITION"
+    assert refused.text == (
+        "constraint.permitted: the name is outside what the certificate of tier 1 of "
+        "the chain permits"
+    )
+    recorded(bridge, "linkerd", "audit", "d", rule="constraint.permitted")
 
 
 def test_a_signer_does_not_lead_out_of_the_rule(istio: Wire) -> None:
