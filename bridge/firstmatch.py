@@ -5,8 +5,10 @@ in each of them. What takes a value in one dimension is kept as a bit mask, so a
 is one dictionary per dimension, however many rules there are.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from functools import reduce
 from itertools import product
+from operator import and_
 
 Listed = Sequence[frozenset[str] | None]
 """What a rule lists, by dimension; `None` is everything."""
@@ -44,7 +46,7 @@ class FirstMatch:
         found = -1
         for value, masks, others in zip(values, self._masks, self._others, strict=True):
             found &= others if value is None else masks.get(value, others)
-        return (found & -found).bit_length() - 1 if found > 0 else None
+        return _lowest(found) if found > 0 else None
 
     def covering(self, index: int, all_values: Listed) -> frozenset[int]:
         """Return the rules before `index` that leave it nothing; none if it can match.
@@ -53,20 +55,31 @@ class FirstMatch:
             index: Of a rule.
             all_values: Every value that can occur, by dimension; `None` where any can.
         """
-        covers: set[int] = set()
-        for cell in product(*map(_values, self._rules[index], all_values)):
-            first = self.index(cell)
-            if first is None or first >= index:
-                return frozenset()
-            covers.add(first)
-        return frozenset(covers)
+        upto = (2 << index) - 1  # later rules change nothing
+        kinds = [
+            {
+                upto & (others if value is None else masks.get(value, others))
+                for value in _values(listed, every)
+            }
+            for listed, every, masks, others in zip(
+                self._rules[index], all_values, self._masks, self._others, strict=True
+            )
+        ]
+        # Values that the same rules take are one case.
+        firsts = {_lowest(reduce(and_, case)) for case in product(*kinds)}
+        return frozenset() if index in firsts else frozenset(firsts)
+
+
+def _lowest(mask: int) -> int:
+    # Which bit it is, of those that are set.
+    return (mask & -mask).bit_length() - 1
 
 
 def _values(
     listed: frozenset[str] | None, every: frozenset[str] | None
-) -> Sequence[str | None]:
+) -> Collection[str | None]:
     # What a rule takes in one dimension. Where a rule takes everything and anything
     # can occur, one that no rule lists stands for all: whoever takes that one without
     # listing it takes every other, too.
     found = every if listed is None else listed
-    return (None,) if found is None else sorted(found)
+    return (None,) if found is None else found
