@@ -81,9 +81,16 @@ def is_address(value: object) -> bool:
 
 
 def is_host(value: str) -> bool:
-    """Tell whether `value` is a DNS name, in lower case and without a last dot."""
+    """Tell whether `value` is a DNS name, in lower case and without a last dot.
+
+    To rustls, what ends in a number is none: it may be an IP address.
+    """
     labels = value.split(".")
-    return len(value) <= _LONGEST_HOST and all(map(_LABEL.fullmatch, labels))
+    return (
+        len(value) <= _LONGEST_HOST
+        and all(map(_LABEL.fullmatch, labels))
+        and not labels[-1].isdecimal()
+    )
 
 
 def _address(value: object) -> object:
