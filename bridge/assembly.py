@@ -19,12 +19,14 @@ from bridge.policy.buckets import Buckets
 from bridge.policy.ceilings import Ceilings
 from bridge.policy.issued import PinnedIssuer
 from bridge.policy.linkerd import LinkerdNames
-from bridge.policy.request import IssuancePolicy
+from bridge.policy.routes import LINKERD, Whom
+from bridge.policy.rules import Rules
 from bridge.registry import load
 from bridge.snapshot import Issuer, Snapshot
 from bridge.spi import IssuingCA, PluginContext
 from bridge.spiffe import TrustDomain
-from bridge.x509.path import validate_chain
+from bridge.x509.linkerd import require_verifiable
+from bridge.x509.path import ValidatedChain, validate_chain
 from bridge.x509.pem import encode_certificate, parse_certificates
 
 
@@ -79,16 +81,17 @@ class Assembly:
             if clusters is not None:
                 clusters.close()
             raise _all_of(problems, self.config.path)
+        rules = self._rules()
         return Snapshot(
             generation=1,
             issuers=issuers,
             anchors=anchors,
             anchors_pem=_pem(anchors),
             trust_domains=self._trust_domains(),
-            policy=IssuancePolicy.of(self.config.issuance),
+            rules=rules,
             clusters=clusters,
             ceilings=Ceilings.of(self.config.limits, self.buckets),
-            probe_names=self._probe_names(),
+            probe_names=self._probe_names(rules),
             linkerd=self._linkerd(),
         )
 
@@ -112,6 +115,7 @@ class Assembly:
         config = self.config.issuing_cas[name]
         where = f"issuing_cas.{name}"
         chain_file = self.config.resolve(config.chain) if config.chain else None
+        source = f"{where}.chain: {chain_file}" if chain_file else where
         ca = self._opened(name)
         try:
             description = ca.describe()
@@ -120,8 +124,9 @@ class Assembly:
                 description.intermediates,
                 anchors,
                 now=self.clock(),
-                source=f"{where}.chain: {chain_file}" if chain_file else where,
+                source=source,
             )
+            self._require_verifiable(name, chain, source)
             certificates = (description.certificate, *description.intermediates)
             encoded = tuple(item.public_bytes(Encoding.DER) for item in certificates)
             pinned = PinnedIssuer(description.certificate, encoded)
@@ -172,26 +177,49 @@ class Assembly:
             with_uri=front.spiffe_uri,
         )
 
-    def _probe_names(self) -> tuple[x509.GeneralName, ...]:
-        # Of the kind that callers get, so that constraints which forbid them show.
-        names: list[x509.GeneralName] = []
-        if (linkerd := self._linkerd()) is not None:
-            names.append(x509.DNSName(f"meshca-probe{linkerd.suffix}"))
-        if linkerd is None or self.config.fronts.istio is not None:
+    def _probe_names(self, rules: Rules) -> dict[str, tuple[x509.GeneralName, ...]]:
+        # Of the kind that its callers get, so that constraints which forbid them show.
+        found: dict[str, tuple[x509.GeneralName, ...]] = {}
+        for issuer in self.config.issuing_cas:
+            led = {
+                front: whom[issuer]
+                for front, whom in rules.routes.items()
+                if issuer in whom
+            } or dict.fromkeys(rules.routes, (Whom(),))
+            found[issuer] = tuple(
+                self._probe_name(front, whom) for front, whom in led.items()
+            )
+        return found
+
+    def _probe_name(self, front: str, whom: tuple[Whom, ...]) -> x509.GeneralName:
+        linkerd = self._linkerd()
+        if front != LINKERD or linkerd is None:
             uri = f"spiffe://{self.config.trust_domain}/meshca/probe"
-            names.append(x509.UniformResourceIdentifier(uri))
-        return tuple(names)
+            return x509.UniformResourceIdentifier(uri)
+        namespaces = [one.namespace for one in whom]
+        if None in namespaces:
+            return x509.DNSName(f"meshca-probe{linkerd.suffix}")
+        # A chain for some namespaces may permit no name but theirs. No service account
+        # can have an underscore in its name.
+        return x509.DNSName(f"meshca_probe.{namespaces[0]}{linkerd.suffix}")
+
+    def _rules(self) -> Rules:
+        return Rules.of(self.config.issuance, self.config.asking())
+
+    def _require_verifiable(
+        self, name: str, chain: ValidatedChain, source: str
+    ) -> None:
+        # By the proxies of each mesh whose calls can be led to this issuing CA.
+        front = self.config.fronts.linkerd
+        if front is not None and name in self._rules().routes[LINKERD]:
+            path = [certificate for _, certificate in chain.tiers()]
+            require_verifiable(path, with_uri=front.spiffe_uri, source=source)
 
     def _unequal(self, issuers: Mapping[str, Issuer]) -> list[BridgeError]:
         # A later issuing CA of a list stands in for an earlier one, so the list says
         # that they are equal. From an HSM to a file they are not.
-        issuance = self.config.issuance
-        lists = {"issuance.issuing_cas": issuance.issuing_cas} | {
-            f"issuance.cert_signers.{key}": names
-            for key, names in issuance.cert_signers.items()
-        }
         found: list[BridgeError] = []
-        for path, names in lists.items():
+        for path, names in self.config.issuance.routes().items():
             kinds = {
                 issuers[name].description.assurance for name in names if name in issuers
             }

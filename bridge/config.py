@@ -12,22 +12,23 @@ from pydantic import Field, ValidationError
 
 from bridge.errors import ConfigError
 from bridge.problems import Problem, doubled, known_keys, listed, problem_of, shown
+from bridge.rulecheck import Known, rule_problems
+from bridge.section import Section
 from bridge.sections import (
     AdminConfig,
     CeilingConfig,
     ClusterConfig,
     FrontsConfig,
-    IssuanceConfig,
     IssuingCAConfig,
     IstioConfig,
     LagConfig,
     LedgerConfig,
     LimitsConfig,
     LinkerdConfig,
-    Section,
     ServingConfig,
     TokensConfig,
 )
+from bridge.terms import IssuanceConfig, RuleConfig
 from bridge.values import FilePath, Name, Some, TrustDomainName, is_host
 from bridge.yamltree import parse_yaml
 
@@ -42,6 +43,7 @@ __all__ = [
     "LedgerConfig",
     "LimitsConfig",
     "LinkerdConfig",
+    "RuleConfig",
     "ServingConfig",
     "TokensConfig",
     "complain",
@@ -93,6 +95,7 @@ class BridgeConfig(Section):
             *self._unknown_issuing_cas(),
             *self._ambiguous_clusters(),
             *self._wrong_linkerd(),
+            *rule_problems(self.issuance, self._known()),
             *doubled(addresses),
         ]
 
@@ -139,16 +142,33 @@ class BridgeConfig(Section):
 
     def _unknown_issuing_cas(self) -> list[Problem]:
         known = ", ".join(self.issuing_cas)
-        lists = {"issuance.issuing_cas": self.issuance.issuing_cas} | {
-            f"issuance.cert_signers.{name}": chosen
-            for name, chosen in self.issuance.cert_signers.items()
-        }
         return [
             (f"{path}[{index}]", name, f"a name under issuing_cas: {known}")
-            for path, names in lists.items()
+            for path, names in self.issuance.routes().items()
             for index, name in enumerate(names)
             if name not in self.issuing_cas
         ]
+
+    def asking(self) -> dict[str, tuple[str, ...]]:
+        """Return each front that is configured, with the clusters of its callers."""
+        found: dict[str, tuple[str, ...]] = {}
+        if self.fronts.istio is not None:
+            found["istio"] = tuple(cluster.name for cluster in self.clusters)
+        if self.fronts.linkerd is not None:
+            cluster = self.linkerd_cluster()
+            found["linkerd"] = (cluster.name,) if cluster else ()
+        return found
+
+    def _known(self) -> Known:
+        return Known(
+            asking=self.asking(),
+            clusters=frozenset(cluster.name for cluster in self.clusters),
+            aliases={
+                alias: cluster.name
+                for cluster in self.clusters
+                for alias in cluster.aliases
+            },
+        )
 
     def _ambiguous_clusters(self) -> list[Problem]:
         seen: set[str] = set()

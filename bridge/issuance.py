@@ -21,6 +21,7 @@ from bridge.ledger.ledger import Ledger
 from bridge.logs import on_one_line
 from bridge.meshes import Istio, Linkerd, Mesh
 from bridge.metrics import Metrics
+from bridge.policy.ceilings import CEILING_RULES
 from bridge.policy.refresh import valid_until
 from bridge.policy.request import Lifetime
 from bridge.resilience import over_issuers
@@ -85,7 +86,8 @@ class Issuance:
 
         Raises:
             BridgeError: Nothing was issued. Its class says who has to act, and the
-                ledger has a row for it (calls that are shed are only counted).
+                ledger has a row for it (calls that are shed are only counted, and so
+                are those above a ceiling once they are too many for rows).
         """
         trace = _Trace(call.front)
         with _OnRecord(self, trace):
@@ -108,7 +110,7 @@ class Issuance:
         trace.caller = caller = mesh.identify(call, snapshot, now)
         watch.lap("identify")
         # (3) Admit.
-        snapshot.ceilings.require(caller, time.monotonic())
+        snapshot.ceilings.require(call.front, caller, time.monotonic())
         grant = mesh.admit(call, caller, snapshot)
         watch.lap("admit")
         # (4) CSR, where it does not.
@@ -120,7 +122,7 @@ class Issuance:
         )
         # (5) Constrain.
         mesh.require_trust_domain(caller, grant, snapshot)
-        lifetime, backdate = grant.lifetime, snapshot.policy.backdate
+        lifetime, backdate = grant.lifetime, snapshot.rules.top.backdate
         term = Term(ttl=lifetime.ttl, backdate=backdate, now=now)
         issuers = usable_issuers(
             snapshot, grant.route, grant.names, term, self._signing
@@ -162,15 +164,18 @@ class Issuance:
             )
 
     def _record(self, trace: _Trace, error: BaseException) -> None:
-        if isinstance(error, OverloadedError) or trace.attempted:
-            return  # shed calls are only counted; an attempt has an outcome of its own
+        is_excess = isinstance(error, OverloadedError) and error.rule in CEILING_RULES
+        if trace.attempted or (isinstance(error, OverloadedError) and not is_excess):
+            return  # an attempt has an outcome of its own; shed calls are only counted
         caller = trace.caller
         status, rule = "INTERNAL", "internal"
         if isinstance(error, BridgeError):
             status, rule = self._status_name(error, trace.front), error.rule
         ended = Ended(
             kind=(
-                Outcome.REFUSED if isinstance(error, CallerError) else Outcome.FAILED
+                Outcome.REFUSED
+                if is_excess or isinstance(error, CallerError)
+                else Outcome.FAILED
             ).value,
             attempt="",
             request=trace.request,
@@ -183,15 +188,21 @@ class Issuance:
             detail=describe(error),
         )
         try:
-            if caller is not None:
-                self._ledger.end(ended)
-            elif not self._ledger.refuse_unauthenticated(ended):
+            if not self._write(ended, caller, is_excess=is_excess):
                 return  # counted: the log is filled no faster than the ledger
         except LedgerError:
             # The refusal stands whether or not it could be written down; the ledger
             # itself tells readiness that it is shut, and nothing is signed any more.
             _log.exception("a refusal could not be put on record")
         _tell(ended)
+
+    def _write(self, ended: Ended, caller: Caller | None, *, is_excess: bool) -> bool:
+        if caller is None:
+            return self._ledger.refuse_unauthenticated(ended)
+        if is_excess:
+            return self._ledger.refuse_excess(ended)
+        self._ledger.end(ended)
+        return True
 
 
 class _Watch:

@@ -92,7 +92,7 @@ class Istio:
     ) -> CSR:
         """See `Mesh.csr`."""
         csr = parse_csr(call.csr if isinstance(call.csr, str) else "")
-        if snapshot.policy.strict_csr_names and grant is not None:
+        if snapshot.rules.top.strict_csr_names and grant is not None:
             require_only_names(csr, grant.names)
         return csr
 
@@ -106,10 +106,11 @@ class Istio:
         """See `Mesh.admit`."""
         require_no_impersonation(call.impersonated)
         snapshot.clusters.require_allowed(caller)
+        policy = snapshot.rules.policy_for(call.front, caller)
         return Grant(
             names=(x509.UniformResourceIdentifier(str(caller.spiffe_id)),),
-            lifetime=snapshot.policy.lifetime(call.ttl_seconds),
-            route=snapshot.policy.route(call.cert_signer),
+            lifetime=policy.lifetime(call.ttl_seconds),
+            route=policy.route(call.cert_signer),
         )
 
     def require_trust_domain(
@@ -153,9 +154,9 @@ class Linkerd:
         """See `Mesh.csr`."""
         csr = read_csr(call.csr if isinstance(call.csr, bytes) else b"")
         # Between the two: is there an issuing CA that could sign anything at all?
-        policy = snapshot.policy
+        policy, route = snapshot.rules.top, snapshot.rules.reachable[call.front]
         term = Term(ttl=policy.default_ttl, backdate=policy.backdate, now=now)
-        usable_issuers(snapshot, policy.route(""), (), term, self._signing)
+        usable_issuers(snapshot, route, (), term, self._signing)
         require_csr_names(csr, call.identity)
         return csr
 
@@ -180,10 +181,11 @@ class Linkerd:
         identity = names.identity(caller.namespace, caller.service_account)
         require_requested(call.identity, identity)
         snapshot.clusters.require_allowed(caller)
+        policy = snapshot.rules.policy_for(call.front, caller)
         return Grant(
             names=names.leaf_names(identity, caller.spiffe_id),
-            lifetime=snapshot.policy.lifetime(0),
-            route=snapshot.policy.route(""),
+            lifetime=policy.lifetime(0),
+            route=policy.route(""),
         )
 
     def require_trust_domain(

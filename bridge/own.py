@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from bridge.clock import Clock
 from bridge.ledger.events import Purpose
+from bridge.policy.routes import ISTIO
 from bridge.resilience import Budget, over_issuers
 from bridge.selection import Subject, Term, leaf_request, usable_issuers
 from bridge.signing import Origin, Signed, Signing, new_id, new_serial
@@ -70,7 +71,7 @@ class OwnCertificates:
         subject = _subject(
             key.public_key(), tuple(x509.DNSName(name) for name in dns_names)
         )
-        policy = snapshot.policy
+        policy = snapshot.rules.policy_of(ISTIO)  # only its listener has one
         term = Term(ttl=ttl, backdate=policy.backdate, now=now)
         issuers = usable_issuers(
             snapshot, policy.issuing_cas, subject.names, term, self._signing
@@ -112,7 +113,7 @@ class OwnCertificates:
         """
         issuer.ca.check(timeout=timeout)
         key = ec.generate_private_key(ec.SECP256R1()).public_key()
-        subject = _subject(key, snapshot.probe_names)
+        subject = _subject(key, snapshot.probe_names[issuer.name])
         issuer.chain.constraints.require_permitted(subject.names)
         began = self._clock().replace(microsecond=0) - _PROBE_AGE
         request = LeafRequest(

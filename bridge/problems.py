@@ -20,6 +20,16 @@ _EVERY_HOST = frozenset({"0.0.0.0", "[::]", "::", "*"})  # noqa: S104 - compared
 _SECRET = re.compile("pass|pin|secret|token|credential|key", re.IGNORECASE)
 
 
+class Plain:
+    """A value that is shown as it is, without quotes."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def __repr__(self) -> str:
+        return self._text
+
+
 def listed(path: Path, problems: Sequence[Problem]) -> str:
     """Write problems of the file at `path`, one a line."""
     return "\n".join(
@@ -42,14 +52,14 @@ def problem_of(item: Any, known: Sequence[str] = ()) -> Problem:
     if item["type"] == "extra_forbidden":
         # A secret that stands in the wrong place must not reach a log from here.
         is_secret = _SECRET.search(str(item["loc"][-1]))
-        shy = _Plain("a value that is not shown") if is_secret else value
+        shy = Plain("a value that is not shown") if is_secret else value
         near = get_close_matches(str(item["loc"][-1]), () if is_secret else known, 1)
         return key, shy, "unknown key" + "".join(f"; did you mean {k}?" for k in near)
     if item["type"] == "tuple_type":
         like = f", such as [{value}]" if isinstance(value, str | int) else ""
         return key, value, f"expected a list{like}"
     if found := getattr(item.get("ctx", {}).get("error"), "found", ""):
-        value = _Plain(found)
+        value = Plain(found)
     return key, value, str(item["msg"]).removeprefix("Value error, ")
 
 
@@ -106,15 +116,6 @@ def _part(part: int | str) -> str:
     if isinstance(part, int):
         return f"[{part}]"
     return f".{part}" if part.isprintable() else f".{part!r}"
-
-
-class _Plain:
-    # Shown as it is, without quotes.
-    def __init__(self, text: str) -> None:
-        self._text = text
-
-    def __repr__(self) -> str:
-        return self._text
 
 
 def shown(value: object) -> str:

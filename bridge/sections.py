@@ -6,15 +6,15 @@
 from datetime import timedelta
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from bridge.section import Section
 from bridge.values import (
     Address,
     ArchiveURL,
     ClusterName,
     Duration,
     FilePath,
-    IssuerNames,
     Label,
     Name,
     Names,
@@ -27,13 +27,6 @@ from bridge.values import (
     WrongError,
     written,
 )
-
-
-class Section(BaseModel):
-    """A mapping whose keys are all known, and which nobody changes."""
-
-    # A misspelt key must stop the process: an ignored limit is no limit.
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class ServingConfig(Section):
@@ -172,44 +165,8 @@ class IssuingCAConfig(Section):
     """Issuing CA first, then the intermediates; no root. Not for a plugin that finds
     the chain itself."""
     timeout: PositiveDuration = timedelta(seconds=5)
-    options: dict[str, object] = {}
+    options: dict[str, object] = {}  # noqa: RUF012 - pydantic copies it
     """Handed to the plugin untouched. Secrets are given as file paths."""
-
-
-class IssuanceConfig(Section):
-    """`issuance`: limits that no caller and no backend can widen."""
-
-    default_ttl: WholeSeconds = timedelta(hours=24)
-    min_ttl: WholeSeconds = timedelta(minutes=5)
-    max_ttl: WholeSeconds = timedelta(hours=24)
-    on_excess_ttl: Literal["refuse", "clamp"] = "refuse"
-    backdate: WholeSeconds = timedelta(minutes=2)
-    """How far notBefore lies in the past, for peers whose clock runs slow."""
-    issuing_cas: Annotated[IssuerNames, Some]
-    """In order of preference; a later one stands in when an earlier one is down."""
-    cert_signers: dict[Text, IssuerNames] = {}
-    """Istio's `CertSigner` value to issuing CAs; a value not listed is refused."""
-    csr_names: Literal["ignore", "strict"] = "ignore"
-    """`strict` refuses a CSR that asks for any name but the caller's."""
-
-    @model_validator(mode="after")
-    def _is_ordered(self) -> Self:
-        if not self.min_ttl <= self.default_ttl <= self.max_ttl:
-            raise WrongError(
-                "expected min_ttl <= default_ttl <= max_ttl",
-                f"min_ttl {written(self.min_ttl)}, default_ttl "
-                f"{written(self.default_ttl)}, max_ttl {written(self.max_ttl)}",
-            )
-        if self.backdate >= self.min_ttl:
-            raise WrongError(
-                "expected backdate below min_ttl: a leaf that is born past its "
-                "half-life is asked for again without a pause",
-                f"backdate {written(self.backdate)}, min_ttl {written(self.min_ttl)}",
-            )
-        for name, chosen in self.cert_signers.items():
-            if not chosen:
-                raise ValueError(f"cert_signers.{name} names no issuing CA")
-        return self
 
 
 class CeilingConfig(Section):

@@ -10,7 +10,7 @@ from bridge.metrics import CertificateExpiry
 from bridge.policy.ceilings import Ceilings
 from bridge.policy.issued import PinnedIssuer
 from bridge.policy.linkerd import LinkerdNames
-from bridge.policy.request import IssuancePolicy
+from bridge.policy.rules import Rules
 from bridge.spi import Description, IssuingCA
 from bridge.spiffe import TrustDomain
 from bridge.x509.path import ValidatedChain
@@ -60,11 +60,11 @@ class Snapshot:
     """All trust anchors in one text, each certificate ending in a newline."""
     trust_domains: tuple[TrustDomain, ...]
     """Those that some cluster's callers have; the bridge's own first."""
-    policy: IssuancePolicy
+    rules: Rules
     clusters: ClusterRegistry
     ceilings: Ceilings
-    probe_names: tuple[x509.GeneralName, ...]
-    """What a probe certificate is for: no caller can have these."""
+    probe_names: Mapping[str, tuple[x509.GeneralName, ...]]
+    """What a probe certificate of an issuing CA is for: no caller can have these."""
     linkerd: LinkerdNames | None = None
     """The names of Linkerd's mesh, where there is a front for it."""
 

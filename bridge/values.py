@@ -18,6 +18,9 @@ _LONGEST = timedelta(days=3660)
 _PASSWORD = re.compile(
     r"://[^/?#@]*:[^/?#]*@|[?&;](?:password|passwd|pwd)=", re.IGNORECASE
 )
+_NAMESPACE = re.compile("[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
+_ALNUM = "[a-z0-9](?:[a-z0-9-]*[a-z0-9])?"
+_SERVICE_ACCOUNT = re.compile(rf"(?=.{{1,253}}\Z){_ALNUM}(?:\.{_ALNUM})*")
 _LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 _LONGEST_HOST = 253
 _PORT = re.compile(r"[0-9]{1,5}")
@@ -78,9 +81,16 @@ def is_address(value: object) -> bool:
 
 
 def is_host(value: str) -> bool:
-    """Tell whether `value` is a DNS name, in lower case and without a last dot."""
+    """Tell whether `value` is a DNS name, in lower case and without a last dot.
+
+    To rustls, what ends in a number is none: it may be an IP address.
+    """
     labels = value.split(".")
-    return len(value) <= _LONGEST_HOST and all(map(_LABEL.fullmatch, labels))
+    return (
+        len(value) <= _LONGEST_HOST
+        and all(map(_LABEL.fullmatch, labels))
+        and not labels[-1].isdecimal()
+    )
 
 
 def _address(value: object) -> object:
@@ -108,6 +118,23 @@ def _archive(value: object) -> object:
     )
 
 
+def _namespace(value: str) -> str:
+    if not _NAMESPACE.fullmatch(value):
+        raise ValueError(
+            "expected the name of a namespace; leave the key out where all are meant"
+        )
+    return value
+
+
+def _service_account(value: str) -> str:
+    if not _SERVICE_ACCOUNT.fullmatch(value):
+        raise ValueError(
+            "expected the name of a service account, without its namespace; leave the "
+            "key out where all are meant"
+        )
+    return value
+
+
 def _file(value: Path) -> Path:
     if value == Path() or not str(value).isprintable():
         raise ValueError("expected the path of a file, in printable characters")
@@ -128,14 +155,23 @@ def _some(values: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 Some = AfterValidator(_some)
+Different = AfterValidator(_different)
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
 Label = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
 """A DNS-1123 label, as the name of a namespace is one."""
 ClusterName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
 Text = Annotated[str, Field(min_length=1)]
-Names = Annotated[tuple[Text, ...], Field(strict=False), AfterValidator(_different)]
-IssuerNames = Annotated[
-    tuple[Name, ...], Field(strict=False), AfterValidator(_different)
+Names = Annotated[tuple[Text, ...], Field(strict=False), Different]
+IssuerNames = Annotated[tuple[Name, ...], Field(strict=False), Different]
+Namespaces = Annotated[
+    tuple[Annotated[str, AfterValidator(_namespace)], ...],
+    Field(strict=False),
+    Different,
+]
+ServiceAccounts = Annotated[
+    tuple[Annotated[str, AfterValidator(_service_account)], ...],
+    Field(strict=False),
+    Different,
 ]
 Duration = Annotated[timedelta, BeforeValidator(_duration)]
 PositiveDuration = Annotated[Duration, AfterValidator(_positive)]

@@ -14,17 +14,21 @@ from rich.table import Table
 from bridge.assembly import Assembly
 from bridge.cli.console import ConfigOption, OutputOption, print_table, warn
 from bridge.cli.places import ledger_places
+from bridge.cli.terms import terms
 from bridge.clock import system_clock
 from bridge.config import BridgeConfig, read
 from bridge.errors import BridgeError, ConfigError
 from bridge.hierarchy.exposure import exposure_of
 from bridge.hierarchy.replica import openssl_accepts, replicate
+from bridge.policy.routes import ISTIO, LINKERD, Whom
 from bridge.snapshot import Issuer, Snapshot
-from bridge.spiffe import SpiffeID
+from bridge.spiffe import SpiffeID, TrustDomain
 from bridge.x509.constraints import data_plane_problems
 
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
 _CHECK_SECONDS = 10.0
+_MOST_EXAMPLES = 4
+"""Of rules that lead to one issuing CA: each name costs a process of openssl."""
 _TIER = re.compile(
     r"(the certificate of tier ([0-9]+) \(.*?\) )"
     r"((?:has|constrains|permits|excludes) .*)"
@@ -80,6 +84,8 @@ def _with_places(error: BridgeError, config: BridgeConfig) -> ConfigError:
 
 def _findings(config: BridgeConfig, snapshot: Snapshot) -> Iterator[Finding]:
     yield Finding("configuration", "file", "ok", "every key known and consistent")
+    for whom, what in terms(config, snapshot.rules):
+        yield Finding("issuance", whom, "ok", what)
     for issuer in snapshot.issuers.values():
         yield from _tiers(issuer)
         yield _backend(issuer)
@@ -134,7 +140,12 @@ def _names(
     config: BridgeConfig, snapshot: Snapshot, issuer: Issuer
 ) -> Iterator[Finding]:
     replica = replicate(issuer.chain)
-    for name, is_wanted in _examples(config, snapshot):
+    # The same name may be an example of several rules.
+    examples = [*dict.fromkeys(_examples(config, snapshot, issuer.name))]
+    if not any(is_wanted for _, is_wanted in examples):
+        told = "no call is led to it: neither issuance.issuing_cas, a signer nor a rule"
+        yield Finding(issuer.name, "names", "note", told)
+    for name, is_wanted in examples:
         try:
             issuer.chain.constraints.require_permitted([name])
             permitted, why = True, ""
@@ -145,21 +156,37 @@ def _names(
 
 
 def _examples(
-    config: BridgeConfig, snapshot: Snapshot
+    config: BridgeConfig, snapshot: Snapshot, issuing_ca: str
 ) -> Iterator[tuple[x509.GeneralName, bool]]:
-    # A name, and whether the configuration wants certificates for it.
-    if (istio := config.fronts.istio) is not None:
+    # A name, and whether the configuration wants certificates of this issuing CA for
+    # it.
+    rules = snapshot.rules
+    for whom in rules.routes.get(ISTIO, {}).get(issuing_ca, ())[:_MOST_EXAMPLES]:
         for domain in snapshot.trust_domains:
-            yield x509.UniformResourceIdentifier(f"spiffe://{domain}/ns/a/sa/b"), True
+            yield x509.UniformResourceIdentifier(str(_spiffe_id(domain, whom))), True
+    istio = config.fronts.istio
+    if istio is not None and issuing_ca in rules.policy_of(ISTIO).issuing_cas:
         for host in istio.tls.dns_names:
             yield x509.DNSName(host), True
-    if (linkerd := snapshot.linkerd) is not None:
-        spiffe_id = SpiffeID.of_service_account(linkerd.trust_domain, "a", "b")
-        for name in linkerd.leaf_names(linkerd.identity("a", "b"), spiffe_id):
-            yield name, True
+    for whom in rules.routes.get(LINKERD, {}).get(issuing_ca, ())[:_MOST_EXAMPLES]:
+        if (linkerd := snapshot.linkerd) is not None:
+            spiffe_id = _spiffe_id(linkerd.trust_domain, whom)
+            identity = linkerd.identity(*_named(whom))
+            for name in linkerd.leaf_names(identity, spiffe_id):
+                yield name, True
     foreign = "spiffe://meshca-check.invalid/ns/a/sa/b"
     yield x509.UniformResourceIdentifier(foreign), False
     yield x509.DNSName("meshca-check.invalid"), False
+
+
+def _named(whom: Whom) -> tuple[str, str]:
+    # Where a rule is for an account with a dot in its name, which has no identity in
+    # Linkerd, what is before the dot will do.
+    return whom.namespace or "a", (whom.service_account or "b").partition(".")[0]
+
+
+def _spiffe_id(domain: TrustDomain, whom: Whom) -> SpiffeID:
+    return SpiffeID.of_service_account(domain, *_named(whom))
 
 
 def _verdict(

@@ -19,6 +19,7 @@ from bridge.hierarchy.throwaway import (
     make,
 )
 from bridge.spiffe import TrustDomain
+from bridge.x509.linkerd import require_verifiable
 from bridge.x509.path import validate_chain
 
 app = typer.Typer(
@@ -74,30 +75,32 @@ def init(  # noqa: PLR0913 - one parameter for each option
     except BridgeError as error:
         complain(f"--trust-domain: {error} (found {error.detail})")
         raise typer.Exit(_USAGE_ERROR) from None
-    hierarchy = make(
-        ThrowawaySpec(
-            trust_domains=domains,
-            region=region,
-            data_planes=frozenset(data_plane or [DataPlane.SIDECAR]),
-            key=key,
-            permitted_dns=tuple(permit_dns or ()),
-        )
+    spec = ThrowawaySpec(
+        trust_domains=domains,
+        region=region,
+        data_planes=frozenset(data_plane or [DataPlane.SIDECAR]),
+        key=key,
+        permitted_dns=tuple(permit_dns or ()),
     )
-    _require_valid(hierarchy)
+    hierarchy = make(spec)
+    _require_valid(hierarchy, spec.data_planes)
     written = write(hierarchy, folder, layout=layout)
     _show(hierarchy, written)
     warn(WARNING)
 
 
-def _require_valid(hierarchy: Hierarchy) -> None:
+def _require_valid(hierarchy: Hierarchy, planes: frozenset[DataPlane]) -> None:
     # Before the first file: a hierarchy that the bridge would refuse is not handed out.
-    validate_chain(
+    chain = validate_chain(
         hierarchy.issuing.certificate,
         (hierarchy.intermediate.certificate,),
         (hierarchy.root.certificate,),
         now=system_clock(),
         source="the new hierarchy",
     )
+    if DataPlane.LINKERD in planes:
+        path = [certificate for _, certificate in chain.tiers()]
+        require_verifiable(path, with_uri=True, source="the new hierarchy")
 
 
 def _show(hierarchy: Hierarchy, written: tuple[Path, ...]) -> None:

@@ -102,7 +102,10 @@ class Ended:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
-    """Unauthenticated calls of a time span above the rate that gets rows of its own."""
+    """Calls of a time span above the rate that gets rows of its own.
+
+    They were unauthenticated, or above a ceiling of their identity or cluster.
+    """
 
     kind: ClassVar[str] = "summary"
 

@@ -52,7 +52,9 @@ class Ledger:
         self._feeder = feeder
         self._publisher = publisher
         self._clock = clock
+        # Whom nobody knows must not be able to crowd out those who are known.
         self._refusals = RefusalMeter(config.refusals_per_second)
+        self._excess = RefusalMeter(config.refusals_per_second)
         self._tried = self._published = clock()
         self._heads_trouble = ""
         self._closing = threading.Event()
@@ -161,9 +163,15 @@ class Ledger:
         Raises:
             LedgerError: The journal is shut.
         """
-        second = int(self._clock().timestamp())
-        self._summarize(second)
-        if not self._refusals.admit(ended.rule):
+        return self._end_metered(ended, self._refusals)
+
+    def refuse_excess(self, ended: Ended) -> bool:
+        """Record a call above a caller's ceiling. As `refuse_unauthenticated`."""
+        return self._end_metered(ended, self._excess)
+
+    def _end_metered(self, ended: Ended, meter: RefusalMeter) -> bool:
+        self._summarize(int(self._clock().timestamp()))
+        if not meter.admit(ended.rule):
             return False
         self.end(ended)
         return True
@@ -230,8 +238,9 @@ class Ledger:
             self._heads_trouble, self._published = "", now
 
     def _summarize(self, second: int) -> None:
-        if (summary := self._refusals.due(second)) is not None:
-            self._journal.append(summary)
+        for meter in (self._refusals, self._excess):
+            if (summary := meter.due(second)) is not None:
+                self._journal.append(summary)
 
 
 def _newest_head(sink: HeadSink, key: HeadKey, folder: Path) -> SignedHead | None:

@@ -1,4 +1,4 @@
-"""How many unauthenticated calls get a row of their own."""
+"""How many refusals that anybody can cause at will get a row of their own."""
 
 import threading
 from collections import Counter
@@ -9,8 +9,8 @@ from bridge.ledger.events import Summary
 class RefusalMeter:
     """Counts per second; above the rate, calls only show in a summary.
 
-    Anybody who reaches the port can cause such rows, and must not be able to fill the
-    disk with them.
+    Anybody who reaches the port can cause such rows, or any workload that asks without
+    end, and must not be able to fill the disk with them.
     """
 
     def __init__(self, per_second: int) -> None:

@@ -12,6 +12,7 @@ from bridge.errors import OverloadedError
 from bridge.identity.caller import Caller
 from bridge.policy.buckets import Buckets, OwnBuckets
 
+CEILING_RULES = frozenset({"overload.identity", "overload.cluster"})
 _MOST_KEYS = 100_000
 
 
@@ -68,10 +69,12 @@ class Ceilings:
             _ceiling(config.per_identity, shared),
         )
 
-    def require(self, caller: Caller, now: float) -> None:
+    def require(self, front: str, caller: Caller, now: float) -> None:
         """Count a call of `caller`.
 
         Args:
+            front: That the call came by. One account has an identity in each mesh,
+                and a restart in one of them is none in the other.
             caller: Authenticated: nobody can spend what is another's.
             now: `time.monotonic()`.
 
@@ -79,7 +82,7 @@ class Ceilings:
             OverloadedError: It is one too many (`overload.identity`,
                 `overload.cluster`); the caller should come back later.
         """
-        identity = str(caller.spiffe_id)
+        identity = f"{front} {caller.spiffe_id}"
         if self.per_identity and not self.per_identity.admits(identity, now):
             raise OverloadedError(
                 "this identity asks too often", rule="overload.identity"

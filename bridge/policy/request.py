@@ -1,11 +1,11 @@
 """What a caller may have: lifetime, names, issuing CA. Decided before anything else."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Literal
 
-from bridge.config import IssuanceConfig
+from bridge.config import IssuanceConfig, RuleConfig
 from bridge.errors import DeniedError, RequestError, TTLError
 
 
@@ -80,17 +80,51 @@ class IssuancePolicy:
 
         Raises:
             RequestError: The value is not empty and not configured.
+            DeniedError: It is, and this caller may have none of its issuing CAs.
         """
         if not cert_signer:
             return self.issuing_cas
         try:
-            return self.cert_signers[cert_signer]
+            found = self.cert_signers[cert_signer]
         except KeyError:
             raise RequestError(
                 "CertSigner names no signer that is configured here",
                 rule="signer.unknown",
                 detail=repr(cert_signer)[:200],
             ) from None
+        if not found:
+            raise DeniedError(
+                "the caller may not have certificates of this signer",
+                rule="signer.denied",
+                detail=repr(cert_signer)[:200],
+            )
+        return found
+
+    def under(self, rule: RuleConfig) -> "IssuancePolicy":
+        """Return the policy of those whom a rule matches.
+
+        Args:
+            rule: One that was held against this policy when the file was read.
+        """
+        low, high = rule.min_ttl or self.min_ttl, rule.max_ttl or self.max_ttl
+        wanted = rule.default_ttl or self.default_ttl
+        allowed = rule.issuing_cas
+        signers = self.cert_signers
+        if allowed is not None:
+            # Whoever asks for a signer gets no issuing CA that the rule does not list.
+            signers = {
+                signer: tuple(name for name in names if name in allowed)
+                for signer, names in signers.items()
+            }
+        return replace(
+            self,
+            default_ttl=min(max(wanted, low), high),
+            min_ttl=low,
+            max_ttl=high,
+            on_excess_ttl=rule.on_excess_ttl or self.on_excess_ttl,
+            issuing_cas=allowed or self.issuing_cas,
+            cert_signers=signers,
+        )
 
 
 def require_no_impersonation(impersonated: str | None) -> None:

@@ -32,7 +32,10 @@ SMTP_UTF8_MAILBOX = ObjectIdentifier("1.3.6.1.5.5.7.8.9")
 """An otherName that is an e-mail address and under its constraints (RFC 9598)."""
 
 _HOST = r"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*"
-_HOST_NAME = re.compile(_HOST)
+_LABEL = "[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
+# Narrower than what OpenSSL and Go read: to rustls nothing else is a DNS name, and a
+# certificate with one is refused under any DNS constraint.
+_DNS_NAME = re.compile(rf"(?=.{{1,253}}\Z)(?:{_LABEL}\.)*(?![0-9]+\Z){_LABEL}")
 _HOST_CONSTRAINT = re.compile(rf"(?:\.?{_HOST})?")
 # Narrower than RFC 3986 on purpose: a ':' or '@' behind the scheme moves the host for
 # OpenSSL and BoringSSL, a '%' or '?' does for others. SPIFFE IDs have none of them.
@@ -67,12 +70,18 @@ class Form:
     """Makes the loose set of constraint values; `ValueError` says what is wrong."""
 
 
+def is_dns_name(value: str) -> bool:
+    """Tell whether every verifier reads a text as one full host name."""
+    return _DNS_NAME.fullmatch(value) is not None
+
+
 def read_dns(value: str) -> str:
     """Return a host, lower-case. Raises `UnreadableNameError`."""
-    if not _HOST_NAME.fullmatch(value):
+    if not is_dns_name(value):
         raise UnreadableNameError(
             "a DNS name under a DNS constraint is a full host name: no wildcard, no "
-            "dot at either end, not empty"
+            "dot at either end, not empty, no label with a hyphen at an end or more "
+            "than 63 characters, and the last one no number"
         )
     return value.lower()
 

@@ -23,7 +23,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from bridge.hierarchy.files import write
-from bridge.hierarchy.throwaway import KeyAlgorithm, ThrowawaySpec, make
+from bridge.hierarchy.throwaway import DataPlane, KeyAlgorithm, ThrowawaySpec, make
 from bridge.spiffe import TrustDomain
 from tests.support import netports
 from tests.support.pki import Authority, Key, new_key
@@ -52,6 +52,7 @@ class Bridge:
             RSA key and one with an ECDSA key.
         trust_domain: The one trust domain.
         ca_key: Of each tier of the hierarchy.
+        data_plane: Whose proxies the hierarchy is for.
         prefix: Put before the command, such as `taskset -c 0`.
         fronts: Which there are.
         awaits: The page that answers 200 when the block may begin.
@@ -65,6 +66,7 @@ class Bridge:
         issuers: Sequence[TokenIssuer] = (),
         trust_domain: str = "corp.example",
         ca_key: KeyAlgorithm = "p256",
+        data_plane: DataPlane = DataPlane.SIDECAR,
         prefix: Sequence[str] = (),
         fronts: Sequence[str] = ("istio",),
         awaits: str = "/readyz",
@@ -84,7 +86,7 @@ class Bridge:
         self._fronts = fronts
         self._awaits = awaits
         self._process: subprocess.Popen[bytes] | None = None
-        self._write(ca_key, overrides or {})
+        self._write(ca_key, data_plane, overrides or {})
 
     @property
     def roots(self) -> Path:
@@ -242,9 +244,14 @@ class Bridge:
             check=False,
         )
 
-    def _write(self, ca_key: KeyAlgorithm, overrides: Mapping[str, Any]) -> None:
+    def _write(
+        self, ca_key: KeyAlgorithm, plane: DataPlane, overrides: Mapping[str, Any]
+    ) -> None:
         domains = (TrustDomain(self.trust_domain),)
-        hierarchy = make(ThrowawaySpec(trust_domains=domains, key=ca_key))
+        planes = frozenset({plane})
+        hierarchy = make(
+            ThrowawaySpec(trust_domains=domains, key=ca_key, data_planes=planes)
+        )
         write(hierarchy, self.folder / "hierarchy")
         keys = {"keys": [issuer.jwk() for issuer in self._issuers]}
         (self.folder / "jwks.json").write_text(json.dumps(keys))

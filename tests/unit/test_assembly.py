@@ -1,10 +1,13 @@
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from cryptography import x509
+from cryptography.x509.oid import NameOID
 
 from bridge.errors import ConfigError
-from tests.support.pki import bundle, new_root
+from tests.support.pki import Authority, bundle, new_root
 from tests.support.world import World
 
 
@@ -109,3 +112,104 @@ def test_a_plugin_that_cannot_be_loaded_is_told_by_its_key(tmp_path: Path) -> No
     assert (
         second == f"{where}.b.plugin: no backend 'ours' is installed here; {installed}"
     )
+
+
+# What the proxies of a mesh cannot verify is refused, where calls are led to it.
+
+LINKERD = {"fronts": {"linkerd": {"listen": "127.0.0.1:0"}}}
+WITH_URI = {
+    "fronts": {
+        "istio": None,
+        "linkerd": {"listen": "127.0.0.1:0", "spiffe_uri": True},
+    }
+}
+SUBJECT = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "issuing b")])
+DIRECTORY = x509.NameConstraints([x509.DirectoryName(SUBJECT)], None)
+URI = x509.NameConstraints([x509.UniformResourceIdentifier("corp.example")], None)
+
+
+def led(**issuing_cas: str) -> dict[str, Any]:
+    """Return rules that lead each front to one issuing CA."""
+    rules = [
+        {"fronts": [front], "issuing_cas": [name]}
+        for front, name in issuing_cas.items()
+    ]
+    return {**LINKERD, "issuance": {"rules": rules}}
+
+
+def one_of_two(constraints: x509.NameConstraints) -> dict[str, Authority]:
+    """Return issuing CAs of which the second, `b`, has these constraints."""
+    region = new_root().issue_ca("region")
+    return {
+        "a": region.issue_ca("issuing a"),
+        "b": region.issue_ca("issuing b", constraints=constraints),
+    }
+
+
+@pytest.mark.parametrize(
+    ("overrides", "constraints", "says"),
+    [
+        (LINKERD, DIRECTORY, "a directory name constraint, under which linkerd2-proxy"),
+        (WITH_URI, URI, "a URI constraint, under which linkerd2-proxy rejects every"),
+        (led(linkerd="b", istio="a"), DIRECTORY, "a directory name constraint"),
+    ],
+)
+def test_a_chain_that_linkerds_proxies_cannot_verify_is_refused(
+    tmp_path: Path,
+    overrides: dict[str, Any],
+    constraints: x509.NameConstraints,
+    says: str,
+) -> None:
+    authorities = one_of_two(constraints)
+    world = World(tmp_path, authorities=authorities, overrides=overrides, fake=False)
+    with pytest.raises(ConfigError, match=f"certificate 1 .* has {says}") as refusal:
+        world.assembly.snapshot()
+    (line,) = str(refusal.value).splitlines()
+    assert f"issuing_cas.b.chain: {tmp_path / 'b.pem'}: " in line
+
+
+@pytest.mark.parametrize(
+    ("overrides", "constraints"),
+    [
+        ({}, DIRECTORY),  # no front for Linkerd
+        (LINKERD, URI),  # no URI name in its leaves
+        (led(linkerd="a", istio="b"), DIRECTORY),  # its calls are led elsewhere
+    ],
+)
+def test_what_linkerds_proxies_do_not_meet_is_not_refused(
+    tmp_path: Path, overrides: dict[str, Any], constraints: x509.NameConstraints
+) -> None:
+    authorities = one_of_two(constraints)
+    world = World(tmp_path, authorities=authorities, overrides=overrides, fake=False)
+    world.assembly.snapshot().close()
+
+
+def test_a_probe_is_for_names_of_those_who_are_led_to_an_issuing_ca(
+    tmp_path: Path,
+) -> None:
+    rules = [
+        {"fronts": ["linkerd"], "namespaces": ["shop"], "issuing_cas": ["b"]},
+        {"fronts": ["linkerd"], "issuing_cas": ["c"]},
+    ]
+    root = new_root()
+    world = World(
+        tmp_path,
+        authorities={name: root.issue_ca(f"issuing {name}") for name in "abcd"},
+        overrides={**LINKERD, "issuance": {"issuing_cas": ["a"], "rules": rules}},
+        fake=False,
+    )
+    snapshot = world.assembly.snapshot()
+    snapshot.close()
+    told = {
+        issuer: [str(name.value) for name in names]
+        for issuer, names in snapshot.probe_names.items()
+    }
+    suffix = "serviceaccount.identity.linkerd.corp.example"
+    uri = "spiffe://corp.example/meshca/probe"
+    assert told == {
+        "a": [uri],
+        # Its chain may permit the names of this namespace alone.
+        "b": [f"meshca_probe.shop.{suffix}"],
+        "c": [f"meshca-probe.{suffix}"],
+        "d": [uri, f"meshca-probe.{suffix}"],  # nobody
+    }

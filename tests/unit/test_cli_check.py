@@ -129,3 +129,79 @@ def test_the_same_of_several_tiers_is_told_once() -> None:
         where.format(2) + "permits the URI host 'a'",
         "something else",
     ]
+
+
+def findings(path: Path, status: int = 0) -> dict[tuple[str, str], dict[str, str]]:
+    found, out = run("-c", path, "-o", "json")
+    assert found == status, out
+    return {(one["part"], one["what"]): one for one in json.loads(out)}
+
+
+def rules(*given: dict[str, Any], **more: Any) -> Change:
+    """Give the configuration rules, and a second issuing CA, which is the first."""
+
+    def change(tree: dict[str, Any], _: Path) -> None:
+        tree["issuing_cas"]["other"] = tree["issuing_cas"]["demo"]
+        tree["issuance"] |= {"rules": [*given], **more}
+
+    return change
+
+
+def test_it_shows_who_gets_what(tmp_path: Path) -> None:
+    change = rules(
+        {"namespaces": ["bank"], "service_accounts": ["a", "b"], "refuse": True},
+        {"namespaces": list("abcdef"), "max_ttl": "1h", "on_excess_ttl": "clamp"},
+        {"fronts": ["linkerd"], "issuing_cas": ["other"]},
+        cert_signers={"istio.io/x": ["other", "demo"]},
+    )
+    found = findings(written(tmp_path, change))
+    told = {
+        what: one["detail"] for (part, what), one in found.items() if part == "issuance"
+    }
+    day = "24h by default, 5m to 24h, beyond that refused"
+    signer = "; CertSigner istio.io/x: other, then demo"
+    linkerd = f"issuing CA other; {day}; CertSigner istio.io/x: other"
+    assert told == {
+        "rules[0]: namespace bank, service account a|b": "no certificate",
+        "rules[1]: namespace a|b|c|d and 2 more": (
+            f"issuing CA demo; 1h by default, 5m to 1h, beyond that clamped{signer}"
+        ),
+        "rules[2]: linkerd": linkerd,
+        "istio: everybody else": f"issuing CA demo; {day}{signer}",
+        "linkerd: everybody else": linkerd,
+    }
+
+
+def test_without_rules_it_shows_what_everybody_gets(tmp_path: Path) -> None:
+    told = {what for part, what in findings(written(tmp_path)) if part == "issuance"}
+    assert told == {"istio: everybody", "linkerd: everybody"}
+
+
+def test_a_name_is_proven_where_its_callers_are_led(tmp_path: Path) -> None:
+    led = {"fronts": ["linkerd"], "namespaces": ["shop"], "issuing_cas": ["other"]}
+    found = findings(written(tmp_path, rules(led)))
+    identity = "serviceaccount.identity.linkerd"
+    proven = {
+        (part, what.partition(identity)[0]) for part, what in found if identity in what
+    }
+    assert proven == {("demo", "DNS b.a."), ("other", "DNS b.shop.")}
+    uris = {
+        part
+        for part, what in found
+        if what.startswith("URI spiffe://") and "check" not in what
+    }
+    assert uris == {"demo"}
+
+
+def test_an_issuing_ca_that_no_call_is_led_to_is_noted(tmp_path: Path) -> None:
+    found = findings(written(tmp_path, rules()))
+    assert "no call is led to it" in found["other", "names"]["detail"]
+    assert ("demo", "names") not in found
+
+
+def test_a_rule_that_cannot_be_meant_is_refused(tmp_path: Path) -> None:
+    path = written(tmp_path, rules({"refuse": True}, {"max_ttl": "1h"}))
+    result = CliRunner().invoke(app, ["check", "-c", str(path)])
+    assert f"{path}: issuance.rules[1]: expected callers whom no earlier" in str(
+        result.exception
+    )

@@ -523,6 +523,7 @@ def test_linkerd_alone_is_enough() -> None:
         ({"control_plane_namespace": "A"}, "control_plane_namespace", "pattern"),
         ({"trust_domain": "a_b"}, "trust_domain", "a DNS name"),
         ({"trust_domain": "a..b"}, "trust_domain", "a DNS name"),
+        ({"trust_domain": "corp.1"}, "trust_domain", "a DNS name"),
         ({"trust_domain": f"a.{'b' * 64}"}, "trust_domain", "a DNS name"),
         ({"audiences": []}, "audiences", "one or more"),
         ({"queue_seconds": 40}, "", "queue_seconds below deadline"),

@@ -5,7 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import NameOID
 
 from bridge import snapshots as module
 from bridge.errors import BackendUnavailableError, ConfigError
@@ -148,6 +150,25 @@ def test_a_change_to_another_root_is_refused(watched: Watched) -> None:
     watched.world.write_authority("a", new_root("other").issue_ca("x", key=new_key()))
     await_true(watched.snapshots.problems)
     assert watched.snapshots.current().generation == 1
+
+
+def test_a_change_to_a_chain_that_linkerds_proxies_cannot_verify_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overrides = {"fronts": {"linkerd": {"listen": "127.0.0.1:0"}}}
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "x")])
+    constraints = x509.NameConstraints([x509.DirectoryName(subject)], None)
+    with World(tmp_path, overrides=overrides, fake=False) as world:
+        watched = Watched(world, monkeypatch)
+        watched.snapshots.start(watched.probe)
+        above = world.authorities["a"].above[0]
+        world.write_authority("a", above.issue_ca("x", constraints=constraints))
+        await_true(watched.snapshots.problems)
+        told = watched.snapshots.problems()["a"]
+        assert told.startswith("a change is refused, the old one serves: issuing_cas.a")
+        assert "has a directory name constraint, under which linkerd2-proxy" in told
+        assert watched.snapshots.current().generation == 1
+        watched.snapshots.close()
 
 
 def test_a_change_whose_probe_fails_waits_until_it_signs(watched: Watched) -> None:

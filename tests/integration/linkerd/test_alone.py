@@ -17,7 +17,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from bridge._proto.linkerd_identity_pb2 import CertifyRequest, CertifyResponse
 from bridge.hierarchy.files import write
-from bridge.hierarchy.throwaway import ThrowawaySpec, make
+from bridge.hierarchy.throwaway import DataPlane, ThrowawaySpec, make
 from bridge.server.linkerd import METHOD, SERVICE
 from bridge.spiffe import TrustDomain
 from tests.support.certify import SUFFIX, Certify, channel, new_csr, token
@@ -34,6 +34,7 @@ ISSUERS = (MAIN, MAIN_ECDSA)
 def alone(folder: Path, awaits: str = "/readyz", **overrides: Any) -> Bridge:
     return Bridge(
         folder / "served",
+        data_plane=DataPlane.LINKERD,
         fronts=("linkerd",),
         issuers=ISSUERS,
         overrides=overrides,

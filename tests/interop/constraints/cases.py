@@ -37,6 +37,11 @@ REASONS = {
         "query, percent-encoding, dots at an end, an address as a host, quotes, "
         "nothing at all). Ours refuses it under any constraint on its form."
     ),
+    "not-to-rustls": (
+        "rustls reads no DNS name with a hyphen at an end of a label, with a label of "
+        "more than 63 characters, or that ends in a number, and refuses a certificate "
+        "with one under any DNS constraint. So does ours."
+    ),
     "mapped-address": (
         "An IPv4 address mapped into IPv6 is an IPv6 address to OpenSSL, and in no "
         "network of either version to Go. Ours refuses it under any IP constraint."
@@ -215,6 +220,24 @@ _DNS = [
           "dns:.corp.example", issuing="+dns:corp.example"),
     _diff("dns-name-empty", "unsupported ok ok", "malformed-name", "dns:",
           issuing="-dns:corp.example"),
+    _diff("dns-name-hyphen-first", "unsupported ok ok", "not-to-rustls",
+          "dns:-api.corp.example", issuing="+dns:corp.example"),
+    _diff("dns-name-hyphen-last", "unsupported ok ok", "not-to-rustls",
+          "dns:api-.corp.example", issuing="-dns:other.example"),
+    _diff("dns-name-number-last", "unsupported ok ok", "not-to-rustls",
+          "dns:corp.1", issuing="-dns:other.example"),
+    _diff("dns-name-long-label", "unsupported ok ok", "not-to-rustls",
+          f"dns:{'a' * 64}.corp.example", issuing="+dns:corp.example"),
+    _same("dns-name-label-of-63", "ok", f"dns:{'a' * 63}.corp.example",
+          issuing="+dns:corp.example"),
+    _same("dns-name-underscore-and-digits", "ok", "dns:_7.0.corp.example",
+          issuing="+dns:corp.example"),
+    _same("dns-linkerd-identity", "ok",
+          "dns:web.shop.serviceaccount.identity.linkerd.corp.example",
+          regional="+dns:corp.example", issuing="+dns:identity.linkerd.corp.example"),
+    _same("dns-linkerd-identity-of-another-mesh", "permitted",
+          "dns:web.shop.serviceaccount.identity.linkerd.other.example",
+          issuing="+dns:identity.linkerd.corp.example"),
     _diff("dns-constraint-wildcard", "config ok ok", "malformed-constraint",
           "dns:api.corp.example", issuing="-dnsraw:*.corp.example"),
     _diff("dns-constraint-minimum", "config no ok", "malformed-constraint",

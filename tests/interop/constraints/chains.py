@@ -126,7 +126,7 @@ def _raw_constraints(words: Sequence[str]) -> x509.UnrecognizedExtension:
 
 
 @cache
-def _ca(tier: str, words: str) -> x509.Certificate:
+def _ca(tier: str, words: str, now: datetime) -> x509.Certificate:
     """Make the certificate of a tier; equal ones are made once."""
     order = ("root", "regional", "issuing")
     parent = order[max(order.index(tier) - 1, 0)]
@@ -136,8 +136,8 @@ def _ca(tier: str, words: str) -> x509.Certificate:
         .issuer_name(_ca_name(parent))
         .public_key(key(tier).public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(NOW - timedelta(days=1))
-        .not_valid_after(NOW + timedelta(days=100))
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=100))
         .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
         .add_extension(_CA_USAGE, critical=True)
     )
@@ -165,11 +165,11 @@ def _ca_name(tier: str) -> x509.Name:
     return directory_name(f"O=Corp/CN={tier}")
 
 
-def build(case: Case) -> Chain:
-    """Make the certificates of a case."""
-    root = _ca("root", case.root)
-    regional = _ca("regional", case.regional)
-    issuing = _ca("issuing", case.issuing)
+def build(case: Case, now: datetime = NOW) -> Chain:
+    """Make the certificates of a case, valid around `now`."""
+    root = _ca("root", case.root, now)
+    regional = _ca("regional", case.regional, now)
+    issuing = _ca("issuing", case.issuing, now)
     words = [word.partition(":") for word in case.leaf.split()]
     subject = x509.Name(
         [
@@ -187,8 +187,8 @@ def build(case: Case) -> Chain:
         .issuer_name(issuing.subject)
         .public_key(key("leaf").public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(NOW - timedelta(hours=1))
-        .not_valid_after(NOW + timedelta(hours=1))
+        .not_valid_before(now - timedelta(hours=1))
+        .not_valid_after(now + timedelta(hours=1))
     )
     if names:
         builder = builder.add_extension(

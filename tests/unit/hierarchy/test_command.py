@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from bridge.cli.hierarchy import app
+from bridge.cli.hierarchy import _require_valid, app
 from bridge.errors import ConfigError
+from bridge.hierarchy.throwaway import DataPlane, ThrowawaySpec, make
+from bridge.spiffe import TrustDomain
 from bridge.x509.pem import parse_certificates
 
 DOMAIN = ("--trust-domain", "corp.example")
@@ -45,6 +47,16 @@ def test_a_rustls_peer_costs_the_uri_constraint(
     options = [part for plane in planes for part in ("--data-plane", plane)]
     _, out, _ = init(tmp_path / "pki", *DOMAIN, *options)
     assert ("note: URI names are not constrained" in out) is is_noted
+
+
+def test_a_hierarchy_for_linkerd_is_one_that_its_proxies_can_verify(
+    tmp_path: Path,
+) -> None:
+    init(tmp_path / "pki", *DOMAIN, "--data-plane", "linkerd")
+    sidecars = make(ThrowawaySpec(trust_domains=(TrustDomain("corp.example"),)))
+    _require_valid(sidecars, frozenset({DataPlane.SIDECAR}))
+    with pytest.raises(ConfigError, match="has a URI constraint, under which linkerd2"):
+        _require_valid(sidecars, frozenset({DataPlane.LINKERD}))
 
 
 def test_nothing_is_overwritten(tmp_path: Path) -> None:

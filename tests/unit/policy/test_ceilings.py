@@ -1,14 +1,18 @@
 """How often one caller may ask."""
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from bridge.config import CeilingConfig, LimitsConfig
-from bridge.errors import OverloadedError
+from bridge.errors import AuthenticationError, OverloadedError
 from bridge.identity.caller import Caller
 from bridge.policy.ceilings import Ceiling, Ceilings
 from bridge.spiffe import SpiffeID
+from tests.support.world import CALLER, World
 
 
 def caller(name: str = "web", cluster: str = "east") -> Caller:
@@ -77,9 +81,9 @@ def test_the_rule_says_whose_ceiling_it_was(
     limits: dict[str, CeilingConfig], rule: str
 ) -> None:
     ceilings = Ceilings.of(LimitsConfig(**limits))  # type: ignore[arg-type]
-    ceilings.require(caller(), 0.0)
+    ceilings.require("istio", caller(), 0.0)
     with pytest.raises(OverloadedError, match="asks too often") as caught:
-        ceilings.require(caller(), 0.0)
+        ceilings.require("istio", caller(), 0.0)
     assert caught.value.rule == rule
 
 
@@ -90,14 +94,72 @@ def test_a_loud_identity_does_not_use_up_what_its_cluster_may() -> None:
             per_cluster=CeilingConfig(rate=1, burst=2),
         )
     )
-    ceilings.require(caller("loud"), 0.0)
+    ceilings.require("istio", caller("loud"), 0.0)
     for _ in range(5):
         with pytest.raises(OverloadedError, match="identity"):
-            ceilings.require(caller("loud"), 0.0)
-    ceilings.require(caller("quiet"), 0.0)
+            ceilings.require("istio", caller("loud"), 0.0)
+    ceilings.require("istio", caller("quiet"), 0.0)
+
+
+def test_one_account_has_a_ceiling_in_each_mesh() -> None:
+    ceilings = Ceilings.of(LimitsConfig(per_identity=CeilingConfig(rate=1, burst=1)))
+    for front in ("istio", "linkerd"):
+        ceilings.require(front, caller(), 0.0)
+        with pytest.raises(OverloadedError, match="identity"):
+            ceilings.require(front, caller(), 0.0)
 
 
 def test_without_configuration_there_is_no_ceiling() -> None:
     ceilings = Ceilings.of(LimitsConfig())
     for _ in range(1000):
-        ceilings.require(caller(), 0.0)
+        ceilings.require("istio", caller(), 0.0)
+
+
+# On the whole way of a request.
+
+
+def ceilings(**limits: Any) -> dict[str, Any]:
+    return {"limits": limits}
+
+
+def test_a_burst_is_served_and_what_is_above_it_is_on_record(tmp_path: Path) -> None:
+    limits = ceilings(per_identity={"rate": 0.001, "burst": 3})
+    with World(tmp_path, overrides=limits) as made:
+        for _ in range(3):
+            made.issue()
+        with pytest.raises(OverloadedError, match="this identity asks too often"):
+            made.issue()
+        made.issue(token=made.token("shop", "db"))
+        rows = made.ended()
+    (row,) = [row for row in rows if row["kind"] == "refused"]
+    assert (row["rule"], row["status"]) == ("overload.identity", "RESOURCE_EXHAUSTED")
+    assert row["caller"] == CALLER
+    assert len([row for row in rows if row["kind"] == "issued"]) == 4
+
+
+def test_a_loop_gets_a_summary_and_not_a_row_for_each_call(tmp_path: Path) -> None:
+    overrides = ceilings(per_cluster={"rate": 0.001, "burst": 1})
+    overrides["ledger"] = {"refusals_per_second": 2}
+    with World(tmp_path, overrides=overrides) as made:
+        made.issue()
+        for _ in range(5):
+            with pytest.raises(OverloadedError, match="this cluster asks too often"):
+                made.issue()
+        rows = made.ended()
+    assert len([row for row in rows if row["kind"] == "refused"]) == 2
+    (summary,) = [row for row in rows if row["kind"] == "summary"]
+    assert summary["rules"] == {"overload.cluster": 3}
+
+
+def test_whom_nobody_knows_does_not_use_up_the_rows_of_callers(tmp_path: Path) -> None:
+    overrides = ceilings(per_identity={"rate": 0.001, "burst": 1})
+    overrides["ledger"] = {"refusals_per_second": 1}
+    with World(tmp_path, overrides=overrides) as made:
+        for _ in range(2):
+            with pytest.raises(AuthenticationError, match="token"):
+                made.issue(audiences=frozenset({"other"}))
+        made.issue()
+        with pytest.raises(OverloadedError, match="identity"):
+            made.issue()
+        refused = [row["rule"] for row in made.ended() if row["kind"] == "refused"]
+    assert refused == ["token.audience", "overload.identity"]

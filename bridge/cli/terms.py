@@ -1,0 +1,64 @@
+"""Who gets what, in words: the rules of `issuance`, and what is left for the others."""
+
+from collections.abc import Iterator
+
+from bridge.config import BridgeConfig, RuleConfig
+from bridge.policy.request import IssuancePolicy
+from bridge.policy.rules import Rules
+from bridge.values import written
+
+_MOST_NAMES = 4
+
+
+def terms(config: BridgeConfig, rules: Rules) -> Iterator[tuple[str, str]]:
+    """Yield each rule, then what those get by each front whom no rule lists.
+
+    Args:
+        config: The whole configuration.
+        rules: The same, ready to be asked.
+
+    Returns:
+        Whom it is about, and what they get; both for people.
+    """
+    for index, rule in enumerate(config.issuance.rules):
+        what = "no certificate" if rule.refuse else _told(rules.top.under(rule))
+        yield f"rules[{index}]: {_whom(rule)}", what
+    for front in config.asking():
+        policy = rules.of_others(front)
+        others = "everybody else" if config.issuance.rules else "everybody"
+        yield f"{front}: {others}", _told(policy) if policy else "no certificate"
+
+
+def _whom(rule: RuleConfig) -> str:
+    lists = {
+        "": rule.fronts,
+        "cluster": rule.clusters,
+        "namespace": rule.namespaces,
+        "service account": rule.service_accounts,
+    }
+    parts = [
+        f"{what} {_some(names)}".strip()
+        for what, names in lists.items()
+        if names is not None
+    ]
+    return ", ".join(parts) or "everybody"
+
+
+def _some(names: tuple[str, ...]) -> str:
+    shown = "|".join(names[:_MOST_NAMES])
+    more = len(names) - _MOST_NAMES
+    return f"{shown} and {more} more" if more > 0 else shown
+
+
+def _told(policy: IssuancePolicy) -> str:
+    excess = "refused" if policy.on_excess_ttl == "refuse" else "clamped"
+    bounds = f"{written(policy.min_ttl)} to {written(policy.max_ttl)}"
+    parts = [
+        f"issuing CA {', then '.join(policy.issuing_cas)}",
+        f"{written(policy.default_ttl)} by default, {bounds}, beyond that {excess}",
+    ]
+    parts += [
+        f"CertSigner {signer}: {', then '.join(names) or 'refused'}"
+        for signer, names in policy.cert_signers.items()
+    ]
+    return "; ".join(parts)
