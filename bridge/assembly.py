@@ -17,6 +17,7 @@ from bridge.config import BridgeConfig, IssuingCAConfig
 from bridge.errors import BridgeError, ConfigError, PluginError
 from bridge.policy.ceilings import Ceilings
 from bridge.policy.issued import PinnedIssuer
+from bridge.policy.linkerd import LinkerdNames
 from bridge.policy.request import IssuancePolicy
 from bridge.registry import load
 from bridge.snapshot import Issuer, Snapshot
@@ -84,6 +85,8 @@ class Assembly:
             policy=IssuancePolicy.of(self.config.issuance),
             clusters=clusters,
             ceilings=Ceilings.of(self.config.limits),
+            probe_names=self._probe_names(),
+            linkerd=self._linkerd(),
         )
 
     def anchors(self) -> tuple[x509.Certificate, ...]:
@@ -155,6 +158,26 @@ class Assembly:
         own = self.config.trust_domain
         names = [own, *(item.trust_domain or own for item in self.config.clusters)]
         return tuple(TrustDomain(name) for name in dict.fromkeys(names))
+
+    def _linkerd(self) -> LinkerdNames | None:
+        front = self.config.fronts.linkerd
+        if front is None:
+            return None
+        return LinkerdNames(
+            control_plane_namespace=front.control_plane_namespace,
+            trust_domain=TrustDomain(self.config.linkerd_trust_domain()),
+            with_uri=front.spiffe_uri,
+        )
+
+    def _probe_names(self) -> tuple[x509.GeneralName, ...]:
+        # Of the kind that callers get, so that constraints which forbid them show.
+        names: list[x509.GeneralName] = []
+        if (linkerd := self._linkerd()) is not None:
+            names.append(x509.DNSName(f"meshca-probe{linkerd.suffix}"))
+        if linkerd is None or self.config.fronts.istio is not None:
+            uri = f"spiffe://{self.config.trust_domain}/meshca/probe"
+            names.append(x509.UniformResourceIdentifier(uri))
+        return tuple(names)
 
     def _unequal(self, issuers: Mapping[str, Issuer]) -> list[BridgeError]:
         # A later issuing CA of a list stands in for an earlier one, so the list says

@@ -4,7 +4,7 @@ Every error of a file is reported at once, each with the file, the path of the k
 value that was found and what was expected.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,13 +19,15 @@ from bridge.sections import (
     FrontsConfig,
     IssuanceConfig,
     IssuingCAConfig,
+    IstioConfig,
     LedgerConfig,
     LimitsConfig,
+    LinkerdConfig,
     Section,
     ServingConfig,
     TokensConfig,
 )
-from bridge.values import FilePath, Name, Some, TrustDomainName
+from bridge.values import FilePath, Name, Some, TrustDomainName, is_host
 from bridge.yamltree import parse_yaml
 
 __all__ = [
@@ -34,8 +36,10 @@ __all__ = [
     "ClusterConfig",
     "IssuanceConfig",
     "IssuingCAConfig",
+    "IstioConfig",
     "LedgerConfig",
     "LimitsConfig",
+    "LinkerdConfig",
     "ServingConfig",
     "TokensConfig",
     "complain",
@@ -82,17 +86,54 @@ class BridgeConfig(Section):
         Returns:
             Path of the key, value, expectation, for each problem.
         """
-        istio = self.fronts.istio
-        addresses = {
-            "fronts.istio.listen": istio.listen,
-            "fronts.istio.mtls_listen": istio.mtls_listen or "",
-            "admin.listen": self.admin.listen,
-        }
+        addresses = {**self.fronts.addresses(), "admin.listen": self.admin.listen}
         return [
             *self._unknown_issuing_cas(),
             *self._ambiguous_clusters(),
+            *self._wrong_linkerd(),
             *doubled(addresses),
         ]
+
+    def trust_domain_of(self, cluster: ClusterConfig) -> str:
+        """Return the trust domain of a cluster's callers."""
+        return cluster.trust_domain or self.trust_domain
+
+    def linkerd_cluster(self) -> ClusterConfig | None:
+        """Return the cluster whose tokens Linkerd's callers show, if there is one."""
+        front = self.fronts.linkerd
+        wanted = front.cluster if front else None
+        if wanted is None:
+            return self.clusters[0]
+        fitting = (one for one in self.clusters if wanted in (one.name, *one.aliases))
+        return next(fitting, None)
+
+    def linkerd_trust_domain(self) -> str:
+        """Return the trust domain of Linkerd's names."""
+        front, cluster = self.fronts.linkerd, self.linkerd_cluster()
+        if front is not None and front.trust_domain is not None:
+            return front.trust_domain
+        return self.trust_domain_of(cluster) if cluster else self.trust_domain
+
+    def _wrong_linkerd(self) -> Iterator[Problem]:
+        front = self.fronts.linkerd
+        if front is None:
+            return
+        if self.linkerd_cluster() is None:
+            known = ", ".join(cluster.name for cluster in self.clusters)
+            expected = f"a name under clusters: {known}"
+            yield "fronts.linkerd.cluster", front.cluster, expected
+        domain = self.linkerd_trust_domain()
+        if not is_host(domain):
+            expected = "a trust domain that is a DNS name: Linkerd's identities are"
+            yield "fronts.linkerd.trust_domain", domain, expected
+        of_istio = {self.trust_domain_of(cluster) for cluster in self.clusters}
+        if front.spiffe_uri and self.fronts.istio and domain in of_istio:
+            expected = (
+                "expected false, or another fronts.linkerd.trust_domain: the Istio "
+                f"front issues SPIFFE IDs of {domain} under the same trust anchors, "
+                "and a peer of either mesh could not tell the two apart"
+            )
+            yield "fronts.linkerd.spiffe_uri", front.spiffe_uri, expected
 
     def _unknown_issuing_cas(self) -> list[Problem]:
         known = ", ".join(self.issuing_cas)

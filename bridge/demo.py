@@ -7,6 +7,7 @@ import json
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import jwt
 import yaml
@@ -21,7 +22,8 @@ TRUST_DOMAIN = "corp.example"
 FOREIGN_TRUST_DOMAIN = "partner.example"
 """The chain's constraints do not permit it."""
 SERVER_NAME = "meshca.istio-system.svc"
-_AUDIENCE = "istio-ca"
+ISTIO_AUDIENCE = "istio-ca"
+LINKERD_AUDIENCE = "identity.l5d.io"
 _KEY_ID = "demo"
 _TOKEN_LIFE = timedelta(hours=1)
 
@@ -40,12 +42,18 @@ class Cluster:
         found = algorithm.to_jwk(self.key.public_key(), as_dict=True)
         return json.dumps({"keys": [{**found, "kid": _KEY_ID, "alg": "ES256"}]})
 
-    def token(self, namespace: str, service_account: str, now: datetime) -> str:
+    def token(
+        self,
+        namespace: str,
+        service_account: str,
+        now: datetime,
+        audience: str = ISTIO_AUDIENCE,
+    ) -> str:
         """Sign a token as a pod of `service_account` would find it mounted."""
         claims = {
             "iss": self.issuer,
             "sub": f"system:serviceaccount:{namespace}:{service_account}",
-            "aud": [_AUDIENCE],
+            "aud": [audience],
             "iat": int(now.timestamp()),
             "nbf": int(now.timestamp()),
             "exp": int((now + _TOKEN_LIFE).timestamp()),
@@ -97,22 +105,21 @@ def prepare(folder: Path, clock: Clock) -> Scenario:
     (folder / "jwks.json").write_text(cluster.jwks(), "utf-8")
     scenario = Scenario(folder, hierarchy, cluster)
     good = _configuration(cluster, TRUST_DOMAIN, "journal")
+    good["fronts"] |= {"linkerd": {"listen": "127.0.0.1:0"}}
     bad = _configuration(cluster, FOREIGN_TRUST_DOMAIN, "mistaken-journal")
     for path, content in ((scenario.configuration, good), (scenario.mistaken, bad)):
         path.write_text(yaml.safe_dump(content, sort_keys=False), "utf-8")
     return scenario
 
 
-def _configuration(
-    cluster: Cluster, trust_domain: str, journal: str
-) -> dict[str, object]:
+def _configuration(cluster: Cluster, trust_domain: str, journal: str) -> dict[str, Any]:
     return {
         "trust_domain": TRUST_DOMAIN,
         "fronts": {
             "istio": {
                 "listen": "127.0.0.1:0",
                 "mtls_listen": "127.0.0.1:0",
-                "audiences": [_AUDIENCE],
+                "audiences": [ISTIO_AUDIENCE],
                 "tls": {"dns_names": [SERVER_NAME, "localhost"]},
             }
         },

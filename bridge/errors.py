@@ -6,7 +6,8 @@ Three families answer the operator's first question, *who has to act?*
 * `BackendError`: the issuing CA, or the path to it.
 * `OperatorError`: whoever configured or deployed this process.
 
-`OverloadedError` stands apart: nobody did wrong, and the caller should come back.
+`OverloadedError` and `ReviewError` stand apart: nobody did wrong, and the caller should
+come back.
 
 `str(error)` may be sent to an unauthenticated peer, so it names the rule and never
 a value that the peer did not send. `detail` is for the ledger and the log. `rule`
@@ -41,6 +42,22 @@ class AuthenticationError(CallerError):
     default_rule = "authentication"
 
 
+class SubjectError(AuthenticationError):
+    """The token is good, and speaks for nobody who can have a certificate.
+
+    Args:
+        subject: What it says, however odd; "" where that is no text.
+    """
+
+    default_rule = "token.subject"
+
+    def __init__(
+        self, message: str, *, rule: str = "", detail: str = "", subject: str = ""
+    ) -> None:
+        super().__init__(message, rule=rule, detail=detail)
+        self.subject = subject
+
+
 class DeniedError(CallerError):
     """The caller is known, and policy or a name constraint says no."""
 
@@ -49,6 +66,12 @@ class DeniedError(CallerError):
 
 class RequestError(CallerError):
     """The request is malformed."""
+
+
+class MismatchError(RequestError):
+    """Parts of the request do not agree with each other or with the credential."""
+
+    default_rule = "mismatch"
 
 
 class CSRError(RequestError):
@@ -67,6 +90,12 @@ class OverloadedError(BridgeError):
     """The bridge has more work than it can finish in time. Come back later."""
 
     default_rule = "overload"
+
+
+class ReviewError(BridgeError):
+    """Whether a credential is good cannot be told now; try again."""
+
+    default_rule = "review"
 
 
 class BackendError(BridgeError):

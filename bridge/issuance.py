@@ -1,69 +1,36 @@
 """The one path from a CSR to a chain, in numbered steps.
 
 Every front and every backend meet here. The steps are those of the design; the fronts
-only translate (1), and `bridge.signing` does 6 to 9 for one attempt.
+only translate (1), `bridge.meshes` has what differs between them in 2 to 5, and
+`bridge.signing` does 6 to 9 for one attempt.
 """
 
 import logging
+import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from cryptography import x509
-
+from bridge.calls import Call, Issued
 from bridge.clock import Clock
-from bridge.errors import (
-    BridgeError,
-    CallerError,
-    DeniedError,
-    LedgerError,
-    OverloadedError,
-)
-from bridge.identity.caller import Caller, Credential
+from bridge.errors import BridgeError, CallerError, LedgerError, OverloadedError
+from bridge.identity.caller import Caller
 from bridge.ledger.events import Ended, Outcome, Purpose
 from bridge.ledger.ledger import Ledger
 from bridge.logs import on_one_line
+from bridge.meshes import Istio, Linkerd, Mesh
 from bridge.metrics import Metrics
-from bridge.policy.request import Lifetime, require_no_impersonation
-from bridge.resilience import Budget, over_issuers
+from bridge.policy.refresh import valid_until
+from bridge.policy.request import Lifetime
+from bridge.resilience import over_issuers
 from bridge.selection import Subject, Term, leaf_request, usable_issuers
 from bridge.signing import Origin, Signed, Signing, describe, new_id
 from bridge.snapshot import Issuer, Snapshot
-from bridge.x509.csr import parse_csr, require_only_names
-from bridge.x509.pem import encode_certificate
+
+__all__ = ["Call", "Issuance", "Issued"]
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Call:
-    """What a front hands over: values as they came, nothing decided."""
-
-    front: str
-    """`istio` or `linkerd`."""
-    csr: str
-    """PEM."""
-    credential: Credential
-    audiences: frozenset[str]
-    """Of the front: a token of one mesh is no credential for the other."""
-    ttl_seconds: int
-    cert_signer: str = ""
-    impersonated: str | None = None
-    """ztunnel's `ImpersonatedIdentity`; None where the key is absent."""
-    budget: Budget
-    """How long the answer may take, and whether the caller is still there."""
-
-
-@dataclass(frozen=True, slots=True)
-class Issued:
-    """The answer, in PEM; each text ends in a newline."""
-
-    leaf_pem: str
-    chain_pem: tuple[str, ...]
-    """Issuing CA first, one certificate per element; no trust anchor."""
-    anchors_pem: str
-    """All trust anchors in one text."""
 
 
 @dataclass(slots=True)
@@ -84,10 +51,12 @@ class Issuance:
         signing: Has a prepared request signed, on record.
         metrics: What is measured on the way.
         clock: The time that validity is reckoned from.
-        status_name: The gRPC status that an error becomes, by name.
+        status_name: The gRPC status that an error becomes at a front, by name.
+        ready: Whether an issuing CA has proven itself since the start.
+        draw: A number from 0 to 1, at random: see `valid_until`.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the composition root passes each by keyword
         self,
         *,
         snapshot: Callable[[], Snapshot],
@@ -95,7 +64,9 @@ class Issuance:
         signing: Signing,
         metrics: Metrics,
         clock: Clock,
-        status_name: Callable[[BridgeError], str],
+        status_name: Callable[[BridgeError, str], str],
+        ready: Callable[[], bool] = lambda: True,
+        draw: Callable[[], float] = random.random,
     ) -> None:
         self._snapshot = snapshot
         self._ledger = ledger
@@ -103,6 +74,11 @@ class Issuance:
         self._metrics = metrics
         self._clock = clock
         self._status_name = status_name
+        self._draw = draw
+        self._meshes: dict[str, Mesh] = {
+            "istio": Istio(),
+            "linkerd": Linkerd(signing, ready),
+        }
 
     def issue(self, call: Call) -> Issued:
         """Issue a certificate for the caller of `call`.
@@ -112,53 +88,44 @@ class Issuance:
                 ledger has a row for it (calls that are shed are only counted).
         """
         trace = _Trace(call.front)
-        citadel = self._metrics.citadel
-        citadel.csr_count.inc()
         with _OnRecord(self, trace):
-            issued = self._issue(call, trace)
-        citadel.success_cert_issuance_count.inc()
-        return issued
+            return self._issue(call, trace)
 
     def refuse(self, error: BridgeError, *, front: str) -> None:
         """Put on record that a front could not even read a call."""
         self._record(_Trace(front), error)
 
     def _issue(self, call: Call, trace: _Trace) -> Issued:
-        steps = self._metrics.steps
+        watch = _Watch(self._metrics)
         snapshot, now = self._snapshot(), self._clock()
-        budget = call.budget
+        mesh, budget = self._meshes[call.front], call.budget
         budget.require()
+        mesh.begin(call)
+        # (4) CSR, where it comes first.
+        csr = mesh.csr(call, snapshot, now, None) if mesh.csr_first else None
+        watch.lap("csr" if csr else "")
         # (2) Identify.
-        began = time.perf_counter()
-        caller = snapshot.clusters.identify(
-            call.credential, audiences=call.audiences, now=now
-        )
-        trace.caller = caller
-        identified = time.perf_counter()
-        steps["identify"].observe(identified - began)
+        trace.caller = caller = mesh.identify(call, snapshot, now)
+        watch.lap("identify")
         # (3) Admit.
         snapshot.ceilings.require(caller, time.monotonic())
-        require_no_impersonation(call.impersonated)
-        snapshot.clusters.require_allowed(caller)
-        lifetime = snapshot.policy.lifetime(call.ttl_seconds)
-        route = snapshot.policy.route(call.cert_signer)
-        names = (x509.UniformResourceIdentifier(str(caller.spiffe_id)),)
-        admitted = time.perf_counter()
-        steps["admit"].observe(admitted - identified)
-        # (4) CSR.
-        csr = parse_csr(call.csr)
-        if snapshot.policy.strict_csr_names:
-            require_only_names(csr, names)
+        grant = mesh.admit(call, caller, snapshot)
+        watch.lap("admit")
+        # (4) CSR, where it does not.
+        if csr is None:
+            csr = mesh.csr(call, snapshot, now, grant)
+            watch.lap("csr")
         subject = Subject(
-            public_key=csr.public_key, spki=csr.spki, csr=csr.der, names=names
+            public_key=csr.public_key, spki=csr.spki, csr=csr.der, names=grant.names
         )
-        parsed = time.perf_counter()
-        steps["csr"].observe(parsed - admitted)
         # (5) Constrain.
-        _require_trust_domain(caller, snapshot)
-        term = Term(ttl=lifetime.ttl, backdate=snapshot.policy.backdate, now=now)
-        issuers = usable_issuers(snapshot, route, names, term, self._signing)
-        steps["constrain"].observe(time.perf_counter() - parsed)
+        mesh.require_trust_domain(caller, grant, snapshot)
+        lifetime, backdate = grant.lifetime, snapshot.policy.backdate
+        term = Term(ttl=lifetime.ttl, backdate=backdate, now=now)
+        issuers = usable_issuers(
+            snapshot, grant.route, grant.names, term, self._signing
+        )
+        watch.lap("constrain")
         # (6) to (9), for one issuing CA after the other.
         origin = _origin(trace, caller, snapshot)
 
@@ -170,17 +137,17 @@ class Issuance:
 
         signed = over_issuers(issuers, attempt, budget)
         self._note_lifetime(lifetime, signed, now)
-        return self._answer(snapshot, signed)
+        return self._answer(snapshot, signed, now)
 
-    def _answer(self, snapshot: Snapshot, signed: Signed) -> Issued:
-        began = time.perf_counter()
-        issued = Issued(
-            encode_certificate(signed.leaf_der),
-            signed.issuer.intermediates_pem,
-            snapshot.anchors_pem,
+    def _answer(self, snapshot: Snapshot, signed: Signed, now: datetime) -> Issued:
+        ends = min(signed.leaf.not_valid_after_utc, signed.issuer.chain.not_after)
+        return Issued(
+            leaf=signed.leaf_der,
+            chain=signed.issuer.pinned.intermediates,
+            chain_pem=signed.issuer.intermediates_pem,
+            anchors_pem=snapshot.anchors_pem,
+            valid_until=valid_until(now, ends, self._draw()),
         )
-        self._metrics.steps["reply"].observe(time.perf_counter() - began)
-        return issued
 
     def _note_lifetime(self, lifetime: Lifetime, signed: Signed, now: datetime) -> None:
         ends = signed.leaf.not_valid_after_utc
@@ -200,7 +167,7 @@ class Issuance:
         caller = trace.caller
         status, rule = "INTERNAL", "internal"
         if isinstance(error, BridgeError):
-            status, rule = self._status_name(error), error.rule
+            status, rule = self._status_name(error, trace.front), error.rule
         ended = Ended(
             kind=(
                 Outcome.REFUSED if isinstance(error, CallerError) else Outcome.FAILED
@@ -227,6 +194,19 @@ class Issuance:
         _tell(ended)
 
 
+class _Watch:
+    # Which step took how long.
+    def __init__(self, metrics: Metrics) -> None:
+        self._steps = metrics.steps
+        self._began = time.perf_counter()
+
+    def lap(self, step: str) -> None:
+        now = time.perf_counter()
+        if step:
+            self._steps[step].observe(now - self._began)
+        self._began = now
+
+
 class _OnRecord:
     # Whatever leaves this block as an error gets its row and its count: also what
     # nobody foresaw.
@@ -234,15 +214,19 @@ class _OnRecord:
         self._issuance = issuance
         self._trace = trace
 
+        self._citadel = issuance._metrics.citadel if trace.front == "istio" else None  # noqa: SLF001 - one class in two parts
+
     def __enter__(self) -> None:
-        return None
+        if self._citadel is not None:
+            self._citadel.csr_count.inc()
 
     def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
-        if error is None:
-            return
-        issuance = self._issuance
-        issuance._metrics.citadel.failed(error)  # noqa: SLF001 - one class in two parts
-        issuance._record(self._trace, error)  # noqa: SLF001 - see above
+        if error is not None:
+            if self._citadel is not None:
+                self._citadel.failed(error)
+            self._issuance._record(self._trace, error)  # noqa: SLF001 - see above
+        elif self._citadel is not None:
+            self._citadel.success_cert_issuance_count.inc()
 
 
 def _tell(ended: Ended) -> None:
@@ -256,18 +240,6 @@ def _tell(ended: Ended) -> None:
         ended.status,
         ended.request,
     )
-
-
-def _require_trust_domain(caller: Caller, snapshot: Snapshot) -> None:
-    # Said once more where names are constrained: a DNS constraint lets every URI SAN
-    # pass, so this comparison may be all that holds an issuing CA to its trust domain.
-    wanted = snapshot.clusters.trust_domain_of(caller.cluster)
-    if caller.spiffe_id.trust_domain != wanted:
-        raise DeniedError(
-            "the cluster may not have names of this trust domain",
-            rule="cluster.trust-domain",
-            detail=str(caller.spiffe_id),
-        )
 
 
 def _origin(trace: _Trace, caller: Caller, snapshot: Snapshot) -> Origin:

@@ -111,11 +111,8 @@ class OwnCertificates:
                 domain that it is configured for.
         """
         issuer.ca.check(timeout=timeout)
-        domain = snapshot.trust_domains[0]
-        name = x509.UniformResourceIdentifier(f"spiffe://{domain}/meshca/probe")
-        subject = _subject(
-            ec.generate_private_key(ec.SECP256R1()).public_key(), (name,)
-        )
+        key = ec.generate_private_key(ec.SECP256R1()).public_key()
+        subject = _subject(key, snapshot.probe_names)
         issuer.chain.constraints.require_permitted(subject.names)
         began = self._clock().replace(microsecond=0) - _PROBE_AGE
         request = LeafRequest(

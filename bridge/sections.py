@@ -15,6 +15,7 @@ from bridge.values import (
     Duration,
     FilePath,
     IssuerNames,
+    Label,
     Name,
     Names,
     PositiveDuration,
@@ -66,10 +67,44 @@ class IstioConfig(Section):
     tls: ServingConfig
 
 
-class FrontsConfig(Section):
-    """`fronts`."""
+class LinkerdConfig(Section):
+    """`fronts.linkerd`."""
 
-    istio: IstioConfig
+    listen: Address
+    """Clear HTTP/2: the sidecar of the bridge's own pod has the TLS."""
+    audiences: Annotated[Names, Some] = ("identity.l5d.io",)
+    control_plane_namespace: Label = "linkerd"
+    cluster: ClusterName | None = None
+    """Whose tokens callers show; by default the first cluster."""
+    trust_domain: TrustDomainName | None = None
+    """By default that of the cluster."""
+    spiffe_uri: bool = False
+    """Put the SPIFFE ID into the leaf, too, behind the DNS name."""
+    in_flight: Annotated[int, Field(ge=1, le=100_000)] = 4096
+    queue_seconds: Annotated[PositiveNumber, Field(le=60)] = 8
+    """Proxies wait without a deadline, and come back only 10 s after a refusal."""
+
+
+class FrontsConfig(Section):
+    """`fronts`: one or more."""
+
+    istio: IstioConfig | None = None
+    linkerd: LinkerdConfig | None = None
+
+    @model_validator(mode="after")
+    def _has_one(self) -> Self:
+        if self.istio is None and self.linkerd is None:
+            raise WrongError("expected a front: istio, linkerd, or both", "none")
+        return self
+
+    def addresses(self) -> dict[str, str]:
+        """Return what is listened on, by key."""
+        found = {
+            "fronts.istio.listen": self.istio.listen if self.istio else None,
+            "fronts.istio.mtls_listen": self.istio.mtls_listen if self.istio else None,
+            "fronts.linkerd.listen": self.linkerd.listen if self.linkerd else None,
+        }
+        return {key: address for key, address in found.items() if address is not None}
 
 
 class TokensConfig(Section):

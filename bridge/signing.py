@@ -68,14 +68,14 @@ class Signing:
     Args:
         ledger: Where intents and outcomes go.
         metrics: What is measured on the way.
-        status_name: The gRPC status that an error becomes, by name.
+        status_name: The gRPC status that an error becomes at a front, by name.
     """
 
     def __init__(
         self,
         ledger: Ledger,
         metrics: Metrics,
-        status_name: Callable[[BridgeError], str],
+        status_name: Callable[[BridgeError, str], str],
     ) -> None:
         self._ledger = ledger
         self._metrics = metrics
@@ -158,7 +158,7 @@ class Signing:
     def _end_with(self, ended: Ended, error: BaseException) -> None:
         status, rule = "INTERNAL", "internal"
         if isinstance(error, BridgeError):
-            status, rule = self._status_name(error), error.rule
+            status, rule = self._status_name(error, ended.front), error.rule
         try:
             self._ledger.end(
                 replace(ended, status=status, rule=rule, detail=describe(error))

@@ -9,6 +9,7 @@ from bridge.clusters import ClusterRegistry
 from bridge.metrics import CertificateExpiry
 from bridge.policy.ceilings import Ceilings
 from bridge.policy.issued import PinnedIssuer
+from bridge.policy.linkerd import LinkerdNames
 from bridge.policy.request import IssuancePolicy
 from bridge.spi import Description, IssuingCA
 from bridge.spiffe import TrustDomain
@@ -62,6 +63,10 @@ class Snapshot:
     policy: IssuancePolicy
     clusters: ClusterRegistry
     ceilings: Ceilings
+    probe_names: tuple[x509.GeneralName, ...]
+    """What a probe certificate is for: no caller can have these."""
+    linkerd: LinkerdNames | None = None
+    """The names of Linkerd's mesh, where there is a front for it."""
 
     def close(self) -> None:
         """Release the issuing CAs and what the clusters read in the background."""

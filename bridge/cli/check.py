@@ -20,6 +20,7 @@ from bridge.errors import BridgeError, ConfigError
 from bridge.hierarchy.exposure import exposure_of
 from bridge.hierarchy.replica import openssl_accepts, replicate
 from bridge.snapshot import Issuer, Snapshot
+from bridge.spiffe import SpiffeID
 from bridge.x509.constraints import data_plane_problems
 
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
@@ -130,10 +131,15 @@ def _examples(
     config: BridgeConfig, snapshot: Snapshot
 ) -> Iterator[tuple[x509.GeneralName, bool]]:
     # A name, and whether the configuration wants certificates for it.
-    for domain in snapshot.trust_domains:
-        yield x509.UniformResourceIdentifier(f"spiffe://{domain}/ns/a/sa/b"), True
-    for host in config.fronts.istio.tls.dns_names:
-        yield x509.DNSName(host), True
+    if (istio := config.fronts.istio) is not None:
+        for domain in snapshot.trust_domains:
+            yield x509.UniformResourceIdentifier(f"spiffe://{domain}/ns/a/sa/b"), True
+        for host in istio.tls.dns_names:
+            yield x509.DNSName(host), True
+    if (linkerd := snapshot.linkerd) is not None:
+        spiffe_id = SpiffeID.of_service_account(linkerd.trust_domain, "a", "b")
+        for name in linkerd.leaf_names(linkerd.identity("a", "b"), spiffe_id):
+            yield name, True
     foreign = "spiffe://meshca-check.invalid/ns/a/sa/b"
     yield x509.UniformResourceIdentifier(foreign), False
     yield x509.DNSName("meshca-check.invalid"), False

@@ -17,6 +17,7 @@ import typer
 from cryptography import x509
 
 from bridge import demo as stage
+from bridge.cli import demolinkerd
 from bridge.cli.console import complain, results
 from bridge.cli.show import chain_tree
 from bridge.clock import system_clock
@@ -49,9 +50,9 @@ def demo(
     """Run a bridge under a throwaway hierarchy and get certificates from it.
 
     Makes an offline root, a regional intermediate and an issuing CA with name
-    constraints; serves the Istio front on the loopback address; asks as a workload
-    would; checks what comes back; and shows a refusal. Exits with 1 if anything is not
-    as it must be.
+    constraints; serves both fronts, Istio's and Linkerd's, on the loopback address;
+    asks as a workload of each mesh would; checks what comes back; and shows refusals.
+    Exits with 1 if anything is not as it must be.
     """
     logging.basicConfig(level="ERROR")
     harden()
@@ -70,8 +71,14 @@ def demo(
         )
         process = Process(read(scenario.configuration), warn=lambda _text: None)
         with _running(process):
+            _out.print("\n[bold]Istio[/]")
             _show(scenario, process)
+            _out.print("\n[bold]Linkerd[/]")
+            wanted = demolinkerd.wish(scenario, process, _NAMESPACE, _ACCOUNT)
+            demolinkerd.show(scenario, wanted, _say)
+            _out.print("\n[bold]refused[/]")
             _refusal(scenario)
+            demolinkerd.refusal(wanted, demolinkerd.identity_of("payments", "api"))
             took = time.monotonic() - began
             _out.print(f"\n[bold green]all as it must be[/], in {took:.1f} s")
             if keep:
@@ -172,7 +179,6 @@ def _checks(
 
 def _refusal(scenario: stage.Scenario) -> None:
     # The same bridge with a mistake in its configuration: the chain holds all the same.
-    _out.print("\n[bold]refused[/]")
     process = Process(read(scenario.mistaken), warn=lambda _text: None)
     process.start()
     try:
@@ -229,6 +235,14 @@ def _keep(scenario: stage.Scenario, process: Process) -> None:
     _out.print(
         f"  {_called()} request --address {process.server.istio_address} --roots "
         f"{scenario.roots} --token-file {token} --server-name {stage.SERVER_NAME}",
+        markup=False,
+    )
+    linkerd = scenario.folder / "linkerd-token"
+    wanted = demolinkerd.wish(scenario, process, _NAMESPACE, _ACCOUNT)
+    linkerd.write_bytes(wanted.token)
+    _out.print(
+        f"  {_called()} request --front linkerd --address {wanted.address} --roots "
+        f"{scenario.roots} --token-file {linkerd} --identity {wanted.identity}",
         markup=False,
     )
     _out.print("Ctrl-C ends it")

@@ -1,15 +1,18 @@
 """`meshca request`: get a certificate as a workload would."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from bridge.cli.console import OutputOption
 from bridge.cli.files import write_new
 from bridge.cli.show import print_chain
 from bridge.errors import ConfigError
+from bridge.server.certify import Certified, Wish, certify, is_identity
 from bridge.server.client import Ask, ask
 from bridge.values import is_address
 from bridge.x509.pem import parse_certificates
@@ -46,9 +49,16 @@ def request(  # noqa: PLR0913 - each is an option of its own
         Path | None,
         typer.Option(metavar="FILE", exists=True, dir_okay=False, help="Its key."),
     ] = None,
-    front: Annotated[Literal["istio"], typer.Option(help="Which mesh's API.")] = (
-        "istio"
-    ),
+    front: Annotated[
+        Literal["istio", "linkerd"], typer.Option(help="Which mesh's API.")
+    ] = "istio",
+    identity: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="For Linkerd: the name that the workload's proxy has.",
+        ),
+    ] = "",
     cluster: Annotated[str, typer.Option(help="Value of the clusterid header.")] = "",
     key: Annotated[
         Literal["p256", "p384", "rsa2048"], typer.Option(help="Key of the leaf.")
@@ -69,9 +79,20 @@ def request(  # noqa: PLR0913 - each is an option of its own
     ] = None,
     output: OutputOption = "text",
 ) -> None:
-    """Make a key, ask for a certificate over the Istio API, check and show it."""
-    del front
+    """Make a key, ask for a certificate over a mesh's API, check and show it."""
     _require_usable(address, token_file, certificate, key_file, out)
+    if front == "linkerd":
+        foreign = [certificate, cluster, ttl, cert_signer, server_name, key != "p256"]
+        _require_linkerd(identity, token_file, foreign)
+        wish = Wish(
+            address=address,
+            anchors=parse_certificates(roots.read_bytes(), f"--roots {roots}"),
+            identity=identity,
+            token=token_file.read_bytes() if token_file else b"",
+            timeout_seconds=timeout,
+        )
+        _show_certified(certify(wish), roots, out, output)
+        return
     answer = ask(
         Ask(
             roots_name=str(roots),
@@ -107,6 +128,46 @@ def request(  # noqa: PLR0913 - each is an option of its own
             for certificate in parse_certificates(text.encode(), "the answer")
         ]
     )
+
+
+def _show_certified(
+    answer: Certified, roots: Path, out: Path | None, output: str
+) -> None:
+    *below, _ = answer.certificates()
+    chain = [one.public_bytes(Encoding.PEM).decode("ascii") for one in below]
+    if out is not None:
+        write_new(
+            out,
+            {
+                "key.pem": answer.key_pem,
+                "chain.pem": "".join(chain).encode("ascii"),
+                "roots.pem": roots.read_bytes(),
+            },
+        )
+    valid_until = answer.valid_until.isoformat(timespec="seconds")
+    if output == "json":
+        shown = {"cert_chain": chain, "valid_until": valid_until}
+        typer.echo(json.dumps(shown))
+        return
+    print_chain(answer.certificates())
+    typer.echo(f"valid until {valid_until}, says the answer")
+
+
+def _require_linkerd(
+    identity: str, token_file: Path | None, foreign: Sequence[object]
+) -> None:
+    if any(foreign):
+        raise typer.BadParameter(
+            "--certificate, --cluster, --ttl, --cert-signer, --server-name and --key "
+            "are not part of Linkerd's API"
+        )
+    if token_file is None:
+        raise typer.BadParameter("expected --token-file")
+    if not is_identity(identity):
+        raise typer.BadParameter(
+            "--identity: expected ACCOUNT.NAMESPACE.serviceaccount.identity."
+            f"CONTROL-PLANE-NAMESPACE.TRUST-DOMAIN (found {identity!r})"
+        )
 
 
 def _require_usable(

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
-from bridge.errors import AuthenticationError
+from bridge.errors import AuthenticationError, SubjectError
 from bridge.identity import jose
 from bridge.identity.jwks import ALGORITHMS, VerificationKey
 
@@ -249,7 +249,10 @@ def _service_account(claims: dict[str, Any]) -> ServiceAccount:
         else None
     )
     if match is None or len(match[2]) > _LONGEST_SUBDOMAIN:
-        raise _refused("the token's subject is no service account", "token.subject")
+        raise SubjectError(
+            "the token's subject is no service account",
+            subject=subject if isinstance(subject, str) else "",
+        )
     namespace, name = match.groups()
     if "kubernetes.io" not in claims:
         return ServiceAccount(namespace, name)

@@ -34,6 +34,7 @@ UNIX = "unix:"
 
 _TIMEOUT_SECONDS = 5.0
 _JSON = "application/json"
+_PLAIN = "text/plain"
 _log = logging.getLogger(__name__)
 
 
@@ -50,9 +51,15 @@ class Views:
     readiness: Callable[[], dict[str, object]] | None = None
     """What /readyz shows; by default the function `readiness` of the two above."""
 
+    def state(self) -> dict[str, object]:
+        """Return what /readyz shows now."""
+        if self.readiness is None:
+            return readiness(self.problems(), self.warnings())
+        return self.readiness()
+
 
 class Admin:
-    """Serves /healthz, /readyz and /metrics.
+    """Serves /healthz, /readyz, /metrics, and Linkerd's /ping and /ready.
 
     Args:
         listen: `host:port`; port 0 takes a free one. Or `unix:PATH`.
@@ -167,29 +174,30 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _refuse(self) -> None:
         text = b"GET and HEAD only\n"
-        self._answer(HTTPStatus.METHOD_NOT_ALLOWED, "text/plain", text)
+        self._answer(HTTPStatus.METHOD_NOT_ALLOWED, _PLAIN, text)
 
     do_POST = do_PUT = do_DELETE = do_PATCH = do_OPTIONS = _refuse  # noqa: N815
 
     def _page(self) -> tuple[HTTPStatus, str, bytes]:
         views = self.server.views
         match self.path.partition("?")[0]:
-            case "/healthz":
-                return HTTPStatus.OK, "text/plain", b"alive\n"
+            case "/healthz" | "/ping" as page:
+                # /ping and /ready are Linkerd's, to the letter: its tools know them.
+                alive = b"pong\n" if page == "/ping" else b"alive\n"
+                return HTTPStatus.OK, _PLAIN, alive
             case "/readyz":
-                if views.readiness is None:
-                    state = readiness(views.problems(), views.warnings())
-                else:
-                    state = views.readiness()
+                state = views.state()
                 status = (
                     HTTPStatus.OK if state["ready"] else HTTPStatus.SERVICE_UNAVAILABLE
                 )
                 return status, _JSON, json.dumps(state, indent=2).encode() + b"\n"
+            case "/ready":
+                return _ready(is_ready=bool(views.state()["ready"]))
             case "/metrics":
                 body, kind = views.metrics()
                 return HTTPStatus.OK, kind, body
-        pages = b"there are /healthz, /readyz and /metrics\n"
-        return HTTPStatus.NOT_FOUND, "text/plain", pages
+        pages = b"there are /healthz, /readyz, /ping, /ready and /metrics\n"
+        return HTTPStatus.NOT_FOUND, _PLAIN, pages
 
     def _answer(self, status: HTTPStatus, kind: str, body: bytes) -> None:
         self.send_response(status)
@@ -203,3 +211,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - as above
         _log.debug(format, *args)
+
+
+def _ready(*, is_ready: bool) -> tuple[HTTPStatus, str, bytes]:
+    if is_ready:
+        return HTTPStatus.OK, _PLAIN, b"ok\n"
+    return HTTPStatus.INTERNAL_SERVER_ERROR, _PLAIN, b"not ready\n"

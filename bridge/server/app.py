@@ -3,32 +3,21 @@
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
-from datetime import timedelta
-
-import grpc
+from collections.abc import Callable, Iterator, Mapping
 
 from bridge.clock import Clock
-from bridge.config import BridgeConfig, ServingConfig
+from bridge.config import BridgeConfig
 from bridge.errors import ConfigError
 from bridge.metrics import Metrics
-from bridge.server.admin import Admin, Views, split_address
-from bridge.server.health import Health, add_reflection
-from bridge.server.istio import Issuer, IstioFront, Lanes
+from bridge.server.admin import Admin, Views
+from bridge.server.door import Door
+from bridge.server.doors import IstioDoor, LinkerdDoor
+from bridge.server.front import Issuer
+from bridge.server.health import Health
 from bridge.server.listeners import leave_to_others
 from bridge.server.place import ALONE, Place
-from bridge.server.pool import CallPool, SteadyPool
-from bridge.server.reaper import Reaper
-from bridge.server.tls import (
-    FileSource,
-    IssuedSource,
-    IssueServing,
-    ServingCertificate,
-    Source,
-)
+from bridge.server.tls import IssueServing
 
-_DEFAULT_SERVING_TTL = timedelta(hours=24)
-_LONGEST_MESSAGE_SECONDS = 2.0
 _FLUSH_SECONDS = 0.5
 _CUT_SECONDS = 2.0
 """How long the end waits for what should take no time: it comes, whatever hangs."""
@@ -36,12 +25,12 @@ _log = logging.getLogger(__name__)
 
 
 class Server:
-    """The Istio front, its health, and the admin address.
+    """The fronts, their health, and the admin address.
 
     Args:
         config: The whole configuration.
         issuer: Decides and issues.
-        issue_serving: Issues the listener's own certificate.
+        issue_serving: Issues the certificate of Istio's listener.
         anchors_pem: Returns the trust anchors that client certificates lead to; asked
             at each new connection.
         metrics: Shown at /metrics.
@@ -65,42 +54,56 @@ class Server:
         warnings: Callable[[], Mapping[str, str]] = dict,
         place: Place = ALONE,
     ) -> None:
-        self._config = config
-        self._issue_serving = issue_serving
         self._place = place
-        self._anchors_pem = anchors_pem
         self._problems = problems
         self._warnings = warnings
         self._listening = threading.Lock()
-        self._ports: dict[str, str] = {}
         self._failure = "waiting for the serving certificate"
         self._draining = False
         self._drained = threading.Event()
-        self._serving = ServingCertificate(
-            _source(config, issue_serving), clock, metrics
-        )
-        self._serving.on_first = self._listen_late
-        self._health = Health(self.problems)
+        self._doors: tuple[Door, ...] = ()
         self._admin = Admin(
             place.admin or config.admin.listen,
             Views(self.problems, self.warnings, metrics.render),
         )
         # From here on nothing raises: there are threads to end.
-        self._lanes = _lanes(config)
-        metrics.in_flight.set_function(lambda: self._lanes.calls.count)
-        self._side = SteadyPool(2, "side")
-        self._reflection = SteadyPool(1, "reflection")
-        self._grpc = self._build(issuer, metrics)
+        doors: list[Door] = []
+        if config.fronts.istio is not None:
+            istio = IstioDoor(
+                config,
+                issuer,
+                metrics,
+                place,
+                issue_serving=issue_serving,
+                anchors_pem=anchors_pem,
+                clock=clock,
+            )
+            istio.serving.on_first = lambda: self._open_late(istio)
+            doors.append(istio)
+        if config.fronts.linkerd is not None:
+            doors.append(LinkerdDoor(config, issuer, metrics, place))
+        self._doors = tuple(doors)
+        self._health = Health(self.problems, tuple(door.service for door in doors))
+        for door in doors:
+            self._health.add_to(door.grpc)
+        metrics.in_flight.set_function(
+            lambda: sum(door.lanes.calls.count for door in doors)
+        )
 
     @property
     def istio_address(self) -> str:
         """`host:port` of the token port as bound; empty until the listeners are up."""
-        return self._ports.get("listen", "")
+        return self._ports().get("fronts.istio.listen", "")
 
     @property
     def mtls_address(self) -> str:
         """`host:port` of the client-certificate port; empty if there is none."""
-        return self._ports.get("mtls_listen", "")
+        return self._ports().get("fronts.istio.mtls_listen", "")
+
+    @property
+    def linkerd_address(self) -> str:
+        """`host:port` of Linkerd's front; empty if there is none."""
+        return self._ports().get("fronts.linkerd.listen", "")
 
     @property
     def admin_address(self) -> str:
@@ -109,20 +112,27 @@ class Server:
 
     def problems(self) -> dict[str, str]:
         """Return what stands against being ready, by part; empty when ready."""
-        own = {} if self._ports else {"listeners": self._failure}
+        found = dict(self._problems())
+        for door in self._doors:
+            found |= door.problems()
         if self._draining:
-            own["listeners"] = "the process is about to end"
-        return {**self._problems(), **self._serving.problems(), **own}
+            found["listeners"] = "the process is about to end"
+        elif not self._doors or not all(door.ports for door in self._doors):
+            found["listeners"] = self._failure
+        return found
 
     def warnings(self) -> dict[str, str]:
         """Return what wants attention although it does not stop the bridge."""
-        return {**self._warnings(), **self._serving.warnings()}
+        found = dict(self._warnings())
+        for door in self._doors:
+            found |= door.warnings()
+        return found
 
     def start(self) -> None:
         """Listen, and return.
 
-        Without a serving certificate, because no issuing CA answers, only the admin
-        address is served; the other listeners follow as soon as there is one.
+        Without a serving certificate, because no issuing CA answers, the port of
+        Istio's front stays shut; it follows as soon as there is one.
 
         Raises:
             ConfigError: An address cannot be listened on, or the system gives fewer
@@ -130,12 +140,14 @@ class Server:
         """
         try:
             self._start_threads()
-            if self._serving.refresh():
-                self._listen()
+            for door in self._doors:
+                if door.is_ready():
+                    self._open(door)
         except ConfigError:
             self.drain(0)
             raise
-        self._serving.start()
+        for door in self._doors:
+            door.start()
         self._health.look()
         self._health.start()
 
@@ -154,17 +166,11 @@ class Server:
         Raises:
             BridgeError: There is no serving certificate as it wants it.
         """
-        pair = _source(config, issue_serving).fetch()
-        source = _source(config, self._issue_serving)
+        commits = [door.prepare(config, issue_serving) for door in self._doors]
 
         def commit() -> None:
-            self._config = config
-            self._serving.change(source, pair)
-            self._front.change(*_terms(config))
-            limits, lanes = config.limits, self._lanes
-            lanes.calls.in_flight = limits.in_flight
-            lanes.calls.queue_seconds = limits.queue_seconds
-            lanes.reaper.seconds = _message_seconds(config)
+            for each in commits:
+                each()
 
         return commit
 
@@ -179,19 +185,20 @@ class Server:
             self._draining = True
         self._health.drain()
         if self._place.shares_ports:
-            leave_to_others(self._ports.values(), grace)
-        self._serving.close()
-        ended = self._stop(grace)
-        self._lanes.calls.wait_until_idle(grace)
+            leave_to_others(self._ports().values(), grace)
+        for door in self._doors:
+            door.rest()
+        ended = [door.stop(grace) for door in self._doors]
+        for door, left in zip(self._doors, _left(began, grace), strict=False):
+            door.lanes.calls.wait_until_idle(left)
         # Only watchers of our health are left, or replies on their way out.
-        rest = grace - (time.monotonic() - began)
-        ended.wait(max(0.0, min(rest, _FLUSH_SECONDS)))
-        if not self._stop(0).wait(_CUT_SECONDS):
-            _log.error("the listeners did not close in time")
-        self._lanes.reaper.close()
-        for pool in self._pools():
-            if not pool.close(_CUT_SECONDS):
-                _log.error("a call goes on after the end of its time")
+        for event, left in zip(ended, _left(began, grace), strict=False):
+            event.wait(min(left, _FLUSH_SECONDS))
+        for event in [door.stop(0) for door in self._doors]:
+            if not event.wait(_CUT_SECONDS):
+                _log.error("the listeners did not close in time")
+        for door in self._doors:
+            door.close()
         self._admin.close()
         self._drained.set()
 
@@ -199,100 +206,33 @@ class Server:
         """Wait until `drain` is done; False if that takes longer."""
         return self._drained.wait(timeout)
 
-    def _pools(self) -> tuple[SteadyPool, ...]:
-        lanes = self._lanes
-        return lanes.calls, lanes.refusals, self._side, self._reflection
+    def _ports(self) -> dict[str, str]:
+        return {key: port for door in self._doors for key, port in door.ports.items()}
 
     def _start_threads(self) -> None:
         self._admin.start()
-        self._lanes.reaper.start()
         try:
-            for pool in self._pools():
-                pool.start()
+            for door in self._doors:
+                door.start_threads()
         except RuntimeError as error:
             raise ConfigError(
                 "limits.threads: the system gives no more threads", detail=str(error)
             ) from error
 
-    def _stop(self, grace: float) -> threading.Event:
+    def _open_late(self, door: Door) -> None:
         try:
-            ended: threading.Event = self._grpc.stop(grace)
-        except RuntimeError:  # grpc starts a thread for it, and there is none to be had
-            _log.exception("the listeners could not be told to end")
-            ended = threading.Event()
-        return ended
-
-    def _build(self, issuer: Issuer, metrics: Metrics) -> grpc.Server:
-        audiences, seconds = _terms(self._config)
-        self._front = IstioFront(
-            issuer,
-            metrics,
-            self._lanes,
-            audiences=audiences,
-            deadline_seconds=seconds,
-        )
-        server = grpc.server(self._side, options=self._place.grpc_options())
-        server.add_generic_rpc_handlers((self._front,))
-        self._health.add_to(server)
-        add_reflection(server, self._reflection)
-        return server
-
-    def _listen_late(self) -> None:
-        try:
-            self._listen()
+            self._open(door)
         except ConfigError as error:
             self._failure = str(error)
             _log.error("%s", error)
 
-    def _listen(self) -> None:
-        istio = self._config.fronts.istio
-        wanted = {"listen": istio.listen, "mtls_listen": istio.mtls_listen}
+    def _open(self, door: Door) -> None:
         with self._listening:
-            if self._draining:
-                return
-            ports = {
-                key: self._bind(key, address)
-                for key, address in wanted.items()
-                if address is not None
-            }
-            self._grpc.start()
-            self._ports = ports
-
-    def _bind(self, key: str, address: str) -> str:
-        credentials = self._serving.credentials(
-            self._anchors_pem if key == "mtls_listen" else None
-        )
-        try:
-            port = self._grpc.add_secure_port(address, credentials)
-        except RuntimeError as error:
-            raise ConfigError(
-                f"fronts.istio.{key}: cannot listen on {address}", detail=str(error)
-            ) from error
-        host, _ = split_address(address)
-        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+            if not self._draining:
+                door.open()
 
 
-def _lanes(config: BridgeConfig) -> Lanes:
-    limits = config.limits
-    return Lanes(
-        calls=CallPool(limits.threads, limits.in_flight, limits.queue_seconds),
-        refusals=SteadyPool(1, "refusals"),
-        reaper=Reaper(_message_seconds(config), max(1, config.limits.threads // 2)),
-    )
-
-
-def _terms(config: BridgeConfig) -> tuple[frozenset[str], float]:
-    audiences = frozenset(config.fronts.istio.audiences)
-    return audiences, config.limits.deadline.total_seconds()
-
-
-def _message_seconds(config: BridgeConfig) -> float:
-    return min(_LONGEST_MESSAGE_SECONDS, config.limits.deadline.total_seconds())
-
-
-def _source(config: BridgeConfig, issue: IssueServing) -> Source:
-    tls: ServingConfig = config.fronts.istio.tls
-    if tls.certificate is not None and tls.key is not None:
-        return FileSource(config.resolve(tls.certificate), config.resolve(tls.key))
-    ttl = tls.ttl or min(_DEFAULT_SERVING_TTL, config.issuance.max_ttl)
-    return IssuedSource(issue, tls.dns_names, ttl)
+def _left(began: float, grace: float) -> Iterator[float]:
+    # Asked again for each door: they share the time.
+    while True:
+        yield max(0.0, began + grace - time.monotonic())

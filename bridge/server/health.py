@@ -12,8 +12,6 @@ from grpc_health.v1 import health, health_pb2_grpc
 from grpc_health.v1.health_pb2 import HealthCheckResponse
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
-from bridge.server.istio import SERVICE
-
 _INTERVAL_SECONDS = 1.0
 _log = logging.getLogger(__name__)
 
@@ -29,7 +27,7 @@ class Health:
     def __init__(
         self,
         problems: Callable[[], Mapping[str, str]],
-        services: tuple[str, ...] = (SERVICE,),
+        services: tuple[str, ...] = (),
     ) -> None:
         self._problems = problems
         self._services = ("", *services)
@@ -96,15 +94,16 @@ class Health:
                 _log.exception("readiness could not be told")
 
 
-def add_reflection(server: grpc.Server, pool: ThreadPoolExecutor) -> None:
+def add_reflection(server: grpc.Server, pool: ThreadPoolExecutor, service: str) -> None:
     """Let tools list the services and read their messages.
 
     Args:
         server: Not started yet.
         pool: Runs it. A reflection call holds a thread for as long as the peer likes:
             it must not be one that anything else waits for.
+        service: The API that is served beside health and reflection.
     """
-    names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
+    names = (service, health.SERVICE_NAME, reflection.SERVICE_NAME)
     servicer = reflection.ReflectionServicer(names)
     behavior: Any = partial(servicer.ServerReflectionInfo)
     behavior.experimental_thread_pool = pool

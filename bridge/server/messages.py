@@ -36,12 +36,7 @@ def read_request(message: bytes) -> CertificateRequest:
         RequestError: It is too long, is no such message, or has a value of the wrong
             type in the metadata.
     """
-    if len(message) > LONGEST_REQUEST_BYTES:
-        raise RequestError(
-            f"a request has at most {LONGEST_REQUEST_BYTES} bytes",
-            rule="request.size",
-            detail=f"{len(message)} bytes",
-        )
+    require_short(message)
     try:
         request = IstioCertificateRequest.FromString(message)
     except DecodeError as error:
@@ -57,6 +52,20 @@ def read_request(message: bytes) -> CertificateRequest:
     return CertificateRequest(
         request.csr, request.validity_duration, cert_signer, impersonated
     )
+
+
+def require_short(message: bytes) -> None:
+    """Refuse a message that is not even to be parsed.
+
+    Raises:
+        RequestError: It is too long.
+    """
+    if len(message) > LONGEST_REQUEST_BYTES:
+        raise RequestError(
+            f"a request has at most {LONGEST_REQUEST_BYTES} bytes",
+            rule="request.size",
+            detail=f"{len(message)} bytes",
+        )
 
 
 def _text(metadata: Struct, key: str) -> str | None:

@@ -7,9 +7,7 @@ _OPTIONS = (
     # Above these the transport answers by itself, with a status that Istio's client
     # tries again on; up to them the refusal is ours.
     ("grpc.max_receive_message_length", 8 * 1024 * 1024),
-    # A peer that resets streams as fast as it can would make the transport cancel the
-    # calls of others: it is held to few streams, and has to answer a ping for each.
-    ("grpc.max_concurrent_streams", 100),
+    # A peer that resets streams as fast as it can has to answer a ping for each.
     ("grpc.http2.ping_on_rst_stream_percent", 100),
     ("grpc.max_metadata_size", 1024 * 1024),
     ("grpc.absolute_max_metadata_size", 1024 * 1024),
@@ -38,9 +36,14 @@ class Place:
     admin: str | None = None
     """The admin address in place of the configured one."""
 
-    def grpc_options(self) -> tuple[tuple[str, int], ...]:
-        """Return how grpc is to serve."""
-        return (("grpc.so_reuseport", int(self.shares_ports)), *_OPTIONS)
+    def grpc_options(self, streams: int | None) -> tuple[tuple[str, int], ...]:
+        """Return how grpc is to serve.
+
+        Args:
+            streams: The most calls under way on one connection; None is any number.
+        """
+        bound = () if streams is None else (("grpc.max_concurrent_streams", streams),)
+        return (("grpc.so_reuseport", int(self.shares_ports)), *bound, *_OPTIONS)
 
 
 ALONE = Place()

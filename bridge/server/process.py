@@ -168,6 +168,7 @@ class Process:
             metrics=metrics,
             clock=clock,
             status_name=status_name,
+            ready=snapshots.ready,
         )
 
         def probe(issuer: Issuer, snapshot: Snapshot) -> None:
@@ -218,6 +219,7 @@ class Process:
         found = {
             "Istio front": self.server.istio_address,
             "Istio front with client certificates": self.server.mtls_address,
+            "Linkerd front": self.server.linkerd_address,
             "health and metrics": self.server.admin_address,
         }
         return {what: address for what, address in found.items() if address}
@@ -228,13 +230,10 @@ def _linger_seconds(config: BridgeConfig) -> float:
 
 
 def _require_changeable(old: BridgeConfig, new: BridgeConfig) -> None:
+    before, after = old.fronts.addresses(), new.fronts.addresses()
     fixed = {
         "workers": (old.workers, new.workers),
-        "fronts.istio.listen": (old.fronts.istio.listen, new.fronts.istio.listen),
-        "fronts.istio.mtls_listen": (
-            old.fronts.istio.mtls_listen,
-            new.fronts.istio.mtls_listen,
-        ),
+        **{key: (before.get(key), after.get(key)) for key in {**before, **after}},
         "limits.threads": (old.limits.threads, new.limits.threads),
         "ledger": (old.ledger, new.ledger),
         "admin": (old.admin, new.admin),

@@ -22,8 +22,11 @@ from bridge.errors import (
     DeniedError,
     LedgerError,
     MisissuedError,
+    MismatchError,
     OperatorError,
     OverloadedError,
+    ReviewError,
+    SubjectError,
 )
 
 STATUS: dict[type[BridgeError], grpc.StatusCode] = {
@@ -31,6 +34,7 @@ STATUS: dict[type[BridgeError], grpc.StatusCode] = {
     AuthenticationError: grpc.StatusCode.UNAUTHENTICATED,
     DeniedError: grpc.StatusCode.PERMISSION_DENIED,
     OverloadedError: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    ReviewError: grpc.StatusCode.UNAVAILABLE,
     BackendError: grpc.StatusCode.FAILED_PRECONDITION,
     BackendThrottledError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     BackendUnavailableError: grpc.StatusCode.UNAVAILABLE,
@@ -43,33 +47,57 @@ STATUS: dict[type[BridgeError], grpc.StatusCode] = {
 }
 """An error takes the code of the nearest of its classes; one without is a bug."""
 
+LINKERD: dict[type[BridgeError], grpc.StatusCode] = STATUS | {
+    AuthenticationError: grpc.StatusCode.FAILED_PRECONDITION,
+    SubjectError: grpc.StatusCode.INVALID_ARGUMENT,
+    DeniedError: grpc.StatusCode.FAILED_PRECONDITION,
+    MismatchError: grpc.StatusCode.FAILED_PRECONDITION,
+    ReviewError: grpc.StatusCode.INTERNAL,
+    OverloadedError: grpc.StatusCode.UNAVAILABLE,
+    BackendThrottledError: grpc.StatusCode.UNAVAILABLE,
+}
+"""The same at Linkerd's front, as linkerd-identity has it. Proxies ignore the code."""
+
+_COLUMNS = {"istio": STATUS, "linkerd": LINKERD}
+
 BUG = (grpc.StatusCode.INTERNAL, "internal error; the log of the CA has the details")
 """What a peer is told of anything that nobody foresaw."""
 
 _LEDGER_TEXT = "ledger: the CA cannot put issuances on record now"
 _LONGEST_TEXT = 500
+_LONGEST_NAMES = 1000
+"""Of Linkerd's texts: two names and some words."""
+_LINKERD_WORDS = "linkerd."
+_LINKERD_UNKNOWN = "authentication token could not be authenticated"
 
 
-def status_of(error: BridgeError) -> tuple[grpc.StatusCode, str]:
+def status_of(error: BridgeError, front: str = "istio") -> tuple[grpc.StatusCode, str]:
     """Return the status code of `error`, and what the peer is told.
 
-    The text names the rule first. Of an error that an operator has to mend it says
-    nothing else: its message is about our files and addresses.
+    The text names the rule first, but for what Linkerd has words of its own. Of an
+    error that an operator has to mend it says nothing else: its message is about our
+    files and addresses.
     """
+    column = _COLUMNS.get(front, STATUS)
     for kind in type(error).__mro__:
-        code = STATUS.get(kind)
+        code = column.get(kind)
         if code is not None:
-            return code, _text(error)
+            return code, _text(error, front)
     return BUG
 
 
-def status_name(error: BridgeError) -> str:
+def status_name(error: BridgeError, front: str = "istio") -> str:
     """Return the name of the status code of `error`, such as `UNAVAILABLE`."""
-    code, _ = status_of(error)
+    code, _ = status_of(error, front)
     return str(code.name)
 
 
-def _text(error: BridgeError) -> str:
+def _text(error: BridgeError, front: str) -> str:
     if isinstance(error, OperatorError):
         return _LEDGER_TEXT
+    if front == "linkerd":
+        if error.rule.startswith(_LINKERD_WORDS):
+            return str(error)[:_LONGEST_NAMES]
+        if isinstance(error, AuthenticationError):
+            return _LINKERD_UNKNOWN
     return f"{error.rule}: {error}"[:_LONGEST_TEXT]

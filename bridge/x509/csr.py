@@ -79,6 +79,8 @@ class CSR:
 
     der: bytes
     """The CertificationRequest, as it came."""
+    subject: bytes
+    """Its subject in DER, as it came: nothing is copied from it."""
     spki: bytes
     """The SubjectPublicKeyInfo in DER, as the CSR holds it: the only encoding of this
     key that is accepted, so that equal keys have equal bytes."""
@@ -138,7 +140,13 @@ def parse_csr_der(der: bytes) -> CSR:
     public_key = _public_key(parts.spki)
     require_good_key(public_key)
     _require_possession(public_key, parts)
-    return CSR(der=der, spki=parts.spki, public_key=public_key, request=request)
+    return CSR(
+        der=der,
+        subject=parts.subject,
+        spki=parts.spki,
+        public_key=public_key,
+        request=request,
+    )
 
 
 def require_only_names(csr: CSR, names: tuple[x509.GeneralName, ...]) -> None:
@@ -156,7 +164,7 @@ def require_only_names(csr: CSR, names: tuple[x509.GeneralName, ...]) -> None:
             attribute or an extension besides subjectAltName, no subjectAltName, an
             unreadable one, a name twice, or one that is not in `names` (`csr.names`).
     """
-    if _split(csr.der).subject not in _NAMELESS:
+    if csr.subject not in _NAMELESS:
         raise _bad_names("its subject must be empty, or an empty organization")
     try:
         attributes = len(csr.request.attributes)

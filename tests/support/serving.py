@@ -26,7 +26,9 @@ from bridge.issuance import Call, Issued
 from bridge.metrics import Metrics
 from bridge.own import ServingPair
 from bridge.server.app import Server
+from bridge.server.doors import IstioDoor
 from bridge.server.istio import METHOD
+from bridge.server.tls import ServingCertificate
 
 SERVER_NAME = "meshca.istio-system.svc"
 WAIT_SECONDS = 10.0
@@ -88,7 +90,13 @@ class ListenerCA:
         )
 
 
-ISSUED = Issued("leaf\n", ("issuing\n", "regional\n"), "root\n")
+ISSUED = Issued(
+    leaf=b"leaf",
+    chain=(b"issuing", b"regional"),
+    chain_pem=("issuing\n", "regional\n"),
+    anchors_pem="root\n",
+    valid_until=datetime(2100, 1, 1, tzinfo=UTC),
+)
 
 
 class ScriptedIssuance:
@@ -172,6 +180,18 @@ class Served:
         for channel in self._channels:
             channel.close()
         self.server.drain(0)
+
+    @property
+    def door(self) -> IstioDoor:
+        """The one front's."""
+        (door,) = self.server._doors
+        assert isinstance(door, IstioDoor)
+        return door
+
+    @property
+    def serving(self) -> ServingCertificate:
+        """The listener's certificate."""
+        return self.door.serving
 
     def channel(self, client: ServingPair | None = None) -> Any:
         """Connect: to the token port, or with a certificate to the other one."""

@@ -77,6 +77,7 @@ def problems(changed: dict[str, Any]) -> list[str]:
 def test_the_example_of_the_design_loads() -> None:
     config = parse(DESIGN, FILE)
     assert config.trust_domain == "corp.example"
+    assert config.fronts.istio is not None
     assert config.fronts.istio.mtls_listen == "0.0.0.0:15013"
     assert config.clusters[0].tokens.max_key_age == timedelta(hours=24)
     assert config.issuing_cas["seoul-2"].timeout == timedelta(seconds=0.5)
@@ -107,7 +108,7 @@ BAD_VALUES: list[tuple[str, object, str]] = [
     ("trust_domain", 7, "Input should be a valid string (found 7)"),
     ("workers", -1, "Input should be greater than or equal to 0 (found -1)"),
     ("workers", 65, "Input should be less than or equal to 64 (found 65)"),
-    ("fronts", {}, ".istio: is required"),
+    ("fronts", {}, "expected a front: istio, linkerd, or both"),
     ("fronts.istio.listen", "15012", "such as \"0.0.0.0:15012\" (found '15012')"),
     ("fronts.istio.listen", ":15012", 'expected "HOST:PORT"'),
     ("fronts.istio.listen", "a:65536", 'expected "HOST:PORT"'),

@@ -22,7 +22,7 @@ from bridge.errors import (
     TTLError,
 )
 from bridge.identity.caller import CertificateCredential, TokenCredential
-from tests.support.serving import WAIT_SECONDS, Held, ListenerCA, Served
+from tests.support.serving import ISSUED, WAIT_SECONDS, Held, ListenerCA, Served
 
 REQUEST = IstioCertificateRequest(csr="pem", validity_duration=3600)
 
@@ -42,7 +42,12 @@ def failure(call: Callable[[], Any]) -> tuple[str, str]:
 
 def test_the_reply_is_leaf_intermediates_and_anchors(served: Served) -> None:
     reply = served.stub()(REQUEST)
-    assert list(reply.cert_chain) == ["leaf\n", "issuing\n", "regional\n", "root\n"]
+    assert list(reply.cert_chain) == [
+        ISSUED.leaf_pem,
+        "issuing\n",
+        "regional\n",
+        "root\n",
+    ]
 
 
 def test_a_call_is_translated_and_nothing_is_decided(served: Served) -> None:
@@ -85,7 +90,7 @@ def test_a_client_of_another_root_does_not_get_in(served: Served) -> None:
 
 
 def test_nobody_gets_into_the_other_port_without_a_certificate(served: Served) -> None:
-    served.server._ports["listen"] = served.server.mtls_address
+    served.door.ports = {"fronts.istio.listen": served.server.mtls_address}
     assert failure(lambda: served.stub()(REQUEST))[0] == "UNAVAILABLE"
     assert not served.issuance.calls
 
@@ -276,7 +281,7 @@ def test_a_call_that_waited_too_long_is_refused_while_all_threads_are_at_work(
 def test_a_message_that_never_comes_frees_its_thread(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bridge.server.app._LONGEST_MESSAGE_SECONDS", 0.1)
+    monkeypatch.setattr("bridge.server.door._LONGEST_MESSAGE_SECONDS", 0.1)
     with Served(tmp_path, limits="{threads: 1}") as served:
         over = threading.Event()
 

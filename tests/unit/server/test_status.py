@@ -20,22 +20,28 @@ from bridge.errors import (
     DeniedError,
     LedgerError,
     MisissuedError,
+    MismatchError,
     OperatorError,
     OverloadedError,
     PluginError,
     RequestError,
+    ReviewError,
+    SubjectError,
     TTLError,
 )
 from bridge.server.status import BUG, status_name, status_of
 
 TABLE: dict[type[BridgeError], str] = {
     AuthenticationError: "UNAUTHENTICATED",
+    SubjectError: "UNAUTHENTICATED",
     DeniedError: "PERMISSION_DENIED",
+    MismatchError: "INVALID_ARGUMENT",
     CallerError: "INVALID_ARGUMENT",
     RequestError: "INVALID_ARGUMENT",
     CSRError: "INVALID_ARGUMENT",
     TTLError: "INVALID_ARGUMENT",
     OverloadedError: "RESOURCE_EXHAUSTED",
+    ReviewError: "UNAVAILABLE",
     BackendThrottledError: "RESOURCE_EXHAUSTED",
     BackendUnavailableError: "UNAVAILABLE",
     BackendAuthError: "UNAVAILABLE",
@@ -53,6 +59,17 @@ TABLE: dict[type[BridgeError], str] = {
 }
 
 
+AT_LINKERD: dict[type[BridgeError], str] = TABLE | {
+    AuthenticationError: "FAILED_PRECONDITION",
+    SubjectError: "INVALID_ARGUMENT",
+    DeniedError: "FAILED_PRECONDITION",
+    MismatchError: "FAILED_PRECONDITION",
+    OverloadedError: "UNAVAILABLE",
+    ReviewError: "INTERNAL",
+    BackendThrottledError: "UNAVAILABLE",
+}
+
+
 def every_error(root: type[BridgeError] = BridgeError) -> Iterator[type[BridgeError]]:
     yield root
     for kind in root.__subclasses__():
@@ -63,6 +80,38 @@ def every_error(root: type[BridgeError] = BridgeError) -> Iterator[type[BridgeEr
 @pytest.mark.parametrize("kind", tuple(every_error()), ids=lambda kind: kind.__name__)
 def test_each_error_has_the_code_of_the_design(kind: type[BridgeError]) -> None:
     assert status_name(kind("words")) == TABLE[kind]
+
+
+@pytest.mark.parametrize("kind", tuple(every_error()), ids=lambda kind: kind.__name__)
+def test_each_error_has_the_code_of_linkerds_table(kind: type[BridgeError]) -> None:
+    assert status_name(kind("words"), "linkerd") == AT_LINKERD[kind]
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        pytest.param(
+            MismatchError("their words", rule="linkerd.x"), "their words", id="theirs"
+        ),
+        pytest.param(MismatchError("words", rule="x"), "x: words", id="ours"),
+        pytest.param(
+            AuthenticationError("it has expired", rule="token.expired"),
+            "authentication token could not be authenticated",
+            id="a bad token",
+        ),
+    ],
+)
+def test_linkerds_words_are_told_to_the_letter(error: BridgeError, text: str) -> None:
+    assert status_of(error, "linkerd")[1] == text
+
+
+def test_linkerds_text_holds_two_names_and_is_cut() -> None:
+    text = status_of(MismatchError("x" * 100_000, rule="linkerd.x"), "linkerd")[1]
+    assert len(text) == 1000
+
+
+def test_istio_is_not_told_linkerds_words() -> None:
+    assert status_of(MismatchError("words", rule="linkerd.x"))[1].startswith("linkerd")
 
 
 @pytest.mark.parametrize("kind", tuple(every_error()), ids=lambda kind: kind.__name__)

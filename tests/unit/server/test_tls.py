@@ -94,7 +94,7 @@ def test_renewal_cuts_no_connection_and_shows_on_the_next(tmp_path: Path) -> Non
         stub(REQUEST)
         first = serial(address, served.ca)
         clock.now += timedelta(hours=20)
-        assert served.server._serving.refresh()
+        assert served.serving.refresh()
         stub(REQUEST)
         second = serial(address, served.ca)
         stub(REQUEST)
@@ -113,7 +113,7 @@ def test_a_failed_renewal_keeps_the_old_certificate_and_is_shown(
         before = serial(address, ca)
         source.error = BackendUnavailableError("the token is gone")
         clock.now += timedelta(hours=20)
-        assert not served.server._serving.refresh()
+        assert not served.serving.refresh()
         assert serial(address, ca) == before
         assert served.server.problems() == {}
         (warning,) = served.server.warnings().values()
@@ -122,7 +122,7 @@ def test_a_failed_renewal_keeps_the_old_certificate_and_is_shown(
         problem = served.server.problems()["serving certificate"]
         assert problem == "it has expired; the token is gone"
         source.error = None
-        assert served.server._serving.refresh()
+        assert served.serving.refresh()
         assert served.server.problems() == served.server.warnings() == {}
 
 
@@ -227,10 +227,10 @@ def test_a_given_pair_is_served_and_read_again_when_it_changes(tmp_path: Path) -
         served.ca = ca
         address = served.server.istio_address
         first = serial(address, ca)
-        served.server._serving.refresh()
+        served.serving.refresh()
         assert serial(address, ca) == first
         files.write()
-        served.server._serving.refresh()
+        served.serving.refresh()
         assert serial(address, ca) != first
 
 

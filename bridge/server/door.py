@@ -1,0 +1,173 @@
+"""The listeners of one front: its grpc server, and the threads behind it.
+
+Each front has a server of its own: what grpc serves, it serves on all its ports, and
+what is asked for over TLS must not be had in the clear.
+"""
+
+import logging
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, ClassVar
+
+import grpc
+
+from bridge.config import BridgeConfig
+from bridge.errors import ConfigError
+from bridge.metrics import Metrics
+from bridge.server.admin import split_address
+from bridge.server.front import Front, Issuer, Lanes, Terms
+from bridge.server.place import Place
+from bridge.server.pool import CallPool, SteadyPool
+from bridge.server.reaper import Reaper
+from bridge.server.tls import IssueServing
+
+_LONGEST_MESSAGE_SECONDS = 2.0
+_CUT_SECONDS = 2.0
+"""How long the end waits for what should take no time: it comes, whatever hangs."""
+_log = logging.getLogger(__name__)
+
+
+class Door(ABC):
+    """The listeners of one front.
+
+    Args:
+        config: The whole configuration.
+        issuer: Decides and issues.
+        metrics: Counts calls by how they ended.
+        place: Where this process stands.
+    """
+
+    front: ClassVar[type[Front]]
+    service: ClassVar[str]
+    """The API's name in gRPC."""
+    streams: ClassVar[int | None] = None
+    """The most calls under way on one connection; None is any number."""
+
+    def __init__(
+        self, config: BridgeConfig, issuer: Issuer, metrics: Metrics, place: Place
+    ) -> None:
+        in_flight, queue_seconds = self.bounds(config)
+        threads = config.limits.threads
+        self.lanes = Lanes(
+            calls=CallPool(threads, in_flight, queue_seconds),
+            refusals=SteadyPool(1, "refusals"),
+            reaper=Reaper(_message_seconds(config), max(1, threads // 2)),
+        )
+        self._side = SteadyPool(2, "side")
+        self._front = self.front(issuer, metrics, self.lanes, self.terms(config))
+        self.grpc = grpc.server(self._side, options=place.grpc_options(self.streams))
+        """To be told of more services before the door opens."""
+        self.grpc.add_generic_rpc_handlers((self._front,))
+        self.ports: Mapping[str, str] = {}
+        """What is listened on, `host:port` by the key of the configuration; empty while
+        the door is shut."""
+
+    @staticmethod
+    @abstractmethod
+    def bounds(config: BridgeConfig) -> tuple[int, float]:
+        """Return how many calls may be under way, and how many seconds one may wait."""
+
+    @staticmethod
+    @abstractmethod
+    def terms(config: BridgeConfig) -> Terms:
+        """Return what calls are held to."""
+
+    @abstractmethod
+    def addresses(self) -> Mapping[str, tuple[str, Any]]:
+        """Return where to listen, with credentials or None, by key."""
+
+    def is_ready(self) -> bool:
+        """Return whether there is all that it takes to open; try for it."""
+        return True
+
+    @abstractmethod
+    def start(self) -> None:
+        """Begin what goes on in the background."""
+
+    def problems(self) -> dict[str, str]:
+        """Return why calls cannot be served although the door may be open."""
+        return {}
+
+    def warnings(self) -> dict[str, str]:
+        """Return what wants attention."""
+        return {}
+
+    def start_threads(self) -> None:
+        """Start every thread.
+
+        Raises:
+            RuntimeError: The system gives no more.
+        """
+        self.lanes.reaper.start()
+        for pool in self._pools():
+            pool.start()
+
+    def open(self) -> None:
+        """Listen.
+
+        Raises:
+            ConfigError: An address cannot be listened on.
+        """
+        ports = {
+            key: self._bind(key, *where) for key, where in self.addresses().items()
+        }
+        self.grpc.start()
+        self.ports = ports
+
+    def prepare(
+        self, config: BridgeConfig, issue_serving: IssueServing
+    ) -> Callable[[], None]:
+        """Make ready for another configuration; see `Server.prepare`."""
+
+        def commit() -> None:
+            self._front.change(self.terms(config))
+            calls = self.lanes.calls
+            calls.in_flight, calls.queue_seconds = self.bounds(config)
+            self.lanes.reaper.seconds = _message_seconds(config)
+
+        return commit
+
+    def stop(self, grace: float) -> threading.Event:
+        """Take no more calls; what is under way has `grace` seconds. May be repeated.
+
+        Returns:
+            Set when nothing is under way.
+        """
+        try:
+            ended: threading.Event = self.grpc.stop(grace)
+        except RuntimeError:  # grpc starts a thread for it, and there is none to be had
+            _log.exception("the listeners could not be told to end")
+            ended = threading.Event()
+        return ended
+
+    @abstractmethod
+    def rest(self) -> None:
+        """End what goes on in the background. May be repeated, or before `start`."""
+
+    def close(self) -> None:
+        """End every thread, after `stop`."""
+        self.lanes.reaper.close()
+        for pool in self._pools():
+            if not pool.close(_CUT_SECONDS):
+                _log.error("a call goes on after the end of its time")
+
+    def _pools(self) -> Iterator[SteadyPool]:
+        yield from (self.lanes.calls, self.lanes.refusals, self._side)
+
+    def _bind(self, key: str, address: str, credentials: Any) -> str:
+        try:
+            if credentials is None:
+                port = self.grpc.add_insecure_port(address)
+            else:
+                port = self.grpc.add_secure_port(address, credentials)
+        except RuntimeError as error:
+            raise ConfigError(
+                f"{key}: cannot listen on {address}", detail=str(error)
+            ) from error
+        host, _ = split_address(address)
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _message_seconds(config: BridgeConfig) -> float:
+    return min(_LONGEST_MESSAGE_SECONDS, config.limits.deadline.total_seconds())

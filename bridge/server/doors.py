@@ -1,0 +1,192 @@
+"""The doors there are: Istio's, behind TLS, and Linkerd's, behind a sidecar."""
+
+from collections.abc import Callable, Iterator, Mapping
+from datetime import timedelta
+from typing import Any
+
+from bridge.clock import Clock
+from bridge.config import BridgeConfig, IstioConfig, LinkerdConfig
+from bridge.errors import ConfigError
+from bridge.metrics import Metrics
+from bridge.server import istio, linkerd
+from bridge.server.door import Door
+from bridge.server.front import Issuer, Terms
+from bridge.server.health import add_reflection
+from bridge.server.place import Place
+from bridge.server.pool import SteadyPool
+from bridge.server.tls import (
+    FileSource,
+    IssuedSource,
+    IssueServing,
+    ServingCertificate,
+    Source,
+)
+
+_DEFAULT_SERVING_TTL = timedelta(hours=24)
+_TOKENS = "fronts.istio.listen"
+_CERTIFICATES = "fronts.istio.mtls_listen"
+_LINKERD = "fronts.linkerd.listen"
+_STREAMS = 100
+"""Of one connection. A peer that resets streams as fast as it can would make the
+transport cancel the calls of others."""
+
+
+class IstioDoor(Door):
+    """Opens once there is a serving certificate, which is renewed in the background.
+
+    Args:
+        config: The whole configuration, with an Istio front.
+        issuer: Decides and issues.
+        metrics: See `Door`.
+        place: Where this process stands.
+        issue_serving: Issues the listener's own certificate.
+        anchors_pem: Returns the trust anchors that client certificates lead to; asked
+            at each new connection.
+        clock: The time that the serving certificate is renewed by.
+    """
+
+    front = istio.IstioFront
+    service = istio.SERVICE
+    streams = _STREAMS
+
+    def __init__(  # noqa: PLR0913 - the server passes each by keyword
+        self,
+        config: BridgeConfig,
+        issuer: Issuer,
+        metrics: Metrics,
+        place: Place,
+        *,
+        issue_serving: IssueServing,
+        anchors_pem: Callable[[], bytes],
+        clock: Clock,
+    ) -> None:
+        self._config = config
+        self._issue_serving = issue_serving
+        self._anchors_pem = anchors_pem
+        self.serving = ServingCertificate(
+            _source(config, issue_serving), clock, metrics
+        )
+        """The listener's certificate."""
+        super().__init__(config, issuer, metrics, place)
+        self._reflection = SteadyPool(1, "reflection")
+        add_reflection(self.grpc, self._reflection, istio.SERVICE)
+
+    @staticmethod
+    def bounds(config: BridgeConfig) -> tuple[int, float]:
+        """See `Door.bounds`."""
+        return config.limits.in_flight, config.limits.queue_seconds
+
+    @staticmethod
+    def terms(config: BridgeConfig) -> Terms:
+        """See `Door.terms`."""
+        return Terms(
+            audiences=frozenset(_istio(config).audiences),
+            deadline_seconds=config.limits.deadline.total_seconds(),
+        )
+
+    def addresses(self) -> Mapping[str, tuple[str, Any]]:
+        """See `Door.addresses`."""
+        front = _istio(self._config)
+        found = {_TOKENS: (front.listen, self.serving.credentials())}
+        if front.mtls_listen is not None:
+            credentials = self.serving.credentials(self._anchors_pem)
+            found[_CERTIFICATES] = (front.mtls_listen, credentials)
+        return found
+
+    def is_ready(self) -> bool:
+        """See `Door.is_ready`."""
+        return self.serving.refresh()
+
+    def start(self) -> None:
+        """See `Door.start`."""
+        self.serving.start()
+
+    def problems(self) -> dict[str, str]:
+        """See `Door.problems`."""
+        return self.serving.problems()
+
+    def warnings(self) -> dict[str, str]:
+        """See `Door.warnings`."""
+        return self.serving.warnings()
+
+    def prepare(
+        self, config: BridgeConfig, issue_serving: IssueServing
+    ) -> Callable[[], None]:
+        """See `Door.prepare`."""
+        pair = _source(config, issue_serving).fetch()
+        source = _source(config, self._issue_serving)
+        change = super().prepare(config, issue_serving)
+
+        def commit() -> None:
+            self._config = config
+            self.serving.change(source, pair)
+            change()
+
+        return commit
+
+    def rest(self) -> None:
+        """See `Door.rest`."""
+        self.serving.close()
+
+    def _pools(self) -> Iterator[SteadyPool]:
+        yield from super()._pools()
+        yield self._reflection
+
+
+class LinkerdDoor(Door):
+    """Clear HTTP/2 with any number of streams: the sidecar brings all calls in one."""
+
+    front = linkerd.LinkerdFront
+    service = linkerd.SERVICE
+
+    def __init__(
+        self, config: BridgeConfig, issuer: Issuer, metrics: Metrics, place: Place
+    ) -> None:
+        self._listen = _linkerd(config).listen
+        super().__init__(config, issuer, metrics, place)
+
+    @staticmethod
+    def bounds(config: BridgeConfig) -> tuple[int, float]:
+        """See `Door.bounds`."""
+        front = _linkerd(config)
+        return front.in_flight, front.queue_seconds
+
+    @staticmethod
+    def terms(config: BridgeConfig) -> Terms:
+        """See `Door.terms`."""
+        cluster = config.linkerd_cluster()
+        return Terms(
+            audiences=frozenset(_linkerd(config).audiences),
+            deadline_seconds=config.limits.deadline.total_seconds(),
+            cluster=cluster.name if cluster else "",
+        )
+
+    def addresses(self) -> Mapping[str, tuple[str, Any]]:
+        """See `Door.addresses`."""
+        return {_LINKERD: (self._listen, None)}
+
+    def start(self) -> None:
+        """See `Door.start`: there is nothing."""
+
+    def rest(self) -> None:
+        """See `Door.rest`: there is nothing."""
+
+
+def _istio(config: BridgeConfig) -> IstioConfig:
+    if config.fronts.istio is None:
+        raise ConfigError("fronts.istio is not configured")
+    return config.fronts.istio
+
+
+def _linkerd(config: BridgeConfig) -> LinkerdConfig:
+    if config.fronts.linkerd is None:
+        raise ConfigError("fronts.linkerd is not configured")
+    return config.fronts.linkerd
+
+
+def _source(config: BridgeConfig, issue: IssueServing) -> Source:
+    tls = _istio(config).tls
+    if tls.certificate is not None and tls.key is not None:
+        return FileSource(config.resolve(tls.certificate), config.resolve(tls.key))
+    ttl = tls.ttl or min(_DEFAULT_SERVING_TTL, config.issuance.max_ttl)
+    return IssuedSource(issue, tls.dns_names, ttl)

@@ -1,0 +1,211 @@
+"""What every front has in common: taking calls in, shedding, and the outermost layer.
+
+Calls are taken as a stream of one message (the wire is the same): the handler then runs
+before the message is received, so a call that is shed costs no more than its headers,
+and a message that never comes can be given up.
+"""
+
+import logging
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar, Protocol
+
+import grpc
+
+from bridge.calls import Call, Issued
+from bridge.errors import BridgeError, OverloadedError, RequestError
+from bridge.metrics import SHED_REASONS, Metrics
+from bridge.resilience import Budget
+from bridge.server.pool import CallPool, SteadyPool
+from bridge.server.reaper import Reaper
+from bridge.server.status import BUG, status_of
+
+_log = logging.getLogger(__name__)
+_transport_log = logging.getLogger("grpc._cython.cygrpc")
+
+
+class _HeadersStayOut(logging.Filter):
+    # grpc writes every header that is not UTF-8 into the log, with a traceback: tokens
+    # too, and from anybody, a mebibyte a call.
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not str(record.msg).startswith("Invalid encoding on ")
+
+
+_HEADERS_STAY_OUT = _HeadersStayOut()
+
+
+class Issuer(Protocol):
+    """The part of `bridge.issuance.Issuance` that a front needs."""
+
+    def issue(self, call: Call) -> Issued:
+        """See `Issuance.issue`."""
+
+    def refuse(self, error: BridgeError, *, front: str) -> None:
+        """See `Issuance.refuse`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lanes:
+    """Who runs a call, and who tells a peer that nobody will."""
+
+    calls: CallPool
+    refusals: SteadyPool
+    reaper: Reaper
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """What a change of the configuration may change."""
+
+    audiences: frozenset[str]
+    """That a token has to be for."""
+    deadline_seconds: float
+    """The longest that a call may take; clients set none."""
+    cluster: str = ""
+    """Whose tokens callers show, where the API does not say."""
+
+
+class Front(grpc.GenericRpcHandler, ABC):  # type: ignore[misc]  # grpc has no types
+    """Serves one method of one mesh's API. Translates; decides nothing.
+
+    Args:
+        issuer: Decides and issues.
+        metrics: Counts calls by how they ended.
+        lanes: The threads.
+        terms: To begin with.
+    """
+
+    name: ClassVar[str]
+    """As the ledger and the metrics have it."""
+    method: ClassVar[str]
+    """The path of the call."""
+
+    def __init__(
+        self, issuer: Issuer, metrics: Metrics, lanes: Lanes, terms: Terms
+    ) -> None:
+        self._issuer = issuer
+        self._metrics = metrics
+        self._lanes = lanes
+        self._terms = terms
+        self._seconds = metrics.request_seconds(self.name)
+        _transport_log.addFilter(_HEADERS_STAY_OUT)
+
+    @abstractmethod
+    def translate(
+        self, message: bytes, context: Any, terms: Terms, budget: Budget
+    ) -> Call:
+        """Take the values out of a message and its context.
+
+        Raises:
+            BridgeError: The message cannot be read.
+        """
+
+    @abstractmethod
+    def reply(self, issued: Issued) -> bytes:
+        """Write the answer."""
+
+    def change(self, terms: Terms) -> None:
+        """Take other terms, from the next call on; all at once."""
+        self._terms = terms
+
+    def service(self, handler_call_details: Any) -> Any:
+        """Take a call in; runs when it arrives, before any thread is free for it."""
+        if handler_call_details.method != self.method:
+            return None
+        arrived = time.monotonic()
+        lanes = self._lanes
+        excess = lanes.calls.excess()
+        behavior = partial(self._handle, arrived, excess)
+        # grpc runs a handler on the pool that it names.
+        behavior.experimental_thread_pool = (  # type: ignore[attr-defined]
+            lanes.refusals if excess else lanes.calls
+        )
+        return grpc.stream_unary_rpc_method_handler(behavior)
+
+    def _handle(
+        self, arrived: float, excess: str, messages: Iterator[bytes], context: Any
+    ) -> bytes:
+        # The outermost layer: whatever happens, the peer is told no more than fits.
+        try:
+            reply = self._answer(arrived, excess, messages, context)
+        except grpc.RpcError:  # the peer left while its message was on the way
+            self._ended("CANCELLED", arrived)
+            self._metrics.shed["gone"].inc()
+            raise
+        except BridgeError as error:
+            code, text = status_of(error, self.name)
+            if isinstance(error, OverloadedError):
+                self._metrics.shed[_reason(error)].inc()
+                if not context.is_active():  # it gets no answer, whatever we say
+                    code = grpc.StatusCode.CANCELLED
+        except Exception:  # noqa: BLE001 - the outermost layer
+            _log.exception("a call failed in a way that nobody foresaw")
+            code, text = BUG
+        else:
+            self._ended("OK", arrived)
+            return reply
+        self._ended(code.name, arrived)
+        # Ends the call with trailers only. Raises, by its contract.
+        context.abort(code, text)
+        raise AssertionError  # pragma: no cover - abort does not return
+
+    def _answer(
+        self, arrived: float, excess: str, messages: Iterator[bytes], context: Any
+    ) -> bytes:
+        if not excess and self._lanes.calls.is_overdue(arrived):
+            excess = "queue"
+        if excess:
+            raise _overloaded(excess)
+        terms = self._terms
+        deadline = min(
+            arrived + terms.deadline_seconds,
+            # Without a deadline of the client's this is 9.2e18. Never `or`: 0.0 is one
+            # that has passed.
+            time.monotonic() + context.time_remaining(),
+        )
+        budget = Budget(deadline, context.is_active)
+        budget.require()
+        with self._lanes.reaper.watching(context):
+            message = next(messages, None)
+        began = time.monotonic()
+        try:
+            issued = self._issuer.issue(
+                self._translated(message, context, terms, budget)
+            )
+        finally:
+            self._lanes.calls.worked(time.monotonic() - began)
+        began = time.perf_counter()
+        reply = self.reply(issued)
+        self._metrics.steps["reply"].observe(time.perf_counter() - began)
+        return reply
+
+    def _translated(
+        self, message: bytes | None, context: Any, terms: Terms, budget: Budget
+    ) -> Call:
+        try:
+            if message is None:
+                raise RequestError("the call has no message", rule="request.protobuf")
+            return self.translate(message, context, terms, budget)
+        except BridgeError as error:
+            self._issuer.refuse(error, front=self.name)
+            raise
+
+    def _ended(self, code: str, arrived: float) -> None:
+        self._metrics.requests(self.name, code).inc()
+        self._seconds.observe(time.monotonic() - arrived)
+
+
+def _overloaded(excess: str) -> OverloadedError:
+    text = {
+        "in_flight": "the CA has all the calls that it can take",
+        "queue": "the CA could not begin with the call in time",
+    }
+    return OverloadedError(text[excess], rule=f"overload.{excess.replace('_', '-')}")
+
+
+def _reason(error: OverloadedError) -> str:
+    reason = error.rule.removeprefix("overload.").replace("-", "_")
+    return reason if reason in SHED_REASONS else "backend"

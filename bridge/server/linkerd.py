@@ -1,0 +1,61 @@
+"""Linkerd's identity API. Translates; decides nothing.
+
+The wire is DER in both directions, whatever the comments of Linkerd's own definition
+say.
+"""
+
+from typing import Any
+
+from google.protobuf.message import DecodeError
+
+from bridge._proto.linkerd_identity_pb2 import CertifyRequest, CertifyResponse
+from bridge.calls import Call, Issued
+from bridge.errors import RequestError
+from bridge.identity.caller import TokenCredential
+from bridge.resilience import Budget
+from bridge.server.front import Front, Terms
+from bridge.server.messages import require_short
+
+SERVICE = "io.linkerd.proxy.identity.Identity"
+METHOD = f"/{SERVICE}/Certify"
+
+
+class LinkerdFront(Front):
+    """Serves `io.linkerd.proxy.identity.Identity`. See `Front`."""
+
+    name = "linkerd"
+    method = METHOD
+
+    def translate(
+        self, message: bytes, context: Any, terms: Terms, budget: Budget
+    ) -> Call:
+        """See `Front.translate`: the token is in the message, headers are none."""
+        require_short(message)
+        try:
+            request = CertifyRequest.FromString(message)
+        except DecodeError as error:
+            raise RequestError(
+                "the message is not a CertifyRequest",
+                rule="request.protobuf",
+                detail=str(error)[:300],
+            ) from error
+        # What is no ASCII stays something else, and is refused as a token.
+        token = request.token.decode("latin-1")
+        return Call(
+            front=self.name,
+            csr=request.certificate_signing_request,
+            credential=TokenCredential(
+                (f"Bearer {token}",) if token else (), (terms.cluster,)
+            ),
+            audiences=terms.audiences,
+            identity=request.identity,
+            budget=budget,
+        )
+
+    def reply(self, issued: Issued) -> bytes:
+        """See `Front.reply`: leaf, issuing CA, further intermediates, no root."""
+        response = CertifyResponse(
+            leaf_certificate=issued.leaf, intermediate_certificates=issued.chain
+        )
+        response.valid_until.FromDatetime(issued.valid_until)
+        return response.SerializeToString()

@@ -1,0 +1,99 @@
+"""What a CSR asks for: read where a mesh wants it to agree with the request.
+
+Nothing of it becomes part of a certificate. `cryptography` warns of a common name of
+more than 64 characters, which nearly every name of Linkerd is, so the subject is read
+here as it stands in the DER.
+
+Source:
+    RFC 2986, 4.1; RFC 5280, 4.1.2.4 and 4.2.1.6.
+"""
+
+from dataclasses import dataclass
+
+from cryptography import x509
+
+from bridge.errors import CSRError
+from bridge.x509.csr import CSR
+from bridge.x509.der import content, elements
+
+_COMMON_NAME = bytes.fromhex("0603550403")
+_EXTENSION_REQUEST = x509.ObjectIdentifier("1.2.840.113549.1.9.14")
+_MOST_REQUESTS = 1
+_ENCODINGS = {0x0C: "utf-8", 0x13: "ascii", 0x16: "ascii", 0x1E: "utf-16-be"}
+"""String types of a common name by tag: UTF8, Printable, IA5 and BMPString."""
+
+
+@dataclass(frozen=True, slots=True)
+class AskedNames:
+    """The names of a CSR, by form, in their order."""
+
+    common_names: tuple[str, ...]
+    dns: tuple[str, ...]
+    emails: tuple[str, ...]
+    ips: tuple[str, ...]
+    uris: tuple[str, ...]
+
+
+def asked_names(csr: CSR) -> AskedNames:
+    """Read the common names of a CSR's subject, and its subjectAltName.
+
+    Names of other forms are passed over.
+
+    Raises:
+        CSRError: Subject or extensions cannot be read, or extensions are asked for
+            twice (`csr.names`).
+    """
+    names = _alternatives(csr.request)
+    return AskedNames(
+        common_names=_common_names(csr.subject),
+        dns=_of(names, x509.DNSName),
+        emails=_of(names, x509.RFC822Name),
+        ips=_of(names, x509.IPAddress),
+        uris=_of(names, x509.UniformResourceIdentifier),
+    )
+
+
+def _of(
+    names: tuple[x509.GeneralName, ...], kind: type[x509.GeneralName]
+) -> tuple[str, ...]:
+    return tuple(str(name.value) for name in names if isinstance(name, kind))
+
+
+def _alternatives(
+    request: x509.CertificateSigningRequest,
+) -> tuple[x509.GeneralName, ...]:
+    try:
+        requests = [one for one in request.attributes if one.oid == _EXTENSION_REQUEST]
+        extensions = request.extensions
+        found = extensions.get_extension_for_class(x509.SubjectAlternativeName)
+    except x509.ExtensionNotFound:
+        return ()
+    except (
+        ValueError,
+        x509.DuplicateExtension,
+        x509.UnsupportedGeneralNameType,
+    ) as error:
+        raise _unreadable("its extensions", str(error)) from error
+    # Only the first is read: a second one is a place to hide in.
+    if len(requests) > _MOST_REQUESTS:
+        raise _unreadable("its extensions, which are there twice")
+    return tuple(found.value)
+
+
+def _common_names(subject: bytes) -> tuple[str, ...]:
+    found: list[str] = []
+    try:
+        for relative in elements(content(subject)):
+            for attribute in elements(content(relative)):
+                kind, value = elements(content(attribute))
+                if kind == _COMMON_NAME:
+                    # Of another string type it is told apart from every name we know.
+                    encoding = _ENCODINGS.get(value[0], "latin-1")
+                    found.append(content(value).decode(encoding))
+    except ValueError as error:
+        raise _unreadable("its subject", str(error)) from error
+    return tuple(found)
+
+
+def _unreadable(what: str, detail: str = "") -> CSRError:
+    return CSRError(f"the CSR cannot be read: {what}", rule="csr.names", detail=detail)
