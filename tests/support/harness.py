@@ -52,10 +52,11 @@ class Bridge:
             RSA key and one with an ECDSA key.
         trust_domain: The one trust domain.
         ca_key: Of each tier of the hierarchy.
+        fronts: `istio`, `linkerd` or both.
         prefix: Put before the command, such as `taskset -c 0`.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - a test changes each part alone
         self,
         folder: Path,
         *,
@@ -63,6 +64,7 @@ class Bridge:
         issuers: Sequence[TokenIssuer] = (),
         trust_domain: str = "corp.example",
         ca_key: KeyAlgorithm = "p256",
+        fronts: Sequence[str] = ("istio",),
         prefix: Sequence[str] = (),
     ) -> None:
         folder.mkdir()
@@ -71,6 +73,8 @@ class Bridge:
         self._issuers = issuers or (TokenIssuer(), TokenIssuer(algorithm="ES256"))
         self.address = netports.address()
         self.mtls_address = netports.address()
+        self.linkerd_address = netports.address()
+        self._fronts = fronts
         self.admin = netports.address()
         self.configuration = folder / "bridge.yaml"
         self.ready_seconds = 0.0
@@ -247,14 +251,7 @@ class Bridge:
     def _defaults(self) -> dict[str, Any]:
         return {
             "trust_domain": self.trust_domain,
-            "fronts": {
-                "istio": {
-                    "listen": self.address,
-                    "mtls_listen": self.mtls_address,
-                    "audiences": ["istio-ca"],
-                    "tls": {"dns_names": [SERVER_NAME, PEER_SERVER_NAME]},
-                }
-            },
+            "fronts": {name: self._front(name) for name in self._fronts},
             "clusters": [
                 {
                     "name": "Kubernetes",
@@ -281,6 +278,16 @@ class Bridge:
                 "heads": {"sink": "heads.jsonl", "interval": "1s"},
             },
             "admin": {"listen": self.admin},
+        }
+
+    def _front(self, name: str) -> dict[str, Any]:
+        if name == "linkerd":
+            return {"listen": self.linkerd_address}
+        return {
+            "listen": self.address,
+            "mtls_listen": self.mtls_address,
+            "audiences": ["istio-ca"],
+            "tls": {"dns_names": [SERVER_NAME, PEER_SERVER_NAME]},
         }
 
     def _await_ready(self, deadline: float) -> None:

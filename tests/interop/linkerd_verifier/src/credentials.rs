@@ -47,13 +47,13 @@ pub fn refusal(files: &Files, name: &str) -> Result<Option<String>, Failure> {
     let key = read_key(&files.key)?;
     let (leaf, above) = chain.split_first().ok_or("the chain is empty")?;
     if let Err(error) = verifier.path(leaf, above, UnixTime::now()) {
-        return Ok(Some(format!("path: {error:?}")));
+        return Ok(Some(format!("path: {error}")));
     }
     if !names(leaf)?.iter().any(|one| one == name) {
         return Ok(Some("name: certificate does not match TLS identity".into()));
     }
     if let Err(error) = CertifiedKey::from_der(chain, key, &provider()) {
-        return Ok(Some(format!("key: {error:?}")));
+        return Ok(Some(format!("key: {error}")));
     }
     Ok(None)
 }

@@ -111,7 +111,7 @@ fn carry(from: &mut Connection, to: &mut Connection) -> Result<(), String> {
     while !rest.is_empty() {
         to.read_tls(&mut rest).map_err(|error| error.to_string())?;
         to.process_new_packets()
-            .map_err(|error| format!("{error:?}"))?;
+            .map_err(|error| error.to_string())?;
     }
     Ok(())
 }
