@@ -1,8 +1,7 @@
-"""Linkerd's published API asks, and what linkerd2-proxy is made of takes the answers."""
+"""Linkerd's published API asks, and what linkerd2-proxy is made of takes the answer."""
 
 import itertools
-import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -12,9 +11,8 @@ import pytest
 from cryptography import x509
 
 from bridge.hierarchy.throwaway import KeyAlgorithm
-from tests.support import linkerd
 from tests.support.harness import Bridge
-from tests.support.linkerd import AUDIENCE, Answer, name_of
+from tests.support.linkerd import Answer, ask_bridge, name_of
 from tests.support.pki import (
     Authority,
     bundle,
@@ -22,7 +20,6 @@ from tests.support.pki import (
     write_private,
 )
 from tests.support.proxies import Proxy, verifiers
-from tests.support.tokens import TokenIssuer
 
 pytestmark = [pytest.mark.interop, pytest.mark.xdist_group("interop-linkerd")]
 
@@ -51,16 +48,8 @@ class Mesh:
         return Proxy.of(self.web if account == "web" else self.api, self.roots)
 
 
-def _ask(
-    bridge: Bridge, folder: Path, account: str = "web", *arguments: str | Path
-) -> Answer:
-    token = bridge.token("shop", account, audiences=[AUDIENCE])
-    name = name_of(account)
-    return linkerd.ask(bridge.linkerd_address, name, token, folder, *arguments)
-
-
 def _mesh(bridge: Bridge, folder: Path, roots: bytes) -> Mesh:
-    web, api = (_ask(bridge, folder, account) for account in ("web", "api"))
+    web, api = (ask_bridge(bridge, folder, account) for account in ("web", "api"))
     assert (web.code, api.code) == ("OK", "OK"), (web.error, api.error)
     return Mesh(roots, web, api)
 
@@ -72,13 +61,6 @@ def mesh(
     folder = tmp_path_factory.mktemp(request.param)
     with Bridge(folder / "served", ca_key=request.param, fronts=["linkerd"]) as bridge:
         return _mesh(bridge, folder, bridge.roots.read_bytes())
-
-
-@pytest.fixture(scope="module")
-def bridge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bridge]:
-    folder = tmp_path_factory.mktemp("bridge") / "served"
-    with Bridge(folder, fronts=["linkerd", "istio"]) as served:
-        yield served
 
 
 @with_each_verifier
@@ -242,151 +224,8 @@ def test_no_leaf_outlives_what_is_above_it(
     else:
         ca = _root().issue_ca("Issuing CA", not_after=end)
     with _served(tmp_path, ca) as bridge:
-        answer = _ask(bridge, tmp_path)
+        answer = ask_bridge(bridge, tmp_path)
     assert answer.code == "OK", answer.error
     assert answer.certificate.not_valid_after_utc <= end
     assert answer.valid_until is not None
     assert answer.valid_until <= end
-
-
-def test_name_longer_than_a_common_name_may_be(bridge: Bridge, tmp_path: Path) -> None:
-    account = "a" * 63
-    answer = _ask(bridge, tmp_path, account)
-    assert answer.code == "OK", answer.error
-    roots = bridge.roots.read_bytes()
-    for judge in verifiers().values():
-        assert judge.refusal(Proxy.of(answer, roots), name_of(account)) == ""
-
-
-def test_authority_may_be_written_with_and_without_a_dot(
-    bridge: Bridge, tmp_path: Path
-) -> None:
-    for authority in ("localhost.:8080", "linkerd-identity:8080"):
-        answer = _ask(bridge, tmp_path, "web", "-authority", authority)
-        assert answer.code == "OK", answer.error
-
-
-def _file(folder: Path, content: bytes) -> tuple[str, Path]:
-    file = folder / "sent.csr"
-    file.write_bytes(content)
-    return "-csr-file", file
-
-
-def _csr_in_pem(bridge: Bridge, folder: Path) -> tuple[str, Path]:
-    good = _ask(bridge, folder).csr
-    text = subprocess.run(
-        ["openssl", "req", "-inform", "DER"],
-        input=good,
-        capture_output=True,
-        check=True,
-    ).stdout
-    return _file(folder, text)
-
-
-def _csr_of_another(bridge: Bridge, folder: Path) -> tuple[str, Path]:
-    return _file(folder, _ask(bridge, folder, "api").csr)
-
-
-def _csr_with_a_broken_signature(bridge: Bridge, folder: Path) -> tuple[str, Path]:
-    good = bytearray(_ask(bridge, folder).csr)
-    good[-1] ^= 1
-    return _file(folder, bytes(good))
-
-
-def _no_csr(_: Bridge, folder: Path) -> tuple[str, Path]:
-    return _file(folder, b"")
-
-
-@pytest.mark.parametrize(
-    ("spoil", "code", "message"),
-    [
-        (_no_csr, "InvalidArgument", "missing certificate signing request"),
-        (_csr_in_pem, "InvalidArgument", ""),
-        (_csr_with_a_broken_signature, "InvalidArgument", ""),
-        (
-            _csr_of_another,
-            "FailedPrecondition",
-            f"CSR name does not match requested identity: csr={_API}; req={_WEB}",
-        ),
-    ],
-)
-def test_spoiled_request_is_refused_and_on_record(
-    bridge: Bridge, tmp_path: Path, spoil: Any, code: str, message: str
-) -> None:
-    arguments = spoil(bridge, tmp_path)
-    issued = len(bridge.rows(kind="issued", purpose="workload"))
-    answer = _ask(bridge, tmp_path, "web", *arguments)
-    assert answer.code == code, answer.error
-    assert message in answer.error
-    assert answer.leaf == b""
-    assert len(bridge.rows(kind="issued", purpose="workload")) == issued
-
-
-@pytest.mark.parametrize(
-    ("token", "code", "message"),
-    [
-        (lambda _: "", "InvalidArgument", "missing token"),
-        (
-            lambda bridge: bridge.token("shop", "api", audiences=[AUDIENCE]),
-            "FailedPrecondition",
-            "requested identity did not match provided token: "
-            f"requested={_WEB}; found={_API}",
-        ),
-        (
-            lambda bridge: bridge.token("shop", "web", audiences=["istio-ca"]),
-            "FailedPrecondition",
-            "authentication token could not be authenticated",
-        ),
-    ],
-)
-def test_token_of_somebody_else_gets_nothing(
-    bridge: Bridge, tmp_path: Path, token: Any, code: str, message: str
-) -> None:
-    made = token(bridge)
-    answer = linkerd.ask(bridge.linkerd_address, _WEB, made, tmp_path)
-    assert (answer.code, answer.error) == (code, message)
-    assert answer.leaf == b""
-
-
-def test_token_of_one_mesh_is_no_credential_for_the_other(
-    bridge: Bridge, tmp_path: Path
-) -> None:
-    both = bridge.token("shop", "web", audiences=["istio-ca", AUDIENCE])
-    answer = linkerd.ask(bridge.linkerd_address, _WEB, both, tmp_path)
-    assert answer.code == "OK", answer.error
-
-
-_PROXIES = 1000
-
-
-def test_each_of_1000_proxies_gets_its_certificate_at_the_first_try(
-    tmp_path: Path,
-) -> None:
-    issuer = TokenIssuer(algorithm="ES256")
-    callers = [_caller(issuer, number) for number in range(_PROXIES)]
-    with Bridge(
-        tmp_path / "served", issuers=[issuer], fronts=["linkerd", "istio"]
-    ) as bridge:
-        answers = linkerd.ask_together(
-            bridge.linkerd_address, callers, tmp_path, clients=_PROXIES, within=0.9
-        )
-        bridge.await_rows(_PROXIES, kind="issued", purpose="workload")
-    refused = {(one.code, one.error) for one in answers if one.code != "OK"}
-    assert refused == set()
-    serials = {one.certificate.serial_number for one in answers}
-    assert len(serials) == _PROXIES
-    _require_own_names(answers)
-
-
-def _caller(issuer: TokenIssuer, number: int) -> tuple[str, str]:
-    account = f"app-{number % 40}"
-    token = issuer.token("shop", account, audiences=[AUDIENCE], now=datetime.now(UTC))
-    return name_of(account), token
-
-
-def _require_own_names(answers: Sequence[Answer]) -> None:
-    for answer in answers:
-        names = answer.certificate.extensions.get_extension_for_class(
-            x509.SubjectAlternativeName
-        )
-        assert list(names.value) == [_DNS(answer.identity)]

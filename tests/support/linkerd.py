@@ -12,6 +12,7 @@ from pathlib import Path
 from cryptography import x509
 
 from tests.support import gobuild
+from tests.support.harness import Bridge
 
 _MODULE = Path(__file__).resolve().parents[1] / "interop/linkerd_client"
 _CALL_SECONDS = 120.0
@@ -59,6 +60,15 @@ def framed(element: bytes) -> bytes:
     """Put bytes into a PEM block; they need not be a certificate."""
     text = base64.encodebytes(element)
     return b"-----BEGIN CERTIFICATE-----\n" + text + b"-----END CERTIFICATE-----\n"
+
+
+def ask_bridge(
+    bridge: Bridge, folder: Path, account: str = "web", *arguments: str | Path
+) -> Answer:
+    """Ask with a good token of an account in the namespace `shop`. See `ask`."""
+    token = bridge.token("shop", account, audiences=[AUDIENCE])
+    name = name_of(account)
+    return ask(bridge.linkerd_address, name, token, folder, *arguments)
 
 
 @cache

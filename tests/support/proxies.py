@@ -103,7 +103,7 @@ class RtlsVerifier:
         try:
             outcome = _talk(_rtls_server(proxy), _rtls_client(proxy, None), name)
         except rtls.SSLError as error:
-            return f"key: {error}"
+            return f"key: {error.args[0]}"
         return outcome.client and f"path or name: {outcome.client}"
 
     def handshake(self, server: Proxy, client: Proxy, name: str) -> Outcome:
@@ -224,4 +224,5 @@ def _talk(server: _End, make_client: Callable[[str], _End], name: str) -> Outcom
 
 
 def _refused(error: Exception, *, by_client: bool) -> Outcome:
-    return Outcome(client=str(error)) if by_client else Outcome(server=str(error))
+    text = " ".join(map(str, error.args))  # rtls puts a tuple of one there
+    return Outcome(client=text) if by_client else Outcome(server=text)
