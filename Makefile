@@ -37,6 +37,7 @@ proto: $(VENV)/.development ## Generate bridge/_proto from proto/
 
 vectors: $(VENV)/.development ## Write the hostile CSRs of tests/vectors anew
 	@$(BIN)/python -m tests.vectors.generate_csrs
+	@$(BIN)/python -m tests.vectors.generate_linkerd
 	@echo "tests/vectors is as its generator says"
 
 bench: $(VENV)/.development ## Where the microseconds of one request go, and both fronts beside each other

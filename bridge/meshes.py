@@ -23,9 +23,9 @@ from bridge.identity.caller import Caller, TokenCredential
 from bridge.policy.linkerd import (
     LinkerdNames,
     not_ready,
+    read_csr,
     require_complete,
     require_csr_names,
-    require_ecdsa,
     require_requested,
     review_error,
     subject_error,
@@ -35,7 +35,7 @@ from bridge.selection import Term, usable_issuers
 from bridge.signing import Signing
 from bridge.snapshot import Snapshot
 from bridge.spiffe import SpiffeID
-from bridge.x509.csr import CSR, parse_csr, parse_csr_der, require_only_names
+from bridge.x509.csr import CSR, parse_csr, require_only_names
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,8 +151,7 @@ class Linkerd:
         self, call: Call, snapshot: Snapshot, now: datetime, grant: Grant | None
     ) -> CSR:
         """See `Mesh.csr`."""
-        csr = parse_csr_der(call.csr if isinstance(call.csr, bytes) else b"")
-        require_ecdsa(csr)
+        csr = read_csr(call.csr if isinstance(call.csr, bytes) else b"")
         # Between the two: is there an issuing CA that could sign anything at all?
         policy = snapshot.policy
         term = Term(ttl=policy.default_ttl, backdate=policy.backdate, now=now)

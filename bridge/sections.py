@@ -81,8 +81,20 @@ class LinkerdConfig(Section):
     spiffe_uri: bool = False
     """Put the SPIFFE ID into the leaf, too, behind the DNS name."""
     in_flight: Annotated[int, Field(ge=1, le=100_000)] = 4096
-    queue_seconds: Annotated[PositiveNumber, Field(le=60)] = 8
+    queue_seconds: Annotated[PositiveNumber, Field(le=100)] = 30
     """Proxies wait without a deadline, and come back only 10 s after a refusal."""
+    deadline: PositiveDuration = timedelta(seconds=40)
+
+    @model_validator(mode="after")
+    def _has_time_left(self) -> Self:
+        if self.queue_seconds >= self.deadline.total_seconds():
+            raise WrongError(
+                "expected queue_seconds below deadline: what has waited for so long "
+                "could not be worked on",
+                f"queue_seconds {self.queue_seconds:g}, deadline "
+                f"{written(self.deadline)}",
+            )
+        return self
 
 
 class FrontsConfig(Section):

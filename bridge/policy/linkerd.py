@@ -24,10 +24,11 @@ from bridge.errors import (
     SubjectError,
 )
 from bridge.spiffe import SpiffeID, TrustDomain
-from bridge.x509.csr import CSR
+from bridge.x509.csr import CSR, parse_csr_der
 from bridge.x509.csrnames import asked_names
 
 _LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
+_KEY_TYPE = "csr.key-type"
 _KIND = "serviceaccount"
 _SUBJECT_PARTS = 4
 _LONGEST_NAME = 253
@@ -122,17 +123,21 @@ def require_complete(
             raise RequestError(f"missing {what}", rule=rule)
 
 
-def require_ecdsa(csr: CSR) -> None:
-    """Refuse a key that no proxy makes.
+def read_csr(der: bytes) -> CSR:
+    """Read a CSR of a kind that proxies make.
 
     Raises:
-        CSRError: The key is no ECDSA key.
+        CSRError: See `parse_csr_der`; or the key is no ECDSA key.
     """
+    try:
+        csr = parse_csr_der(der)
+    except CSRError as error:
+        if error.rule == _KEY_TYPE:
+            raise _not_ecdsa() from error
+        raise
     if not isinstance(csr.public_key, ec.EllipticCurvePublicKey):
-        raise CSRError(
-            "CSR must contain an ECDSA public key, on P-256 or P-384",
-            rule="csr.key-type",
-        )
+        raise _not_ecdsa()
+    return csr
 
 
 def require_csr_names(csr: CSR, identity: str) -> None:
@@ -201,6 +206,12 @@ def review_error(identity: str, error: BackendUnavailableError) -> ReviewError:
         f"error validating token for {identity}: {error}",
         rule="linkerd.review",
         detail=error.detail,
+    )
+
+
+def _not_ecdsa() -> CSRError:
+    return CSRError(
+        "CSR must contain an ECDSA public key, on P-256 or P-384", rule=_KEY_TYPE
     )
 
 

@@ -22,7 +22,6 @@ from bridge.server.pool import CallPool, SteadyPool
 from bridge.server.reaper import Reaper
 from bridge.server.tls import IssueServing
 
-_LONGEST_MESSAGE_SECONDS = 2.0
 _CUT_SECONDS = 2.0
 """How long the end waits for what should take no time: it comes, whatever hangs."""
 _log = logging.getLogger(__name__)
@@ -43,6 +42,10 @@ class Door(ABC):
     """The API's name in gRPC."""
     streams: ClassVar[int | None] = None
     """The most calls under way on one connection; None is any number."""
+    message_seconds: ClassVar[float] = 2.0
+    """The longest that a call's message is waited for."""
+    honest_seconds: ClassVar[float] = 0.25
+    """The same, while many are waited for: somebody may hold threads on purpose."""
 
     def __init__(
         self, config: BridgeConfig, issuer: Issuer, metrics: Metrics, place: Place
@@ -52,7 +55,9 @@ class Door(ABC):
         self.lanes = Lanes(
             calls=CallPool(threads, in_flight, queue_seconds),
             refusals=SteadyPool(1, "refusals"),
-            reaper=Reaper(_message_seconds(config), max(1, threads // 2)),
+            reaper=Reaper(
+                self._message_seconds(config), max(1, threads // 2), self.honest_seconds
+            ),
         )
         self._side = SteadyPool(2, "side")
         self._front = self.front(issuer, metrics, self.lanes, self.terms(config))
@@ -124,7 +129,7 @@ class Door(ABC):
             self._front.change(self.terms(config))
             calls = self.lanes.calls
             calls.in_flight, calls.queue_seconds = self.bounds(config)
-            self.lanes.reaper.seconds = _message_seconds(config)
+            self.lanes.reaper.seconds = self._message_seconds(config)
 
         return commit
 
@@ -152,6 +157,9 @@ class Door(ABC):
             if not pool.close(_CUT_SECONDS):
                 _log.error("a call goes on after the end of its time")
 
+    def _message_seconds(self, config: BridgeConfig) -> float:
+        return min(self.message_seconds, self.terms(config).deadline_seconds)
+
     def _pools(self) -> Iterator[SteadyPool]:
         yield from (self.lanes.calls, self.lanes.refusals, self._side)
 
@@ -167,7 +175,3 @@ class Door(ABC):
             ) from error
         host, _ = split_address(address)
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def _message_seconds(config: BridgeConfig) -> float:
-    return min(_LONGEST_MESSAGE_SECONDS, config.limits.deadline.total_seconds())

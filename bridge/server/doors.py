@@ -138,6 +138,10 @@ class LinkerdDoor(Door):
 
     front = linkerd.LinkerdFront
     service = linkerd.SERVICE
+    # A proxy that is given up comes back only after 10 s, and in a burst the messages
+    # of honest ones are late, too.
+    message_seconds = 5.0
+    honest_seconds = 1.0
 
     def __init__(
         self, config: BridgeConfig, issuer: Issuer, metrics: Metrics, place: Place
@@ -154,10 +158,10 @@ class LinkerdDoor(Door):
     @staticmethod
     def terms(config: BridgeConfig) -> Terms:
         """See `Door.terms`."""
-        cluster = config.linkerd_cluster()
+        front, cluster = _linkerd(config), config.linkerd_cluster()
         return Terms(
-            audiences=frozenset(_linkerd(config).audiences),
-            deadline_seconds=config.limits.deadline.total_seconds(),
+            audiences=frozenset(front.audiences),
+            deadline_seconds=front.deadline.total_seconds(),
             cluster=cluster.name if cluster else "",
         )
 

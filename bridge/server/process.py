@@ -226,7 +226,11 @@ class Process:
 
 
 def _linger_seconds(config: BridgeConfig) -> float:
-    return config.limits.deadline.total_seconds() + 1
+    # The longest that a call may go on with what it began with.
+    deadlines = [config.limits.deadline]
+    if config.fronts.linkerd is not None:
+        deadlines.append(config.fronts.linkerd.deadline)
+    return max(deadlines).total_seconds() + 1
 
 
 def _require_changeable(old: BridgeConfig, new: BridgeConfig) -> None:

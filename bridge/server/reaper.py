@@ -10,7 +10,6 @@ from typing import Protocol
 
 _LOOK_SECONDS = 0.25
 _HONEST_SECONDS = 0.25
-"""A call may wait this long for its message, whatever else is waited for."""
 
 
 class Cancellable(Protocol):
@@ -26,10 +25,14 @@ class Reaper:
     Args:
         seconds: The longest that a message is waited for.
         most: How many are waited for at a time.
+        honest_seconds: A call may wait this long, whatever else is waited for.
     """
 
-    def __init__(self, seconds: float, most: int) -> None:
+    def __init__(
+        self, seconds: float, most: int, honest_seconds: float = _HONEST_SECONDS
+    ) -> None:
         self.seconds = seconds
+        self._honest_seconds = honest_seconds
         self._most = most
         self._watched: dict[int, tuple[float, Cancellable]] = {}
         self._closing = threading.Event()
@@ -66,7 +69,7 @@ class Reaper:
             return
         until, call = self._watched.get(oldest, (0.0, None))
         has_waited = time.monotonic() - (until - self.seconds)
-        if call is not None and has_waited > _HONEST_SECONDS:
+        if call is not None and has_waited > self._honest_seconds:
             self._watched.pop(oldest, None)
             call.cancel()
 

@@ -77,7 +77,10 @@ def _alternatives(
     # Only the first is read: a second one is a place to hide in.
     if len(requests) > _MOST_REQUESTS:
         raise _unreadable("its extensions, which are there twice")
-    return tuple(found.value)
+    names = tuple(found.value)
+    if not all(str(name.value).isascii() for name in names):
+        raise _unreadable("its names, which are not in ASCII")
+    return names
 
 
 def _common_names(subject: bytes) -> tuple[str, ...]:

@@ -52,11 +52,12 @@ class Bridge:
             RSA key and one with an ECDSA key.
         trust_domain: The one trust domain.
         ca_key: Of each tier of the hierarchy.
-        fronts: `istio`, `linkerd` or both.
         prefix: Put before the command, such as `taskset -c 0`.
+        fronts: Which there are.
+        awaits: The page that answers 200 when the block may begin.
     """
 
-    def __init__(  # noqa: PLR0913 - a test changes each part alone
+    def __init__(  # noqa: PLR0913 - what differs between tests, each by name
         self,
         folder: Path,
         *,
@@ -64,8 +65,9 @@ class Bridge:
         issuers: Sequence[TokenIssuer] = (),
         trust_domain: str = "corp.example",
         ca_key: KeyAlgorithm = "p256",
-        fronts: Sequence[str] = ("istio",),
         prefix: Sequence[str] = (),
+        fronts: Sequence[str] = ("istio",),
+        awaits: str = "/readyz",
     ) -> None:
         folder.mkdir()
         self.folder = folder
@@ -74,12 +76,13 @@ class Bridge:
         self.address = netports.address()
         self.mtls_address = netports.address()
         self.linkerd_address = netports.address()
-        self._fronts = fronts
         self.admin = netports.address()
         self.configuration = folder / "bridge.yaml"
         self.ready_seconds = 0.0
         """From the start of the process to the first good answer of /readyz."""
         self._prefix = prefix
+        self._fronts = fronts
+        self._awaits = awaits
         self._process: subprocess.Popen[bytes] | None = None
         self._write(ca_key, overrides or {})
 
@@ -249,9 +252,21 @@ class Bridge:
         self.configuration.write_text(yaml.safe_dump(tree, sort_keys=False))
 
     def _defaults(self) -> dict[str, Any]:
+        fronts = {
+            "istio": {
+                "listen": self.address,
+                "mtls_listen": self.mtls_address,
+                "audiences": ["istio-ca"],
+                "tls": {"dns_names": [SERVER_NAME, PEER_SERVER_NAME]},
+            },
+            "linkerd": {
+                "listen": self.linkerd_address,
+                "audiences": ["identity.l5d.io"],
+            },
+        }
         return {
             "trust_domain": self.trust_domain,
-            "fronts": {name: self._front(name) for name in self._fronts},
+            "fronts": {name: fronts[name] for name in self._fronts},
             "clusters": [
                 {
                     "name": "Kubernetes",
@@ -280,22 +295,12 @@ class Bridge:
             "admin": {"listen": self.admin},
         }
 
-    def _front(self, name: str) -> dict[str, Any]:
-        if name == "linkerd":
-            return {"listen": self.linkerd_address}
-        return {
-            "listen": self.address,
-            "mtls_listen": self.mtls_address,
-            "audiences": ["istio-ca"],
-            "tls": {"dns_names": [SERVER_NAME, PEER_SERVER_NAME]},
-        }
-
     def _await_ready(self, deadline: float) -> None:
         while time.monotonic() < deadline:
             if self._process is None or self._process.poll() is not None:
                 raise RuntimeError(f"the bridge did not start:\n{self.log()}")
             with contextlib.suppress(OSError):
-                if self.get("/readyz")[0] == 200:
+                if self.get(self._awaits)[0] == 200:
                     return
             time.sleep(0.02)
         raise RuntimeError(f"the bridge did not get ready:\n{self.log()}")

@@ -104,13 +104,52 @@ class Answer:
         return names.get_values_for_type(x509.UniformResourceIdentifier)
 
 
-class Wire:
+class Record:
+    """What the ledger says of the calls at one front.
+
+    Args:
+        bridge: Whose ledger.
+        front: `istio` or `linkerd`.
+    """
+
+    def __init__(self, bridge: Bridge, front: str) -> None:
+        self.bridge = bridge
+        self.front = front
+        self._seen = len(self.outcomes())
+
+    def outcomes(self) -> list[dict[str, Any]]:
+        """Return the rows that end a peer's call, in order."""
+        return [
+            dict(row.values)
+            for _, row in read_journal(self.bridge.folder / "journal")
+            if row.kind in OUTCOMES and row.values["front"] == self.front
+        ]
+
+    def new_outcome(self) -> dict[str, Any]:
+        """Return the one outcome since the last call of this; waits for it."""
+        deadline = time.monotonic() + MOST_WAIT_SECONDS
+        while len(rows := self.outcomes()) <= self._seen:
+            if time.monotonic() > deadline:
+                raise LookupError("the ledger has no outcome of this call")
+            time.sleep(0.005)
+        new, self._seen = rows[self._seen :], len(rows)
+        if len(new) != 1:
+            raise LookupError(f"expected one outcome, found {new}")
+        return new[0]
+
+    def forget(self) -> int:
+        """Skip the outcomes until now; return how many there were."""
+        skipped = len(rows := self.outcomes()) - self._seen
+        self._seen = len(rows)
+        return skipped
+
+
+class Wire(Record):
     """A client of one bridge. A context manager."""
 
     def __init__(self, bridge: Bridge) -> None:
-        self.bridge = bridge
         self.channel = channel(bridge)
-        self._seen = len(self.outcomes())
+        super().__init__(bridge, "istio")
 
     def __enter__(self) -> Self:
         return self
@@ -153,32 +192,6 @@ class Wire:
             request(csr, ttl_seconds=ttl_seconds, extra=extra),
             bearer(token()) if metadata is None else metadata,
         )
-
-    def outcomes(self) -> list[dict[str, Any]]:
-        """Return the rows that end a peer's call, in order."""
-        return [
-            dict(row.values)
-            for _, row in read_journal(self.bridge.folder / "journal")
-            if row.kind in OUTCOMES and row.values["front"] == "istio"
-        ]
-
-    def new_outcome(self) -> dict[str, Any]:
-        """Return the one outcome since the last call of this; waits for it."""
-        deadline = time.monotonic() + MOST_WAIT_SECONDS
-        while len(rows := self.outcomes()) <= self._seen:
-            if time.monotonic() > deadline:
-                raise LookupError("the ledger has no outcome of this call")
-            time.sleep(0.005)
-        new, self._seen = rows[self._seen :], len(rows)
-        if len(new) != 1:
-            raise LookupError(f"expected one outcome, found {new}")
-        return new[0]
-
-    def forget(self) -> int:
-        """Skip the outcomes until now; return how many there were."""
-        skipped = len(rows := self.outcomes()) - self._seen
-        self._seen = len(rows)
-        return skipped
 
     def require_no_outcome(self) -> None:
         """Raise AssertionError if there is one: a good call's comes after all others.

@@ -1,8 +1,5 @@
 """Who is given up when too many messages do not come."""
 
-import pytest
-
-from bridge.server import reaper as module
 from bridge.server.reaper import Reaper
 
 
@@ -14,11 +11,8 @@ class Call:
         self.cancelled = True
 
 
-def test_of_too_many_the_one_that_waited_longest_is_given_up(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(module, "_HONEST_SECONDS", -1.0)
-    reaper = Reaper(60, most=2)
+def test_of_too_many_the_one_that_waited_longest_is_given_up() -> None:
+    reaper = Reaper(60, most=2, honest_seconds=-1.0)
     calls = [Call() for _ in range(3)]
     with reaper.watching(calls[0]), reaper.watching(calls[1]):
         assert not any(call.cancelled for call in calls)
@@ -33,11 +27,8 @@ def test_a_call_that_has_just_come_is_not_given_up() -> None:
         assert not first.cancelled
 
 
-def test_who_got_its_message_is_no_longer_watched(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(module, "_HONEST_SECONDS", -1.0)
-    reaper = Reaper(60, most=1)
+def test_who_got_its_message_is_no_longer_watched() -> None:
+    reaper = Reaper(60, most=1, honest_seconds=-1.0)
     first, second = Call(), Call()
     with reaper.watching(first):
         pass

@@ -1,0 +1,251 @@
+"""Linkerd's front without Istio's: other configurations, and what their rows say."""
+
+import shutil
+from collections.abc import Mapping
+from contextlib import ExitStack
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from cryptography import x509
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from bridge._proto.linkerd_identity_pb2 import CertifyRequest, CertifyResponse
+from bridge.hierarchy.files import write
+from bridge.hierarchy.throwaway import ThrowawaySpec, make
+from bridge.server.linkerd import METHOD, SERVICE
+from bridge.spiffe import TrustDomain
+from tests.support.certify import SUFFIX, Certify, channel, new_csr, token
+from tests.support.harness import Bridge
+from tests.support.pki import bundle, new_root
+from tests.support.supervised import await_true
+from tests.support.wire import MAIN, MAIN_ECDSA, MOST_WAIT_SECONDS
+from tests.vectors.generate_linkerd import IDENTITY
+
+PROXIES = 1000
+ISSUERS = (MAIN, MAIN_ECDSA)
+
+
+def alone(folder: Path, awaits: str = "/readyz", **overrides: Any) -> Bridge:
+    return Bridge(
+        folder / "served",
+        fronts=("linkerd",),
+        issuers=ISSUERS,
+        overrides=overrides,
+        awaits=awaits,
+    )
+
+
+CLUSTER = {
+    "name": "Kubernetes",
+    "tokens": {"verify": "jwks", "file": "jwks.json", "issuer": MAIN.issuer},
+}
+
+
+def put(bridge: Bridge, constraints: x509.NameConstraints) -> None:
+    """Put another chain in the place of the bridge's own."""
+    began = datetime.now(UTC) - timedelta(days=1)
+    intermediate = new_root(not_before=began).issue_ca("region", path_length=1)
+    issuing = intermediate.issue_ca("issuing", path_length=0, constraints=constraints)
+    bridge.chain.write_bytes(bundle(*issuing.chain))
+    bridge.roots.write_bytes(bundle(issuing.root))
+    (bridge.folder / "hierarchy/issuing.key").write_bytes(issuing.key_pem())
+
+
+def linkerd(**changed: Any) -> Mapping[str, Any]:
+    return {"linkerd": changed}
+
+
+def test_a_bridge_for_linkerd_alone_is_ready_and_issues(tmp_path: Path) -> None:
+    with alone(tmp_path) as bridge, Certify(bridge) as certify:
+        assert certify.ask().names == [x509.DNSName(IDENTITY)]
+        assert bridge.get("/ping") == (200, "pong\n")
+        assert bridge.get("/ready") == (200, "ok\n")
+        stub = health_pb2_grpc.HealthStub(certify.channel)
+        for service in ("", SERVICE):
+            asked = health_pb2.HealthCheckRequest(service=service)
+            assert stub.Check(asked, timeout=MOST_WAIT_SECONDS).status == 1
+        # What is counted under Istio's names is Istio's.
+        assert bridge.metric("citadel_server_csr_count") == 0
+        assert bridge.metric("meshca_requests_total", front="linkerd", code="OK") == 1
+        shown = bridge.run("check")
+        assert shown.returncode == 0, shown.stdout + shown.stderr
+        assert "DNS b.a.serviceaccount.identity.linkerd.corp.example" in shown.stdout
+
+
+def test_workers_serve_it_behind_one_admin_address(tmp_path: Path) -> None:
+    with alone(tmp_path, workers=2) as bridge:
+        for _ in range(4):  # each connection goes to one of them
+            with Certify(bridge) as certify:
+                assert certify.ask().names == [x509.DNSName(IDENTITY)]
+        assert bridge.get("/ping") == (200, "pong\n")
+        assert bridge.get("/ready") == (200, "ok\n")
+        assert bridge.metric("meshca_requests_total", front="linkerd", code="OK") == 4
+
+
+def test_row_1_nobody_gets_anything_before_an_issuing_ca_has_proven_itself(
+    tmp_path: Path,
+) -> None:
+    # The chain does not permit this mesh's names, which its probe finds out.
+    fronts = linkerd(trust_domain="other.example")
+    with (
+        alone(tmp_path, "/ping", fronts=fronts) as bridge,
+        Certify(bridge) as certify,
+    ):
+        for call in (certify.ask, partial(certify.send, b"")):  # before all else
+            answer = call()
+            assert answer.code == "UNAVAILABLE"
+            assert answer.text == "cert issuer not ready yet"
+            row = certify.new_outcome()
+            assert (row["kind"], row["rule"]) == ("failed", "linkerd.ready")
+        assert bridge.get("/ready") == (500, "not ready\n")
+        status, body = bridge.get("/readyz")
+        assert status == 503
+        assert "issuing CAs" in body
+
+
+def test_row_6_a_chain_that_ends_too_soon(tmp_path: Path) -> None:
+    bridge = alone(tmp_path)
+    shutil.rmtree(bridge.folder / "hierarchy")
+    spec = ThrowawaySpec(
+        trust_domains=(TrustDomain("corp.example"),),
+        issuing_ttl=timedelta(minutes=6, seconds=55),  # 5 minutes are past
+    )
+    write(make(spec), bridge.folder / "hierarchy")
+    with bridge, Certify(bridge) as certify:
+        # Before the names in the CSR are looked at (row 7), and after it is read.
+        answer = certify.ask(csr=new_csr())
+        assert answer.code == "UNAVAILABLE"
+        assert answer.text == (
+            "issuer.expiring: the issuing CA's chain ends too soon for a certificate "
+            "of use"
+        )
+        row = certify.new_outcome()
+        assert (row["kind"], row["rule"]) == ("failed", "issuer.expiring")
+        assert certify.ask(csr=b"no CSR").code == "INVALID_ARGUMENT"
+
+
+def test_row_15_the_keys_of_the_cluster_cannot_be_had(tmp_path: Path) -> None:
+    nowhere = {"verify": "jwks", "url": "https://127.0.0.1:1/", "issuer": MAIN.issuer}
+    clusters = [{"name": "Kubernetes", "tokens": nowhere}]
+    with alone(tmp_path, clusters=clusters) as bridge, Certify(bridge) as certify:
+        answer = certify.ask()
+        assert answer.code == "INTERNAL"
+        assert answer.text.startswith(f"error validating token for {IDENTITY}: ")
+        assert "127.0.0.1" not in answer.text
+        row = certify.new_outcome()
+        assert (row["kind"], row["rule"]) == ("failed", "linkerd.review")
+        assert row["status"] == "INTERNAL"
+
+
+def test_names_are_held_to_the_dns_constraints_of_the_chain(tmp_path: Path) -> None:
+    # Row 17, where the built-in signs what every proxy refuses.
+    secret = f"secret{SUFFIX}"
+    excluded = x509.NameConstraints(None, [x509.DNSName(secret)])
+    bridge = alone(tmp_path, clusters=[{**CLUSTER, "namespaces": ["*"]}])
+    put(bridge, excluded)
+    with bridge, Certify(bridge) as certify:
+        identity = f"web.{secret}"
+        answer = certify.ask(
+            identity=identity, csr=new_csr(identity), credential=token("secret")
+        )
+        assert answer.code == "FAILED_PRECONDITION"
+        assert answer.text.startswith("constraint.excluded: ")
+        row = certify.new_outcome()
+        assert (row["kind"], row["rule"]) == ("refused", "constraint.excluded")
+        assert row["caller"] == "spiffe://corp.example/ns/secret/sa/web"
+        assert not bridge.rows(kind="intent", front="linkerd")
+        assert certify.ask().names == [x509.DNSName(IDENTITY)]
+
+
+@pytest.mark.parametrize(("width", "fits"), [(37, True), (38, False)])
+def test_an_identity_is_no_longer_than_a_dns_name(
+    tmp_path: Path, width: int, *, fits: bool
+) -> None:
+    label, domain = "a" * 63, f"{'t' * (width - 13)}.corp.example"
+    fronts = linkerd(control_plane_namespace=label, trust_domain=domain)
+    identity = f"{label}.{label}.serviceaccount.identity.{label}.{domain}"
+    assert len(identity) == 253 + (not fits)
+    with alone(tmp_path, fronts=fronts) as bridge, Certify(bridge) as certify:
+        answer = certify.ask(
+            identity=identity,
+            csr=new_csr(identity),
+            credential=token(namespace=label, account=label),
+        )
+        if fits:
+            assert answer.names == [x509.DNSName(identity)]
+            return
+        assert answer.code == "FAILED_PRECONDITION"
+        assert answer.text == (
+            "identity.length: the identity has more than 253 characters"
+        )
+        assert certify.new_outcome()["rule"] == "identity.length"
+
+
+def test_a_spiffe_id_follows_the_dns_name_if_it_is_wanted(tmp_path: Path) -> None:
+    with (
+        alone(tmp_path, fronts=linkerd(spiffe_uri=True)) as bridge,
+        Certify(bridge) as certify,
+    ):
+        assert certify.ask().names == [
+            x509.DNSName(IDENTITY),
+            x509.UniformResourceIdentifier("spiffe://corp.example/ns/shop/sa/web"),
+        ]
+
+
+def test_a_reload_changes_what_linkerds_callers_are_held_to(tmp_path: Path) -> None:
+    with alone(tmp_path) as bridge, Certify(bridge) as certify:
+        assert certify.ask().code == "OK"
+        text = bridge.configuration.read_text()
+        bridge.configuration.write_text(text.replace("identity.l5d.io", "another"))
+        await_true(lambda: bridge.metric("meshca_config_generation") == 2)
+        certify.forget()
+        assert certify.ask().code == "FAILED_PRECONDITION"
+        assert certify.new_outcome()["rule"] == "token.audience"
+        assert certify.ask(credential=token(audiences=["another"])).code == "OK"
+
+
+@pytest.mark.parametrize("authority", ["localhost.:8080", "a.b.svc.cluster.local.:80"])
+def test_an_authority_with_a_dot_at_the_end_is_taken(
+    tmp_path: Path, authority: str
+) -> None:
+    with alone(tmp_path) as bridge:
+        options = [("grpc.default_authority", authority)]
+        with (
+            grpc.insecure_channel(bridge.linkerd_address, options) as own,
+            Certify(bridge) as certify,
+        ):
+            certify.channel.close()
+            certify.channel = own
+            assert certify.ask().names == [x509.DNSName(IDENTITY)]
+
+
+@pytest.mark.parametrize("connections", [1, 200])
+def test_a_thousand_proxies_at_once_get_their_certificate_at_the_first_try(
+    tmp_path: Path, connections: int
+) -> None:
+    # Through the sidecar they come on one connection, without it each on its own.
+    request = CertifyRequest(
+        identity=IDENTITY,
+        token=token().encode(),
+        certificate_signing_request=new_csr(IDENTITY),
+    ).SerializeToString()
+    with alone(tmp_path) as bridge, ExitStack() as stack:
+        own = [stack.enter_context(channel(bridge)) for _ in range(connections)]
+        calls = [each.unary_unary(METHOD) for each in own]
+        # A proxy sets no deadline, and comes back only after 10 s if it is refused.
+        waiting = [
+            call.future(request, wait_for_ready=True)
+            for call in islice(cycle(calls), PROXIES)
+        ]
+        replies = [CertifyResponse.FromString(one.result()) for one in waiting]
+        serials = {
+            x509.load_der_x509_certificate(reply.leaf_certificate).serial_number
+            for reply in replies
+        }
+        assert len(serials) == PROXIES
+        assert bridge.metric("meshca_shed_total") == 0

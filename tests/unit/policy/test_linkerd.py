@@ -1,0 +1,184 @@
+"""Linkerd's rules for a request. Over the wire: tests/integration/linkerd."""
+
+import pytest
+from cryptography import x509
+
+from bridge.errors import (
+    BackendUnavailableError,
+    BridgeError,
+    CSRError,
+    DeniedError,
+    MismatchError,
+    RequestError,
+    SubjectError,
+)
+from bridge.policy.linkerd import (
+    LinkerdNames,
+    not_ready,
+    read_csr,
+    require_complete,
+    require_csr_names,
+    require_requested,
+    review_error,
+    subject_error,
+)
+from bridge.spiffe import SpiffeID, TrustDomain
+from tests.support.certify import vector
+from tests.vectors.generate_linkerd import IDENTITY, OTHER, issued, mismatched
+
+DOMAIN = TrustDomain("corp.example")
+WEB = SpiffeID.of_service_account(DOMAIN, "shop", "web")
+NAMES = LinkerdNames(
+    control_plane_namespace="linkerd", trust_domain=DOMAIN, with_uri=False
+)
+BOTH = LinkerdNames(
+    control_plane_namespace="linkerd", trust_domain=DOMAIN, with_uri=True
+)
+DNS, URI = x509.DNSName(IDENTITY), x509.UniformResourceIdentifier(str(WEB))
+
+
+def test_an_identity_is_account_namespace_and_the_mesh() -> None:
+    assert NAMES.identity("shop", "web") == IDENTITY
+
+
+@pytest.mark.parametrize("part", ["", "a.b", "A", "-a", "a-", "a_b", "a" * 64, "é"])
+def test_each_part_is_a_label(part: str) -> None:
+    with pytest.raises(SubjectError, match=f"^Not a label: {part}$"):
+        NAMES.identity("shop", part)
+    with pytest.raises(SubjectError, match=f"^Not a label: {part}$"):
+        NAMES.identity(part, "web")
+
+
+def test_a_label_may_have_63_characters_and_begin_with_a_digit() -> None:
+    label = "0" * 63
+    assert NAMES.identity(label, label).startswith(f"{label}.{label}.service")
+
+
+def test_a_leaf_has_the_dns_name_first() -> None:
+    assert NAMES.leaf_names(IDENTITY, WEB) == (DNS,)
+    assert BOTH.leaf_names(IDENTITY, WEB) == (DNS, URI)
+
+
+def test_a_leafs_name_is_no_longer_than_a_dns_name() -> None:
+    assert NAMES.leaf_names("a" * 253, WEB)
+    with pytest.raises(DeniedError, match="more than 253 characters"):
+        NAMES.leaf_names("a" * 254, WEB)
+
+
+def test_the_meshs_own_names_pass() -> None:
+    BOTH.require_own((DNS, URI))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        x509.DNSName(IDENTITY.replace("corp", "other")),
+        x509.DNSName(IDENTITY.replace(".linkerd.", ".other.")),
+        x509.DNSName(f"{IDENTITY}.other"),
+        x509.DNSName(IDENTITY.replace(".serviceaccount", ".user")),
+        x509.UniformResourceIdentifier("spiffe://corp.example.other/ns/shop/sa/web"),
+        x509.UniformResourceIdentifier("spiffe://other/ns/shop/sa/web"),
+        x509.DNSName(str(WEB)),
+    ],
+    ids=lambda name: name.value,
+)
+def test_a_name_of_another_mesh_does_not(name: x509.GeneralName) -> None:
+    with pytest.raises(DeniedError, match="trust domain"):
+        BOTH.require_own((DNS, name))
+
+
+@pytest.mark.parametrize(
+    ("parts", "text"),
+    [
+        (("", ("Bearer x",), b"x"), "missing identity"),
+        (("x", (), b"x"), "missing token"),
+        (("x", ("Bearer x",), b""), "missing certificate signing request"),
+        (("", (), b""), "missing identity"),
+        (("x", (), b""), "missing token"),
+    ],
+)
+def test_what_is_missing_is_told_in_order(
+    parts: tuple[str, tuple[str, ...], bytes], text: str
+) -> None:
+    with pytest.raises(RequestError, match=f"^{text}$"):
+        require_complete(*parts)
+
+
+def test_nothing_is_missing() -> None:
+    require_complete("x", ("Bearer x",), b"x")
+
+
+@pytest.mark.parametrize("name", issued())
+def test_a_csr_for_the_identity_passes_whatever_else_it_asks_for(name: str) -> None:
+    require_csr_names(read_csr(vector(f"good-{name}")), IDENTITY)
+
+
+@pytest.mark.parametrize("name", mismatched())
+def test_a_csr_that_does_not_agree_is_refused(name: str) -> None:
+    csr = read_csr(vector(f"odd-{name}"))
+    with pytest.raises(MismatchError, match=r"^(CSR|invalid|cannot) ") as refusal:
+        require_csr_names(csr, IDENTITY)
+    assert refusal.value.rule.startswith("linkerd.")
+
+
+@pytest.mark.parametrize("name", ["bad-rsa", "bad-ed25519"])
+def test_a_key_that_no_proxy_makes_is_refused(name: str) -> None:
+    with pytest.raises(CSRError, match="CSR must contain an ECDSA public key") as one:
+        read_csr(vector(name))
+    assert one.value.rule == "csr.key-type"
+
+
+def test_any_other_fault_of_a_csr_is_told_as_it_is() -> None:
+    with pytest.raises(CSRError, match="SHA-256, SHA-384 or SHA-512"):
+        read_csr(vector("bad-sha1"))
+
+
+def test_the_requested_identity_is_the_tokens_to_the_letter() -> None:
+    require_requested(IDENTITY, IDENTITY)
+    text = (
+        "requested identity did not match provided token: "
+        f"requested={OTHER}; found={IDENTITY}"
+    )
+    with pytest.raises(MismatchError, match=f"^{text}$"):
+        require_requested(OTHER, IDENTITY)
+    with pytest.raises(MismatchError, match="did not match"):
+        require_requested(IDENTITY.upper(), IDENTITY)
+
+
+@pytest.mark.parametrize(
+    ("subject", "text"),
+    [
+        ("", "Username must be in form system:TYPE:NS:SA: "),
+        ("a:b:c:d", "Username must be in form system:TYPE:NS:SA: a:b:c:d"),
+        ("system:a:b", "Username must be in form system:TYPE:NS:SA: system:a:b"),
+        ("system:A:b:c", "Not a label: A"),
+        ("system:a:B:C", "Not a label: B"),
+        ("system:a:b:C", "Not a label: C"),
+        # Four labels, and yet no service account's.
+        ("system:a:b:c", "Username must be in form system:TYPE:NS:SA: system:a:b:c"),
+    ],
+)
+def test_a_subject_is_refused_in_linkerds_words(subject: str, text: str) -> None:
+    assert str(subject_error(subject)) == text
+
+
+def test_a_subject_is_not_repeated_without_end() -> None:
+    assert len(str(subject_error("x" * 100_000))) < 400
+    assert len(str(subject_error(f"system:a:b:{'X' * 100_000}"))) < 400
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (not_ready(), "cert issuer not ready yet"),
+        (
+            review_error("a.b", BackendUnavailableError("no keys", detail="where")),
+            "error validating token for a.b: no keys",
+        ),
+    ],
+)
+def test_what_is_not_the_callers_fault_has_linkerds_words(
+    error: BridgeError, text: str
+) -> None:
+    assert str(error) == text
+    assert error.rule.startswith("linkerd.")

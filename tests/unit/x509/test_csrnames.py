@@ -1,0 +1,116 @@
+import warnings
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bridge.errors import CSRError
+from bridge.x509.csr import CSR, parse_csr_der
+from bridge.x509.csrnames import AskedNames, asked_names
+from tests.vectors import generate_csrs, generate_linkerd
+from tests.vectors.generate_csrs import asks, attribute, csr, dns, san, seq, tlv, uri
+from tests.vectors.generate_linkerd import FOLDER, IDENTITY
+
+P256 = generate_csrs.with_ec(ec.SECP256R1())
+NAME = asks(san(dns("a")))
+
+
+def parsed(*attributes: bytes, subject: bytes = b"\x30\x00") -> CSR:
+    return parse_csr_der(csr(P256, *attributes, subject=subject))
+
+
+def test_the_vectors_are_what_their_generator_writes() -> None:
+    written = {path.name: path.read_bytes() for path in FOLDER.glob("*.der")}
+    assert generate_linkerd.build() == written
+
+
+def test_names_are_read_by_form_and_in_order() -> None:
+    names = san(
+        dns("b"),
+        uri("spiffe://c/d"),
+        dns("a"),
+        tlv(0x81, b"x@y"),
+        tlv(0x87, bytes((10, 0, 0, 1))),
+        dns("b"),
+    )
+    assert asked_names(parsed(asks(names))) == AskedNames(
+        common_names=(),
+        dns=("b", "a", "b"),
+        emails=("x@y",),
+        ips=("10.0.0.1",),
+        uris=("spiffe://c/d",),
+    )
+
+
+def test_without_a_subject_alternative_name_there_is_none() -> None:
+    assert asked_names(parsed(asks())).dns == ()
+    assert asked_names(parsed(generate_csrs.CHALLENGE)).dns == ()
+
+
+def test_a_long_common_name_is_read_without_a_warning() -> None:
+    long = f"{'a' * 63}.{IDENTITY}"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = asked_names(parsed(NAME, subject=seq(attribute("3", long, 19))))
+    assert found.common_names == (long,)
+
+
+@pytest.mark.parametrize(
+    ("tag", "content", "name"),
+    [
+        (0x0C, "é".encode(), "é"),
+        (0x13, b"a", "a"),
+        (0x16, b"a", "a"),
+        (0x1E, b"\0a\0b", "ab"),
+        (0x14, b"\xe9", "é"),
+    ],
+    ids=["UTF8", "Printable", "IA5", "BMP", "Teletex"],
+)
+def test_a_common_name_is_read_by_its_type(tag: int, content: bytes, name: str) -> None:
+    text = tlv(0x31, seq(generate_csrs.oid("2.5.4.3"), tlv(tag, content)))
+    assert asked_names(parsed(NAME, subject=seq(text))).common_names == (name,)
+
+
+def test_every_common_name_is_read_wherever_it_stands() -> None:
+    kind = generate_csrs.oid("2.5.4.3")
+    both = tlv(0x31, seq(kind, tlv(12, b"a")), seq(kind, tlv(12, b"b")))
+    subject = seq(attribute("10", "x"), both, attribute("3", "c"))
+    assert asked_names(parsed(NAME, subject=subject)).common_names == ("a", "b", "c")
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        pytest.param(lambda: parsed(NAME, asks(san(dns("b")))), id="asked twice"),
+        pytest.param(lambda: parsed(asks(san(dns("a")), san(dns("b")))), id="two"),
+        pytest.param(lambda: parsed(asks(san(tlv(0x9F, b"x")))), id="unknown form"),
+        pytest.param(lambda: parsed(asks(san(dns("é")))), id="no ASCII"),
+        pytest.param(
+            lambda: parsed(
+                NAME,
+                subject=seq(
+                    tlv(0x31, seq(generate_csrs.oid("2.5.4.3"), tlv(12, b"\xff")))
+                ),
+            ),
+            id="common name is no UTF-8",
+        ),
+    ],
+)
+def test_what_cannot_be_read_is_refused(made: object) -> None:
+    assert callable(made)
+    with pytest.raises(CSRError, match="the CSR cannot be read: its") as refusal:
+        asked_names(made())
+    assert refusal.value.rule == "csr.names"
+
+
+@given(st.binary(max_size=40), st.binary(max_size=40))
+def test_nothing_but_the_intended_error_escapes(name: bytes, subject: bytes) -> None:
+    try:
+        request = parsed(
+            asks(san(tlv(0x82, name))),
+            subject=seq(tlv(0x31, seq(generate_csrs.oid("2.5.4.3"), tlv(12, subject)))),
+        )
+        asked_names(request)
+    except CSRError:
+        pass
