@@ -16,6 +16,8 @@ from tests.support.linkerd import Answer, ask_bridge, name_of
 from tests.support.pki import (
     Authority,
     bundle,
+    key_pem,
+    new_key,
     new_root,
     write_private,
 )
@@ -193,6 +195,33 @@ def test_proxies_speak_under_chains_of_each_shape(tmp_path: Path, make: Any) -> 
         assert judge.refusal(mesh.proxy("web"), _WEB) == ""
         outcome = judge.handshake(mesh.proxy("api"), mesh.proxy("web"), _API)
         assert (outcome.refusal, outcome.peer) == ("", _WEB)
+
+
+def test_name_that_rustls_would_refuse_is_refused_by_the_bridge(
+    tmp_path: Path,
+) -> None:
+    excluded = x509.NameConstraints(None, [_DNS(_API)])
+    ca = _root().issue_ca("Issuing CA", constraints=excluded)
+    with _served(tmp_path, ca) as bridge:
+        web = ask_bridge(bridge, tmp_path, "web")
+        intents = len(bridge.rows(kind="intent"))
+        api = ask_bridge(bridge, tmp_path, "api")
+        assert len(bridge.rows(kind="intent")) == intents
+    assert web.code == "OK", web.error
+    assert (api.code, api.leaf) == ("FailedPrecondition", b""), api.error
+    for judge in verifiers().values():
+        assert judge.refusal(Proxy.of(web, bundle(ca.root)), _WEB) == ""
+    forged = _forged(ca, _API)
+    for judge in verifiers().values():
+        assert "NameConstraintViolation" in judge.refusal(forged, _API)
+
+
+def _forged(ca: Authority, name: str) -> Proxy:
+    """Sign with the bridge's own key what the bridge would not have."""
+    key = new_key()
+    start = datetime.now(UTC) - timedelta(minutes=2)
+    leaf = ca.issue_leaf(_DNS(name), key=key, not_before=start)
+    return Proxy(bundle(ca.root), bundle(leaf, *ca.chain), key_pem(key))
 
 
 def test_name_of_dns_comes_before_the_spiffe_id(tmp_path: Path) -> None:
