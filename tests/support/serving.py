@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import grpc
+import yaml
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -112,7 +113,7 @@ class ScriptedIssuance:
         return self.does(call)
 
     def refuse(self, error: BridgeError, *, front: str) -> None:
-        assert front == "istio"
+        assert front in {"istio", "linkerd"}
         self.refused.append(error)
 
     def fails(self, error: Exception) -> None:
@@ -133,6 +134,27 @@ class Held:
         self.began.release()
         assert self.release.wait(WAIT_SECONDS)
         return ISSUED
+
+
+def linkerd_server(folder: Path, issuance: ScriptedIssuance) -> Server:
+    """Make a server with Linkerd's front alone; nothing is issued for itself."""
+
+    def none(*_: object) -> ServingPair:
+        raise AssertionError("it needs no serving certificate")
+
+    text = _CONFIG.format(listen="127.0.0.1:0", limits="{threads: 2}", tls="{}")
+    tree = yaml.safe_load(text)
+    tree["fronts"] = {"linkerd": {"listen": "127.0.0.1:0", "cluster": "second"}}
+    tree["clusters"] += [{**tree["clusters"][0], "name": "second"}]
+    return Server(
+        parse(yaml.safe_dump(tree), folder / "bridge.yaml"),
+        issuance,
+        issue_serving=none,
+        anchors_pem=bytes,
+        metrics=Metrics(),
+        clock=system_clock,
+        problems=dict,
+    )
 
 
 class Served:

@@ -99,6 +99,8 @@ class World:
             config=self.config, clock=self.clock, warn=self.warnings.append
         )
         self.fake = fake
+        self.is_ready = True
+        self.draw = 0.5
         self.cas: dict[str, LyingCA] = {}
         self.metrics = Metrics("1", self.clock)
 
@@ -130,6 +132,8 @@ class World:
             metrics=self.metrics,
             clock=self.clock,
             status_name=status_name,
+            ready=lambda: self.is_ready,
+            draw=lambda: self.draw,
         )
         return self
 

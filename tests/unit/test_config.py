@@ -490,3 +490,68 @@ def test_any_value_at_any_key_is_good_or_a_configuration_error(
         parse(text, FILE)
     except ConfigError as error:
         assert str(error).startswith(f"{FILE}: ")  # noqa: PT017 - it may also be good
+
+
+# Fronts.
+
+
+LINKERD = {"listen": "0.0.0.0:8080"}
+
+
+def fronts(**wanted: Any) -> dict[str, Any]:
+    return put("fronts", wanted)
+
+
+def test_linkerd_alone_is_enough() -> None:
+    config = load(fronts(linkerd=LINKERD))
+    assert config.fronts.istio is None
+    front = config.fronts.linkerd
+    assert front is not None
+    assert front.audiences == ("identity.l5d.io",)
+    assert front.control_plane_namespace == "linkerd"
+    assert config.linkerd_trust_domain() == "corp.example"
+    cluster = config.linkerd_cluster()
+    assert cluster is not None
+    assert cluster.name == config.clusters[0].name
+
+
+@pytest.mark.parametrize(
+    ("changed", "key", "says"),
+    [
+        ({"cluster": "nowhere"}, "cluster", "a name under clusters: "),
+        ({"control_plane_namespace": "a.b"}, "control_plane_namespace", "pattern"),
+        ({"control_plane_namespace": "A"}, "control_plane_namespace", "pattern"),
+        ({"trust_domain": "a_b"}, "trust_domain", "a DNS name"),
+        ({"trust_domain": "a..b"}, "trust_domain", "a DNS name"),
+        ({"trust_domain": f"a.{'b' * 64}"}, "trust_domain", "a DNS name"),
+        ({"audiences": []}, "audiences", "one or more"),
+        ({"queue_seconds": 40}, "", "queue_seconds below deadline"),
+        ({"deadline": "30s"}, "", "queue_seconds 30, deadline 30s"),
+    ],
+)
+def test_a_linkerd_front_that_cannot_work_is_refused(
+    changed: dict[str, Any], key: str, says: str
+) -> None:
+    (line,) = problems(fronts(linkerd=LINKERD | changed))
+    assert line.startswith(f"{FILE}: fronts.linkerd{'.' if key else ''}{key}: ")
+    assert says in line
+
+
+def test_two_meshes_do_not_issue_one_spiffe_id() -> None:
+    istio = tree()["fronts"]["istio"]
+    both = fronts(istio=istio, linkerd=LINKERD | {"spiffe_uri": True})
+    (line,) = problems(both)
+    assert line.startswith(f"{FILE}: fronts.linkerd.spiffe_uri: expected false")
+    assert "corp.example" in line
+    other = LINKERD | {"spiffe_uri": True, "trust_domain": "linkerd.example"}
+    assert load(fronts(istio=istio, linkerd=other)).linkerd_trust_domain() == (
+        "linkerd.example"
+    )
+    alone = load(fronts(linkerd=LINKERD | {"spiffe_uri": True}))
+    assert alone.linkerd_trust_domain() == "corp.example"
+
+
+def test_two_fronts_do_not_listen_on_one_address() -> None:
+    admin = {"listen": "127.0.0.1:8080"}
+    (line,) = problems(fronts(linkerd=LINKERD) | {"admin": admin})
+    assert "another port than that of fronts.linkerd.listen" in line

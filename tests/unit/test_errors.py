@@ -13,6 +13,7 @@ from bridge.errors import (
     MisissuedError,
     OperatorError,
     OverloadedError,
+    ReviewError,
 )
 
 EVERY: list[type[BridgeError]] = [
@@ -25,7 +26,13 @@ EVERY: list[type[BridgeError]] = [
 @pytest.mark.parametrize("kind", EVERY)
 def test_every_error_has_one_root_and_one_family(kind: type[Exception]) -> None:
     assert issubclass(kind, BridgeError)
-    families = (CallerError, BackendError, OperatorError, OverloadedError)
+    families = (
+        CallerError,
+        BackendError,
+        OperatorError,
+        OverloadedError,
+        ReviewError,
+    )
     assert kind is BridgeError or sum(issubclass(kind, one) for one in families) == 1
 
 

@@ -53,6 +53,17 @@ def test_not_ready_says_which_part_and_why(served: Served) -> None:
     assert parts["ledger"] == "ok"
 
 
+def test_linkerds_pages_are_to_the_letter(served: Served) -> None:
+    served.problems["ledger"] = "full"
+    for path, status, text in (
+        ("/ping", 200, "pong\n"),
+        ("/ready", 500, "not ready\n"),
+    ):
+        assert ask(served, path)[::2] == (status, text)
+    served.problems.clear()
+    assert ask(served, "/ready")[::2] == (200, "ok\n")
+
+
 def test_a_warning_does_not_stop_the_bridge() -> None:
     shown = readiness({}, {"serving certificate": "renewal failed"})
     assert shown["ready"] is True
@@ -66,7 +77,7 @@ def test_metrics(served: Served) -> None:
     assert "citadel_server_csr_count 0.0" in text
 
 
-@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/metrics"])
+@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/metrics", "/ping", "/ready"])
 def test_head_is_get_without_the_body(served: Served, path: str) -> None:
     status, headers, text = ask(served, path, "HEAD")
     assert (status, text) == (200, "")

@@ -1,0 +1,180 @@
+"""Linkerd's front: what goes in, what comes out, and what is never decided here."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from bridge._proto.linkerd_identity_pb2 import CertifyRequest, CertifyResponse
+from bridge.errors import (
+    AuthenticationError,
+    BackendThrottledError,
+    BackendTimeoutError,
+    BridgeError,
+    CSRError,
+    DeniedError,
+    LedgerError,
+    MisissuedError,
+    MismatchError,
+    OverloadedError,
+)
+from bridge.identity.caller import TokenCredential
+from bridge.server import istio
+from bridge.server.app import Server
+from bridge.server.linkerd import METHOD
+from tests.support.serving import (
+    ISSUED,
+    WAIT_SECONDS,
+    ScriptedIssuance,
+    linkerd_server,
+)
+
+REQUEST = CertifyRequest(
+    identity="web.shop", token=b"a.b.c", certificate_signing_request=b"\x30\x00"
+)
+
+
+class Front:
+    def __init__(self, folder: Path) -> None:
+        self.issuance = ScriptedIssuance()
+        self.server: Server = linkerd_server(folder, self.issuance)
+        self.server.start()
+        self.channel = grpc.insecure_channel(self.server.linkerd_address)
+
+    def raw(self, message: bytes, method: str = METHOD, **more: Any) -> bytes:
+        reply: bytes = self.channel.unary_unary(method)(
+            message, timeout=WAIT_SECONDS, **more
+        )
+        return reply
+
+    def ask(self, **changed: Any) -> CertifyResponse:
+        request = CertifyRequest()
+        request.CopyFrom(REQUEST)
+        for name, value in changed.items():
+            setattr(request, name, value)
+        return CertifyResponse.FromString(self.raw(request.SerializeToString()))
+
+
+@pytest.fixture
+def front(tmp_path: Path) -> Iterator[Front]:
+    made = Front(tmp_path)
+    yield made
+    made.channel.close()
+    made.server.drain(0)
+
+
+def failure(front: Front, message: bytes, method: str = METHOD) -> tuple[str, str]:
+    with pytest.raises(grpc.RpcError, match=r".") as caught:
+        front.raw(message, method)
+    error: Any = caught.value
+    return error.code().name, error.details()
+
+
+def test_a_call_is_translated_and_nothing_is_decided(front: Front) -> None:
+    front.ask(identity="Any.Thing.", token=b"\xff", certificate_signing_request=b"x")
+    (call,) = front.issuance.calls
+    assert (call.front, call.identity, call.csr) == ("linkerd", "Any.Thing.", b"x")
+    # What is no text stays something else, and the cluster is the configuration's.
+    assert call.credential == TokenCredential(("Bearer \xff",), ("second",))
+    assert call.audiences == {"identity.l5d.io"}
+    assert (call.ttl_seconds, call.cert_signer, call.impersonated) == (0, "", None)
+
+
+def test_without_a_token_there_is_no_credential(front: Front) -> None:
+    front.ask(token=b"")
+    (call,) = front.issuance.calls
+    assert call.credential == TokenCredential((), ("second",))
+
+
+def test_headers_are_no_credential_and_name_no_cluster(front: Front) -> None:
+    headers = (("authorization", "Bearer other"), ("clusterid", "first"))
+    front.raw(REQUEST.SerializeToString(), metadata=headers)
+    (call,) = front.issuance.calls
+    assert call.credential == TokenCredential(("Bearer a.b.c",), ("second",))
+
+
+def test_the_answer_is_der_and_says_how_long(front: Front) -> None:
+    ends = datetime(2026, 5, 4, 3, 2, 1, 500_000, tzinfo=UTC)
+    front.issuance.does = lambda _call: replace(ISSUED, valid_until=ends)
+    reply = front.ask()
+    assert reply.leaf_certificate == ISSUED.leaf
+    assert [*reply.intermediate_certificates] == [*ISSUED.chain]
+    assert reply.HasField("valid_until")
+    assert reply.valid_until.ToDatetime(UTC) == ends
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "text"),
+    [
+        (MismatchError("w", rule="linkerd.x"), "FAILED_PRECONDITION", "w"),
+        (CSRError("w", rule="csr.der"), "INVALID_ARGUMENT", "csr.der: w"),
+        (
+            AuthenticationError("w", rule="token.key"),
+            "FAILED_PRECONDITION",
+            "authentication token could not be authenticated",
+        ),
+        (DeniedError("w", rule="x"), "FAILED_PRECONDITION", "x: w"),
+        (OverloadedError("w"), "UNAVAILABLE", "overload: w"),
+        (BackendThrottledError("w"), "UNAVAILABLE", "backend.throttled: w"),
+        (BackendTimeoutError("w"), "UNAVAILABLE", "backend.timeout: w"),
+        (MisissuedError("w"), "FAILED_PRECONDITION", "misissued: w"),
+        (
+            LedgerError("/a/b"),
+            "UNAVAILABLE",
+            "ledger: the CA cannot put issuances on record now",
+        ),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
+)
+def test_a_refusal_reaches_the_peer_as_linkerds_table_has_it(
+    front: Front, error: BridgeError, code: str, text: str
+) -> None:
+    front.issuance.fails(error)
+    assert failure(front, REQUEST.SerializeToString()) == (code, text)
+
+
+def test_a_bug_has_fixed_words(front: Front, caplog: pytest.LogCaptureFixture) -> None:
+    front.issuance.fails(KeyError("/etc/secret"))
+    code, text = failure(front, REQUEST.SerializeToString())
+    assert code == "INTERNAL"
+    assert "secret" not in text
+    assert "nobody foresaw" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("message", "rule"),
+    [(b"\xff", "request.protobuf"), (b"\x1a" * 65_537, "request.size")],
+)
+def test_what_is_no_message_is_refused_and_on_record(
+    front: Front, message: bytes, rule: str
+) -> None:
+    code, text = failure(front, message)
+    assert code == "INVALID_ARGUMENT"
+    assert text.startswith(f"{rule}: ")
+    (error,) = front.issuance.refused
+    assert error.rule == rule
+    assert not front.issuance.calls
+
+
+@pytest.mark.parametrize("method", [istio.METHOD, f"{METHOD}x", "/x"])
+def test_there_is_one_method(front: Front, method: str) -> None:
+    assert failure(front, b"", method)[0] == "UNIMPLEMENTED"
+    assert not front.issuance.calls
+
+
+def test_it_is_ready_without_a_serving_certificate(front: Front) -> None:
+    assert front.server.problems() == {}
+    assert front.server.istio_address == front.server.mtls_address == ""
+
+
+def test_one_connection_may_have_any_number_of_calls_under_way(front: Front) -> None:
+    # Two threads work on them: all others wait, and none is refused.
+    call = front.channel.unary_unary(METHOD)
+    message = REQUEST.SerializeToString()
+    waiting = [call.future(message, WAIT_SECONDS) for _ in range(300)]
+    assert all(CertifyResponse.FromString(one.result()) for one in waiting)
+    assert len(front.issuance.calls) == 300

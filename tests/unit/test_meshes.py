@@ -1,0 +1,383 @@
+"""Linkerd's way along the one path: the order of its checks, and what is issued."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography import x509
+
+from bridge.calls import Call, Issued
+from bridge.errors import (
+    AuthenticationError,
+    BackendUnavailableError,
+    BridgeError,
+    CSRError,
+    DeniedError,
+    MisissuedError,
+    MismatchError,
+    OverloadedError,
+    RequestError,
+    ReviewError,
+    SubjectError,
+)
+from bridge.identity.caller import TokenCredential
+from bridge.policy.linkerd import LinkerdNames
+from bridge.resilience import Budget
+from bridge.spiffe import TrustDomain
+from tests.support.certify import AUDIENCE, new_csr, vector
+from tests.support.fake_ca import Answer
+from tests.support.pki import NOW, new_root
+from tests.support.world import CALLER, TOKENS, World, two_authorities
+from tests.vectors.generate_linkerd import IDENTITY, OTHER
+
+FRONTS = {"fronts": {"linkerd": {"listen": "127.0.0.1:0"}}}
+DNS = x509.DNSName(IDENTITY)
+LAST_HOUR = timedelta(hours=1)
+
+
+def token(account: str = "web", *, namespace: str = "shop", **changed: Any) -> str:
+    values: dict[str, Any] = {"now": NOW, "audiences": [AUDIENCE]}
+    return TOKENS.token(namespace, account, **values | changed)
+
+
+def call(
+    *,
+    identity: str = IDENTITY,
+    shown: str | None = None,
+    csr: bytes | None = None,
+    budget: Budget | None = None,
+) -> Call:
+    found = token() if shown is None else shown
+    return Call(
+        front="linkerd",
+        csr=vector() if csr is None else csr,
+        credential=TokenCredential((f"Bearer {found}",) if found else (), ("",)),
+        audiences=frozenset({AUDIENCE}),
+        identity=identity,
+        budget=budget or Budget.of_seconds(30),
+    )
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    with World(tmp_path, overrides=FRONTS) as made:
+        yield made
+
+
+def names(issued: Issued) -> list[x509.GeneralName]:
+    leaf = x509.load_der_x509_certificate(issued.leaf)
+    san = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName)
+    return [*san.value]
+
+
+def test_a_call_is_answered_and_on_record(world: World) -> None:
+    issued = world.issuance.issue(call())
+    assert names(issued) == [DNS]
+    assert [x509.load_der_x509_certificate(one) for one in issued.chain] == [
+        *world.authorities["a"].chain
+    ]
+    intent, outcome = world.ended()
+    assert intent["names"] == [f"DNS:{IDENTITY}"]
+    for row in (intent, outcome):
+        assert (row["front"], row["caller"]) == ("linkerd", CALLER)
+        assert (row["cluster"], row["purpose"]) == ("Kubernetes", "workload")
+
+
+def test_the_lifetime_is_the_default(world: World) -> None:
+    leaf = x509.load_der_x509_certificate(world.issuance.issue(call()).leaf)
+    assert leaf.not_valid_before_utc == NOW - timedelta(minutes=2)
+    assert leaf.not_valid_after_utc == NOW + timedelta(hours=24)
+
+
+@pytest.mark.parametrize(("draw", "share"), [(0.0, 0.99), (1.0, 0.95)])
+def test_a_proxy_is_told_to_come_back_some_percent_before_the_end(
+    world: World, draw: float, share: float
+) -> None:
+    world.draw = draw
+    issued = world.issuance.issue(call())
+    assert issued.valid_until == NOW + timedelta(hours=24) * share
+
+
+@pytest.mark.parametrize("tier", [0, 1, 2], ids=["anchor", "intermediate", "issuing"])
+def test_nothing_outlives_the_chain_not_even_the_anchor(
+    tmp_path: Path, tier: int
+) -> None:
+    ends = [NOW + timedelta(days=365)] * 3
+    ends[tier] = NOW + LAST_HOUR
+    root = new_root(not_after=ends[0])
+    intermediate = root.issue_ca("region", path_length=1, not_after=ends[1])
+    issuing = intermediate.issue_ca("issuing", path_length=0, not_after=ends[2])
+    with World(tmp_path, authorities={"a": issuing}, overrides=FRONTS) as world:
+        world.draw = 1.0
+        issued = world.issuance.issue(call())
+    leaf = x509.load_der_x509_certificate(issued.leaf)
+    assert leaf.not_valid_after_utc == NOW + LAST_HOUR
+    assert NOW < issued.valid_until == NOW + LAST_HOUR * 0.95
+
+
+def test_a_leaf_may_have_its_spiffe_id_behind_the_dns_name(tmp_path: Path) -> None:
+    fronts = {"linkerd": {"listen": "127.0.0.1:0", "spiffe_uri": True}, "istio": None}
+    with World(tmp_path, overrides={"fronts": fronts}) as world:
+        issued = world.issuance.issue(call())
+    assert names(issued) == [DNS, x509.UniformResourceIdentifier(CALLER)]
+
+
+# The order of the checks: each call is wrong in its row, and in every later one.
+
+WRONG_TOKEN = "no token"  # noqa: S105 - what the test is about
+WRONG_CSR = b"no CSR"
+
+
+@pytest.mark.parametrize(
+    ("made", "kind", "rule"),
+    [
+        pytest.param(
+            lambda: call(identity="", shown="", csr=b""),
+            RequestError,
+            "linkerd.identity",
+            id="2",
+        ),
+        pytest.param(
+            lambda: call(shown="", csr=b""), RequestError, "linkerd.token", id="3"
+        ),
+        pytest.param(
+            lambda: call(shown=WRONG_TOKEN, csr=b""),
+            RequestError,
+            "linkerd.csr",
+            id="4",
+        ),
+        pytest.param(
+            lambda: call(shown=WRONG_TOKEN, csr=WRONG_CSR), CSRError, "csr.der", id="5"
+        ),
+        pytest.param(
+            lambda: call(shown=WRONG_TOKEN, csr=vector("odd-two-dns-names")),
+            MismatchError,
+            "linkerd.dns-names",
+            id="7",
+        ),
+        pytest.param(
+            lambda: call(shown=WRONG_TOKEN, csr=vector("odd-other-name-only")),
+            MismatchError,
+            "linkerd.csr-name",
+            id="8",
+        ),
+        pytest.param(
+            lambda: call(shown=WRONG_TOKEN, csr=vector("odd-other-common-name")),
+            MismatchError,
+            "linkerd.common-name",
+            id="9",
+        ),
+        pytest.param(
+            lambda: call(shown=WRONG_TOKEN, csr=vector("odd-email")),
+            MismatchError,
+            "linkerd.emails",
+            id="10",
+        ),
+        pytest.param(
+            lambda: call(shown=WRONG_TOKEN, csr=vector("odd-ip")),
+            MismatchError,
+            "linkerd.ips",
+            id="11",
+        ),
+        pytest.param(
+            lambda: call(shown=WRONG_TOKEN, csr=vector("odd-uri")),
+            MismatchError,
+            "linkerd.uris",
+            id="12",
+        ),
+        pytest.param(
+            lambda: call(identity=OTHER, csr=new_csr(OTHER), shown=WRONG_TOKEN),
+            AuthenticationError,
+            "token.format",
+            id="13",
+        ),
+        pytest.param(
+            lambda: call(shown=token("a.b")), SubjectError, "linkerd.label", id="14"
+        ),
+        pytest.param(
+            lambda: call(identity=OTHER, csr=new_csr(OTHER)),
+            MismatchError,
+            "linkerd.identity-mismatch",
+            id="16",
+        ),
+    ],
+)
+def test_the_first_thing_that_is_wrong_is_told(
+    world: World, made: Callable[[], Call], kind: type[BridgeError], rule: str
+) -> None:
+    with pytest.raises(kind, match=r".") as refusal:
+        world.issuance.issue(made())
+    assert refusal.value.rule == rule
+    (row,) = world.ended()
+    assert (row["kind"], row["rule"], row["front"]) == ("refused", rule, "linkerd")
+    assert not any(ca.called for ca in world.cas.values())
+
+
+def test_row_1_comes_before_everything(world: World) -> None:
+    world.is_ready = False
+    with pytest.raises(BackendUnavailableError, match=r"^cert issuer not ready yet$"):
+        world.issuance.issue(call(identity="", shown="", csr=b""))
+    (row,) = world.ended()
+    assert (row["kind"], row["status"]) == ("failed", "UNAVAILABLE")
+
+
+def test_row_6_stands_between_the_csr_and_its_names(world: World) -> None:
+    world.clock.now = NOW + timedelta(days=365)
+    with pytest.raises(CSRError, match="DER"):
+        world.issuance.issue(call(csr=WRONG_CSR))
+    with pytest.raises(BackendUnavailableError, match="ends too soon"):
+        world.issuance.issue(call(csr=vector("odd-two-dns-names")))
+
+
+def test_row_15_keys_that_cannot_be_had_are_not_the_callers_fault(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(*_: object, **__: object) -> None:
+        raise BackendUnavailableError("the keys cannot be had")
+
+    monkeypatch.setattr(type(world.snapshot.clusters), "identify", gone)
+    with pytest.raises(ReviewError, match=f"^error validating token for {IDENTITY}: "):
+        world.issuance.issue(call())
+    (row,) = world.ended()
+    assert (row["kind"], row["status"]) == ("failed", "INTERNAL")
+
+
+# What the built-in does not look at.
+
+
+def test_a_namespace_that_the_cluster_may_not_have(tmp_path: Path) -> None:
+    tokens = {"verify": "jwks", "file": "jwks.json", "issuer": TOKENS.issuer}
+    cluster = {"name": "Kubernetes", "tokens": tokens, "namespaces": ["payments"]}
+    with World(tmp_path, overrides=FRONTS | {"clusters": [cluster]}) as world:
+        with pytest.raises(DeniedError, match="this namespace"):
+            world.issuance.issue(call())
+        (row,) = world.ended()
+    assert (row["rule"], row["caller"]) == ("cluster.namespace", CALLER)
+
+
+def test_the_cluster_is_the_one_that_the_configuration_names(world: World) -> None:
+    # Whatever a front hands over as its own; the name comes from there alone.
+    foreign = replace(
+        call(), credential=TokenCredential((f"Bearer {token()}",), ("x",))
+    )
+    with pytest.raises(AuthenticationError, match="no cluster"):
+        world.issuance.issue(foreign)
+
+
+@pytest.mark.parametrize(
+    ("permitted", "excluded", "rule"),
+    [
+        (["identity.linkerd.corp.example"], [], ""),
+        (["corp.example"], [f"payments{IDENTITY.partition('.shop')[2]}"], ""),
+        (["other.example"], [], "constraint.permitted"),
+        ([], [IDENTITY.partition(".")[2]], "constraint.excluded"),
+        ([], [IDENTITY], "constraint.excluded"),
+    ],
+)
+def test_the_name_is_held_to_the_constraints_of_the_chain(
+    tmp_path: Path, permitted: list[str], excluded: list[str], rule: str
+) -> None:
+    constraints = x509.NameConstraints(
+        [x509.DNSName(name) for name in permitted] or None,
+        [x509.DNSName(name) for name in excluded] or None,
+    )
+    authorities = two_authorities(constraints)
+    with World(tmp_path, authorities=authorities, overrides=FRONTS) as world:
+        if not rule:
+            assert names(world.issuance.issue(call())) == [DNS]
+            return
+        with pytest.raises(DeniedError, match="the name is") as refusal:
+            world.issuance.issue(call())
+        assert refusal.value.rule == rule
+        assert not any(ca.called for ca in world.cas.values())
+
+
+def test_names_of_another_trust_domain_are_stopped_before_the_constraints(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = x509.DNSName(IDENTITY.replace("corp", "other"))
+    monkeypatch.setattr(LinkerdNames, "leaf_names", lambda *_: (other,))
+    with pytest.raises(DeniedError, match="trust domain") as refusal:
+        world.issuance.issue(call())
+    assert refusal.value.rule == "cluster.trust-domain"
+
+
+def test_the_trust_domain_may_be_another_than_the_clusters(tmp_path: Path) -> None:
+    fronts = {"linkerd": {"listen": "127.0.0.1:0", "trust_domain": "cluster.local"}}
+    identity = IDENTITY.replace("corp.example", "cluster.local")
+    with World(tmp_path, overrides={"fronts": fronts}) as world:
+        assert world.snapshot.linkerd is not None
+        assert world.snapshot.linkerd.trust_domain == TrustDomain("cluster.local")
+        issued = world.issuance.issue(call(identity=identity, csr=new_csr(identity)))
+        assert names(issued) == [x509.DNSName(identity)]
+        row, _ = world.ended()
+    assert row["caller"] == "spiffe://cluster.local/ns/shop/sa/web"
+
+
+def test_a_ceiling_holds_for_this_mesh_too(tmp_path: Path) -> None:
+    limits = {"limits": {"per_identity": {"rate": 0.001, "burst": 1}}}
+    with World(tmp_path, overrides=FRONTS | limits) as world:
+        world.issuance.issue(call())
+        with pytest.raises(OverloadedError, match="asks too often"):
+            world.issuance.issue(call())
+
+
+def masked(answer: Answer) -> None:
+    answer.subject = x509.Name(
+        [x509.NameAttribute(x509.NameOID.ORGANIZATION_NAME, "system:masters")]
+    )
+
+
+def renamed(answer: Answer) -> None:
+    answer.names = [x509.DNSName(OTHER)]
+
+
+def doubled(answer: Answer) -> None:
+    answer.names.append(x509.DNSName(OTHER))
+
+
+def with_uri(answer: Answer) -> None:
+    answer.names.insert(0, x509.UniformResourceIdentifier(CALLER))
+
+
+def retyped(answer: Answer) -> None:
+    answer.names = [x509.UniformResourceIdentifier(IDENTITY)]
+
+
+def uncritical(answer: Answer) -> None:
+    answer.names_are_critical = False
+
+
+def outliving(answer: Answer) -> None:
+    answer.not_after += timedelta(seconds=1)
+
+
+@pytest.mark.parametrize(
+    "lie", [masked, renamed, doubled, with_uri, retyped, uncritical, outliving]
+)
+@pytest.mark.parametrize("builds_tbs", [False, True])
+def test_what_differs_from_the_request_is_never_released(
+    world: World, lie: Callable[[Answer], None], *, builds_tbs: bool
+) -> None:
+    for ca in world.cas.values():
+        ca.lie, ca.builds_tbs = lie, builds_tbs
+    with pytest.raises(MisissuedError, match="the issued certificate is refused"):
+        world.issuance.issue(call())
+    _, outcome = world.ended()
+    assert (outcome["kind"], outcome["front"]) == ("unknown", "linkerd")
+
+
+def test_istios_counters_do_not_count_linkerds_calls(world: World) -> None:
+    world.issuance.issue(call())
+    with pytest.raises(CSRError, match="DER"):
+        world.issuance.issue(call(csr=WRONG_CSR))
+    assert world.metrics.citadel.csr_count._value.get() == 0
+    assert world.metrics.citadel.success_cert_issuance_count._value.get() == 0
+
+
+def test_without_the_front_nobody_has_a_linkerd_identity(tmp_path: Path) -> None:
+    with World(tmp_path) as world:
+        assert world.snapshot.linkerd is None
