@@ -10,8 +10,7 @@ alarms that were written for istiod keep working.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from platform import python_version
 
 from prometheus_client import (
@@ -25,7 +24,6 @@ from prometheus_client import (
     generate_latest,
 )
 from prometheus_client.metrics_core import (
-    GaugeMetricFamily,
     Metric,
     UnknownMetricFamily,
 )
@@ -40,6 +38,18 @@ from bridge.errors import (
     OverloadedError,
     TTLError,
 )
+from bridge.expiries import CertificateExpiry, Expiries, utc_now
+
+__all__ = [
+    "CITADEL_SIGN_ERRORS",
+    "SHED_REASONS",
+    "STEPS",
+    "BackendMetrics",
+    "CertificateExpiry",
+    "CitadelMetrics",
+    "Metrics",
+    "ServiceMetrics",
+]
 
 STEPS = (
     "identify",
@@ -78,22 +88,8 @@ CITADEL_SIGN_ERRORS = (
 
 _SHORT = (25e-6, 50e-6, 1e-4, 25e-5, 5e-4, 1e-3, 25e-4, 5e-3, 0.01, 0.05, 0.1, 0.5, 1.0)
 _LONG = (1e-3, 25e-4, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_GO_BUCKETS = (0.1, 1.0, 300.0, 3600.0)
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CertificateExpiry:
-    """One certificate that the bridge depends on, and when it ends."""
-
-    issuing_ca: str
-    """The name in the configuration; empty for an anchor and the listener's own."""
-    tier: str
-    """`issuing`, `intermediate`, `anchor` or `serving`."""
-    subject: str
-    """RFC 4514."""
-    serial: str
-    """Lower-case hex."""
-    not_after: datetime
 
 
 class BackendMetrics:
@@ -111,6 +107,46 @@ class BackendMetrics:
         child = self._results.get(result)
         if child is None:
             child = self._results[result] = self._calls.labels(self._issuing_ca, result)
+        child.inc()
+
+
+class ServiceMetrics:
+    """The counters of go-grpc-prometheus, which linkerd-identity has, of one method.
+
+    Source:
+        linkerd/linkerd2, pkg/prometheus/prometheus.go.
+    """
+
+    def __init__(self, registry: CollectorRegistry, method: str) -> None:
+        _, service, name = method.split("/")
+        values = ("unary", service, name)
+        labels = ("grpc_type", "grpc_service", "grpc_method")
+        self.started = Counter(
+            "grpc_server_started", "Calls that began.", labels, registry=registry
+        ).labels(*values)
+        self._handled = Counter(
+            "grpc_server_handled",
+            "Calls that ended.",
+            (*labels, "grpc_code"),
+            registry=registry,
+        )
+        self.seconds = Histogram(
+            "grpc_server_handling_seconds",
+            "From arrival to answer.",
+            labels,
+            buckets=_GO_BUCKETS,
+            registry=registry,
+        ).labels(*values)
+        self._values = values
+        self._codes: dict[str, Counter] = {}
+
+    def handled(self, code: str) -> None:
+        """Count a call that ended with `code`, such as `FAILED_PRECONDITION`."""
+        child = self._codes.get(code)
+        if child is None:
+            # As Go spells it.
+            name = code if code == "OK" else code.title().replace("_", "")
+            child = self._codes[code] = self._handled.labels(*self._values, name)
         child.inc()
 
 
@@ -182,7 +218,7 @@ class Metrics:
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         self.citadel = CitadelMetrics()
-        self._expiries = _Expiries(now or _utc_now)
+        self._expiries = Expiries(now or utc_now)
         for collector in (_Adapter(self.citadel.collect), self._expiries):
             self.registry.register(collector)
         ProcessCollector(registry=self.registry)
@@ -208,6 +244,14 @@ class Metrics:
         if child is None:
             child = self._seconds[front] = self._request_seconds.labels(front)
         return child
+
+    def service(self, method: str) -> ServiceMetrics:
+        """Return what is counted of a method under the names of Go's servers.
+
+        Args:
+            method: The path of the call. May be asked for once.
+        """
+        return ServiceMetrics(self.registry, method)
 
     def backend(self, issuing_ca: str) -> BackendMetrics:
         """Return the metrics of one issuing CA."""
@@ -324,51 +368,5 @@ class _Adapter(Collector):
         return self._collect()
 
 
-class _Expiries(Collector):
-    # A gauge per label set would go on showing a certificate that was replaced.
-    def __init__(self, now: Callable[[], datetime]) -> None:
-        self._now = now
-        self._by_owner: dict[str, tuple[CertificateExpiry, ...]] = {}
-
-    def replace(self, owner: str, certificates: tuple[CertificateExpiry, ...]) -> None:
-        self._by_owner = {**self._by_owner, owner: certificates}
-
-    def collect(self) -> Iterator[Metric]:
-        known = [item for items in self._by_owner.values() for item in items]
-        family = GaugeMetricFamily(
-            "meshca_certificate_expiry_timestamp_seconds",
-            "When a certificate ends that the bridge depends on.",
-            labels=("issuing_ca", "tier", "subject", "serial"),
-        )
-        for item in known:
-            family.add_metric(
-                (item.issuing_ca, item.tier, item.subject, item.serial),
-                item.not_after.timestamp(),
-            )
-        yield family
-        yield from self._of_istio("root_cert", known, ("anchor",))
-        yield from self._of_istio("cert_chain", known, ("issuing", "intermediate"))
-
-    def _of_istio(
-        self, name: str, known: Iterable[CertificateExpiry], tiers: tuple[str, ...]
-    ) -> Iterator[Metric]:
-        ends = [item.not_after.timestamp() for item in known if item.tier in tiers]
-        if not ends:
-            return
-        prefix = f"citadel_server_{name}_expiry"
-        yield GaugeMetricFamily(
-            f"{prefix}_timestamp", "When the first of them ends.", value=min(ends)
-        )
-        yield GaugeMetricFamily(
-            f"{prefix}_seconds",
-            "Seconds until then.",
-            value=min(ends) - self._now().timestamp(),
-        )
-
-
 def _loose(name: str, text: str) -> Counter:
     return Counter(f"citadel_server_{name}", text, registry=None)
-
-
-def _utc_now() -> datetime:
-    return datetime.now(UTC)

@@ -193,9 +193,13 @@ class Front(grpc.GenericRpcHandler, ABC):  # type: ignore[misc]  # grpc has no t
             self._issuer.refuse(error, front=self.name)
             raise
 
-    def _ended(self, code: str, arrived: float) -> None:
+    def ended(self, code: str, seconds: float) -> None:
+        """Count a call that ended with `code`, `seconds` after it came."""
         self._metrics.requests(self.name, code).inc()
-        self._seconds.observe(time.monotonic() - arrived)
+        self._seconds.observe(seconds)
+
+    def _ended(self, code: str, arrived: float) -> None:
+        self.ended(code, time.monotonic() - arrived)
 
 
 def _overloaded(excess: str) -> OverloadedError:

@@ -12,8 +12,9 @@ from bridge._proto.linkerd_identity_pb2 import CertifyRequest, CertifyResponse
 from bridge.calls import Call, Issued
 from bridge.errors import RequestError
 from bridge.identity.caller import TokenCredential
+from bridge.metrics import Metrics
 from bridge.resilience import Budget
-from bridge.server.front import Front, Terms
+from bridge.server.front import Front, Issuer, Lanes, Terms
 from bridge.server.messages import require_short
 
 SERVICE = "io.linkerd.proxy.identity.Identity"
@@ -25,6 +26,25 @@ class LinkerdFront(Front):
 
     name = "linkerd"
     method = METHOD
+
+    def __init__(
+        self, issuer: Issuer, metrics: Metrics, lanes: Lanes, terms: Terms
+    ) -> None:
+        super().__init__(issuer, metrics, lanes, terms)
+        self._service = metrics.service(METHOD)
+
+    def service(self, handler_call_details: Any) -> Any:
+        """See `Front.service`."""
+        handler = super().service(handler_call_details)
+        if handler is not None:
+            self._service.started.inc()
+        return handler
+
+    def ended(self, code: str, seconds: float) -> None:
+        """See `Front.ended`: also under the names that Linkerd's dashboards know."""
+        super().ended(code, seconds)
+        self._service.handled(code)
+        self._service.seconds.observe(seconds)
 
     def translate(
         self, message: bytes, context: Any, terms: Terms, budget: Budget

@@ -11,7 +11,7 @@ Labels = tuple[tuple[str, str], ...]
 
 _LOOSE = re.compile(r"^# TYPE (\S+)(?<!_total) counter$", re.MULTILINE)
 _CUMULATIVE = frozenset({"counter", "histogram", "unknown"})
-_SMALLEST = re.compile(r"_expiry_|^process_(start_time_seconds|max_fds)$")
+_SMALLEST = re.compile(r"_expiry_|_cert_ttl_|^process_(start_time_seconds|max_fds)$")
 """What all processes share, or of which the worst counts."""
 _LARGEST = re.compile(r"^meshca_(archive_lag_seconds|build_info)$")
 

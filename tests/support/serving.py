@@ -136,7 +136,9 @@ class Held:
         return ISSUED
 
 
-def linkerd_server(folder: Path, issuance: ScriptedIssuance) -> Server:
+def linkerd_server(
+    folder: Path, issuance: ScriptedIssuance, metrics: Metrics
+) -> Server:
     """Make a server with Linkerd's front alone; nothing is issued for itself."""
 
     def none(*_: object) -> ServingPair:
@@ -151,7 +153,7 @@ def linkerd_server(folder: Path, issuance: ScriptedIssuance) -> Server:
         issuance,
         issue_serving=none,
         anchors_pem=bytes,
-        metrics=Metrics(),
+        metrics=metrics,
         clock=system_clock,
         problems=dict,
     )

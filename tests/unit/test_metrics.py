@@ -84,6 +84,17 @@ def test_istios_expiries_are_the_earliest_of_their_kind() -> None:
     assert sample(metrics, "citadel_server_root_cert_expiry_timestamp") == timestamp
 
 
+def test_linkerds_name_of_the_issuers_end_has_one_beside_it_for_the_anchor() -> None:
+    metrics = Metrics(now=lambda: NOW)
+    metrics.show_certificates("anchors", [expiry("anchor", 90), expiry("anchor", 80)])
+    metrics.show_certificates(
+        "seoul-1", [expiry("issuing", 40), expiry("intermediate", 30)]
+    )
+    day = timedelta(days=1).total_seconds()
+    assert sample(metrics, "issuer_cert_ttl_seconds") == 40 * day
+    assert sample(metrics, "anchor_cert_ttl_seconds") == 80 * day
+
+
 def test_no_certificate_is_not_an_expiry_at_zero() -> None:
     metrics = Metrics()
     assert sample(metrics, "citadel_server_root_cert_expiry_timestamp") is None

@@ -72,6 +72,8 @@ def test_a_bridge_for_linkerd_alone_is_ready_and_issues(tmp_path: Path) -> None:
         # What is counted under Istio's names is Istio's.
         assert bridge.metric("citadel_server_csr_count") == 0
         assert bridge.metric("meshca_requests_total", front="linkerd", code="OK") == 1
+        assert bridge.metric("grpc_server_handled_total", grpc_code="OK") == 1
+        assert bridge.metric("issuer_cert_ttl_seconds") > 0
         shown = bridge.run("check")
         assert shown.returncode == 0, shown.stdout + shown.stderr
         assert "DNS b.a.serviceaccount.identity.linkerd.corp.example" in shown.stdout

@@ -23,6 +23,7 @@ from bridge.errors import (
     OverloadedError,
 )
 from bridge.identity.caller import TokenCredential
+from bridge.metrics import Metrics
 from bridge.server import istio
 from bridge.server.app import Server
 from bridge.server.linkerd import METHOD
@@ -41,7 +42,8 @@ REQUEST = CertifyRequest(
 class Front:
     def __init__(self, folder: Path) -> None:
         self.issuance = ScriptedIssuance()
-        self.server: Server = linkerd_server(folder, self.issuance)
+        self.metrics = Metrics()
+        self.server: Server = linkerd_server(folder, self.issuance, self.metrics)
         self.server.start()
         self.channel = grpc.insecure_channel(self.server.linkerd_address)
 
@@ -178,3 +180,25 @@ def test_one_connection_may_have_any_number_of_calls_under_way(front: Front) -> 
     waiting = [call.future(message, WAIT_SECONDS) for _ in range(300)]
     assert all(CertifyResponse.FromString(one.result()) for one in waiting)
     assert len(front.issuance.calls) == 300
+
+
+def test_calls_are_counted_as_a_server_in_go_counts_them(front: Front) -> None:
+    front.ask()
+    front.issuance.fails(MismatchError("w", rule="linkerd.x"))
+    failure(front, REQUEST.SerializeToString())
+    labels = {
+        "grpc_type": "unary",
+        "grpc_service": "io.linkerd.proxy.identity.Identity",
+        "grpc_method": "Certify",
+    }
+
+    def value(name: str, **more: str) -> float | None:
+        return front.metrics.registry.get_sample_value(
+            f"grpc_server_{name}", labels | more
+        )
+
+    assert value("started_total") == 2
+    assert value("handled_total", grpc_code="OK") == 1
+    assert value("handled_total", grpc_code="FailedPrecondition") == 1
+    assert value("handling_seconds_count") == 2
+    assert value("handling_seconds_bucket", le="0.1") is not None
