@@ -9,7 +9,7 @@ LOCKS := deploy/locks
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 PROTOS := $(wildcard proto/*.proto)
 
-.PHONY: help demo test lint format proto vectors lock bench bench-peers soak fuzz
+.PHONY: help demo test lint format proto vectors lock bench bench-fronts bench-peers soak fuzz
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,8 +40,12 @@ vectors: $(VENV)/.development ## Write the hostile CSRs of tests/vectors anew
 	@$(BIN)/python -m tests.vectors.generate_linkerd
 	@echo "tests/vectors is as its generator says"
 
-bench: $(VENV)/.development ## Where the microseconds of one request go
+bench: $(VENV)/.development ## Where the microseconds of one request go, and both fronts beside each other
 	@$(BIN)/python -m tests.bench.steps $(BENCH_ARGS)
+	@$(BIN)/python -m tests.bench.fronts $(FRONTS_ARGS)
+
+bench-fronts: $(VENV)/.development ## Linkerd's front beside Istio's, in one run
+	@$(BIN)/python -m tests.bench.fronts $(FRONTS_ARGS)
 
 bench-peers: $(VENV)/.development ## The bridge beside Istio's own CA, in one run
 	@$(BIN)/python -m tests.bench.peers $(BENCH_ARGS)

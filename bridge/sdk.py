@@ -10,11 +10,30 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from bridge.errors import BackendUnavailableError, ConfigError
 from bridge.spi import Description, IssuedChain, LeafRequest, Prepared, Signer
-from bridge.x509.algorithm import SignatureAlgorithm, algorithm_of
+from bridge.x509.algorithm import (
+    CA_KEYS,
+    CURVES,
+    RSA_BITS,
+    CAPrivateKey,
+    CAPublicKey,
+    SignatureAlgorithm,
+    algorithm_of,
+    signature_of,
+)
 from bridge.x509.der import splice
 from bridge.x509.profile import LeafProfile
 
-__all__ = ["SignatureAlgorithm", "SigningCA", "algorithm_of"]
+__all__ = [
+    "CA_KEYS",
+    "CURVES",
+    "RSA_BITS",
+    "CAPrivateKey",
+    "CAPublicKey",
+    "SignatureAlgorithm",
+    "SigningCA",
+    "algorithm_of",
+    "signature_of",
+]
 
 
 class SigningCA:

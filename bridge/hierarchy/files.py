@@ -14,7 +14,8 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from bridge.errors import ConfigError
-from bridge.hierarchy.throwaway import CAKey, Hierarchy
+from bridge.hierarchy.throwaway import Hierarchy
+from bridge.x509.algorithm import CAPrivateKey
 
 Layout = Literal["key", "tls", "cacerts"]
 """How the issuing CA's own files are laid out; see `bridge_file.options`."""
@@ -92,7 +93,7 @@ def _make_folder(path: Path, made: list[Path]) -> None:
         )
 
 
-def _create(path: Path, content: bytes | CAKey, made: list[Path]) -> Path:
+def _create(path: Path, content: bytes | CAPrivateKey, made: list[Path]) -> Path:
     is_public = isinstance(content, bytes)
     data = content if isinstance(content, bytes) else _key_pem(content)
     mode = _PUBLIC_MODE if is_public else _KEY_MODE
@@ -110,7 +111,7 @@ def _remove(made: list[Path]) -> None:
             path.rmdir() if path.is_dir() else path.unlink()
 
 
-def _common(hierarchy: Hierarchy) -> Iterator[tuple[str, bytes | CAKey]]:
+def _common(hierarchy: Hierarchy) -> Iterator[tuple[str, bytes | CAPrivateKey]]:
     yield "root.pem", _pem(hierarchy.root.certificate)
     yield "root.key", hierarchy.root.key
     yield "intermediate.pem", _pem(hierarchy.intermediate.certificate)
@@ -118,19 +119,19 @@ def _common(hierarchy: Hierarchy) -> Iterator[tuple[str, bytes | CAKey]]:
     yield "roots.pem", _pem(hierarchy.root.certificate)
 
 
-def _as_key(hierarchy: Hierarchy) -> Iterator[tuple[str, bytes | CAKey]]:
+def _as_key(hierarchy: Hierarchy) -> Iterator[tuple[str, bytes | CAPrivateKey]]:
     yield "issuing.pem", _pem(hierarchy.issuing.certificate)
     yield "issuing.key", hierarchy.issuing.key
     yield "chain.pem", _chain(hierarchy)
 
 
-def _as_tls(hierarchy: Hierarchy) -> Iterator[tuple[str, bytes | CAKey]]:
+def _as_tls(hierarchy: Hierarchy) -> Iterator[tuple[str, bytes | CAPrivateKey]]:
     yield "tls/tls.crt", _chain(hierarchy)
     yield "tls/tls.key", hierarchy.issuing.key
     yield "tls/ca.crt", _pem(hierarchy.root.certificate)
 
 
-def _as_cacerts(hierarchy: Hierarchy) -> Iterator[tuple[str, bytes | CAKey]]:
+def _as_cacerts(hierarchy: Hierarchy) -> Iterator[tuple[str, bytes | CAPrivateKey]]:
     yield "cacerts/ca-cert.pem", _pem(hierarchy.issuing.certificate)
     yield "cacerts/ca-key.pem", hierarchy.issuing.key
     yield "cacerts/cert-chain.pem", _chain(hierarchy)
@@ -150,7 +151,7 @@ def _pem(certificate: x509.Certificate) -> bytes:
     return certificate.public_bytes(Encoding.PEM)
 
 
-def _key_pem(key: CAKey) -> bytes:
+def _key_pem(key: CAPrivateKey) -> bytes:
     return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
 

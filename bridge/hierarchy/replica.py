@@ -14,16 +14,15 @@ from secrets import randbits
 from shutil import which
 
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from bridge.sdk import algorithm_of
-from bridge.x509.algorithm import issuer_key
+from bridge.x509.algorithm import CAPrivateKey, issuer_key, signature_of
 from bridge.x509.der import splice
 from bridge.x509.path import ValidatedChain
 from bridge.x509.profile import LeafProfile
 
-CAKey = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey
 _REPLACED = (
     x509.SubjectKeyIdentifier.oid,
     x509.AuthorityKeyIdentifier.oid,
@@ -38,7 +37,7 @@ class Replica:
 
     certificates: tuple[x509.Certificate, ...]
     """Issuing CA first, trust anchor last."""
-    issuing_key: CAKey
+    issuing_key: CAPrivateKey
 
     def leaf(self, names: Sequence[x509.GeneralName], now: datetime) -> bytes:
         """Issue a leaf for `names`, whatever the constraints say; in DER."""
@@ -53,7 +52,7 @@ class Replica:
 
 def replicate(chain: ValidatedChain) -> Replica:
     """Copy `chain`, from the trust anchor down, with new keys of the same kind."""
-    above: tuple[x509.Certificate, CAKey] | None = None
+    above: tuple[x509.Certificate, CAPrivateKey] | None = None
     copies: list[x509.Certificate] = []
     for _, original in reversed(chain.tiers()):
         key = _like(original)
@@ -94,8 +93,8 @@ def openssl_accepts(replica: Replica, leaf: bytes) -> bool | None:
 
 def _copy(
     original: x509.Certificate,
-    key: CAKey,
-    above: tuple[x509.Certificate, CAKey] | None,
+    key: CAPrivateKey,
+    above: tuple[x509.Certificate, CAPrivateKey] | None,
 ) -> x509.Certificate:
     signer = above[1] if above else key
     builder = (
@@ -121,16 +120,15 @@ def _copy(
     return builder.sign(signer, algorithm_of(signer.public_key()).hash)
 
 
-def _like(original: x509.Certificate) -> CAKey:
+def _like(original: x509.Certificate) -> CAPrivateKey:
     key = issuer_key(original)
     if isinstance(key, ec.EllipticCurvePublicKey):
         return ec.generate_private_key(key.curve)
+    if isinstance(key, ed25519.Ed25519PublicKey):
+        return ed25519.Ed25519PrivateKey.generate()
     # The size of an RSA key changes nothing about names; 2048 bits are made quickly.
     return rsa.generate_private_key(65537, 2048)
 
 
-def _sign(key: CAKey, data: bytes) -> bytes:
-    hash_algorithm = algorithm_of(key.public_key()).hash
-    if isinstance(key, rsa.RSAPrivateKey):
-        return key.sign(data, padding.PKCS1v15(), hash_algorithm)
-    return key.sign(data, ec.ECDSA(hash_algorithm))
+def _sign(key: CAPrivateKey, data: bytes) -> bytes:
+    return signature_of(key, algorithm_of(key.public_key()), data)

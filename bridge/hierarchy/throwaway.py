@@ -14,17 +14,18 @@ from secrets import randbits, token_hex
 from typing import Literal
 
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.x509.oid import NameOID
 
 from bridge.clock import Clock, system_clock
 from bridge.errors import ConfigError
 from bridge.spiffe import TrustDomain
-from bridge.x509.algorithm import algorithm_of
+from bridge.x509.algorithm import CAPrivateKey, algorithm_of
 from bridge.x509.constraints import subset_problems
 
-KeyAlgorithm = Literal["p256", "p384", "rsa2048", "rsa3072", "rsa4096"]
-CAKey = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey
+KeyAlgorithm = Literal[
+    "p256", "p384", "p521", "rsa2048", "rsa3072", "rsa4096", "ed25519"
+]
 
 
 class DataPlane(StrEnum):
@@ -111,7 +112,7 @@ class Tier:
     """One CA of the hierarchy."""
 
     certificate: x509.Certificate
-    key: CAKey = field(repr=False)
+    key: CAPrivateKey = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,13 +126,17 @@ class Hierarchy:
     """What a person should know about the constraints."""
 
 
-def new_key(algorithm: KeyAlgorithm) -> CAKey:
+def new_key(algorithm: KeyAlgorithm) -> CAPrivateKey:
     """Make a key with this machine's randomness."""
     match algorithm:
         case "p256":
             return ec.generate_private_key(ec.SECP256R1())
         case "p384":
             return ec.generate_private_key(ec.SECP384R1())
+        case "p521":
+            return ec.generate_private_key(ec.SECP521R1())
+        case "ed25519":
+            return ed25519.Ed25519PrivateKey.generate()
         case _:
             bits = int(algorithm.removeprefix("rsa"))
             return rsa.generate_private_key(65537, bits)
@@ -141,7 +146,7 @@ def make(
     spec: ThrowawaySpec,
     *,
     clock: Clock = system_clock,
-    make_key: Callable[[KeyAlgorithm], CAKey] = new_key,
+    make_key: Callable[[KeyAlgorithm], CAPrivateKey] = new_key,
 ) -> Hierarchy:
     """Make the three tiers.
 
@@ -234,7 +239,7 @@ def _notes(spec: ThrowawaySpec) -> Iterator[str]:
 
 def _tier(
     subject: x509.Name,
-    key: CAKey,
+    key: CAPrivateKey,
     validity: tuple[datetime, datetime],
     *,
     path_length: int,

@@ -1,17 +1,32 @@
-"""How each kind of CA key signs: one signature algorithm a key, never a choice."""
+"""How each kind of CA key signs: one signature algorithm a key, never a choice.
+
+Every one of them is in the list of linkerd2-proxy, and Envoy 1.40 verifies chains of
+each (`tests/interop/test_envoy.py`).
+
+Source:
+    linkerd2-proxy, linkerd/rustls/src/crypto.rs: RSA (PKCS#1 v1.5) with the NULL that
+    RFC 4055 wants, ECDSA, Ed25519; no RSA-PSS, no SHA-1.
+"""
 
 from dataclasses import dataclass
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.types import (
     CertificateIssuerPublicKeyTypes,
 )
 
 from bridge.errors import ConfigError
 
-_RSA_BITS = frozenset({2048, 3072, 4096})
+CAPublicKey = rsa.RSAPublicKey | ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey
+CAPrivateKey = (
+    rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey
+)
+CA_KEYS = "RSA with 2048, 3072 or 4096 bits, P-256, P-384, P-521 or Ed25519"
+"""The kinds of a CA key, for people."""
+
+RSA_BITS = frozenset({2048, 3072, 4096})
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,10 +34,12 @@ class SignatureAlgorithm:
     """One way of signing."""
 
     name: str
-    """`rsa-sha256` (PKCS#1 v1.5), `ecdsa-sha256` or `ecdsa-sha384`."""
-    hash: hashes.SHA256 | hashes.SHA384
+    """`rsa-sha256` (PKCS#1 v1.5), `ecdsa-sha256`, `ecdsa-sha384`, `ecdsa-sha512` or
+    `ed25519`."""
+    hash: hashes.SHA256 | hashes.SHA384 | hashes.SHA512 | None
+    """What is applied before the key; `None` for Ed25519, which hashes by itself."""
     der: bytes
-    """The AlgorithmIdentifier, as it stands in a certificate (RFC 4055, 5758)."""
+    """The AlgorithmIdentifier, as it stands in a certificate (RFC 4055, 5758, 8410)."""
 
 
 _RSA_SHA256 = SignatureAlgorithm(
@@ -35,7 +52,13 @@ _ECDSA = {
     "secp384r1": SignatureAlgorithm(
         "ecdsa-sha384", hashes.SHA384(), bytes.fromhex("300a06082a8648ce3d040303")
     ),
+    "secp521r1": SignatureAlgorithm(
+        "ecdsa-sha512", hashes.SHA512(), bytes.fromhex("300a06082a8648ce3d040304")
+    ),
 }
+CURVES = frozenset(_ECDSA)
+"""The curves of CA keys, by their names in `cryptography`."""
+_ED25519 = SignatureAlgorithm("ed25519", None, bytes.fromhex("300506032b6570"))
 
 
 def algorithm_of(public_key: CertificateIssuerPublicKeyTypes) -> SignatureAlgorithm:
@@ -44,16 +67,37 @@ def algorithm_of(public_key: CertificateIssuerPublicKeyTypes) -> SignatureAlgori
     Raises:
         ConfigError: The key is none that a leaf may be signed with.
     """
-    if isinstance(public_key, rsa.RSAPublicKey) and public_key.key_size in _RSA_BITS:
+    if isinstance(public_key, rsa.RSAPublicKey) and public_key.key_size in RSA_BITS:
         return _RSA_SHA256
     if isinstance(public_key, ec.EllipticCurvePublicKey):
         found = _ECDSA.get(public_key.curve.name)
         if found is not None:
             return found
-    raise ConfigError(
-        "a CA key is RSA with 2048, 3072 or 4096 bits, P-256 or P-384",
-        rule="issuer.key",
-    )
+    if isinstance(public_key, ed25519.Ed25519PublicKey):
+        return _ED25519
+    raise _no_ca_key()
+
+
+def signature_of(
+    key: CAPrivateKey, algorithm: SignatureAlgorithm, data: bytes
+) -> bytes:
+    """Sign `data` with a key that is held in this process.
+
+    Args:
+        key: The private key.
+        algorithm: What `algorithm_of` says of its public half.
+        data: What the certificate's signature is over.
+
+    Raises:
+        TypeError: The algorithm is another key's.
+    """
+    if isinstance(key, rsa.RSAPrivateKey) and algorithm.hash:
+        return key.sign(data, padding.PKCS1v15(), algorithm.hash)
+    if isinstance(key, ec.EllipticCurvePrivateKey) and algorithm.hash:
+        return key.sign(data, ec.ECDSA(algorithm.hash))
+    if isinstance(key, ed25519.Ed25519PrivateKey) and not algorithm.hash:
+        return key.sign(data)
+    raise TypeError(f"no way to sign with {type(key).__name__} and {algorithm.name}")
 
 
 def require_signature(
@@ -67,24 +111,27 @@ def require_signature(
     Raises:
         cryptography.exceptions.InvalidSignature: It does not.
     """
-    if isinstance(public_key, rsa.RSAPublicKey):
+    if isinstance(public_key, rsa.RSAPublicKey) and algorithm.hash:
         public_key.verify(signature, data, padding.PKCS1v15(), algorithm.hash)
-    elif isinstance(public_key, ec.EllipticCurvePublicKey):
+    elif isinstance(public_key, ec.EllipticCurvePublicKey) and algorithm.hash:
         public_key.verify(signature, data, ec.ECDSA(algorithm.hash))
+    elif isinstance(public_key, ed25519.Ed25519PublicKey) and not algorithm.hash:
+        public_key.verify(signature, data)
     else:  # algorithm_of has refused it at load
         raise TypeError(f"no way to verify with {type(public_key).__name__}")
 
 
-def issuer_key(certificate: x509.Certificate) -> CertificateIssuerPublicKeyTypes:
+def issuer_key(certificate: x509.Certificate) -> CAPublicKey:
     """Return the key of a CA certificate.
 
     Raises:
         ConfigError: It is of a kind that signs no certificate.
     """
     key = certificate.public_key()
-    if isinstance(key, rsa.RSAPublicKey | ec.EllipticCurvePublicKey):
+    if isinstance(key, CAPublicKey):
         return key
-    raise ConfigError(
-        "a CA key is RSA with 2048, 3072 or 4096 bits, P-256 or P-384",
-        rule="issuer.key",
-    )
+    raise _no_ca_key()
+
+
+def _no_ca_key() -> ConfigError:
+    return ConfigError(f"a CA key is {CA_KEYS}", rule="issuer.key")

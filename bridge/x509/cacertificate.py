@@ -15,7 +15,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID
 from bridge.errors import ConfigError, CSRError
 from bridge.x509.constraints import NameConstraints
 from bridge.x509.der import content
-from bridge.x509.keys import require_good_key
+from bridge.x509.keys import require_good_ca_key
 from bridge.x509.links import UNREADABLE, name_of, name_text, subject_of
 
 _Kind = TypeVar("_Kind", bound=x509.ExtensionType)
@@ -79,7 +79,7 @@ def _outside_extensions(certificate: x509.Certificate, now: datetime) -> Iterato
     if now >= certificate.not_valid_after_utc:
         yield f"expired on {_time(certificate.not_valid_after_utc)}"
     try:
-        require_good_key(certificate.public_key(), what="CA certificate")
+        require_good_ca_key(certificate.public_key())
     except CSRError as error:
         yield f"has an unfit key: {error}"
     except UNREADABLE as error:

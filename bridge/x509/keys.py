@@ -1,9 +1,10 @@
 """Is a public key good enough to be certified?
 
 Exactly the keys that the meshes use: RSA of 2048, 3072 or 4096 bits with the exponent
-65537, and EC keys on P-256 or P-384. An RSA modulus is also held against the three
-weaknesses that show in the public key alone. What does not show, such as a key that two
-parties share or one whose randomness was poor, is not found here.
+65537, and EC keys on P-256 or P-384; for a CA also P-521 and Ed25519. An RSA modulus is
+also held against the three weaknesses that show in the public key alone. What does not
+show, such as a key that two parties share or one whose randomness was poor, is not
+found here.
 
 Source:
     Baseline Requirements 6.1.6; "The Return of Coppersmith's Attack" (CVE-2017-15361,
@@ -12,7 +13,7 @@ Source:
 
 import math
 
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 
 from bridge.errors import CSRError
@@ -20,6 +21,7 @@ from bridge.errors import CSRError
 _RSA_BITS = frozenset({2048, 3072, 4096})
 _RSA_EXPONENT = 65537
 _CURVES = frozenset({"secp256r1", "secp384r1"})
+_CA_CURVES = _CURVES | {"secp521r1"}
 
 # A modulus with a factor below 752 is no product of two large primes.
 _SMALL_PRIMES = tuple(
@@ -91,6 +93,32 @@ def require_good_key(public_key: PublicKeyTypes, *, what: str = "CSR") -> None:
     else:
         raise CSRError(
             f"the {what}'s key must be RSA, or EC on P-256 or P-384",
+            rule="csr.key-type",
+        )
+
+
+def require_good_ca_key(public_key: PublicKeyTypes) -> None:
+    """Refuse a public key that no CA of a chain may have.
+
+    These are more than may be certified for a workload: a CA's key is not one that the
+    data plane shows in a handshake.
+
+    Raises:
+        CSRError: See `require_good_key`.
+    """
+    if isinstance(public_key, ed25519.Ed25519PublicKey):
+        return
+    if isinstance(public_key, ec.EllipticCurvePublicKey):
+        if public_key.curve.name not in _CA_CURVES:
+            raise CSRError(
+                "a CA's EC key must be on P-256, P-384 or P-521", rule="csr.curve"
+            )
+    elif isinstance(public_key, rsa.RSAPublicKey):
+        numbers = public_key.public_numbers()
+        require_good_rsa(numbers.n, numbers.e, what="CA certificate")
+    else:
+        raise CSRError(
+            "a CA's key must be RSA, EC on P-256, P-384 or P-521, or Ed25519",
             rule="csr.key-type",
         )
 

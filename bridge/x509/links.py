@@ -29,6 +29,7 @@ _SIGNATURES = frozenset(
         SignatureAlgorithmOID.ECDSA_WITH_SHA256,
         SignatureAlgorithmOID.ECDSA_WITH_SHA384,
         SignatureAlgorithmOID.ECDSA_WITH_SHA512,
+        SignatureAlgorithmOID.ED25519,
     }
 )
 _VERSION = 0xA0  # [0] EXPLICIT
@@ -71,7 +72,7 @@ def signature_problem(certificate: x509.Certificate) -> str | None:
         return None
     return (
         f"is signed with {name_of(oid)}: expected RSA (PKCS#1 v1.5) or ECDSA with "
-        "SHA-256, SHA-384 or SHA-512"
+        "SHA-256, SHA-384 or SHA-512, or Ed25519"
     )
 
 

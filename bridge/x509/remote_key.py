@@ -10,13 +10,14 @@ Source:
 
 from typing import Any, NoReturn
 
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.asymmetric.types import (
     CertificateIssuerPrivateKeyTypes,
     CertificateIssuerPublicKeyTypes,
 )
 
 _ANY_ECDSA_SIGNATURE = bytes.fromhex("3006020101020101")
+_ANY_ED25519_SIGNATURE = bytes(64)
 
 
 def recorder_of(
@@ -28,12 +29,14 @@ def recorder_of(
     the certificate that the builder returns.
 
     Raises:
-        TypeError: The key is neither RSA nor EC.
+        TypeError: The key is neither RSA, EC nor Ed25519.
     """
     if isinstance(public_key, rsa.RSAPublicKey):
         return _RSARecorder(public_key)
     if isinstance(public_key, ec.EllipticCurvePublicKey):
         return _ECRecorder(public_key)
+    if isinstance(public_key, ed25519.Ed25519PublicKey):
+        return _Ed25519Recorder(public_key)
     raise TypeError(f"no recorder for {type(public_key).__name__}")
 
 
@@ -78,4 +81,18 @@ class _ECRecorder(ec.EllipticCurvePrivateKey):
         return _ANY_ECDSA_SIGNATURE
 
     exchange = private_numbers = private_bytes = _has_no_private_half
+    __copy__ = __deepcopy__ = _has_no_private_half
+
+
+class _Ed25519Recorder(ed25519.Ed25519PrivateKey):
+    def __init__(self, public_key: ed25519.Ed25519PublicKey) -> None:
+        self._public_key = public_key
+
+    def public_key(self) -> ed25519.Ed25519PublicKey:
+        return self._public_key
+
+    def sign(self, *_: Any, **__: Any) -> bytes:
+        return _ANY_ED25519_SIGNATURE
+
+    private_bytes = private_bytes_raw = _has_no_private_half
     __copy__ = __deepcopy__ = _has_no_private_half

@@ -6,9 +6,13 @@ Whoever reads the file, or this process's memory, has the key, and nobody notice
 import threading
 from collections.abc import Callable, Mapping
 
-from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
-
-from bridge.sdk import SignatureAlgorithm, SigningCA
+from bridge.sdk import (
+    CAPrivateKey,
+    CAPublicKey,
+    SignatureAlgorithm,
+    SigningCA,
+    signature_of,
+)
 from bridge.spi import (
     BackendUnavailableError,
     ConfigError,
@@ -20,7 +24,6 @@ from bridge.spi import (
 )
 from bridge_file.material import load
 from bridge_file.options import parse_options
-from bridge_file.private_key import CAKey
 from bridge_file.watch import Watch
 
 __all__ = ["FileCA"]
@@ -110,22 +113,19 @@ class FileCA:
 
 class _FileSigner:
     # A `Signer`. OpenSSL's keys may sign from several threads at once.
-    def __init__(self, key: CAKey) -> None:
+    def __init__(self, key: CAPrivateKey) -> None:
         self._public_key = key.public_key()
-        self._key: CAKey | None = key
+        self._key: CAPrivateKey | None = key
 
-    def public_key(self) -> rsa.RSAPublicKey | ec.EllipticCurvePublicKey:
+    def public_key(self) -> CAPublicKey:
         return self._public_key
 
     def sign(
         self, tbs: bytes, algorithm: SignatureAlgorithm, *, timeout: float
     ) -> bytes:
-        key = self.require_open()
-        if isinstance(key, rsa.RSAPrivateKey):
-            return key.sign(tbs, padding.PKCS1v15(), algorithm.hash)
-        return key.sign(tbs, ec.ECDSA(algorithm.hash))
+        return signature_of(self.require_open(), algorithm, tbs)
 
-    def require_open(self) -> CAKey:
+    def require_open(self) -> CAPrivateKey:
         key = self._key
         if key is None:
             raise BackendUnavailableError("the issuing CA is closed")

@@ -9,10 +9,11 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 
+from bridge.sdk import CAPrivateKey
 from bridge.spi import ConfigError
 from bridge.x509.pem import parse_certificates
 from bridge_file.options import FileSet
-from bridge_file.private_key import CAKey, parse_key, trim_passphrase
+from bridge_file.private_key import parse_key, trim_passphrase
 from bridge_file.reading import (
     digest_of_contents,
     read_public,
@@ -30,7 +31,7 @@ Chain = tuple[x509.Certificate, ...]
 class Material:
     """What an issuing CA of files is made of."""
 
-    key: CAKey
+    key: CAPrivateKey
     certificate: x509.Certificate
     intermediates: Chain
     """From the issuing CA's issuer upwards; no self-signed root."""

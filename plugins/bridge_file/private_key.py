@@ -4,26 +4,23 @@ import re
 from pathlib import Path
 
 from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
+from bridge.sdk import CA_KEYS, CURVES, RSA_BITS, CAPrivateKey
 from bridge.spi import ConfigError
-
-CAKey = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey
 
 _BLOCK = re.compile(
     rb"-----BEGIN (?P<label>[A-Z0-9 ]+)-----\r?\n.*?-----END (?P=label)-----",
     re.DOTALL,
 )
-_RSA_BITS = (2048, 3072, 4096)
 _RSA_EXPONENT = 65537
-_CURVES = ("secp256r1", "secp384r1")
-_KINDS = "expected RSA with 2048, 3072 or 4096 bits and exponent 65537, P-256 or P-384"
+_KINDS = f"expected {CA_KEYS} (RSA with the exponent {_RSA_EXPONENT})"
 
 
 def parse_key(
     data: bytes, source: Path, passphrase: bytes | None, passphrase_file: Path | None
-) -> CAKey:
+) -> CAPrivateKey:
     """Read the one private key of a file.
 
     Args:
@@ -90,16 +87,18 @@ def _only_key(data: bytes, source: Path) -> bytes:
     return blocks[0] + b"\n"
 
 
-def _require_kind(key: object, source: Path) -> CAKey:
+def _require_kind(key: object, source: Path) -> CAPrivateKey:
     if isinstance(key, rsa.RSAPrivateKey):
         exponent = key.public_key().public_numbers().e
-        if key.key_size in _RSA_BITS and exponent == _RSA_EXPONENT:
+        if key.key_size in RSA_BITS and exponent == _RSA_EXPONENT:
             return key
         kind = f"RSA with {key.key_size} bits and exponent {exponent}"
     elif isinstance(key, ec.EllipticCurvePrivateKey):
-        if key.curve.name in _CURVES:
+        if key.curve.name in CURVES:
             return key
         kind = f"EC on {key.curve.name}"
+    elif isinstance(key, ed25519.Ed25519PrivateKey):
+        return key
     else:
         kind = type(key).__name__.removesuffix("PrivateKey")
     raise _bad(f"{source}: {_KINDS} (found {kind})")

@@ -38,7 +38,7 @@ _ROOT = Path(__file__).resolve().parents[2]
 _FLOORS: dict[KeyAlgorithm, float] = {"rsa2048": 1.0, "p256": 0.25}
 """The least rate of the bridge, as a part of the peer's, by the CA's key."""
 _READY_SECONDS = 1.5
-_BUSY_PERCENT = 5.0
+BUSY_PERCENT = 5.0
 _MOST_PER_SECOND = {"rsa2048": 1_800, "p256": 2_800}
 """More than one core can do: so many tokens are made for a second of load."""
 
@@ -77,10 +77,10 @@ def main() -> int:
         sys.stderr.write(f"bench-peers: {error}\n")
         return 2
     verdicts = list(_verdicts(rounds))
-    _say("", *_table(rounds), "", *(text for _, text in verdicts))
+    say("", *_table(rounds), "", *(text for _, text in verdicts))
     busiest = max(one.other_percent for one in rounds)
-    if busiest > _BUSY_PERCENT:
-        _say(
+    if busiest > BUSY_PERCENT:
+        say(
             f"NOTE: something else used up to {busiest:.0f} % of this machine, so "
             "these rates say little: run again when it is idle"
         )
@@ -115,7 +115,7 @@ def _rounds(options: argparse.Namespace) -> Iterator[Round]:
     if (os.cpu_count() or 1) < 2:
         raise BenchError("needs two cores: one for the server, one for the client")
     peers = os.environ.get("MESHCA_PEERS")
-    _say("building the load client and Istio's CA (minutes, the first time)")
+    say("building the load client and Istio's CA (minutes, the first time)")
     programs = build(Path(peers) if peers else _ROOT.parent / "shared/peers")
     cases = [
         (key, csr)
@@ -128,7 +128,7 @@ def _rounds(options: argparse.Namespace) -> Iterator[Round]:
         home.mkdir(parents=True, exist_ok=True)
         name = stack.enter_context(tempfile.TemporaryDirectory("-bench", dir=home))
         folder = Path(name)
-        _say(*_surroundings(folder, options))
+        say(*surroundings(folder, options))
         for key, csr in cases:
             load = Load(programs=programs, ca_key=key, csr=csr, seconds=options.seconds)
             for number in range(options.rounds):
@@ -141,7 +141,7 @@ def _round(load: Load, folder: Path, name: str, algorithm: str) -> Round:
     issuer = TokenIssuer(algorithm=algorithm)
     count = int(_MOST_PER_SECOND[load.ca_key] * load.all_seconds)
     tokens = here / "tokens"
-    _say(f"{name}: making {count} tokens")
+    say(f"{name}: making {count} tokens")
     issuer.write_many(tokens, count)
     peer = measure_peer(load, here)
     bridge = Bridge(
@@ -153,14 +153,14 @@ def _round(load: Load, folder: Path, name: str, algorithm: str) -> Round:
     )
     ours = measure_bridge(load, tokens, bridge)
     one = Round(ca_key=load.ca_key, csr=load.csr, peer=peer, bridge=ours)
-    _say(
+    say(
         f"{name}: peer {peer.per_second:.0f}/s, bridge {ours.per_second:.0f}/s, "
         f"ratio {one.ratio:.2f}"
     )
     return one
 
 
-def _surroundings(folder: Path, options: argparse.Namespace) -> list[str]:
+def surroundings(folder: Path, options: argparse.Namespace) -> list[str]:
     found = subprocess.run(
         ["stat", "-f", "-c", "%T", folder], capture_output=True, text=True, check=True
     )
@@ -235,23 +235,23 @@ def _verdicts(rounds: list[Round]) -> Iterator[tuple[bool, str]]:
         )
         floor = _FLOORS[pair[0]]
         text = f"CA {pair[0]}, CSR {pair[1]}: median ratio {ratio:.2f}, floor {floor}"
-        yield _verdict(text, good=ratio >= floor)
+        yield verdict(text, good=ratio >= floor)
     slowest = max(one.bridge.ready_seconds or 0.0 for one in rounds)
     text = f"ready after at most {slowest:.2f} s, bound {_READY_SECONDS}"
-    yield _verdict(text, good=0 < slowest < _READY_SECONDS)
+    yield verdict(text, good=0 < slowest < _READY_SECONDS)
     wrong = sum(
         sum(side.errors.values()) + side.duplicates
         for one in rounds
         for side in (one.peer, one.bridge)
     )
-    yield _verdict(f"errors and repeated serial numbers: {wrong}", good=wrong == 0)
+    yield verdict(f"errors and repeated serial numbers: {wrong}", good=wrong == 0)
 
 
-def _verdict(text: str, *, good: bool) -> tuple[bool, str]:
+def verdict(text: str, *, good: bool) -> tuple[bool, str]:
     return good, f"{'PASS' if good else 'FAIL'}: {text}"
 
 
-def _say(*lines: str) -> None:
+def say(*lines: str) -> None:
     for line in lines:
         sys.stdout.write(f"{line}\n")
     sys.stdout.flush()

@@ -1,8 +1,9 @@
 """Where the microseconds of one request go (`make bench`).
 
 First in process and without a network: one call after the other through the whole path,
-measured by the bridge's own histogram of steps. Then the same request over gRPC and TLS
-on the loopback interface, to a bridge of its own, one caller at a time.
+measured by the bridge's own histogram of steps. Then the same request over gRPC (with
+TLS for Istio, in the clear for Linkerd) on the loopback interface, to a bridge of its
+own, one caller at a time.
 """
 
 import argparse
@@ -26,6 +27,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from bridge import __version__
 from bridge._proto.istio_ca_pb2 import IstioCertificateRequest
+from bridge._proto.linkerd_identity_pb2 import CertifyRequest
 from bridge.assembly import Assembly
 from bridge.clock import system_clock
 from bridge.config import BridgeConfig, read
@@ -35,38 +37,52 @@ from bridge.issuance import Call, Issuance
 from bridge.ledger.ledger import Ledger
 from bridge.metrics import STEPS, Metrics
 from bridge.resilience import Budget
+from bridge.server import linkerd
 from bridge.server.istio import METHOD
 from bridge.server.status import status_name
 from bridge.signing import Signing
 from tests.support import gobuild
 from tests.support.harness import SERVER_NAME, Bridge
+from tests.support.linkerd import AUDIENCE, name_of
 from tests.support.tokens import TokenIssuer
 
-_CA_KEYS: tuple[KeyAlgorithm, ...] = ("p256", "rsa2048")
+_CASES: tuple[tuple[str, KeyAlgorithm], ...] = (
+    ("istio", "p256"),
+    ("istio", "rsa2048"),
+    ("linkerd", "p256"),
+)
+"""Front and key of the CA of each column."""
+_IDENTITY = name_of("web", trust_domain="corp.example")
+_AUDIENCES = {"istio": "istio-ca", "linkerd": AUDIENCE}
 _WARMUP = 200
 _TTL_SECONDS = 86_400
 
 
 def main() -> None:
-    """Measure both kinds of CA key and print the table."""
+    """Measure both fronts and print the table."""
     parser = argparse.ArgumentParser(prog="bench", description=__doc__)
     parser.add_argument("--count", type=int, default=3000, help="requests (3000)")
-    parser.add_argument("--csr", choices=("p256", "rsa2048"), default="p256")
+    parser.add_argument(
+        "--csr", choices=("p256", "rsa2048"), default="p256", help="of Istio's callers"
+    )
     options = parser.parse_args()
     logging.disable(logging.WARNING)  # a key in a file is what is measured here
-    csr = _csr(options.csr)
+    csrs: dict[str, str | bytes] = {"istio": _csr(options.csr), "linkerd": _der_csr()}
     # Not under /tmp, which may be memory: a journal there would cost nothing.
     home = gobuild.cache_folder()
     home.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory("-bench", dir=home) as folder:
         columns = [
-            _measured(Path(folder) / key, key, csr, options.count) for key in _CA_KEYS
+            _measured(
+                Path(folder) / f"{front}-{key}", front, key, csrs[front], options.count
+            )
+            for front, key in _CASES
         ]
     lines = [
         f"microseconds of a request, mean of {options.count}; CSR {options.csr}",
         "",
-        _row("step", [f"CA {key}" for key in _CA_KEYS]),
-        "|" + "---|" * (len(_CA_KEYS) + 1),
+        _row("step", [f"{front}, CA {key}" for front, key in _CASES]),
+        "|" + "---|" * (len(_CASES) + 1),
         *(_row(name, [f"{one[name]:.0f}" for one in columns]) for name in columns[0]),
     ]
     sys.stdout.write("\n".join(lines) + "\n")
@@ -77,7 +93,7 @@ def _row(name: str, cells: Sequence[str]) -> str:
 
 
 def _measured(
-    folder: Path, ca_key: KeyAlgorithm, csr: str, count: int
+    folder: Path, front: str, ca_key: KeyAlgorithm, csr: str | bytes, count: int
 ) -> dict[str, float]:
     folder.mkdir()
     issuer = TokenIssuer()
@@ -85,32 +101,32 @@ def _measured(
         folder / "bridge",
         issuers=[issuer],
         ca_key=ca_key,
+        fronts=("istio", "linkerd"),
         prefix=("taskset", "-c", "0"),
     )
     file = folder / "tokens"
-    issuer.write_many(file, 2 * (count + _WARMUP))
+    issuer.write_many(file, 2 * (count + _WARMUP), audiences=[_AUDIENCES[front]])
     tokens = file.read_text().split()
     half = len(tokens) // 2
     with _on_core(0):
-        found = _in_process(read(bridge.configuration), csr, tokens[:half])
+        found = _in_process(read(bridge.configuration), front, csr, tokens[:half])
+    over_grpc = {"istio": _over_tls, "linkerd": _in_the_clear}[front]
     with _on_core(1), bridge:
-        seconds = list(_over_grpc(bridge, csr, tokens[half:]))
-    found["over gRPC and TLS, median"] = statistics.median(seconds) * 1e6
-    found["over gRPC and TLS, 99 of 100"] = (
-        statistics.quantiles(seconds, n=100)[98] * 1e6
-    )
+        seconds = list(over_grpc(bridge, csr, tokens[half:]))
+    found["over gRPC, median"] = statistics.median(seconds) * 1e6
+    found["over gRPC, 99 of 100"] = statistics.quantiles(seconds, n=100)[98] * 1e6
     return found
 
 
 def _in_process(
-    config: BridgeConfig, csr: str, tokens: Sequence[str]
+    config: BridgeConfig, front: str, csr: str | bytes, tokens: Sequence[str]
 ) -> dict[str, float]:
     with _issuance(config) as (issuance, metrics):
         for token in tokens[:_WARMUP]:
-            issuance.issue(_call(csr, token))
+            issuance.issue(_call(front, csr, token))
         before, cpu, began = _sums(metrics), _cpu(), time.perf_counter()
         for token in tokens[_WARMUP:]:
-            issuance.issue(_call(csr, token))
+            issuance.issue(_call(front, csr, token))
         whole = time.perf_counter() - began
         used, after = _cpu(), _sums(metrics)
     count = len(tokens) - _WARMUP
@@ -162,8 +178,10 @@ def _issuance(config: BridgeConfig) -> Iterator[tuple[Issuance, Metrics]]:
         yield issuance, metrics
 
 
-def _over_grpc(bridge: Bridge, csr: str, tokens: Sequence[str]) -> Iterator[float]:
-    request = IstioCertificateRequest(csr=csr, validity_duration=_TTL_SECONDS)
+def _over_tls(
+    bridge: Bridge, csr: str | bytes, tokens: Sequence[str]
+) -> Iterator[float]:
+    request = IstioCertificateRequest(csr=str(csr), validity_duration=_TTL_SECONDS)
     message = request.SerializeToString()
     credentials = grpc.ssl_channel_credentials(bridge.roots.read_bytes())
     options = [("grpc.ssl_target_name_override", SERVER_NAME)]
@@ -180,6 +198,24 @@ def _over_grpc(bridge: Bridge, csr: str, tokens: Sequence[str]) -> Iterator[floa
                 yield time.perf_counter() - began
 
 
+def _in_the_clear(
+    bridge: Bridge, csr: str | bytes, tokens: Sequence[str]
+) -> Iterator[float]:
+    with grpc.insecure_channel(bridge.linkerd_address) as channel:
+        ask = channel.unary_unary(linkerd.METHOD)
+        for number, token in enumerate(tokens):
+            request = CertifyRequest(
+                identity=_IDENTITY,
+                token=token.encode(),
+                certificate_signing_request=csr if isinstance(csr, bytes) else b"",
+            )
+            message = request.SerializeToString()
+            began = time.perf_counter()
+            ask(message, timeout=10)
+            if number >= _WARMUP:
+                yield time.perf_counter() - began
+
+
 @contextmanager
 def _on_core(core: int) -> Iterator[None]:
     # A process that moves between cores loses up to a quarter of its speed.
@@ -191,12 +227,13 @@ def _on_core(core: int) -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
-def _call(csr: str, token: str) -> Call:
+def _call(front: str, csr: str | bytes, token: str) -> Call:
     return Call(
-        front="istio",
+        front=front,
         csr=csr,
         credential=TokenCredential((f"Bearer {token}",), ("Kubernetes",)),
-        audiences=frozenset({"istio-ca"}),
+        audiences=frozenset({_AUDIENCES[front]}),
+        identity=_IDENTITY if front == "linkerd" else "",
         ttl_seconds=_TTL_SECONDS,
         budget=Budget(time.monotonic() + 10),
     )
@@ -220,6 +257,15 @@ def _csr(kind: str) -> str:
         key = ec.generate_private_key(ec.SECP256R1())
     builder = x509.CertificateSigningRequestBuilder(x509.Name([]))
     return builder.sign(key, SHA256()).public_bytes(Encoding.PEM).decode("ascii")
+
+
+def _der_csr() -> bytes:
+    # As proxy-identity makes it, but for a common name that is too long to be written.
+    key = ec.generate_private_key(ec.SECP256R1())
+    names = x509.SubjectAlternativeName([x509.DNSName(_IDENTITY)])
+    builder = x509.CertificateSigningRequestBuilder(x509.Name([]))
+    builder = builder.add_extension(names, critical=False)
+    return builder.sign(key, SHA256()).public_bytes(Encoding.DER)
 
 
 if __name__ == "__main__":

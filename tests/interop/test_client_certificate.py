@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
+from bridge.hierarchy.throwaway import KeyAlgorithm
 from tests.support.harness import SERVER_NAME, Bridge
 from tests.support.istio import Answer, ask
 from tests.support.pki import (
@@ -71,6 +72,17 @@ def test_machine_renews_with_its_certificate_whatever_cluster_it_names(
     rows = bridge.await_rows(before + 1, kind="intent", credential="certificate")
     assert rows[-1]["caller"] == _VM
     assert int(rows[-1]["serial"], 16) == answer.leaf.serial_number
+
+
+@pytest.mark.parametrize("key", ["p521", "rsa4096", "ed25519"])
+def test_certificate_under_each_kind_of_ca_key_gets_in(
+    tmp_path: Path, key: KeyAlgorithm
+) -> None:
+    with Bridge(tmp_path / "served", ca_key=key) as bridge:
+        chain, own_key = _first(bridge, tmp_path)
+        answer = _show(bridge, chain, own_key)
+    assert answer.code == "OK", answer.error
+    assert answer.chain[1:] == _pem_elements(bridge)
 
 
 def _pem_elements(bridge: Bridge) -> list[str]:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
+from bridge.hierarchy.throwaway import KeyAlgorithm
 from tests.support import envoy
 from tests.support.envoy import Identity
 from tests.support.harness import SERVER_NAME, Bridge
@@ -76,6 +77,24 @@ def test_two_identities_of_the_bridge_speak_mutual_tls(
             bridge.roots,
             upstream=server.port,
             peer=_API,
+        ) as client,
+    ):
+        assert envoy.fetch(client.port) == ("hello\n", _WEB)
+
+
+@pytest.mark.parametrize("key", ["p384", "p521", "rsa4096", "ed25519"])
+def test_envoy_verifies_chains_of_each_kind_of_ca_key(
+    tmp_path: Path, key: KeyAlgorithm
+) -> None:
+    # P-256 is what the tests around this one use.
+    with Bridge(tmp_path / "served", ca_key=key) as bridge:
+        web = _issued(bridge, tmp_path, "web")
+        api = _issued(bridge, tmp_path, "api")
+        roots = bridge.roots
+    with (
+        envoy.server(tmp_path / "server", api, roots, peer=_WEB) as server,
+        envoy.client(
+            tmp_path / "client", web, roots, upstream=server.port, peer=_API
         ) as client,
     ):
         assert envoy.fetch(client.port) == ("hello\n", _WEB)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from bridge.hierarchy.throwaway import KeyAlgorithm
 from tests.support.harness import SERVER_NAME, Bridge
 from tests.support.istio import ask
 
@@ -45,8 +46,11 @@ def test_killed_bridge_leaves_a_ledger_that_verifies(tmp_path: Path) -> None:
     assert checked.returncode == 0, checked.stderr
 
 
-def test_configuration_of_these_tests_passes_the_check(tmp_path: Path) -> None:
-    bridge = Bridge(tmp_path / "served")
+@pytest.mark.parametrize("key", ["p256", "p521", "rsa2048", "ed25519"])
+def test_configuration_of_these_tests_passes_the_check(
+    tmp_path: Path, key: KeyAlgorithm
+) -> None:
+    bridge = Bridge(tmp_path / "served", ca_key=key)
     checked = bridge.run("check")
     assert checked.returncode == 0, checked.stderr
 

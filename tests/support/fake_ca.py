@@ -12,14 +12,13 @@ from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, padding
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from bridge.sdk import SigningCA
 from bridge.signing import new_serial
 from bridge.spi import Description, IssuedChain, LeafRequest, Prepared
-from bridge.x509.algorithm import SignatureAlgorithm, algorithm_of
+from bridge.x509.algorithm import SignatureAlgorithm, algorithm_of, signature_of
 from bridge.x509.der import SEQUENCE, content, elements, splice, tlv
 from bridge.x509.profile import (
     EXTENDED_KEY_USAGE,
@@ -94,10 +93,7 @@ def honest(answer: Answer) -> None:
 
 def sign(key: Key, tbs: bytes) -> bytes:
     """Sign as an issuing CA with this key does."""
-    algorithm = algorithm_of(key.public_key())
-    if isinstance(key, ec.EllipticCurvePrivateKey):
-        return key.sign(tbs, ec.ECDSA(algorithm.hash))
-    return key.sign(tbs, padding.PKCS1v15(), algorithm.hash)
+    return signature_of(key, algorithm_of(key.public_key()), tbs)
 
 
 @dataclass

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.support import gobuild
+from tests.support import cargobuild, gobuild
 
 _ROOT = Path(__file__).resolve().parents[2]
 _GO_LOCK = _ROOT / "deploy/locks/go.txt"
@@ -99,6 +99,23 @@ def programs() -> str:
     return ", ".join(str(module.relative_to(_ROOT)) for module in modules)
 
 
+def crates() -> str:
+    """Build each Rust program of the tests, where there is cargo; return their names.
+
+    Raises:
+        PartError: One does not compile, or its crates cannot be fetched.
+    """
+    if cargobuild.cargo() is None:
+        return cargobuild.WITHOUT
+    found = sorted(path.parent for path in (_ROOT / "tests").rglob("Cargo.toml"))
+    for crate in found:
+        try:
+            cargobuild.build(crate)
+        except gobuild.BuildError as error:
+            raise PartError(str(error)) from error
+    return ", ".join(str(crate.relative_to(_ROOT)) for crate in found)
+
+
 def main() -> int:
     """Say what is there; return the exit status."""
     parts: dict[str, Callable[[], str]] = {
@@ -106,6 +123,7 @@ def main() -> int:
         "go": go,
         "envoy": envoy,
         "programs built with Go": programs,
+        "programs built with Rust": crates,
     }
     _say("parts of other projects:")
     missing = 0

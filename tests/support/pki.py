@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import (
     BestAvailableEncryption,
     Encoding,
@@ -17,19 +17,21 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-Key = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey
+Key = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey
 
 NOW = datetime(2026, 6, 1, 12, 0, 0, tzinfo=UTC)
 """The time of tests that need a certain one."""
 
-KEY_KINDS = ("p256", "p384", "rsa2048", "rsa3072", "rsa4096")
+KEY_KINDS = ("p256", "p384", "p521", "rsa2048", "rsa3072", "rsa4096", "ed25519")
 _serials = count(0x1000)
 
 
 def new_key(kind: str = "p256") -> Key:
-    """Make a key: `p256`, `p384`, `p521`, or `rsa` and a number of bits."""
+    """Make a key: `p256`, `p384`, `p521`, `ed25519`, or `rsa` and a number of bits."""
     if kind.startswith("rsa"):
         return rsa.generate_private_key(65537, int(kind.removeprefix("rsa")))
+    if kind == "ed25519":
+        return ed25519.Ed25519PrivateKey.generate()
     curves: dict[str, ec.EllipticCurve] = {
         "p256": ec.SECP256R1(),
         "p384": ec.SECP384R1(),
@@ -229,7 +231,12 @@ def _aki(issuer: x509.Certificate) -> x509.AuthorityKeyIdentifier:
     return make(found.value)
 
 
-def _hash(key: Key) -> hashes.SHA256 | hashes.SHA384:
-    if isinstance(key, ec.EllipticCurvePrivateKey) and key.curve.name == "secp384r1":
-        return hashes.SHA384()
+def _hash(key: Key) -> hashes.SHA256 | hashes.SHA384 | hashes.SHA512 | None:
+    if isinstance(key, ed25519.Ed25519PrivateKey):
+        return None
+    if isinstance(key, ec.EllipticCurvePrivateKey):
+        if key.curve.name == "secp521r1":
+            return hashes.SHA512()
+        if key.curve.name == "secp384r1":
+            return hashes.SHA384()
     return hashes.SHA256()

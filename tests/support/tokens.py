@@ -167,13 +167,19 @@ class TokenIssuer:
         service_account: str = "web",
         *,
         now: datetime,
+        audiences: Sequence[str] = ("istio-ca",),
         lifetime: float = 86_400,
     ) -> Iterator[str]:
         """Yield distinct tokens, each of a pod of its own."""
         for number in range(count):
             pod = (f"{service_account}-{number}", _uid(f"pod-{number}"))
             yield self.token(
-                namespace, service_account, now=now, lifetime=lifetime, pod=pod
+                namespace,
+                service_account,
+                audiences=audiences,
+                now=now,
+                lifetime=lifetime,
+                pod=pod,
             )
 
     def write_many(
@@ -182,9 +188,14 @@ class TokenIssuer:
         count: int,
         namespace: str = "shop",
         service_account: str = "web",
+        *,
+        audiences: Sequence[str] = ("istio-ca",),
     ) -> None:
         """Write `count` distinct tokens, one a line, good from now for a day."""
-        tokens = self.many(count, namespace, service_account, now=datetime.now(UTC))
+        now = datetime.now(UTC)
+        tokens = self.many(
+            count, namespace, service_account, now=now, audiences=audiences
+        )
         with path.open("w") as file:
             file.writelines(f"{token}\n" for token in tokens)
 

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.types import (
 )
 
 from bridge.errors import BackendUnavailableError
-from bridge.sdk import SigningCA
+from bridge.sdk import SigningCA, signature_of
 from bridge.spi import (
     Description,
     IssuedChain,
@@ -46,7 +46,7 @@ class KeySigner:
     ) -> bytes:
         if self.closed:
             raise BackendUnavailableError("closed")
-        return self.key.sign(tbs, ec.ECDSA(algorithm.hash))
+        return signature_of(self.key, algorithm, tbs)
 
     def close(self) -> None:
         self.closed = True

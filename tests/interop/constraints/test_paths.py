@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ed25519
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
 
 from bridge.errors import ConfigError
@@ -63,6 +64,7 @@ CHANGES: dict[str, tuple[str, dict[str, object]]] = {
     "issuing with SHA-512": ("issuing", {"hash": hashes.SHA512()}),
     "issuing on P-384": ("issuing", {"key": "p384-issuing"}),
     "issuing on P-521": ("issuing", {"key": "p521-issuing"}),
+    "issuing with Ed25519": ("issuing", {"key": "ed25519-issuing"}),
     "issuing with RSA": ("issuing", {"key": "rsa2048-issuing"}),
     "issuing without SKI": ("issuing", {"identifier": None}),
     "regional without AKI": ("regional", {"authority": None}),
@@ -105,6 +107,8 @@ def altered(tiers: Tiers, names: tuple[str, ...]) -> Tiers:
 def leaf_under(tiers: Tiers) -> x509.Certificate:
     """Sign a leaf with the issuing CA's key, whatever the CA may be."""
     names = x509.SubjectAlternativeName([x509.DNSName("web.corp.example")])
+    signer = key(tiers["issuing"].key)
+    is_edwards = isinstance(signer, ed25519.Ed25519PrivateKey)
     return (
         x509.CertificateBuilder()
         .subject_name(x509.Name([]))
@@ -114,7 +118,7 @@ def leaf_under(tiers: Tiers) -> x509.Certificate:
         .not_valid_before(NOW)
         .not_valid_after(NOW + timedelta(hours=1))
         .add_extension(names, critical=True)
-        .sign(key(tiers["issuing"].key), hashes.SHA256())
+        .sign(signer, None if is_edwards else hashes.SHA256())
     )
 
 
@@ -141,6 +145,7 @@ def loaded() -> dict[str, Chain]:
 
 def test_some_chains_are_loaded_and_some_are_not(loaded: dict[str, Chain]) -> None:
     assert {"", "issuing with RSA", "DNS constraint", "issuing with a SAN"} <= {*loaded}
+    assert {"issuing on P-521", "issuing with Ed25519"} <= {*loaded}
     assert not {"issuing expired", "DNS constraint, issuing with a SAN"} & {*loaded}
     assert len(loaded) > 50
 

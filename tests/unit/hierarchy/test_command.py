@@ -88,7 +88,7 @@ def test_a_bad_argument_is_status_2(
 
 
 @pytest.mark.interop
-@pytest.mark.parametrize("key", ["p256", "p384", "rsa2048"])
+@pytest.mark.parametrize("key", ["p256", "p384", "p521", "rsa2048", "ed25519"])
 def test_openssl_accepts_the_chain(tmp_path: Path, key: str) -> None:
     folder = tmp_path / "pki"
     init(folder, *DOMAIN, "--key", key)

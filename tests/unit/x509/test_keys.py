@@ -4,14 +4,21 @@ import math
 import random
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed25519, rsa, x25519
+from cryptography.hazmat.primitives.asymmetric import (
+    dsa,
+    ec,
+    ed448,
+    ed25519,
+    rsa,
+    x25519,
+)
 from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 from hypothesis import given
 from hypothesis import strategies as st
 
 from bridge.errors import CSRError
 from bridge.x509 import keys
-from bridge.x509.keys import require_good_key, require_good_rsa
+from bridge.x509.keys import require_good_ca_key, require_good_key, require_good_rsa
 from tests.vectors import csr_keys
 
 RSA = csr_keys.load()
@@ -35,6 +42,37 @@ def rsa_key(name: str) -> rsa.RSAPublicKey:
 )
 def test_a_good_key_passes(key: PublicKeyTypes) -> None:
     require_good_key(key)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        ec.derive_private_key(7, ec.SECP256R1()).public_key(),
+        ec.derive_private_key(7, ec.SECP521R1()).public_key(),
+        rsa_key("4096"),
+        ed25519.Ed25519PrivateKey.generate().public_key(),
+    ],
+    ids=["p-256", "p-521", "rsa-4096", "ed25519"],
+)
+def test_a_good_ca_key_passes(key: PublicKeyTypes) -> None:
+    require_good_ca_key(key)
+
+
+@pytest.mark.parametrize(
+    ("key", "rule"),
+    [
+        (ec.derive_private_key(7, ec.SECP256K1()).public_key(), "csr.curve"),
+        (rsa_key("1024"), "csr.rsa-size"),
+        (rsa_key("roca"), "csr.rsa-roca"),
+        (ed448.Ed448PrivateKey.generate().public_key(), "csr.key-type"),
+        (x25519.X25519PrivateKey.generate().public_key(), "csr.key-type"),
+    ],
+    ids=["secp256k1", "rsa-1024", "roca", "ed448", "x25519"],
+)
+def test_another_ca_key_is_refused(key: PublicKeyTypes, rule: str) -> None:
+    with pytest.raises(CSRError, match="CA") as refusal:
+        require_good_ca_key(key)
+    assert refusal.value.rule == rule
 
 
 @pytest.mark.parametrize(

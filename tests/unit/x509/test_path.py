@@ -4,12 +4,12 @@ import ipaddress
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from functools import cache
+from functools import cache, partial
 
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, padding, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
 
@@ -20,7 +20,12 @@ from tests.support.pki import NOW, key_usage
 
 Hash = hashes.SHA224 | hashes.SHA256 | hashes.SHA512 | hashes.SHA3_256
 CA_USAGE = key_usage(key_cert_sign=True, crl_sign=True)
-Key = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
+Key = (
+    ec.EllipticCurvePrivateKey
+    | rsa.RSAPrivateKey
+    | ed25519.Ed25519PrivateKey
+    | ed448.Ed448PrivateKey
+)
 UTF8, PRINTABLE = x509.name._ASN1Type.UTF8String, x509.name._ASN1Type.PrintableString
 DAY = timedelta(days=1)
 
@@ -28,16 +33,17 @@ DAY = timedelta(days=1)
 @cache
 def key(name: str) -> Key:
     """Return one key for each name; what comes before a dash is its kind."""
-    match name.partition("-")[0]:
-        case "p521":
-            return ec.generate_private_key(ec.SECP521R1())
-        case "p384":
-            return ec.generate_private_key(ec.SECP384R1())
-        case "rsa2048":
-            return rsa.generate_private_key(65537, 2048)
-        case "rsa1024":
-            return rsa.generate_private_key(65537, 1024)  # noqa: S505 - to be refused
-    return ec.generate_private_key(ec.SECP256R1())
+    makers: dict[str, Callable[[], Key]] = {
+        "p521": partial(ec.generate_private_key, ec.SECP521R1()),
+        "p384": partial(ec.generate_private_key, ec.SECP384R1()),
+        "k256": partial(ec.generate_private_key, ec.SECP256K1()),
+        "rsa2048": partial(rsa.generate_private_key, 65537, 2048),
+        "rsa1024": partial(rsa.generate_private_key, 65537, 1024),  # to be refused
+        "ed25519": ed25519.Ed25519PrivateKey.generate,
+        "ed448": ed448.Ed448PrivateKey.generate,
+    }
+    p256 = partial(ec.generate_private_key, ec.SECP256R1())
+    return makers.get(name.partition("-")[0], p256)()
 
 
 def named(name: str, kind: x509.name._ASN1Type = UTF8) -> x509.Name:
@@ -54,7 +60,7 @@ class Tier:
     issuer: x509.Name
     key: str
     signing_key: str
-    hash: Hash = field(default_factory=hashes.SHA256)
+    hash: Hash | None = field(default_factory=hashes.SHA256)
     pss: bool = False
     not_before: datetime = NOW - DAY
     not_after: datetime = NOW + 100 * DAY
@@ -154,7 +160,11 @@ def test_a_good_chain_is_described() -> None:
     [
         ("issuing", {"path_length": None}),
         ("issuing", {"key": "rsa2048-issuing"}),
+        ("issuing", {"key": "p521-issuing"}),
+        ("issuing", {"key": "ed25519-issuing"}),
         ("root", {"key": "p384-root", "signing_key": "p384-root"}),
+        ("root", {"key": "p521-root", "signing_key": "p521-root"}),
+        ("root", {"key": "ed25519-root", "signing_key": "ed25519-root", "hash": None}),
         (
             "issuing",
             {
@@ -179,7 +189,13 @@ def test_a_good_chain_is_described() -> None:
 def test_a_chain_may_be_like_this(tier: str, change: dict[str, object]) -> None:
     tiers = changed(tier, **change)
     if tier == "root" and "signing_key" in change:
-        tiers["regional"] = replace(tiers["regional"], signing_key="p384-root")
+        root = str(change["signing_key"])
+        ways = {"ed25519-root": None}
+        tiers["regional"] = replace(
+            tiers["regional"],
+            signing_key=root,
+            hash=ways.get(root, hashes.SHA256()),
+        )
     assert validate(tiers).issuing.issuer == named("regional")
 
 
@@ -228,7 +244,8 @@ ROOT = r"trust anchor \(CN=root\)"
         ),
         ("issuing", {"hash": hashes.SHA224()}, f"{ISSUING} is signed with .*SHA224"),
         ("issuing", {"hash": hashes.SHA3_256()}, f"{ISSUING} is signed with"),
-        ("issuing", {"key": "p521-issuing"}, f"{ISSUING} has an unfit key: .*P-384"),
+        ("issuing", {"key": "k256-issuing"}, f"{ISSUING} has an unfit key: .*P-521"),
+        ("issuing", {"key": "ed448-issuing"}, f"{ISSUING} has an unfit key: .*Ed25519"),
         ("issuing", {"key": "rsa1024-issuing"}, f"{ISSUING} has an unfit key: .*2048"),
         ("issuing", {"signing_key": "other"}, "certificate 1 .*the signature is not"),
         ("regional", {"signing_key": "other"}, "certificate 2 .*the signature is not"),

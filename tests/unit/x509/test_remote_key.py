@@ -3,13 +3,17 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from cryptography import x509
 from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric import ed25519
+from cryptography.hazmat.primitives.asymmetric import ec, ed448
+from cryptography.hazmat.primitives.serialization import Encoding
 
-from bridge.x509.algorithm import algorithm_of, require_signature
+from bridge.errors import ConfigError
+from bridge.x509.algorithm import algorithm_of, require_signature, signature_of
+from bridge.x509.der import content, elements
 from bridge.x509.remote_key import recorder_of
 from tests.support.fake_ca import sign
-from tests.support.pki import KEY_KINDS, shared_key
+from tests.support.pki import KEY_KINDS, new_chain, shared_key
 
 
 @pytest.mark.parametrize("kind", KEY_KINDS)
@@ -17,15 +21,16 @@ def test_a_recorder_looks_like_the_key(kind: str) -> None:
     public_key = shared_key(kind).public_key()
     recorder = recorder_of(public_key)
     assert recorder.public_key() == public_key
-    assert recorder.key_size == public_key.key_size  # type: ignore[union-attr]
+    sizes = [getattr(one, "key_size", None) for one in (recorder, public_key)]
+    assert sizes[0] == sizes[1]
 
 
-@pytest.mark.parametrize("kind", ["p256", "rsa2048"])
+@pytest.mark.parametrize("kind", ["p256", "rsa2048", "ed25519"])
 @pytest.mark.parametrize(
     "use",
     [
         lambda key: key.private_bytes(),
-        lambda key: key.private_numbers(),
+        lambda key: getattr(key, "private_numbers", key.private_bytes)(),
         copy.copy,
         copy.deepcopy,
     ],
@@ -37,8 +42,8 @@ def test_a_recorder_has_no_private_half(kind: str, use: Callable[[Any], Any]) ->
 
 
 def test_there_is_no_recorder_for_another_kind_of_key() -> None:
-    other = ed25519.Ed25519PrivateKey.generate().public_key()
-    with pytest.raises(TypeError, match="no recorder for Ed25519PublicKey"):
+    other = ed448.Ed448PrivateKey.generate().public_key()
+    with pytest.raises(TypeError, match="no recorder for Ed448PublicKey"):
         recorder_of(other)
 
 
@@ -47,9 +52,11 @@ def test_there_is_no_recorder_for_another_kind_of_key() -> None:
     [
         ("p256", "ecdsa-sha256"),
         ("p384", "ecdsa-sha384"),
+        ("p521", "ecdsa-sha512"),
         ("rsa2048", "rsa-sha256"),
         ("rsa3072", "rsa-sha256"),
         ("rsa4096", "rsa-sha256"),
+        ("ed25519", "ed25519"),
     ],
 )
 def test_each_key_signs_in_one_way(kind: str, name: str) -> None:
@@ -64,6 +71,33 @@ def test_each_key_signs_in_one_way(kind: str, name: str) -> None:
 
 def test_another_kind_of_key_verifies_nothing() -> None:
     algorithm = algorithm_of(shared_key("p256").public_key())
-    other: Any = ed25519.Ed25519PrivateKey.generate().public_key()
-    with pytest.raises(TypeError, match="no way to verify with Ed25519PublicKey"):
+    other: Any = ed448.Ed448PrivateKey.generate().public_key()
+    with pytest.raises(TypeError, match="no way to verify with Ed448PublicKey"):
         require_signature(other, algorithm, b"", b"")
+
+
+@pytest.mark.parametrize(
+    ("kind", "of"),
+    [("ed25519", "p256"), ("p256", "ed25519"), ("rsa2048", "ed25519")],
+)
+def test_a_key_signs_and_verifies_in_no_other_way(kind: str, of: str) -> None:
+    key, algorithm = shared_key(kind), algorithm_of(shared_key(of).public_key())
+    with pytest.raises(TypeError, match="no way to sign with"):
+        signature_of(key, algorithm, b"data")
+    with pytest.raises(TypeError, match="no way to verify with"):
+        require_signature(key.public_key(), algorithm, b"", b"data")
+
+
+@pytest.mark.parametrize("kind", KEY_KINDS)
+def test_the_identifier_of_the_algorithm_is_the_one_that_others_write(
+    kind: str,
+) -> None:
+    certificate = new_chain(kind).issue_leaf(x509.DNSName("a.example"))
+    *_, identifier, _ = elements(content(certificate.public_bytes(Encoding.DER)))
+    assert algorithm_of(shared_key(kind).public_key()).der == identifier
+
+
+def test_a_curve_of_no_mesh_signs_nothing() -> None:
+    key = ec.generate_private_key(ec.SECP256K1()).public_key()
+    with pytest.raises(ConfigError, match=r"a CA key is RSA .* or Ed25519"):
+        algorithm_of(key)

@@ -1,0 +1,162 @@
+"""What Linkerd's published API is told, and how many may ask at once."""
+
+import subprocess
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography import x509
+
+from tests.support import linkerd
+from tests.support.harness import Bridge
+from tests.support.linkerd import AUDIENCE, Answer, ask_bridge, name_of
+from tests.support.proxies import Proxy, verifiers
+from tests.support.tokens import TokenIssuer
+
+pytestmark = [pytest.mark.interop, pytest.mark.xdist_group("interop-linkerd-requests")]
+
+_WEB, _API = name_of("web"), name_of("api")
+_MISMATCH = "requested identity did not match provided token"
+_PROXIES = 1000
+
+
+@pytest.fixture(scope="module")
+def bridge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bridge]:
+    folder = tmp_path_factory.mktemp("bridge") / "served"
+    with Bridge(folder, fronts=["linkerd", "istio"]) as served:
+        yield served
+
+
+def test_name_longer_than_a_common_name_may_be(bridge: Bridge, tmp_path: Path) -> None:
+    account = "a" * 63
+    answer = ask_bridge(bridge, tmp_path, account)
+    assert answer.code == "OK", answer.error
+    roots = bridge.roots.read_bytes()
+    for judge in verifiers().values():
+        assert judge.refusal(Proxy.of(answer, roots), name_of(account)) == ""
+
+
+def test_authority_may_be_written_with_and_without_a_dot(
+    bridge: Bridge, tmp_path: Path
+) -> None:
+    for authority in ("localhost.:8080", "linkerd-identity:8080"):
+        answer = ask_bridge(bridge, tmp_path, "web", "-authority", authority)
+        assert answer.code == "OK", answer.error
+
+
+def _file(folder: Path, content: bytes) -> tuple[str, Path]:
+    file = folder / "sent.csr"
+    file.write_bytes(content)
+    return "-csr-file", file
+
+
+def _csr_in_pem(bridge: Bridge, folder: Path) -> tuple[str, Path]:
+    good = ask_bridge(bridge, folder).csr
+    text = subprocess.run(
+        ["openssl", "req", "-inform", "DER"],
+        input=good,
+        capture_output=True,
+        check=True,
+    ).stdout
+    return _file(folder, text)
+
+
+def _csr_of_another(bridge: Bridge, folder: Path) -> tuple[str, Path]:
+    return _file(folder, ask_bridge(bridge, folder, "api").csr)
+
+
+def _csr_with_a_broken_signature(bridge: Bridge, folder: Path) -> tuple[str, Path]:
+    good = bytearray(ask_bridge(bridge, folder).csr)
+    good[-1] ^= 1
+    return _file(folder, bytes(good))
+
+
+def _no_csr(_: Bridge, folder: Path) -> tuple[str, Path]:
+    return _file(folder, b"")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "code", "message"),
+    [
+        (_no_csr, "InvalidArgument", "missing certificate signing request"),
+        (_csr_in_pem, "InvalidArgument", ""),
+        (_csr_with_a_broken_signature, "InvalidArgument", ""),
+        (
+            _csr_of_another,
+            "FailedPrecondition",
+            f"CSR name does not match requested identity: csr={_API}; req={_WEB}",
+        ),
+    ],
+)
+def test_spoiled_request_is_refused_and_on_record(
+    bridge: Bridge, tmp_path: Path, spoil: Any, code: str, message: str
+) -> None:
+    arguments = spoil(bridge, tmp_path)
+    intents = len(bridge.rows(kind="intent"))
+    refused = len(bridge.rows(kind="refused"))
+    answer = ask_bridge(bridge, tmp_path, "web", *arguments)
+    assert answer.code == code, answer.error
+    assert message in answer.error
+    assert answer.leaf == b""
+    assert len(bridge.rows(kind="intent")) == intents
+    assert bridge.await_rows(refused + 1, kind="refused")[-1]["rule"]
+
+
+@pytest.mark.parametrize(
+    ("token", "code", "message"),
+    [
+        (lambda _: "", "InvalidArgument", "missing token"),
+        (
+            lambda bridge: bridge.token("shop", "api", audiences=[AUDIENCE]),
+            "FailedPrecondition",
+            f"{_MISMATCH}: requested={_WEB}; found={_API}",
+        ),
+        (
+            lambda bridge: bridge.token("shop", "web", audiences=["istio-ca"]),
+            "FailedPrecondition",
+            "authentication token could not be authenticated",
+        ),
+    ],
+)
+def test_token_of_somebody_else_gets_nothing(
+    bridge: Bridge, tmp_path: Path, token: Any, code: str, message: str
+) -> None:
+    made = token(bridge)
+    answer = linkerd.ask(bridge.linkerd_address, _WEB, made, tmp_path)
+    assert (answer.code, answer.error) == (code, message)
+    assert answer.leaf == b""
+
+
+def test_each_of_1000_proxies_gets_its_certificate_at_the_first_try(
+    tmp_path: Path,
+) -> None:
+    issuer = TokenIssuer(algorithm="ES256")
+    callers = [_caller(issuer, number) for number in range(_PROXIES)]
+    with Bridge(
+        tmp_path / "served", issuers=[issuer], fronts=["linkerd", "istio"]
+    ) as bridge:
+        answers = linkerd.ask_together(
+            bridge.linkerd_address, callers, tmp_path, clients=_PROXIES, within=0.9
+        )
+        bridge.await_rows(_PROXIES, kind="issued", purpose="workload")
+    refused = {(one.code, one.error) for one in answers if one.code != "OK"}
+    assert refused == set()
+    serials = {one.certificate.serial_number for one in answers}
+    assert len(serials) == _PROXIES
+    _require_own_names(answers)
+
+
+def _caller(issuer: TokenIssuer, number: int) -> tuple[str, str]:
+    account = f"app-{number % 40}"
+    token = issuer.token("shop", account, audiences=[AUDIENCE], now=datetime.now(UTC))
+    return name_of(account), token
+
+
+def _require_own_names(answers: Sequence[Answer]) -> None:
+    for answer in answers:
+        names = answer.certificate.extensions.get_extension_for_class(
+            x509.SubjectAlternativeName
+        )
+        assert list(names.value) == [x509.DNSName(answer.identity)]
