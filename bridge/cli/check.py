@@ -88,10 +88,27 @@ def _findings(config: BridgeConfig, snapshot: Snapshot) -> Iterator[Finding]:
     for cluster in config.clusters:
         domain = snapshot.clusters.trust_domain_of(cluster.name)
         yield Finding("cluster", cluster.name, "ok", f"trust domain {domain}")
+    yield from _fronts(config, snapshot)
     for problem in snapshot.clusters.problems():
         yield Finding("cluster", "token keys", "note", problem)
     for key, fine, problem in ledger_places(config):
         yield Finding("ledger", key, "FAILED" if problem else "ok", problem or fine)
+
+
+def _fronts(config: BridgeConfig, snapshot: Snapshot) -> Iterator[Finding]:
+    if (istio := config.fronts.istio) is not None:
+        tokens = f"tokens for {' or '.join(istio.audiences)}"
+        yield Finding("front", "istio", "ok", f"{istio.listen}, {tokens}")
+    linkerd, cluster = config.fronts.linkerd, config.linkerd_cluster()
+    if linkerd is not None and snapshot.linkerd is not None and cluster is not None:
+        tokens = f"tokens of {cluster.name} for {' or '.join(linkerd.audiences)}"
+        names = f"identities end in {snapshot.linkerd.suffix}"
+        yield Finding("front", "linkerd", "ok", f"{linkerd.listen}, {tokens}, {names}")
+        if config.fronts.istio and {*linkerd.audiences} & {
+            *config.fronts.istio.audiences
+        }:
+            shared = "both fronts take the same audience: a token of one mesh is one"
+            yield Finding("front", "audiences", "note", f"{shared} of the other, too")
 
 
 def _tiers(issuer: Issuer) -> Iterator[Finding]:

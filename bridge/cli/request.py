@@ -93,6 +93,8 @@ def request(  # noqa: PLR0913 - each is an option of its own
         )
         _show_certified(certify(wish), roots, out, output)
         return
+    if identity:
+        raise typer.BadParameter("--identity is part of Linkerd's API only")
     answer = ask(
         Ask(
             roots_name=str(roots),

@@ -50,11 +50,13 @@ class Views:
     """The text of a scrape and its content type."""
     readiness: Callable[[], dict[str, object]] | None = None
     """What /readyz shows; by default the function `readiness` of the two above."""
+    parts: tuple[str, ...] = PARTS
+    """Those that there are."""
 
     def state(self) -> dict[str, object]:
         """Return what /readyz shows now."""
         if self.readiness is None:
-            return readiness(self.problems(), self.warnings())
+            return readiness(self.problems(), self.warnings(), self.parts)
         return self.readiness()
 
 
@@ -112,12 +114,14 @@ def split_address(address: str) -> tuple[str, int]:
 
 
 def readiness(
-    problems: Mapping[str, str], warnings: Mapping[str, str]
+    problems: Mapping[str, str],
+    warnings: Mapping[str, str],
+    parts: tuple[str, ...] = PARTS,
 ) -> dict[str, object]:
     """Return what /readyz shows: every part, `ok` or why it is not."""
     fine = {
         part: "ok"
-        for part in PARTS
+        for part in parts
         if not any(key.startswith(part) for key in problems)
     }
     return {

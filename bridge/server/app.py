@@ -9,13 +9,14 @@ from bridge.clock import Clock
 from bridge.config import BridgeConfig
 from bridge.errors import ConfigError
 from bridge.metrics import Metrics
-from bridge.server.admin import Admin, Views
+from bridge.server.admin import PARTS, Admin, Views
 from bridge.server.door import Door
 from bridge.server.doors import IstioDoor, LinkerdDoor
 from bridge.server.front import Issuer
 from bridge.server.health import Health
 from bridge.server.listeners import leave_to_others
 from bridge.server.place import ALONE, Place
+from bridge.server.tls import PART as SERVING
 from bridge.server.tls import IssueServing
 
 _FLUSH_SECONDS = 0.5
@@ -64,7 +65,7 @@ class Server:
         self._doors: tuple[Door, ...] = ()
         self._admin = Admin(
             place.admin or config.admin.listen,
-            Views(self.problems, self.warnings, metrics.render),
+            Views(self.problems, self.warnings, metrics.render, parts=_parts(config)),
         )
         # From here on nothing raises: there are threads to end.
         doors: list[Door] = []
@@ -230,6 +231,11 @@ class Server:
         with self._listening:
             if not self._draining:
                 door.open()
+
+
+def _parts(config: BridgeConfig) -> tuple[str, ...]:
+    absent = set() if config.fronts.istio else {SERVING}
+    return tuple(part for part in PARTS if part not in absent)
 
 
 def _left(began: float, grace: float) -> Iterator[float]:

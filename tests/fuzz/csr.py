@@ -10,6 +10,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from bridge.errors import CSRError
 from bridge.x509.csr import CSR, parse_csr, parse_csr_der, require_only_names
+from bridge.x509.csrnames import asked_names
 from tests.fuzz.engine import main
 
 _PEM = b"-----BEGIN"
@@ -51,6 +52,8 @@ def _require_sound(csr: CSR) -> None:
         raise AssertionError("another reader finds another key")
     with contextlib.suppress(CSRError):
         require_only_names(csr, ())
+    with contextlib.suppress(CSRError):
+        asked_names(csr)
 
 
 if __name__ == "__main__":

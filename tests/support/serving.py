@@ -137,16 +137,22 @@ class Held:
 
 
 def linkerd_server(
-    folder: Path, issuance: ScriptedIssuance, metrics: Metrics
+    folder: Path,
+    issuance: ScriptedIssuance,
+    metrics: Metrics,
+    *,
+    listen: str = "127.0.0.1:0",
 ) -> Server:
     """Make a server with Linkerd's front alone; nothing is issued for itself."""
 
     def none(*_: object) -> ServingPair:
         raise AssertionError("it needs no serving certificate")
 
-    text = _CONFIG.format(listen="127.0.0.1:0", limits="{threads: 2}", tls="{}")
+    text = _CONFIG.format(
+        listen="127.0.0.1:0", limits="{threads: 2}", tls="{}", fronts=""
+    )
     tree = yaml.safe_load(text)
-    tree["fronts"] = {"linkerd": {"listen": "127.0.0.1:0", "cluster": "second"}}
+    tree["fronts"] = {"linkerd": {"listen": listen, "cluster": "second"}}
     tree["clusters"] += [{**tree["clusters"][0], "name": "second"}]
     return Server(
         parse(yaml.safe_dump(tree), folder / "bridge.yaml"),
@@ -169,6 +175,7 @@ class Served:
         listen: str = "127.0.0.1:0",
         limits: str = "{threads: 2}",
         tls: str = f"{{dns_names: [{SERVER_NAME}]}}",
+        fronts: str = "",
         clock: Clock = system_clock,
         issue_serving: Callable[[Sequence[str], timedelta], ServingPair] | None = None,
         anchors_pem: Callable[[], bytes] | None = None,
@@ -179,7 +186,7 @@ class Served:
         self.problems: dict[str, str] = {}
         self.server = Server(
             parse(
-                _CONFIG.format(listen=listen, limits=limits, tls=tls),
+                _CONFIG.format(listen=listen, limits=limits, tls=tls, fronts=fronts),
                 folder / "bridge.yaml",
             ),
             self.issuance,
@@ -207,8 +214,8 @@ class Served:
 
     @property
     def door(self) -> IstioDoor:
-        """The one front's."""
-        (door,) = self.server._doors
+        """Of Istio's front."""
+        door, *_ = self.server._doors
         assert isinstance(door, IstioDoor)
         return door
 
@@ -266,6 +273,7 @@ fronts:
     listen: "{listen}"
     mtls_listen: "127.0.0.1:0"
     tls: {tls}
+  {fronts}
 clusters:
   - name: Kubernetes
     tokens: {{verify: jwks, file: jwks.json, issuer: "https://issuer.example"}}

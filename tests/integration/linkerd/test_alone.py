@@ -1,6 +1,7 @@
 """Linkerd's front without Istio's: other configurations, and what their rows say."""
 
 import shutil
+import subprocess
 from collections.abc import Mapping
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
@@ -20,7 +21,7 @@ from bridge.hierarchy.throwaway import ThrowawaySpec, make
 from bridge.server.linkerd import METHOD, SERVICE
 from bridge.spiffe import TrustDomain
 from tests.support.certify import SUFFIX, Certify, channel, new_csr, token
-from tests.support.harness import Bridge
+from tests.support.harness import MESHCA, Bridge
 from tests.support.pki import bundle, new_root
 from tests.support.supervised import await_true
 from tests.support.wire import MAIN, MAIN_ECDSA, MOST_WAIT_SECONDS
@@ -77,6 +78,39 @@ def test_a_bridge_for_linkerd_alone_is_ready_and_issues(tmp_path: Path) -> None:
         shown = bridge.run("check")
         assert shown.returncode == 0, shown.stdout + shown.stderr
         assert "DNS b.a.serviceaccount.identity.linkerd.corp.example" in shown.stdout
+
+
+def test_the_command_gets_a_certificate_as_a_proxy_would(tmp_path: Path) -> None:
+    with alone(tmp_path) as bridge:
+        shown = bridge.folder / "token"
+        command: list[str | Path] = [MESHCA, "request", "--front", "linkerd"]
+        command += ["--address", bridge.linkerd_address, "--roots", bridge.roots]
+        command += ["--token-file", shown, "--identity", IDENTITY]
+        for held, status, text in (
+            (token(), 0, f"leaf {IDENTITY}"),
+            (token(account="other"), 1, "requested identity did not match provided"),
+        ):
+            shown.write_text(held)
+            done = subprocess.run(
+                command, capture_output=True, text=True, check=False, timeout=60
+            )
+            assert done.returncode == status, done.stderr
+            assert text in done.stdout + done.stderr
+
+
+def test_the_demo_shows_both_meshes() -> None:
+    done = subprocess.run(
+        [MESHCA, "demo"], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    for text in (
+        "leaf spiffe://corp.example/ns/shop/sa/web",
+        "leaf web.shop.serviceaccount.identity.linkerd.corp.example",
+        "constraint.permitted",
+        "requested identity did not match provided token",
+        "all as it must be",
+    ):
+        assert text in done.stdout
 
 
 def test_workers_serve_it_behind_one_admin_address(tmp_path: Path) -> None:

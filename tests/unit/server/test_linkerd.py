@@ -1,5 +1,7 @@
 """Linkerd's front: what goes in, what comes out, and what is never decided here."""
 
+import json
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -8,6 +10,8 @@ from typing import Any
 
 import grpc
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from bridge._proto.linkerd_identity_pb2 import CertifyRequest, CertifyResponse
 from bridge.errors import (
@@ -15,18 +19,22 @@ from bridge.errors import (
     BackendThrottledError,
     BackendTimeoutError,
     BridgeError,
+    ConfigError,
     CSRError,
     DeniedError,
     LedgerError,
     MisissuedError,
     MismatchError,
     OverloadedError,
+    RequestError,
 )
 from bridge.identity.caller import TokenCredential
 from bridge.metrics import Metrics
+from bridge.resilience import Budget
 from bridge.server import istio
 from bridge.server.app import Server
-from bridge.server.linkerd import METHOD
+from bridge.server.front import Terms
+from bridge.server.linkerd import METHOD, LinkerdFront
 from tests.support.serving import (
     ISSUED,
     WAIT_SECONDS,
@@ -202,3 +210,31 @@ def test_calls_are_counted_as_a_server_in_go_counts_them(front: Front) -> None:
     assert value("handled_total", grpc_code="FailedPrecondition") == 1
     assert value("handling_seconds_count") == 2
     assert value("handling_seconds_bucket", le="0.1") is not None
+
+
+def test_the_readiness_has_no_part_that_is_not_there(front: Front) -> None:
+    url = f"http://{front.server.admin_address}/readyz"
+    with urllib.request.urlopen(url, timeout=WAIT_SECONDS) as answer:
+        parts = json.load(answer)["parts"]
+    assert "serving certificate" not in parts
+    assert parts["listeners"] == "ok"
+
+
+def test_an_address_that_is_taken_is_named(tmp_path: Path, front: Front) -> None:
+    taken = front.server.linkerd_address
+    second = linkerd_server(tmp_path, front.issuance, Metrics(), listen=taken)
+    with pytest.raises(ConfigError, match=f"fronts.linkerd.listen: cannot .* {taken}"):
+        second.start()
+    assert front.ask().leaf_certificate
+
+
+@given(st.binary(max_size=200))
+def test_any_message_is_translated_or_refused(message: bytes) -> None:
+    terms = Terms(audiences=frozenset({"a"}), deadline_seconds=1)
+    lanes: Any = None
+    made = LinkerdFront(ScriptedIssuance(), Metrics(), lanes, terms)
+    try:
+        call = made.translate(message, None, terms, Budget.of_seconds(1))
+    except RequestError:
+        return
+    assert call.front == "linkerd"

@@ -1,0 +1,49 @@
+"""Clear HTTP/2 with prior knowledge, as proxies speak it."""
+
+import socket
+import struct
+
+import pytest
+
+from tests.support import http2
+from tests.support.certify import Certify
+from tests.support.harness import Bridge
+
+pytestmark = pytest.mark.xdist_group("linkerd-transport")
+
+MAX_CONCURRENT_STREAMS = 3
+ANY_NUMBER = 2**31 - 1
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+
+
+def settings(bridge: Bridge) -> dict[int, int]:
+    """Connect with prior knowledge, and read what the server allows."""
+    host, port = bridge.linkerd_address.rsplit(":", 1)
+    with socket.create_connection((host, int(port)), timeout=30) as connection:
+        connection.sendall(PREFACE + http2.frame(http2.SETTINGS))
+        held = b""
+        while len(held) < 9 or len(held) < 9 + int.from_bytes(held[:3]):
+            chunk = connection.recv(4096)
+            assert chunk, "the server hung up"
+            held += chunk
+    assert held[3] == http2.SETTINGS
+    body = held[9 : 9 + int.from_bytes(held[:3])]
+    return dict(struct.iter_unpack(">HI", body))
+
+
+def test_a_connection_may_have_any_number_of_streams(bridge: Bridge) -> None:
+    allowed = settings(bridge)
+    assert allowed.get(MAX_CONCURRENT_STREAMS, ANY_NUMBER) >= ANY_NUMBER
+
+
+def test_a_client_that_speaks_tls_or_nothing_harms_nobody(
+    bridge: Bridge, certify: Certify
+) -> None:
+    host, port = bridge.linkerd_address.rsplit(":", 1)
+    silent = [socket.create_connection((host, int(port))) for _ in range(50)]
+    for each in silent[:25]:
+        each.sendall(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03")
+    certify.require_healthy()
+    for each in silent:
+        each.close()
+    certify.require_healthy()

@@ -1,0 +1,98 @@
+"""Two fronts in one process: each has its own door, and they end together."""
+
+import threading
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from bridge._proto.istio_ca_pb2 import IstioCertificateRequest
+from bridge._proto.linkerd_identity_pb2 import CertifyRequest
+from bridge.errors import BackendUnavailableError
+from bridge.own import ServingPair
+from bridge.server.doors import LinkerdDoor
+from bridge.server.linkerd import METHOD
+from tests.support.serving import ISSUED, WAIT_SECONDS, Held, ListenerCA, Served
+
+LINKERD = 'linkerd: {listen: "127.0.0.1:0"}'
+REQUEST = CertifyRequest(identity="a").SerializeToString()
+
+
+def certify(served: Served) -> Any:
+    channel = grpc.insecure_channel(served.server.linkerd_address)
+    served._channels.append(channel)
+    return channel.unary_unary(METHOD)
+
+
+def test_both_are_served_and_each_on_its_own_port(tmp_path: Path) -> None:
+    with Served(tmp_path, fronts=LINKERD) as served:
+        assert served.stub()(IstioCertificateRequest(csr="pem")).cert_chain
+        assert certify(served)(REQUEST, WAIT_SECONDS)
+        assert [call.front for call in served.issuance.calls] == ["istio", "linkerd"]
+        ports = {
+            served.server.istio_address,
+            served.server.mtls_address,
+            served.server.linkerd_address,
+        }
+        assert len(ports) == 3
+
+
+def test_linkerd_is_served_while_istio_waits_for_its_certificate(
+    tmp_path: Path,
+) -> None:
+    ca, may = ListenerCA(), threading.Event()
+
+    def issue(names: Sequence[str], ttl: timedelta) -> ServingPair:
+        if not may.is_set():
+            raise BackendUnavailableError("no issuing CA answers")
+        return ca.issue_serving(names, ttl)
+
+    with Served(tmp_path, fronts=LINKERD, issue_serving=issue) as served:
+        assert certify(served)(REQUEST, WAIT_SECONDS)
+        assert served.server.istio_address == ""
+        assert "listeners" in served.server.problems()
+        may.set()
+        while served.server.problems():
+            threading.Event().wait(0.01)
+        assert served.server.istio_address
+
+
+def test_the_bounds_of_one_front_are_not_those_of_the_other(tmp_path: Path) -> None:
+    with Served(
+        tmp_path, fronts=LINKERD, limits="{threads: 2, in_flight: 1}"
+    ) as served:
+        _, door = served.server._doors
+        assert isinstance(door, LinkerdDoor)
+        calls = door.lanes.calls
+        assert (calls.in_flight, calls.queue_seconds) == (4096, 30)
+        held = Held()
+        served.issuance.does = held
+        first = served.stub().future(IstioCertificateRequest(csr="pem"))
+        assert held.began.acquire(timeout=WAIT_SECONDS)
+        # Istio's front has all that it can take; Linkerd's has not.
+        served.issuance.does = lambda _call: ISSUED
+        assert certify(served)(REQUEST, WAIT_SECONDS)
+        held.release.set()
+        assert first.result(WAIT_SECONDS)
+
+
+def test_draining_finishes_the_calls_of_both(tmp_path: Path) -> None:
+    held = Held()
+    with Served(tmp_path, fronts=LINKERD) as served:
+        served.issuance.does = held
+        running = [
+            served.stub().future(IstioCertificateRequest(csr="pem")),
+            certify(served).future(REQUEST),
+        ]
+        for _ in running:
+            assert held.began.acquire(timeout=WAIT_SECONDS)
+        ending = threading.Thread(target=served.server.drain, args=(WAIT_SECONDS,))
+        ending.start()
+        while not served.server._draining:
+            threading.Event().wait(0.005)
+        held.release.set()
+        assert all(future.result(WAIT_SECONDS) for future in running)
+        ending.join(WAIT_SECONDS)
+        assert served.server.wait(0)
