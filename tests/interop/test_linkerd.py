@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from cryptography import x509
 
-from bridge.hierarchy.throwaway import KeyAlgorithm
+from bridge.hierarchy.throwaway import DataPlane, KeyAlgorithm, ThrowawaySpec, make
+from bridge.spiffe import TrustDomain
 from tests.support.harness import Bridge
 from tests.support.linkerd import Answer, ask_bridge, name_of
 from tests.support.pki import (
@@ -175,8 +176,29 @@ def _excluding() -> Authority:
     return _root().issue_ca("Issuing CA", constraints=constraints)
 
 
+def _under_rsa() -> Authority:
+    # As linkerd2's own test of a corporate root (test/integration/rsa-ca) has it.
+    return _root(key=new_key("rsa2048")).issue_ca("Issuing CA")
+
+
+def _mixed() -> Authority:
+    root = _root(key=new_key("p521"))
+    regional = root.issue_ca("Regional CA", key=new_key("rsa3072"))
+    return regional.issue_ca("Issuing CA", key=new_key("ed25519"))
+
+
+def _throwaway() -> Authority:
+    planes = frozenset({DataPlane.LINKERD})
+    domains = (TrustDomain("corp.example"),)
+    made = make(ThrowawaySpec(trust_domains=domains, data_planes=planes))
+    root, regional = (
+        Authority(tier.certificate, tier.key) for tier in (made.root, made.intermediate)
+    )
+    return Authority(made.issuing.certificate, made.issuing.key, (regional, root))
+
+
 @pytest.mark.parametrize(
-    "make",
+    "shape",
     [
         pytest.param(_direct, id="issuing CA under the root"),
         pytest.param(_regional, id="regional CA between"),
@@ -185,10 +207,13 @@ def _excluding() -> Authority:
         pytest.param(_constrained_regional, id="regional CA held to a domain"),
         pytest.param(_constrained_to_uris, id="URI constraint, which no DNS name has"),
         pytest.param(_excluding, id="another domain excluded"),
+        pytest.param(_under_rsa, id="P-256 under an RSA root"),
+        pytest.param(_mixed, id="Ed25519 under RSA under P-521"),
+        pytest.param(_throwaway, id="hierarchy init --data-plane linkerd"),
     ],
 )
-def test_proxies_speak_under_chains_of_each_shape(tmp_path: Path, make: Any) -> None:
-    ca = make()
+def test_proxies_speak_under_chains_of_each_shape(tmp_path: Path, shape: Any) -> None:
+    ca = shape()
     with _served(tmp_path, ca) as bridge:
         mesh = _mesh(bridge, tmp_path, bundle(ca.root))
     for judge in verifiers().values():
