@@ -104,12 +104,12 @@ def frame(kind: int, flags: int = 0, stream: int = 0, payload: bytes = b"") -> b
     return head + payload
 
 
-def begun(stream: int, fields: Fields = ()) -> bytes:
+def begun(stream: int, fields: Fields = (), path: str = METHOD) -> bytes:
     """Write the frame that begins a call, with `fields` after what every call has."""
     always = (
         (b":method", b"POST"),
         (b":scheme", b"https"),
-        (b":path", METHOD.encode()),
+        (b":path", path.encode()),
         (b":authority", SERVER_NAME.encode()),
         (b"te", b"trailers"),
         (b"content-type", b"application/grpc"),

@@ -9,8 +9,9 @@ from typer.testing import CliRunner
 
 from bridge import demo
 from bridge.cli import app
-from bridge.cli.check import _once
+from bridge.cli.check import _fronts, _once
 from bridge.clock import system_clock
+from tests.support.world import World
 
 Change = Callable[[dict[str, Any], Path], None]
 
@@ -205,3 +206,25 @@ def test_a_rule_that_cannot_be_meant_is_refused(tmp_path: Path) -> None:
     assert f"{path}: issuance.rules[1]: expected callers whom no earlier" in str(
         result.exception
     )
+
+
+@pytest.mark.parametrize(
+    ("audience", "results"),
+    [
+        ("identity.l5d.io", ["ok", "ok"]),
+        # Then a token of one mesh is one of the other, too.
+        ("istio-ca", ["ok", "ok", "note"]),
+    ],
+)
+def test_each_front_is_shown_with_what_it_takes(
+    tmp_path: Path, audience: str, results: list[str]
+) -> None:
+    linkerd = {"listen": "127.0.0.1:0", "audiences": [audience]}
+    with World(tmp_path, overrides={"fronts": {"linkerd": linkerd}}) as world:
+        found = [*_fronts(world.config, world.snapshot)]
+    assert [one.result for one in found] == results
+    istio, shown, *_ = found
+    assert (istio.what, istio.detail) == ("istio", "127.0.0.1:0, tokens for istio-ca")
+    assert shown.what == "linkerd"
+    assert f"tokens of Kubernetes for {audience}" in shown.detail
+    assert ".serviceaccount.identity.linkerd.corp.example" in shown.detail

@@ -5,6 +5,7 @@ import struct
 
 import pytest
 
+from bridge.server.linkerd import METHOD
 from tests.support import http2
 from tests.support.certify import Certify
 from tests.support.harness import Bridge
@@ -12,6 +13,8 @@ from tests.support.harness import Bridge
 pytestmark = pytest.mark.xdist_group("linkerd-transport")
 
 MAX_CONCURRENT_STREAMS = 3
+STALLED = 48
+"""More than there are threads that work on calls."""
 ANY_NUMBER = 2**31 - 1
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
@@ -46,4 +49,17 @@ def test_a_client_that_speaks_tls_or_nothing_harms_nobody(
     certify.require_healthy()
     for each in silent:
         each.close()
+    certify.require_healthy()
+
+
+def test_calls_whose_messages_never_come_do_not_keep_others_out(
+    bridge: Bridge, certify: Certify
+) -> None:
+    host, port = bridge.linkerd_address.rsplit(":", 1)
+    with socket.create_connection((host, int(port)), timeout=30) as stalled:
+        begun = (
+            http2.begun(stream, path=METHOD) for stream in range(1, 2 * STALLED, 2)
+        )
+        stalled.sendall(PREFACE + http2.frame(http2.SETTINGS) + b"".join(begun))
+        certify.require_healthy()
     certify.require_healthy()
