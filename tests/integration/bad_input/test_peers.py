@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Self
 
-import grpc
 import pytest
 
 from bridge.server.istio import METHOD
@@ -192,26 +191,36 @@ def test_calls_whose_messages_do_not_come_stop_others_only_for_a_while(
         served_at_once(wire)
 
 
-@pytest.mark.usefixtures("nothing_left")
-def test_a_caller_that_leaves_while_it_waits_leaves_nothing_open(
-    bridge: Bridge, wire: Wire
-) -> None:
-    # That nothing is signed for it while it waits: tests/unit/server/test_istio.py.
-    account = "impatient"
-    with http2.Connection(bridge) as peer:
-        stall(bridge, peer, WIDTH)
+def leaves_without_a_row(bridge: Bridge, wire: Wire, account: str) -> bool:
+    """Have a caller leave while all threads wait for the messages of others."""
+    with contextlib.ExitStack() as stack:
+        for _ in range(WIDTH // 2):  # with more calls of each they would be hostile
+            peer = stack.enter_context(http2.Connection(bridge))
+            for _ in range(2):
+                peer.begin((b"authorization", b"Bearer x"))
+        if not eventually(lambda: bridge.metric("meshca_in_flight") >= WIDTH, 1.0):
+            return False
         call = wire.channel.unary_unary(METHOD)
         waiting = call.future(request(), metadata=bearer(token(account=account)))
-        assert eventually(lambda: bridge.metric("meshca_in_flight") > WIDTH)
+        assert eventually(
+            lambda: waiting.done() or bridge.metric("meshca_in_flight") > WIDTH
+        )
         waiting.cancel()
-        with pytest.raises(grpc.FutureCancelledError, match=r"^$"):
-            waiting.result()
     assert eventually(lambda: bridge.metric("meshca_in_flight") == 0)
     wire.require_healthy()
-    name = f"spiffe://corp.example/ns/shop/sa/{account}"
-    kinds = [row["kind"] for row in bridge.rows(caller=name)]
-    # Its turn may have come just before it left.
-    assert kinds in ([], ["intent", "issued"], ["intent", "failed"])
+    return bridge.rows(caller=f"spiffe://corp.example/ns/shop/sa/{account}") == []
+
+
+@pytest.mark.usefixtures("nothing_left")
+def test_a_caller_that_leaves_while_it_waits_gets_no_certificate(
+    bridge: Bridge, wire: Wire
+) -> None:
+    # The threads are free again within a second. On a busy machine that may be before
+    # the caller has left, which shows nothing, so it tries again.
+    assert any(
+        leaves_without_a_row(bridge, wire, f"impatient-{number}")
+        for number in range(10)
+    )
 
 
 @pytest.mark.usefixtures("nothing_left")
