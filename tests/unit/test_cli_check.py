@@ -114,6 +114,30 @@ def test_places_are_told_together_with_what_else_is_wrong(tmp_path: Path) -> Non
     assert f"{path}: ledger.journal: cannot write in /proc" in told
 
 
+def test_a_key_that_is_wrong_hides_nothing_that_is_wrong_with_files(
+    tmp_path: Path,
+) -> None:
+    def spoil(tree: dict[str, Any], folder: Path) -> None:
+        tree["limits"] = {"deadlin": "10s"}
+        tree["trust_anchors"] = 7
+        tree["issuing_cas"]["demo"]["options"]["kee"] = "a"
+        tree["issuing_cas"]["other"] = {"plugin": "nothing"}
+        tree["ledger"]["journal"] = "/proc/x"
+        (folder / "jwks.json").unlink()
+
+    path = written(tmp_path, spoil)
+    result = CliRunner().invoke(app, ["check", "-c", str(path)])
+    told = str(result.exception).splitlines()
+    assert [line.removeprefix(f"{path}: ").split(": ")[0] for line in told] == [
+        "trust_anchors",
+        "limits.deadlin",
+        "issuing_cas.demo.options.kee",
+        "issuing_cas.other.plugin",
+        "clusters[0].tokens.file",
+        "ledger.journal",
+    ]
+
+
 def test_the_same_of_several_tiers_is_told_once() -> None:
     where = "the certificate of tier {} (CN=a (b)) "
     told = _once(

@@ -7,8 +7,9 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
-from bridge.config import BridgeConfig, complain, parse, read
+from bridge.config import BridgeConfig, complain, parse, read, rest
 from bridge.errors import ConfigError
 
 FILE = Path("bridge.yaml")
@@ -228,6 +229,111 @@ def test_all_problems_of_a_file_are_told_at_once() -> None:
         "ledger.journal",
     ]
     assert all(line.startswith(f"{FILE}: ") and "(found " in line for line in found)
+
+
+def test_a_wrong_value_hides_no_rule_that_holds_keys_together() -> None:
+    # Of every kind: of a key, of a section, and of several sections.
+    changed = put("limits.deadlin", "10s")
+    changed["trust_domain"] = "Corp"
+    changed["fronts"]["istio"]["tls"] = {"certificate": "c", "ttl": "1.5s"}
+    changed["clusters"][0]["tokens"] |= {"url": "https://a", "verify": "x"}
+    changed["clusters"].append(changed["clusters"][0])
+    changed["issuance"] |= {"min_ttl": "30h", "csr_names": "x"}
+    changed["issuance"]["issuing_cas"] = ["other"]
+    changed["ledger"]["heads"] = {}
+    found = problems(changed)
+    assert sorted(line.split(": ")[1] for line in found) == [
+        "clusters[0].tokens",
+        "clusters[0].tokens.verify",
+        "clusters[1]",
+        "clusters[1].tokens",
+        "clusters[1].tokens.verify",
+        "fronts.istio.tls",
+        "fronts.istio.tls.ttl",
+        "issuance",
+        "issuance.csr_names",
+        "issuance.issuing_cas[0]",
+        "ledger.heads.sink",
+        "limits.deadlin",
+        "trust_domain",
+    ]
+    assert "stand-in" not in "".join(found)
+
+
+# Two things that are wrong and of which one would bring about the other.
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"issuance.default_ttl": "x", "issuance.max_ttl": "1h"},
+        {"issuance.min_ttl": "x", "issuance.backdate": "6m"},
+        {"issuing_cas": ..., "issuance.issuing_cas": ["a"]},
+        {"issuing_cas.seoul-1.plugin": ..., "trust_anchors": 7},
+        {"issuance.issuing_cas": [], "trust_domain": ...},
+        {"clusters.0.name": "a b", "clusters.0.aliases": ["a", "a"]},
+        {"clusters": "x", "fronts.linkerd": {"listen": "h:1", "cluster": "nope"}},
+        {"clusters.0.tokens.file": "", "admin": 7},
+        {"fronts.istio.listen": 15012, "fronts.istio.mtls_listen": "h:x"},
+        {"fronts.istio.tls": {"certificate": 7, "key": 7}},
+        {"fronts.istio.audiences": [7, 8]},
+        {"ledger": 7, "fronts": 7},
+        {"limits": {"per_identity": {}}},
+    ],
+    ids=str,
+)
+def test_nothing_is_told_of_a_value_that_stands_in(wrong: dict[str, object]) -> None:
+    changed = tree()
+    for where, value in wrong.items():
+        *above, last = where.split(".")
+        node: Any = changed
+        for part in above:
+            node = node[int(part) if part.isdigit() else part]
+        node.pop(last) if value is ... else node.update({last: value})
+    with pytest.raises(ValidationError) as refusal:
+        BridgeConfig.model_validate(changed)
+    found = problems(changed)
+    assert len(found) == len(refusal.value.errors())
+    assert "stand-in" not in "".join(found)
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        *("trust_domain", "fronts", "fronts.istio.listen", "fronts.istio.tls"),
+        *("clusters", "clusters.0", "clusters.0.name", "clusters.0.tokens"),
+        *("clusters.0.tokens.verify", "clusters.0.tokens.issuer", "issuing_cas"),
+        *("issuing_cas.seoul-1", "issuing_cas.seoul-1.plugin", "trust_anchors"),
+        *("issuance", "issuance.issuing_cas", "ledger", "ledger.journal"),
+        *("ledger.archive", "ledger.heads", "ledger.heads.sink"),
+        *("limits.per_identity.rate", "limits.per_cluster.burst"),
+    ],
+)
+def test_whatever_is_wrong_the_rest_is_read(tmp_path: Path, where: str) -> None:
+    changed = put("limits.per_identity", {"rate": 1, "burst": 1})
+    changed["limits"]["per_cluster"] = {"rate": 1, "burst": 1}
+    node: Any = changed
+    *above, last = where.split(".")
+    for part in above:
+        node = node[int(part) if part.isdigit() else part]
+    node[int(last) if last.isdigit() else last] = []
+    path = tmp_path / "bridge.yaml"
+    path.write_text(yaml.safe_dump(changed))
+    with pytest.raises(ConfigError, match=re.escape(str(path))):
+        read(path)
+    found = rest(path)
+    assert found is not None
+    assert found.base == tmp_path
+
+
+def test_of_what_is_no_configuration_there_is_no_rest(tmp_path: Path) -> None:
+    path = tmp_path / "bridge.yaml"
+    assert rest(path) is None
+    path.write_text("- a")
+    assert rest(path) is None
+
+
+def test_a_key_that_is_wrong_is_named_as_it_stands() -> None:
+    (line,) = problems(put("issuing_cas.Seoul", {"plugin": "file"}))
+    assert line.startswith(f"{FILE}: issuing_cas.Seoul: String should match pattern")
 
 
 def test_problems_between_sections_are_told_at_once() -> None:
