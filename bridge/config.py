@@ -29,7 +29,7 @@ from bridge.sections import (
     ServingConfig,
     TokensConfig,
 )
-from bridge.values import FilePath, Name, Some, TrustDomainName, is_host
+from bridge.values import FilePath, Name, Some, TrustDomainName, is_host, written
 from bridge.yamltree import parse_yaml
 
 __all__ = [
@@ -95,6 +95,7 @@ class BridgeConfig(Section):
             *self._unknown_issuing_cas(),
             *self._ambiguous_clusters(),
             *self._wrong_linkerd(),
+            *self._short_serving(),
             *doubled(addresses),
         ]
 
@@ -138,6 +139,16 @@ class BridgeConfig(Section):
                 "and a peer of either mesh could not tell the two apart"
             )
             yield "fronts.linkerd.spiffe_uri", front.spiffe_uri, expected
+
+    def _short_serving(self) -> Iterator[Problem]:
+        ttl = self.fronts.istio.tls.ttl if self.fronts.istio else None
+        backdate = self.issuance.backdate
+        if ttl is not None and ttl <= backdate:
+            expected = (
+                f"expected more than issuance.backdate ({written(backdate)}): half of "
+                "its life would be over when it is issued"
+            )
+            yield "fronts.istio.tls.ttl", ttl, expected
 
     def _unknown_issuing_cas(self) -> list[Problem]:
         known = ", ".join(self.issuing_cas)

@@ -115,6 +115,8 @@ BAD_VALUES: list[tuple[str, object, str]] = [
     ("fronts.istio.listen", "a:65536", 'expected "HOST:PORT"'),
     ("fronts.istio.listen", "a:-1", 'expected "HOST:PORT"'),
     ("fronts.istio.listen", "a:\u0661", 'expected "HOST:PORT"'),
+    ("fronts.istio.listen", "::1:15012", 'expected "HOST:PORT"'),
+    ("fronts.istio.listen", "[::1:15012", 'expected "HOST:PORT"'),
     ("fronts.istio.listen", "a:\u00b2", 'expected "HOST:PORT"'),
     ("fronts.istio.audiences", [], "expected one or more (found [])"),
     (
@@ -129,6 +131,14 @@ BAD_VALUES: list[tuple[str, object, str]] = [
     ("fronts.istio.tls", {"certificate": "c"}, "given together or not at all"),
     ("fronts.istio.tls", {"key": "k", "dns_names": ["a"]}, "given together or not"),
     ("fronts.istio.tls.ttl", "1.5s", "in whole seconds (found '1.5s')"),
+    ("fronts.istio.tls.ttl", "2m", "expected more than issuance.backdate (2m)"),
+    ("fronts.istio.tls.dns_names", ["a b"], "[0]: expected a DNS name in lower case"),
+    ("fronts.istio.tls.dns_names", ["m\u00e9sh.x"], "[0]: expected a DNS name"),
+    ("fronts.istio.tls.dns_names", ["*.a"], "[0]: expected a DNS name in lower case"),
+    ("fronts.istio.tls.dns_names", ["https://a"], "[0]: expected a DNS name in lower"),
+    ("fronts.istio.tls.dns_names", ["a:15012"], "[0]: expected a DNS name in lower"),
+    ("fronts.istio.tls.dns_names", ["10.0.0.1"], "[0]: expected a DNS name in lower"),
+    ("fronts.istio.tls.dns_names", ["a", "a"], "expected each entry once"),
     ("clusters", [], "expected one or more"),
     ("clusters.0.name", "a b", "should match pattern"),
     ("clusters.0.name", "a\n", "should match pattern"),
@@ -138,6 +148,11 @@ BAD_VALUES: list[tuple[str, object, str]] = [
     ("clusters.0.tokens.issuer", "", "String should have at least 1 character"),
     ("clusters.0.tokens.file", ..., "expected one of file, url and discovery: true"),
     ("clusters.0.tokens.url", "https://a", "expected one of file, url and discovery"),
+    ("clusters.0.tokens.url", "http://a", "url: keys are fetched from https:// only"),
+    ("clusters.0.tokens.url", "https://", "url: keys are fetched from https:// only"),
+    ("clusters.0.tokens.url", "https://a:x", "url: keys are fetched from https:// o"),
+    ("clusters.0.tokens.url", "https://a b", "url: keys are fetched from https:// o"),
+    ("clusters.0.tokens.ca_file", "c", "expected ca_file beside url or discovery onl"),
     ("clusters.0.tokens.max_key_age", "0s", "expected a duration above 0 (found '0s')"),
     ("issuing_cas", {}, "should have at least 1 item"),
     ("issuing_cas.seoul-1.plugin", "File", "should match pattern"),
@@ -174,6 +189,7 @@ BAD_VALUES: list[tuple[str, object, str]] = [
     ("ledger.max_lag.seconds", float("inf"), "should be a valid number"),
     ("ledger.max_lag.entries", 0, "greater than or equal to 1"),
     ("ledger.heads", {}, ".sink: is required"),
+    ("ledger.heads.interval", "61s", "at most 1m (found '61s')"),
     ("ledger.heads.interval", "0s", "expected a duration above 0"),
     ("admin.listen", None, '0.0.0.0:15012" (found nothing)'),
     ("admin.listen", 9990, '0.0.0.0:15012" (found 9990)'),
@@ -404,6 +420,25 @@ def test_a_password_in_a_url_is_not_repeated() -> None:
     (line,) = problems(put("ledger.archive", "postgresql://a:hunter2@h/d"))
     assert "hunter2" not in line
     load(put("ledger.archive", "postgresql://a@h:5432/d?service=x"))
+
+
+@pytest.mark.parametrize("url", ["https://u:hunter2@h/k", "https://u:hunter2@h:x/"])
+def test_a_password_in_the_url_of_keys_is_refused_and_not_repeated(url: str) -> None:
+    changed = put("clusters.0.tokens.url", url)
+    del changed["clusters"][0]["tokens"]["file"]
+    (line,) = problems(changed)
+    assert "clusters[0].tokens.url: " in line
+    assert "without a user or password" in line
+    assert "hunter2" not in line
+
+
+def test_an_issuer_that_is_asked_for_its_keys_is_behind_https() -> None:
+    changed = put("clusters.0.tokens.issuer", "kubernetes/serviceaccount")
+    load(changed)
+    changed["clusters"][0]["tokens"]["discovery"] = True
+    del changed["clusters"][0]["tokens"]["file"]
+    (line,) = problems(changed)
+    assert "keys are fetched from https:// only" in line
 
 
 @pytest.mark.parametrize("key", ["pin", "user_pin", "passphrase", "token", "Secret"])
