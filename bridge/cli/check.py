@@ -121,8 +121,28 @@ def _findings(config: BridgeConfig, snapshot: Snapshot) -> Iterator[Finding]:
         yield Finding("cluster", cluster.name, "ok", f"trust domain {domain}")
     for problem in snapshot.clusters.problems():
         yield Finding("cluster", "token keys", "note", problem)
+    yield from _given_pair(config)
     for key, fine, problem in ledger_places(config):
         yield Finding("ledger", key, "FAILED" if problem else "ok", problem or fine)
+
+
+def _given_pair(config: BridgeConfig) -> Iterator[Finding]:
+    tls = config.fronts.istio.tls if config.fronts.istio else None
+    if tls is None or tls.certificate is None or tls.key is None:
+        return
+    from bridge.server.given import read_pair  # noqa: PLC0415 - rarely needed
+
+    part, what = "fronts.istio.tls", "serving certificate"
+    try:
+        pair = read_pair(config.resolve(tls.certificate), config.resolve(tls.key))
+    except BridgeError as error:
+        yield Finding(part, what, "FAILED", str(error))
+        return
+    left = pair.not_after - system_clock()
+    ended = f"ended {pair.not_after.isoformat()}: expected one that is valid"
+    fine = f"its key belongs to it, {left.days} days left"
+    is_over = left.total_seconds() <= 0
+    yield Finding(part, what, *(("FAILED", ended) if is_over else ("ok", fine)))
 
 
 def _tiers(issuer: Issuer) -> Iterator[Finding]:

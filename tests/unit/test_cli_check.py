@@ -105,6 +105,29 @@ def test_a_place_that_cannot_be_written_fails(
     assert says in failed["detail"]
 
 
+def given(certificate: str, key: str) -> Change:
+    tls = {"certificate": f"hierarchy/{certificate}", "key": f"hierarchy/{key}"}
+    return lambda tree, _: tree["fronts"]["istio"].update(tls=tls)
+
+
+@pytest.mark.parametrize(
+    ("change", "result", "says"),
+    [
+        (given("issuing.pem", "issuing.key"), "ok", "364 days left"),
+        (given("issuing.pem", "root.key"), "FAILED", "root.key: is not the key of"),
+        (given("no.pem", "root.key"), "FAILED", "no.pem: cannot be read: No such file"),
+        (given("issuing.pem", "root.pem"), "FAILED", "0600 or 0440 (found 0644)"),
+    ],
+)
+def test_a_serving_certificate_that_is_given_is_looked_at(
+    tmp_path: Path, change: Change, result: str, says: str
+) -> None:
+    _, out = run("-c", written(tmp_path, change), "-o", "json")
+    (found,) = [one for one in json.loads(out) if one["what"] == "serving certificate"]
+    assert found["result"] == result
+    assert says in found["detail"]
+
+
 def test_places_are_told_together_with_what_else_is_wrong(tmp_path: Path) -> None:
     path = written(tmp_path, ledger(journal="/proc/x"))
     (tmp_path / "jwks.json").unlink()
