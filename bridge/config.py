@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError
 
 from bridge.errors import ConfigError
+from bridge.mending import Mended
 from bridge.problems import Problem, doubled, known_keys, listed, problem_of, shown
 from bridge.rulecheck import Known, rule_problems
 from bridge.section import Section
@@ -29,7 +30,7 @@ from bridge.sections import (
     TokensConfig,
 )
 from bridge.terms import IssuanceConfig, RuleConfig
-from bridge.values import FilePath, Name, Some, TrustDomainName, is_host
+from bridge.values import FilePath, Name, Some, TrustDomainName, is_host, written
 from bridge.yamltree import parse_yaml
 
 __all__ = [
@@ -49,6 +50,7 @@ __all__ = [
     "complain",
     "parse",
     "read",
+    "rest",
 ]
 
 
@@ -96,6 +98,7 @@ class BridgeConfig(Section):
             *self._ambiguous_clusters(),
             *self._wrong_linkerd(),
             *rule_problems(self.issuance, self._known()),
+            *self._short_serving(),
             *doubled(addresses),
         ]
 
@@ -139,6 +142,16 @@ class BridgeConfig(Section):
                 "and a peer of either mesh could not tell the two apart"
             )
             yield "fronts.linkerd.spiffe_uri", front.spiffe_uri, expected
+
+    def _short_serving(self) -> Iterator[Problem]:
+        ttl = self.fronts.istio.tls.ttl if self.fronts.istio else None
+        backdate = self.issuance.backdate
+        if ttl is not None and ttl <= backdate:
+            expected = (
+                f"expected more than issuance.backdate ({written(backdate)}): half of "
+                "its life would be over when it is issued"
+            )
+            yield "fronts.istio.tls.ttl", ttl, expected
 
     def _unknown_issuing_cas(self) -> list[Problem]:
         known = ", ".join(self.issuing_cas)
@@ -198,24 +211,60 @@ def read(path: Path) -> BridgeConfig:
 
 def parse(text: str, path: Path) -> BridgeConfig:
     """Check `text`, the content of the file at `path`. Raises as `read` does."""
+    tree = _tree(text, path)
+    try:
+        config = BridgeConfig.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(listed(path, _all_of(_mended(tree, error)))) from None
+    if problems := config.problems():
+        raise ConfigError(listed(path, problems))
+    return _placed(config, path)
+
+
+def rest(path: Path) -> BridgeConfig | None:
+    """Read the file at `path` without what is wrong with it.
+
+    For a look at what else is wrong, and for nothing more: values that are missing or
+    wrong are others, with `mending.STAND_IN` in them.
+
+    Returns:
+        None if not even that can be read.
+    """
+    try:
+        tree = _tree(path.read_text("utf-8"), path)
+    except (OSError, ValueError, ConfigError):
+        return None
+    try:
+        config: BridgeConfig | None = BridgeConfig.model_validate(tree)
+    except ValidationError as error:
+        config = _mended(tree, error).config
+    return None if config is None else _placed(config, path)
+
+
+def _tree(text: str, path: Path) -> Mapping[Any, Any]:
     try:
         tree = parse_yaml(text)
     except ValueError as error:
         raise ConfigError(f"{path}: not YAML: {error}") from error
     if not isinstance(tree, Mapping):
         raise ConfigError(f"{path}: expected a mapping, found {shown(tree)}")
-    try:
-        config = BridgeConfig.model_validate(tree)
-    except ValidationError as error:
-        raise ConfigError(
-            listed(path, [_problem(item) for item in error.errors()])
-        ) from None
-    if problems := config.problems():
-        raise ConfigError(listed(path, problems))
+    return tree
+
+
+def _placed(config: BridgeConfig, path: Path) -> BridgeConfig:
     # Not resolved: where the file is a symbolic link that is swapped, as Kubernetes
     # does, the folder that it stands in stays, and the folder behind it goes.
     config._path, config._base = path, path.absolute().parent  # noqa: SLF001 - no keys
     return config
+
+
+def _mended(tree: object, error: ValidationError) -> Mended[BridgeConfig]:
+    return Mended(tree, error, BridgeConfig.model_validate)
+
+
+def _all_of(mended: Mended[BridgeConfig]) -> list[Problem]:
+    hidden = mended.config.problems() if mended.config else ()
+    return [*(_problem(item) for item in mended.found), *mended.own(hidden)]
 
 
 def complain(path: Path, key: str, value: object, expected: str) -> ConfigError:

@@ -45,8 +45,9 @@ def problem_of(item: Any, known: Sequence[str] = ()) -> Problem:
         item: Of `ValidationError.errors()`.
         known: The keys that there are beside the one that the error is about.
     """
-    parts = [_part(part) for part in item["loc"]]
-    key, value = "".join(parts).lstrip(".") or "(file)", item["input"]
+    place, value = item["loc"], item["input"]
+    # Where a key itself is wrong, pydantic says so behind it.
+    key = path_of(place[:-1] if place[-1:] == ("[key]",) else place) or "(file)"
     if item["type"] == "missing":
         return key, None, "is required"
     if item["type"] == "extra_forbidden":
@@ -61,6 +62,11 @@ def problem_of(item: Any, known: Sequence[str] = ()) -> Problem:
     if found := getattr(item.get("ctx", {}).get("error"), "found", ""):
         value = Plain(found)
     return key, value, str(item["msg"]).removeprefix("Value error, ")
+
+
+def path_of(place: Sequence[int | str]) -> str:
+    """Write keys and indexes as one path, such as `clusters[0].tokens.file`."""
+    return "".join(_part(part) for part in place).lstrip(".")
 
 
 def known_keys(model: type[BaseModel], path: Sequence[int | str]) -> tuple[str, ...]:

@@ -15,6 +15,8 @@ from bridge.values import (
     ClusterName,
     Duration,
     FilePath,
+    Hosts,
+    HttpsURL,
     Label,
     Name,
     Names,
@@ -23,8 +25,10 @@ from bridge.values import (
     Some,
     Text,
     TrustDomainName,
+    UpToAMinute,
     WholeSeconds,
     WrongError,
+    require_https,
     written,
 )
 
@@ -36,7 +40,7 @@ class ServingConfig(Section):
     given.
     """
 
-    dns_names: Names = ()
+    dns_names: Hosts = ()
     ttl: WholeSeconds | None = None
     certificate: FilePath | None = None
     key: FilePath | None = None
@@ -118,7 +122,7 @@ class TokensConfig(Section):
     verify: Literal["jwks"]
     issuer: Text
     file: FilePath | None = None
-    url: str | None = None
+    url: HttpsURL | None = None
     discovery: bool = False
     """Ask `<issuer>/.well-known/openid-configuration` where the keys are."""
     ca_file: FilePath | None = None
@@ -139,9 +143,13 @@ class TokensConfig(Section):
     def _one_source(self) -> Self:
         if [self.file is None, self.url is None, not self.discovery].count(False) != 1:
             raise ValueError("expected one of file, url and discovery: true")
-        for url in (self.url, self.issuer if self.discovery else None):
-            if url is not None and not url.startswith("https://"):
-                raise ValueError("keys are fetched from https:// only")
+        if self.discovery:
+            require_https(self.issuer)
+        if self.file is not None and self.ca_file is not None:
+            raise WrongError(
+                "expected ca_file beside url or discovery only: a file is not fetched",
+                "ca_file beside file",
+            )
         return self
 
 
@@ -205,7 +213,7 @@ class HeadsConfig(Section):
     sink: FilePath
     key: FilePath | None = None
     """Ed25519 key (PKCS#8 PEM); by default one is made beside the journal."""
-    interval: PositiveDuration = timedelta(seconds=30)
+    interval: UpToAMinute = timedelta(seconds=30)
 
 
 class LedgerConfig(Section):

@@ -22,8 +22,8 @@ from bridge.spi import Watcher
 _log = logging.getLogger(__name__)
 _PROBE_SECONDS = 10.0
 _PROBE_AGAIN_SECONDS = 5.0
-_STOP = ""
-_LOOK = " "
+_REFUSED_AGAIN_SECONDS = 60.0
+_STOP, _LOOK = "", " "
 # No issuing CA has such a name: what else there is to tell the thread.
 
 Probe = Callable[[Issuer, Snapshot], None]
@@ -185,13 +185,15 @@ class Snapshots:
     def _run(self) -> None:
         while True:
             waiting = self._unproven or self._unproven_changes
-            wait = _PROBE_AGAIN_SECONDS if waiting else None
+            # No watch tells of a file's mode, or of the time that makes it good.
+            rest = _REFUSED_AGAIN_SECONDS if self._refused else None
+            wait = _PROBE_AGAIN_SECONDS if waiting else rest
             try:
                 name = self._changes.get(timeout=wait)
             except queue.Empty:
                 for name in [*self._unproven]:
                     self._guarded(name, lambda n: self._prove(self._current.issuers[n]))
-                for name in [*self._unproven_changes]:
+                for name in {*self._unproven_changes, *self._refused}:
                     self._guarded(name, self._renew)
                 continue
             if name == _STOP:
@@ -251,8 +253,10 @@ class Snapshots:
         self._swap(issuer)
 
     def _refuse(self, name: str, error: BridgeError) -> None:
-        self._refused[name] = f"a change is refused, the old one serves: {error}"
-        _log.error("a change of issuing CA %s is refused: %s", name, error)
+        text = f"a change is refused, the old one serves: {error}"
+        if self._refused.get(name) != text:
+            _log.error("a change of issuing CA %s is refused: %s", name, error)
+        self._refused[name] = text
 
     def _swap(self, issuer: Issuer) -> None:
         old = self._current

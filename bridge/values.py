@@ -1,6 +1,7 @@
 """What a value of the configuration may be: durations, names, addresses, files."""
 
 import re
+import urllib.parse
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,6 +25,8 @@ _SERVICE_ACCOUNT = re.compile(rf"(?=.{{1,253}}\Z){_ALNUM}(?:\.{_ALNUM})*")
 _LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 _LONGEST_HOST = 253
 _PORT = re.compile(r"[0-9]{1,5}")
+_IPV4 = re.compile(r"[0-9.]+")
+_NOT_SHOWN = "one that is not shown"
 
 
 class WrongError(ValueError):
@@ -56,6 +59,12 @@ def _positive(value: timedelta) -> timedelta:
     return value
 
 
+def _up_to_a_minute(value: timedelta) -> timedelta:
+    if value > timedelta(minutes=1):
+        raise ValueError("expected a duration of at most 1m")
+    return value
+
+
 def _whole_seconds(value: timedelta) -> timedelta:
     # A certificate's times have no fraction (RFC 5280, 4.1.2.5): half a second more
     # would come back as a certificate that differs from what was asked for.
@@ -76,6 +85,8 @@ def is_address(value: object) -> bool:
     """Tell whether `value` is a `host:port`, with an IPv6 address in brackets."""
     host, _, port = value.rpartition(":") if isinstance(value, str) else ("", "", "")
     if not host or not _PORT.fullmatch(port):
+        return False
+    if ":" in host and not (host.startswith("[") and host.endswith("]")):
         return False
     return int(port) <= 65535  # noqa: PLR2004 - TCP's
 
@@ -114,7 +125,7 @@ def _archive(value: object) -> object:
     raise WrongError(
         "expected a URL without a password: secrets are files, such as ~/.pgpass or "
         "a service file of PostgreSQL",
-        "one that is not shown",
+        _NOT_SHOWN,
     )
 
 
@@ -133,6 +144,36 @@ def _service_account(value: str) -> str:
             "key out where all are meant"
         )
     return value
+
+
+def _host(value: str) -> str:
+    if not is_host(value) or _IPV4.fullmatch(value):
+        raise ValueError(
+            "expected a DNS name in lower case, such as meshca.istio-system.svc, "
+            "without scheme, port or wildcard"
+        )
+    return value
+
+
+def require_https(url: str) -> str:
+    """Return `url`, which keys can be fetched from.
+
+    Raises:
+        ValueError: It is no `https://HOST[:PORT][/PATH]`. A password in it is not
+            repeated.
+    """
+    expected = "keys are fetched from https:// only: expected https://HOST/PATH"
+    try:
+        parts = urllib.parse.urlsplit(url)
+        is_good = parts.scheme == "https" and bool(parts.hostname) and parts.port != 0
+        has_user = "@" in parts.netloc
+    except ValueError:
+        is_good, has_user = False, "@" in url
+    if has_user:
+        raise WrongError(f"{expected}, without a user or password", _NOT_SHOWN)
+    if not is_good or not url.isascii() or not url.isprintable() or " " in url:
+        raise ValueError(expected)
+    return url
 
 
 def _file(value: Path) -> Path:
@@ -175,8 +216,15 @@ ServiceAccounts = Annotated[
 ]
 Duration = Annotated[timedelta, BeforeValidator(_duration)]
 PositiveDuration = Annotated[Duration, AfterValidator(_positive)]
+UpToAMinute = Annotated[PositiveDuration, AfterValidator(_up_to_a_minute)]
 WholeSeconds = Annotated[Duration, AfterValidator(_whole_seconds)]
 """For what goes into a certificate."""
+Hosts = Annotated[
+    tuple[Annotated[str, AfterValidator(_host)], ...],
+    Field(strict=False),
+    AfterValidator(_different),
+]
+HttpsURL = Annotated[str, AfterValidator(require_https)]
 PositiveNumber = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 TrustDomainName = Annotated[str, AfterValidator(_trust_domain)]
 Address = Annotated[str, BeforeValidator(_address)]

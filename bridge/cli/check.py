@@ -4,7 +4,8 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from pathlib import Path
 
 import typer
 from cryptography import x509
@@ -13,13 +14,14 @@ from rich.table import Table
 
 from bridge.assembly import Assembly
 from bridge.cli.console import ConfigOption, OutputOption, print_table, warn
+from bridge.cli.findings import Finding, fronts, given_pair
 from bridge.cli.places import ledger_places
 from bridge.cli.terms import terms
-from bridge.clock import system_clock
-from bridge.config import BridgeConfig, read
+from bridge.config import BridgeConfig, read, rest
 from bridge.errors import BridgeError, ConfigError
 from bridge.hierarchy.exposure import exposure_of
 from bridge.hierarchy.replica import openssl_accepts, replicate
+from bridge.mending import STAND_IN
 from bridge.policy.routes import ISTIO, LINKERD, Whom
 from bridge.snapshot import Issuer, Snapshot
 from bridge.spiffe import SpiffeID, TrustDomain
@@ -35,17 +37,6 @@ _TIER = re.compile(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing that was looked at."""
-
-    part: str
-    what: str
-    result: str
-    """`ok`, `note` or `FAILED`."""
-    detail: str = ""
-
-
 @app.command()
 def check(*, config: ConfigOption, output: OutputOption = "text") -> None:
     """Load the configuration, open every backend and prove what names may pass.
@@ -53,7 +44,7 @@ def check(*, config: ConfigOption, output: OutputOption = "text") -> None:
     Signs nothing with a real key: names are proven on a throwaway chain of the same
     shape. Exits with 1 if anything is wrong.
     """
-    found = read(config)
+    found = _read(config)
     assembly = Assembly(config=found, clock=system_clock, warn=warn)
     with ExitStack() as stack:
         try:
@@ -72,14 +63,43 @@ def check(*, config: ConfigOption, output: OutputOption = "text") -> None:
         raise typer.Exit(1)
 
 
+def _read(path: Path) -> BridgeConfig:
+    try:
+        return read(path)
+    except ConfigError as error:
+        further = [] if (found := rest(path)) is None else [*_further(found)]
+        told = "\n".join(dict.fromkeys([*str(error).splitlines(), *further]))
+        raise ConfigError(told, detail=error.detail) from error
+
+
+def _further(config: BridgeConfig) -> Iterator[str]:
+    # What is wrong with options and files, as far as the file can be read at all.
+    lines: list[str] = []
+    try:
+        Assembly(config=config, clock=system_clock, warn=_be_quiet).snapshot().close()
+    except BridgeError as error:
+        lines += str(error).splitlines()
+    lines += _places(config)
+    yield from (line for line in lines if STAND_IN not in line)
+
+
+def _be_quiet(_: str) -> None:
+    # Warnings are for a configuration that can be read.
+    return
+
+
 def _with_places(error: BridgeError, config: BridgeConfig) -> ConfigError:
     # All that is wrong in one go, although the rest of the table cannot be made.
-    lines = [
+    lines = [str(error), *_places(config)]
+    return ConfigError("\n".join(lines), detail=error.detail)
+
+
+def _places(config: BridgeConfig) -> list[str]:
+    return [
         f"{config.path}: {key}: {problem}"
         for key, _, problem in ledger_places(config)
         if problem
     ]
-    return ConfigError("\n".join([str(error), *lines]), detail=error.detail)
 
 
 def _findings(config: BridgeConfig, snapshot: Snapshot) -> Iterator[Finding]:
@@ -94,27 +114,12 @@ def _findings(config: BridgeConfig, snapshot: Snapshot) -> Iterator[Finding]:
     for cluster in config.clusters:
         domain = snapshot.clusters.trust_domain_of(cluster.name)
         yield Finding("cluster", cluster.name, "ok", f"trust domain {domain}")
-    yield from _fronts(config, snapshot)
+    yield from fronts(config, snapshot)
     for problem in snapshot.clusters.problems():
         yield Finding("cluster", "token keys", "note", problem)
+    yield from given_pair(config)
     for key, fine, problem in ledger_places(config):
         yield Finding("ledger", key, "FAILED" if problem else "ok", problem or fine)
-
-
-def _fronts(config: BridgeConfig, snapshot: Snapshot) -> Iterator[Finding]:
-    if (istio := config.fronts.istio) is not None:
-        tokens = f"tokens for {' or '.join(istio.audiences)}"
-        yield Finding("front", "istio", "ok", f"{istio.listen}, {tokens}")
-    linkerd, cluster = config.fronts.linkerd, config.linkerd_cluster()
-    if linkerd is not None and snapshot.linkerd is not None and cluster is not None:
-        tokens = f"tokens of {cluster.name} for {' or '.join(linkerd.audiences)}"
-        names = f"identities end in {snapshot.linkerd.suffix}"
-        yield Finding("front", "linkerd", "ok", f"{linkerd.listen}, {tokens}, {names}")
-        if config.fronts.istio and {*linkerd.audiences} & {
-            *config.fronts.istio.audiences
-        }:
-            shared = "both fronts take the same audience: a token of one mesh is one"
-            yield Finding("front", "audiences", "note", f"{shared} of the other, too")
 
 
 def _tiers(issuer: Issuer) -> Iterator[Finding]:

@@ -171,6 +171,8 @@ def _silent(url: str, reason: str) -> BackendUnavailableError:
 def _tls(ca_file: Path | None) -> ssl.SSLContext:
     try:
         context = ssl.create_default_context(cafile=ca_file)
+    except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
+        raise ConfigError(f"{ca_file}: cannot be read: {error.strerror}") from error
     except (OSError, ValueError) as error:
         raise ConfigError(f"{ca_file}: not PEM certificates: {error}") from error
     context.minimum_version = ssl.TLSVersion.TLSv1_2

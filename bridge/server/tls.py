@@ -16,13 +16,12 @@ from typing import Any, Protocol
 
 import grpc
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from bridge.clock import Clock
 from bridge.errors import BridgeError, ConfigError
 from bridge.metrics import CertificateExpiry, Metrics
 from bridge.own import ServingPair
+from bridge.server.given import read_pair
 
 PART = "serving certificate"
 """What readiness calls it."""
@@ -92,31 +91,23 @@ class FileSource:
     def fetch(self) -> ServingPair:
         """See `Source.fetch`."""
         self._seen = self._state()
-        try:
-            chain, key = self._certificate.read_bytes(), self._key.read_bytes()
-        except OSError as error:
-            raise ConfigError(
-                f"{error.filename}: cannot be read: {error.strerror}"
-            ) from error
-        leaf = _require_pair(self._certificate, chain, self._key, key)
-        return ServingPair(
-            certificate_chain_pem=chain,
-            private_key_pem=key,
-            not_before=leaf.not_valid_before_utc,
-            not_after=leaf.not_valid_after_utc,
-        )
+        return read_pair(self._certificate, self._key)
 
     def is_due(self, current: ServingPair, now: datetime) -> bool:
         """See `Source.is_due`: when a file is another than it was."""
         return self._state() != self._seen
 
     def _state(self) -> object:
-        # Inode and time: Kubernetes swaps a symbolic link, others write a new file.
+        # Inode and time: Kubernetes swaps a symbolic link, others write a new file. And
+        # mode: a key that strangers can read is taken once they cannot.
         try:
             states = [path.stat() for path in (self._certificate, self._key)]
         except OSError as error:
             return str(error)
-        return [(state.st_ino, state.st_mtime_ns, state.st_size) for state in states]
+        return [
+            (state.st_ino, state.st_mtime_ns, state.st_size, state.st_mode)
+            for state in states
+        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +155,7 @@ class ServingCertificate:
                 return True
             try:
                 pair = self._source.fetch()
+                self._require_better(pair, current)
                 leaf = x509.load_pem_x509_certificate(pair.certificate_chain_pem)
             except BridgeError as error:
                 self._state = _State(current, str(error))
@@ -176,6 +168,14 @@ class ServingCertificate:
             self._state = _State(pair)
             self._show(leaf)
         return True
+
+    def _require_better(self, pair: ServingPair, current: ServingPair | None) -> None:
+        now = self._clock()
+        if current is not None and pair.not_after <= now < current.not_after:
+            raise ConfigError(
+                f"the new one ended {pair.not_after.isoformat()}: expected one that "
+                "is valid"
+            )
 
     def change(self, source: Source, pair: ServingPair) -> None:
         """Put `pair` in service, and renew from `source` from now on."""
@@ -310,21 +310,3 @@ class _Port:
         ):
             return None
         return self.configuration()
-
-
-def _require_pair(
-    certificate: Path, chain: bytes, key_file: Path, key: bytes
-) -> x509.Certificate:
-    try:
-        leaf = x509.load_pem_x509_certificate(chain)
-    except ValueError as error:
-        raise ConfigError(f"{certificate}: expected certificates in PEM") from error
-    try:
-        private_key = load_pem_private_key(key, None)
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise ConfigError(
-            f"{key_file}: expected a private key in PEM, not encrypted"
-        ) from error
-    if private_key.public_key() != leaf.public_key():
-        raise ConfigError(f"{key_file}: is not the key of {certificate}")
-    return leaf

@@ -9,7 +9,8 @@ from typer.testing import CliRunner
 
 from bridge import demo
 from bridge.cli import app
-from bridge.cli.check import _fronts, _once
+from bridge.cli.check import _once
+from bridge.cli.findings import fronts
 from bridge.clock import system_clock
 from tests.support.world import World
 
@@ -106,6 +107,29 @@ def test_a_place_that_cannot_be_written_fails(
     assert says in failed["detail"]
 
 
+def given(certificate: str, key: str) -> Change:
+    tls = {"certificate": f"hierarchy/{certificate}", "key": f"hierarchy/{key}"}
+    return lambda tree, _: tree["fronts"]["istio"].update(tls=tls)
+
+
+@pytest.mark.parametrize(
+    ("change", "result", "says"),
+    [
+        (given("issuing.pem", "issuing.key"), "ok", "364 days left"),
+        (given("issuing.pem", "root.key"), "FAILED", "root.key: is not the key of"),
+        (given("no.pem", "root.key"), "FAILED", "no.pem: cannot be read: No such file"),
+        (given("issuing.pem", "root.pem"), "FAILED", "0600 or 0440 (found 0644)"),
+    ],
+)
+def test_a_serving_certificate_that_is_given_is_looked_at(
+    tmp_path: Path, change: Change, result: str, says: str
+) -> None:
+    _, out = run("-c", written(tmp_path, change), "-o", "json")
+    (found,) = [one for one in json.loads(out) if one["what"] == "serving certificate"]
+    assert found["result"] == result
+    assert says in found["detail"]
+
+
 def test_places_are_told_together_with_what_else_is_wrong(tmp_path: Path) -> None:
     path = written(tmp_path, ledger(journal="/proc/x"))
     (tmp_path / "jwks.json").unlink()
@@ -113,6 +137,30 @@ def test_places_are_told_together_with_what_else_is_wrong(tmp_path: Path) -> Non
     told = str(result.exception)
     assert f"{path}: clusters[0].tokens.file: " in told
     assert f"{path}: ledger.journal: cannot write in /proc" in told
+
+
+def test_a_key_that_is_wrong_hides_nothing_that_is_wrong_with_files(
+    tmp_path: Path,
+) -> None:
+    def spoil(tree: dict[str, Any], folder: Path) -> None:
+        tree["limits"] = {"deadlin": "10s"}
+        tree["trust_anchors"] = 7
+        tree["issuing_cas"]["demo"]["options"]["kee"] = "a"
+        tree["issuing_cas"]["other"] = {"plugin": "nothing"}
+        tree["ledger"]["journal"] = "/proc/x"
+        (folder / "jwks.json").unlink()
+
+    path = written(tmp_path, spoil)
+    result = CliRunner().invoke(app, ["check", "-c", str(path)])
+    told = str(result.exception).splitlines()
+    assert [line.removeprefix(f"{path}: ").split(": ")[0] for line in told] == [
+        "trust_anchors",
+        "limits.deadlin",
+        "issuing_cas.demo.options.kee",
+        "issuing_cas.other.plugin",
+        "clusters[0].tokens.file",
+        "ledger.journal",
+    ]
 
 
 def test_the_same_of_several_tiers_is_told_once() -> None:
@@ -221,7 +269,7 @@ def test_each_front_is_shown_with_what_it_takes(
 ) -> None:
     linkerd = {"listen": "127.0.0.1:0", "audiences": [audience]}
     with World(tmp_path, overrides={"fronts": {"linkerd": linkerd}}) as world:
-        found = [*_fronts(world.config, world.snapshot)]
+        found = [*fronts(world.config, world.snapshot)]
     assert [one.result for one in found] == results
     istio, shown, *_ = found
     assert (istio.what, istio.detail) == ("istio", "127.0.0.1:0, tokens for istio-ca")

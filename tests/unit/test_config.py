@@ -7,8 +7,9 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
-from bridge.config import BridgeConfig, complain, parse, read
+from bridge.config import BridgeConfig, complain, parse, read, rest
 from bridge.errors import ConfigError
 
 FILE = Path("bridge.yaml")
@@ -114,6 +115,8 @@ BAD_VALUES: list[tuple[str, object, str]] = [
     ("fronts.istio.listen", "a:65536", 'expected "HOST:PORT"'),
     ("fronts.istio.listen", "a:-1", 'expected "HOST:PORT"'),
     ("fronts.istio.listen", "a:\u0661", 'expected "HOST:PORT"'),
+    ("fronts.istio.listen", "::1:15012", 'expected "HOST:PORT"'),
+    ("fronts.istio.listen", "[::1:15012", 'expected "HOST:PORT"'),
     ("fronts.istio.listen", "a:\u00b2", 'expected "HOST:PORT"'),
     ("fronts.istio.audiences", [], "expected one or more (found [])"),
     (
@@ -128,6 +131,14 @@ BAD_VALUES: list[tuple[str, object, str]] = [
     ("fronts.istio.tls", {"certificate": "c"}, "given together or not at all"),
     ("fronts.istio.tls", {"key": "k", "dns_names": ["a"]}, "given together or not"),
     ("fronts.istio.tls.ttl", "1.5s", "in whole seconds (found '1.5s')"),
+    ("fronts.istio.tls.ttl", "2m", "expected more than issuance.backdate (2m)"),
+    ("fronts.istio.tls.dns_names", ["a b"], "[0]: expected a DNS name in lower case"),
+    ("fronts.istio.tls.dns_names", ["m\u00e9sh.x"], "[0]: expected a DNS name"),
+    ("fronts.istio.tls.dns_names", ["*.a"], "[0]: expected a DNS name in lower case"),
+    ("fronts.istio.tls.dns_names", ["https://a"], "[0]: expected a DNS name in lower"),
+    ("fronts.istio.tls.dns_names", ["a:15012"], "[0]: expected a DNS name in lower"),
+    ("fronts.istio.tls.dns_names", ["10.0.0.1"], "[0]: expected a DNS name in lower"),
+    ("fronts.istio.tls.dns_names", ["a", "a"], "expected each entry once"),
     ("clusters", [], "expected one or more"),
     ("clusters.0.name", "a b", "should match pattern"),
     ("clusters.0.name", "a\n", "should match pattern"),
@@ -137,6 +148,11 @@ BAD_VALUES: list[tuple[str, object, str]] = [
     ("clusters.0.tokens.issuer", "", "String should have at least 1 character"),
     ("clusters.0.tokens.file", ..., "expected one of file, url and discovery: true"),
     ("clusters.0.tokens.url", "https://a", "expected one of file, url and discovery"),
+    ("clusters.0.tokens.url", "http://a", "url: keys are fetched from https:// only"),
+    ("clusters.0.tokens.url", "https://", "url: keys are fetched from https:// only"),
+    ("clusters.0.tokens.url", "https://a:x", "url: keys are fetched from https:// o"),
+    ("clusters.0.tokens.url", "https://a b", "url: keys are fetched from https:// o"),
+    ("clusters.0.tokens.ca_file", "c", "expected ca_file beside url or discovery onl"),
     ("clusters.0.tokens.max_key_age", "0s", "expected a duration above 0 (found '0s')"),
     ("issuing_cas", {}, "should have at least 1 item"),
     ("issuing_cas.seoul-1.plugin", "File", "should match pattern"),
@@ -173,6 +189,7 @@ BAD_VALUES: list[tuple[str, object, str]] = [
     ("ledger.max_lag.seconds", float("inf"), "should be a valid number"),
     ("ledger.max_lag.entries", 0, "greater than or equal to 1"),
     ("ledger.heads", {}, ".sink: is required"),
+    ("ledger.heads.interval", "61s", "at most 1m (found '61s')"),
     ("ledger.heads.interval", "0s", "expected a duration above 0"),
     ("admin.listen", None, '0.0.0.0:15012" (found nothing)'),
     ("admin.listen", 9990, '0.0.0.0:15012" (found 9990)'),
@@ -228,6 +245,111 @@ def test_all_problems_of_a_file_are_told_at_once() -> None:
         "ledger.journal",
     ]
     assert all(line.startswith(f"{FILE}: ") and "(found " in line for line in found)
+
+
+def test_a_wrong_value_hides_no_rule_that_holds_keys_together() -> None:
+    # Of every kind: of a key, of a section, and of several sections.
+    changed = put("limits.deadlin", "10s")
+    changed["trust_domain"] = "Corp"
+    changed["fronts"]["istio"]["tls"] = {"certificate": "c", "ttl": "1.5s"}
+    changed["clusters"][0]["tokens"] |= {"url": "https://a", "verify": "x"}
+    changed["clusters"].append(changed["clusters"][0])
+    changed["issuance"] |= {"min_ttl": "30h", "csr_names": "x"}
+    changed["issuance"]["issuing_cas"] = ["other"]
+    changed["ledger"]["heads"] = {}
+    found = problems(changed)
+    assert sorted(line.split(": ")[1] for line in found) == [
+        "clusters[0].tokens",
+        "clusters[0].tokens.verify",
+        "clusters[1]",
+        "clusters[1].tokens",
+        "clusters[1].tokens.verify",
+        "fronts.istio.tls",
+        "fronts.istio.tls.ttl",
+        "issuance",
+        "issuance.csr_names",
+        "issuance.issuing_cas[0]",
+        "ledger.heads.sink",
+        "limits.deadlin",
+        "trust_domain",
+    ]
+    assert "stand-in" not in "".join(found)
+
+
+# Two things that are wrong and of which one would bring about the other.
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"issuance.default_ttl": "x", "issuance.max_ttl": "1h"},
+        {"issuance.min_ttl": "x", "issuance.backdate": "6m"},
+        {"issuing_cas": ..., "issuance.issuing_cas": ["a"]},
+        {"issuing_cas.seoul-1.plugin": ..., "trust_anchors": 7},
+        {"issuance.issuing_cas": [], "trust_domain": ...},
+        {"clusters.0.name": "a b", "clusters.0.aliases": ["a", "a"]},
+        {"clusters": "x", "fronts.linkerd": {"listen": "h:1", "cluster": "nope"}},
+        {"clusters.0.tokens.file": "", "admin": 7},
+        {"fronts.istio.listen": 15012, "fronts.istio.mtls_listen": "h:x"},
+        {"fronts.istio.tls": {"certificate": 7, "key": 7}},
+        {"fronts.istio.audiences": [7, 8]},
+        {"ledger": 7, "fronts": 7},
+        {"limits": {"per_identity": {}}},
+    ],
+    ids=str,
+)
+def test_nothing_is_told_of_a_value_that_stands_in(wrong: dict[str, object]) -> None:
+    changed = tree()
+    for where, value in wrong.items():
+        *above, last = where.split(".")
+        node: Any = changed
+        for part in above:
+            node = node[int(part) if part.isdigit() else part]
+        node.pop(last) if value is ... else node.update({last: value})
+    with pytest.raises(ValidationError) as refusal:
+        BridgeConfig.model_validate(changed)
+    found = problems(changed)
+    assert len(found) == len(refusal.value.errors())
+    assert "stand-in" not in "".join(found)
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        *("trust_domain", "fronts", "fronts.istio.listen", "fronts.istio.tls"),
+        *("clusters", "clusters.0", "clusters.0.name", "clusters.0.tokens"),
+        *("clusters.0.tokens.verify", "clusters.0.tokens.issuer", "issuing_cas"),
+        *("issuing_cas.seoul-1", "issuing_cas.seoul-1.plugin", "trust_anchors"),
+        *("issuance", "issuance.issuing_cas", "ledger", "ledger.journal"),
+        *("ledger.archive", "ledger.heads", "ledger.heads.sink"),
+        *("limits.per_identity.rate", "limits.per_cluster.burst"),
+    ],
+)
+def test_whatever_is_wrong_the_rest_is_read(tmp_path: Path, where: str) -> None:
+    changed = put("limits.per_identity", {"rate": 1, "burst": 1})
+    changed["limits"]["per_cluster"] = {"rate": 1, "burst": 1}
+    node: Any = changed
+    *above, last = where.split(".")
+    for part in above:
+        node = node[int(part) if part.isdigit() else part]
+    node[int(last) if last.isdigit() else last] = []
+    path = tmp_path / "bridge.yaml"
+    path.write_text(yaml.safe_dump(changed))
+    with pytest.raises(ConfigError, match=re.escape(str(path))):
+        read(path)
+    found = rest(path)
+    assert found is not None
+    assert found.base == tmp_path
+
+
+def test_of_what_is_no_configuration_there_is_no_rest(tmp_path: Path) -> None:
+    path = tmp_path / "bridge.yaml"
+    assert rest(path) is None
+    path.write_text("- a")
+    assert rest(path) is None
+
+
+def test_a_key_that_is_wrong_is_named_as_it_stands() -> None:
+    (line,) = problems(put("issuing_cas.Seoul", {"plugin": "file"}))
+    assert line.startswith(f"{FILE}: issuing_cas.Seoul: String should match pattern")
 
 
 def test_problems_between_sections_are_told_at_once() -> None:
@@ -298,6 +420,25 @@ def test_a_password_in_a_url_is_not_repeated() -> None:
     (line,) = problems(put("ledger.archive", "postgresql://a:hunter2@h/d"))
     assert "hunter2" not in line
     load(put("ledger.archive", "postgresql://a@h:5432/d?service=x"))
+
+
+@pytest.mark.parametrize("url", ["https://u:hunter2@h/k", "https://u:hunter2@h:x/"])
+def test_a_password_in_the_url_of_keys_is_refused_and_not_repeated(url: str) -> None:
+    changed = put("clusters.0.tokens.url", url)
+    del changed["clusters"][0]["tokens"]["file"]
+    (line,) = problems(changed)
+    assert "clusters[0].tokens.url: " in line
+    assert "without a user or password" in line
+    assert "hunter2" not in line
+
+
+def test_an_issuer_that_is_asked_for_its_keys_is_behind_https() -> None:
+    changed = put("clusters.0.tokens.issuer", "kubernetes/serviceaccount")
+    load(changed)
+    changed["clusters"][0]["tokens"]["discovery"] = True
+    del changed["clusters"][0]["tokens"]["file"]
+    (line,) = problems(changed)
+    assert "keys are fetched from https:// only" in line
 
 
 @pytest.mark.parametrize("key", ["pin", "user_pin", "passphrase", "token", "Secret"])

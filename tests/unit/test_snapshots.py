@@ -145,6 +145,25 @@ def test_a_change_that_does_not_fit_leaves_the_old_one(watched: Watched) -> None
     assert watched.snapshots.current().generation == 1
 
 
+def test_a_refused_change_is_taken_once_it_is_good_whoever_tells(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    # The message says `run chmod 600`, and that changes neither time nor content.
+    monkeypatch.setattr(module, "_REFUSED_AGAIN_SECONDS", 0.05)
+    key = watched.world.folder / "a.key"
+    key.chmod(0o640)
+    watched.snapshots.start(watched.probe)
+    new = watched.renew()
+    key.chmod(0o640)
+    await_true(lambda: "found 0640" in watched.snapshots.problems().get("a", ""))
+    assert watched.snapshots.current().generation == 1
+    key.chmod(0o600)
+    await_true(lambda: watched.certificate() == new)
+    assert watched.snapshots.problems() == {}
+    told = [line for line in caplog.messages if "found 0640" in line]
+    assert len(told) == 1
+
+
 def test_a_change_to_another_root_is_refused(watched: Watched) -> None:
     watched.snapshots.start(watched.probe)
     watched.world.write_authority("a", new_root("other").issue_ca("x", key=new_key()))

@@ -72,7 +72,7 @@ def test_calls_of_nobody_are_rows_up_to_a_rate_and_then_one_row_a_second(
 
 def test_a_restart_gives_what_was_left_open_the_outcome_unknown(tmp_path: Path) -> None:
     # The last head was published at the start: what comes later may be cut.
-    overrides = {"ledger": {"heads": {"interval": "1h"}}}
+    overrides = {"ledger": {"heads": {"interval": "1m"}}}
     bridge = Bridge(tmp_path / "served", overrides=overrides)
     with bridge:
         assert status(bridge) == "OK"

@@ -205,6 +205,11 @@ def test_credentials_before_there_is_a_certificate_are_a_bug() -> None:
         serving.credentials()
 
 
+def expired() -> ServingPair:
+    ca = ListenerCA()
+    return ca.issue([x509.DNSName(SERVER_NAME)], DAY, Hands()() - 10 * DAY)
+
+
 class Files:
     """A certificate and its key, as files."""
 
@@ -216,8 +221,12 @@ class Files:
 
     def write(self) -> None:
         pair = self._ca.issue_serving([SERVER_NAME], DAY)
+        self.put(pair)
+
+    def put(self, pair: ServingPair) -> None:
         self.certificate.write_bytes(pair.certificate_chain_pem)
         self.key.write_bytes(pair.private_key_pem)
+        self.key.chmod(0o600)
 
 
 def test_a_given_pair_is_served_and_read_again_when_it_changes(tmp_path: Path) -> None:
@@ -251,8 +260,28 @@ def _key_only(files: Files) -> None:
         ),
         pytest.param(
             lambda files: files.certificate.write_text("x"),
-            "tls.crt: expected certificates in PEM",
+            "tls.crt: line 1 is neither part of a CERTIFICATE block",
             id="no certificate",
+        ),
+        pytest.param(
+            lambda files: files.certificate.write_bytes(
+                files.certificate.read_bytes() + b"-----BEGIN CERTIFICATE-----\nAA"
+            ),
+            "tls.crt: block 2",
+            id="a second certificate that is cut off",
+        ),
+        pytest.param(
+            lambda files: files.key.chmod(0o644),
+            "0600 or 0440 (found 0644)",
+            id="a key that all can read",
+        ),
+        pytest.param(
+            lambda files: files.key.chmod(0o660),
+            "0600 or 0440 (found 0660)",
+            id="a key that the group can write",
+        ),
+        pytest.param(
+            lambda files: files.put(expired()), "expected one that is valid", id="ended"
         ),
         pytest.param(
             lambda files: files.certificate.unlink(),

@@ -1,0 +1,77 @@
+"""A serving certificate that somebody else made and renews, as a pair of files."""
+
+import os
+import stat
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+from bridge.errors import ConfigError
+from bridge.own import ServingPair
+from bridge.x509.pem import parse_certificates
+
+_STRANGERS = stat.S_IRWXO | stat.S_IWGRP | stat.S_IXGRP
+"""Rights that nobody but the owner may have. The group may read: it does where a Secret
+is mounted with an fsGroup."""
+
+
+def read_pair(certificate: Path, key: Path) -> ServingPair:
+    """Read a certificate, those that follow it in the file, and its key.
+
+    Raises:
+        ConfigError: A file cannot be read or holds something else, strangers may read
+            the key, or it is another certificate's.
+    """
+    chain = _content(certificate)
+    leaf = parse_certificates(chain, str(certificate))[0]
+    secret = _secret(key)
+    try:
+        private_key = load_pem_private_key(secret, None)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise ConfigError(
+            f"{key}: expected a private key in PEM, not encrypted"
+        ) from error
+    if private_key.public_key() != _public_key(leaf, certificate):
+        raise ConfigError(f"{key}: is not the key of {certificate}")
+    return ServingPair(
+        certificate_chain_pem=chain,
+        private_key_pem=secret,
+        not_before=leaf.not_valid_before_utc,
+        not_after=leaf.not_valid_after_utc,
+    )
+
+
+def _public_key(leaf: x509.Certificate, source: Path) -> object:
+    try:
+        return leaf.public_key()
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise ConfigError(f"{source}: expected an RSA or EC certificate") from error
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _secret(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            # Of the file that is read, whatever its name means a moment later.
+            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+            content = file.read()
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    if mode & _STRANGERS:
+        raise ConfigError(
+            f"{path}: expected a file that only its owner, and at most its group, can "
+            f"read, such as mode 0600 or 0440 (found {mode:04o})"
+        )
+    return content
+
+
+def _unreadable(path: Path, error: OSError) -> ConfigError:
+    return ConfigError(f"{path}: cannot be read: {error.strerror}")
