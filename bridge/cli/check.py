@@ -17,6 +17,7 @@ from bridge.cli.console import ConfigOption, OutputOption, print_table, warn
 from bridge.cli.findings import Finding, fronts, given_pair
 from bridge.cli.places import ledger_places
 from bridge.cli.terms import terms
+from bridge.clock import system_clock
 from bridge.config import BridgeConfig, read, rest
 from bridge.errors import BridgeError, ConfigError
 from bridge.hierarchy.exposure import exposure_of
