@@ -8,6 +8,7 @@ import logging
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from typing import Any, ClassVar
 
 import grpc
@@ -46,18 +47,25 @@ class Door(ABC):
     """The longest that a call's message is waited for."""
     honest_seconds: ClassVar[float] = 0.25
     """The same, while many are waited for: somebody may hold threads on purpose."""
+    readers: ClassVar[int] = 0
+    """Threads that wait for messages, where more do than work."""
 
     def __init__(
         self, config: BridgeConfig, issuer: Issuer, metrics: Metrics, place: Place
     ) -> None:
         in_flight, queue_seconds = self.bounds(config)
         threads = config.limits.threads
+        width = max(threads, self.readers)
         self.lanes = Lanes(
-            calls=CallPool(threads, in_flight, queue_seconds),
+            calls=CallPool(width, in_flight, queue_seconds, threads),
             refusals=SteadyPool(1, "refusals"),
             reaper=Reaper(
-                self._message_seconds(config), max(1, threads // 2), self.honest_seconds
+                self._message_seconds(config),
+                max(1, width // 2),
+                self.honest_seconds,
+                is_eager=width > threads,
             ),
+            work=nullcontext() if width == threads else threading.Semaphore(threads),
         )
         self._side = SteadyPool(2, "side")
         self._front = self.front(issuer, metrics, self.lanes, self.terms(config))

@@ -9,7 +9,8 @@ import logging
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar, Protocol
 
@@ -54,6 +55,8 @@ class Lanes:
     calls: CallPool
     refusals: SteadyPool
     reaper: Reaper
+    work: AbstractContextManager[object] = field(default_factory=nullcontext)
+    """Entered by who has its message: fewer may work than wait for one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,13 +173,14 @@ class Front(grpc.GenericRpcHandler, ABC):  # type: ignore[misc]  # grpc has no t
         budget.require()
         with self._lanes.reaper.watching(context):
             message = next(messages, None)
-        began = time.monotonic()
-        try:
-            issued = self._issuer.issue(
-                self._translated(message, context, terms, budget)
-            )
-        finally:
-            self._lanes.calls.worked(time.monotonic() - began)
+        with self._lanes.work:
+            began = time.monotonic()
+            try:
+                issued = self._issuer.issue(
+                    self._translated(message, context, terms, budget)
+                )
+            finally:
+                self._lanes.calls.worked(time.monotonic() - began)
         began = time.perf_counter()
         reply = self.reply(issued)
         self._metrics.steps["reply"].observe(time.perf_counter() - began)

@@ -81,10 +81,14 @@ class CallPool(SteadyPool):
         threads: How many calls run at a time.
         in_flight: How many may wait or run at a time.
         queue_seconds: The longest that a call may wait.
+        at_a_time: How many of the threads work; the others read. All by default.
     """
 
-    def __init__(self, threads: int, in_flight: int, queue_seconds: float) -> None:
+    def __init__(
+        self, threads: int, in_flight: int, queue_seconds: float, at_a_time: int = 0
+    ) -> None:
         super().__init__(threads, "call")
+        self._at_a_time = at_a_time or threads
         self.queue_seconds = queue_seconds
         self.in_flight = in_flight
         self._mean_seconds = 0.0
@@ -116,7 +120,7 @@ class CallPool(SteadyPool):
         """
         if len(self._live) >= self.in_flight:
             return "in_flight"
-        wait = len(self._waiting) * self._mean_seconds / self._width
+        wait = len(self._waiting) * self._mean_seconds / self._at_a_time
         return "queue" if wait > self.queue_seconds else ""
 
     def worked(self, seconds: float) -> None:

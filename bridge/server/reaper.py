@@ -26,11 +26,19 @@ class Reaper:
         seconds: The longest that a message is waited for.
         most: How many are waited for at a time.
         honest_seconds: A call may wait this long, whatever else is waited for.
+        is_eager: Where too many are waited for, give those up that have waited for
+            longer, and not only when another call comes.
     """
 
     def __init__(
-        self, seconds: float, most: int, honest_seconds: float = _HONEST_SECONDS
+        self,
+        seconds: float,
+        most: int,
+        honest_seconds: float = _HONEST_SECONDS,
+        *,
+        is_eager: bool = False,
     ) -> None:
+        self._is_eager = is_eager
         self.seconds = seconds
         self._honest_seconds = honest_seconds
         self._most = most
@@ -76,7 +84,10 @@ class Reaper:
     def _run(self) -> None:
         while not self._closing.wait(_LOOK_SECONDS):
             now = time.monotonic()
-            for until, call in tuple(self._watched.values()):
+            watched = tuple(self._watched.values())
+            if self._is_eager and len(watched) >= self._most:
+                now += max(0.0, self.seconds - self._honest_seconds)
+            for until, call in watched:
                 if until < now:
                     call.cancel()
 
