@@ -8,6 +8,7 @@ import logging
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from typing import Any, ClassVar
 
 import grpc
@@ -48,21 +49,25 @@ class Door(ABC):
     """The same, while many are waited for: somebody may hold threads on purpose."""
     is_behind_proxy: ClassVar[bool] = False
     """A connection carries the calls of many clients."""
+    readers: ClassVar[int] = 0
+    """Threads that wait for messages, where more do than work."""
 
     def __init__(
         self, config: BridgeConfig, issuer: Issuer, metrics: Metrics, place: Place
     ) -> None:
         in_flight, queue_seconds = self.bounds(config)
         threads = config.limits.threads
+        width = max(threads, self.readers)
         self.lanes = Lanes(
-            calls=CallPool(threads, in_flight, queue_seconds),
+            calls=CallPool(width, in_flight, queue_seconds),
             refusals=SteadyPool(1, "refusals"),
             reaper=Reaper(
                 self._message_seconds(config),
-                max(2, threads // 2),
+                max(2, width // 2),
                 honest_seconds=self.honest_seconds,
                 knows_peers=not self.is_behind_proxy,
             ),
+            work=nullcontext() if width == threads else threading.Semaphore(threads),
         )
         self._side = SteadyPool(2, "side")
         self._front = self.front(issuer, metrics, self.lanes, self.terms(config))

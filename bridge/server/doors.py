@@ -139,10 +139,11 @@ class LinkerdDoor(Door):
     front = linkerd.LinkerdFront
     service = linkerd.SERVICE
     # A proxy that is given up comes back only after 10 s, and in a burst the messages
-    # of honest ones are late, too.
+    # of honest ones are late, too: they are waited for, but by threads of their own.
     message_seconds = 5.0
     honest_seconds = 1.0
     is_behind_proxy = True
+    readers = 64
 
     def __init__(
         self, config: BridgeConfig, issuer: Issuer, metrics: Metrics, place: Place

@@ -9,7 +9,8 @@ import logging
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar, Protocol
 
@@ -55,6 +56,8 @@ class Lanes:
     calls: CallPool
     refusals: SteadyPool
     reaper: Reaper
+    work: AbstractContextManager[object] = field(default_factory=nullcontext)
+    """Entered by who has its message: fewer may work than wait for one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,7 +178,10 @@ class Front(grpc.GenericRpcHandler, ABC):  # type: ignore[misc]  # grpc has no t
         reception = Reception(messages, context)
         with reaper.watching(reception):
             message = reception.take()
-        issued = self._issuer.issue(self._translated(message, context, terms, budget))
+        with self._lanes.work:
+            issued = self._issuer.issue(
+                self._translated(message, context, terms, budget)
+            )
         began = time.perf_counter()
         reply = self.reply(issued)
         self._metrics.steps["reply"].observe(time.perf_counter() - began)

@@ -9,12 +9,13 @@ from bridge.server.linkerd import METHOD
 from tests.support import http2
 from tests.support.certify import Certify
 from tests.support.harness import Bridge
+from tests.support.supervised import await_true
 
 pytestmark = pytest.mark.xdist_group("linkerd-transport")
 
 MAX_CONCURRENT_STREAMS = 3
-STALLED = 48
-"""More than there are threads that work on calls."""
+MANY = 200
+"""More than there are threads that wait for messages."""
 ANY_NUMBER = 2**31 - 1
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
@@ -52,14 +53,19 @@ def test_a_client_that_speaks_tls_or_nothing_harms_nobody(
     certify.require_healthy()
 
 
-def test_calls_whose_messages_never_come_do_not_keep_others_out(
+def begin(bridge: Bridge, calls: int) -> socket.socket:
+    """Begin calls on one connection, and send no message."""
+    host, port = bridge.linkerd_address.rsplit(":", 1)
+    connection = socket.create_connection((host, int(port)), timeout=30)
+    streams = range(1, 2 * calls, 2)
+    begun = b"".join(http2.begun(stream, path=METHOD) for stream in streams)
+    connection.sendall(PREFACE + http2.frame(http2.SETTINGS) + begun)
+    return connection
+
+
+def test_calls_whose_messages_never_come_are_given_up(
     bridge: Bridge, certify: Certify
 ) -> None:
-    host, port = bridge.linkerd_address.rsplit(":", 1)
-    with socket.create_connection((host, int(port)), timeout=30) as stalled:
-        begun = (
-            http2.begun(stream, path=METHOD) for stream in range(1, 2 * STALLED, 2)
-        )
-        stalled.sendall(PREFACE + http2.frame(http2.SETTINGS) + b"".join(begun))
+    with begin(bridge, MANY):
         certify.require_healthy()
-    certify.require_healthy()
+        await_true(lambda: bridge.metric("meshca_in_flight") == 0)

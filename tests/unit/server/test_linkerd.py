@@ -1,6 +1,7 @@
 """Linkerd's front: what goes in, what comes out, and what is never decided here."""
 
 import json
+import threading
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
@@ -33,11 +34,13 @@ from bridge.metrics import Metrics
 from bridge.resilience import Budget
 from bridge.server import istio
 from bridge.server.app import Server
+from bridge.server.doors import LinkerdDoor
 from bridge.server.front import Terms
 from bridge.server.linkerd import METHOD, LinkerdFront
 from tests.support.serving import (
     ISSUED,
     WAIT_SECONDS,
+    Held,
     ScriptedIssuance,
     linkerd_server,
 )
@@ -238,3 +241,41 @@ def test_any_message_is_translated_or_refused(message: bytes) -> None:
     except RequestError:
         return
     assert call.front == "linkerd"
+
+
+def test_who_waits_for_a_message_keeps_nobody_from_working(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LinkerdDoor, "message_seconds", 60.0)
+    front, may = Front(tmp_path), threading.Event()
+
+    def late() -> Iterator[bytes]:
+        may.wait(WAIT_SECONDS)
+        yield REQUEST.SerializeToString()
+
+    # Two threads work on calls; these wait for their message beside them.
+    begin = front.channel.stream_unary(METHOD)
+    stalled = [begin.future(late()) for _ in range(10)]
+    while (front.metrics.registry.get_sample_value("meshca_in_flight") or 0) < 10:
+        threading.Event().wait(0.005)
+    assert front.ask().leaf_certificate
+    assert not any(one.done() for one in stalled)
+    may.set()
+    assert all(one.result(WAIT_SECONDS) for one in stalled)
+    front.channel.close()
+    front.server.drain(0)
+
+
+def test_no_more_calls_are_worked_on_than_there_are_threads_for(front: Front) -> None:
+    held = Held()
+    front.issuance.does = held
+    call = front.channel.unary_unary(METHOD)
+    message = REQUEST.SerializeToString()
+    waiting = [call.future(message, WAIT_SECONDS) for _ in range(6)]
+    for _ in range(2):
+        assert held.began.acquire(timeout=WAIT_SECONDS)
+    while (front.metrics.registry.get_sample_value("meshca_in_flight") or 0) < 6:
+        threading.Event().wait(0.005)
+    assert not held.began.acquire(timeout=0.1)
+    held.release.set()
+    assert all(one.result() for one in waiting)
