@@ -190,7 +190,7 @@ class LimitsConfig(Section):
     """`limits`."""
 
     in_flight: Annotated[int, Field(ge=1, le=100_000)] = 4096
-    queue_seconds: Annotated[PositiveNumber, Field(le=60)] = 1.5
+    queue_seconds: Annotated[PositiveNumber, Field(le=60)] = 1.25
     deadline: PositiveDuration = timedelta(seconds=10)
     drain: Duration = timedelta(seconds=15)
     """How long requests under way may take to finish after SIGTERM."""

@@ -65,6 +65,7 @@ def _results(options: argparse.Namespace) -> list[Result]:
                 caload=caload,
                 istio_client=istio_client,
                 ca_key=options.ca_key,
+                threads=options.threads,
                 sizes=Sizes(
                     kills=options.kills,
                     seconds=options.seconds,
@@ -128,6 +129,7 @@ def _options() -> argparse.Namespace:
         "--issuances", type=int, default=200_000, help="for memory (200000)"
     )
     parser.add_argument("--ca-key", choices=_KEYS, default="p256")
+    parser.add_argument("--threads", type=int, help="limits.threads of the bridge")
     parser.add_argument("--json", type=Path, help="write all figures to this file")
     parser.add_argument(
         "--no-docs", dest="docs", action="store_false", help="leave docs/ as it is"

@@ -57,6 +57,8 @@ class Ground:
     istio_client: Path
     sizes: Sizes
     ca_key: KeyAlgorithm = "p256"
+    threads: int | None = None
+    """`limits.threads` of the bridge; None for the default."""
 
     @cached_property
     def issuer(self) -> TokenIssuer:
@@ -84,6 +86,7 @@ class Ground:
         return Supervised(
             self.folder / name,
             workers,
+            {"limits": {"threads": self.threads}} if self.threads else None,
             issuers=[self.issuer],
             trust_domain=TRUST_DOMAIN,
             ca_key=self.ca_key,
