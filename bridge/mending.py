@@ -124,10 +124,10 @@ class Mended(Generic[Config]):
                 _put(tree, (*place, key), ...)
             self._places += [(*place, word) for word in _named(item)]
             return
-        if place[-1:] == ("[key]",):
-            place = place[:-1]
+        if item["type"] == "extra_forbidden":
             _put(tree, place, ...)
-        elif item["type"] == "extra_forbidden":
+        elif place[-1:] == ("[key]",):
+            place = place[:-1]
             _put(tree, place, ...)
         else:
             _put(tree, place, _stand_in(place))
@@ -174,6 +174,8 @@ def _put(tree: Any, place: Location, value: object) -> None:
     try:
         for part in place[:-1]:
             tree = tree[part]
+        if isinstance(place[-1], int) and isinstance(tree, dict):
+            return  # a key that is no text: it has not been copied
         if value is ...:
             del tree[place[-1]]
         else:
@@ -184,7 +186,8 @@ def _put(tree: Any, place: Location, value: object) -> None:
 
 
 def _copy(node: Any) -> Any:
-    # Not deepcopy: what an alias shares would stay shared.
+    # Not deepcopy: what an alias shares would stay shared. A key that is no text is
+    # wrong wherever it stands, and has been told.
     if isinstance(node, dict):
-        return {key: _copy(value) for key, value in node.items()}
+        return {k: _copy(value) for k, value in node.items() if isinstance(k, str)}
     return [_copy(value) for value in node] if isinstance(node, list) else node

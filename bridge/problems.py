@@ -47,7 +47,8 @@ def problem_of(item: Any, known: Sequence[str] = ()) -> Problem:
     """
     place, value = item["loc"], item["input"]
     # Where a key itself is wrong, pydantic says so behind it.
-    key = path_of(place[:-1] if place[-1:] == ("[key]",) else place) or "(file)"
+    is_key = place[-1:] == ("[key]",) and item["type"] != "extra_forbidden"
+    key = path_of(place[:-1] if is_key else place) or "(file)"
     if item["type"] == "missing":
         return key, None, "is required"
     if item["type"] == "extra_forbidden":

@@ -65,7 +65,7 @@ def _options(
 
 
 def main() -> None:
-    """Run the command line; a `BridgeError` becomes a sentence and exit status 1."""
+    """Run the command line; what goes wrong is a sentence and exit status 1."""
     # What fails is told in a sentence; the transport's own lines say it in C++.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
@@ -74,4 +74,10 @@ def main() -> None:
         complain(str(error))
         if error.detail:
             complain(error.detail, style="dim")
+        sys.exit(1)
+    except OSError as error:
+        # Of a file that was named, the system's reason is enough.
+        if error.filename is None:
+            raise
+        complain(f"{error.filename}: {error.strerror}")
         sys.exit(1)

@@ -5,7 +5,6 @@ import re
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict
-from pathlib import Path
 
 import typer
 from cryptography import x509
@@ -15,14 +14,14 @@ from rich.table import Table
 from bridge.assembly import Assembly
 from bridge.cli.console import ConfigOption, OutputOption, print_table, warn
 from bridge.cli.findings import Finding, fronts, given_pair
+from bridge.cli.further import with_places, with_rest
 from bridge.cli.places import ledger_places
 from bridge.cli.terms import terms
 from bridge.clock import system_clock
-from bridge.config import BridgeConfig, read, rest
+from bridge.config import BridgeConfig, read
 from bridge.errors import BridgeError, ConfigError
 from bridge.hierarchy.exposure import exposure_of
 from bridge.hierarchy.replica import openssl_accepts, replicate
-from bridge.mending import STAND_IN
 from bridge.policy.routes import ISTIO, LINKERD, Whom
 from bridge.snapshot import Issuer, Snapshot
 from bridge.spiffe import SpiffeID, TrustDomain
@@ -45,13 +44,16 @@ def check(*, config: ConfigOption, output: OutputOption = "text") -> None:
     Signs nothing with a real key: names are proven on a throwaway chain of the same
     shape. Exits with 1 if anything is wrong.
     """
-    found = _read(config)
+    try:
+        found = read(config)
+    except ConfigError as error:
+        raise with_rest(error, config) from error
     assembly = Assembly(config=found, clock=system_clock, warn=warn)
     with ExitStack() as stack:
         try:
             snapshot = assembly.snapshot()
         except BridgeError as error:
-            raise _with_places(error, found) from error
+            raise with_places(error, found) from error
         stack.callback(snapshot.clusters.close)
         for issuer in snapshot.issuers.values():
             stack.callback(issuer.ca.close)
@@ -62,45 +64,6 @@ def check(*, config: ConfigOption, output: OutputOption = "text") -> None:
         _print(findings)
     if any(finding.result == "FAILED" for finding in findings):
         raise typer.Exit(1)
-
-
-def _read(path: Path) -> BridgeConfig:
-    try:
-        return read(path)
-    except ConfigError as error:
-        further = [] if (found := rest(path)) is None else [*_further(found)]
-        told = "\n".join(dict.fromkeys([*str(error).splitlines(), *further]))
-        raise ConfigError(told, detail=error.detail) from error
-
-
-def _further(config: BridgeConfig) -> Iterator[str]:
-    # What is wrong with options and files, as far as the file can be read at all.
-    lines: list[str] = []
-    try:
-        Assembly(config=config, clock=system_clock, warn=_be_quiet).snapshot().close()
-    except BridgeError as error:
-        lines += str(error).splitlines()
-    lines += _places(config)
-    yield from (line for line in lines if STAND_IN not in line)
-
-
-def _be_quiet(_: str) -> None:
-    # Warnings are for a configuration that can be read.
-    return
-
-
-def _with_places(error: BridgeError, config: BridgeConfig) -> ConfigError:
-    # All that is wrong in one go, although the rest of the table cannot be made.
-    lines = [str(error), *_places(config)]
-    return ConfigError("\n".join(lines), detail=error.detail)
-
-
-def _places(config: BridgeConfig) -> list[str]:
-    return [
-        f"{config.path}: {key}: {problem}"
-        for key, _, problem in ledger_places(config)
-        if problem
-    ]
 
 
 def _findings(config: BridgeConfig, snapshot: Snapshot) -> Iterator[Finding]:

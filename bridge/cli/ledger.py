@@ -6,10 +6,8 @@
 import getpass
 import json
 import os
-import re
 from collections.abc import Callable
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -18,6 +16,7 @@ import typer
 from rich.console import Console
 
 from bridge import config
+from bridge.cli import asked
 from bridge.cli.entries import public, show, write_csv
 from bridge.clock import system_clock
 from bridge.errors import ConfigError
@@ -35,9 +34,6 @@ app = typer.Typer(
     help="Look at the ledger.",
     no_args_is_help=True,
 )
-
-_SPAN = re.compile(r"(\d+)([smhd])")
-_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 
 class SearchOutput(StrEnum):
@@ -184,7 +180,7 @@ def search(  # noqa: PLR0913 - options of a command
     caller: Annotated[str, typer.Option(help="SPIFFE ID of the caller.")] = "",
     certificate: Annotated[str, typer.Option(help="SHA-256 of its DER.")] = "",
     key: Annotated[str, typer.Option(help="SHA-256 of the public key's DER.")] = "",
-    kind: Annotated[str, typer.Option(help="intent, issued, refused, ...")] = "",
+    kind: Annotated[str, typer.Option(help=", ".join(asked.KINDS))] = "",
     since: Since = "",
     until: Annotated[str, typer.Option(metavar="TIME", help="Before then.")] = "",
     limit: Annotated[int, typer.Option(min=1, help="The newest that many.")] = 100,
@@ -196,19 +192,19 @@ def search(  # noqa: PLR0913 - options of a command
     running; its newest entries arrive within a second. Exits with 1 when nothing
     matches.
     """
+    wanted = {
+        "serial": asked.serial(serial),
+        "caller": caller,
+        "certificate": asked.digest(certificate, "--certificate"),
+        "key": asked.digest(key, "--key"),
+        "kind": asked.kind(kind),
+        "since": asked.moment(since, "--since"),
+        "until": asked.moment(until, "--until"),
+        "limit": limit,
+    }
     archive, query = _open(config_file)
     try:
-        wanted = query(
-            serial=_hex(serial).removeprefix("0x"),
-            caller=caller,
-            certificate=_hex(certificate),
-            key=_hex(key),
-            kind=kind,
-            since=_moment(since, "--since"),
-            until=_moment(until, "--until"),
-            limit=limit,
-        )
-        found = [dict(row) for row in archive.search(wanted)]
+        found = [dict(row) for row in archive.search(query(**wanted))]
     finally:
         archive.close()
     if output is SearchOutput.JSON:
@@ -233,9 +229,10 @@ def export(
     With `jsonl`, each line is the journal's own, byte by byte: its SHA-256 is what the
     next row of the same writer repeats.
     """
+    begin = asked.moment(since, "--since")
     archive, query = _open(config_file)
     try:
-        rows = archive.search(query(since=_moment(since, "--since")))
+        rows = archive.search(query(since=begin))
         if output is ExportOutput.CSV:
             write_csv(rows)
         else:
@@ -280,26 +277,3 @@ def _require_intact(report: Report) -> None:
 
 def _complain(text: str) -> None:
     Console(stderr=True).print(text, style="red", markup=False, soft_wrap=True)
-
-
-def _hex(value: str) -> str:
-    return value.replace(":", "").strip().lower()
-
-
-def _moment(value: str, option: str) -> int | None:
-    # Microseconds since 1970-01-01 UTC.
-    if not value:
-        return None
-    if match := _SPAN.fullmatch(value):
-        moment = datetime.now(UTC) - timedelta(**{_UNITS[match[2]]: int(match[1])})
-    else:
-        try:
-            moment = datetime.fromisoformat(value)
-        except ValueError:
-            raise typer.BadParameter(
-                f"{option}: expected a time such as 2026-11-23T08:00, or a span such "
-                f"as 24h (found {value!r})"
-            ) from None
-        if moment.tzinfo is None:
-            moment = moment.replace(tzinfo=UTC)
-    return round(moment.timestamp() * 1e6)

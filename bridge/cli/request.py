@@ -1,7 +1,7 @@
 """`meshca request`: get a certificate as a workload would."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -16,6 +16,9 @@ from bridge.server.certify import Certified, Wish, certify, is_identity
 from bridge.server.client import Ask, ask
 from bridge.values import is_address
 from bridge.x509.pem import parse_certificates
+
+_LONGEST = 2**63 - 1
+"""What a number of the API can be."""
 
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
 
@@ -65,7 +68,12 @@ def request(  # noqa: PLR0913 - each is an option of its own
     ] = "p256",
     ttl: Annotated[
         int,
-        typer.Option(metavar="SECONDS", min=0, help="Wanted lifetime; 0: the default."),
+        typer.Option(
+            metavar="SECONDS",
+            min=0,
+            max=_LONGEST,
+            help="Wanted lifetime; 0: the default.",
+        ),
     ] = 0,
     cert_signer: Annotated[str, typer.Option(help="Istio's CertSigner.")] = "",
     server_name: Annotated[
@@ -81,6 +89,7 @@ def request(  # noqa: PLR0913 - each is an option of its own
 ) -> None:
     """Make a key, ask for a certificate over a mesh's API, check and show it."""
     _require_usable(address, token_file, certificate, key_file, out)
+    _require_sendable({"--cluster": cluster, "--cert-signer": cert_signer})
     if front == "linkerd":
         foreign = [certificate, cluster, ttl, cert_signer, server_name, key != "p256"]
         _require_linkerd(identity, token_file, foreign)
@@ -191,6 +200,15 @@ def _require_usable(
         raise ConfigError(f"{out}: expected none of these files: {', '.join(taken)}")
 
 
+def _require_sendable(values: Mapping[str, str]) -> None:
+    # The transport would answer for the bridge, and not say what it minds.
+    for option, value in values.items():
+        if not (value.isascii() and value.isprintable()):
+            raise typer.BadParameter(
+                f"{option}: expected printable ASCII characters (found {value!a})"
+            )
+
+
 _RESULTS = ("key.pem", "chain.pem", "roots.pem")
 
 
@@ -202,7 +220,7 @@ def _roots(path: Path) -> bytes:
 
 
 def _token(path: Path) -> str:
-    try:
-        return path.read_text("ascii").strip()
-    except (OSError, ValueError):
-        raise ConfigError(f"{path}: expected a token, in plain text") from None
+    token = path.read_bytes().strip()
+    if not token.isascii() or not token.decode().isprintable() or b" " in token:
+        raise ConfigError(f"{path}: expected a token, in plain text")
+    return token.decode()

@@ -1,10 +1,12 @@
 """`meshca serve`: run the bridge."""
 
+from types import ModuleType
 from typing import Annotated, Literal
 
 import typer
 
 from bridge.cli.console import ConfigOption
+from bridge.errors import BridgeError, ConfigError
 from bridge.logs import set_up
 from bridge.reload import Source
 
@@ -25,7 +27,17 @@ def serve(
     SIGHUP, or a change of the file, takes the configuration anew.
     """
     set_up(log_level.upper())
-    source = Source.read(config)
+    try:
+        source = Source.read(config)
+    except ConfigError as error:
+        raise _further().with_rest(error, config) from error
+    try:
+        _serve(source, log_level)
+    except BridgeError as error:
+        raise _further().with_places(error, source.config) from error
+
+
+def _serve(source: Source, log_level: str) -> None:
     # Only what is needed: a parent of workers serves nothing itself, and the other
     # has to be ready soon.
     if source.config.workers:
@@ -36,3 +48,10 @@ def serve(
         from bridge.server.alone import serve_alone  # noqa: PLC0415 - see above
 
         serve_alone(source)
+
+
+def _further() -> ModuleType:
+    # It opens backends, and is of use after a failure only.
+    from bridge.cli import further  # noqa: PLC0415 - see above
+
+    return further

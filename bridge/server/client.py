@@ -90,9 +90,11 @@ def ask(wanted: Ask) -> Answer:
 def _advice(details: str, wanted: Ask) -> str:
     # What the TLS library says is true, and tells nobody what to do.
     text = details.lower()
-    if "hostname" in text or "peer name" in text:
+    if "hostname verification" in text or "peer name" in text:
         name = wanted.server_name or wanted.address.rpartition(":")[0]
         return f": the certificate is not for {name}; give --server-name"
+    if "security handshaker" in text:
+        return ": --key-file is not the key of --certificate, or one is damaged"
     if "socket closed" in text and wanted.certificate is None:
         return ": this port may want a client certificate (--certificate)"
     if "certificate_verify_failed" in text or "self signed" in text:

@@ -160,7 +160,8 @@ def _why_without_anchor(
     if last in anchors:
         return (
             "is itself a trust anchor: leave it out of the chain, whose last "
-            "certificate is one that a trust anchor issued"
+            "certificate is one that a trust anchor issued; a trust anchor, whose key "
+            "belongs offline, is no issuing CA"
         )
     if subject_of(last) == issuer_of(last):
         return (

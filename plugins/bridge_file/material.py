@@ -90,19 +90,26 @@ def _load_once(files: FileSet) -> Material:
 
 def _contents(files: FileSet) -> Mapping[Path, bytes]:
     contents: dict[Path, bytes] = {}
+    problems: list[ConfigError] = []
     for path in files.paths:
-        if path in (files.key, files.passphrase):
-            group = files.allow_group_read
-            contents[path] = read_secret(path, allow_group_read=group)
-        elif (
-            path == files.anchors
-            and not files.anchors_are_required
-            and not path.exists()
-        ):
+        is_optional = path == files.anchors and not files.anchors_are_required
+        if is_optional and not path.exists():
             continue
-        else:
-            contents[path] = read_public(path)
+        try:
+            contents[path] = _content(files, path)
+        except ConfigError as error:
+            problems.append(error)
+    if problems:
+        # An operator mends them at once.
+        text = "\n".join(str(error) for error in problems)
+        raise ConfigError(text, rule=problems[0].rule)
     return contents
+
+
+def _content(files: FileSet, path: Path) -> bytes:
+    if path in (files.key, files.passphrase):
+        return read_secret(path, allow_group_read=files.allow_group_read)
+    return read_public(path)
 
 
 def _chain(

@@ -3,8 +3,11 @@
 import hashlib
 import itertools
 import re
+import socket
 import subprocess
+import threading
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 
@@ -53,6 +56,46 @@ def _spki(certificate: x509.Certificate) -> bytes:
     return certificate.public_key().public_bytes(
         Encoding.DER, PublicFormat.SubjectPublicKeyInfo
     )
+
+
+# Of each policy, what the client offers in its extension supported_groups: P-256;
+# P-256 and P-384; X25519MLKEM768.
+_POLICIES = {
+    "fips-140-2": "000a0004 00020017",
+    "fips-140-3": "000a0006 000400170018",
+    "pqc": "000a0004 000211ec",
+}
+
+
+@pytest.mark.parametrize("policy", _POLICIES)
+def test_a_client_under_a_compliance_policy_is_served(
+    bridge: Bridge, tmp_path: Path, policy: str
+) -> None:
+    token = tmp_path / "istio-token"
+    token.write_text(bridge.token("shop", "web"))
+    arguments = ("-server-name", SERVER_NAME, "-token", token)
+    answer = ask(bridge.address, bridge.roots, *arguments, compliance=policy)
+    assert answer.code == "OK", answer.error
+    # And the policy is at work: this is what such a client offers.
+    hellos: list[bytes] = []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=_take_hellos, args=(listener, hellos))
+        thread.start()
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+        refused = ask(address, bridge.roots, *arguments, compliance=policy)
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join()
+    assert refused.code == "Unavailable"
+    assert hellos
+    assert all(bytes.fromhex(_POLICIES[policy]) in hello for hello in hellos)
+
+
+def _take_hellos(listener: socket.socket, hellos: list[bytes]) -> None:
+    with suppress(OSError):  # the listener is shut down
+        while True:
+            peer, _ = listener.accept()
+            with peer:
+                hellos += filter(None, [peer.recv(16 * 1024)])
 
 
 @pytest.mark.parametrize("algorithm", ["RS256", "ES256"])

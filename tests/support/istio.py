@@ -1,6 +1,7 @@
 """Istio's own CA client (`tests/interop/istio_client`), as tests call it."""
 
 import json
+import os
 import subprocess
 from dataclasses import dataclass
 from functools import cache
@@ -39,19 +40,23 @@ def program() -> Path:
     return gobuild.build(_MODULE)
 
 
-def ask(address: str, roots: Path, *arguments: str | Path) -> Answer:
+def ask(
+    address: str, roots: Path, *arguments: str | Path, compliance: str = ""
+) -> Answer:
     """Ask the CA at `address` for a certificate, with Istio's own client.
 
     Args:
         address: `host:port`.
         roots: The trust anchors of the CA's own certificate.
         arguments: More flags of the program.
+        compliance: Istio's `COMPLIANCE_POLICY`, which bounds what it speaks to the CA.
     """
     done = subprocess.run(
         [program(), "-address", address, "-roots", roots, *arguments],
         capture_output=True,
         text=True,
         timeout=_CALL_SECONDS,
+        env=os.environ | {"COMPLIANCE_POLICY": compliance},
         check=False,
     )
     if done.returncode:

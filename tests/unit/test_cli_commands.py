@@ -299,6 +299,11 @@ def test_what_would_be_in_vain_is_not_asked_for(
             "SSL_ERROR_SSL: CERTIFICATE_VERIFY_FAILED: self signed",
             ": the bridge's certificate does not chain to --roots r.pem",
         ),
+        (
+            "Failed to create security handshaker.",
+            ": --key-file is not the key of --certificate, or one is damaged",
+        ),
+        ("[field:hostname lookup error: Domain name not found]", ""),
         ("a token is needed", ""),
     ],
 )
@@ -307,11 +312,41 @@ def test_a_failed_handshake_says_what_to_do(details: str, says: str) -> None:
     assert _advice(details, wanted) == says
 
 
-def test_a_token_that_is_no_text_is_an_error(
-    tmp_path: Path, asked: list[Ask], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("option", "value", "says"),
+    [
+        ("--cluster", "a\nb", "--cluster: expected printable ASCII"),
+        ("--cluster", "\u00fc", "--cluster: expected printable ASCII"),
+        ("--cert-signer", "\udcff", "--cert-signer: expected printable ASCII"),
+        ("--ttl", "9" * 20, "than or equal to 9223372036854775807"),
+    ],
+)
+def test_what_the_transport_cannot_carry_is_not_sent(
+    tmp_path: Path, asked: list[Ask], option: str, value: str, says: str
 ) -> None:
     (tmp_path / "roots.pem").write_bytes(ROOTS)
-    (tmp_path / "token").write_bytes(b"\xff\xfe")
+    arguments = ["request", "--address", "h:1", "--roots", f"{tmp_path}/roots.pem"]
+    result = CliRunner().invoke(app, [*arguments, option, value])
+    assert result.exit_code == 2
+    assert says in " ".join(result.stderr.replace("\u2502", " ").split())
+    assert asked == []
+
+
+def test_a_file_that_cannot_be_made_is_told_in_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["meshca", "demo", "--folder", "/proc/none"])
+    with pytest.raises(SystemExit, match="1"):
+        main()
+    assert "/proc/none: No such file or directory" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("token", [b"\xff\xfe", b"a\nb", b"a b"])
+def test_a_token_that_is_no_text_is_an_error(
+    tmp_path: Path, asked: list[Ask], monkeypatch: pytest.MonkeyPatch, token: bytes
+) -> None:
+    (tmp_path / "roots.pem").write_bytes(ROOTS)
+    (tmp_path / "token").write_bytes(token)
     arguments = ["meshca", "request", "--address", "h:1"]
     arguments += ["--roots", f"{tmp_path}/roots.pem"]
     arguments += ["--token-file", f"{tmp_path}/token"]

@@ -1,4 +1,6 @@
 import re
+from collections.abc import Iterator
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -293,6 +295,7 @@ def test_a_wrong_value_hides_no_rule_that_holds_keys_together() -> None:
         {"fronts.istio.audiences": [7, 8]},
         {"ledger": 7, "fronts": 7},
         {"limits": {"per_identity": {}}},
+        {"limits": {1: 2, "in_flight": 0}},
     ],
     ids=str,
 )
@@ -338,6 +341,37 @@ def test_whatever_is_wrong_the_rest_is_read(tmp_path: Path, where: str) -> None:
     found = rest(path)
     assert found is not None
     assert found.base == tmp_path
+
+
+def _places(node: object, above: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    if above:
+        yield above
+    if isinstance(node, dict | list):
+        items = node.items() if isinstance(node, dict) else enumerate(node)
+        for key, value in items:
+            yield from _places(value, (*above, key))
+
+
+@pytest.mark.parametrize("value", [None, 7, "", "x", [], {}, {1: 2}, [{}]], ids=str)
+def test_whatever_stands_anywhere_the_rest_is_read(
+    tmp_path: Path, value: object
+) -> None:
+    path = tmp_path / "bridge.yaml"
+    for *above, last in _places(tree()):
+        changed = node = tree()
+        for part in above:
+            node = node[part]
+        node[last] = value
+        path.write_text(yaml.safe_dump(changed))
+        with suppress(ConfigError):
+            read(path)
+        assert rest(path) is not None, (*above, last)
+
+
+def test_a_key_that_is_no_text_does_not_end_the_reading(tmp_path: Path) -> None:
+    path = tmp_path / "bridge.yaml"
+    path.write_text(yaml.safe_dump(tree() | {1: 2, None: {}}))
+    assert rest(path) is not None
 
 
 def test_of_what_is_no_configuration_there_is_no_rest(tmp_path: Path) -> None:

@@ -21,7 +21,6 @@ MODULES = sorted(
 LONGEST_MODULE = 300
 # Longer for now, and never to be longer than this: a split makes the entry go.
 LONGER = {
-    "bridge/cli/ledger.py": 310,
     "bridge/clusters.py": 340,
     "bridge/metrics.py": 380,
     "bridge/server/tls.py": 320,

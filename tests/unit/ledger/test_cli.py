@@ -146,6 +146,12 @@ def test_search_in_a_pipe_is_plain_text_without_control_characters(
         (["--serial", "123456"], 1, "nothing found"),
         (["--until", "2020-01-01"], 1, "nothing found"),
         (["--since", "yesterday"], 2, "expected a time such as"),
+        (["--since", "999999999d"], 2, "expected a time such as"),
+        (["--until", "99999999999999d"], 2, "expected a time such as"),
+        (["--serial", "zz"], 2, "--serial: expected hex digits"),
+        (["--certificate", "ab"], 2, "--certificate: expected a SHA-256 in 64"),
+        (["--key", "g" * 64], 2, "--key: expected a SHA-256 in 64 hex digits"),
+        (["--kind", "isued"], 2, "--kind: expected one of intent, "),
         (["--limit", "0"], 2, "equal to 1"),
     ],
 )

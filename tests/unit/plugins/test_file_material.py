@@ -197,6 +197,23 @@ def test_a_secret_that_others_can_read_is_refused(
         open_shape(tmp_path, "key", {**WITH_PASSPHRASE, **options})
 
 
+def test_all_files_that_cannot_be_read_are_told_at_once(
+    tmp_path: Path, ca: Authority
+) -> None:
+    write_shape(tmp_path, "cacerts", ca)
+    (tmp_path / "ca-key.pem").chmod(0o644)
+    (tmp_path / "cert-chain.pem").unlink()
+    (tmp_path / "root-cert.pem").unlink()
+    with pytest.raises(ConfigError, match="found 0644") as refusal:
+        open_shape(tmp_path, "cacerts")
+    told = [line.partition(" /")[2] for line in str(refusal.value).splitlines()]
+    assert [Path(line.partition(":")[0]).name for line in told] == [
+        "ca-key.pem",
+        "cert-chain.pem",
+        "root-cert.pem",
+    ]
+
+
 def test_a_secret_behind_a_link_is_judged_by_its_own_mode(
     tmp_path: Path, ca: Authority
 ) -> None:
