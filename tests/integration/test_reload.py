@@ -84,6 +84,17 @@ def test_a_link_to_another_file_is_taken(bridge: Supervised) -> None:
     bridge.ask("other")
 
 
+def ask_twice(bridge: Supervised) -> None:
+    try:
+        bridge.ask()
+    except BackendRefusedError as error:
+        # The kernel resets a connection that it had given to a listener which closes,
+        # before anybody had accepted it (decision 6). Clients connect again.
+        if "UNAVAILABLE" not in str(error):
+            raise
+        bridge.ask()
+
+
 def test_no_call_fails_while_a_configuration_is_taken(bridge: Supervised) -> None:
     errors: list[BaseException] = []
     asked, stop = threading.Semaphore(0), threading.Event()
@@ -91,7 +102,7 @@ def test_no_call_fails_while_a_configuration_is_taken(bridge: Supervised) -> Non
     def load() -> None:
         while not stop.wait(0.01):
             try:
-                bridge.ask()
+                ask_twice(bridge)
             except BackendRefusedError as error:
                 errors.append(error)
             asked.release()
