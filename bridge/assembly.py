@@ -168,10 +168,11 @@ class Assembly:
         return tuple(TrustDomain(name) for name in dict.fromkeys(names))
 
     def _linkerd(self) -> LinkerdNames | None:
-        front = self.config.fronts.linkerd
-        if front is None:
+        front, cluster = self.config.fronts.linkerd, self.config.linkerd_cluster()
+        if front is None or cluster is None:
             return None
         return LinkerdNames(
+            cluster=cluster.name,
             control_plane_namespace=front.control_plane_namespace,
             trust_domain=TrustDomain(self.config.linkerd_trust_domain()),
             with_uri=front.spiffe_uri,

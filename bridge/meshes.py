@@ -170,8 +170,10 @@ class Linkerd:
             raise subject_error(error.subject) from error
         except BackendUnavailableError as error:
             raise review_error(call.identity, error) from error
+        names = _names(snapshot)
+        names.require_cluster(caller.cluster)
         spiffe_id = SpiffeID.of_service_account(
-            _names(snapshot).trust_domain, caller.namespace, caller.service_account
+            names.trust_domain, caller.namespace, caller.service_account
         )
         return replace(caller, spiffe_id=spiffe_id)
 

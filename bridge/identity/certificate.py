@@ -17,6 +17,7 @@ _LONGEST_CERTIFICATE = 64 * 1024
 _UNREADABLE = (
     ValueError,
     TypeError,
+    KeyError,
     UnsupportedAlgorithm,
     x509.DuplicateExtension,
     x509.InvalidVersion,

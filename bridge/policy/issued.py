@@ -21,6 +21,8 @@ from bridge.x509.profile import (
 # `cryptography` parses late: a bad field shows when it is read, as one of these.
 _UNREADABLE = (
     ValueError,
+    TypeError,
+    KeyError,
     UnsupportedAlgorithm,
     x509.DuplicateExtension,
     x509.InvalidVersion,

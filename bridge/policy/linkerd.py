@@ -15,6 +15,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from bridge.errors import (
+    AuthenticationError,
     BackendUnavailableError,
     CSRError,
     DeniedError,
@@ -39,6 +40,8 @@ _LONGEST_SHOWN = 300
 class LinkerdNames:
     """The names of one mesh, as the configuration has them."""
 
+    cluster: str
+    """The one whose service accounts have them."""
     control_plane_namespace: str
     trust_domain: TrustDomain
     with_uri: bool
@@ -48,6 +51,22 @@ class LinkerdNames:
     def suffix(self) -> str:
         """What every identity of this mesh ends in."""
         return f".{_KIND}.identity.{self.control_plane_namespace}.{self.trust_domain}"
+
+    def require_cluster(self, name: str) -> None:
+        """Refuse the callers of another cluster.
+
+        A front asks for those of one. It may have been told so before a reload, and
+        the names be those after it.
+
+        Raises:
+            AuthenticationError: It is another one.
+        """
+        if name != self.cluster:
+            raise AuthenticationError(
+                "the token is of another cluster",
+                rule="cluster.other",
+                detail=f"cluster {name}, expected {self.cluster}",
+            )
 
     def identity(self, namespace: str, service_account: str) -> str:
         """Return the identity of a service account.

@@ -119,6 +119,8 @@ class Reaper:
         return tuple(self._watched.copy().values())  # a copy is atomic
 
     def _give_up(self, call: Waiting) -> None:
+        # Once: whoever waits may need some looks to wake up.
+        self._watched.pop(id(call), None)
         if self._knows_peers:
             self._remember(call)
         call.give_up()

@@ -42,18 +42,17 @@ class Reception:
         with condition:
             try:
                 messages._raise_or_start_receive_message()  # noqa: SLF001
-                while True:
+                # It may have been given up before this began to wait.
+                while not self._is_given_up:
                     condition.wait()
                     found: bytes | None = messages._look_for_request()  # noqa: SLF001
                     if found is not None:
                         return found
-                    if self._is_given_up:
-                        raise OverloadedError(
-                            "the message of the call has not come",
-                            rule="overload.stalled",
-                        )
             except StopIteration:
                 return None
+        raise OverloadedError(
+            "the message of the call has not come", rule="overload.stalled"
+        )
 
     def give_up(self) -> None:
         """Have `take` return with an error."""

@@ -82,7 +82,9 @@ def status_of(error: BridgeError, front: str = "istio") -> tuple[grpc.StatusCode
     for kind in type(error).__mro__:
         code = column.get(kind)
         if code is not None:
-            return code, _text(error, front)
+            # JSON, and so a token, may say what UTF-8 cannot: grpc would break off.
+            said = _text(error, front).encode("utf-8", "replace").decode("utf-8")
+            return code, said
     return BUG
 
 

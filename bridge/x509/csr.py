@@ -171,6 +171,8 @@ def require_only_names(csr: CSR, names: tuple[x509.GeneralName, ...]) -> None:
         extensions = tuple(csr.request.extensions)
     except (
         ValueError,
+        TypeError,
+        KeyError,
         x509.DuplicateExtension,
         x509.UnsupportedGeneralNameType,
     ) as error:

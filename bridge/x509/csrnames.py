@@ -70,6 +70,8 @@ def _alternatives(
         return ()
     except (
         ValueError,
+        TypeError,
+        KeyError,
         x509.DuplicateExtension,
         x509.UnsupportedGeneralNameType,
     ) as error:

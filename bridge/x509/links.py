@@ -15,6 +15,8 @@ from bridge.x509.der import content, elements
 
 UNREADABLE = (
     ValueError,
+    TypeError,
+    KeyError,
     UnsupportedAlgorithm,
     x509.DuplicateExtension,
     x509.UnsupportedGeneralNameType,
@@ -97,7 +99,7 @@ def signature_fault(child: x509.Certificate, parent: x509.Certificate) -> str | 
         child.verify_directly_issued_by(parent)
     except InvalidSignature:
         return "the signature is not one of the other's key"
-    except (TypeError, *UNREADABLE) as error:
+    except UNREADABLE as error:
         return f"the signature cannot be verified: {error}"
     return None
 

@@ -48,6 +48,8 @@ class NameConstraints:
             return None
         except (
             ValueError,
+            TypeError,
+            KeyError,
             x509.DuplicateExtension,
             x509.UnsupportedGeneralNameType,
         ) as error:

@@ -133,6 +133,8 @@ def _certificate(block: list[str], place: str) -> x509.Certificate:
         certificate.public_key()
     except (
         ValueError,
+        TypeError,
+        KeyError,
         UnsupportedAlgorithm,
         x509.DuplicateExtension,
         x509.InvalidVersion,

@@ -30,6 +30,7 @@ from bridge.spiffe import TrustDomain
 from tests.support.certify import AUDIENCE, new_csr, vector
 from tests.support.fake_ca import Answer
 from tests.support.pki import NOW, new_root
+from tests.support.tokens import TokenIssuer
 from tests.support.world import CALLER, TOKENS, World, two_authorities
 from tests.vectors.generate_linkerd import IDENTITY, OTHER
 
@@ -265,6 +266,26 @@ def test_the_cluster_is_the_one_that_the_configuration_names(world: World) -> No
     )
     with pytest.raises(AuthenticationError, match="no cluster"):
         world.issuance.issue(foreign)
+
+
+def test_a_token_of_a_cluster_that_is_linkerds_no_more_has_no_name(
+    tmp_path: Path,
+) -> None:
+    # A call that came before a reload, with the cluster that the front had then.
+    tokens = {"verify": "jwks", "issuer": TOKENS.issuer, "file": "jwks.json"}
+    other = TokenIssuer(algorithm="ES256")
+    other.write_jwks(tmp_path / "other.json")
+    clusters = [
+        {"name": "before", "tokens": tokens},
+        {"name": "now", "tokens": tokens | {"file": "other.json"}},
+    ]
+    fronts = {"linkerd": {"listen": "127.0.0.1:0", "cluster": "now"}}
+    with World(tmp_path, overrides={"fronts": fronts, "clusters": clusters}) as world:
+        shown = TokenCredential((f"Bearer {token()}",), ("before",))
+        with pytest.raises(AuthenticationError, match="another cluster") as refusal:
+            world.issuance.issue(replace(call(), credential=shown))
+        (row,) = world.ended()
+    assert refusal.value.rule == row["rule"] == "cluster.other"
 
 
 @pytest.mark.parametrize(

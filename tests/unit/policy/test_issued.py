@@ -60,6 +60,30 @@ def test_each_lie_breaks_its_rule(lie: Lie, rule: str, *, builds_tbs: bool) -> N
     assert found.value.rule == rule
 
 
+@pytest.mark.parametrize(
+    "value",
+    [
+        pytest.param("3003020163", id="a TLS feature without a name"),
+        pytest.param("3005a003020163", id="no list of TLS features"),
+    ],
+)
+def test_a_certificate_that_cannot_be_read_stops_its_issuing_ca(value: str) -> None:
+    # `cryptography` raises no ValueError for the first: as any other error than ours,
+    # it would leave the issuing CA in service.
+    oid = x509.TLSFeature.oid
+
+    def lie(answer: Answer) -> None:
+        odd = x509.UnrecognizedExtension(oid, bytes.fromhex(value))
+        answer.extensions.append((odd, False))
+
+    ca = LyingCA(CHAIN, builds_tbs=True, lie=lie)
+    prepared = ca.prepare(request())
+    issued = ca.issue(prepared, timeout=1)
+    with pytest.raises(MisissuedError, match="it cannot be read") as found:
+        require_as_prepared(prepared, issued, pinned())
+    assert found.value.rule == "misissued.unreadable"
+
+
 def test_a_backend_may_add_the_key_identifier_of_the_leaf_and_order_as_it_likes() -> (
     None
 ):

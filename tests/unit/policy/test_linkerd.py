@@ -1,5 +1,7 @@
 """Linkerd's rules for a request. Over the wire: tests/integration/linkerd."""
 
+from dataclasses import replace
+
 import pytest
 from cryptography import x509
 
@@ -29,11 +31,12 @@ from tests.vectors.generate_linkerd import IDENTITY, OTHER, issued, mismatched
 DOMAIN = TrustDomain("corp.example")
 WEB = SpiffeID.of_service_account(DOMAIN, "shop", "web")
 NAMES = LinkerdNames(
-    control_plane_namespace="linkerd", trust_domain=DOMAIN, with_uri=False
+    cluster="a",
+    control_plane_namespace="linkerd",
+    trust_domain=DOMAIN,
+    with_uri=False,
 )
-BOTH = LinkerdNames(
-    control_plane_namespace="linkerd", trust_domain=DOMAIN, with_uri=True
-)
+BOTH = replace(NAMES, with_uri=True)
 DNS, URI = x509.DNSName(IDENTITY), x509.UniformResourceIdentifier(str(WEB))
 
 

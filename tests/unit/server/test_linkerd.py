@@ -31,6 +31,7 @@ from bridge.errors import (
 )
 from bridge.identity.caller import TokenCredential
 from bridge.metrics import Metrics
+from bridge.policy.linkerd import subject_error
 from bridge.resilience import Budget
 from bridge.server import istio
 from bridge.server.app import Server
@@ -148,6 +149,14 @@ def test_a_refusal_reaches_the_peer_as_linkerds_table_has_it(
 ) -> None:
     front.issuance.fails(error)
     assert failure(front, REQUEST.SerializeToString()) == (code, text)
+
+
+def test_what_no_utf8_can_say_is_told_all_the_same(front: Front) -> None:
+    # JSON, and so the subject of a token, may have half a surrogate pair.
+    front.issuance.fails(subject_error("system:node:\ud800"))
+    code, text = failure(front, REQUEST.SerializeToString())
+    assert code == "INVALID_ARGUMENT"
+    assert text == "Username must be in form system:TYPE:NS:SA: system:node:?"
 
 
 def test_a_bug_has_fixed_words(front: Front, caplog: pytest.LogCaptureFixture) -> None:

@@ -87,6 +87,15 @@ def test_a_connection_is_hostile_after_three_calls_for_a_while() -> None:
     assert not reaper.is_hostile(lambda: "a")
 
 
+def test_a_call_that_takes_its_time_to_leave_is_one_strike() -> None:
+    # On a busy machine the thread that waits wakes up some looks later.
+    reaper, call = Reaper(0.1, most=2), Call("a")
+    with reaper.watching(call):
+        look_for(reaper, 1)
+    assert call.given_up
+    assert not reaper.is_hostile(lambda: "a")
+
+
 @pytest.mark.parametrize(("strikes", "given_up"), [(2, False), (3, True)])
 def test_while_a_connection_is_hostile_the_others_have_less_time(
     strikes: int, *, given_up: bool

@@ -14,6 +14,12 @@ from tests.vectors.generate_linkerd import FOLDER, IDENTITY
 
 P256 = generate_csrs.with_ec(ec.SECP256R1())
 NAME = asks(san(dns("a")))
+BITS = seq(tlv(0x31, seq(generate_csrs.oid("2.5.4.3"), tlv(3, b"\0\xff"))))
+BITS_IN_A_NAME = tlv(0xA4, BITS)
+"""A directory name with a common name that is a BIT STRING."""
+FEATURES = generate_csrs.oid("1.3.6.1.5.5.7.1.24")
+UNKNOWN_FEATURE = seq(FEATURES, tlv(4, seq(generate_csrs.integer(99))))
+"""A TLS feature that has no name."""
 
 
 def parsed(*attributes: bytes, subject: bytes = b"\x30\x00") -> CSR:
@@ -86,6 +92,9 @@ def test_every_common_name_is_read_wherever_it_stands() -> None:
         pytest.param(lambda: parsed(asks(san(dns("a")), san(dns("b")))), id="two"),
         pytest.param(lambda: parsed(asks(san(tlv(0x9F, b"x")))), id="unknown form"),
         pytest.param(lambda: parsed(asks(san(dns("é")))), id="no ASCII"),
+        # `cryptography` raises a TypeError and a KeyError for these.
+        pytest.param(lambda: parsed(asks(san(BITS_IN_A_NAME))), id="bits in a name"),
+        pytest.param(lambda: parsed(asks(UNKNOWN_FEATURE)), id="unknown feature"),
         pytest.param(
             lambda: parsed(
                 NAME,
