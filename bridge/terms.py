@@ -3,7 +3,7 @@
 from datetime import timedelta
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from bridge.section import Section
 from bridge.values import (
@@ -44,6 +44,14 @@ class RuleConfig(Section):
     on_excess_ttl: Literal["refuse", "clamp"] | None = None
     issuing_cas: Annotated[IssuerNames, Some] | None = None
     """In order of preference, and nothing else: failover stays inside the list."""
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_not_null(cls, value: object) -> object:
+        # A list that lost its last entry would match everybody, or allow everything.
+        if value is None:
+            raise ValueError("expected a value; leave the key out for its default")
+        return value
 
     @model_validator(mode="after")
     def _says_one_thing(self) -> Self:

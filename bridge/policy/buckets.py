@@ -76,9 +76,14 @@ class SharedBuckets:
         """
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         size = (_SLOTS + _PROBES) * _SLOT.size
-        os.ftruncate(self._fd, size)
-        self._slots = mmap.mmap(self._fd, size)
         self._threads = threading.Lock()
+        try:
+            with self._alone():
+                _fill(self._fd, size)
+            self._slots = mmap.mmap(self._fd, size)
+        except OSError:
+            os.close(self._fd)
+            raise
 
     def take(self, key: str, now: float, step: float, slack: float) -> bool:
         """See `Buckets.take`; `now` has to be of a clock that all processes share."""
@@ -115,3 +120,10 @@ class SharedBuckets:
                 yield
             finally:
                 fcntl.lockf(self._fd, fcntl.LOCK_UN)
+
+
+def _fill(fd: int, size: int) -> None:
+    # Written, not only made that long: a place that finds no room on a full disk when
+    # it is first used would end the process, without an error (SIGBUS).
+    while (filled := os.fstat(fd).st_size) < size:
+        os.pwrite(fd, bytes(size - filled), filled)

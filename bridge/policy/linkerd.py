@@ -34,6 +34,9 @@ _KIND = "serviceaccount"
 _SUBJECT_PARTS = 4
 _LONGEST_NAME = 253
 _LONGEST_SHOWN = 300
+_LONGEST_CSR = 4 * 1024
+"""Bytes. A proxy's has under 1,000, and reading the names of one that is full of them
+is work that anybody can ask for, without a token."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,8 +149,11 @@ def read_csr(der: bytes) -> CSR:
     """Read a CSR of a kind that proxies make.
 
     Raises:
-        CSRError: See `parse_csr_der`; or the key is no ECDSA key.
+        CSRError: See `parse_csr_der`; or it is longer than a proxy's can be
+            (`csr.size`), or the key is no ECDSA key.
     """
+    if len(der) > _LONGEST_CSR:
+        raise CSRError(f"the CSR has more than {_LONGEST_CSR} bytes", rule="csr.size")
     try:
         csr = parse_csr_der(der)
     except CSRError as error:

@@ -135,17 +135,19 @@ class Front(grpc.GenericRpcHandler, ABC):  # type: ignore[misc]  # grpc has no t
         # The outermost layer: whatever happens, the peer is told no more than fits.
         try:
             reply = self._answer(arrived, excess, messages, context)
-        except grpc.RpcError:  # the peer left while its message was on the way
-            self._ended("CANCELLED", arrived)
-            self._metrics.shed["gone"].inc()
-            raise
         except BridgeError as error:
             code, text = status_of(error, self.name)
             if isinstance(error, OverloadedError):
                 self._metrics.shed[_reason(error)].inc()
                 if not context.is_active():  # it gets no answer, whatever we say
                     code = grpc.StatusCode.CANCELLED
-        except Exception:  # noqa: BLE001 - the outermost layer
+        except Exception as error:
+            # A plugin may raise the same: grpc would tell the peer its text.
+            if isinstance(error, grpc.RpcError) and not context.is_active():
+                # The peer left while its message was on the way.
+                self._ended("CANCELLED", arrived)
+                self._metrics.shed["gone"].inc()
+                raise
             _log.exception("a call failed in a way that nobody foresaw")
             code, text = BUG
         else:

@@ -92,6 +92,10 @@ BAD = [
         "expected the name of a cluster; this is an alias of east (found 'Kubernetes')",
     ),
     ({"namespaces": [], "refuse": True}, ".namespaces", "expected one or more"),
+    # Lists that lost their last entry: they would match all, and allow all.
+    ({"namespaces": None, "max_ttl": "1h"}, ".namespaces", "expected a value; leave"),
+    ({"namespaces": ["a"], "issuing_cas": None}, ".issuing_cas", "expected a value"),
+    ({"namespaces": ["a"], "max_ttl": None}, ".max_ttl", "expected a value"),
     (
         {"namespaces": ["a", "a"], "refuse": True},
         ".namespaces",

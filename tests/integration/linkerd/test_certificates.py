@@ -155,9 +155,9 @@ def test_a_csr_of_a_mebibyte_is_not_even_read(certify: Certify) -> None:
 
 
 def test_a_csr_above_its_own_bound_is_not_read(certify: Certify) -> None:
-    answer = certify.ask(csr=vector() + bytes(16 * 1024))
+    answer = certify.ask(csr=vector() + bytes(4 * 1024))
     assert answer.code == "INVALID_ARGUMENT"
-    assert answer.text == "csr.size: the CSR has more than 16384 bytes"
+    assert answer.text == "csr.size: the CSR has more than 4096 bytes"
     assert certify.new_outcome()["rule"] == "csr.size"
 
 

@@ -37,6 +37,20 @@ def test_processes_take_from_one_bucket_and_none_counts_in_vain(
     assert sum(taken) == 500
 
 
+def test_the_disk_has_room_for_every_place_before_the_first_call(
+    tmp_path: Path,
+) -> None:
+    opened(tmp_path)
+    found = (tmp_path / "ceilings").stat()
+    assert found.st_blocks * 512 >= found.st_size
+
+
+def test_what_others_have_counted_stays_when_the_file_is_opened(tmp_path: Path) -> None:
+    first = Ceiling(0.001, 1, shared=opened(tmp_path))
+    assert first.admits("a", 100.0)
+    assert not Ceiling(0.001, 1, shared=opened(tmp_path)).admits("a", 100.0)
+
+
 def test_the_rate_and_the_burst_are_those_of_one_process(tmp_path: Path) -> None:
     ceilings = [Ceiling(2, 3, shared=opened(tmp_path)) for _ in range(2)]
     both = [ceilings[n % 2].admits("a", 100.0) for n in range(4)]

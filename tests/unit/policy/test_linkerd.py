@@ -25,7 +25,7 @@ from bridge.policy.linkerd import (
     subject_error,
 )
 from bridge.spiffe import SpiffeID, TrustDomain
-from tests.support.certify import vector
+from tests.support.certify import new_csr, vector
 from tests.vectors.generate_linkerd import IDENTITY, OTHER, issued, mismatched
 
 DOMAIN = TrustDomain("corp.example")
@@ -114,6 +114,15 @@ def test_nothing_is_missing() -> None:
 @pytest.mark.parametrize("name", issued())
 def test_a_csr_for_the_identity_passes_whatever_else_it_asks_for(name: str) -> None:
     require_csr_names(read_csr(vector(f"good-{name}")), IDENTITY)
+
+
+def test_a_csr_is_not_read_that_no_proxy_would_need() -> None:
+    longest = ".".join(("a" * 63, "b" * 63, "c" * 63, "d" * 61))
+    require_csr_names(read_csr(new_csr(longest)), longest)
+    many = new_csr(*(f"{number}.{IDENTITY}" for number in range(80)))
+    with pytest.raises(CSRError, match="the CSR has more than 4096 bytes") as refusal:
+        read_csr(many)
+    assert refusal.value.rule == "csr.size"
 
 
 @pytest.mark.parametrize("name", mismatched())

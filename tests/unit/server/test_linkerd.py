@@ -159,8 +159,17 @@ def test_what_no_utf8_can_say_is_told_all_the_same(front: Front) -> None:
     assert text == "Username must be in form system:TYPE:NS:SA: system:node:?"
 
 
-def test_a_bug_has_fixed_words(front: Front, caplog: pytest.LogCaptureFixture) -> None:
-    front.issuance.fails(KeyError("/etc/secret"))
+@pytest.mark.parametrize(
+    "error",
+    [
+        pytest.param(KeyError("/etc/secret"), id="any error"),
+        pytest.param(grpc.RpcError("/etc/secret"), id="a plugin's own gRPC call"),
+    ],
+)
+def test_a_bug_has_fixed_words(
+    front: Front, caplog: pytest.LogCaptureFixture, error: Exception
+) -> None:
+    front.issuance.fails(error)
     code, text = failure(front, REQUEST.SerializeToString())
     assert code == "INTERNAL"
     assert "secret" not in text
