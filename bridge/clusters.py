@@ -45,6 +45,9 @@ class _Cluster:
     tokens: TokensConfig
     keyring: Keyring
 
+    def allows(self, namespace: str) -> bool:
+        return self.namespaces is None or namespace in self.namespaces
+
 
 class ClusterRegistry:
     """The clusters of one configuration. Made by `build`; for all threads."""
@@ -123,8 +126,7 @@ class ClusterRegistry:
             DeniedError: The namespace is not on the cluster's list, or there is no
                 such cluster.
         """
-        allowed = self._named(caller.cluster).namespaces
-        if allowed is not None and caller.namespace not in allowed:
+        if not self._named(caller.cluster).allows(caller.namespace):
             raise DeniedError(
                 "the caller's cluster may not have names of this namespace",
                 rule="cluster.namespace",
@@ -219,16 +221,17 @@ class ClusterRegistry:
         self, credential: CertificateCredential, now: datetime
     ) -> Caller:
         spiffe_id = certificate.spiffe_id_of(credential.leaf, now=now)
-        for cluster in self._clusters:
-            if cluster.trust_domain == spiffe_id.trust_domain:
-                break
-        else:
+        domain = spiffe_id.trust_domain
+        fitting = [one for one in self._clusters if one.trust_domain == domain]
+        if not fitting:
             raise AuthenticationError(
                 "the certificate is of a foreign trust domain",
                 rule="certificate.trust-domain",
                 detail=str(spiffe_id)[:300],
             )
         namespace, name = spiffe_id.service_account or ("", "")
+        # Nothing in it says which of several: one that may have the name, if any.
+        cluster = next((one for one in fitting if one.allows(namespace)), fitting[0])
         return Caller(
             spiffe_id=spiffe_id,
             cluster=cluster.name,

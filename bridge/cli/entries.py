@@ -4,6 +4,7 @@ import csv
 import json
 import sys
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
@@ -11,6 +12,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+from bridge.ledger.compare import Comparison
+from bridge.ledger.reader import Report
 
 _COLUMNS = ("time", "kind", "caller", "issuing CA", "serial", "not after", "rule")
 _CSV_COLUMNS = (
@@ -42,6 +46,20 @@ _CSV_COLUMNS = (
 def public(row: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return an entry as a program gets it."""
     return {"writer": row["writer"], "hash": row["hash"], **json.loads(row["body"])}
+
+
+def verified(report: Report, compared: Comparison | None) -> Mapping[str, Any]:
+    """Return what `verify` found as a program gets it; `archive` if it was read."""
+    writers = [
+        asdict(writer) | {"head": writer.head._asdict() if writer.head else None}
+        for writer in report.writers
+    ]
+    return {
+        "intact": report.intact and not (compared and compared.problems),
+        "writers": writers,
+        "problems": report.problems,
+        "archive": None if compared is None else asdict(compared),
+    }
 
 
 def show(found: list[dict[str, Any]]) -> None:

@@ -17,7 +17,8 @@ from rich.console import Console
 
 from bridge import config
 from bridge.cli import asked
-from bridge.cli.entries import public, show, write_csv
+from bridge.cli.console import OutputOption
+from bridge.cli.entries import public, show, verified, write_csv
 from bridge.clock import system_clock
 from bridge.errors import ConfigError
 from bridge.ledger.compare import Comparison, compare
@@ -82,6 +83,7 @@ def verify_journals(
         bool,
         typer.Option("--archive", help="Hold every row against the archive, too."),
     ] = False,
+    output: OutputOption = "text",
 ) -> None:
     """Recompute every chain and hold it against the published heads.
 
@@ -93,22 +95,44 @@ def verify_journals(
     if (config_file is None) == (journal is None):
         raise typer.BadParameter("expected one of -c FILE and --journal FOLDER")
     if config_file is not None:
-        read = config.read(config_file)
-        section = read.ledger
-        journal = read.resolve(section.journal)
-        heads = heads or read.resolve(section.heads.sink)
-        if public_key is None and section.heads.key is not None:
-            public_key = read.resolve(section.heads.key).with_suffix(".pub")
+        journal, sink, public_key = _places_of(config_file, public_key)
+        heads = heads or sink
     if journal is None:
         raise ConfigError("expected a folder of journals")
     report = verify(journal, heads, public_key)
-    for writer in report.writers:
-        typer.echo(_writer_line(writer))
+    compared = None
+    if archive and config_file is not None and report.intact:
+        compared = _compared(config_file, journal)
+    _tell_verified(report, compared, output)
     if heads is None:
         _complain("no published heads given: a tail that was cut off stays unseen")
-    _require_intact(report)
-    if archive and config_file is not None:
-        _verify_archive(config_file, journal)
+    problems = [*report.problems, *(compared.problems if compared else ())]
+    for writer in report.writers:
+        problems += writer.problems
+    for problem in problems:
+        _complain(problem)
+    if problems:
+        raise typer.Exit(1)
+
+
+def _places_of(
+    config_file: Path, public_key: Path | None
+) -> tuple[Path, Path, Path | None]:
+    read = config.read(config_file)
+    section = read.ledger
+    if public_key is None and section.heads.key is not None:
+        public_key = read.resolve(section.heads.key).with_suffix(".pub")
+    return read.resolve(section.journal), read.resolve(section.heads.sink), public_key
+
+
+def _tell_verified(report: Report, compared: Comparison | None, output: str) -> None:
+    if output == "json":
+        typer.echo(json.dumps(verified(report, compared)))
+        return
+    for writer in report.writers:
+        typer.echo(_writer_line(writer))
+    if compared is not None:
+        typer.echo(_archive_line(compared))
 
 
 @app.command("attest")
@@ -152,17 +176,12 @@ def _operator() -> str:
     return name or f"uid {os.getuid()}"
 
 
-def _verify_archive(config_file: Path, journal: Path) -> None:
+def _compared(config_file: Path, journal: Path) -> Comparison:
     archive, _ = _open(config_file)
     try:
-        result = compare(journal, archive)
+        return compare(journal, archive)
     finally:
         archive.close()
-    typer.echo(_archive_line(result))
-    for problem in result.problems:
-        _complain(problem)
-    if result.problems:
-        raise typer.Exit(1)
 
 
 def _archive_line(result: Comparison) -> str:
@@ -263,16 +282,6 @@ def _writer_line(writer: WriterReport) -> str:
     parts.extend(writer.attested)
     parts.extend(f"torn entry kept in {path}" for path in writer.torn)
     return ", ".join(parts)
-
-
-def _require_intact(report: Report) -> None:
-    problems = [*report.problems]
-    for writer in report.writers:
-        problems.extend(writer.problems)
-    for problem in problems:
-        _complain(problem)
-    if problems:
-        raise typer.Exit(1)
 
 
 def _complain(text: str) -> None:

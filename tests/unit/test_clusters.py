@@ -261,6 +261,26 @@ def test_a_certificate_is_of_the_cluster_of_its_trust_domain(
     )
 
 
+@pytest.mark.parametrize(
+    ("namespace", "name"), [("shop", "prod"), ("lab", "dev"), ("foreign", "prod")]
+)
+def test_clusters_of_one_trust_domain_share_the_callers_with_certificates(
+    tmp_path: Path, namespace: str, name: str
+) -> None:
+    # A machine that got its certificate from one of them gets the next one, too.
+    prod = cluster(tmp_path, "prod", namespaces=["shop"])
+    dev = cluster(tmp_path, "dev", namespaces=["shop", "lab"])
+    shared = built(configured(tmp_path, prod, dev))
+    credential = leaf(f"spiffe://corp.example/ns/{namespace}/sa/web")
+    caller = shared.identify(credential, audiences=AUDIENCES, now=NOW)
+    assert caller.cluster == name
+    if namespace == "foreign":
+        with pytest.raises(DeniedError, match="may not have names of this namespace"):
+            shared.require_allowed(caller)
+    else:
+        shared.require_allowed(caller)
+
+
 def test_a_certificate_of_a_foreign_trust_domain_is_refused(
     registry: ClusterRegistry,
 ) -> None:

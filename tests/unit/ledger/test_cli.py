@@ -88,6 +88,25 @@ def test_verify_fails_at_a_break_and_names_file_and_line(
 
 
 @pytest.mark.usefixtures("stopped")
+def test_verify_tells_programs_the_same(config_file: Path, tmp_path: Path) -> None:
+    whole = run("verify", "-c", config_file, "--archive", "-o", "json")
+    assert whole.exit_code == 0, whole.output
+    found = json.loads(whole.stdout)
+    assert found["intact"] is True
+    assert found["archive"]["problems"] == []
+    (writer,) = found["writers"]
+    assert (writer["writer"], writer["head"]["seq"]) == ("w0", writer["rows"] - 1)
+    path = tmp_path / "journal" / "w0" / "00000001.jsonl"
+    path.write_bytes(path.read_bytes().replace(b"payments", b"pavments", 1))
+    broken = run("verify", "-c", config_file, "--archive", "-o", "json")
+    assert broken.exit_code == 1
+    found = json.loads(broken.stdout)
+    assert found["intact"] is False
+    assert found["archive"] is None
+    assert f"{path}:3: the chain breaks here" in found["writers"][0]["problems"][0]
+
+
+@pytest.mark.usefixtures("stopped")
 def test_verify_sees_a_cut_only_with_the_heads(tmp_path: Path) -> None:
     journal = tmp_path / "journal"
     path = journal / "w0" / "00000001.jsonl"
