@@ -555,6 +555,7 @@ def test_a_plain_word_that_yaml_1_1_would_change_stays_a_word(word: str) -> None
     ("text", "says"),
     [
         (DESIGN + "workers: 0\n", "'workers' is written twice"),
+        ("a: 1\na: 2\n", "not YAML: 'a' is written twice at line 2, column 1"),
         (DESIGN.replace("deadline: 10s", "in_flight: 1"), "'in_flight' is written twi"),
         (DESIGN.replace("options: {key:", 'options: {"key": a, key:'), "written twice"),
         (DESIGN + "---\na: b\n", "expected a single document"),
