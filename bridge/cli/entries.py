@@ -5,12 +5,28 @@ import json
 import sys
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
+from enum import StrEnum
 from typing import Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+
+class SearchOutput(StrEnum):
+    """How `search` writes."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+class ExportOutput(StrEnum):
+    """How `export` writes."""
+
+    JSONL = "jsonl"
+    CSV = "csv"
+
 
 _COLUMNS = ("time", "kind", "caller", "issuing CA", "serial", "not after", "rule")
 _CSV_COLUMNS = (
