@@ -14,7 +14,7 @@ PROTOS := $(wildcard proto/*.proto)
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: $(VENV)/.runtime ## A mesh CA under an offline root, at work, in ten seconds
+demo: $(VENV)/.runtime ## A mesh CA under an offline root, at work, in seconds (the first time it installs)
 	@$(BIN)/meshca demo
 
 test: $(VENV)/.development ## Everything that must hold, on real parts

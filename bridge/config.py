@@ -128,11 +128,13 @@ class BridgeConfig(Section):
             return
         if self.linkerd_cluster() is None:
             known = ", ".join(cluster.name for cluster in self.clusters)
-            expected = f"a name under clusters: {known}"
+            expected = f"expected a name under clusters: {known}"
             yield "fronts.linkerd.cluster", front.cluster, expected
         domain = self.linkerd_trust_domain()
         if not is_host(domain):
-            expected = "a trust domain that is a DNS name: Linkerd's identities are"
+            expected = (
+                "expected a trust domain that is a DNS name: Linkerd's identities are"
+            )
             yield "fronts.linkerd.trust_domain", domain, expected
         of_istio = {self.trust_domain_of(cluster) for cluster in self.clusters}
         if front.spiffe_uri and self.fronts.istio and domain in of_istio:
@@ -156,7 +158,7 @@ class BridgeConfig(Section):
     def _unknown_issuing_cas(self) -> list[Problem]:
         known = ", ".join(self.issuing_cas)
         return [
-            (f"{path}[{index}]", name, f"a name under issuing_cas: {known}")
+            (f"{path}[{index}]", name, f"expected a name under issuing_cas: {known}")
             for path, names in self.issuance.routes().items()
             for index, name in enumerate(names)
             if name not in self.issuing_cas
@@ -189,7 +191,7 @@ class BridgeConfig(Section):
         for index, cluster in enumerate(self.clusters):
             for name in (cluster.name, *cluster.aliases):
                 if name in seen:
-                    expected = "each name and alias belongs to one cluster"
+                    expected = "expected each name and alias in one cluster only"
                     found.append((f"clusters[{index}]", name, expected))
                 seen.add(name)
         return found

@@ -114,9 +114,8 @@ class Reloads:
         self._results.labels("refused").inc()
         self._successful.set(0)
         _log.error(
-            "the new configuration is refused, the old one serves: %s %s",
-            error,
-            error.detail,
+            "the new configuration is refused, the old one serves: %s",
+            f"{error} {error.detail}".rstrip(),
         )
 
     def warnings(self) -> dict[str, str]:

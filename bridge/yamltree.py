@@ -20,6 +20,8 @@ MOST_VALUES = 20_000
 """Keys and values, with every alias written out."""
 
 _TAG = "tag:yaml.org,2002:"
+_UNNAMED = 'in "<unicode string>", '
+"""How PyYAML begins a place in a text; whoever reads the file knows its name."""
 
 
 def parse_yaml(text: str) -> object:
@@ -38,7 +40,8 @@ def parse_yaml(text: str) -> object:
     try:
         return _read(text)
     except yaml.YAMLError as error:
-        raise ValueError(" ".join(str(error).split())) from error
+        told = str(error).replace(_UNNAMED, "at ")
+        raise ValueError(" ".join(told.split())) from error
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
 

@@ -12,9 +12,8 @@ ConfigOption = Annotated[
     typer.Option("--config", "-c", metavar="FILE", help="The configuration, in YAML."),
 ]
 Output = Literal["text", "json"]
-OutputOption = Annotated[
-    Output, typer.Option("--output", "-o", help="For people, or for programs.")
-]
+OUTPUT_HELP = "For people, or for programs."
+OutputOption = Annotated[Output, typer.Option("--output", "-o", help=OUTPUT_HELP)]
 
 
 _WIDE = 240

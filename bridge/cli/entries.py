@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
+from enum import StrEnum
 from typing import Any
 
 import typer
@@ -15,6 +16,21 @@ from rich.text import Text
 
 from bridge.ledger.compare import Comparison
 from bridge.ledger.reader import Report
+
+
+class SearchOutput(StrEnum):
+    """How `search` writes."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+class ExportOutput(StrEnum):
+    """How `export` writes."""
+
+    JSONL = "jsonl"
+    CSV = "csv"
+
 
 _COLUMNS = ("time", "kind", "caller", "issuing CA", "serial", "not after", "rule")
 _CSV_COLUMNS = (

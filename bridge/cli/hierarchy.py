@@ -53,7 +53,10 @@ def init(  # noqa: PLR0913 - one parameter for each option
     ] = "eu",
     data_plane: Annotated[
         list[DataPlane] | None,
-        typer.Option(help="Which proxies will verify leaves; may be repeated."),
+        typer.Option(
+            help="Which proxies will verify leaves; may be repeated.",
+            show_default=DataPlane.SIDECAR,
+        ),
     ] = None,
     permit_dns: Annotated[
         list[str] | None,

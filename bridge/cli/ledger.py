@@ -8,7 +8,6 @@ import json
 import os
 from collections.abc import Callable
 from contextlib import suppress
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,8 +16,15 @@ from rich.console import Console
 
 from bridge import config
 from bridge.cli import asked
-from bridge.cli.console import OutputOption
-from bridge.cli.entries import public, show, verified, write_csv
+from bridge.cli.console import OUTPUT_HELP, OutputOption
+from bridge.cli.entries import (
+    ExportOutput,
+    SearchOutput,
+    public,
+    show,
+    verified,
+    write_csv,
+)
 from bridge.clock import system_clock
 from bridge.errors import ConfigError
 from bridge.ledger.compare import Comparison, compare
@@ -37,26 +43,15 @@ app = typer.Typer(
 )
 
 
-class SearchOutput(StrEnum):
-    """How `search` writes."""
-
-    TEXT = "text"
-    JSON = "json"
-
-
-class ExportOutput(StrEnum):
-    """How `export` writes."""
-
-    JSONL = "jsonl"
-    CSV = "csv"
-
-
 ConfigFile = Annotated[
     Path, typer.Option("-c", "--config", metavar="FILE", help="The configuration.")
 ]
 Since = Annotated[
     str,
-    typer.Option(metavar="TIME", help="From then on: 2026-11-23T08:00, or 24h ago."),
+    typer.Option(
+        metavar="TIME",
+        help="From then on, in UTC: 2026-11-23T08:00, or 24h for the last 24 hours.",
+    ),
 ]
 
 
@@ -203,13 +198,16 @@ def search(  # noqa: PLR0913 - options of a command
     since: Since = "",
     until: Annotated[str, typer.Option(metavar="TIME", help="Before then.")] = "",
     limit: Annotated[int, typer.Option(min=1, help="The newest that many.")] = 100,
-    output: SearchOutput = SearchOutput.TEXT,
+    output: Annotated[
+        SearchOutput, typer.Option("--output", "-o", help=OUTPUT_HELP)
+    ] = SearchOutput.TEXT,
 ) -> None:
     """Find entries of the archive, oldest first.
 
     What matches brings the other entries of the same attempt along. The server may be
-    running; its newest entries arrive within a second. Exits with 1 when nothing
-    matches.
+    running; its newest entries arrive within a second. In a pipe, the columns are time,
+    kind, caller, issuing CA, serial number, not after and rule, with tabs between them.
+    Exits with 1 when nothing matches.
     """
     wanted = {
         "serial": asked.serial(serial),
@@ -241,7 +239,10 @@ def export(
     *,
     config_file: ConfigFile,
     since: Since = "",
-    output: ExportOutput = ExportOutput.JSONL,
+    output: Annotated[
+        ExportOutput,
+        typer.Option("--output", "-o", help="For programs, or for a spreadsheet."),
+    ] = ExportOutput.JSONL,
 ) -> None:
     """Write all entries of the archive to stdout, oldest first.
 

@@ -65,7 +65,7 @@ def _serve(
         process = Process(config, place=place, warn=logging.getLogger("bridge").warning)
         process.start()
     except BridgeError as error:
-        _log.error("%s %s", error, error.detail)
+        _log.error("%s", f"{error} {error.detail}".rstrip())
         order.reason.write_text(f"{error}\n{error.detail}".strip())
         return REFUSED if isinstance(error, ConfigError | PluginError) else 1
     await_signal(asked_to_stop)

@@ -61,6 +61,15 @@ def test_help_is_of_one_piece(command: str) -> None:
             assert len(line.rstrip()) + len(first[0]) > 76, line
 
 
+@pytest.mark.parametrize(
+    ("command", "form"),
+    [("check", "json"), ("ledger search", "json"), ("ledger export", "csv")],
+)
+def test_o_is_short_for_output(command: str, form: str, tmp_path: Path) -> None:
+    arguments = [*command.split(), "-c", f"{tmp_path}/absent.yaml", "-o", form]
+    assert isinstance(CliRunner().invoke(app, arguments).exception, ConfigError)
+
+
 def test_an_unknown_command_is_a_wrong_use() -> None:
     done = run("issue")
     assert done.returncode == 2

@@ -145,7 +145,7 @@ BAD_VALUES: list[tuple[str, object, str]] = [
     ("clusters.0.name", "a b", "should match pattern"),
     ("clusters.0.name", "a\n", "should match pattern"),
     ("clusters.0.aliases", [""], "[0]: String should have at least 1 character"),
-    ("clusters.0.aliases", ["Kubernetes"], "[0]: each name and alias belongs to one"),
+    ("clusters.0.aliases", ["Kubernetes"], "[0]: expected each name and alias in one"),
     ("clusters.0.tokens.verify", "none", "Input should be 'jwks' (found 'none')"),
     ("clusters.0.tokens.issuer", "", "String should have at least 1 character"),
     ("clusters.0.tokens.file", ..., "expected one of file, url and discovery: true"),
@@ -172,10 +172,14 @@ BAD_VALUES: list[tuple[str, object, str]] = [
     ("issuance.backdate", "0.5s", "in whole seconds (found '0.5s')"),
     ("issuance.on_excess_ttl", "cut", "should be 'refuse' or 'clamp'"),
     ("issuance.issuing_cas", [], "expected one or more"),
-    ("issuance.issuing_cas", ["x"], "[0]: a name under issuing_cas: seoul-1, seoul-2"),
+    (
+        "issuance.issuing_cas",
+        ["x"],
+        "[0]: expected a name under issuing_cas: seoul-1, seoul-2",
+    ),
     ("issuance.issuing_cas", ["seoul-1"] * 2, "expected each entry once"),
     ("issuance.cert_signers", {"a/b": []}, "cert_signers.a/b names no issuing CA"),
-    ("issuance.cert_signers", {"a": ["x"]}, ".a[0]: a name under issuing_cas"),
+    ("issuance.cert_signers", {"a": ["x"]}, ".a[0]: expected a name under issuing_cas"),
     ("issuance.csr_names", True, "should be 'ignore' or 'strict' (found True)"),
     ("limits.in_flight", 0, "greater than or equal to 1 (found 0)"),
     ("limits.in_flight", True, "should be a valid integer (found True)"),
@@ -555,6 +559,7 @@ def test_a_plain_word_that_yaml_1_1_would_change_stays_a_word(word: str) -> None
     ("text", "says"),
     [
         (DESIGN + "workers: 0\n", "'workers' is written twice"),
+        ("a: 1\na: 2\n", "not YAML: 'a' is written twice at line 2, column 1"),
         (DESIGN.replace("deadline: 10s", "in_flight: 1"), "'in_flight' is written twi"),
         (DESIGN.replace("options: {key:", 'options: {"key": a, key:'), "written twice"),
         (DESIGN + "---\na: b\n", "expected a single document"),
@@ -693,7 +698,7 @@ def test_linkerd_alone_is_enough() -> None:
 @pytest.mark.parametrize(
     ("changed", "key", "says"),
     [
-        ({"cluster": "nowhere"}, "cluster", "a name under clusters: "),
+        ({"cluster": "nowhere"}, "cluster", "expected a name under clusters: "),
         ({"control_plane_namespace": "a.b"}, "control_plane_namespace", "pattern"),
         ({"control_plane_namespace": "A"}, "control_plane_namespace", "pattern"),
         ({"trust_domain": "a_b"}, "trust_domain", "a DNS name"),

@@ -59,6 +59,19 @@ def test_what_was_read_for_another_reason_is_no_change(tmp_path: Path) -> None:
     assert looks(file, 2) == [False, False]
 
 
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [(ConfigError("no"), ": no"), (ConfigError("no", detail="why"), ": no why")],
+)
+def test_the_log_tells_a_refusal_without_blanks_at_its_end(
+    error: ConfigError, told: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    Reloads(CollectorRegistry()).refused(error)
+    assert caplog.messages == [
+        f"the new configuration is refused, the old one serves{told}"
+    ]
+
+
 def test_a_refusal_is_told_until_something_serves() -> None:
     registry = CollectorRegistry()
     reloads = Reloads(registry)
