@@ -141,10 +141,12 @@ class Front(grpc.GenericRpcHandler, ABC):  # type: ignore[misc]  # grpc has no t
                 self._metrics.shed[_reason(error)].inc()
                 if not context.is_active():  # it gets no answer, whatever we say
                     code = grpc.StatusCode.CANCELLED
-        except Exception as error:
-            # A plugin may raise the same: grpc would tell the peer its text.
+        except BaseException as error:
+            # Of every kind: a panic in Rust is no `Exception`, and a call that nobody
+            # ends stays open for ever at a peer without a deadline.
             if isinstance(error, grpc.RpcError) and not context.is_active():
-                # The peer left while its message was on the way.
+                # The peer left while its message was on the way. A plugin may raise
+                # the same, and grpc would tell the peer its text.
                 self._ended("CANCELLED", arrived)
                 self._metrics.shed["gone"].inc()
                 raise

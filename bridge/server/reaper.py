@@ -8,11 +8,13 @@ connections come in on reads late. So one that waits alone is let wait for long;
 when many wait at the same time, and so hold up others, they are given up sooner.
 """
 
+import logging
 import threading
 import time
 from collections.abc import Callable
 from typing import Protocol
 
+_log = logging.getLogger(__name__)
 _LOOK_SECONDS = 0.05
 _MOST_LATE_SECONDS = 0.1
 """Counted of the time between two looks: in the rest, this process did not run."""
@@ -139,8 +141,11 @@ class Reaper:
         last = time.monotonic()
         while not self._closing.wait(_LOOK_SECONDS):
             last, before = time.monotonic(), last
-            self.look(last - before)
-            self._forget()
+            try:
+                self.look(last - before)
+                self._forget()
+            except Exception:  # noqa: BLE001 - the edge of a thread that must not end
+                _log.exception("a stalled call could not be given up")
 
     def _forget(self) -> None:
         # In the order that they were given up.

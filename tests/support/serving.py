@@ -116,7 +116,7 @@ class ScriptedIssuance:
         assert front in {"istio", "linkerd"}
         self.refused.append(error)
 
-    def fails(self, error: Exception) -> None:
+    def fails(self, error: BaseException) -> None:
         def fail(_call: Call) -> Issued:
             raise error
 

@@ -164,10 +164,11 @@ def test_what_no_utf8_can_say_is_told_all_the_same(front: Front) -> None:
     [
         pytest.param(KeyError("/etc/secret"), id="any error"),
         pytest.param(grpc.RpcError("/etc/secret"), id="a plugin's own gRPC call"),
+        pytest.param(BaseException("/etc/secret"), id="a panic in Rust"),
     ],
 )
 def test_a_bug_has_fixed_words(
-    front: Front, caplog: pytest.LogCaptureFixture, error: Exception
+    front: Front, caplog: pytest.LogCaptureFixture, error: BaseException
 ) -> None:
     front.issuance.fails(error)
     code, text = failure(front, REQUEST.SerializeToString())

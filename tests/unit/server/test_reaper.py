@@ -1,5 +1,6 @@
 """Whose calls are given up when their messages do not come."""
 
+import threading
 from contextlib import ExitStack
 
 import pytest
@@ -109,6 +110,26 @@ def test_while_a_connection_is_hostile_the_others_have_less_time(
     with reaper.watching(first), reaper.watching(second):
         look_for(reaper, 0.2)
     assert [first.given_up, second.given_up] == [given_up, given_up]
+
+
+def test_one_that_cannot_be_given_up_ends_the_look_at_no_other(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Broken(Call):
+        def peer(self) -> str:
+            raise RuntimeError("the call is no more")
+
+    class Awaited(Call):
+        def give_up(self) -> None:
+            happened.set()
+
+    happened = threading.Event()
+    reaper = Reaper(0.01, most=2)
+    reaper.start()
+    with reaper.watching(Broken()), reaper.watching(Awaited()):
+        assert happened.wait(60)
+    reaper.close()
+    assert "could not be given up" in caplog.text
 
 
 def test_behind_a_proxy_nobody_is_known_by_the_connection() -> None:
