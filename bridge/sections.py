@@ -194,7 +194,7 @@ class LimitsConfig(Section):
     deadline: PositiveDuration = timedelta(seconds=10)
     drain: Duration = timedelta(seconds=15)
     """How long requests under way may take to finish after SIGTERM."""
-    threads: Annotated[int, Field(ge=1, le=256)] = 16
+    threads: Annotated[int, Field(ge=1, le=256)] = 24
     per_identity: CeilingConfig | None = None
     """No ceiling by default: the right one depends on how many pods share a name."""
     per_cluster: CeilingConfig | None = None

@@ -23,7 +23,7 @@ from tests.support.wire import Wire, bearer, channel, request, token
 pytestmark = pytest.mark.xdist_group("bad-input-peers")
 
 SILENT = 500
-WIDTH = 16
+WIDTH = 24
 """Calls that run at a time, by the default of `limits.threads`."""
 STORM_SECONDS = 2.0
 AT_ONCE_SECONDS = 2.0
