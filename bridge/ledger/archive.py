@@ -97,7 +97,6 @@ class Archive:
         before: Position,
         after: Position,
         rows: Sequence[Mapping[str, Any]],
-        pause: Callable[[], object] = lambda: None,
     ) -> None:
         """Add rows and move the position, both or neither.
 
@@ -106,7 +105,6 @@ class Archive:
             before: Where the position is now.
             after: Where it will be.
             rows: By the columns of `entries`.
-            pause: Called between the statements of a long list.
 
         Raises:
             LedgerError: The database does not answer (rule `ledger.archive`), or the
@@ -125,7 +123,7 @@ class Archive:
                 if rows:
                     # Past SQLAlchemy's own handling of parameters, which costs as
                     # much as SQLite's work: this thread shares a core with signing.
-                    self._insert_into(connection, rows, pause)
+                    self._insert_into(connection, rows)
         except SQLAlchemyError as error:
             raise failed(error) from error
 
@@ -218,10 +216,7 @@ class Archive:
         return int(moved.rowcount)
 
     def _insert_into(
-        self,
-        connection: sa.Connection,
-        rows: Sequence[Mapping[str, Any]],
-        pause: Callable[[], object],
+        self, connection: sa.Connection, rows: Sequence[Mapping[str, Any]]
     ) -> None:
         if self._order is None:
             connection.exec_driver_sql(self._insert, list(rows))
@@ -234,7 +229,6 @@ class Archive:
         for at in range(0, whole, _ROWS_AT_ONCE):
             chunk = chain.from_iterable(parameters[at : at + _ROWS_AT_ONCE])
             connection.exec_driver_sql(self._insert_many, tuple(chunk))
-            pause()
         if whole < len(parameters):
             connection.exec_driver_sql(self._insert, parameters[whole:])
 

@@ -24,15 +24,10 @@ RETRY_RULE = "ledger.archive"
 _POLL_SECONDS = 0.2
 _RETRY_SECONDS = 1.0
 _LAST_TRIES_SECONDS = 0.05
-_BATCH_ROWS = 2000
+_BATCH_ROWS = 1000
 _TOGETHER_SECONDS = 0.5
 """Under load, rows wait this long for others: digests are random, so that a small batch
 writes nearly as many pages of the indexes as a large one."""
-_ROWS_AT_A_TIME = 25
-_PAUSE_SECONDS = 1e-3
-_INSERT_PAUSE_SECONDS = 3e-3
-"""After so many rows, and after each INSERT, others get processor and Python's lock for
-some time: they answer calls, this is only feed. All at once it is 50 ms of work."""
 _NO_HURRY = LagConfig()
 _TEXTS = (
     "kind",
@@ -118,16 +113,13 @@ class Feeder:
         While the archive is not open, only the rows since the start are known to be
         missing, and the seconds run.
         """
-        behind = self._rows_behind()
-        if self._position is not None and not behind:
+        position = self._position
+        read = self._began if position is None else position.head.seq
+        behind = max(self._durable().seq - read, 0)
+        if position is not None and not behind:
             return 0, 0.0
         seconds = (self._clock() - self._caught_up).total_seconds()
         return behind, max(seconds, 0.0)
-
-    def _rows_behind(self) -> int:
-        position = self._position
-        read = self._began if position is None else position.head.seq
-        return max(self._durable().seq - read, 0)
 
     def _run(self) -> None:
         archive: Archive | None = None
@@ -182,21 +174,10 @@ class Feeder:
             return
         while position.head.seq < goal.seq and time.monotonic() < self._deadline:
             after, rows = self._read(position, goal.seq)
-            archive.add(
-                self._folder.name,
-                position,
-                after,
-                rows,
-                lambda: self._let_others_work(_INSERT_PAUSE_SECONDS),
-            )
+            archive.add(self._folder.name, position, after, rows)
             self._position = position = after
         if position.head.seq >= goal.seq:
             self._caught_up = now
-
-    def _let_others_work(self, seconds: float) -> None:
-        # Unless it falls behind, or is to end.
-        if not self._stop.is_set() and self._rows_behind() <= _BATCH_ROWS:
-            time.sleep(seconds)
 
     def _is_time(self, rows: int, tip: int) -> bool:
         is_quiet, self._seen = tip == self._seen, tip
@@ -233,8 +214,6 @@ class Feeder:
             chain.enter(segment)
         rows: list[Mapping[str, Any]] = []
         for line in lines:
-            if len(rows) % _ROWS_AT_A_TIME == _ROWS_AT_A_TIME - 1:
-                self._let_others_work(_PAUSE_SECONDS)
             try:
                 row = parse(line[:-1])
             except ValueError:
