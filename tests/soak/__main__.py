@@ -7,6 +7,7 @@ bound. The exit status is 1 when a bound is missed.
 import argparse
 import json
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Callable
@@ -111,7 +112,8 @@ def _write_json(path: Path, results: list[Result], where: str) -> None:
 def _command() -> str:
     given = {name: os.environ.get(name) for name in ("SOAK_PARTS", "SOAK_KILLS")}
     settings = [f'{name}="{value}"' for name, value in given.items() if value]
-    options = " ".join(sys.argv[1:])
+    # Not where the figures go: that is a path of this machine.
+    options = re.sub(r"--json[ =]\S+ ?", "", " ".join(sys.argv[1:])).strip()
     return " ".join(
         ["make soak", *settings, *([f'SOAK_ARGS="{options}"'] if options else [])]
     )
