@@ -19,7 +19,7 @@ from bridge.metrics import Metrics
 from bridge.server.admin import split_address
 from bridge.server.front import Front, Issuer, Lanes, Terms
 from bridge.server.place import Place
-from bridge.server.pool import CallPool, SteadyPool
+from bridge.server.pool import CallPool, SteadyPool, Turns
 from bridge.server.reaper import Reaper
 from bridge.server.tls import IssueServing
 
@@ -67,7 +67,7 @@ class Door(ABC):
                 honest_seconds=self.honest_seconds,
                 knows_peers=not self.is_behind_proxy,
             ),
-            work=nullcontext() if width == threads else threading.Semaphore(threads),
+            work=nullcontext() if width == threads else Turns(threads),
         )
         self._side = SteadyPool(2, "side")
         self._front = self.front(issuer, metrics, self.lanes, self.terms(config))

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
+from queue import SimpleQueue
 from typing import Any
 
 _SWEEP_SECONDS = 0.1
@@ -185,6 +186,25 @@ class CallPool(SteadyPool):
             self._is_crowded = is_crowded
             turn = _CROWDED_SWITCH_SECONDS if is_crowded else _SWITCH_SECONDS
             sys.setswitchinterval(turn)
+
+
+class Turns:
+    """So many threads may be inside at a time; a semaphore without Python's own lock.
+
+    Args:
+        count: How many.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._free: SimpleQueue[None] = SimpleQueue()
+        for _ in range(count):
+            self._free.put(None)
+
+    def __enter__(self) -> None:
+        self._free.get()
+
+    def __exit__(self, *_: object) -> None:
+        self._free.put(None)
 
 
 def _refused(error: RuntimeError) -> "Future[Any]":
