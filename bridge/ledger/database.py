@@ -90,6 +90,9 @@ def _engine(
     engine = sa.create_engine(parsed.set(database=str(path)))
 
     def prepare(connection: Any, _record: object) -> None:
+        # Python's driver begins a transaction before INSERT and its like, and none
+        # before CREATE: a process that dies would leave half of the tables.
+        connection.isolation_level = None
         cursor = connection.cursor()
         cursor.execute(f"PRAGMA busy_timeout = {_BUSY_MILLISECONDS}")
         if make:
@@ -104,7 +107,11 @@ def _engine(
             cursor.execute("PRAGMA query_only = ON")
         cursor.close()
 
+    def begin(connection: sa.Connection) -> None:
+        connection.exec_driver_sql("BEGIN")
+
     sa.event.listen(engine, "connect", prepare)
+    sa.event.listen(engine, "begin", begin)
     return engine, path
 
 

@@ -1,7 +1,10 @@
 """The archive and its feeder: every row once, whatever dies in between."""
 
+import signal
 import sqlite3
 import stat
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -361,6 +364,40 @@ def test_a_reader_makes_nothing(tmp_path: Path) -> None:
     sqlite3.connect(tmp_path / "archive.db").close()
     with pytest.raises(LedgerError, match="start the server once"):
         Archive.open(URL, within(tmp_path), make=False)
+
+
+_DIES_IN_THE_MIDDLE = """
+import os, sys
+from pathlib import Path
+import sqlalchemy as sa
+from bridge.ledger.archive import Archive
+
+statements = []
+
+@sa.event.listens_for(sa.Engine, "after_cursor_execute")
+def count(connection, cursor, statement, *_):
+    if statement.lstrip().startswith(("CREATE", "INSERT")):
+        statements.append(statement)
+        if len(statements) == int(sys.argv[1]):
+            os.kill(os.getpid(), 9)
+
+Archive.open("sqlite:///archive.db", Path.cwd().joinpath)
+"""
+
+
+@pytest.mark.parametrize("statement", [1, 2, 3, 5])
+def test_a_process_that_dies_while_it_makes_the_tables_spoils_nothing(
+    tmp_path: Path, statement: int
+) -> None:
+    died = subprocess.run(
+        [sys.executable, "-c", _DIES_IN_THE_MIDDLE, str(statement)],
+        cwd=tmp_path,
+        check=False,
+    )
+    assert died.returncode == -signal.SIGKILL
+    archive = Archive.open(URL, within(tmp_path))
+    assert archive.position("w0") == START
+    archive.close()
 
 
 def test_an_archive_of_a_later_version_is_left_alone(tmp_path: Path) -> None:
