@@ -8,7 +8,6 @@ import logging
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
 from typing import Any, ClassVar
 
 import grpc
@@ -19,8 +18,9 @@ from bridge.metrics import Metrics
 from bridge.server.admin import split_address
 from bridge.server.front import Front, Issuer, Lanes, Terms
 from bridge.server.place import Place
-from bridge.server.pool import CallPool, SteadyPool, Turns
+from bridge.server.pool import CallPool, SteadyPool
 from bridge.server.reaper import Reaper
+from bridge.server.reception import Receptions
 from bridge.server.tls import IssueServing
 
 _CUT_SECONDS = 2.0
@@ -49,25 +49,28 @@ class Door(ABC):
     """The same, while many are waited for: somebody may hold threads on purpose."""
     is_behind_proxy: ClassVar[bool] = False
     """A connection carries the calls of many clients."""
-    readers: ClassVar[int] = 0
-    """Threads that wait for messages, where more do than work."""
+    receptions: ClassVar[int] = 64
+    """The most messages that are waited for at a time."""
 
     def __init__(
         self, config: BridgeConfig, issuer: Issuer, metrics: Metrics, place: Place
     ) -> None:
         in_flight, queue_seconds = self.bounds(config)
-        threads = config.limits.threads
-        width = max(threads, self.readers)
+        reaper = Reaper(
+            self._message_seconds(config),
+            self.receptions // 2,
+            honest_seconds=self.honest_seconds,
+            knows_peers=not self.is_behind_proxy,
+        )
         self.lanes = Lanes(
-            calls=CallPool(width, in_flight, queue_seconds),
-            refusals=SteadyPool(1, "refusals"),
-            reaper=Reaper(
-                self._message_seconds(config),
-                max(2, width // 2),
-                honest_seconds=self.honest_seconds,
-                knows_peers=not self.is_behind_proxy,
+            calls=CallPool(
+                config.limits.threads,
+                in_flight,
+                queue_seconds,
+                Receptions(reaper, self.receptions),
             ),
-            work=nullcontext() if width == threads else Turns(threads),
+            refusals=SteadyPool(1, "refusals"),
+            reaper=reaper,
         )
         self._side = SteadyPool(2, "side")
         self._front = self.front(issuer, metrics, self.lanes, self.terms(config))
@@ -170,7 +173,7 @@ class Door(ABC):
     def _message_seconds(self, config: BridgeConfig) -> float:
         return min(self.message_seconds, self.terms(config).deadline_seconds)
 
-    def _pools(self) -> Iterator[SteadyPool]:
+    def _pools(self) -> Iterator[CallPool | SteadyPool]:
         yield from (self.lanes.calls, self.lanes.refusals, self._side)
 
     def _bind(self, key: str, address: str, credentials: Any) -> str:

@@ -13,7 +13,7 @@ from bridge.server.door import Door
 from bridge.server.front import Issuer, Terms
 from bridge.server.health import add_reflection
 from bridge.server.place import Place
-from bridge.server.pool import SteadyPool
+from bridge.server.pool import CallPool, SteadyPool
 from bridge.server.tls import (
     FileSource,
     IssuedSource,
@@ -128,7 +128,7 @@ class IstioDoor(Door):
         """See `Door.rest`."""
         self.serving.close()
 
-    def _pools(self) -> Iterator[SteadyPool]:
+    def _pools(self) -> Iterator[CallPool | SteadyPool]:
         yield from super()._pools()
         yield self._reflection
 
@@ -139,11 +139,10 @@ class LinkerdDoor(Door):
     front = linkerd.LinkerdFront
     service = linkerd.SERVICE
     # A proxy that is given up comes back only after 10 s, and in a burst the messages
-    # of honest ones are late, too: they are waited for, but by threads of their own.
+    # of honest ones are late, too: they are waited for.
     message_seconds = 5.0
     honest_seconds = 1.0
     is_behind_proxy = True
-    readers = 64
 
     def __init__(
         self, config: BridgeConfig, issuer: Issuer, metrics: Metrics, place: Place

@@ -1,16 +1,15 @@
 """What every front has in common: taking calls in, shedding, and the outermost layer.
 
-Calls are taken as a stream of one message (the wire is the same): the handler then runs
-before the message is received, so a call that is shed costs no more than its headers,
-and a message that never comes can be given up.
+Calls are taken as a stream of one message (the wire is the same): what is to be shed
+is known before its message is received, so it costs no more than its headers, and a
+message that never comes can be given up.
 """
 
 import logging
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Protocol
 
@@ -20,6 +19,7 @@ from bridge.calls import Call, Issued
 from bridge.errors import BridgeError, OverloadedError, RequestError
 from bridge.metrics import SHED_REASONS, Metrics
 from bridge.resilience import Budget
+from bridge.server.messages import shortened
 from bridge.server.pool import CallPool, SteadyPool
 from bridge.server.reaper import Reaper
 from bridge.server.reception import Reception
@@ -56,8 +56,6 @@ class Lanes:
     calls: CallPool
     refusals: SteadyPool
     reaper: Reaper
-    work: AbstractContextManager[object] = field(default_factory=nullcontext)
-    """Entered by who has its message: fewer may work than wait for one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,10 +125,14 @@ class Front(grpc.GenericRpcHandler, ABC):  # type: ignore[misc]  # grpc has no t
         behavior.experimental_thread_pool = (  # type: ignore[attr-defined]
             lanes.refusals if excess else lanes.calls
         )
-        return grpc.stream_unary_rpc_method_handler(behavior)
+        return grpc.stream_unary_rpc_method_handler(behavior, shortened)
 
     def _handle(
-        self, arrived: float, excess: str, messages: Iterator[bytes], context: Any
+        self,
+        arrived: float,
+        excess: str,
+        messages: Reception | Iterator[bytes],
+        context: Any,
     ) -> bytes:
         # The outermost layer: whatever happens, the peer is told no more than fits.
         try:
@@ -161,12 +163,19 @@ class Front(grpc.GenericRpcHandler, ABC):  # type: ignore[misc]  # grpc has no t
         raise AssertionError  # pragma: no cover - abort does not return
 
     def _answer(
-        self, arrived: float, excess: str, messages: Iterator[bytes], context: Any
+        self,
+        arrived: float,
+        excess: str,
+        messages: Reception | Iterator[bytes],
+        context: Any,
     ) -> bytes:
-        if not excess and self._lanes.calls.is_overdue(arrived):
-            excess = "queue"
         if excess:
             raise _overloaded(excess)
+        lanes = self._lanes
+        # The pool has waited for the message already, where it can.
+        reception = messages if isinstance(messages, Reception) else None
+        if lanes.calls.is_overdue(reception.since if reception else arrived):
+            raise _overloaded("queue")
         terms = self._terms
         deadline = min(
             arrived + terms.deadline_seconds,
@@ -176,20 +185,26 @@ class Front(grpc.GenericRpcHandler, ABC):  # type: ignore[misc]  # grpc has no t
         )
         budget = Budget(deadline, context.is_active)
         budget.require()
-        reaper = self._lanes.reaper
-        if reaper.is_hostile(context.peer):
-            raise _overloaded("stalled")
-        reception = Reception(messages, context)
-        with reaper.watching(reception):
+        if reception is None:
+            message = self._wait(messages, context)
+        else:
             message = reception.take()
-        with self._lanes.work:
-            issued = self._issuer.issue(
-                self._translated(message, context, terms, budget)
-            )
+        issued = self._issuer.issue(self._translated(message, context, terms, budget))
         began = time.perf_counter()
         reply = self.reply(issued)
         self._metrics.steps["reply"].observe(time.perf_counter() - began)
         return reply
+
+    def _wait(self, messages: Any, context: Any) -> bytes | None:
+        reaper = self._lanes.reaper
+        if reaper.is_hostile(context.peer):
+            raise _overloaded("stalled")
+        reception = Reception(messages, lambda _: context.cancel())
+        reaper.watch(reception)
+        try:
+            return reception.take()
+        finally:
+            reaper.forget(reception)
 
     def _translated(
         self, message: bytes | None, context: Any, terms: Terms, budget: Budget

@@ -13,14 +13,18 @@ There is no lock of ours on the way of a call: several threads would stand in li
 it. Adding to and taking from a dict are atomic, and that is all that is needed.
 """
 
+import logging
+import math
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from queue import SimpleQueue
 from typing import Any
+
+from bridge.server.reception import Receptions
 
 _SWEEP_SECONDS = 0.1
 _CROWDED = 4
@@ -28,6 +32,7 @@ _CROWDED = 4
 _SWITCH_SECONDS = sys.getswitchinterval()
 _CROWDED_SWITCH_SECONDS = 0.0005
 """How long a thread may run Python while others want to."""
+_log = logging.getLogger(__name__)
 
 
 class SteadyPool(ThreadPoolExecutor):
@@ -74,35 +79,52 @@ class SteadyPool(ThreadPoolExecutor):
     def close(self, timeout: float) -> bool:
         """Take no more, and wait for what runs; False if that takes longer."""
         self.shutdown(wait=False)
-        until = time.monotonic() + timeout
-        threads = tuple(self._threads)
-        for thread in threads:
-            thread.join(max(0.0, until - time.monotonic()))
-        return not any(thread.is_alive() for thread in threads)
+        return _joined(tuple(self._threads), timeout)
 
 
-class CallPool(SteadyPool):
+class CallPool(ThreadPoolExecutor):
     """Runs calls; what has waited too long is run by a thread of its own.
 
     The code of a call looks at its age first, so running an overdue one refuses it.
+
+    It is an executor because grpc takes no other pool, and has threads of its own:
+    what an executor does for the future of a call, which nobody asks for, costs more
+    than a hundredth of the call.
 
     Args:
         threads: How many calls run at a time.
         in_flight: How many may wait or run at a time.
         queue_seconds: The longest that a call may wait.
+        receptions: Where calls are until they can be run.
     """
 
-    def __init__(self, threads: int, in_flight: int, queue_seconds: float) -> None:
-        super().__init__(threads, "call")
+    def __init__(
+        self,
+        threads: int,
+        in_flight: int,
+        queue_seconds: float,
+        receptions: Receptions | None = None,
+    ) -> None:
+        super().__init__(1)
+        self._width = threads
         self.queue_seconds = queue_seconds
         self.in_flight = in_flight
+        self._receptions = receptions
+        self._queue: SimpleQueue[_Ticket | None] = SimpleQueue()
         self._waiting: dict[_Ticket, None] = {}
         self._live: dict[_Ticket, None] = {}
         self._is_crowded = False
         self._is_idle_wanted = False
         self._idle = threading.Event()
         self._closing = threading.Event()
-        self._sweeper = threading.Thread(target=self._sweep, name="overdue-calls")
+        # Daemons: work that hangs holds up no end.
+        self._workers = [
+            threading.Thread(target=self._work, name=f"call_{number}", daemon=True)
+            for number in range(threads)
+        ]
+        self._workers.append(
+            threading.Thread(target=self._sweep, name="overdue-calls", daemon=True)
+        )
 
     @property
     def count(self) -> int:
@@ -115,29 +137,37 @@ class CallPool(SteadyPool):
         Raises:
             RuntimeError: The system gives no more threads.
         """
-        super().start()
-        self._sweeper.start()
+        try:
+            for thread in self._workers:
+                thread.start()
+        except RuntimeError:
+            self._end()
+            raise
 
     def excess(self) -> str:
         """Return why a call that comes now is one too many, or an empty text."""
         return "in_flight" if len(self._live) >= self.in_flight else ""
 
-    def is_overdue(self, arrived: float) -> bool:
-        """Say whether a call that came at `arrived` has waited too long."""
-        return time.monotonic() - arrived > self.queue_seconds
+    def is_overdue(self, since: float) -> bool:
+        """Say whether a call that waits since then has waited too long."""
+        return time.monotonic() - since > self.queue_seconds
 
     def submit(
         self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any
     ) -> "Future[Any]":
-        """See `SteadyPool.submit`."""
+        """Run a call, once its message is there where there are receptions.
+
+        Returns:
+            Of no use: it says nothing, as grpc asks it nothing.
+        """
+        if self._closing.is_set():
+            return _refused(RuntimeError("cannot run a call after the end"))
         ticket = _Ticket(fn, args, kwargs)
-        self._live[ticket] = self._waiting[ticket] = None
-        try:
-            return ThreadPoolExecutor.submit(self, self._run, ticket)
-        except RuntimeError as error:  # the pool is closed
-            self._waiting.pop(ticket, None)
-            self._live.pop(ticket, None)
-            return _refused(error)
+        self._live[ticket] = None
+        receptions = self._receptions
+        if receptions is None or not receptions.begin(args, ticket.then(self._queued)):
+            self._queued(ticket)
+        return _UNOBSERVED
 
     def wait_until_idle(self, timeout: float) -> bool:
         """Wait until no call waits or runs; False if that takes longer."""
@@ -145,24 +175,40 @@ class CallPool(SteadyPool):
         return not self._live or self._idle.wait(timeout)
 
     def close(self, timeout: float) -> bool:
-        """See `SteadyPool.close`."""
-        ended = super().close(timeout)
-        if self._sweeper.ident is not None:
-            self._sweeper.join(timeout)
-        return ended and not self._sweeper.is_alive()
+        """Take no more, and wait for what runs; False if that takes longer."""
+        self._end()
+        return _joined(self._workers, timeout)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: FBT001, FBT002 - the standard library's signature
         """See `Executor.shutdown`."""
-        self._closing.set()
+        self._end()
         super().shutdown(wait, cancel_futures=cancel_futures)
-        if wait and self._sweeper.ident is not None:
-            self._sweeper.join()
+        if wait:
+            _joined(self._workers, math.inf)
+
+    def _end(self) -> None:
+        if not self._closing.is_set():
+            self._closing.set()
+            for _ in range(self._width):
+                self._queue.put(None)
+
+    def _queued(self, ticket: "_Ticket") -> None:
+        ticket.since = time.monotonic()
+        self._waiting[ticket] = None
+        self._queue.put(ticket)
+
+    def _work(self) -> None:
+        while (ticket := self._queue.get()) is not None:
+            self._run(ticket)
+            del ticket  # what it holds is not held until the next one comes
 
     def _run(self, ticket: "_Ticket") -> None:
         if self._waiting.pop(ticket, ticket) is ticket:
             return  # the sweeper had it
         try:
             ticket.fn(*ticket.args, **ticket.kwargs)
+        except BaseException:  # noqa: BLE001 - whatever it is, the thread must not end
+            _log.exception("a call broke off")
         finally:
             del self._live[ticket]
             if self._is_idle_wanted and not self._live:
@@ -171,8 +217,10 @@ class CallPool(SteadyPool):
     def _sweep(self) -> None:
         while not self._closing.wait(_SWEEP_SECONDS):
             self._let_listener_in()
+            if self._receptions is not None:
+                self._receptions.let_go(self.is_overdue)
             for ticket in tuple(self._waiting):  # in the order that they came
-                if not self.is_overdue(ticket.arrived):
+                if not self.is_overdue(ticket.since):
                     break
                 self._run(ticket)
         sys.setswitchinterval(_SWITCH_SECONDS)
@@ -188,23 +236,23 @@ class CallPool(SteadyPool):
             sys.setswitchinterval(turn)
 
 
-class Turns:
-    """So many threads may be inside at a time; a semaphore without Python's own lock.
+class _Unobserved(Future[Any]):
+    # grpc counts the calls under way with it, for a bound that is not set.
+    def add_done_callback(self, fn: Callable[["Future[Any]"], object]) -> None:
+        pass
 
-    Args:
-        count: How many.
-    """
 
-    def __init__(self, count: int) -> None:
-        self._free: SimpleQueue[None] = SimpleQueue()
-        for _ in range(count):
-            self._free.put(None)
+_UNOBSERVED = _Unobserved()
 
-    def __enter__(self) -> None:
-        self._free.get()
 
-    def __exit__(self, *_: object) -> None:
-        self._free.put(None)
+def _joined(threads: Collection[threading.Thread], timeout: float) -> bool:
+    # What was not started has ended.
+    until = time.monotonic() + timeout
+    for thread in threads:
+        if thread.ident is not None:
+            left = until - time.monotonic()
+            thread.join(None if left == math.inf else max(0.0, left))
+    return not any(thread.is_alive() for thread in threads)
 
 
 def _refused(error: RuntimeError) -> "Future[Any]":
@@ -214,13 +262,25 @@ def _refused(error: RuntimeError) -> "Future[Any]":
 
 
 class _Ticket:
-    # A call in the queue. Whoever takes it out first runs it.
-    __slots__ = ("args", "arrived", "fn", "kwargs")
+    # A call. Whoever takes it out of the queue first runs it.
+    __slots__ = ("args", "fn", "kwargs", "since")
 
     def __init__(
         self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
-        self.arrived = time.monotonic()
+        self.since = 0.0
+        """From when on it has waited in the queue."""
         self.fn = fn
         self.args = args
         self.kwargs = kwargs
+
+    def then(
+        self, run: "Callable[[_Ticket], None]"
+    ) -> Callable[[tuple[Any, ...]], None]:
+        """Return what has it run with other arguments."""
+
+        def ready(args: tuple[Any, ...]) -> None:
+            self.args = args
+            run(self)
+
+        return ready

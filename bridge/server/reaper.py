@@ -1,7 +1,7 @@
 """Gives up calls whose message does not come.
 
-A thread that waits for a message waits without an end: grpc has no time limit there,
-and a peer needs no credential to begin a call. So somebody else looks at the clock.
+A message is waited for without an end: grpc has no time limit there, and a peer needs
+no credential to begin a call. So somebody else looks at the clock.
 
 An honest message comes with its call, but not always soon: a server that a thousand
 connections come in on reads late. So one that waits alone is let wait for long; only
@@ -81,11 +81,13 @@ class Reaper:
         if self._thread.ident is not None:
             self._thread.join()
 
-    def watching(self, call: Waiting) -> "_Watched":
-        """Watch `call` until the block ends."""
-        key = id(call)
-        self._watched[key] = (self._now, call)
-        return _Watched(self._watched, key)
+    def watch(self, call: Waiting) -> None:
+        """Watch `call` until it is forgotten or given up."""
+        self._watched[id(call)] = (self._now, call)
+
+    def forget(self, call: Waiting) -> None:
+        """Watch it no longer. May be repeated."""
+        self._watched.pop(id(call), None)
 
     def is_hostile(self, peer: Callable[[], str]) -> bool:
         """Say whether several calls of this connection were given up of late."""
@@ -122,10 +124,12 @@ class Reaper:
 
     def _give_up(self, call: Waiting) -> None:
         # Once: whoever waits may need some looks to wake up.
-        self._watched.pop(id(call), None)
-        if self._knows_peers:
-            self._remember(call)
-        call.give_up()
+        self.forget(call)
+        try:
+            if self._knows_peers:
+                self._remember(call)
+        finally:
+            call.give_up()
 
     def _remember(self, call: Waiting) -> None:
         given_up, now = self._given_up, self._now
@@ -143,25 +147,13 @@ class Reaper:
             last, before = time.monotonic(), last
             try:
                 self.look(last - before)
-                self._forget()
+                self._forgive()
             except Exception:  # noqa: BLE001 - the edge of a thread that must not end
                 _log.exception("a stalled call could not be given up")
 
-    def _forget(self) -> None:
+    def _forgive(self) -> None:
         # In the order that they were given up.
         for peer, (until, _) in tuple(self._given_up.items()):
             if until > self._now:
                 return
             self._given_up.pop(peer, None)
-
-
-class _Watched:
-    def __init__(self, watched: dict[int, tuple[float, Waiting]], key: int) -> None:
-        self._watched = watched
-        self._key = key
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, *_: object) -> None:
-        self._watched.pop(self._key, None)

@@ -1,17 +1,32 @@
-"""Waits for the message of a call, until somebody says that it is enough.
+"""Waits for the messages of calls: without a thread, and not without an end.
 
-grpc lets a handler wait for a message without an end, and knows one way to wake it: to
-cancel the call. The client then sees CANCELLED, after which Istio's does not ask again.
-So this waits on grpc's own condition, which can be left. grpc does not promise that it
-is there: where it is not, the call is cancelled after all, and a test says so.
+grpc begins to receive a message where a handler asks for it, and has the handler's
+thread wait. Here the receiving begins when the call arrives, and a call gets a thread
+when its message is there: a peer that never sends one holds no thread, and nobody is
+put to sleep and woken up again for a message that comes at once.
+
+grpc also knows no time limit there, and one way to wake who waits: to cancel the call.
+The client then sees CANCELLED, after which Istio's does not ask again. Who waits here
+can be told that it is enough.
+
+All this is done with names that grpc does not promise. Where they are missing, a thread
+waits as grpc has it, and the call is cancelled after all; a test says so.
 """
 
-from collections.abc import Iterator
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from bridge.errors import OverloadedError
+from bridge.server.reaper import Reaper
 
-_INTERNALS = ("_state", "_raise_or_start_receive_message", "_look_for_request")
+_ITERATOR = ("_state", "_call", "_raise_or_start_receive_message", "_look_for_request")
+_THUNK = 4
+"""Where grpc's work for a pool has what returns the messages of the call."""
+_log = logging.getLogger(__name__)
 
 
 class Reception:
@@ -19,14 +34,41 @@ class Reception:
 
     Args:
         messages: As grpc hands them to a handler that takes a stream.
-        context: Of the call.
+        end: Called by `give_up`, with this.
     """
 
-    def __init__(self, messages: Iterator[bytes], context: Any) -> None:
-        self._messages: Any = messages
-        self._context = context
-        self._can_leave = can_leave(messages)
-        self._is_given_up = False
+    __slots__ = ("_end", "_has_begun", "_messages", "since")
+
+    def __init__(self, messages: Any, end: "Callable[[Reception], object]") -> None:
+        self._messages = messages
+        self._end = end
+        self._has_begun = False
+        self.since = time.monotonic()
+        """From when on it waits for us, and no longer for its peer."""
+
+    def begin(self, done: Callable[[], None]) -> None:
+        """Begin to receive.
+
+        Args:
+            done: Called once, when there is a message or will be none.
+
+        Raises:
+            grpc.RpcError: The peer has left.
+            StopIteration: The call has ended.
+        """
+        self._has_begun = True
+        messages = self._messages
+        with messages._state.condition:  # noqa: SLF001 - see the top
+            call = messages._call  # noqa: SLF001
+            messages._call = _Announcing(call, done)  # noqa: SLF001
+            try:
+                messages._raise_or_start_receive_message()  # noqa: SLF001
+            finally:
+                messages._call = call  # noqa: SLF001 - or they would hold each other
+
+    def skip(self) -> None:
+        """Do not begin to receive: it is as if the call had no message."""
+        self._has_begun = True
 
     def take(self) -> bytes | None:
         """Return the message, or None for a call that ends without one.
@@ -35,40 +77,138 @@ class Reception:
             OverloadedError: `give_up` was called (`overload.stalled`).
             grpc.RpcError: The call has ended.
         """
-        if not self._can_leave:
+        if not self._has_begun:
             return next(self._messages, None)
-        messages = self._messages
-        condition = messages._state.condition  # noqa: SLF001 - see the top
-        with condition:
+        found: bytes | None = None
+        with self._messages._state.condition:  # noqa: SLF001 - see the top
             try:
-                messages._raise_or_start_receive_message()  # noqa: SLF001
-                # It may have been given up before this began to wait.
-                while not self._is_given_up:
-                    condition.wait()
-                    found: bytes | None = messages._look_for_request()  # noqa: SLF001
-                    if found is not None:
-                        return found
+                found = self._messages._look_for_request()  # noqa: SLF001
             except StopIteration:
                 return None
-        raise OverloadedError(
-            "the message of the call has not come", rule="overload.stalled"
-        )
+        if found is None:
+            raise OverloadedError(
+                "the message of the call has not come", rule="overload.stalled"
+            )
+        return found
 
     def give_up(self) -> None:
-        """Have `take` return with an error."""
-        if not self._can_leave:
-            self._context.cancel()
-            return
-        condition = self._messages._state.condition  # noqa: SLF001 - see the top
-        with condition:
-            self._is_given_up = True
-            condition.notify_all()
+        """Have whoever waits wait no longer."""
+        self._end(self)
 
     def peer(self) -> str:
         """Return the connection that the call came on."""
-        return str(self._context.peer())
+        return peer_of(self._messages)
 
 
-def can_leave(messages: object) -> bool:
-    """Say whether this version of grpc has what `Reception` waits on."""
-    return all(hasattr(messages, name) for name in _INTERNALS)
+class Receptions:
+    """The calls whose messages are on their way, a bounded number of them.
+
+    The others wait in line: each message under way may take its length of memory.
+
+    Args:
+        reaper: Looks at the clock.
+        most: How many.
+    """
+
+    def __init__(self, reaper: Reaper, most: int) -> None:
+        self._reaper = reaper
+        self._most = most
+        self._under_way: dict[Reception, Callable[[], None]] = {}
+        self._line: deque[tuple[Reception, Callable[[], None]]] = deque()
+
+    def begin(
+        self, work: tuple[Any, ...], ready: Callable[[tuple[Any, ...]], None]
+    ) -> bool:
+        """Wait for the message of a call that grpc wants to be run.
+
+        Args:
+            work: What grpc gave its pool.
+            ready: Called with what is to be run instead, once the message is there or
+                is not waited for any longer.
+
+        Returns:
+            False where there is nothing to wait for; `ready` will not be called.
+        """
+        messages = _messages(work)
+        if messages is None or self._reaper.is_hostile(partial(peer_of, messages)):
+            return False
+        reception = Reception(messages, self._end)
+        run = partial(ready, (*work[:_THUNK], lambda: reception, *work[_THUNK + 1 :]))
+        if len(self._under_way) < self._most:
+            self._begin(reception, run)
+        else:
+            self._line.append((reception, run))
+        return True
+
+    def let_go(self, is_overdue: Callable[[float], bool]) -> None:
+        """Run what has stood in line for too long."""
+        while self._line and is_overdue(self._line[0][0].since):
+            try:
+                reception, run = self._line.popleft()
+            except IndexError:  # somebody else was first
+                return
+            reception.skip()
+            run()
+
+    def _begin(self, reception: Reception, run: Callable[[], None]) -> None:
+        self._under_way[reception] = run
+        self._reaper.watch(reception)
+        try:
+            reception.begin(partial(self._end, reception))
+        except Exception:  # noqa: BLE001 - grpc's thread must not end; `take` says why
+            self._settle(reception)
+
+    def _end(self, reception: Reception) -> None:
+        self._settle(reception)
+        while self._line and len(self._under_way) < self._most:
+            try:
+                following = self._line.popleft()
+            except IndexError:  # somebody else was first
+                return
+            self._begin(*following)
+
+    def _settle(self, reception: Reception) -> None:
+        run = self._under_way.pop(reception, None)
+        if run is not None:  # its message and its end may both come
+            self._reaper.forget(reception)
+            reception.since = time.monotonic()
+            run()
+
+
+class _Announcing:
+    # grpc's call, as far as an iterator of messages uses it.
+    __slots__ = ("_call", "_done")
+
+    def __init__(self, call: Any, done: Callable[[], None]) -> None:
+        self._call = call
+        self._done = done
+
+    def start_server_batch(self, operations: Any, tag: Callable[[Any], Any]) -> Any:
+        def received(event: Any) -> Any:
+            found = tag(event)
+            try:
+                self._done()
+            except Exception:  # noqa: BLE001 - grpc's one thread must not end
+                _log.exception("a call could not be run")
+            return found
+
+        return self._call.start_server_batch(operations, received)
+
+
+def can_announce(messages: object) -> bool:
+    """Say whether this version of grpc has what `Reception.begin` needs."""
+    return all(hasattr(messages, name) for name in _ITERATOR)
+
+
+def peer_of(messages: Any) -> str:
+    """Return the connection that a call came on."""
+    return bytes(messages._call.peer()).decode("utf-8", "replace")  # noqa: SLF001 - see the top
+
+
+def _messages(work: tuple[Any, ...]) -> Any:
+    # What grpc gives a pool is its own affair, too.
+    try:
+        found = work[_THUNK]()
+    except (IndexError, TypeError):
+        return None
+    return found if can_announce(found) else None

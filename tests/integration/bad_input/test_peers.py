@@ -23,8 +23,8 @@ from tests.support.wire import Wire, bearer, channel, request, token
 pytestmark = pytest.mark.xdist_group("bad-input-peers")
 
 SILENT = 500
-WIDTH = 24
-"""Calls that run at a time, by the default of `limits.threads`."""
+RECEPTIONS = 64
+"""Messages that are waited for at a time: `Door.receptions`."""
 STORM_SECONDS = 2.0
 AT_ONCE_SECONDS = 2.0
 """Of a machine that runs other tests beside this one; alone it takes milliseconds."""
@@ -185,25 +185,27 @@ def test_calls_whose_messages_do_not_come_stop_others_only_for_a_while(
     bridge: Bridge, wire: Wire
 ) -> None:
     with http2.Connection(bridge) as peer:
-        stall(bridge, peer, 3 * WIDTH)
+        stall(bridge, peer, 3 * RECEPTIONS)
         assert eventually(lambda: wire.ask().code == "OK")
         assert eventually(lambda: bridge.metric("meshca_in_flight") == 0)
         served_at_once(wire)
 
 
 def leaves_without_a_row(bridge: Bridge, wire: Wire, account: str) -> bool:
-    """Have a caller leave while all threads wait for the messages of others."""
+    """Have a caller leave while it stands in line behind the messages of others."""
     with contextlib.ExitStack() as stack:
-        for _ in range(WIDTH // 2):  # with more calls of each they would be hostile
+        for _ in range(
+            RECEPTIONS // 2
+        ):  # with more calls of each they would be hostile
             peer = stack.enter_context(http2.Connection(bridge))
             for _ in range(2):
                 peer.begin((b"authorization", b"Bearer x"))
-        if not eventually(lambda: bridge.metric("meshca_in_flight") >= WIDTH, 1.0):
+        if not eventually(lambda: bridge.metric("meshca_in_flight") >= RECEPTIONS, 1.0):
             return False
         call = wire.channel.unary_unary(METHOD)
         waiting = call.future(request(), metadata=bearer(token(account=account)))
         assert eventually(
-            lambda: waiting.done() or bridge.metric("meshca_in_flight") > WIDTH
+            lambda: waiting.done() or bridge.metric("meshca_in_flight") > RECEPTIONS
         )
         waiting.cancel()
     assert eventually(lambda: bridge.metric("meshca_in_flight") == 0)
@@ -215,7 +217,7 @@ def leaves_without_a_row(bridge: Bridge, wire: Wire, account: str) -> bool:
 def test_a_caller_that_leaves_while_it_waits_gets_no_certificate(
     bridge: Bridge, wire: Wire
 ) -> None:
-    # The threads are free again within a second. On a busy machine that may be before
+    # They are given up within a second. On a busy machine that may be before
     # the caller has left, which shows nothing, so it tries again.
     assert any(
         leaves_without_a_row(bridge, wire, f"impatient-{number}")

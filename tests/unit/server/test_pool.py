@@ -1,7 +1,9 @@
+import queue
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -14,13 +16,15 @@ class Work:
 
     def __init__(self, pool: CallPool) -> None:
         self.release = threading.Event()
+        self.done = threading.Event()
         began = threading.Event()
 
         def run() -> None:
             began.set()
             assert self.release.wait(WAIT_SECONDS)
+            self.done.set()
 
-        self.done = pool.submit(run)
+        pool.submit(run)
         assert began.wait(WAIT_SECONDS)
 
 
@@ -35,12 +39,11 @@ def pool() -> Iterator[CallPool]:
 def test_calls_that_wait_and_calls_that_run_count(pool: CallPool) -> None:
     work = Work(pool)
     pool.queue_seconds = WAIT_SECONDS
-    waiting = [pool.submit(int) for _ in range(2)]
+    for _ in range(2):
+        pool.submit(int)
     assert pool.count == 3
     assert pool.excess() == "in_flight"
     work.release.set()
-    for future in waiting:
-        future.result(WAIT_SECONDS)
     assert pool.wait_until_idle(WAIT_SECONDS)
     assert pool.excess() == ""
 
@@ -60,11 +63,10 @@ def test_while_many_wait_the_listener_gets_its_turn_sooner(pool: CallPool) -> No
     usual = sys.getswitchinterval()
     pool.queue_seconds = WAIT_SECONDS
     work = Work(pool)
-    waiting = [pool.submit(int) for _ in range(5)]
+    for _ in range(5):
+        pool.submit(int)
     eventually(lambda: sys.getswitchinterval() < usual / 5)
     work.release.set()
-    for future in waiting:
-        future.result(WAIT_SECONDS)
     eventually(lambda: sys.getswitchinterval() == usual)
 
 
@@ -86,10 +88,10 @@ def test_an_overdue_call_is_run_once_while_the_thread_is_at_work(
         names.append(threading.current_thread().name)
         ran.set()
 
-    future = pool.submit(overdue)
+    pool.submit(overdue)
     assert ran.wait(WAIT_SECONDS)
     work.release.set()
-    future.result(WAIT_SECONDS)
+    assert pool.wait_until_idle(WAIT_SECONDS)
     assert names == ["overdue-calls"]
 
 
@@ -100,19 +102,50 @@ def test_waiting_for_idle_gives_up(pool: CallPool) -> None:
     assert pool.wait_until_idle(WAIT_SECONDS)
 
 
-def test_a_call_that_fails_is_counted_out(pool: CallPool) -> None:
+@pytest.mark.parametrize("error", [ValueError("broken"), SystemExit("broken")])
+def test_a_call_that_fails_is_counted_out_and_ends_no_thread(
+    pool: CallPool, caplog: pytest.LogCaptureFixture, error: BaseException
+) -> None:
     def fail() -> None:
-        raise ValueError("broken")
+        raise error
 
-    with pytest.raises(ValueError, match="broken"):
-        pool.submit(fail).result(WAIT_SECONDS)
+    pool.submit(fail)
+    assert pool.wait_until_idle(WAIT_SECONDS)
     assert pool.count == 0
+    assert "a call broke off" in caplog.text
+    Work(pool).release.set()
+
+
+def test_a_call_without_a_message_gets_no_thread_until_it_is_there() -> None:
+    class Later:
+        def begin(
+            self, work: tuple[object, ...], ready: Callable[[tuple[object, ...]], None]
+        ) -> bool:
+            if work == ("at once",):
+                return False
+            self.ready = ready
+            return True
+
+        def let_go(self, _: object) -> None:
+            pass
+
+    later: Any = Later()
+    pool = CallPool(1, 3, WAIT_SECONDS, later)
+    pool.start()
+    ran: queue.SimpleQueue[str] = queue.SimpleQueue()
+    pool.submit(ran.put, "it has to come")
+    pool.submit(ran.put, "at once")
+    assert ran.get(timeout=WAIT_SECONDS) == "at once"
+    eventually(lambda: pool.count == 1)  # it is under way, although nobody works
+    later.ready(("it has come",))
+    assert ran.get(timeout=WAIT_SECONDS) == "it has come"
+    assert pool.close(WAIT_SECONDS)
 
 
 def test_a_closed_pool_counts_nothing_and_does_not_raise() -> None:
     pool = CallPool(1, 1, 1.0)
     pool.shutdown()
-    with pytest.raises(RuntimeError, match="after shutdown"):
+    with pytest.raises(RuntimeError, match="after the end"):
         pool.submit(int).result(0)
     assert pool.count == 0
 
@@ -130,6 +163,22 @@ def test_a_pool_starts_all_its_threads_and_no_more(
     monkeypatch.setattr(threading.Thread, "start", none_left)
     for future in [pool.submit(int) for _ in range(9)]:
         assert future.result(WAIT_SECONDS) == 0
+    assert pool.close(WAIT_SECONDS)
+
+
+def test_a_pool_of_calls_that_gets_too_few_threads_says_so_and_ends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pool, start = CallPool(3, 3, 1.0), threading.Thread.start
+
+    def one_only(thread: threading.Thread) -> None:
+        if any(other.ident for other in pool._workers):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", one_only)
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        pool.start()
     assert pool.close(WAIT_SECONDS)
 
 
@@ -153,4 +202,4 @@ def test_closing_a_pool_does_not_wait_for_work_that_hangs(pool: CallPool) -> Non
     work = Work(pool)
     assert not pool.close(0.01)
     work.release.set()
-    work.done.result(WAIT_SECONDS)
+    assert work.done.wait(WAIT_SECONDS)

@@ -1,7 +1,8 @@
 """Whose calls are given up when their messages do not come."""
 
 import threading
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 
 import pytest
 
@@ -23,6 +24,13 @@ class Call:
         return self._peer
 
 
+@contextmanager
+def watching(reaper: Reaper, call: Call) -> Iterator[None]:
+    reaper.watch(call)
+    yield
+    reaper.forget(call)
+
+
 def look_for(reaper: Reaper, seconds: float) -> None:
     for _ in range(round(seconds / TICK)):
         reaper.look(TICK)
@@ -30,7 +38,7 @@ def look_for(reaper: Reaper, seconds: float) -> None:
 
 def test_one_that_waits_alone_is_waited_for_until_its_time_is_over() -> None:
     reaper, call = Reaper(2, most=2), Call()
-    with reaper.watching(call):
+    with watching(reaper, call):
         look_for(reaper, 1.9)
         assert not call.given_up
         look_for(reaper, 0.2)
@@ -40,10 +48,10 @@ def test_one_that_waits_alone_is_waited_for_until_its_time_is_over() -> None:
 def test_of_too_many_all_that_waited_for_more_than_a_moment_are_given_up() -> None:
     reaper = Reaper(60, most=2)
     first, second, newcomer = Call(), Call(), Call()
-    with reaper.watching(first), reaper.watching(second):
+    with watching(reaper, first), watching(reaper, second):
         look_for(reaper, 0.45)
         assert [first.given_up, second.given_up] == [False, False]
-        with reaper.watching(newcomer):
+        with watching(reaper, newcomer):
             look_for(reaper, 0.1)
     assert [first.given_up, second.given_up] == [True, True]
     assert not newcomer.given_up
@@ -52,8 +60,8 @@ def test_of_too_many_all_that_waited_for_more_than_a_moment_are_given_up() -> No
 def test_who_got_its_message_does_not_count() -> None:
     reaper = Reaper(60, most=2)
     first, second = Call(), Call()
-    with reaper.watching(first):
-        with reaper.watching(second):
+    with watching(reaper, first):
+        with watching(reaper, second):
             look_for(reaper, 0.45)
         look_for(reaper, 0.45)
     assert not first.given_up
@@ -62,14 +70,14 @@ def test_who_got_its_message_does_not_count() -> None:
 def test_time_in_which_the_process_did_not_run_is_nobodys_fault() -> None:
     reaper = Reaper(60, most=2)
     first, second = Call(), Call()
-    with reaper.watching(first), reaper.watching(second):
+    with watching(reaper, first), watching(reaper, second):
         reaper.look(30.0)
         assert [first.given_up, second.given_up] == [False, False]
 
 
 def strike(reaper: Reaper, peer: str) -> None:
     call = Call(peer)
-    with reaper.watching(call):
+    with watching(reaper, call):
         while not call.given_up:
             reaper.look(TICK)
 
@@ -91,7 +99,7 @@ def test_a_connection_is_hostile_after_three_calls_for_a_while() -> None:
 def test_a_call_that_takes_its_time_to_leave_is_one_strike() -> None:
     # On a busy machine the thread that waits wakes up some looks later.
     reaper, call = Reaper(0.1, most=2), Call("a")
-    with reaper.watching(call):
+    with watching(reaper, call):
         look_for(reaper, 1)
     assert call.given_up
     assert not reaper.is_hostile(lambda: "a")
@@ -107,7 +115,7 @@ def test_while_a_connection_is_hostile_the_others_have_less_time(
         strike(reaper, "a")
     reaper.seconds = 60
     first, second = Call(), Call()
-    with reaper.watching(first), reaper.watching(second):
+    with watching(reaper, first), watching(reaper, second):
         look_for(reaper, 0.2)
     assert [first.given_up, second.given_up] == [given_up, given_up]
 
@@ -126,7 +134,7 @@ def test_one_that_cannot_be_given_up_ends_the_look_at_no_other(
     happened = threading.Event()
     reaper = Reaper(0.01, most=2)
     reaper.start()
-    with reaper.watching(Broken()), reaper.watching(Awaited()):
+    with watching(reaper, Broken()), watching(reaper, Awaited()):
         assert happened.wait(60)
     reaper.close()
     assert "could not be given up" in caplog.text
@@ -141,10 +149,10 @@ def test_behind_a_proxy_nobody_is_known_by_the_connection() -> None:
 
 def test_behind_a_proxy_too_many_leave_less_time_to_all() -> None:
     reaper = Reaper(60, most=2, knows_peers=False)
-    with reaper.watching(Call()), reaper.watching(Call()):
+    with watching(reaper, Call()), watching(reaper, Call()):
         look_for(reaper, 0.6)
     first, second = Call(), Call()
-    with reaper.watching(first), reaper.watching(second):
+    with watching(reaper, first), watching(reaper, second):
         look_for(reaper, 0.2)
     assert [first.given_up, second.given_up] == [True, True]
 
@@ -152,7 +160,7 @@ def test_behind_a_proxy_too_many_leave_less_time_to_all() -> None:
 def test_how_long_a_moment_is_depends_on_the_mesh() -> None:
     reaper = Reaper(60, most=2, honest_seconds=1.0)
     first, second = Call(), Call()
-    with reaper.watching(first), reaper.watching(second):
+    with watching(reaper, first), watching(reaper, second):
         look_for(reaper, 0.9)
         assert [first.given_up, second.given_up] == [False, False]
         look_for(reaper, 0.2)
@@ -166,6 +174,6 @@ def test_so_many_connections_are_remembered_and_no_more(
     reaper = Reaper(0.1, most=9)
     with ExitStack() as stack:
         for peer in ("a", "b", "c"):
-            stack.enter_context(reaper.watching(Call(peer)))
+            stack.enter_context(watching(reaper, Call(peer)))
         look_for(reaper, 0.2)
     assert set(reaper._given_up) == {"b", "c"}

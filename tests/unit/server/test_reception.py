@@ -1,68 +1,230 @@
 """The wait for a message, with the grpc that is installed."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
+from typing import Any
 
+import grpc
 import pytest
 from grpc import _server as grpc_server
 
 from bridge.errors import OverloadedError
-from bridge.server.reception import Reception, can_leave
+from bridge.server.pool import CallPool
+from bridge.server.reaper import Reaper
+from bridge.server.reception import Reception, Receptions, can_announce
+from tests.support.serving import WAIT_SECONDS
 
 
-def test_this_grpc_lets_the_wait_be_left() -> None:
-    # If this fails after an upgrade, peers that stall are cancelled as before: see
-    # `bridge.server.reception`.
-    assert can_leave(grpc_server._RequestIterator(object(), object(), None))
+def test_this_grpc_announces_messages() -> None:
+    # If this or the next fails after an upgrade, threads wait for messages, and peers
+    # that stall are cancelled: see `bridge.server.reception`.
+    assert can_announce(grpc_server._RequestIterator(object(), object(), None))
 
 
-class Messages:
-    """What grpc hands over, of a call whose message never comes."""
+def test_a_handler_of_this_grpc_gets_its_message_from_a_reception() -> None:
+    reaper = Reaper(WAIT_SECONDS, 2)
+    pool = CallPool(1, 1, WAIT_SECONDS, Receptions(reaper, 2))
+    pool.start()
+    found: list[object] = []
 
-    class Condition(threading.Condition):
-        def wait(self, timeout: float | None = None) -> bool:
-            raise AssertionError("nobody would wake it")
+    def answer(messages: Any, _context: object) -> bytes:
+        found.append(messages)
+        assert not reaper._watched
+        return bytes(messages.take())
 
-    def __init__(self) -> None:
-        self._state = SimpleNamespace(condition=self.Condition())
+    class Handler(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no types
+        def service(self, _details: object) -> Any:
+            answer.experimental_thread_pool = pool  # type: ignore[attr-defined]
+            return grpc.stream_unary_rpc_method_handler(answer)
 
-    def __iter__(self) -> Iterator[bytes]:
-        return self
+    server = grpc.server(pool)
+    server.add_generic_rpc_handlers((Handler(),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        ask = channel.unary_unary("/service/Method")
+        assert ask(b"message", timeout=WAIT_SECONDS) == b"message"
+    server.stop(0).wait(WAIT_SECONDS)
+    pool.close(WAIT_SECONDS)
+    assert [type(one) for one in found] == [Reception]
 
-    def __next__(self) -> bytes:
-        raise AssertionError("this waits without an end")
+
+class Call:
+    """What grpc has of one call, and what its transport does with it."""
+
+    def __init__(self, name: str = "call") -> None:
+        self._state = SimpleNamespace(condition=threading.Condition())
+        self._call = self
+        self.name = name
+        self.message: bytes | None = None
+        self.problem: Exception | None = None
+        self.tag: Callable[[object], object] | None = None
+
+    def start_server_batch(
+        self, _operations: object, tag: Callable[[object], object]
+    ) -> None:
+        self.tag = tag
+
+    def peer(self) -> bytes:
+        return self.name.encode()
 
     def _raise_or_start_receive_message(self) -> None:
-        pass
+        if self.problem:
+            raise self.problem
+        self._call.start_server_batch((), lambda event: event)
 
-    def _look_for_request(self) -> None:
-        raise AssertionError("nothing has come")
+    def _look_for_request(self) -> bytes | None:
+        if self.problem:
+            raise self.problem
+        return self.message
+
+    def work(self) -> tuple[Any, ...]:
+        return ("run", "event", "state", "behavior", lambda: self, None, None)
+
+    def arrive(self, message: bytes | None) -> None:
+        self.message = message
+        assert self.tag is not None
+        assert self.tag("event") == "event", "what grpc's own answer was"
 
 
-def test_who_was_given_up_before_it_waits_does_not_wait() -> None:
-    reception = Reception(Messages(), Context())
-    reception.give_up()
+class Hall:
+    """Receptions, and what became ready to be run."""
+
+    def __init__(self, most: int = 2) -> None:
+        self.reaper = Reaper(WAIT_SECONDS, 99)
+        self.receptions = Receptions(self.reaper, most)
+        self.ready: list[Reception] = []
+
+    def begin(self, call: Call) -> bool:
+        return self.receptions.begin(
+            call.work(), lambda work: self.ready.append(work[4]())
+        )
+
+    def taken(self) -> bytes | None:
+        return self.ready.pop(0).take()
+
+
+def test_a_call_is_ready_when_its_message_is_there() -> None:
+    hall, call = Hall(), Call()
+    assert hall.begin(call)
+    assert not hall.ready
+    assert len(hall.reaper._watched) == 1
+    call.arrive(b"message")
+    assert hall.taken() == b"message"
+    assert not hall.reaper._watched
+
+
+def test_nothing_of_a_call_holds_itself() -> None:
+    # Cycles would wait for a collection, which is rare here.
+    hall, call = Hall(), Call()
+    hall.begin(call)
+    assert call._call is call
+
+
+def test_who_is_given_up_is_told_so_once() -> None:
+    hall, call = Hall(), Call()
+    hall.begin(call)
+    ((_, waiting),) = hall.reaper._watched.values()
+    waiting.give_up()
     with pytest.raises(OverloadedError, match="has not come") as refusal:
-        reception.take()
+        hall.taken()
     assert refusal.value.rule == "overload.stalled"
+    call.arrive(b"late")
+    assert not hall.ready
 
 
-class Context:
-    def __init__(self) -> None:
-        self.cancelled = False
+@pytest.mark.parametrize("problem", [grpc.RpcError("gone"), MemoryError("none")])
+def test_a_call_that_cannot_be_waited_for_is_ready_at_once(problem: Exception) -> None:
+    hall, call = Hall(), Call()
+    call.problem = problem
+    assert hall.begin(call)
+    with pytest.raises(type(problem), match=str(problem)):
+        hall.taken()
 
-    def cancel(self) -> None:
-        self.cancelled = True
+
+def test_a_call_that_ends_without_a_message() -> None:
+    hall, call = Hall(), Call()
+    hall.begin(call)
+    call.problem = StopIteration()
+    call.arrive(None)
+    assert hall.taken() is None
+
+
+def test_no_more_messages_than_that_are_received_at_a_time() -> None:
+    hall, calls = Hall(most=2), [Call() for _ in range(4)]
+    for call in calls:
+        assert hall.begin(call)
+    assert [call.tag is not None for call in calls] == [True, True, False, False]
+    calls[1].arrive(b"second")
+    assert [call.tag is not None for call in calls] == [True, True, True, False]
+    calls[2].problem = StopIteration()
+    calls[2].arrive(None)
+    assert calls[3].tag is not None
+    assert [reception.take() for reception in hall.ready] == [b"second", None]
+
+
+def test_who_has_left_the_line_makes_room_for_the_next() -> None:
+    hall, calls = Hall(most=1), [Call() for _ in range(9)]
+    for call in calls:
+        hall.begin(call)
+    for call in calls[1:8]:
+        call.problem = grpc.RpcError("gone")
+    calls[0].arrive(b"first")
+    assert calls[8].tag is not None
+    assert len(hall.ready) == 8
+
+
+def test_who_stands_in_line_for_too_long_is_let_go() -> None:
+    hall, calls = Hall(most=1), [Call() for _ in range(3)]
+    for call in calls:
+        hall.begin(call)
+    hall.receptions.let_go(lambda since: since > float("inf"))
+    assert not hall.ready
+    ages = iter([True, False])
+    hall.receptions.let_go(lambda _since: next(ages))
+    (overdue,) = hall.ready
+    calls[1].problem = StopIteration()
+    assert overdue.take() is None, "it is not received after all"
+    calls[0].arrive(b"first")
+    assert calls[2].tag is not None
+
+
+def test_a_hostile_connection_is_not_waited_for() -> None:
+    hall = Hall()
+    hall.reaper._given_up["hostile"] = (float("inf"), 9)
+    assert not hall.begin(Call("hostile"))
+    assert hall.begin(Call("honest"))
+
+
+@pytest.mark.parametrize(
+    "work",
+    [(), ("run", "event", "state", "behavior"), (0, 1, 2, 3, 4), (0, 1, 2, 3, list)],
+    ids=["nothing", "less", "no thunk", "no messages"],
+)
+def test_what_another_grpc_gives_is_run_as_it_is(work: tuple[Any, ...]) -> None:
+    assert not Hall().receptions.begin(work, lambda _: pytest.fail("is not ready"))
+
+
+def test_what_goes_wrong_when_a_message_comes_stays_out_of_grpcs_thread(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def fail(_work: object) -> None:
+        raise RuntimeError("broken")
+
+    call = Call()
+    Hall().receptions.begin(call.work(), fail)
+    call.arrive(b"message")
+    assert "a call could not be run" in caplog.text
 
 
 def test_with_another_grpc_the_message_is_read_and_the_call_cancelled() -> None:
     def messages() -> Iterator[bytes]:
         yield b"message"
 
-    context = Context()
-    reception = Reception(messages(), context)
+    cancelled: list[Reception] = []
+    reception = Reception(messages(), cancelled.append)
     assert reception.take() == b"message"
     assert reception.take() is None
     reception.give_up()
-    assert context.cancelled
+    assert cancelled == [reception]
