@@ -9,6 +9,7 @@ from bridge.cli.console import ConfigOption
 from bridge.errors import BridgeError, ConfigError
 from bridge.logs import set_up
 from bridge.reload import Source
+from bridge.server.system import poll_without_hops
 
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
 
@@ -45,6 +46,7 @@ def _serve(source: Source, log_level: str) -> None:
 
         supervise(source, log_level=log_level.upper())
     else:
+        poll_without_hops()
         from bridge.server.alone import serve_alone  # noqa: PLC0415 - see above
 
         serve_alone(source)

@@ -25,3 +25,18 @@ def take_turns() -> None:
     # Where the system does not let us (a seccomp profile), it works as well, slower.
     with suppress(OSError):
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+
+
+def poll_without_hops() -> None:
+    """Let grpc's own thread read what it has waited for; call before it is imported.
+
+    By default another thread reads from the connections and hands each call over:
+    a third of all switches between threads, of which one at a time has a core.
+    """
+    chosen = os.environ.get(_EXPERIMENTS, "")
+    if _LISTENER not in chosen:  # whoever has chosen has it as chosen
+        os.environ[_EXPERIMENTS] = f"{chosen},-{_LISTENER}".lstrip(",")
+
+
+_EXPERIMENTS = "GRPC_EXPERIMENTS"
+_LISTENER = "event_engine_listener"

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from bridge.logs import set_up
 from bridge.server.order import REFUSED, Order
+from bridge.server.system import harden, poll_without_hops, take_turns
 
 _MARGIN_SECONDS = 5.0
 """Between the end of the drain and the end by force."""
@@ -42,6 +43,7 @@ def main() -> int:
 def _serve(
     order: Order, asked_to_stop: threading.Event, is_orphan: threading.Event
 ) -> int:
+    poll_without_hops()
     # On its core only now, and with the parent watched: these take their time.
     from bridge.config import parse  # noqa: PLC0415 - see above
     from bridge.errors import BridgeError, ConfigError, PluginError  # noqa: PLC0415
@@ -49,7 +51,6 @@ def _serve(
     from bridge.server.alone import await_signal, end_by_force  # noqa: PLC0415
     from bridge.server.place import Place  # noqa: PLC0415
     from bridge.server.process import Process  # noqa: PLC0415
-    from bridge.server.system import harden, take_turns  # noqa: PLC0415
 
     harden()
     take_turns()

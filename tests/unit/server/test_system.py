@@ -1,5 +1,10 @@
+import os
 import subprocess
 import sys
+
+import pytest
+
+from bridge.server.system import poll_without_hops
 
 CODE = """
 import resource
@@ -17,3 +22,20 @@ def test_a_process_leaves_no_core_dump_and_takes_all_files_that_it_may_have() ->
         [sys.executable, "-c", CODE], capture_output=True, text=True, check=True
     )
     assert done.stdout.splitlines() == ["True", "(0, 0)"]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "found"),
+    [
+        (None, "-event_engine_listener"),
+        ("", "-event_engine_listener"),
+        ("tcp_rcv_lowat", "tcp_rcv_lowat,-event_engine_listener"),
+        ("event_engine_listener", "event_engine_listener"),
+    ],
+)
+def test_an_operator_may_choose_otherwise(
+    monkeypatch: pytest.MonkeyPatch, chosen: str | None, found: str
+) -> None:
+    monkeypatch.setattr("os.environ", {"GRPC_EXPERIMENTS": chosen} if chosen else {})
+    poll_without_hops()
+    assert os.environ == {"GRPC_EXPERIMENTS": found}
