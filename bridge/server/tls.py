@@ -19,7 +19,8 @@ from cryptography import x509
 
 from bridge.clock import Clock
 from bridge.errors import BridgeError, ConfigError
-from bridge.metrics import CertificateExpiry, Metrics
+from bridge.expiries import CertificateExpiry
+from bridge.metrics import Metrics
 from bridge.own import ServingPair
 from bridge.server.given import read_pair
 

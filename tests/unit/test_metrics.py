@@ -4,13 +4,9 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from prometheus_client import Histogram
 
-from bridge.metrics import (
-    CITADEL_SIGN_ERRORS,
-    SHED_REASONS,
-    STEPS,
-    CertificateExpiry,
-    Metrics,
-)
+from bridge.dashboards import CITADEL_SIGN_ERRORS
+from bridge.expiries import CertificateExpiry
+from bridge.metrics import SHED_REASONS, STEPS, Metrics
 
 NOW = datetime(2026, 5, 1, tzinfo=UTC)
 
