@@ -4,7 +4,6 @@ import threading
 from collections import Counter
 from dataclasses import dataclass
 from hashlib import sha256
-from types import TracebackType
 from typing import Self
 
 from cryptography import x509
@@ -56,12 +55,7 @@ class Holders:
             thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._over.set()
         for thread in self._threads:
             thread.join()
