@@ -21,6 +21,15 @@ def expiry(tier: str, days: int, serial: str = "0a") -> CertificateExpiry:
     )
 
 
+def of_two_anchors_and_a_chain() -> Metrics:
+    metrics = Metrics(now=lambda: NOW)
+    metrics.show_certificates("anchors", [expiry("anchor", 90), expiry("anchor", 80)])
+    metrics.show_certificates(
+        "seoul-1", [expiry("issuing", 40), expiry("intermediate", 30)]
+    )
+    return metrics
+
+
 def sample(metrics: Metrics, name: str, **labels: str) -> float | None:
     return metrics.registry.get_sample_value(name, labels)
 
@@ -68,11 +77,7 @@ def test_istios_names_get_no_suffix_and_nothing_has_a_creation_time() -> None:
 
 
 def test_istios_expiries_are_the_earliest_of_their_kind() -> None:
-    metrics = Metrics(now=lambda: NOW)
-    metrics.show_certificates("anchors", [expiry("anchor", 90), expiry("anchor", 80)])
-    metrics.show_certificates(
-        "seoul-1", [expiry("issuing", 40), expiry("intermediate", 30)]
-    )
+    metrics = of_two_anchors_and_a_chain()
     day = timedelta(days=1).total_seconds()
     assert sample(metrics, "citadel_server_root_cert_expiry_seconds") == 80 * day
     assert sample(metrics, "citadel_server_cert_chain_expiry_seconds") == 30 * day
@@ -81,11 +86,7 @@ def test_istios_expiries_are_the_earliest_of_their_kind() -> None:
 
 
 def test_linkerds_name_of_the_issuers_end_has_one_beside_it_for_the_anchor() -> None:
-    metrics = Metrics(now=lambda: NOW)
-    metrics.show_certificates("anchors", [expiry("anchor", 90), expiry("anchor", 80)])
-    metrics.show_certificates(
-        "seoul-1", [expiry("issuing", 40), expiry("intermediate", 30)]
-    )
+    metrics = of_two_anchors_and_a_chain()
     day = timedelta(days=1).total_seconds()
     assert sample(metrics, "issuer_cert_ttl_seconds") == 40 * day
     assert sample(metrics, "anchor_cert_ttl_seconds") == 80 * day
