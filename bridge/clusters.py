@@ -1,25 +1,18 @@
-"""The registry of clusters: how the callers of each are known, and what they may have.
+"""The registry of clusters: whose caller it is, and what that cluster may have.
 
 One credential belongs to one cluster. The caller says which (`clusterid`), and the
 keys of that cluster have to confirm it: its tokens are worth nothing elsewhere.
 """
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache, partial
 from typing import Self
 
 from bridge.clock import Clock
-from bridge.config import BridgeConfig, ClusterConfig, TokensConfig
-from bridge.errors import (
-    AuthenticationError,
-    BackendUnavailableError,
-    BridgeError,
-    ConfigError,
-    DeniedError,
-)
+from bridge.cluster import Cluster, read_clusters
+from bridge.config import BridgeConfig
+from bridge.errors import AuthenticationError, DeniedError
 from bridge.identity import certificate, tokens
 from bridge.identity.caller import (
     Caller,
@@ -28,32 +21,16 @@ from bridge.identity.caller import (
     TokenCredential,
 )
 from bridge.identity.jwks import VerificationKey
-from bridge.identity.keyring import KeyOwners, Keyring
-from bridge.identity.sources import FileSource, KeySource, URLSource
 from bridge.spiffe import SpiffeID, TrustDomain
 
 _SCHEME = "Bearer "
-_READERS = 8
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Cluster:
-    name: str
-    trust_domain: TrustDomain
-    namespaces: frozenset[str] | None
-    """`None` is all."""
-    tokens: TokensConfig
-    keyring: Keyring
-
-    def allows(self, namespace: str) -> bool:
-        return self.namespaces is None or namespace in self.namespaces
 
 
 class ClusterRegistry:
     """The clusters of one configuration. Made by `build`; for all threads."""
 
     def __init__(
-        self, clusters: Sequence[_Cluster], names: Mapping[str, _Cluster], clock: Clock
+        self, clusters: Sequence[Cluster], names: Mapping[str, Cluster], clock: Clock
     ) -> None:
         self._clusters = clusters
         self._names = names
@@ -63,35 +40,18 @@ class ClusterRegistry:
     def build(
         cls, config: BridgeConfig, *, clock: Clock, previous: Self | None = None
     ) -> Self:
-        """Make the registry and read every cluster's keys once, all at a time.
-
-        A URL that does not answer is no error: the keys come later, and `problems`
-        tells.
+        """Make the registry; see `read_clusters` for how keys are read.
 
         Args:
             config: The whole configuration.
             clock: The time of key refreshes.
-            previous: The registry before a reload: where a URL does not answer now,
-                its keys go on.
+            previous: The registry before a reload.
 
         Raises:
-            ConfigError: A key file cannot be read or has no usable key, what a URL
-                answered is no key set, a key is weak or symmetric, two clusters have
-                the same key, or a namespace cannot exist. Lists every problem.
+            ConfigError: See `read_clusters`.
         """
-        owners = KeyOwners()
-        problems: list[str] = []
-        clusters: list[_Cluster] = []
-        for index, entry in enumerate(config.clusters):
-            problems += _impossible_namespaces(entry, index)
-            try:
-                clusters.append(_cluster(config, index, owners, clock))
-            except ConfigError as error:
-                problems.append(f"clusters[{index}].tokens.ca_file: {error}")
-        if len(clusters) == len(config.clusters):
-            problems += _load(clusters, clock, previous)
-        if problems:
-            raise ConfigError("\n".join(problems))
+        kept = previous._clusters if previous else ()  # noqa: SLF001 - its own class
+        clusters = read_clusters(config, clock=clock, previous=kept)
         names = {
             name: cluster
             for cluster, entry in zip(clusters, config.clusters, strict=True)
@@ -160,7 +120,7 @@ class ClusterRegistry:
         for cluster in self._clusters:
             cluster.keyring.close()
 
-    def _named(self, name: str) -> _Cluster:
+    def _named(self, name: str) -> Cluster:
         cluster = self._names.get(name)
         if cluster is None or cluster.name != name:
             raise DeniedError("the caller's cluster is unknown", rule="cluster.unknown")
@@ -188,7 +148,7 @@ class ClusterRegistry:
             pod=account.pod,
         )
 
-    def _told(self, cluster_ids: Sequence[str]) -> _Cluster:
+    def _told(self, cluster_ids: Sequence[str]) -> Cluster:
         if len(cluster_ids) > 1:
             raise AuthenticationError(
                 "clusterid is given more than once", rule="cluster.header"
@@ -203,9 +163,7 @@ class ClusterRegistry:
             )
         return cluster
 
-    def _key(
-        self, cluster: _Cluster, kid: str | None, now: datetime
-    ) -> VerificationKey:
+    def _key(self, cluster: Cluster, kid: str | None, now: datetime) -> VerificationKey:
         try:
             return cluster.keyring.key(kid, now)
         except AuthenticationError as error:
@@ -254,85 +212,6 @@ def _bearer_token(authorization: Sequence[str]) -> str:
             'authorization must start with "Bearer "', rule="token.scheme"
         )
     return authorization[0][len(_SCHEME) :]
-
-
-def _cluster(
-    config: BridgeConfig, index: int, owners: KeyOwners, clock: Clock
-) -> _Cluster:
-    entry = config.clusters[index]
-    # Deny by default: the namespaces of another cluster are other people's.
-    allowed = entry.namespaces
-    if allowed is None:
-        allowed = ("*",) if index == 0 else ()
-    return _Cluster(
-        name=entry.name,
-        trust_domain=TrustDomain(entry.trust_domain or config.trust_domain),
-        namespaces=None if "*" in allowed else frozenset(allowed),
-        tokens=entry.tokens,
-        keyring=Keyring(
-            _source(config, entry.tokens),
-            partial(owners.claim, entry.name),
-            max_age=entry.tokens.max_key_age,
-            floor=entry.tokens.refresh_floor,
-            clock=clock,
-        ),
-    )
-
-
-def _source(config: BridgeConfig, entry: TokensConfig) -> KeySource:
-    if entry.file is not None:
-        return FileSource(config.resolve(entry.file))
-    ca_file = None if entry.ca_file is None else config.resolve(entry.ca_file)
-    return URLSource(entry.url or "", entry.issuer, ca_file)
-
-
-def _impossible_namespaces(entry: ClusterConfig, index: int) -> list[str]:
-    return [
-        f'clusters[{index}].namespaces: expected names of namespaces, or "*" '
-        f"(found {name!r})"
-        for name in entry.namespaces or ()
-        if name != "*" and not tokens.is_namespace(name)
-    ]
-
-
-def _load(
-    clusters: Sequence[_Cluster], clock: Clock, previous: ClusterRegistry | None
-) -> list[str]:
-    with ThreadPoolExecutor(min(_READERS, len(clusters))) as pool:
-        answers = list(pool.map(_read, clusters))
-    now, problems = clock(), list[str]()
-    for index, (cluster, answer) in enumerate(zip(clusters, answers, strict=True)):
-        where = f"clusters[{index}].tokens.{cluster.tokens.source_key}"
-        if isinstance(answer, ConfigError):
-            problems.append(f"{where}: {_place(cluster.tokens)}: {answer}")
-        elif isinstance(answer, BridgeError):
-            _inherit(cluster, previous)
-            cluster.keyring.failed(answer)
-        else:
-            foreign = cluster.keyring.adopt(answer, now)
-            problems += [
-                f"{where}: {_place(cluster.tokens)}: expected keys of its own; "
-                f"the cluster {owner} has the same one"
-                for owner in sorted(set(foreign.values()))
-            ]
-    return problems
-
-
-def _read(cluster: _Cluster) -> Sequence[VerificationKey] | BridgeError:
-    try:
-        return cluster.keyring.read()
-    except (ConfigError, BackendUnavailableError) as error:
-        return error
-
-
-def _inherit(cluster: _Cluster, previous: ClusterRegistry | None) -> None:
-    for before in previous._clusters if previous else ():  # noqa: SLF001 - same module
-        if before.name == cluster.name and before.tokens == cluster.tokens:
-            cluster.keyring.inherit(before.keyring)
-
-
-def _place(entry: TokensConfig) -> str:
-    return str(entry.file or entry.url or entry.issuer)
 
 
 # The pods of a deployment share a name: it need not be judged again for each.

@@ -5,11 +5,10 @@ one process do not mix, and nothing is counted at import. Looking a child up by 
 labels costs several times what counting does, so children that the path of a request
 uses are looked up once, here.
 
-Istio's own CA metrics stand beside ours under their exact names, so that dashboards and
-alarms that were written for istiod keep working.
+What the meshes' own CAs count stands beside ours, see `bridge.dashboards`.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from platform import python_version
 
@@ -23,34 +22,13 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
-from prometheus_client.metrics_core import (
-    Metric,
-    UnknownMetricFamily,
-)
+from prometheus_client.metrics_core import Metric
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
-from bridge.errors import (
-    AuthenticationError,
-    BackendError,
-    CSRError,
-    DeniedError,
-    OverloadedError,
-    TTLError,
-)
+from bridge.dashboards import CitadelMetrics, ServiceMetrics
 from bridge.expiries import CertificateExpiry, Expiries, utc_now
 from bridge.tally import Tally, TallyFamily
-
-__all__ = [
-    "CITADEL_SIGN_ERRORS",
-    "SHED_REASONS",
-    "STEPS",
-    "BackendMetrics",
-    "CertificateExpiry",
-    "CitadelMetrics",
-    "Metrics",
-    "ServiceMetrics",
-]
 
 STEPS = (
     "identify",
@@ -79,18 +57,8 @@ SHED_REASONS = (
 connection did not come, too little time left, the caller has left, the identity or the
 cluster asks too often, the issuing CA has no free place."""
 
-CITADEL_SIGN_ERRORS = (
-    "CSR_ERROR",
-    "TTL_ERROR",
-    "CERT_GEN_ERROR",
-    "CA_NOT_READY",
-    "UNKNOWN",
-)
-"""The values of `error` of Istio's `citadel_server_csr_sign_err_count`."""
-
 _SHORT = (25e-6, 50e-6, 1e-4, 25e-5, 5e-4, 1e-3, 25e-4, 5e-3, 0.01, 0.05, 0.1, 0.5, 1.0)
 _LONG = (1e-3, 25e-4, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-_GO_BUCKETS = (0.1, 1.0, 300.0, 3600.0)
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
@@ -110,105 +78,6 @@ class BackendMetrics:
         if child is None:
             child = self._results[result] = self._calls.labels(self._issuing_ca, result)
         child.inc()
-
-
-class ServiceMetrics:
-    """The counters of go-grpc-prometheus, which linkerd-identity has, of one method.
-
-    Source:
-        linkerd/linkerd2, pkg/prometheus/prometheus.go.
-    """
-
-    def __init__(self, registry: CollectorRegistry, method: str) -> None:
-        _, service, name = method.split("/")
-        values = ("unary", service, name)
-        labels = ("grpc_type", "grpc_service", "grpc_method")
-        self.started = Counter(
-            "grpc_server_started", "Calls that began.", labels, registry=registry
-        ).labels(*values)
-        self._handled = Counter(
-            "grpc_server_handled",
-            "Calls that ended.",
-            (*labels, "grpc_code"),
-            registry=registry,
-        )
-        self.seconds = Histogram(
-            "grpc_server_handling_seconds",
-            "From arrival to answer.",
-            labels,
-            buckets=_GO_BUCKETS,
-            registry=registry,
-        ).labels(*values)
-        self._values = values
-        self._codes: dict[str, Counter] = {}
-
-    def handled(self, code: str) -> None:
-        """Count a call that ended with `code`, such as `FAILED_PRECONDITION`."""
-        child = self._codes.get(code)
-        if child is None:
-            # As Go spells it.
-            name = code if code == "OK" else code.title().replace("_", "")
-            child = self._codes[code] = self._handled.labels(*self._values, name)
-        child.inc()
-
-
-class CitadelMetrics:
-    """The counters of Istio's own CA, under its names.
-
-    Source:
-        istio/istio, security/pkg/server/ca/monitoring.go.
-    """
-
-    def __init__(self) -> None:
-        self.csr_count = _loose("csr_count", "CSRs received.")
-        self.authentication_failure_count = _loose(
-            "authentication_failure_count", "Calls whose credential was refused."
-        )
-        self.csr_parsing_err_count = _loose(
-            "csr_parsing_err_count", "CSRs that could not be read."
-        )
-        self.id_extraction_err_count = _loose(
-            "id_extraction_err_count", "Identities that could not be read."
-        )
-        self.success_cert_issuance_count = _loose(
-            "success_cert_issuance_count", "Certificates issued."
-        )
-        self._sign_errors = Counter(
-            "citadel_server_csr_sign_err_count",
-            "CSRs that were not signed.",
-            ["error"],
-            registry=None,
-        )
-        self.csr_sign_err_count = {
-            error: self._sign_errors.labels(error) for error in CITADEL_SIGN_ERRORS
-        }
-
-    def failed(self, error: BaseException) -> None:
-        """Count a call that ended with `error`, the way Istio's CA would."""
-        if isinstance(error, AuthenticationError):
-            self.authentication_failure_count.inc()
-        elif not isinstance(error, DeniedError | OverloadedError):
-            kinds = ((CSRError, "CSR_ERROR"), (TTLError, "TTL_ERROR"))
-            fitting = (name for kind, name in kinds if isinstance(error, kind))
-            other = "CERT_GEN_ERROR" if isinstance(error, BackendError) else "UNKNOWN"
-            self.csr_sign_err_count[next(fitting, other)].inc()
-
-    def collect(self) -> Iterator[Metric]:
-        """Yield the counters without the suffix that the library adds."""
-        for counter in (
-            self.csr_count,
-            self.authentication_failure_count,
-            self.csr_parsing_err_count,
-            self.id_extraction_err_count,
-            self.success_cert_issuance_count,
-            self._sign_errors,
-        ):
-            for family in counter.collect():
-                plain = UnknownMetricFamily(family.name, family.documentation)
-                for sample in family.samples:
-                    if sample.name.endswith("_total"):
-                        plain.add_sample(family.name, sample.labels, sample.value)
-                yield plain
 
 
 class Metrics:
@@ -369,7 +238,3 @@ class _Adapter(Collector):
 
     def collect(self) -> Iterable[Metric]:
         return self._collect()
-
-
-def _loose(name: str, text: str) -> Counter:
-    return Counter(f"citadel_server_{name}", text, registry=None)

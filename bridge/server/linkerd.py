@@ -6,16 +6,13 @@ say.
 
 from typing import Any
 
-from google.protobuf.message import DecodeError
-
 from bridge._proto.linkerd_identity_pb2 import CertifyRequest, CertifyResponse
 from bridge.calls import Call, Issued
-from bridge.errors import RequestError
 from bridge.identity.caller import TokenCredential
 from bridge.metrics import Metrics
 from bridge.resilience import Budget
 from bridge.server.front import Front, Issuer, Lanes, Terms
-from bridge.server.messages import require_short
+from bridge.server.messages import parse_message
 
 SERVICE = "io.linkerd.proxy.identity.Identity"
 METHOD = f"/{SERVICE}/Certify"
@@ -50,15 +47,7 @@ class LinkerdFront(Front):
         self, message: bytes, context: Any, terms: Terms, budget: Budget
     ) -> Call:
         """See `Front.translate`: the token is in the message, headers are none."""
-        require_short(message)
-        try:
-            request = CertifyRequest.FromString(message)
-        except DecodeError as error:
-            raise RequestError(
-                "the message is not a CertifyRequest",
-                rule="request.protobuf",
-                detail=str(error)[:300],
-            ) from error
+        request = parse_message(CertifyRequest, message, "a CertifyRequest")
         # What is no ASCII stays something else, and is refused as a token.
         token = request.token.decode("latin-1")
         return Call(

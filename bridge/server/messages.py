@@ -1,12 +1,13 @@
-"""Istio's two messages, between bytes and values.
+"""Messages between bytes and values: any that comes, and Istio's two.
 
 The transport answers a message that it cannot parse with INTERNAL, which Istio's client
 sends again four times. Here it is a `RequestError` like any other refusal.
 """
 
 from dataclasses import dataclass
+from typing import TypeVar
 
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 from google.protobuf.struct_pb2 import Struct
 
 from bridge._proto.istio_ca_pb2 import IstioCertificateRequest
@@ -16,6 +17,37 @@ LONGEST_REQUEST_BYTES = 64 * 1024
 """A CSR of an RSA key of 4096 bits has 2 KiB; what is larger is not parsed at all."""
 
 _CERT_CHAIN_TAG = b"\x0a"  # field 1, length-delimited
+_Kind = TypeVar("_Kind", bound=Message)
+
+
+def shortened(message: bytes) -> bytes:
+    """Return `message`, or what is enough of it to be refused: many wait at a time."""
+    return message[: LONGEST_REQUEST_BYTES + 1]
+
+
+def parse_message(kind: type[_Kind], message: bytes, called: str) -> _Kind:
+    """Parse a message, if it is short enough to be parsed at all.
+
+    Args:
+        kind: What it is to be.
+        message: As it came.
+        called: `kind` in a sentence, with its article.
+
+    Raises:
+        RequestError: It is too long, or is no such message.
+    """
+    if len(message) > LONGEST_REQUEST_BYTES:
+        raise RequestError(
+            f"a request has at most {LONGEST_REQUEST_BYTES} bytes", rule="request.size"
+        )
+    try:
+        return kind.FromString(message)
+    except DecodeError as error:
+        raise RequestError(
+            f"the message is not {called}",
+            rule="request.protobuf",
+            detail=str(error)[:300],
+        ) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,15 +68,9 @@ def read_request(message: bytes) -> CertificateRequest:
         RequestError: It is too long, is no such message, or has a value of the wrong
             type in the metadata.
     """
-    require_short(message)
-    try:
-        request = IstioCertificateRequest.FromString(message)
-    except DecodeError as error:
-        raise RequestError(
-            "the message is not an IstioCertificateRequest",
-            rule="request.protobuf",
-            detail=str(error)[:300],
-        ) from error
+    request = parse_message(
+        IstioCertificateRequest, message, "an IstioCertificateRequest"
+    )
     cert_signer, impersonated = "", None
     if request.HasField("metadata"):
         cert_signer = _text(request.metadata, "CertSigner") or ""
@@ -52,23 +78,6 @@ def read_request(message: bytes) -> CertificateRequest:
     return CertificateRequest(
         request.csr, request.validity_duration, cert_signer, impersonated
     )
-
-
-def shortened(message: bytes) -> bytes:
-    """Return `message`, or what is enough of it to be refused: many wait at a time."""
-    return message[: LONGEST_REQUEST_BYTES + 1]
-
-
-def require_short(message: bytes) -> None:
-    """Refuse a message that is not even to be parsed.
-
-    Raises:
-        RequestError: It is too long.
-    """
-    if len(message) > LONGEST_REQUEST_BYTES:
-        raise RequestError(
-            f"a request has at most {LONGEST_REQUEST_BYTES} bytes", rule="request.size"
-        )
 
 
 def _text(metadata: Struct, key: str) -> str | None:

@@ -1,8 +1,8 @@
 """The listener's certificate: where it comes from, and how it is replaced in service.
 
-grpc asks for the certificate at each new connection, so a new one needs no restart and
-cuts no connection. A renewal that fails leaves the old one in service: the listener
-outlives the loss of any backend.
+A renewal needs no restart and cuts no connection, see `bridge.server.port`. One that
+fails leaves the old certificate in service: the listener outlives the loss of any
+backend.
 """
 
 import logging
@@ -12,16 +12,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import grpc
 from cryptography import x509
 
 from bridge.clock import Clock
 from bridge.errors import BridgeError, ConfigError
-from bridge.metrics import CertificateExpiry, Metrics
+from bridge.expiries import CertificateExpiry
+from bridge.metrics import Metrics
 from bridge.own import ServingPair
 from bridge.server.given import read_pair
+from bridge.server.port import credentials
 
 PART = "serving certificate"
 """What readiness calls it."""
@@ -217,12 +219,7 @@ class ServingCertificate:
         Raises:
             RuntimeError: There is no certificate yet.
         """
-        port = _Port(self, client_anchors_pem)
-        return grpc.dynamic_ssl_server_credentials(
-            port.configuration(),
-            port.changed_configuration,
-            require_client_authentication=client_anchors_pem is not None,
-        )
+        return credentials(lambda: self.pair, client_anchors_pem)
 
     def start(self) -> None:
         """Begin to renew in the background."""
@@ -272,41 +269,3 @@ class ServingCertificate:
                 )
             ],
         )
-
-
-class _Port:
-    # One port's view: grpc wants None as long as nothing has changed.
-    def __init__(
-        self,
-        serving: ServingCertificate,
-        client_anchors_pem: Callable[[], bytes] | None,
-    ) -> None:
-        self._serving = serving
-        self._client_anchors_pem = client_anchors_pem
-        self._last: tuple[ServingPair, bytes | None] | None = None
-
-    def configuration(self) -> Any:
-        pair = self._serving.pair
-        if pair is None:
-            raise RuntimeError("credentials are asked for before there are any")
-        anchors = self._client_anchors_pem() if self._client_anchors_pem else None
-        if anchors is not None and not anchors.strip():
-            raise ConfigError("there are no trust anchors to verify clients with")
-        self._last = (pair, anchors)
-        return grpc.ssl_server_certificate_configuration(
-            [(pair.private_key_pem, pair.certificate_chain_pem)],
-            root_certificates=anchors,
-        )
-
-    def changed_configuration(self) -> Any:
-        # Called by grpc at each new connection, from a thread of its own. None keeps
-        # what is in service; so does an error, but noisily.
-        pair = self._serving.pair
-        anchors = self._client_anchors_pem() if self._client_anchors_pem else None
-        if (
-            self._last is not None
-            and self._last[0] is pair
-            and self._last[1] == anchors
-        ):
-            return None
-        return self.configuration()

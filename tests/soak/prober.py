@@ -4,13 +4,10 @@ import threading
 import time
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any, Self
-
-import grpc
+from typing import Self
 
 from bridge._proto.istio_ca_pb2 import IstioCertificateRequest
-from bridge._proto.istio_ca_pb2_grpc import IstioCertificateServiceStub
-from tests.support.holders import channel_to, new_csr
+from tests.support.asking import asking, new_csr
 from tests.support.supervised import Supervised
 
 _PERIOD_SECONDS = 0.1
@@ -75,16 +72,8 @@ class Prober:
         return Counter(one.code for one in self.probes)
 
     def _run(self) -> None:
-        headers = [("authorization", f"Bearer {self._bridge.token()}")]
-        with channel_to(self._bridge) as channel:
-            stub: Any = IstioCertificateServiceStub(channel)  # type: ignore[no-untyped-call] # generated
+        with asking(self._bridge, self._message, _PATIENCE_SECONDS) as ask:
             while not self._over.wait(_PERIOD_SECONDS):
-                began, code = time.monotonic(), "OK"
-                try:
-                    stub.CreateCertificate(
-                        self._message, metadata=headers, timeout=_PATIENCE_SECONDS
-                    )
-                except grpc.RpcError as error:
-                    code = error.code().name
-                took = time.monotonic() - began
-                self.probes.append(Probe(began, code, took))
+                reply = ask()
+                took = reply.came - reply.asked
+                self.probes.append(Probe(reply.asked, reply.code, took))

@@ -3,7 +3,6 @@
 `Certify` sends, and holds every answer against what the ledger recorded.
 """
 
-import time
 import uuid
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -124,14 +123,7 @@ class Certify(Record):
         )
         if answer.names != [x509.DNSName(identity)]:
             raise AssertionError(f"a good call got {answer}")
-        deadline = time.monotonic() + MOST_WAIT_SECONDS
-        while time.monotonic() < deadline:
-            rows = self.outcomes()
-            if any(row["caller"].endswith(f"/{account}") for row in rows):
-                self._seen = len(rows)
-                return
-            time.sleep(0.005)
-        raise LookupError("the ledger has no outcome of a good call")
+        self.await_outcome_of(account)
 
 
 def channel(bridge: Bridge) -> Any:

@@ -1,22 +1,16 @@
 """Clients that ask without a pause, whatever happens, and keep what they get."""
 
 import threading
-import time
 from collections import Counter
 from dataclasses import dataclass
 from hashlib import sha256
-from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
-import grpc
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.serialization import Encoding
 
 from bridge._proto.istio_ca_pb2 import IstioCertificateRequest
-from bridge._proto.istio_ca_pb2_grpc import IstioCertificateServiceStub
-from tests.support.harness import SERVER_NAME, Bridge
-from tests.support.pki import new_key
+from tests.support.asking import Reply, asking, new_csr
+from tests.support.harness import Bridge
 
 _CALLS = 8
 """On one connection: then another one, so that every worker gets some."""
@@ -61,12 +55,7 @@ class Holders:
             thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._over.set()
         for thread in self._threads:
             thread.join()
@@ -110,44 +99,21 @@ class Holders:
                 self._news.notify_all()
 
     def _connect(self, message: IstioCertificateRequest) -> None:
-        headers = [("authorization", f"Bearer {self._bridge.token()}")]
-        with channel_to(self._bridge) as channel:
-            stub: Any = IstioCertificateServiceStub(channel)  # type: ignore[no-untyped-call] # generated
+        with asking(self._bridge, message, _PATIENCE_SECONDS) as ask:
             for _ in range(_CALLS):
                 if self._over.is_set():
                     return
-                asked = time.monotonic()
-                try:
-                    reply = stub.CreateCertificate(
-                        message, metadata=headers, timeout=_PATIENCE_SECONDS
-                    )
-                except grpc.RpcError as error:
-                    self._saw[error.code().name] += 1
+                reply = ask()
+                if reply.code != "OK":
+                    self._saw[reply.code] += 1
                     self._over.wait(_REST_SECONDS)
                     return
-                self._keep(reply.cert_chain[0], asked)
+                self._keep(reply)
 
-    def _keep(self, leaf_pem: str, asked: float) -> None:
-        came = time.monotonic()
-        leaf = x509.load_pem_x509_certificate(leaf_pem.encode("ascii"))
+    def _keep(self, reply: Reply) -> None:
+        leaf = x509.load_pem_x509_certificate(reply.leaf_pem.encode("ascii"))
         digest = sha256(leaf.tbs_certificate_bytes).hexdigest()
         with self._news:
             self._saw["OK"] += 1
-            self._held.append(Held(digest, leaf.serial_number, asked, came))
+            self._held.append(Held(digest, leaf.serial_number, reply.asked, reply.came))
             self._news.notify_all()
-
-
-def new_csr() -> str:
-    builder = x509.CertificateSigningRequestBuilder(x509.Name([]))
-    signed = builder.sign(new_key(), hashes.SHA256())
-    return signed.public_bytes(Encoding.PEM).decode("ascii")
-
-
-def channel_to(bridge: Bridge) -> Any:
-    credentials = grpc.ssl_channel_credentials(bridge.roots.read_bytes())
-    options = [
-        ("grpc.ssl_target_name_override", SERVER_NAME),
-        ("grpc.use_local_subchannel_pool", 1),
-        ("grpc.enable_retries", 0),
-    ]
-    return grpc.secure_channel(bridge.address, credentials, options)

@@ -13,19 +13,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import rtls
 from cryptography import x509
 
 from tests.support import cargobuild
+from tests.support.handshake import End, RefusedError, shake_hands, turns
 from tests.support.linkerd import Answer
 
 _CRATE = Path(__file__).resolve().parents[1] / "interop/linkerd_verifier"
 _SECONDS = 60.0
-_TURNS = 20
-"""More than a handshake has."""
-_NEEDS_MORE = (ssl.SSLWantReadError, rtls.SSLWantReadError)
 _WORD = b"word"
 
 
@@ -153,67 +151,40 @@ def _files(proxy: Proxy) -> Iterator[tuple[Path, Path, Path]]:
         yield files
 
 
-@dataclass(frozen=True, slots=True)
-class _End:
-    """One end of a connection in memory."""
-
-    tls: Any
-    incoming: Any
-    outgoing: Any
-
-
-def _rtls_client(proxy: Proxy, shown: Proxy | None) -> Callable[[str], _End]:
+def _rtls_client(proxy: Proxy, shown: Proxy | None) -> Callable[[str], End]:
     context = rtls.SSLContext(rtls.PROTOCOL_TLS_CLIENT)
     context.minimum_version = rtls.TLSVersion.TLSv1_3
     context.load_verify_locations(cadata=proxy.roots.decode())
     if shown is not None:
         context.load_cert_chain(shown.chain, shown.key)
 
-    def end(name: str) -> _End:
-        incoming, outgoing = rtls.MemoryBIO(), rtls.MemoryBIO()
-        tls = context.wrap_bio(incoming, outgoing, server_hostname=name)
-        return _End(tls, incoming, outgoing)
-
-    return end
+    return lambda name: End.of(rtls, context, server_hostname=name)
 
 
-def _rtls_server(proxy: Proxy) -> _End:
+def _rtls_server(proxy: Proxy) -> End:
     context = rtls.SSLContext(rtls.PROTOCOL_TLS_SERVER)
     context.minimum_version = rtls.TLSVersion.TLSv1_3
     context.load_cert_chain(proxy.chain, proxy.key)
-    incoming, outgoing = rtls.MemoryBIO(), rtls.MemoryBIO()
-    tls = context.wrap_bio(incoming, outgoing, server_side=True)
-    return _End(tls, incoming, outgoing)
+    return End.of(rtls, context, server_side=True)
 
 
-def _openssl_server(proxy: Proxy) -> _End:
+def _openssl_server(proxy: Proxy) -> End:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.verify_mode = ssl.CERT_REQUIRED
     context.load_verify_locations(cadata=proxy.roots.decode())
     with _files(proxy) as (_, chain, key):
         context.load_cert_chain(chain, key)
-    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-    tls = context.wrap_bio(incoming, outgoing, server_side=True)
-    return _End(tls, incoming, outgoing)
+    return End.of(ssl, context, server_side=True)
 
 
-def _talk(server: _End, make_client: Callable[[str], _End], name: str) -> Outcome:
+def _talk(server: End, make_client: Callable[[str], End], name: str) -> Outcome:
     client = make_client(name)
-    ready: set[int] = set()
-    for _ in range(_TURNS):
-        for end, other in ((client, server), (server, client)):
-            try:
-                end.tls.do_handshake()
-                ready.add(id(end))
-            except _NEEDS_MORE:
-                pass
-            except (ssl.SSLError, rtls.SSLError) as error:
-                return _refused(error, by_client=end is client)
-            other.incoming.write(end.outgoing.read())
-        if len(ready) == len((client, server)):
-            break
-    for end, other in ((client, server), (server, client)):
+    try:
+        shake_hands(client, server)
+    except RefusedError as error:
+        return _refused(error.reason, by_client=error.end is client)
+    for end, other in turns(client, server):
         end.tls.write(_WORD)
         other.incoming.write(end.outgoing.read())
         if other.tls.read(len(_WORD)) != _WORD:

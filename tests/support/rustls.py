@@ -7,9 +7,8 @@ from pathlib import Path
 import rtls
 from cryptography import x509
 
+from tests.support.handshake import End, RefusedError, shake_hands
 from tests.support.pki import Key, bundle, key_pem
-
-_ROUNDS = 20
 
 
 def verdict(
@@ -39,32 +38,15 @@ def verdict(
     client.verify_mode = rtls.CERT_REQUIRED
     try:
         client.load_verify_locations(str(roots))
-        _shake_hands(client, server)
+        shake_hands(End.of(rtls, client), End.of(ssl, server, server_side=True))
+    except RefusedError as error:
+        if not isinstance(error.reason, rtls.SSLError):
+            raise  # the server has nothing to refuse
+        return _text(error.reason)
     except (rtls.SSLError, ValueError) as error:
-        return str(error) or type(error).__name__
+        return _text(error)
     return ""
 
 
-def _shake_hands(
-    client_context: rtls.SSLContext, server_context: ssl.SSLContext
-) -> None:
-    to_client, from_client = rtls.MemoryBIO(), rtls.MemoryBIO()
-    to_server, from_server = ssl.MemoryBIO(), ssl.MemoryBIO()
-    client = client_context.wrap_bio(to_client, from_client)
-    server = server_context.wrap_bio(to_server, from_server, server_side=True)
-    ended: set[object] = set()
-    for _ in range(_ROUNDS):
-        for end in (client, server):
-            if end in ended:
-                continue
-            try:
-                end.do_handshake()
-            except (rtls.SSLWantReadError, ssl.SSLWantReadError):
-                pass
-            else:
-                ended.add(end)
-            to_server.write(from_client.read())
-            to_client.write(from_server.read())
-        if len(ended) == len((client, server)):
-            return
-    raise AssertionError("the handshake does not end")
+def _text(error: Exception) -> str:
+    return str(error) or type(error).__name__

@@ -137,6 +137,28 @@ class Record:
             raise LookupError(f"expected one outcome, found {new}")
         return new[0]
 
+    def await_outcome_of(self, account: str) -> list[dict[str, Any]]:
+        """Wait for the outcome of this account's call, and skip all until then.
+
+        Args:
+            account: A service account whose calls nobody has seen yet.
+
+        Returns:
+            The outcomes before its own, since the last that was skipped.
+
+        Raises:
+            LookupError: There is none in time.
+        """
+        deadline = time.monotonic() + MOST_WAIT_SECONDS
+        while time.monotonic() < deadline:
+            rows = self.outcomes()
+            callers = [row["caller"].rpartition("/")[2] for row in rows]
+            if account in callers:
+                new, self._seen = rows[self._seen : callers.index(account)], len(rows)
+                return new
+            time.sleep(0.005)
+        raise LookupError("the ledger has no outcome of a good call")
+
     def forget(self) -> int:
         """Skip the outcomes until now; return how many there were."""
         skipped = len(rows := self.outcomes()) - self._seen
@@ -212,15 +234,7 @@ class Wire(Record):
         answer = self.ask(bearer(token(account=account)))
         if answer.code != "OK":
             raise AssertionError(f"a good call got {answer}")
-        deadline = time.monotonic() + MOST_WAIT_SECONDS
-        while time.monotonic() < deadline:
-            rows = self.outcomes()
-            callers = [row["caller"].rpartition("/")[2] for row in rows]
-            if account in callers:
-                new, self._seen = rows[self._seen : callers.index(account)], len(rows)
-                return new
-            time.sleep(0.005)
-        raise LookupError("the ledger has no outcome of a good call")
+        return self.await_outcome_of(account)
 
 
 def channel(bridge: Bridge) -> Any:

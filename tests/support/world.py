@@ -28,6 +28,7 @@ from bridge.resilience import Budget
 from bridge.server.status import status_name
 from bridge.signing import Signing
 from bridge.snapshot import Issuer, Snapshot
+from bridge.x509.pem import parse_certificates
 from tests.support.fake_ca import LyingCA
 from tests.support.pki import NOW, Authority, Key, bundle, new_key, new_root
 from tests.support.tokens import TokenIssuer
@@ -243,6 +244,17 @@ class World:
                 "heads": {"sink": "heads.jsonl"},
             },
         }
+
+
+def leaf_of(pem: str) -> x509.Certificate:
+    """Read the one certificate of an element of an answer."""
+    (leaf,) = parse_certificates(pem.encode(), "the answer")
+    return leaf
+
+
+def kinds(rows: list[dict[str, Any]]) -> list[str]:
+    """Return what each row is."""
+    return [row["kind"] for row in rows]
 
 
 def two_authorities(

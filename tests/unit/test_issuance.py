@@ -27,7 +27,7 @@ from bridge.spi import Prepared
 from bridge.spiffe import TrustDomain
 from bridge.x509.pem import parse_certificates
 from tests.support.pki import NOW, new_key
-from tests.support.world import CALLER, World, csr, two_authorities
+from tests.support.world import CALLER, World, csr, kinds, leaf_of, two_authorities
 
 URI = x509.UniformResourceIdentifier(CALLER)
 
@@ -36,15 +36,6 @@ URI = x509.UniformResourceIdentifier(CALLER)
 def world(tmp_path: Path) -> Iterator[World]:
     with World(tmp_path) as made:
         yield made
-
-
-def leaf_of(pem: str) -> x509.Certificate:
-    (leaf,) = parse_certificates(pem.encode(), "the answer")
-    return leaf
-
-
-def kinds(rows: list[dict[str, Any]]) -> list[str]:
-    return [row["kind"] for row in rows]
 
 
 # What a good call leaves behind.

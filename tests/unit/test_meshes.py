@@ -132,6 +132,11 @@ WRONG_TOKEN = "no token"  # noqa: S105 - what the test is about
 WRONG_CSR = b"no CSR"
 
 
+def odd(name: str) -> Callable[[], Call]:
+    """Return what makes a call with a CSR that is good but for its names."""
+    return lambda: call(shown=WRONG_TOKEN, csr=vector(f"odd-{name}"))
+
+
 @pytest.mark.parametrize(
     ("made", "kind", "rule"),
     [
@@ -153,42 +158,14 @@ WRONG_CSR = b"no CSR"
         pytest.param(
             lambda: call(shown=WRONG_TOKEN, csr=WRONG_CSR), CSRError, "csr.der", id="5"
         ),
+        pytest.param(odd("two-dns-names"), MismatchError, "linkerd.dns-names", id="7"),
+        pytest.param(odd("other-name-only"), MismatchError, "linkerd.csr-name", id="8"),
         pytest.param(
-            lambda: call(shown=WRONG_TOKEN, csr=vector("odd-two-dns-names")),
-            MismatchError,
-            "linkerd.dns-names",
-            id="7",
+            odd("other-common-name"), MismatchError, "linkerd.common-name", id="9"
         ),
-        pytest.param(
-            lambda: call(shown=WRONG_TOKEN, csr=vector("odd-other-name-only")),
-            MismatchError,
-            "linkerd.csr-name",
-            id="8",
-        ),
-        pytest.param(
-            lambda: call(shown=WRONG_TOKEN, csr=vector("odd-other-common-name")),
-            MismatchError,
-            "linkerd.common-name",
-            id="9",
-        ),
-        pytest.param(
-            lambda: call(shown=WRONG_TOKEN, csr=vector("odd-email")),
-            MismatchError,
-            "linkerd.emails",
-            id="10",
-        ),
-        pytest.param(
-            lambda: call(shown=WRONG_TOKEN, csr=vector("odd-ip")),
-            MismatchError,
-            "linkerd.ips",
-            id="11",
-        ),
-        pytest.param(
-            lambda: call(shown=WRONG_TOKEN, csr=vector("odd-uri")),
-            MismatchError,
-            "linkerd.uris",
-            id="12",
-        ),
+        pytest.param(odd("email"), MismatchError, "linkerd.emails", id="10"),
+        pytest.param(odd("ip"), MismatchError, "linkerd.ips", id="11"),
+        pytest.param(odd("uri"), MismatchError, "linkerd.uris", id="12"),
         pytest.param(
             lambda: call(identity=OTHER, csr=new_csr(OTHER), shown=WRONG_TOKEN),
             AuthenticationError,

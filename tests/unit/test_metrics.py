@@ -4,13 +4,9 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from prometheus_client import Histogram
 
-from bridge.metrics import (
-    CITADEL_SIGN_ERRORS,
-    SHED_REASONS,
-    STEPS,
-    CertificateExpiry,
-    Metrics,
-)
+from bridge.dashboards import CITADEL_SIGN_ERRORS
+from bridge.expiries import CertificateExpiry
+from bridge.metrics import SHED_REASONS, STEPS, Metrics
 
 NOW = datetime(2026, 5, 1, tzinfo=UTC)
 
@@ -23,6 +19,15 @@ def expiry(tier: str, days: int, serial: str = "0a") -> CertificateExpiry:
         serial=serial,
         not_after=NOW + timedelta(days=days),
     )
+
+
+def of_two_anchors_and_a_chain() -> Metrics:
+    metrics = Metrics(now=lambda: NOW)
+    metrics.show_certificates("anchors", [expiry("anchor", 90), expiry("anchor", 80)])
+    metrics.show_certificates(
+        "seoul-1", [expiry("issuing", 40), expiry("intermediate", 30)]
+    )
+    return metrics
 
 
 def sample(metrics: Metrics, name: str, **labels: str) -> float | None:
@@ -72,11 +77,7 @@ def test_istios_names_get_no_suffix_and_nothing_has_a_creation_time() -> None:
 
 
 def test_istios_expiries_are_the_earliest_of_their_kind() -> None:
-    metrics = Metrics(now=lambda: NOW)
-    metrics.show_certificates("anchors", [expiry("anchor", 90), expiry("anchor", 80)])
-    metrics.show_certificates(
-        "seoul-1", [expiry("issuing", 40), expiry("intermediate", 30)]
-    )
+    metrics = of_two_anchors_and_a_chain()
     day = timedelta(days=1).total_seconds()
     assert sample(metrics, "citadel_server_root_cert_expiry_seconds") == 80 * day
     assert sample(metrics, "citadel_server_cert_chain_expiry_seconds") == 30 * day
@@ -85,11 +86,7 @@ def test_istios_expiries_are_the_earliest_of_their_kind() -> None:
 
 
 def test_linkerds_name_of_the_issuers_end_has_one_beside_it_for_the_anchor() -> None:
-    metrics = Metrics(now=lambda: NOW)
-    metrics.show_certificates("anchors", [expiry("anchor", 90), expiry("anchor", 80)])
-    metrics.show_certificates(
-        "seoul-1", [expiry("issuing", 40), expiry("intermediate", 30)]
-    )
+    metrics = of_two_anchors_and_a_chain()
     day = timedelta(days=1).total_seconds()
     assert sample(metrics, "issuer_cert_ttl_seconds") == 40 * day
     assert sample(metrics, "anchor_cert_ttl_seconds") == 80 * day

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography import x509
 
 from bridge.errors import (
     BackendAuthError,
@@ -23,24 +22,14 @@ from bridge.errors import (
 from bridge.ledger.events import Ended, Intent
 from bridge.resilience import Budget
 from bridge.spi import LeafRequest, Prepared
-from bridge.x509.pem import parse_certificates
 from tests.support.fake_ca import lie_called
-from tests.support.world import CALLER, World
+from tests.support.world import CALLER, World, kinds, leaf_of
 
 
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[World]:
     with World(tmp_path) as made:
         yield made
-
-
-def leaf_of(pem: str) -> x509.Certificate:
-    (leaf,) = parse_certificates(pem.encode(), "the answer")
-    return leaf
-
-
-def kinds(rows: list[dict[str, Any]]) -> list[str]:
-    return [row["kind"] for row in rows]
 
 
 # The ledger fails.

@@ -6,21 +6,11 @@ from pathlib import Path
 import pytest
 
 from bridge.errors import ConfigError
-from bridge_file import material
 from tests.support.file_shapes import open_shape, write_shape
 from tests.support.pki import Authority, bundle, new_chain, new_root
 
 Spoil = Callable[[Path, Authority], object]
-
-
-@pytest.fixture(autouse=True)
-def _no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(material, "_PAUSE_SECONDS", 0.0)
-
-
-@pytest.fixture(scope="module")
-def ca() -> Authority:
-    return new_chain()
+pytestmark = pytest.mark.usefixtures("no_pause")
 
 
 def test_a_root_at_the_end_of_a_tls_secret_is_left_out_aloud(

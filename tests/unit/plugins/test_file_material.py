@@ -39,16 +39,7 @@ PEMS = [
     for pkcs8 in (True, False)
 ]
 Spoil = Callable[[Path, Authority], object]
-
-
-@pytest.fixture(autouse=True)
-def _no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(material, "_PAUSE_SECONDS", 0.0)
-
-
-@pytest.fixture(scope="module")
-def ca() -> Authority:
-    return new_chain()
+pytestmark = pytest.mark.usefixtures("no_pause")
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -13,7 +13,8 @@ from bridge._proto.istio_ca_pb2 import IstioCertificateRequest
 from bridge.errors import BackendUnavailableError, BridgeError, ConfigError
 from bridge.metrics import Metrics
 from bridge.own import ServingPair
-from bridge.server.tls import FileSource, IssuedSource, ServingCertificate, _Port
+from bridge.server.port import Port
+from bridge.server.tls import FileSource, IssuedSource, ServingCertificate
 from tests.support.serving import SERVER_NAME, WAIT_SECONDS, ListenerCA, Served
 
 REQUEST = IstioCertificateRequest(csr="pem")
@@ -329,7 +330,7 @@ def test_grpc_builds_its_context_anew_only_after_a_change() -> None:
     source = IssuedSource(ca.issue_serving, [SERVER_NAME], DAY)
     serving = ServingCertificate(source, clock, Metrics())
     serving.refresh()
-    port = _Port(serving, lambda: anchors[-1])
+    port = Port(lambda: serving.pair, lambda: anchors[-1])
     port.configuration()
     assert port.changed_configuration() is None
     anchors.append(ca.pem)

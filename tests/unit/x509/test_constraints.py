@@ -36,25 +36,7 @@ def key() -> ec.EllipticCurvePrivateKey:
     return ec.generate_private_key(ec.SECP256R1())
 
 
-def certificate(words: str = "") -> x509.Certificate:
-    """Make a CA certificate with constraints in the words of the table."""
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "ca")])
-    builder = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key().public_key())
-        .serial_number(1)
-        .not_valid_before(NOW)
-        .not_valid_after(NOW + timedelta(days=1))
-    )
-    found = constraints(words)
-    if found is not None:
-        builder = builder.add_extension(found.value, critical=found.critical)
-    return builder.sign(key(), hashes.SHA256())
-
-
-def with_extension(value: bytes) -> x509.Certificate:
+def unsigned() -> x509.CertificateBuilder:
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "ca")])
     return (
         x509.CertificateBuilder()
@@ -64,11 +46,22 @@ def with_extension(value: bytes) -> x509.Certificate:
         .serial_number(1)
         .not_valid_before(NOW)
         .not_valid_after(NOW + timedelta(days=1))
-        .add_extension(
-            x509.UnrecognizedExtension(x509.NameConstraints.oid, value), critical=True
-        )
-        .sign(key(), hashes.SHA256())
     )
+
+
+def certificate(words: str = "") -> x509.Certificate:
+    """Make a CA certificate with constraints in the words of the table."""
+    builder = unsigned()
+    found = constraints(words)
+    if found is not None:
+        builder = builder.add_extension(found.value, critical=found.critical)
+    return builder.sign(key(), hashes.SHA256())
+
+
+def with_extension(value: bytes) -> x509.Certificate:
+    extension = x509.UnrecognizedExtension(x509.NameConstraints.oid, value)
+    builder = unsigned().add_extension(extension, critical=True)
+    return builder.sign(key(), hashes.SHA256())
 
 
 def chain(*tiers: str) -> ChainConstraints:

@@ -1,0 +1,43 @@
+"""A bridge to which a test does its worst, and how it must look afterwards."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tests.support.certify import Certify
+from tests.support.harness import Bridge
+from tests.support.wire import Wire, write_keys
+
+
+@contextmanager
+def unharmed(made: Bridge, *clients: type[Certify | Wire]) -> Iterator[Bridge]:
+    """Serve inside the block; then the process, its answers and its record are good.
+
+    Args:
+        made: With the clusters of `wire.OVERRIDES`.
+        clients: One for each front that was talked to.
+
+    Raises:
+        AssertionError: They are not.
+    """
+    write_keys(made)
+    with made as served:
+        before = served.pid
+        yield served
+        assert served.pid == before, "the process is another one"
+        for client in clients:
+            _require_unharmed(served, client)
+        assert "Traceback" not in served.log(), served.log()
+    checked = made.run("ledger", "verify")
+    assert checked.returncode == 0, checked.stderr
+
+
+def _require_unharmed(bridge: Bridge, client: type[Certify | Wire]) -> None:
+    with client(bridge) as opened:
+        opened.require_healthy()
+        outcomes = opened.outcomes()
+    silent = [row for row in outcomes if row["kind"] != "issued" and not row["rule"]]
+    assert not silent, silent
+    intents = bridge.rows(kind="intent", front=opened.front)
+    intended = sorted({row["attempt"] for row in intents})
+    ended = sorted(row["attempt"] for row in outcomes if row["attempt"])
+    assert ended == intended, (ended, intended)
