@@ -12,7 +12,7 @@ import yaml
 from bridge.server.client import Answer, Ask, ask
 from tests.support.harness import SERVER_NAME, Bridge
 
-WAIT_SECONDS = 18.0
+WAIT_SECONDS = 20.0
 """Longer than anything takes that a test waits for."""
 
 

@@ -1,7 +1,5 @@
 """A bridge whose ledger is in trouble, seen from a client and from an operator."""
 
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +8,7 @@ from bridge.ledger.archive import Archive
 from bridge.ledger.compare import Comparison, compare
 from bridge.server.client import Ask, ask
 from tests.support.harness import SERVER_NAME, Bridge
-
-WAIT_SECONDS = 20.0
-"""Longer than anything takes that a test waits for."""
+from tests.support.supervised import await_true
 
 
 def status(bridge: Bridge, *, token: str | None = None, ttl_seconds: int = 3600) -> str:
@@ -29,19 +25,6 @@ def status(bridge: Bridge, *, token: str | None = None, ttl_seconds: int = 3600)
     except BackendRefusedError as error:
         return str(error).split(": ")[1]
     return "OK"
-
-
-def await_true(what: Callable[[], object]) -> None:
-    """Wait until `what` says so.
-
-    Raises:
-        TimeoutError: It does not.
-    """
-    deadline = time.monotonic() + WAIT_SECONDS
-    while not what():
-        if time.monotonic() > deadline:
-            raise TimeoutError("it does not become true")
-        time.sleep(0.02)
 
 
 def ready(bridge: Bridge) -> tuple[bool, str]:

@@ -9,7 +9,6 @@ from typing import NoReturn
 import pytest
 
 from tests.integration.ledger_faults.support import (
-    await_true,
     ready,
     signed,
     status,
@@ -17,6 +16,7 @@ from tests.integration.ledger_faults.support import (
 )
 from tests.support.harness import Bridge
 from tests.support.small_disk import FileLimit, SmallDisk, Tmpfs, mounted
+from tests.support.supervised import await_true
 
 _FIRST, _REFUSED, _LAST = 3, 10, 4
 

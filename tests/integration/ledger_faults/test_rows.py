@@ -7,12 +7,12 @@ from cryptography import x509
 
 from bridge.server.client import Ask, ask
 from tests.integration.ledger_faults.support import (
-    await_true,
     segment,
     status,
     workload_rows,
 )
 from tests.support.harness import SERVER_NAME, Bridge
+from tests.support.supervised import await_true
 
 _NONSENSE = "nonsense"
 

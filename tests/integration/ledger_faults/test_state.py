@@ -9,7 +9,6 @@ import pytest
 
 from tests.integration.ledger_faults.support import (
     await_archive,
-    await_true,
     compared,
     ready,
     segment,
@@ -18,6 +17,7 @@ from tests.integration.ledger_faults.support import (
     workload_rows,
 )
 from tests.support.harness import Bridge
+from tests.support.supervised import await_true
 
 _LAG = {"ledger": {"max_lag": {"entries": 8}}}
 
