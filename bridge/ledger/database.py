@@ -101,6 +101,8 @@ def _engine(
             # from the journal again.
             cursor.execute("PRAGMA journal_mode = WAL")
             cursor.execute("PRAGMA synchronous = NORMAL")
+            # What it keeps while a statement runs, to undo half of it: it is small.
+            cursor.execute("PRAGMA temp_store = MEMORY")
             cursor.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
             cursor.execute(f"PRAGMA cache_size = -{_CACHE_KIBIBYTES}")
         else:
