@@ -139,6 +139,7 @@ class Linkerd:
     def __init__(self, signing: Signing, ready: Callable[[], bool]) -> None:
         self._signing = signing
         self._ready = ready
+        self._usable: tuple[Snapshot | None, datetime | None] = (None, None)
 
     def begin(self, call: Call) -> None:
         """See `Mesh.begin`."""
@@ -154,11 +155,21 @@ class Linkerd:
         """See `Mesh.csr`."""
         csr = read_csr(call.csr if isinstance(call.csr, bytes) else b"")
         # Between the two: is there an issuing CA that could sign anything at all?
+        self._require_issuer(call, snapshot, now)
+        require_csr_names(csr, call.identity)
+        return csr
+
+    def _require_issuer(self, call: Call, snapshot: Snapshot, now: datetime) -> None:
+        # Once a second: what this second's calls find is held against their own names
+        # and times before anything is signed.
+        second = now.replace(microsecond=0)
+        seen, when = self._usable
+        if seen is snapshot and when == second and not self._signing.any_stopped:
+            return
         policy, route = snapshot.rules.top, snapshot.rules.reachable[call.front]
         term = Term(ttl=policy.default_ttl, backdate=policy.backdate, now=now)
         usable_issuers(snapshot, route, (), term, self._signing)
-        require_csr_names(csr, call.identity)
-        return csr
+        self._usable = snapshot, second
 
     def identify(self, call: Call, snapshot: Snapshot, now: datetime) -> Caller:
         """See `Mesh.identify`."""
@@ -172,6 +183,8 @@ class Linkerd:
             raise review_error(call.identity, error) from error
         names = _names(snapshot)
         names.require_cluster(caller.cluster)
+        if caller.spiffe_id.trust_domain == names.trust_domain:
+            return caller
         spiffe_id = SpiffeID.of_service_account(
             names.trust_domain, caller.namespace, caller.service_account
         )

@@ -87,6 +87,11 @@ class Signing:
         """
         return self._stopped.get(issuer.certificate_sha256)
 
+    @property
+    def any_stopped(self) -> bool:
+        """Whether there is one that may not be used until an operator acts."""
+        return bool(self._stopped)
+
     def attempt(
         self, issuer: Issuer, request: LeafRequest, origin: Origin, budget: Budget
     ) -> Signed:

@@ -26,7 +26,7 @@ from bridge.errors import (
 )
 from bridge.spiffe import SpiffeID, TrustDomain
 from bridge.x509.csr import CSR, parse_csr_der
-from bridge.x509.csrnames import asked_names
+from bridge.x509.csrnames import asked_names, asks_for_nothing_else
 
 _LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 _KEY_TYPE = "csr.key-type"
@@ -172,6 +172,8 @@ def require_csr_names(csr: CSR, identity: str) -> None:
         CSRError: The names cannot be read.
         MismatchError: They are not the identity, once, and nothing else.
     """
+    if asks_for_nothing_else(csr, identity):
+        return
     asked = asked_names(csr)
     if len(asked.dns) != 1:
         raise _mismatch("CSR must have exactly one DNSName", "dns-names")

@@ -81,6 +81,8 @@ class CSR:
     """The CertificationRequest, as it came."""
     subject: bytes
     """Its subject in DER, as it came: nothing is copied from it."""
+    attributes: bytes
+    """What follows its key in DER, as it came."""
     spki: bytes
     """The SubjectPublicKeyInfo in DER, as the CSR holds it: the only encoding of this
     key that is accepted, so that equal keys have equal bytes."""
@@ -96,6 +98,7 @@ class _Parts(NamedTuple):
     info: bytes
     subject: bytes
     spki: bytes
+    attributes: bytes
     algorithm: bytes
     signature: bytes
 
@@ -143,6 +146,7 @@ def parse_csr_der(der: bytes) -> CSR:
     return CSR(
         der=der,
         subject=parts.subject,
+        attributes=parts.attributes,
         spki=parts.spki,
         public_key=public_key,
         request=request,
@@ -255,13 +259,13 @@ def _split(der: bytes) -> _Parts:
     try:
         (request,) = elements(der)
         info, algorithm, bits = elements(content(request))
-        _version, subject, spki, *_attributes = elements(content(info))
+        _version, subject, spki, *attributes = elements(content(info))
         signature = content(bits)
     except ValueError as error:
         raise _not_der(str(error)) from error
     if not signature.startswith(b"\0"):
         raise _not_der("the signature has unused bits")
-    return _Parts(info, subject, spki, algorithm, signature[1:])
+    return _Parts(info, subject, spki, b"".join(attributes), algorithm, signature[1:])
 
 
 def _too_long() -> CSRError:

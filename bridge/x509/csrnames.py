@@ -9,16 +9,23 @@ Source:
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from cryptography import x509
 
 from bridge.errors import CSRError
 from bridge.x509.csr import CSR
-from bridge.x509.der import content, elements
+from bridge.x509.der import SEQUENCE, content, elements, tlv
 
 _COMMON_NAME = bytes.fromhex("0603550403")
 _EXTENSION_REQUEST = x509.ObjectIdentifier("1.2.840.113549.1.9.14")
 _MOST_REQUESTS = 1
+_LONGEST_DNS_NAME = 253
+_NOBODY = bytes.fromhex("3000")
+_SUBJECT_ALT_NAME = bytes.fromhex("0603551d11")
+_REQUEST = bytes.fromhex("06092a864886f70d01090e")
+_OCTETS, _PRINTABLE, _SET = 0x04, 0x13, 0x31
+_DNS_NAME, _ATTRIBUTES = 0x82, 0xA0
 _ENCODINGS = {0x0C: "utf-8", 0x13: "ascii", 0x16: "ascii", 0x1E: "utf-16-be"}
 """String types of a common name by tag: UTF8, Printable, IA5 and BMPString."""
 
@@ -51,6 +58,33 @@ def asked_names(csr: CSR) -> AskedNames:
         ips=_of(names, x509.IPAddress),
         uris=_of(names, x509.UniformResourceIdentifier),
     )
+
+
+def asks_for_nothing_else(csr: CSR, name: str) -> bool:
+    """Say whether a CSR is, byte for byte, one that asks for this one DNS name.
+
+    Its subject is empty or has the name for its common name, and its only attribute
+    asks for an extension with the name: `asked_names` would find just that. Most CSRs
+    are such ones, and to compare them takes a tenth of reading them.
+    """
+    usual = _usual(name)
+    if usual is None or csr.attributes != usual[1]:
+        return False
+    return csr.subject in (usual[0], _NOBODY)
+
+
+@lru_cache(maxsize=1024)  # the pods of a deployment have one name, and ask again
+def _usual(name: str) -> tuple[bytes, bytes] | None:
+    # What proxy-identity makes of a name: the subject, and the attributes.
+    text = name.encode("utf-8", "replace")
+    if not text.isascii() or len(text) > _LONGEST_DNS_NAME:
+        return None
+    common_name = tlv(SEQUENCE, _COMMON_NAME + tlv(_PRINTABLE, text))
+    subject = tlv(SEQUENCE, tlv(_SET, common_name))
+    names = tlv(_OCTETS, tlv(SEQUENCE, tlv(_DNS_NAME, text)))
+    extensions = tlv(SEQUENCE, tlv(SEQUENCE, _SUBJECT_ALT_NAME + names))
+    request = tlv(SEQUENCE, _REQUEST + tlv(_SET, extensions))
+    return subject, tlv(_ATTRIBUTES, request)
 
 
 def _of(

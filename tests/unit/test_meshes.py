@@ -12,6 +12,7 @@ from cryptography import x509
 from bridge.calls import Call, Issued
 from bridge.errors import (
     AuthenticationError,
+    BackendBrokenError,
     BackendUnavailableError,
     BridgeError,
     CSRError,
@@ -366,6 +367,38 @@ def test_what_differs_from_the_request_is_never_released(
         world.issuance.issue(call())
     _, outcome = world.ended()
     assert (outcome["kind"], outcome["front"]) == ("unknown", "linkerd")
+
+
+def test_an_issuing_ca_that_is_stopped_within_the_second_is_not_passed_over(
+    world: World,
+) -> None:
+    # Whether one can sign at all is looked into once a second, and comes before names.
+    world.issuance.issue(call())
+    with pytest.raises(MismatchError):
+        world.issuance.issue(call(identity=OTHER))
+    for ca in world.cas.values():
+        ca.lie = masked
+    for _ in world.cas:
+        with pytest.raises(MisissuedError):
+            world.issuance.issue(call())
+    with pytest.raises(BackendBrokenError, match="stopped"):
+        world.issuance.issue(call(identity=OTHER))
+
+
+def test_another_snapshot_or_another_second_is_looked_into_anew(world: World) -> None:
+    world.issuance.issue(call())
+    served, now = world.snapshot, world.clock()
+    world.snapshot = replace(served, issuers={})
+    with pytest.raises(BackendUnavailableError, match="no issuing CA is ready"):
+        world.issuance.issue(call(identity=OTHER))
+    world.snapshot = served
+    with pytest.raises(MismatchError):
+        world.issuance.issue(call(identity=OTHER))
+    ends = min(issuer.chain.not_after for issuer in served.issuers.values())
+    world.clock.now = ends - timedelta(seconds=1)
+    assert world.clock() > now
+    with pytest.raises(BackendUnavailableError, match="ends too soon"):
+        world.issuance.issue(call(identity=OTHER, shown=token(now=world.clock())))
 
 
 def test_istios_counters_do_not_count_linkerds_calls(world: World) -> None:
