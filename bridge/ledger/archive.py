@@ -31,8 +31,9 @@ class Position(NamedTuple):
     """Of the last row that was read."""
 
 
-_ROWS_AT_ONCE = 50
-"""Of one INSERT; times the columns it stays far below any database's limit."""
+_ROWS_AT_ONCE, _MANY_ROWS_AT_ONCE = 50, 500
+"""Of one INSERT, with pauses between and without; times the columns it stays below any
+database's limit."""
 
 START = Position(0, Head(0, -1, GENESIS))
 
@@ -47,7 +48,10 @@ class Archive:
         self._insert = compiled.string
         self._order = getattr(compiled, "positiontup", None)
         head, word, one = self._insert.rpartition("VALUES ")
-        self._insert_many = head + word + ", ".join([one] * _ROWS_AT_ONCE)
+        self._insert_rows = {
+            count: head + word + ", ".join([one] * count)
+            for count in (_MANY_ROWS_AT_ONCE, _ROWS_AT_ONCE)
+        }
 
     @classmethod
     def open(
@@ -97,6 +101,7 @@ class Archive:
         before: Position,
         after: Position,
         rows: Sequence[Mapping[str, Any]],
+        breathe: Callable[[], object] | None = None,
     ) -> None:
         """Add rows and move the position, both or neither.
 
@@ -105,6 +110,8 @@ class Archive:
             before: Where the position is now.
             after: Where it will be.
             rows: By the columns of `entries`.
+            breathe: Called now and then, so that the work takes its time; without it,
+                the work is done as fast as can be.
 
         Raises:
             LedgerError: The database does not answer (rule `ledger.archive`), or the
@@ -123,7 +130,7 @@ class Archive:
                 if rows:
                     # Past SQLAlchemy's own handling of parameters, which costs as
                     # much as SQLite's work: this thread shares a core with signing.
-                    self._insert_into(connection, rows)
+                    self._insert_into(connection, rows, breathe)
         except SQLAlchemyError as error:
             raise failed(error) from error
 
@@ -216,7 +223,10 @@ class Archive:
         return int(moved.rowcount)
 
     def _insert_into(
-        self, connection: sa.Connection, rows: Sequence[Mapping[str, Any]]
+        self,
+        connection: sa.Connection,
+        rows: Sequence[Mapping[str, Any]],
+        breathe: Callable[[], object] | None,
     ) -> None:
         if self._order is None:
             connection.exec_driver_sql(self._insert, list(rows))
@@ -225,12 +235,18 @@ class Archive:
         parameters = [values(row) for row in rows]
         # Many rows in one statement: SQLite gives Python's lock back for each
         # statement, and getting it again means to wait for a thread that signs.
-        whole = len(parameters) // _ROWS_AT_ONCE * _ROWS_AT_ONCE
-        for at in range(0, whole, _ROWS_AT_ONCE):
-            chunk = chain.from_iterable(parameters[at : at + _ROWS_AT_ONCE])
-            connection.exec_driver_sql(self._insert_many, tuple(chunk))
-        if whole < len(parameters):
-            connection.exec_driver_sql(self._insert, parameters[whole:])
+        at = 0
+        for count, statement in self._insert_rows.items():
+            while len(parameters) - at >= count and not (
+                breathe and count > _ROWS_AT_ONCE
+            ):
+                chunk = chain.from_iterable(parameters[at : at + count])
+                connection.exec_driver_sql(statement, tuple(chunk))
+                at += count
+                if breathe:
+                    breathe()
+        if at < len(parameters):
+            connection.exec_driver_sql(self._insert, parameters[at:])
 
     def close(self) -> None:
         """Release all connections."""

@@ -1,8 +1,11 @@
 """The thread that carries a writer's rows from its journal into the archive."""
 
+import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
@@ -24,10 +27,15 @@ RETRY_RULE = "ledger.archive"
 _POLL_SECONDS = 0.2
 _RETRY_SECONDS = 1.0
 _LAST_TRIES_SECONDS = 0.05
-_BATCH_ROWS = 1000
+_BATCH_ROWS, _LATE_BATCH_ROWS = 1000, 4000
 _TOGETHER_SECONDS = 0.5
 """Under load, rows wait this long for others: digests are random, so that a small batch
 writes nearly as many pages of the indexes as a large one."""
+_ROWS_TO_A_BREATH = 50
+_BREATH_SECONDS = 0.0005
+"""A thread that has a certificate to sign waits for no more than so many rows."""
+_NICENESS = 3
+"""A higher one leaves the thread less than it needs where the core is full."""
 _NO_HURRY = LagConfig()
 _TEXTS = (
     "kind",
@@ -77,6 +85,8 @@ class Feeder:
         self._began = self._seen = durable().seq
         self._fed = time.monotonic()
         self._together_rows = min(_BATCH_ROWS, max_lag.entries // 4)
+        self._late_rows = min(2 * _BATCH_ROWS, max_lag.entries // 4)
+        self._is_late = False
         self._together_seconds = min(_TOGETHER_SECONDS, max_lag.seconds / 4)
         self._position: Position | None = None
         self._caught_up: datetime = clock()
@@ -122,6 +132,7 @@ class Feeder:
         return behind, max(seconds, 0.0)
 
     def _run(self) -> None:
+        _step_back()
         archive: Archive | None = None
         try:
             while True:
@@ -173,8 +184,10 @@ class Feeder:
         if not self._is_time(goal.seq - position.head.seq, goal.seq):
             return
         while position.head.seq < goal.seq and time.monotonic() < self._deadline:
+            self._is_late = goal.seq - position.head.seq > self._late_rows
             after, rows = self._read(position, goal.seq)
-            archive.add(self._folder.name, position, after, rows)
+            breathe = None if self._is_late else self._breathe
+            archive.add(self._folder.name, position, after, rows, breathe)
             self._position = position = after
         if position.head.seq >= goal.seq:
             self._caught_up = now
@@ -206,14 +219,17 @@ class Feeder:
     ) -> "tuple[Position, Sequence[Mapping[str, Any]]]":
         # A batch of rows after `position`, up to row `last`, all of one segment.
         segment, offset = position.head.segment, position.byte_offset
-        lines = self._lines(position, min(_BATCH_ROWS, last - position.head.seq))
+        most = _LATE_BATCH_ROWS if self._is_late else _BATCH_ROWS
+        lines = self._lines(position, min(most, last - position.head.seq))
         if not lines:
             return self._next_segment(position), []
         chain = Chain(self._folder.name, position.head)
         if not offset:
             chain.enter(segment)
         rows: list[Mapping[str, Any]] = []
-        for line in lines:
+        for number, line in enumerate(lines, 1):
+            if not number % _ROWS_TO_A_BREATH:
+                self._breathe()
             try:
                 row = parse(line[:-1])
             except ValueError:
@@ -223,6 +239,11 @@ class Feeder:
             rows.append(entry(self._folder.name, row))
             offset += len(line)
         return type(position)(offset, chain.head), rows
+
+    def _breathe(self) -> None:
+        # A batch takes longer than a caller should wait behind it.
+        if not (self._is_late or self._stop.is_set()):
+            time.sleep(_BREATH_SECONDS)
 
     def _broken(self, segment: int, offset: int, reason: str) -> LedgerError:
         path = segment_path(self._folder, segment)
@@ -250,6 +271,14 @@ class Feeder:
                 rule="ledger.chain",
             )
         return type(position)(0, position.head._replace(segment=later[0]))
+
+
+def _step_back() -> None:
+    # On the core that it shares with this process's signing, this thread comes last.
+    # The priority of a thread is Linux's own idea; elsewhere it would be the process's.
+    if sys.platform == "linux":
+        with suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
 
 
 def entry(writer: str, row: Row) -> Mapping[str, Any]:
