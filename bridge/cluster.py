@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
+from bridge.alike import namespaces_of
 from bridge.clock import Clock
 from bridge.config import BridgeConfig, ClusterConfig, TokensConfig
 from bridge.errors import BackendUnavailableError, BridgeError, ConfigError
@@ -72,14 +73,10 @@ def _cluster(
     config: BridgeConfig, index: int, owners: KeyOwners, clock: Clock
 ) -> Cluster:
     entry = config.clusters[index]
-    # Deny by default: the namespaces of another cluster are other people's.
-    allowed = entry.namespaces
-    if allowed is None:
-        allowed = ("*",) if index == 0 else ()
     return Cluster(
         name=entry.name,
         trust_domain=TrustDomain(entry.trust_domain or config.trust_domain),
-        namespaces=None if "*" in allowed else frozenset(allowed),
+        namespaces=namespaces_of(entry, index),
         tokens=entry.tokens,
         keyring=Keyring(
             _source(config, entry.tokens),

@@ -188,7 +188,8 @@ class ClusterRegistry:
                 detail=str(spiffe_id)[:300],
             )
         namespace, name = spiffe_id.service_account or ("", "")
-        # Nothing in it says which of several: one that may have the name, if any.
+        # Nothing in it says which of several: one that may have the name, if any. Where
+        # more than one may, nothing tells them apart, or the file is refused (`alike`).
         cluster = next((one for one in fitting if one.allows(namespace)), fitting[0])
         return Caller(
             spiffe_id=spiffe_id,

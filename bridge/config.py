@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
 
+from bridge.alike import alike_problems
 from bridge.errors import ConfigError
 from bridge.mending import Mended
 from bridge.problems import Problem, doubled, known_keys, listed, problem_of, shown
@@ -98,6 +99,7 @@ class BridgeConfig(Section):
             *self._ambiguous_clusters(),
             *self._wrong_linkerd(),
             *rule_problems(self.issuance, self._known()),
+            *self._alike_clusters(),
             *self._short_serving(),
             *doubled(addresses),
         ]
@@ -144,6 +146,12 @@ class BridgeConfig(Section):
                 "and a peer of either mesh could not tell the two apart"
             )
             yield "fronts.linkerd.spiffe_uri", front.spiffe_uri, expected
+
+    def _alike_clusters(self) -> Iterator[Problem]:
+        if self.fronts.istio is not None and self.fronts.istio.mtls_listen is not None:
+            domains = [self.trust_domain_of(cluster) for cluster in self.clusters]
+            rules = self.issuance.rules
+            yield from alike_problems(self.clusters, domains, rules, self.limits)
 
     def _short_serving(self) -> Iterator[Problem]:
         ttl = self.fronts.istio.tls.ttl if self.fronts.istio else None

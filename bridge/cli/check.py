@@ -3,8 +3,8 @@
 import json
 import re
 from collections.abc import Iterator
-from contextlib import ExitStack
-from dataclasses import asdict
+from contextlib import ExitStack, suppress
+from dataclasses import asdict, replace
 
 import typer
 from cryptography import x509
@@ -19,9 +19,10 @@ from bridge.cli.places import ledger_places
 from bridge.cli.terms import terms
 from bridge.clock import system_clock
 from bridge.config import BridgeConfig, read
-from bridge.errors import BridgeError, ConfigError
+from bridge.errors import BridgeError, ConfigError, DeniedError, SubjectError
 from bridge.hierarchy.exposure import exposure_of
 from bridge.hierarchy.replica import openssl_accepts, replicate
+from bridge.policy.linkerd import LinkerdNames
 from bridge.policy.routes import ISTIO, LINKERD, Whom
 from bridge.snapshot import Issuer, Snapshot
 from bridge.spiffe import SpiffeID, TrustDomain
@@ -138,14 +139,22 @@ def _examples(
         for host in istio.tls.dns_names:
             yield x509.DNSName(host), True
     for whom in rules.routes.get(LINKERD, {}).get(issuing_ca, ())[:_MOST_EXAMPLES]:
-        if (linkerd := snapshot.linkerd) is not None:
-            spiffe_id = _spiffe_id(linkerd.trust_domain, whom)
-            identity = linkerd.identity(*_named(whom))
-            for name in linkerd.leaf_names(identity, spiffe_id):
+        if snapshot.linkerd is not None:
+            for name in _linkerd_names(snapshot.linkerd, whom):
                 yield name, True
     foreign = "spiffe://meshca-check.invalid/ns/a/sa/b"
     yield x509.UniformResourceIdentifier(foreign), False
     yield x509.DNSName("meshca-check.invalid"), False
+
+
+def _linkerd_names(linkerd: LinkerdNames, whom: Whom) -> tuple[x509.GeneralName, ...]:
+    # An account may have no identity in Linkerd, as its name is too long for a label,
+    # or all of it too long for a DNS name: then another of its namespace will do.
+    for one in (whom, replace(whom, service_account=None)):
+        with suppress(SubjectError, DeniedError):
+            identity = linkerd.identity(*_named(one))
+            return linkerd.leaf_names(identity, _spiffe_id(linkerd.trust_domain, one))
+    return ()
 
 
 def _named(whom: Whom) -> tuple[str, str]:

@@ -12,6 +12,8 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Protocol
 
+from bridge.errors import ConfigError
+
 _SLOT = struct.Struct("=Qd")
 """The hash of a key, and when its bucket is full again."""
 _SLOTS = 1 << 17
@@ -72,18 +74,25 @@ class SharedBuckets:
         """Open the file.
 
         Raises:
-            OSError: It cannot be made.
+            ConfigError: It cannot be made, or there is no room for it.
         """
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        size = (_SLOTS + _PROBES) * _SLOT.size
         self._threads = threading.Lock()
+        size = (_SLOTS + _PROBES) * _SLOT.size
         try:
-            with self._alone():
-                _fill(self._fd, size)
-            self._slots = mmap.mmap(self._fd, size)
-        except OSError:
-            os.close(self._fd)
-            raise
+            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                with self._alone():
+                    _fill(self._fd, size)
+                self._slots = mmap.mmap(self._fd, size)
+            except OSError:
+                os.close(self._fd)
+                raise
+        except OSError as error:
+            raise ConfigError(
+                f"limits: {path}: what callers have used up cannot be kept there: "
+                f"{error.strerror} (it takes {size / 2**20:.0f} MiB; TMPDIR can name "
+                "another folder)"
+            ) from error
 
     def take(self, key: str, now: float, step: float, slack: float) -> bool:
         """See `Buckets.take`; `now` has to be of a clock that all processes share."""
@@ -125,5 +134,11 @@ class SharedBuckets:
 def _fill(fd: int, size: int) -> None:
     # Written, not only made that long: a place that finds no room on a full disk when
     # it is first used would end the process, without an error (SIGBUS).
-    while (filled := os.fstat(fd).st_size) < size:
-        os.pwrite(fd, bytes(size - filled), filled)
+    before = os.fstat(fd).st_size
+    try:
+        while (filled := os.fstat(fd).st_size) < size:
+            os.pwrite(fd, bytes(size - filled), filled)
+    except OSError:
+        # What else needs the disk gets its last room back.
+        os.ftruncate(fd, before)
+        raise

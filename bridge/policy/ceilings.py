@@ -14,6 +14,8 @@ from bridge.policy.buckets import Buckets, OwnBuckets
 
 CEILING_RULES = frozenset({"overload.identity", "overload.cluster"})
 _MOST_KEYS = 100_000
+_CLOCK_SECONDS = 2.0**-24
+"""60 ns: the most that a sum with the time is off, in the first 34 years of a host."""
 
 
 class Ceiling:
@@ -38,8 +40,9 @@ class Ceiling:
         shared: Buckets | None = None,
     ) -> None:
         self._step = 1.0 / rate
-        # A small grace: sums of steps are not exact.
-        self._slack = self._step * burst * (1 + 1e-9)
+        # A small grace for each step: sums of steps are not exact, and neither is a sum
+        # with the time, whose last digit is worth the more the longer the host is up.
+        self._slack = burst * (self._step * (1 + 1e-9) + _CLOCK_SECONDS)
         self._buckets = shared or OwnBuckets(most_keys)
         # What is shared is shared with ceilings of other kinds and sizes.
         self._prefix = f"{rate} {burst} " if shared else ""

@@ -15,7 +15,6 @@ it. Adding to and taking from a dict are atomic, and that is all that is needed.
 
 import logging
 import math
-import sys
 import threading
 import time
 from collections.abc import Callable, Collection
@@ -24,14 +23,12 @@ from concurrent.futures import wait as wait_for
 from queue import SimpleQueue
 from typing import Any
 
+from bridge.server.crowds import CROWDS
 from bridge.server.reception import Receptions
 
 _SWEEP_SECONDS = 0.1
 _CROWDED = 4
 """So many calls that wait for each thread are a crowd."""
-_SWITCH_SECONDS = sys.getswitchinterval()
-_CROWDED_SWITCH_SECONDS = 0.0005
-"""How long a thread may run Python while others want to."""
 _log = logging.getLogger(__name__)
 
 
@@ -223,7 +220,8 @@ class CallPool(ThreadPoolExecutor):
                 if not self.is_overdue(ticket.since):
                     break
                 self._run(ticket)
-        sys.setswitchinterval(_SWITCH_SECONDS)
+        if self._is_crowded:
+            CROWDS.end()
 
     def _let_listener_in(self) -> None:
         # One thread takes in all calls and sends all refusals. It stands in line for
@@ -232,8 +230,7 @@ class CallPool(ThreadPoolExecutor):
         is_crowded = len(self._waiting) > self._width * _CROWDED
         if is_crowded is not self._is_crowded:
             self._is_crowded = is_crowded
-            turn = _CROWDED_SWITCH_SECONDS if is_crowded else _SWITCH_SECONDS
-            sys.setswitchinterval(turn)
+            (CROWDS.begin if is_crowded else CROWDS.end)()
 
 
 class _Unobserved(Future[Any]):

@@ -41,6 +41,9 @@ class Process:
         clock: The time that everything is reckoned from.
         warn: Tells the operator something that is legal and unwise.
         place: Where this process stands.
+
+    Raises:
+        ConfigError: There is no room for what is counted for all workers together.
     """
 
     def __init__(
@@ -57,7 +60,7 @@ class Process:
             config=config,
             clock=clock,
             warn=warn,
-            buckets=SharedBuckets(place.shared) if place.shared else None,
+            buckets=_buckets(config, place),
         )
         self._clock = clock
         self.metrics = Metrics(__version__, clock)
@@ -227,6 +230,12 @@ class Process:
             "health and metrics": self.server.admin_address,
         }
         return {what: address for what, address in found.items() if address}
+
+
+def _buckets(config: BridgeConfig, place: Place) -> SharedBuckets | None:
+    # Workers take a configuration once: no reload gives one a ceiling later.
+    is_counted = config.limits.per_identity or config.limits.per_cluster
+    return SharedBuckets(place.shared) if place.shared and is_counted else None
 
 
 def _linger_seconds(config: BridgeConfig) -> float:

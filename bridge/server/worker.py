@@ -67,7 +67,9 @@ def _serve(
         process.start()
     except BridgeError as error:
         _log.error("%s", f"{error} {error.detail}".rstrip())
-        order.reason.write_text(f"{error}\n{error.detail}".strip())
+        # The disk may be full, which may be the reason: the log has it in any case.
+        with contextlib.suppress(OSError):
+            order.reason.write_text(f"{error}\n{error.detail}".strip())
         return REFUSED if isinstance(error, ConfigError | PluginError) else 1
     await_signal(asked_to_stop)
     end_by_force(config.limits.drain.total_seconds() + _MARGIN_SECONDS)

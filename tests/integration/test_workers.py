@@ -2,14 +2,18 @@
 
 import json
 import os
+import resource
 import signal
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from bridge.errors import BackendRefusedError
+from bridge.server.order import REFUSED, Order
 from tests.support.supervised import Supervised, await_true, is_alive
 
 pytestmark = pytest.mark.xdist_group("workers")
@@ -90,6 +94,57 @@ def test_a_ceiling_is_that_of_all_workers_together(tmp_path: Path) -> None:
                 bridge.ask()
         await_true(lambda: len(bridge.issued_by()) == 2)
         assert bridge.metric("meshca_shed_total", reason="identity") == 6
+
+
+# No file longer than 1 MiB: a nearly full disk, without the right to mount one.
+SMALL_FILES = ("sh", "-c", 'ulimit -S -f 2048 && exec "$@"', "sh")
+CEILING = {"rate": 0.001, "burst": 1}
+
+
+def test_without_room_for_a_ceiling_the_old_configuration_serves(
+    tmp_path: Path,
+) -> None:
+    with Supervised(tmp_path / "served", 2, prefix=SMALL_FILES) as bridge:
+        bridge.change(limits={"per_identity": CEILING})
+        bridge.await_reloads("refused")
+        told = json.loads(bridge.get("/readyz")[1])["warnings"]["configuration"]
+        assert "/ceilings: what callers have used up cannot be kept" in told
+        assert "File too large" in told
+        for _ in range(2):
+            bridge.ask()
+        _, hard = resource.prlimit(bridge.pid, resource.RLIMIT_FSIZE)
+        resource.prlimit(bridge.pid, resource.RLIMIT_FSIZE, (hard, hard))
+        bridge.hang_up()
+        bridge.await_reloads("ok")
+        bridge.ask()
+        with pytest.raises(BackendRefusedError, match=r"overload\.identity"):
+            bridge.ask()
+
+
+def test_without_room_for_a_ceiling_the_start_says_so(tmp_path: Path) -> None:
+    limits = {"limits": {"per_identity": CEILING}}
+    bridge = Supervised(tmp_path / "served", 2, limits, prefix=SMALL_FILES)
+    with pytest.raises(RuntimeError, match="cannot be kept there: File too large"):
+        bridge.__enter__()
+    assert "Traceback" not in bridge.log()
+
+
+def test_a_worker_that_cannot_write_its_reason_says_that_it_was_refused(
+    tmp_path: Path,
+) -> None:
+    order = Order(
+        path=str(tmp_path / "bridge.yaml"),
+        text="nothing",
+        writer="w0",
+        cpu=min(os.sched_getaffinity(0)),
+        folder=str(tmp_path / "gone"),
+    )
+    command = [sys.executable, "-P", "-m", "bridge.server.worker"]
+    done = subprocess.run(
+        command, input=order.line(), capture_output=True, check=False, timeout=60
+    )
+    assert done.returncode == REFUSED
+    assert b"bridge.yaml: expected a mapping" in done.stderr
 
 
 def test_a_worker_that_hangs_holds_up_no_scrape(tmp_path: Path) -> None:

@@ -9,9 +9,12 @@ from typer.testing import CliRunner
 
 from bridge import demo
 from bridge.cli import app
-from bridge.cli.check import _once
+from bridge.cli.check import _linkerd_names, _once
 from bridge.cli.findings import fronts
 from bridge.clock import system_clock
+from bridge.policy.linkerd import LinkerdNames
+from bridge.policy.routes import Whom
+from bridge.spiffe import TrustDomain
 from tests.support.world import World
 
 Change = Callable[[dict[str, Any], Path], None]
@@ -242,6 +245,34 @@ def test_a_name_is_proven_where_its_callers_are_led(tmp_path: Path) -> None:
     assert uris == {"demo"}
 
 
+@pytest.mark.parametrize("account", ["a" * 70, f"{'a' * 64}.b", "a" * 253])
+def test_a_rule_for_an_account_without_an_identity_in_linkerd_is_no_failure(
+    tmp_path: Path, account: str
+) -> None:
+    rule = {"namespaces": ["shop"], "service_accounts": [account]}
+    terms = {"max_ttl": "1h", "on_excess_ttl": "clamp", "issuing_cas": ["other"]}
+    found = findings(written(tmp_path, rules(rule | terms)))
+    proven = {what for part, what in found if part == "other"}
+    assert any(what.startswith("DNS b.shop.serviceaccount.") for what in proven)
+    assert any(what.endswith(f"/sa/{account.partition('.')[0]}") for what in proven)
+
+
+@pytest.mark.parametrize(
+    ("domain", "labels"), [(20 * "x", [63 * "a"]), (100 * "x", ["b"]), (190 * "x", [])]
+)
+def test_an_example_for_linkerd_is_no_longer_than_a_name_can_be(
+    domain: str, labels: list[str]
+) -> None:
+    linkerd = LinkerdNames(
+        cluster="Kubernetes",
+        control_plane_namespace="l5d",
+        trust_domain=TrustDomain(domain),
+        with_uri=False,
+    )
+    found = _linkerd_names(linkerd, Whom("n" * 63, "a" * 63 + ".more"))
+    assert [name.value.partition(".")[0] for name in found] == labels
+
+
 def test_an_issuing_ca_that_no_call_is_led_to_is_noted(tmp_path: Path) -> None:
     found = findings(written(tmp_path, rules()))
     assert "no call is led to it" in found["other", "names"]["detail"]
@@ -252,6 +283,21 @@ def test_a_rule_that_cannot_be_meant_is_refused(tmp_path: Path) -> None:
     path = written(tmp_path, rules({"refuse": True}, {"max_ttl": "1h"}))
     result = CliRunner().invoke(app, ["check", "-c", str(path)])
     assert f"{path}: issuance.rules[1]: expected callers whom no earlier" in str(
+        result.exception
+    )
+
+
+def test_a_rule_that_a_certificate_would_escape_is_refused(tmp_path: Path) -> None:
+    def change(tree: dict[str, Any], _: Path) -> None:
+        tree["fronts"]["istio"]["mtls_listen"] = "127.0.0.1:0"
+        tree["clusters"].append(
+            tree["clusters"][0] | {"name": "dev", "namespaces": ["shop"]}
+        )
+        tree["issuance"]["rules"] = [{"clusters": ["dev"], "refuse": True}]
+
+    path = written(tmp_path, change)
+    result = CliRunner().invoke(app, ["check", "-c", str(path)])
+    assert f"{path}: issuance.rules[0].clusters: expected both or neither" in str(
         result.exception
     )
 

@@ -1,11 +1,13 @@
 """Ceilings that several processes share."""
 
+import resource
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from bridge.errors import ConfigError
 from bridge.policy import buckets as module
 from bridge.policy.buckets import SharedBuckets
 from bridge.policy.ceilings import Ceiling
@@ -43,6 +45,25 @@ def test_the_disk_has_room_for_every_place_before_the_first_call(
     opened(tmp_path)
     found = (tmp_path / "ceilings").stat()
     assert found.st_blocks * 512 >= found.st_size
+
+
+def test_a_disk_without_room_is_named_and_left_as_it_was(tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limits[1]))
+    try:
+        with pytest.raises(
+            ConfigError,
+            match=rf"^limits: {tmp_path}/ceilings: .*: File too large \(it ",
+        ):
+            opened(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (tmp_path / "ceilings").stat().st_size == 0
+
+
+def test_a_folder_that_is_gone_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no/ceilings: .*No such file or directory"):
+        opened(tmp_path / "no")
 
 
 def test_what_others_have_counted_stays_when_the_file_is_opened(tmp_path: Path) -> None:

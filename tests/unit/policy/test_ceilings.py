@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from bridge.config import CeilingConfig, LimitsConfig
@@ -67,7 +67,23 @@ def test_never_more_than_the_burst_and_the_rate_allow(
     for gap in gaps:
         now += gap
         admitted += ceiling.admits("a", now)
-        assert admitted <= burst + rate * now + 1e-6 * len(gaps)
+        assert admitted <= burst + rate * now + 1e-4 + 1e-6 * len(gaps)
+
+
+@given(
+    uptime=st.floats(0, 30 * 365 * 86_400),
+    rate=st.floats(0.001, 1e9),
+    burst=st.integers(1, 50),
+)
+@example(uptime=2.0**23 * 1.3, rate=10, burst=1)
+def test_a_burst_passes_however_long_the_host_is_up(
+    uptime: float, rate: float, burst: int
+) -> None:
+    ceiling = Ceiling(rate, burst)
+    assert all(ceiling.admits("a", uptime) for _ in range(burst))
+    if rate <= 10_000:
+        assert not ceiling.admits("a", uptime)
+        assert ceiling.admits("a", uptime + 1.001 / rate)
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,29 @@ def test_while_many_wait_the_listener_gets_its_turn_sooner(pool: CallPool) -> No
     eventually(lambda: sys.getswitchinterval() == usual)
 
 
+def test_turns_stay_short_while_another_pool_is_crowded(pool: CallPool) -> None:
+    usual = sys.getswitchinterval()
+    other = CallPool(1, 100, WAIT_SECONDS)
+    other.start()
+    pool.queue_seconds = WAIT_SECONDS
+    works = [Work(one) for one in (pool, other)]
+    for one in (pool, other):
+        for _ in range(5):
+            one.submit(int)
+        eventually(lambda one=one: one._is_crowded)  # type: ignore[misc]
+    works[0].release.set()
+    eventually(lambda: not pool._is_crowded)
+    assert sys.getswitchinterval() < usual / 5
+    # Neither does the end of a pool that was not crowded, and one that was leaves none.
+    idle = CallPool(1, 1, WAIT_SECONDS)
+    idle.start()
+    assert idle.close(WAIT_SECONDS)
+    assert sys.getswitchinterval() < usual / 5
+    assert not other.close(0)
+    eventually(lambda: sys.getswitchinterval() == usual)
+    works[1].release.set()
+
+
 def eventually(condition: Callable[[], bool]) -> None:
     until = time.monotonic() + WAIT_SECONDS
     while not condition():
