@@ -37,6 +37,12 @@ class ServingPair:
     not_before: datetime
     not_after: datetime
 
+    def fault(self, now: datetime) -> str:
+        """Return what is wrong with its validity at `now`; empty if nothing is."""
+        if self.not_after <= now:
+            return f"ended {self.not_after.isoformat()}"
+        return ""
+
 
 class OwnCertificates:
     """Issues what the bridge needs for itself, on record like any other.

@@ -113,7 +113,7 @@ class IstioDoor(Door):
         self, config: BridgeConfig, issue_serving: IssueServing
     ) -> Callable[[], None]:
         """See `Door.prepare`."""
-        pair = _source(config, issue_serving).fetch()
+        pair = self.serving.fetch(_source(config, issue_serving))
         source = _source(config, self._issue_serving)
         change = super().prepare(config, issue_serving)
 

@@ -37,6 +37,10 @@ _log = logging.getLogger(__name__)
 class Source(Protocol):
     """Where a serving certificate comes from."""
 
+    @property
+    def name(self) -> str:
+        """What operators call it."""
+
     def fetch(self) -> ServingPair:
         """Return a certificate and its key, new or as they are now.
 
@@ -58,6 +62,9 @@ class IssuedSource:
     Renewal is due at a point between 1/2 and 2/3 of the certificate's life, drawn once
     per certificate, so that replicas that started together do not renew together.
     """
+
+    name = "the serving certificate"
+    """See `Source.name`."""
 
     def __init__(
         self,
@@ -89,6 +96,11 @@ class FileSource:
         self._certificate = certificate
         self._key = key
         self._seen: object = None
+
+    @property
+    def name(self) -> str:
+        """See `Source.name`."""
+        return str(self._certificate)
 
     def fetch(self) -> ServingPair:
         """See `Source.fetch`."""
@@ -156,8 +168,7 @@ class ServingCertificate:
                 # A file that was bad and is as it was before is bad still.
                 return True
             try:
-                pair = self._source.fetch()
-                self._require_better(pair, current)
+                pair = self.fetch(self._source)
                 leaf = x509.load_pem_x509_certificate(pair.certificate_chain_pem)
             except BridgeError as error:
                 self._state = _State(current, str(error))
@@ -171,13 +182,18 @@ class ServingCertificate:
             self._show(leaf)
         return True
 
-    def _require_better(self, pair: ServingPair, current: ServingPair | None) -> None:
-        now = self._clock()
-        if current is not None and pair.not_after <= now < current.not_after:
-            raise ConfigError(
-                f"the new one ended {pair.not_after.isoformat()}: expected one that "
-                "is valid"
-            )
+    def fetch(self, source: Source) -> ServingPair:
+        """Return what `source` has, if it may replace what is in service.
+
+        Raises:
+            BridgeError: There is none to be had now, or it is not valid while the one
+                in service is.
+        """
+        pair, current, now = source.fetch(), self._state.pair, self._clock()
+        fault = pair.fault(now)
+        if fault and current is not None and not current.fault(now):
+            raise ConfigError(f"{source.name}: {fault}: expected one that is valid")
+        return pair
 
     def change(self, source: Source, pair: ServingPair) -> None:
         """Put `pair` in service, and renew from `source` from now on."""

@@ -20,7 +20,7 @@ from cryptography.x509.oid import NameOID
 
 from bridge._proto.istio_ca_pb2 import IstioCertificateRequest, IstioCertificateResponse
 from bridge.clock import Clock, system_clock
-from bridge.config import parse
+from bridge.config import BridgeConfig, parse
 from bridge.errors import BridgeError
 from bridge.issuance import Call, Issued
 from bridge.metrics import Metrics
@@ -31,6 +31,7 @@ from bridge.server.istio import METHOD
 from bridge.server.tls import ServingCertificate
 
 SERVER_NAME = "meshca.istio-system.svc"
+_ISSUED_TLS = f"{{dns_names: [{SERVER_NAME}]}}"
 WAIT_SECONDS = 10.0
 """Longer than anything takes that a test waits for."""
 
@@ -164,6 +165,19 @@ def linkerd_server(
     )
 
 
+def istio_config(
+    folder: Path,
+    *,
+    listen: str = "127.0.0.1:0",
+    limits: str = "{threads: 2}",
+    tls: str = _ISSUED_TLS,
+    fronts: str = "",
+) -> BridgeConfig:
+    """Return a configuration with Istio's front; the values are in YAML."""
+    text = _CONFIG.format(listen=listen, limits=limits, tls=tls, fronts=fronts)
+    return parse(text, folder / "bridge.yaml")
+
+
 class Served:
     """A server with its scripted issuance, and clients for it. A context manager."""
 
@@ -173,7 +187,7 @@ class Served:
         *,
         listen: str = "127.0.0.1:0",
         limits: str = "{threads: 2}",
-        tls: str = f"{{dns_names: [{SERVER_NAME}]}}",
+        tls: str = _ISSUED_TLS,
         fronts: str = "",
         clock: Clock = system_clock,
         issue_serving: Callable[[Sequence[str], timedelta], ServingPair] | None = None,
@@ -183,11 +197,11 @@ class Served:
         self.issuance = ScriptedIssuance()
         self.metrics = Metrics()
         self.problems: dict[str, str] = {}
+        self.config = istio_config(
+            folder, listen=listen, limits=limits, tls=tls, fronts=fronts
+        )
         self.server = Server(
-            parse(
-                _CONFIG.format(listen=listen, limits=limits, tls=tls, fronts=fronts),
-                folder / "bridge.yaml",
-            ),
+            self.config,
             self.issuance,
             issue_serving=issue_serving or self.ca.issue_serving,
             anchors_pem=anchors_pem or (lambda: self.ca.pem),
