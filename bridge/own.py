@@ -41,6 +41,8 @@ class ServingPair:
         """Return what is wrong with its validity at `now`; empty if nothing is."""
         if self.not_after <= now:
             return f"ended {self.not_after.isoformat()}"
+        if self.not_before > now:
+            return f"is not valid before {self.not_before.isoformat()}"
         return ""
 
 

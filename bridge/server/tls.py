@@ -96,6 +96,7 @@ class FileSource:
         self._certificate = certificate
         self._key = key
         self._seen: object = None
+        self._read: ServingPair | None = None
 
     @property
     def name(self) -> str:
@@ -104,12 +105,19 @@ class FileSource:
 
     def fetch(self) -> ServingPair:
         """See `Source.fetch`."""
-        self._seen = self._state()
-        return read_pair(self._certificate, self._key)
+        self._seen, self._read = self._state(), None
+        self._read = read_pair(self._certificate, self._key)
+        return self._read
 
     def is_due(self, current: ServingPair, now: datetime) -> bool:
-        """See `Source.is_due`: when a file is another than it was."""
-        return self._state() != self._seen
+        """See `Source.is_due`: when a file is another than it was.
+
+        Or when one that was not valid yet, and so is not `current`, has become so.
+        """
+        if self._state() != self._seen:
+            return True
+        read = self._read
+        return read is not None and read is not current and not read.fault(now)
 
     def _state(self) -> object:
         # Inode and time: Kubernetes swaps a symbolic link, others write a new file. And
@@ -213,6 +221,8 @@ class ServingCertificate:
             return {PART: state.failure or "there is none yet"}
         if state.pair.not_after <= self._clock():
             return {PART: f"it has expired; {state.failure or 'renewal is due'}"}
+        if early := state.pair.fault(self._clock()):
+            return {PART: f"it {early}"}
         return {}
 
     def warnings(self) -> dict[str, str]:
