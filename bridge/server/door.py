@@ -77,6 +77,7 @@ class Door(ABC):
         self.grpc = grpc.server(self._side, options=place.grpc_options(self.streams))
         """To be told of more services before the door opens."""
         self.grpc.add_generic_rpc_handlers((self._front,))
+        self._bound: dict[str, str] = {}
         self.ports: Mapping[str, str] = {}
         """What is listened on, `host:port` by the key of the configuration; empty while
         the door is shut."""
@@ -97,6 +98,10 @@ class Door(ABC):
 
     def is_ready(self) -> bool:
         """Return whether there is all that it takes to open; try for it."""
+        return self.can_open()
+
+    def can_open(self) -> bool:
+        """Return whether there is all that it takes to open, as it is."""
         return True
 
     @abstractmethod
@@ -122,16 +127,16 @@ class Door(ABC):
             pool.start()
 
     def open(self) -> None:
-        """Listen.
+        """Listen. May be tried again.
 
         Raises:
             ConfigError: An address cannot be listened on.
         """
-        ports = {
-            key: self._bind(key, *where) for key, where in self.addresses().items()
-        }
+        for key, where in self.addresses().items():
+            if key not in self._bound:
+                self._bound[key] = self._bind(key, *where)
         self.grpc.start()
-        self.ports = ports
+        self.ports = self._bound
 
     def prepare(
         self, config: BridgeConfig, issue_serving: IssueServing

@@ -95,7 +95,12 @@ class IstioDoor(Door):
 
     def is_ready(self) -> bool:
         """See `Door.is_ready`."""
-        return self.serving.refresh()
+        self.serving.refresh()
+        return self.can_open()
+
+    def can_open(self) -> bool:
+        """See `Door.can_open`."""
+        return self.serving.pair is not None
 
     def start(self) -> None:
         """See `Door.start`."""

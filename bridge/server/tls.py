@@ -156,8 +156,8 @@ class ServingCertificate:
         self._refreshing = threading.Lock()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="serving-certificate")
-        self.on_first: Callable[[], None] = lambda: None
-        """Called from the thread once there is a certificate, if `refresh` had none."""
+        self.on_pair: Callable[[], None] = lambda: None
+        """Called from the thread after each look that leaves one in service."""
 
     @property
     def pair(self) -> ServingPair | None:
@@ -261,11 +261,10 @@ class ServingCertificate:
         failures = 0
         wait = 0.0
         while not self._closing.wait(wait):
-            had_none = self._state.pair is None
             try:
                 failures = 0 if self.refresh() else failures + 1
-                if had_none and self._state.pair is not None:
-                    self.on_first()
+                if self._state.pair is not None:
+                    self.on_pair()
             except Exception:  # noqa: BLE001 - the edge of a thread that must not end
                 _log.exception("the renewal of the serving certificate broke off")
                 failures += 1

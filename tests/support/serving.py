@@ -31,6 +31,7 @@ from bridge.server.istio import METHOD
 from bridge.server.tls import ServingCertificate
 
 SERVER_NAME = "meshca.istio-system.svc"
+_ANY = "127.0.0.1:0"
 _ISSUED_TLS = f"{{dns_names: [{SERVER_NAME}]}}"
 WAIT_SECONDS = 10.0
 """Longer than anything takes that a test waits for."""
@@ -141,7 +142,7 @@ def linkerd_server(
     issuance: ScriptedIssuance,
     metrics: Metrics,
     *,
-    listen: str = "127.0.0.1:0",
+    listen: str = _ANY,
 ) -> Server:
     """Make a server with Linkerd's front alone; nothing is issued for itself."""
 
@@ -149,7 +150,7 @@ def linkerd_server(
         raise AssertionError("it needs no serving certificate")
 
     text = _CONFIG.format(
-        listen="127.0.0.1:0", limits="{threads: 2}", tls="{}", fronts=""
+        listen=_ANY, mtls_listen=_ANY, limits="{threads: 2}", tls="{}", fronts=""
     )
     tree = yaml.safe_load(text)
     tree["fronts"] = {"linkerd": {"listen": listen, "cluster": "second"}}
@@ -168,13 +169,16 @@ def linkerd_server(
 def istio_config(
     folder: Path,
     *,
-    listen: str = "127.0.0.1:0",
+    listen: str = _ANY,
+    mtls_listen: str = _ANY,
     limits: str = "{threads: 2}",
     tls: str = _ISSUED_TLS,
     fronts: str = "",
 ) -> BridgeConfig:
     """Return a configuration with Istio's front; the values are in YAML."""
-    text = _CONFIG.format(listen=listen, limits=limits, tls=tls, fronts=fronts)
+    text = _CONFIG.format(
+        listen=listen, mtls_listen=mtls_listen, limits=limits, tls=tls, fronts=fronts
+    )
     return parse(text, folder / "bridge.yaml")
 
 
@@ -185,7 +189,8 @@ class Served:
         self,
         folder: Path,
         *,
-        listen: str = "127.0.0.1:0",
+        listen: str = _ANY,
+        mtls_listen: str = _ANY,
         limits: str = "{threads: 2}",
         tls: str = _ISSUED_TLS,
         fronts: str = "",
@@ -198,7 +203,12 @@ class Served:
         self.metrics = Metrics()
         self.problems: dict[str, str] = {}
         self.config = istio_config(
-            folder, listen=listen, limits=limits, tls=tls, fronts=fronts
+            folder,
+            listen=listen,
+            mtls_listen=mtls_listen,
+            limits=limits,
+            tls=tls,
+            fronts=fronts,
         )
         self.server = Server(
             self.config,
@@ -279,7 +289,7 @@ trust_domain: corp.example
 fronts:
   istio:
     listen: "{listen}"
-    mtls_listen: "127.0.0.1:0"
+    mtls_listen: "{mtls_listen}"
     tls: {tls}
   {fronts}
 clusters:
