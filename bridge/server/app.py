@@ -86,7 +86,7 @@ class Server:
         self._doors = tuple(doors)
         self._health = Health(self.problems, tuple(door.service for door in doors))
         for door in doors:
-            self._health.add_to(door.grpc)
+            self._health.add_to(door.grpc, door.side)
         metrics.in_flight.set_function(
             lambda: sum(door.lanes.calls.count for door in doors)
         )

@@ -21,6 +21,7 @@ from bridge.server.place import Place
 from bridge.server.pool import CallPool, SteadyPool
 from bridge.server.reaper import Reaper
 from bridge.server.reception import Receptions
+from bridge.server.side import SideCalls
 from bridge.server.tls import IssueServing
 
 _CUT_SECONDS = 2.0
@@ -56,12 +57,7 @@ class Door(ABC):
         self, config: BridgeConfig, issuer: Issuer, metrics: Metrics, place: Place
     ) -> None:
         in_flight, queue_seconds = self.bounds(config)
-        reaper = Reaper(
-            self._message_seconds(config),
-            self.receptions // 2,
-            honest_seconds=self.honest_seconds,
-            knows_peers=not self.is_behind_proxy,
-        )
+        reaper = self._reaper(self._message_seconds(config))
         self.lanes = Lanes(
             calls=CallPool(
                 config.limits.threads,
@@ -72,9 +68,12 @@ class Door(ABC):
             refusals=SteadyPool(1, "refusals"),
             reaper=reaper,
         )
-        self._side = SteadyPool(2, "side")
+        self.side = SideCalls(self._reaper(self.message_seconds), self.receptions)
+        """Runs what is served beside the CA."""
         self._front = self.front(issuer, metrics, self.lanes, self.terms(config))
-        self.grpc = grpc.server(self._side, options=place.grpc_options(self.streams))
+        self.grpc = grpc.server(
+            self.side.pool, options=place.grpc_options(self.streams)
+        )
         """To be told of more services before the door opens."""
         self.grpc.add_generic_rpc_handlers((self._front,))
         self._bound: dict[str, str] = {}
@@ -122,7 +121,8 @@ class Door(ABC):
         Raises:
             RuntimeError: The system gives no more.
         """
-        self.lanes.reaper.start()
+        for reaper in self._reapers():
+            reaper.start()
         for pool in self._pools():
             pool.start()
 
@@ -170,7 +170,8 @@ class Door(ABC):
 
     def close(self) -> None:
         """End every thread, after `stop`."""
-        self.lanes.reaper.close()
+        for reaper in self._reapers():
+            reaper.close()
         for pool in self._pools():
             if not pool.close(_CUT_SECONDS):
                 _log.error("a call goes on after the end of its time")
@@ -178,8 +179,19 @@ class Door(ABC):
     def _message_seconds(self, config: BridgeConfig) -> float:
         return min(self.message_seconds, self.terms(config).deadline_seconds)
 
+    def _reaper(self, seconds: float) -> Reaper:
+        return Reaper(
+            seconds,
+            self.receptions // 2,
+            honest_seconds=self.honest_seconds,
+            knows_peers=not self.is_behind_proxy,
+        )
+
+    def _reapers(self) -> tuple[Reaper, ...]:
+        return self.lanes.reaper, self.side.reaper
+
     def _pools(self) -> Iterator[CallPool | SteadyPool]:
-        yield from (self.lanes.calls, self.lanes.refusals, self._side)
+        yield from (self.lanes.calls, self.lanes.refusals, self.side.pool)
 
     def _bind(self, key: str, address: str, credentials: Any) -> str:
         try:

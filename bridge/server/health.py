@@ -8,9 +8,12 @@ from functools import partial
 from typing import Any
 
 import grpc
-from grpc_health.v1 import health, health_pb2_grpc
-from grpc_health.v1.health_pb2 import HealthCheckResponse
+from google.protobuf.message import DecodeError
+from grpc_health.v1 import health
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
+
+from bridge.server.side import SideCalls
 
 _INTERVAL_SECONDS = 1.0
 _log = logging.getLogger(__name__)
@@ -40,9 +43,14 @@ class Health:
         self._looking = threading.Lock()
         self.look()
 
-    def add_to(self, server: grpc.Server) -> None:
-        """Register the service."""
-        health_pb2_grpc.add_HealthServicer_to_server(self._servicer, server)
+    def add_to(self, server: grpc.Server, side: SideCalls) -> None:
+        """Register the service.
+
+        Args:
+            server: Runs its calls on the pool of `side`.
+            side: Has their messages.
+        """
+        server.add_generic_rpc_handlers((_Handlers(self._servicer, side),))
 
     def look(self) -> bool:
         """Ask for the problems, tell watchers what changed, return whether ready."""
@@ -92,6 +100,41 @@ class Health:
                 self.look()
             except Exception:  # noqa: BLE001 - the edge of a thread that must not end
                 _log.exception("readiness could not be told")
+
+
+class _Handlers(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no types
+    # grpc's own have a thread wait for the message, and without an end: two calls
+    # would hold both threads.
+
+    def __init__(self, servicer: health.HealthServicer, side: SideCalls) -> None:
+        self._servicer = servicer
+        self._side = side
+        watch: Any = partial(self._watch)
+        watch.experimental_non_blocking = True  # a watcher holds no thread
+        write = HealthCheckResponse.SerializeToString
+        self._handlers = {
+            "Check": grpc.stream_unary_rpc_method_handler(self._check, None, write),
+            "Watch": grpc.stream_stream_rpc_method_handler(watch, None, write),
+        }
+
+    def service(self, handler_call_details: Any) -> Any:
+        service, _, method = handler_call_details.method[1:].partition("/")
+        return self._handlers.get(method) if service == health.SERVICE_NAME else None
+
+    def _check(self, messages: Any, context: Any) -> HealthCheckResponse:
+        return self._servicer.Check(self._request(messages, context), context)
+
+    def _watch(self, messages: Any, context: Any, send: Callable[[Any], None]) -> None:
+        self._servicer.Watch(self._request(messages, context), context, send)
+
+    def _request(self, messages: Any, context: Any) -> HealthCheckRequest:
+        message = self._side.message(messages, context)
+        try:
+            return HealthCheckRequest.FromString(message)
+        except DecodeError:
+            text = "request.protobuf: the message cannot be read"
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, text)
+            raise  # pragma: no cover - abort does not return
 
 
 def add_reflection(server: grpc.Server, pool: ThreadPoolExecutor, service: str) -> None:

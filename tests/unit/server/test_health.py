@@ -69,6 +69,56 @@ def test_health_is_told_while_every_thread_is_at_work(served: Served) -> None:
         future.result(WAIT_SECONDS)
 
 
+@pytest.mark.parametrize("method", ["Check", "Watch"])
+def test_calls_without_a_message_hold_up_nobody_and_are_given_up(
+    served: Served, method: str
+) -> None:
+    over = threading.Event()
+
+    def silent() -> Iterator[bytes]:
+        over.wait(2 * WAIT_SECONDS)
+        yield from ()
+
+    silence = served.channel().stream_stream(f"/grpc.health.v1.Health/{method}")
+    calls = [silence(silent()) for _ in range(3)]
+    pool, reaper = served.door.side.pool, served.door.side.reaper
+    reaper.seconds = 9 * WAIT_SECONDS
+    while pool.count < len(calls):
+        threading.Event().wait(0.005)
+    assert check(served, "") == SERVING
+    reaper.seconds = 0.1
+    for call in calls:
+        with pytest.raises(grpc.RpcError, match="RESOURCE_EXHAUSTED"):
+            next(call)
+    over.set()
+    assert pool.wait_until_idle(WAIT_SECONDS)
+
+
+@pytest.mark.parametrize("method", ["Check", "Watch"])
+@pytest.mark.parametrize(
+    ("messages", "says"),
+    [([], "the call has no message"), ([b"\xff"], "the message cannot be read")],
+    ids=["none", "no protobuf"],
+)
+def test_a_message_that_is_none_is_refused(
+    served: Served, method: str, messages: list[bytes], says: str
+) -> None:
+    call = served.channel().stream_stream(f"/grpc.health.v1.Health/{method}")
+    with pytest.raises(grpc.RpcError, match=f"(?s)INVALID_ARGUMENT.*{says}"):
+        next(call(iter(messages), timeout=WAIT_SECONDS))
+
+
+def test_watchers_hold_no_thread(served: Served) -> None:
+    stub = health_pb2_grpc.HealthStub(served.channel())
+    watching = [
+        stub.Watch(HealthCheckRequest(), timeout=WAIT_SECONDS) for _ in range(5)
+    ]
+    assert [next(one).status for one in watching] == [SERVING] * 5
+    assert check(served, "") == SERVING
+    for one in watching:
+        one.cancel()
+
+
 def test_reflection_lists_the_services_and_holds_up_nothing(served: Served) -> None:
     stub: Any = reflection_pb2_grpc.ServerReflectionStub(served.channel())
     asked = reflection_pb2.ServerReflectionRequest(list_services="*")
