@@ -191,7 +191,8 @@ class Door(ABC):
         return self.lanes.reaper, self.side.reaper
 
     def _pools(self) -> Iterator[CallPool | SteadyPool]:
-        yield from (self.lanes.calls, self.lanes.refusals, self.side.pool)
+        yield from (self.lanes.calls, self.lanes.refusals)
+        yield from (self.side.pool, self.side.news)
 
     def _bind(self, key: str, address: str, credentials: Any) -> str:
         try:

@@ -8,11 +8,11 @@ from functools import partial
 from typing import Any
 
 import grpc
-from google.protobuf.message import DecodeError
 from grpc_health.v1 import health
-from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpc_health.v1.health_pb2 import HealthCheckResponse
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
+from bridge.server.healthcalls import HealthCalls, Statuses
 from bridge.server.side import SideCalls
 
 _INTERVAL_SECONDS = 1.0
@@ -34,7 +34,7 @@ class Health:
     ) -> None:
         self._problems = problems
         self._services = ("", *services)
-        self._servicer = health.HealthServicer()
+        self._statuses = Statuses()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="health")
         self._ready: bool | None = None
@@ -50,7 +50,7 @@ class Health:
             server: Runs its calls on the pool of `side`.
             side: Has their messages.
         """
-        server.add_generic_rpc_handlers((_Handlers(self._servicer, side),))
+        server.add_generic_rpc_handlers((HealthCalls(self._statuses, side),))
 
     def look(self) -> bool:
         """Ask for the problems, tell watchers what changed, return whether ready."""
@@ -59,16 +59,15 @@ class Health:
             ready = not problems
             if {*problems} != self._told:
                 self._tell(problems)
-            if ready is not self._ready:
+            if ready is not self._ready and not self._closing.is_set():
                 self._ready = ready
-                state = (
-                    HealthCheckResponse.SERVING
-                    if ready
-                    else HealthCheckResponse.NOT_SERVING
-                )
-                for service in self._services:
-                    self._servicer.set(service, state)
+                self._say(ready=ready)
         return ready
+
+    def _say(self, *, ready: bool) -> None:
+        known = HealthCheckResponse.ServingStatus
+        status = known.SERVING if ready else known.NOT_SERVING
+        self._statuses.put(dict.fromkeys(self._services, status))
 
     def _tell(self, problems: Mapping[str, str]) -> None:
         # By part: a reason may hold numbers that change each time.
@@ -92,7 +91,8 @@ class Health:
         self._closing.set()
         if self._thread.ident is not None:
             self._thread.join()
-        self._servicer.enter_graceful_shutdown()
+        with self._looking:
+            self._say(ready=False)
 
     def _run(self) -> None:
         while not self._closing.wait(_INTERVAL_SECONDS):
@@ -100,41 +100,6 @@ class Health:
                 self.look()
             except Exception:  # noqa: BLE001 - the edge of a thread that must not end
                 _log.exception("readiness could not be told")
-
-
-class _Handlers(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no types
-    # grpc's own have a thread wait for the message, and without an end: two calls
-    # would hold both threads.
-
-    def __init__(self, servicer: health.HealthServicer, side: SideCalls) -> None:
-        self._servicer = servicer
-        self._side = side
-        watch: Any = partial(self._watch)
-        watch.experimental_non_blocking = True  # a watcher holds no thread
-        write = HealthCheckResponse.SerializeToString
-        self._handlers = {
-            "Check": grpc.stream_unary_rpc_method_handler(self._check, None, write),
-            "Watch": grpc.stream_stream_rpc_method_handler(watch, None, write),
-        }
-
-    def service(self, handler_call_details: Any) -> Any:
-        service, _, method = handler_call_details.method[1:].partition("/")
-        return self._handlers.get(method) if service == health.SERVICE_NAME else None
-
-    def _check(self, messages: Any, context: Any) -> HealthCheckResponse:
-        return self._servicer.Check(self._request(messages, context), context)
-
-    def _watch(self, messages: Any, context: Any, send: Callable[[Any], None]) -> None:
-        self._servicer.Watch(self._request(messages, context), context, send)
-
-    def _request(self, messages: Any, context: Any) -> HealthCheckRequest:
-        message = self._side.message(messages, context)
-        try:
-            return HealthCheckRequest.FromString(message)
-        except DecodeError:
-            text = "request.protobuf: the message cannot be read"
-            context.abort(grpc.StatusCode.INVALID_ARGUMENT, text)
-            raise  # pragma: no cover - abort does not return
 
 
 def add_reflection(server: grpc.Server, pool: ThreadPoolExecutor, service: str) -> None:

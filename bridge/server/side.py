@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 
 from bridge.errors import OverloadedError
-from bridge.server.pool import CallPool
+from bridge.server.pool import CallPool, SteadyPool
 from bridge.server.reaper import Reaper
 from bridge.server.reception import Reception, Receptions
 from bridge.server.status import status_of
@@ -34,6 +34,8 @@ class SideCalls:
             _THREADS, sys.maxsize, reaper.seconds, Receptions(reaper, most)
         )
         """Where grpc has to run them."""
+        self.news = SteadyPool(1, "news")
+        """Sends what nobody asked for just now: it may have to wait for a peer."""
 
     def message(self, messages: Any, context: Any) -> bytes:
         """Return the message of a call; abort a call that has none.
