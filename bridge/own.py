@@ -37,6 +37,14 @@ class ServingPair:
     not_before: datetime
     not_after: datetime
 
+    def fault(self, now: datetime) -> str:
+        """Return what is wrong with its validity at `now`; empty if nothing is."""
+        if self.not_after <= now:
+            return f"ended {self.not_after.isoformat()}"
+        if self.not_before > now:
+            return f"is not valid before {self.not_before.isoformat()}"
+        return ""
+
 
 class OwnCertificates:
     """Issues what the bridge needs for itself, on record like any other.

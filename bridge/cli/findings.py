@@ -50,8 +50,9 @@ def given_pair(config: BridgeConfig) -> Iterator[Finding]:
     except BridgeError as error:
         yield Finding(part, what, "FAILED", str(error))
         return
-    left = pair.not_after - system_clock()
-    ended = f"ended {pair.not_after.isoformat()}: expected one that is valid"
-    fine = f"its key belongs to it, {left.days} days left"
-    is_over = left.total_seconds() <= 0
-    yield Finding(part, what, *(("FAILED", ended) if is_over else ("ok", fine)))
+    now = system_clock()
+    if fault := pair.fault(now):
+        yield Finding(part, what, "FAILED", f"{fault}: expected one that is valid")
+        return
+    left = (pair.not_after - now).days
+    yield Finding(part, what, "ok", f"its key belongs to it, {left} days left")

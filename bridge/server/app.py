@@ -79,14 +79,14 @@ class Server:
                 anchors_pem=anchors_pem,
                 clock=clock,
             )
-            istio.serving.on_first = lambda: self._open_late(istio)
+            istio.serving.on_pair = lambda: self._open_late(istio)
             doors.append(istio)
         if config.fronts.linkerd is not None:
             doors.append(LinkerdDoor(config, issuer, metrics, place))
         self._doors = tuple(doors)
         self._health = Health(self.problems, tuple(door.service for door in doors))
         for door in doors:
-            self._health.add_to(door.grpc)
+            self._health.add_to(door.grpc, door.side)
         metrics.in_flight.set_function(
             lambda: sum(door.lanes.calls.count for door in doors)
         )
@@ -172,6 +172,9 @@ class Server:
         def commit() -> None:
             for each in commits:
                 each()
+            # It may have brought what a door had to wait for.
+            for door in self._doors:
+                self._open_late(door)
 
         return commit
 
@@ -223,13 +226,14 @@ class Server:
     def _open_late(self, door: Door) -> None:
         try:
             self._open(door)
-        except ConfigError as error:
-            self._failure = str(error)
-            _log.error("%s", error)
+        except Exception as error:  # noqa: BLE001 - who calls has to go on
+            known, self._failure = self._failure, str(error)
+            if self._failure != known:
+                _log.error("a front does not open: %s", error)
 
     def _open(self, door: Door) -> None:
         with self._listening:
-            if not self._draining:
+            if not self._draining and not door.ports and door.can_open():
                 door.open()
 
 

@@ -21,6 +21,7 @@ from bridge.server.place import Place
 from bridge.server.pool import CallPool, SteadyPool
 from bridge.server.reaper import Reaper
 from bridge.server.reception import Receptions
+from bridge.server.side import SideCalls
 from bridge.server.tls import IssueServing
 
 _CUT_SECONDS = 2.0
@@ -56,12 +57,7 @@ class Door(ABC):
         self, config: BridgeConfig, issuer: Issuer, metrics: Metrics, place: Place
     ) -> None:
         in_flight, queue_seconds = self.bounds(config)
-        reaper = Reaper(
-            self._message_seconds(config),
-            self.receptions // 2,
-            honest_seconds=self.honest_seconds,
-            knows_peers=not self.is_behind_proxy,
-        )
+        reaper = self._reaper(self._message_seconds(config))
         self.lanes = Lanes(
             calls=CallPool(
                 config.limits.threads,
@@ -72,11 +68,15 @@ class Door(ABC):
             refusals=SteadyPool(1, "refusals"),
             reaper=reaper,
         )
-        self._side = SteadyPool(2, "side")
+        self.side = SideCalls(self._reaper(self.message_seconds), self.receptions)
+        """Runs what is served beside the CA."""
         self._front = self.front(issuer, metrics, self.lanes, self.terms(config))
-        self.grpc = grpc.server(self._side, options=place.grpc_options(self.streams))
+        self.grpc = grpc.server(
+            self.side.pool, options=place.grpc_options(self.streams)
+        )
         """To be told of more services before the door opens."""
         self.grpc.add_generic_rpc_handlers((self._front,))
+        self._bound: dict[str, str] = {}
         self.ports: Mapping[str, str] = {}
         """What is listened on, `host:port` by the key of the configuration; empty while
         the door is shut."""
@@ -97,6 +97,10 @@ class Door(ABC):
 
     def is_ready(self) -> bool:
         """Return whether there is all that it takes to open; try for it."""
+        return self.can_open()
+
+    def can_open(self) -> bool:
+        """Return whether there is all that it takes to open, as it is."""
         return True
 
     @abstractmethod
@@ -117,21 +121,22 @@ class Door(ABC):
         Raises:
             RuntimeError: The system gives no more.
         """
-        self.lanes.reaper.start()
+        for reaper in self._reapers():
+            reaper.start()
         for pool in self._pools():
             pool.start()
 
     def open(self) -> None:
-        """Listen.
+        """Listen. May be tried again.
 
         Raises:
             ConfigError: An address cannot be listened on.
         """
-        ports = {
-            key: self._bind(key, *where) for key, where in self.addresses().items()
-        }
+        for key, where in self.addresses().items():
+            if key not in self._bound:
+                self._bound[key] = self._bind(key, *where)
         self.grpc.start()
-        self.ports = ports
+        self.ports = self._bound
 
     def prepare(
         self, config: BridgeConfig, issue_serving: IssueServing
@@ -165,7 +170,8 @@ class Door(ABC):
 
     def close(self) -> None:
         """End every thread, after `stop`."""
-        self.lanes.reaper.close()
+        for reaper in self._reapers():
+            reaper.close()
         for pool in self._pools():
             if not pool.close(_CUT_SECONDS):
                 _log.error("a call goes on after the end of its time")
@@ -173,8 +179,20 @@ class Door(ABC):
     def _message_seconds(self, config: BridgeConfig) -> float:
         return min(self.message_seconds, self.terms(config).deadline_seconds)
 
+    def _reaper(self, seconds: float) -> Reaper:
+        return Reaper(
+            seconds,
+            self.receptions // 2,
+            honest_seconds=self.honest_seconds,
+            knows_peers=not self.is_behind_proxy,
+        )
+
+    def _reapers(self) -> tuple[Reaper, ...]:
+        return self.lanes.reaper, self.side.reaper
+
     def _pools(self) -> Iterator[CallPool | SteadyPool]:
-        yield from (self.lanes.calls, self.lanes.refusals, self._side)
+        yield from (self.lanes.calls, self.lanes.refusals)
+        yield from (self.side.pool, self.side.news)
 
     def _bind(self, key: str, address: str, credentials: Any) -> str:
         try:

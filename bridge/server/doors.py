@@ -95,7 +95,12 @@ class IstioDoor(Door):
 
     def is_ready(self) -> bool:
         """See `Door.is_ready`."""
-        return self.serving.refresh()
+        self.serving.refresh()
+        return self.can_open()
+
+    def can_open(self) -> bool:
+        """See `Door.can_open`."""
+        return self.serving.pair is not None
 
     def start(self) -> None:
         """See `Door.start`."""
@@ -113,7 +118,7 @@ class IstioDoor(Door):
         self, config: BridgeConfig, issue_serving: IssueServing
     ) -> Callable[[], None]:
         """See `Door.prepare`."""
-        pair = _source(config, issue_serving).fetch()
+        pair = self.serving.fetch(_source(config, issue_serving))
         source = _source(config, self._issue_serving)
         change = super().prepare(config, issue_serving)
 

@@ -8,9 +8,12 @@ from functools import partial
 from typing import Any
 
 import grpc
-from grpc_health.v1 import health, health_pb2_grpc
+from grpc_health.v1 import health
 from grpc_health.v1.health_pb2 import HealthCheckResponse
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
+
+from bridge.server.healthcalls import HealthCalls, Statuses
+from bridge.server.side import SideCalls
 
 _INTERVAL_SECONDS = 1.0
 _log = logging.getLogger(__name__)
@@ -31,7 +34,7 @@ class Health:
     ) -> None:
         self._problems = problems
         self._services = ("", *services)
-        self._servicer = health.HealthServicer()
+        self._statuses = Statuses()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="health")
         self._ready: bool | None = None
@@ -40,9 +43,14 @@ class Health:
         self._looking = threading.Lock()
         self.look()
 
-    def add_to(self, server: grpc.Server) -> None:
-        """Register the service."""
-        health_pb2_grpc.add_HealthServicer_to_server(self._servicer, server)
+    def add_to(self, server: grpc.Server, side: SideCalls) -> None:
+        """Register the service.
+
+        Args:
+            server: Runs its calls on the pool of `side`.
+            side: Has their messages.
+        """
+        server.add_generic_rpc_handlers((HealthCalls(self._statuses, side),))
 
     def look(self) -> bool:
         """Ask for the problems, tell watchers what changed, return whether ready."""
@@ -51,16 +59,15 @@ class Health:
             ready = not problems
             if {*problems} != self._told:
                 self._tell(problems)
-            if ready is not self._ready:
+            if ready is not self._ready and not self._closing.is_set():
                 self._ready = ready
-                state = (
-                    HealthCheckResponse.SERVING
-                    if ready
-                    else HealthCheckResponse.NOT_SERVING
-                )
-                for service in self._services:
-                    self._servicer.set(service, state)
+                self._say(ready=ready)
         return ready
+
+    def _say(self, *, ready: bool) -> None:
+        known = HealthCheckResponse.ServingStatus
+        status = known.SERVING if ready else known.NOT_SERVING
+        self._statuses.put(dict.fromkeys(self._services, status))
 
     def _tell(self, problems: Mapping[str, str]) -> None:
         # By part: a reason may hold numbers that change each time.
@@ -84,7 +91,8 @@ class Health:
         self._closing.set()
         if self._thread.ident is not None:
             self._thread.join()
-        self._servicer.enter_graceful_shutdown()
+        with self._looking:
+            self._say(ready=False)
 
     def _run(self) -> None:
         while not self._closing.wait(_INTERVAL_SECONDS):

@@ -80,7 +80,10 @@ class Trimmer:
         last = time.monotonic()
         while not self._closing.wait(_LOOK_SECONDS):
             last, before = time.monotonic(), last
-            self.look(last - before)
+            try:
+                self.look(last - before)
+            except Exception:  # noqa: BLE001 - the edge of a thread that must not end
+                _log.exception("unused memory could not be given back")
 
 
 def _resident() -> int:

@@ -37,6 +37,10 @@ _log = logging.getLogger(__name__)
 class Source(Protocol):
     """Where a serving certificate comes from."""
 
+    @property
+    def name(self) -> str:
+        """What operators call it."""
+
     def fetch(self) -> ServingPair:
         """Return a certificate and its key, new or as they are now.
 
@@ -58,6 +62,9 @@ class IssuedSource:
     Renewal is due at a point between 1/2 and 2/3 of the certificate's life, drawn once
     per certificate, so that replicas that started together do not renew together.
     """
+
+    name = "the serving certificate"
+    """See `Source.name`."""
 
     def __init__(
         self,
@@ -89,15 +96,28 @@ class FileSource:
         self._certificate = certificate
         self._key = key
         self._seen: object = None
+        self._read: ServingPair | None = None
+
+    @property
+    def name(self) -> str:
+        """See `Source.name`."""
+        return str(self._certificate)
 
     def fetch(self) -> ServingPair:
         """See `Source.fetch`."""
-        self._seen = self._state()
-        return read_pair(self._certificate, self._key)
+        self._seen, self._read = self._state(), None
+        self._read = read_pair(self._certificate, self._key)
+        return self._read
 
     def is_due(self, current: ServingPair, now: datetime) -> bool:
-        """See `Source.is_due`: when a file is another than it was."""
-        return self._state() != self._seen
+        """See `Source.is_due`: when a file is another than it was.
+
+        Or when one that was not valid yet, and so is not `current`, has become so.
+        """
+        if self._state() != self._seen:
+            return True
+        read = self._read
+        return read is not None and read is not current and not read.fault(now)
 
     def _state(self) -> object:
         # Inode and time: Kubernetes swaps a symbolic link, others write a new file. And
@@ -136,8 +156,8 @@ class ServingCertificate:
         self._refreshing = threading.Lock()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="serving-certificate")
-        self.on_first: Callable[[], None] = lambda: None
-        """Called from the thread once there is a certificate, if `refresh` had none."""
+        self.on_pair: Callable[[], None] = lambda: None
+        """Called from the thread after each look that leaves one in service."""
 
     @property
     def pair(self) -> ServingPair | None:
@@ -156,8 +176,7 @@ class ServingCertificate:
                 # A file that was bad and is as it was before is bad still.
                 return True
             try:
-                pair = self._source.fetch()
-                self._require_better(pair, current)
+                pair = self.fetch(self._source)
                 leaf = x509.load_pem_x509_certificate(pair.certificate_chain_pem)
             except BridgeError as error:
                 self._state = _State(current, str(error))
@@ -171,13 +190,18 @@ class ServingCertificate:
             self._show(leaf)
         return True
 
-    def _require_better(self, pair: ServingPair, current: ServingPair | None) -> None:
-        now = self._clock()
-        if current is not None and pair.not_after <= now < current.not_after:
-            raise ConfigError(
-                f"the new one ended {pair.not_after.isoformat()}: expected one that "
-                "is valid"
-            )
+    def fetch(self, source: Source) -> ServingPair:
+        """Return what `source` has, if it may replace what is in service.
+
+        Raises:
+            BridgeError: There is none to be had now, or it is not valid while the one
+                in service is.
+        """
+        pair, current, now = source.fetch(), self._state.pair, self._clock()
+        fault = pair.fault(now)
+        if fault and current is not None and not current.fault(now):
+            raise ConfigError(f"{source.name}: {fault}: expected one that is valid")
+        return pair
 
     def change(self, source: Source, pair: ServingPair) -> None:
         """Put `pair` in service, and renew from `source` from now on."""
@@ -197,6 +221,8 @@ class ServingCertificate:
             return {PART: state.failure or "there is none yet"}
         if state.pair.not_after <= self._clock():
             return {PART: f"it has expired; {state.failure or 'renewal is due'}"}
+        if early := state.pair.fault(self._clock()):
+            return {PART: f"it {early}"}
         return {}
 
     def warnings(self) -> dict[str, str]:
@@ -235,11 +261,10 @@ class ServingCertificate:
         failures = 0
         wait = 0.0
         while not self._closing.wait(wait):
-            had_none = self._state.pair is None
             try:
                 failures = 0 if self.refresh() else failures + 1
-                if had_none and self._state.pair is not None:
-                    self.on_first()
+                if self._state.pair is not None:
+                    self.on_pair()
             except Exception:  # noqa: BLE001 - the edge of a thread that must not end
                 _log.exception("the renewal of the serving certificate broke off")
                 failures += 1

@@ -9,6 +9,7 @@ import pytest
 
 from bridge.errors import BackendRefusedError
 from tests.support import netports
+from tests.support.harness import SERVER_NAME
 from tests.support.pki import new_root
 from tests.support.supervised import Supervised, await_true
 
@@ -136,6 +137,20 @@ def test_one_process_names_the_keys_that_it_cannot_change(tmp_path: Path) -> Non
         assert "workers, fronts.istio.listen, ledger: cannot be changed" in said
         assert "restart, or use workers" in said
         bridge.ask("istio-ca")
+
+
+def test_a_change_that_brings_the_first_serving_certificate_lets_peers_in(
+    tmp_path: Path,
+) -> None:
+    absent = {"certificate": "absent.pem", "key": "absent.key"}
+    fronts = {"istio": {"tls": {"dns_names": [], **absent}}}
+    bridge = Supervised(tmp_path / "served", 0, {"fronts": fronts}, awaits="/healthz")
+    with bridge:
+        await_true(lambda: "absent.pem" in bridge.get("/readyz")[1])
+        bridge.change(fronts__istio__tls={"dns_names": [SERVER_NAME]})
+        bridge.await_reloads("ok")
+        assert bridge.get("/readyz")[0] == 200
+        bridge.ask()
 
 
 def test_workers_change_their_address_their_number_and_their_ledger(

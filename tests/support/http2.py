@@ -20,7 +20,7 @@ from tests.support.harness import SERVER_NAME, Bridge
 DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE = 0, 1, 3, 4, 6, 7, 8
 END_STREAM, END_HEADERS, ACK = 0x1, 0x4, 0x1
 CANCEL = 8
-_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _INITIAL_WINDOW_SIZE = 4
 _HEAD_BYTES = 9
 
@@ -48,7 +48,7 @@ class Connection:
     def __init__(self, bridge: Bridge, *, window: int = 65_535) -> None:
         self.socket = handshake(bridge)
         setting = struct.pack(">HI", _INITIAL_WINDOW_SIZE, window)
-        self.socket.sendall(_PREFACE + frame(SETTINGS, payload=setting))
+        self.socket.sendall(PREFACE + frame(SETTINGS, payload=setting))
         self._stream = -1
 
     def __enter__(self) -> Self:

@@ -20,7 +20,7 @@ from cryptography.x509.oid import NameOID
 
 from bridge._proto.istio_ca_pb2 import IstioCertificateRequest, IstioCertificateResponse
 from bridge.clock import Clock, system_clock
-from bridge.config import parse
+from bridge.config import BridgeConfig, parse
 from bridge.errors import BridgeError
 from bridge.issuance import Call, Issued
 from bridge.metrics import Metrics
@@ -31,6 +31,8 @@ from bridge.server.istio import METHOD
 from bridge.server.tls import ServingCertificate
 
 SERVER_NAME = "meshca.istio-system.svc"
+_ANY = "127.0.0.1:0"
+_ISSUED_TLS = f"{{dns_names: [{SERVER_NAME}]}}"
 WAIT_SECONDS = 10.0
 """Longer than anything takes that a test waits for."""
 
@@ -140,7 +142,7 @@ def linkerd_server(
     issuance: ScriptedIssuance,
     metrics: Metrics,
     *,
-    listen: str = "127.0.0.1:0",
+    listen: str = _ANY,
 ) -> Server:
     """Make a server with Linkerd's front alone; nothing is issued for itself."""
 
@@ -148,7 +150,7 @@ def linkerd_server(
         raise AssertionError("it needs no serving certificate")
 
     text = _CONFIG.format(
-        listen="127.0.0.1:0", limits="{threads: 2}", tls="{}", fronts=""
+        listen=_ANY, mtls_listen=_ANY, limits="{threads: 2}", tls="{}", fronts=""
     )
     tree = yaml.safe_load(text)
     tree["fronts"] = {"linkerd": {"listen": listen, "cluster": "second"}}
@@ -164,6 +166,22 @@ def linkerd_server(
     )
 
 
+def istio_config(
+    folder: Path,
+    *,
+    listen: str = _ANY,
+    mtls_listen: str = _ANY,
+    limits: str = "{threads: 2}",
+    tls: str = _ISSUED_TLS,
+    fronts: str = "",
+) -> BridgeConfig:
+    """Return a configuration with Istio's front; the values are in YAML."""
+    text = _CONFIG.format(
+        listen=listen, mtls_listen=mtls_listen, limits=limits, tls=tls, fronts=fronts
+    )
+    return parse(text, folder / "bridge.yaml")
+
+
 class Served:
     """A server with its scripted issuance, and clients for it. A context manager."""
 
@@ -171,9 +189,10 @@ class Served:
         self,
         folder: Path,
         *,
-        listen: str = "127.0.0.1:0",
+        listen: str = _ANY,
+        mtls_listen: str = _ANY,
         limits: str = "{threads: 2}",
-        tls: str = f"{{dns_names: [{SERVER_NAME}]}}",
+        tls: str = _ISSUED_TLS,
         fronts: str = "",
         clock: Clock = system_clock,
         issue_serving: Callable[[Sequence[str], timedelta], ServingPair] | None = None,
@@ -183,11 +202,16 @@ class Served:
         self.issuance = ScriptedIssuance()
         self.metrics = Metrics()
         self.problems: dict[str, str] = {}
+        self.config = istio_config(
+            folder,
+            listen=listen,
+            mtls_listen=mtls_listen,
+            limits=limits,
+            tls=tls,
+            fronts=fronts,
+        )
         self.server = Server(
-            parse(
-                _CONFIG.format(listen=listen, limits=limits, tls=tls, fronts=fronts),
-                folder / "bridge.yaml",
-            ),
+            self.config,
             self.issuance,
             issue_serving=issue_serving or self.ca.issue_serving,
             anchors_pem=anchors_pem or (lambda: self.ca.pem),
@@ -265,7 +289,7 @@ trust_domain: corp.example
 fronts:
   istio:
     listen: "{listen}"
-    mtls_listen: "127.0.0.1:0"
+    mtls_listen: "{mtls_listen}"
     tls: {tls}
   {fronts}
 clusters:

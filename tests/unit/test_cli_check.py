@@ -1,10 +1,12 @@
 import json
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from cryptography import x509
 from typer.testing import CliRunner
 
 from bridge import demo
@@ -15,6 +17,7 @@ from bridge.clock import system_clock
 from bridge.policy.linkerd import LinkerdNames
 from bridge.policy.routes import Whom
 from bridge.spiffe import TrustDomain
+from tests.support.serving import ListenerCA
 from tests.support.world import World
 
 Change = Callable[[dict[str, Any], Path], None]
@@ -131,6 +134,29 @@ def test_a_serving_certificate_that_is_given_is_looked_at(
     (found,) = [one for one in json.loads(out) if one["what"] == "serving certificate"]
     assert found["result"] == result
     assert says in found["detail"]
+
+
+@pytest.mark.parametrize(
+    ("days", "says"),
+    [(-9, "ended "), (9, "is not valid before ")],
+    ids=["ended", "not valid yet"],
+)
+def test_a_serving_certificate_that_is_not_valid_now_fails(
+    tmp_path: Path, days: int, says: str
+) -> None:
+    path = written(tmp_path, given("given.pem", "given.key"))
+    began = system_clock() + timedelta(days=days)
+    pair = ListenerCA().issue([x509.DNSName("a")], timedelta(days=1), began)
+    (tmp_path / "hierarchy/given.pem").write_bytes(pair.certificate_chain_pem)
+    key = tmp_path / "hierarchy/given.key"
+    key.touch(0o600)
+    key.write_bytes(pair.private_key_pem)
+    status, out = run("-c", path, "-o", "json")
+    assert status == 1
+    (found,) = [one for one in json.loads(out) if one["what"] == "serving certificate"]
+    assert found["result"] == "FAILED"
+    assert found["detail"].startswith(says)
+    assert found["detail"].endswith(": expected one that is valid")
 
 
 def test_places_are_told_together_with_what_else_is_wrong(tmp_path: Path) -> None:

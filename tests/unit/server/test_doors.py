@@ -1,5 +1,6 @@
 """Two fronts in one process: each has its own door, and they end together."""
 
+import socket
 import threading
 from collections.abc import Sequence
 from datetime import timedelta
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import pytest
 
 from bridge._proto.istio_ca_pb2 import IstioCertificateRequest
 from bridge._proto.linkerd_identity_pb2 import CertifyRequest
@@ -14,7 +16,15 @@ from bridge.errors import BackendUnavailableError
 from bridge.own import ServingPair
 from bridge.server.doors import LinkerdDoor
 from bridge.server.linkerd import METHOD
-from tests.support.serving import ISSUED, WAIT_SECONDS, Held, ListenerCA, Served
+from tests.support import netports
+from tests.support.serving import (
+    ISSUED,
+    WAIT_SECONDS,
+    Held,
+    ListenerCA,
+    Served,
+    istio_config,
+)
 
 LINKERD = 'linkerd: {listen: "127.0.0.1:0"}'
 REQUEST = CertifyRequest(identity="a").SerializeToString()
@@ -57,6 +67,45 @@ def test_linkerd_is_served_while_istio_waits_for_its_certificate(
         while served.server.problems():
             threading.Event().wait(0.01)
         assert served.server.istio_address
+
+
+NOT_THERE = "{certificate: absent.pem, key: absent.key}"
+
+
+def test_a_change_that_brings_the_first_certificate_opens_the_door(
+    tmp_path: Path,
+) -> None:
+    with Served(tmp_path, tls=NOT_THERE) as served:
+        served.serving.close()  # it has to open without the next look of the thread
+        assert "listeners" in served.server.problems()
+        served.server.prepare(istio_config(tmp_path), served.ca.issue_serving)()
+        assert served.server.problems() == {}
+        assert served.stub()(IstioCertificateRequest(csr="pem")).cert_chain
+
+
+def test_a_door_that_does_not_open_is_told_and_tried_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        # The other port can be had, and is not asked for again.
+        free = netports.address()
+        with Served(
+            tmp_path, tls=NOT_THERE, listen=free, mtls_listen=address
+        ) as served:
+            served.serving.close()
+            issued = istio_config(tmp_path, listen=free, mtls_listen=address)
+            for _ in range(2):
+                served.server.prepare(issued, served.ca.issue_serving)()
+                assert served.server.problems() == {
+                    "listeners": f"fronts.istio.mtls_listen: cannot listen on {address}"
+                }
+            taken.close()
+            for _ in range(2):
+                served.serving.on_pair()
+            assert caplog.text.count("a front does not open") == 1
+            assert served.server.problems() == {}
+            assert served.stub()(IstioCertificateRequest(csr="pem")).cert_chain
 
 
 def test_the_bounds_of_one_front_are_not_those_of_the_other(tmp_path: Path) -> None:

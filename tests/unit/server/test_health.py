@@ -1,3 +1,5 @@
+import socket
+import struct
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,11 +12,21 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from bridge._proto.istio_ca_pb2 import IstioCertificateRequest
+from bridge.metrics import Metrics
 from bridge.server.health import Health
 from bridge.server.istio import SERVICE
-from tests.support.serving import WAIT_SECONDS, Held, Served
+from tests.support import http2
+from tests.support.serving import (
+    WAIT_SECONDS,
+    Held,
+    ScriptedIssuance,
+    Served,
+    linkerd_server,
+)
+from tests.support.supervised import await_true
 
 SERVING, NOT_SERVING = 1, 2
+NO_WINDOW = struct.pack(">HI", 4, 0)
 
 
 @pytest.fixture
@@ -67,6 +79,98 @@ def test_health_is_told_while_every_thread_is_at_work(served: Served) -> None:
     held.release.set()
     for future in futures:
         future.result(WAIT_SECONDS)
+
+
+@pytest.mark.parametrize("method", ["Check", "Watch"])
+def test_calls_without_a_message_hold_up_nobody_and_are_given_up(
+    served: Served, method: str
+) -> None:
+    over = threading.Event()
+
+    def silent() -> Iterator[bytes]:
+        over.wait(2 * WAIT_SECONDS)
+        yield from ()
+
+    silence = served.channel().stream_stream(f"/grpc.health.v1.Health/{method}")
+    calls = [silence(silent()) for _ in range(3)]
+    pool, reaper = served.door.side.pool, served.door.side.reaper
+    reaper.seconds = 9 * WAIT_SECONDS
+    await_true(lambda: pool.count == len(calls))
+    assert check(served, "") == SERVING
+    reaper.seconds = 0.1
+    for call in calls:
+        with pytest.raises(grpc.RpcError, match="RESOURCE_EXHAUSTED"):
+            next(call)
+    over.set()
+    assert pool.wait_until_idle(WAIT_SECONDS)
+
+
+@pytest.mark.parametrize("method", ["Check", "Watch"])
+@pytest.mark.parametrize(
+    ("messages", "says"),
+    [([], "the call has no message"), ([b"\xff"], "the message cannot be read")],
+    ids=["none", "no protobuf"],
+)
+def test_a_message_that_is_none_is_refused(
+    served: Served, method: str, messages: list[bytes], says: str
+) -> None:
+    call = served.channel().stream_stream(f"/grpc.health.v1.Health/{method}")
+    with pytest.raises(grpc.RpcError, match=f"(?s)INVALID_ARGUMENT.*{says}"):
+        next(call(iter(messages), timeout=WAIT_SECONDS))
+
+
+def test_watchers_hold_no_thread(served: Served) -> None:
+    stub = health_pb2_grpc.HealthStub(served.channel())
+    watching = [
+        stub.Watch(HealthCheckRequest(), timeout=WAIT_SECONDS) for _ in range(5)
+    ]
+    assert [next(one).status for one in watching] == [SERVING] * 5
+    assert check(served, "") == SERVING
+    for one in watching:
+        one.cancel()
+
+
+def watch(peer: socket.socket, stream: int) -> None:
+    peer.sendall(http2.begun(stream, path="/grpc.health.v1.Health/Watch"))
+    message = http2.framed(b"")
+    peer.sendall(http2.frame(http2.DATA, http2.END_STREAM, stream, message))
+
+
+def test_watchers_that_take_nothing_hold_up_nobody_and_are_given_up(
+    tmp_path: Path,
+) -> None:
+    server = linkerd_server(tmp_path, ScriptedIssuance(), Metrics())
+    server.start()
+    (door,) = server._doors
+    reaper, watchers = door.side.reaper, server._health._statuses._watchers
+    reaper.seconds = 9 * WAIT_SECONDS
+    ending = threading.Thread(target=server.drain, args=(0,), daemon=True)
+    host, port = server.linkerd_address.rsplit(":", 1)
+    with (
+        socket.create_connection((host, int(port))) as peer,
+        grpc.insecure_channel(server.linkerd_address) as channel,
+    ):
+        try:
+            # It allows its peer no bytes on a stream, and so gets no answer.
+            settings = http2.frame(http2.SETTINGS, payload=NO_WINDOW)
+            peer.sendall(http2.PREFACE + settings)
+            for stream in (1, 3):
+                watch(peer, stream)
+            await_true(lambda: len(watchers) == 2 and reaper._watched)
+            stub = health_pb2_grpc.HealthStub(channel)
+            request = HealthCheckRequest()
+            assert stub.Check(request, timeout=WAIT_SECONDS).status == SERVING
+            reaper.seconds = 0.1
+            watching = stub.Watch(request, timeout=WAIT_SECONDS)
+            assert next(watching).status == SERVING
+            await_true(lambda: len(watchers) == 1)
+            reaper.seconds = 9 * WAIT_SECONDS
+            watch(peer, 5)
+            await_true(lambda: reaper._watched)
+        finally:
+            ending.start()
+            ending.join(WAIT_SECONDS)
+        assert server.wait(0)
 
 
 def test_reflection_lists_the_services_and_holds_up_nothing(served: Served) -> None:

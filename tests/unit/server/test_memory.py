@@ -1,10 +1,13 @@
 """When memory is given back to the system."""
 
 import ctypes
+import errno
+import threading
 
 import pytest
 
 from bridge.server.memory import Trimmer
+from tests.support.serving import WAIT_SECONDS
 
 
 class Process:
@@ -62,3 +65,26 @@ def test_this_process_can() -> None:
     assert trimmer is not None
     trimmer.start()
     trimmer.close()
+
+
+def test_a_look_that_fails_is_told_and_not_the_last(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    # A rush of callers that takes all file descriptors is when it is needed.
+    monkeypatch.setattr("bridge.server.memory._LOOK_SECONDS", 0.0)
+    answers = iter([OSError(errno.EMFILE, "Too many open files")])
+    again = threading.Event()
+
+    def resident() -> int:
+        for error in answers:
+            raise error
+        again.set()
+        return 100
+
+    trimmer = Trimmer(lambda: None, resident, lambda: 0.0)
+    trimmer.start()
+    try:
+        assert again.wait(WAIT_SECONDS)
+    finally:
+        trimmer.close()
+    assert "Too many open files" in caplog.text

@@ -211,6 +211,11 @@ def expired() -> ServingPair:
     return ca.issue([x509.DNSName(SERVER_NAME)], DAY, Hands()() - 10 * DAY)
 
 
+def not_valid_yet() -> ServingPair:
+    ca = ListenerCA()
+    return ca.issue([x509.DNSName(SERVER_NAME)], DAY, Hands()() + DAY)
+
+
 class Files:
     """A certificate and its key, as files."""
 
@@ -281,8 +286,11 @@ def _key_only(files: Files) -> None:
             "0600 or 0440 (found 0660)",
             id="a key that the group can write",
         ),
+        pytest.param(lambda files: files.put(expired()), "tls.crt: ended", id="ended"),
         pytest.param(
-            lambda files: files.put(expired()), "expected one that is valid", id="ended"
+            lambda files: files.put(not_valid_yet()),
+            "tls.crt: is not valid before",
+            id="not valid yet",
         ),
         pytest.param(
             lambda files: files.certificate.unlink(),
@@ -312,6 +320,38 @@ def test_a_bad_pair_leaves_the_old_one_in_service(
     assert serving.pair is not before
 
 
+@pytest.mark.parametrize(
+    ("now_bad", "complaint"),
+    [
+        pytest.param(expired, "tls.crt: ended", id="ended"),
+        pytest.param(not_valid_yet, "tls.crt: is not valid before", id="not valid yet"),
+    ],
+)
+def test_a_change_that_brings_a_bad_pair_is_refused(
+    tmp_path: Path, now_bad: Callable[[], ServingPair], complaint: str
+) -> None:
+    files = Files(tmp_path, ListenerCA())
+    with Served(tmp_path, tls="{certificate: tls.crt, key: tls.key}") as served:
+        before = served.serving.pair
+        files.put(now_bad())
+        with pytest.raises(ConfigError, match=f"{complaint} .*: expected one that is"):
+            served.server.prepare(served.config, served.ca.issue_serving)
+        assert served.serving.pair is before
+        assert served.server.problems() == {}
+
+
+def test_a_change_is_taken_with_a_pair_that_is_no_worse_than_the_old(
+    tmp_path: Path,
+) -> None:
+    clock, files = Hands(), Files(tmp_path, ListenerCA())
+    tls = "{certificate: tls.crt, key: tls.key}"
+    with Served(tmp_path, tls=tls, clock=clock) as served:
+        clock.now += 2 * DAY
+        files.put(expired())
+        served.server.prepare(served.config, served.ca.issue_serving)()
+        assert "it has expired" in served.server.problems()["serving certificate"]
+
+
 def test_a_bad_pair_that_stays_bad_goes_on_being_shown(tmp_path: Path) -> None:
     files = Files(tmp_path, ListenerCA())
     serving = ServingCertificate(
@@ -322,6 +362,37 @@ def test_a_bad_pair_that_stays_bad_goes_on_being_shown(tmp_path: Path) -> None:
     serving.refresh()
     serving.refresh()
     assert "is not the key" in serving.warnings()["serving certificate"]
+
+
+def test_a_pair_is_taken_once_it_is_valid(tmp_path: Path) -> None:
+    clock, files = Hands(), Files(tmp_path, ListenerCA())
+    serving = ServingCertificate(
+        FileSource(files.certificate, files.key), clock, Metrics()
+    )
+    assert serving.refresh()
+    before = serving.pair
+    files.put(not_valid_yet())
+    assert not serving.refresh()
+    assert serving.refresh(), "it is not asked for again meanwhile"
+    assert "not valid before" in serving.warnings()["serving certificate"]
+    assert serving.pair is before
+    clock.now += DAY
+    assert serving.refresh()
+    assert serving.pair is not before
+    assert serving.warnings() == serving.problems() == {}
+
+
+def test_a_first_pair_that_is_not_valid_yet_is_a_problem(tmp_path: Path) -> None:
+    clock, files = Hands(), Files(tmp_path, ListenerCA())
+    files.put(not_valid_yet())
+    serving = ServingCertificate(
+        FileSource(files.certificate, files.key), clock, Metrics()
+    )
+    assert serving.refresh(), "there is nothing better"
+    problem = serving.problems()["serving certificate"]
+    assert problem.startswith("it is not valid before ")
+    clock.now += DAY
+    assert serving.problems() == {}
 
 
 def test_grpc_builds_its_context_anew_only_after_a_change() -> None:
