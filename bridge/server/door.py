@@ -47,7 +47,7 @@ class Door(ABC):
     message_seconds: ClassVar[float] = 2.0
     """The longest that a call's message is waited for."""
     honest_seconds: ClassVar[float] = 0.25
-    """The same, while many are waited for: somebody may hold threads on purpose."""
+    """The same, while many are waited for: somebody may fill the line on purpose."""
     is_behind_proxy: ClassVar[bool] = False
     """A connection carries the calls of many clients."""
     receptions: ClassVar[int] = 64

@@ -82,6 +82,7 @@ class IstioDoor(Door):
         return Terms(
             audiences=frozenset(_istio(config).audiences),
             deadline_seconds=config.limits.deadline.total_seconds(),
+            has_certificates=_istio(config).mtls_listen is not None,
         )
 
     def addresses(self) -> Mapping[str, tuple[str, Any]]:

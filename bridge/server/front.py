@@ -68,6 +68,8 @@ class Terms:
     """The longest that a call may take; clients set none."""
     cluster: str = ""
     """Whose tokens callers show, where the API does not say."""
+    has_certificates: bool = False
+    """One of the ports asks for a client certificate."""
 
 
 class Front(grpc.GenericRpcHandler, ABC):  # type: ignore[misc]  # grpc has no types

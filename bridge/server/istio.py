@@ -16,6 +16,7 @@ from bridge.server.messages import ResponseWriter, read_request
 
 SERVICE = "istio.v1.auth.IstioCertificateService"
 METHOD = f"/{SERVICE}/CreateCertificate"
+_CERTIFICATES = "x509_pem_cert"
 
 
 class IstioFront(Front):
@@ -38,7 +39,7 @@ class IstioFront(Front):
         return Call(
             front=self.name,
             csr=request.csr,
-            credential=_credential(context),
+            credential=_credential(context, terms),
             audiences=terms.audiences,
             ttl_seconds=request.ttl_seconds,
             cert_signer=request.cert_signer,
@@ -53,11 +54,10 @@ class IstioFront(Front):
         )
 
 
-def _credential(context: Any) -> Credential:
+def _credential(context: Any, terms: Terms) -> Credential:
     # Where a client certificate was asked for, the listener let nobody in without one:
     # there it is the credential, and headers count for nothing.
-    authentication = context.auth_context()
-    certificates = authentication.get("x509_pem_cert")
+    certificates = terms.has_certificates and context.auth_context().get(_CERTIFICATES)
     if certificates:
         if len(certificates) != 1:
             raise AuthenticationError("a connection has one client certificate")

@@ -40,21 +40,21 @@ class SignatureAlgorithm:
     """What is applied before the key; `None` for Ed25519, which hashes by itself."""
     der: bytes
     """The AlgorithmIdentifier, as it stands in a certificate (RFC 4055, 5758, 8410)."""
+    ecdsa: ec.ECDSA | None = None
+    """`hash` as `cryptography` wants it for a key on a curve."""
 
 
+_PKCS1 = padding.PKCS1v15()
 _RSA_SHA256 = SignatureAlgorithm(
     "rsa-sha256", hashes.SHA256(), bytes.fromhex("300d06092a864886f70d01010b0500")
 )
 _ECDSA = {
-    "secp256r1": SignatureAlgorithm(
-        "ecdsa-sha256", hashes.SHA256(), bytes.fromhex("300a06082a8648ce3d040302")
-    ),
-    "secp384r1": SignatureAlgorithm(
-        "ecdsa-sha384", hashes.SHA384(), bytes.fromhex("300a06082a8648ce3d040303")
-    ),
-    "secp521r1": SignatureAlgorithm(
-        "ecdsa-sha512", hashes.SHA512(), bytes.fromhex("300a06082a8648ce3d040304")
-    ),
+    curve: SignatureAlgorithm(name, digest, bytes.fromhex(der), ec.ECDSA(digest))
+    for curve, name, digest, der in (
+        ("secp256r1", "ecdsa-sha256", hashes.SHA256(), "300a06082a8648ce3d040302"),
+        ("secp384r1", "ecdsa-sha384", hashes.SHA384(), "300a06082a8648ce3d040303"),
+        ("secp521r1", "ecdsa-sha512", hashes.SHA512(), "300a06082a8648ce3d040304"),
+    )
 }
 CURVES = frozenset(_ECDSA)
 """The curves of CA keys, by their names in `cryptography`."""
@@ -91,10 +91,10 @@ def signature_of(
     Raises:
         TypeError: The algorithm is another key's.
     """
-    if isinstance(key, rsa.RSAPrivateKey) and algorithm.hash:
-        return key.sign(data, padding.PKCS1v15(), algorithm.hash)
-    if isinstance(key, ec.EllipticCurvePrivateKey) and algorithm.hash:
-        return key.sign(data, ec.ECDSA(algorithm.hash))
+    if algorithm.ecdsa and isinstance(key, ec.EllipticCurvePrivateKey):
+        return key.sign(data, algorithm.ecdsa)
+    if algorithm.hash and isinstance(key, rsa.RSAPrivateKey):
+        return key.sign(data, _PKCS1, algorithm.hash)
     if isinstance(key, ed25519.Ed25519PrivateKey) and not algorithm.hash:
         return key.sign(data)
     raise TypeError(f"no way to sign with {type(key).__name__} and {algorithm.name}")
@@ -111,10 +111,10 @@ def require_signature(
     Raises:
         cryptography.exceptions.InvalidSignature: It does not.
     """
-    if isinstance(public_key, rsa.RSAPublicKey) and algorithm.hash:
-        public_key.verify(signature, data, padding.PKCS1v15(), algorithm.hash)
-    elif isinstance(public_key, ec.EllipticCurvePublicKey) and algorithm.hash:
-        public_key.verify(signature, data, ec.ECDSA(algorithm.hash))
+    if algorithm.ecdsa and isinstance(public_key, ec.EllipticCurvePublicKey):
+        public_key.verify(signature, data, algorithm.ecdsa)
+    elif algorithm.hash and isinstance(public_key, rsa.RSAPublicKey):
+        public_key.verify(signature, data, _PKCS1, algorithm.hash)
     elif isinstance(public_key, ed25519.Ed25519PublicKey) and not algorithm.hash:
         public_key.verify(signature, data)
     else:  # algorithm_of has refused it at load

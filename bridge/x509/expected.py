@@ -74,23 +74,19 @@ class ExpectedLeaf:
             ValueError: A name is neither a URI nor a DNS name, or not ASCII.
         """
         alternatives = b"".join([_name(name) for name in names])
-        san = _SUBJECT_ALT_NAME + tlv(_OCTET_STRING, tlv(SEQUENCE, alternatives))
-        extensions = tlv(SEQUENCE, self._before_names + tlv(SEQUENCE, san))
-        return tlv(
-            SEQUENCE,
-            b"".join(
-                (
-                    _VERSION_3,
-                    # One bit more than the number has: the sign.
-                    tlv(_INTEGER, serial.to_bytes(serial.bit_length() // 8 + 1)),
-                    self._before_validity,
-                    tlv(SEQUENCE, _time(not_before) + _time(not_after)),
-                    _EMPTY_NAME,
-                    spki,
-                    tlv(_EXTENSIONS, extensions),
-                )
-            ),
+        san = tlv(SEQUENCE, alternatives)
+        san = tlv(SEQUENCE, _SUBJECT_ALT_NAME + tlv(_OCTET_STRING, san))
+        fields = (
+            _VERSION_3,
+            # One bit more than the number has: the sign.
+            tlv(_INTEGER, serial.to_bytes(serial.bit_length() // 8 + 1)),
+            self._before_validity,
+            _validity(not_before, not_after),
+            _EMPTY_NAME,
+            spki,
+            tlv(_EXTENSIONS, tlv(SEQUENCE, self._before_names + san)),
         )
+        return tlv(SEQUENCE, b"".join(fields))
 
 
 def _authority_key_identifier(issuing: x509.Certificate) -> bytes:
@@ -111,6 +107,10 @@ def _name(name: x509.GeneralName) -> bytes:
 
 
 @lru_cache(maxsize=64)  # the leaves of one second share their times
+def _validity(not_before: datetime, not_after: datetime) -> bytes:
+    return tlv(SEQUENCE, _time(not_before) + _time(not_after))
+
+
 def _time(moment: datetime) -> bytes:
     year, month, day, hour, minute, second = moment.timetuple()[:6]
     rest = f"{month:02}{day:02}{hour:02}{minute:02}{second:02}Z".encode("ascii")
