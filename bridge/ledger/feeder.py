@@ -27,13 +27,16 @@ RETRY_RULE = "ledger.archive"
 _POLL_SECONDS = 0.2
 _RETRY_SECONDS = 1.0
 _LAST_TRIES_SECONDS = 0.05
-_BATCH_ROWS, _LATE_BATCH_ROWS = 1000, 4000
+_BATCH_ROWS = 1000
+_LATE_ROWS, _LATE_BATCH_ROWS = 1500, 4000
+"""So many are too many to take one's time, and how many are taken at once then."""
 _TOGETHER_SECONDS = 0.5
 """Under load, rows wait this long for others: digests are random, so that a small batch
 writes nearly as many pages of the indexes as a large one."""
-_ROWS_TO_A_BREATH = 50
-_BREATH_SECONDS = 0.0005
-"""A thread that has a certificate to sign waits for no more than so many rows."""
+_ROWS_TO_A_BREATH = 25
+_BREATH_SECONDS = 0.004
+"""A thread that has a certificate to sign waits for no more than so many rows, and a
+batch is spread over most of the time until the next."""
 _NICENESS = 3
 """A higher one leaves the thread less than it needs where the core is full."""
 _NO_HURRY = LagConfig()
@@ -85,7 +88,7 @@ class Feeder:
         self._began = self._seen = durable().seq
         self._fed = time.monotonic()
         self._together_rows = min(_BATCH_ROWS, max_lag.entries // 4)
-        self._late_rows = min(2 * _BATCH_ROWS, max_lag.entries // 4)
+        self._late_rows = min(_LATE_ROWS, max_lag.entries // 4)
         self._is_late = False
         self._together_seconds = min(_TOGETHER_SECONDS, max_lag.seconds / 4)
         self._position: Position | None = None
@@ -123,13 +126,16 @@ class Feeder:
         While the archive is not open, only the rows since the start are known to be
         missing, and the seconds run.
         """
-        position = self._position
-        read = self._began if position is None else position.head.seq
-        behind = max(self._durable().seq - read, 0)
-        if position is not None and not behind:
+        behind = self._behind()
+        if self._position is not None and not behind:
             return 0, 0.0
         seconds = (self._clock() - self._caught_up).total_seconds()
         return behind, max(seconds, 0.0)
+
+    def _behind(self) -> int:
+        position = self._position
+        read = self._began if position is None else position.head.seq
+        return max(self._durable().seq - read, 0)
 
     def _run(self) -> None:
         _step_back()
@@ -184,7 +190,7 @@ class Feeder:
         if not self._is_time(goal.seq - position.head.seq, goal.seq):
             return
         while position.head.seq < goal.seq and time.monotonic() < self._deadline:
-            self._is_late = goal.seq - position.head.seq > self._late_rows
+            self._is_late = self._behind() > self._late_rows
             after, rows = self._read(position, goal.seq)
             breathe = None if self._is_late else self._breathe
             archive.add(self._folder.name, position, after, rows, breathe)
@@ -243,6 +249,7 @@ class Feeder:
     def _breathe(self) -> None:
         # A batch takes longer than a caller should wait behind it.
         if not (self._is_late or self._stop.is_set()):
+            self._is_late = self._behind() > self._late_rows
             time.sleep(_BREATH_SECONDS)
 
     def _broken(self, segment: int, offset: int, reason: str) -> LedgerError:
