@@ -109,6 +109,8 @@ class CallPool(ThreadPoolExecutor):
         self._receptions = receptions
         self._queue: SimpleQueue[_Ticket | None] = SimpleQueue()
         self._waiting: dict[_Ticket, None] = {}
+        if receptions is not None:
+            receptions.ahead = self._waiting.__len__
         self._live: dict[_Ticket, None] = {}
         self._is_crowded = False
         self._is_idle_wanted = False
@@ -163,7 +165,7 @@ class CallPool(ThreadPoolExecutor):
         self._live[ticket] = None
         receptions = self._receptions
         if receptions is None or not receptions.begin(args, ticket.then(self._queued)):
-            self._queued(ticket)
+            self._queued(ticket, time.monotonic())
         return _UNOBSERVED
 
     def wait_until_idle(self, timeout: float) -> bool:
@@ -189,8 +191,8 @@ class CallPool(ThreadPoolExecutor):
             for _ in range(self._width):
                 self._queue.put(None)
 
-    def _queued(self, ticket: "_Ticket") -> None:
-        ticket.since = time.monotonic()
+    def _queued(self, ticket: "_Ticket", since: float) -> None:
+        ticket.since = since
         self._waiting[ticket] = None
         self._queue.put(ticket)
 
@@ -202,6 +204,8 @@ class CallPool(ThreadPoolExecutor):
     def _run(self, ticket: "_Ticket") -> None:
         if self._waiting.pop(ticket, ticket) is ticket:
             return  # the sweeper had it
+        if self._receptions is not None:
+            self._receptions.go_on()
         try:
             ticket.fn(*ticket.args, **ticket.kwargs)
         except BaseException:  # noqa: BLE001 - whatever it is, the thread must not end
@@ -266,18 +270,18 @@ class _Ticket:
         self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
         self.since = 0.0
-        """From when on it has waited in the queue."""
+        """From when on it has waited for us."""
         self.fn = fn
         self.args = args
         self.kwargs = kwargs
 
     def then(
-        self, run: "Callable[[_Ticket], None]"
-    ) -> Callable[[tuple[Any, ...]], None]:
+        self, run: "Callable[[_Ticket, float], None]"
+    ) -> Callable[[tuple[Any, ...], float], None]:
         """Return what has it run with other arguments."""
 
-        def ready(args: tuple[Any, ...]) -> None:
+        def ready(args: tuple[Any, ...], since: float) -> None:
             self.args = args
-            run(self)
+            run(self, since)
 
         return ready

@@ -103,7 +103,8 @@ class Reception:
 class Receptions:
     """The calls whose messages are on their way, a bounded number of them.
 
-    The others wait in line: each message under way may take its length of memory.
+    The others wait in line: each message under way may take its length of memory, and
+    one that is received and then shed was received in vain.
 
     Args:
         reaper: Looks at the clock.
@@ -113,18 +114,20 @@ class Receptions:
     def __init__(self, reaper: Reaper, most: int) -> None:
         self._reaper = reaper
         self._most = most
+        self.ahead: Callable[[], int] = int
+        """Returns how many calls have their message and wait for a thread."""
         self._under_way: dict[Reception, Callable[[], None]] = {}
         self._line: deque[tuple[Reception, Callable[[], None]]] = deque()
 
     def begin(
-        self, work: tuple[Any, ...], ready: Callable[[tuple[Any, ...]], None]
+        self, work: tuple[Any, ...], ready: Callable[[tuple[Any, ...], float], None]
     ) -> bool:
         """Wait for the message of a call that grpc wants to be run.
 
         Args:
             work: What grpc gave its pool.
-            ready: Called with what is to be run instead, once the message is there or
-                is not waited for any longer.
+            ready: Called with what is to be run instead, and since when it waits for
+                us, once the message is there or is not waited for any longer.
 
         Returns:
             False where there is nothing to wait for; `ready` will not be called.
@@ -133,12 +136,25 @@ class Receptions:
         if messages is None or self._reaper.is_hostile(partial(peer_of, messages)):
             return False
         reception = Reception(messages, self._end)
-        run = partial(ready, (*work[:_THUNK], lambda: reception, *work[_THUNK + 1 :]))
-        if len(self._under_way) < self._most:
-            self._begin(reception, run)
-        else:
+        instead = (*work[:_THUNK], lambda: reception, *work[_THUNK + 1 :])
+
+        def run() -> None:
+            ready(instead, reception.since)
+
+        if self._line or not self._has_room():
             self._line.append((reception, run))
+        else:
+            self._begin(reception, run)
         return True
+
+    def go_on(self) -> None:
+        """Let in from the line whom there is room for."""
+        while self._line and self._has_room():
+            try:
+                following = self._line.popleft()
+            except IndexError:  # somebody else was first
+                return
+            self._begin(*following)
 
     def let_go(self, is_overdue: Callable[[float], bool]) -> None:
         """Run what has stood in line for too long."""
@@ -149,6 +165,7 @@ class Receptions:
                 return
             reception.skip()
             run()
+        self.go_on()
 
     def _begin(self, reception: Reception, run: Callable[[], None]) -> None:
         self._under_way[reception] = run
@@ -160,18 +177,18 @@ class Receptions:
 
     def _end(self, reception: Reception) -> None:
         self._settle(reception)
-        while self._line and len(self._under_way) < self._most:
-            try:
-                following = self._line.popleft()
-            except IndexError:  # somebody else was first
-                return
-            self._begin(*following)
+        self.go_on()
+
+    def _has_room(self) -> bool:
+        return len(self._under_way) + self.ahead() < self._most
 
     def _settle(self, reception: Reception) -> None:
         run = self._under_way.pop(reception, None)
         if run is not None:  # its message and its end may both come
             self._reaper.forget(reception)
-            reception.since = time.monotonic()
+            if not self._line:
+                # Otherwise we are behind, and the whole time is ours.
+                reception.since = time.monotonic()
             run()
 
 

@@ -140,10 +140,10 @@ def test_a_call_that_fails_is_counted_out_and_ends_no_thread(
 
 
 def test_a_call_without_a_message_gets_no_thread_until_it_is_there() -> None:
+    went_on = threading.Event()
+
     class Later:
-        def begin(
-            self, work: tuple[object, ...], ready: Callable[[tuple[object, ...]], None]
-        ) -> bool:
+        def begin(self, work: tuple[object, ...], ready: Callable[..., None]) -> bool:
             if work == ("at once",):
                 return False
             self.ready = ready
@@ -151,6 +151,9 @@ def test_a_call_without_a_message_gets_no_thread_until_it_is_there() -> None:
 
         def let_go(self, _: object) -> None:
             pass
+
+        def go_on(self) -> None:
+            went_on.set()
 
     later: Any = Later()
     pool = CallPool(1, 3, WAIT_SECONDS, later)
@@ -160,8 +163,9 @@ def test_a_call_without_a_message_gets_no_thread_until_it_is_there() -> None:
     pool.submit(ran.put, "at once")
     assert ran.get(timeout=WAIT_SECONDS) == "at once"
     eventually(lambda: pool.count == 1)  # it is under way, although nobody works
-    later.ready(("it has come",))
+    later.ready(("it has come",), time.monotonic())
     assert ran.get(timeout=WAIT_SECONDS) == "it has come"
+    assert went_on.is_set(), "who stands in line may be let in"
     assert pool.close(WAIT_SECONDS)
 
 

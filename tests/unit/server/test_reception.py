@@ -98,7 +98,7 @@ class Hall:
 
     def begin(self, call: Call) -> bool:
         return self.receptions.begin(
-            call.work(), lambda work: self.ready.append(work[4]())
+            call.work(), lambda work, _: self.ready.append(work[4]())
         )
 
     def taken(self) -> bytes | None:
@@ -164,6 +164,31 @@ def test_no_more_messages_than_that_are_received_at_a_time() -> None:
     assert [reception.take() for reception in hall.ready] == [b"second", None]
 
 
+def test_what_waits_for_a_thread_takes_room_too() -> None:
+    # Or a server with too much to do would receive what it is going to shed.
+    hall, calls = Hall(most=2), [Call() for _ in range(3)]
+    ahead = 2
+    hall.receptions.ahead = lambda: ahead
+    for call in calls:
+        hall.begin(call)
+    assert [call.tag is not None for call in calls] == [False, False, False]
+    ahead = 1
+    hall.receptions.go_on()
+    assert [call.tag is not None for call in calls] == [True, False, False]
+
+
+def test_who_comes_later_does_not_pass_the_line() -> None:
+    hall, early, late = Hall(most=1), Call(), Call()
+    hall.receptions.ahead = lambda: 1
+    hall.begin(early)
+    hall.receptions.ahead = lambda: 0
+    hall.begin(late)
+    assert (early.tag, late.tag) == (None, None)
+    hall.receptions.go_on()
+    assert early.tag is not None
+    assert late.tag is None
+
+
 def test_who_has_left_the_line_makes_room_for_the_next() -> None:
     hall, calls = Hall(most=1), [Call() for _ in range(9)]
     for call in calls:
@@ -173,6 +198,23 @@ def test_who_has_left_the_line_makes_room_for_the_next() -> None:
     calls[0].arrive(b"first")
     assert calls[8].tag is not None
     assert len(hall.ready) == 8
+
+
+def test_while_there_is_a_line_the_time_for_the_message_is_ours() -> None:
+    hall, calls = Hall(most=1), [Call() for _ in range(3)]
+    for call in calls:
+        hall.begin(call)
+    ((_, first),) = hall.reaper._watched.values()
+    assert isinstance(first, Reception)
+    first.since = 5.0
+    calls[0].arrive(b"first")
+    assert first.since == 5.0
+    calls[1].arrive(b"second")
+    ((_, last),) = hall.reaper._watched.values()
+    assert isinstance(last, Reception)
+    last.since = 5.0
+    calls[2].arrive(b"third")
+    assert last.since > 5.0
 
 
 def test_who_stands_in_line_for_too_long_is_let_go() -> None:
@@ -203,13 +245,13 @@ def test_a_hostile_connection_is_not_waited_for() -> None:
     ids=["nothing", "less", "no thunk", "no messages"],
 )
 def test_what_another_grpc_gives_is_run_as_it_is(work: tuple[Any, ...]) -> None:
-    assert not Hall().receptions.begin(work, lambda _: pytest.fail("is not ready"))
+    assert not Hall().receptions.begin(work, lambda *_: pytest.fail("is not ready"))
 
 
 def test_what_goes_wrong_when_a_message_comes_stays_out_of_grpcs_thread(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    def fail(_work: object) -> None:
+    def fail(_work: object, _since: float) -> None:
         raise RuntimeError("broken")
 
     call = Call()
