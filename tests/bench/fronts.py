@@ -1,9 +1,9 @@
 """Linkerd's front beside Istio's, in one run (the second half of `make bench`).
 
-Both are served by the same configuration with a P-256 CA, each run by a process of its
-own that is alone on core 0; `caload` is on core 1. The bridge does everything that it
-does in production: see `tests.bench.peers`. Then Linkerd's front is asked for a minute,
-in which there may be no error, and no serial number twice.
+Both are served by one process with a P-256 CA, alone on core 0, in short runs in turn;
+`caload` is on core 1. The bridge does everything that it does in production: see
+`tests.bench.peers`. Then Linkerd's front of another process is asked for a minute, in
+which there may be no error, and no serial number twice.
 """
 
 import argparse
@@ -15,7 +15,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tests.bench.load import BenchError, Load, Result, build, measure_bridge
+from tests.bench.load import (
+    BenchError,
+    Load,
+    Result,
+    build,
+    measure_bridge,
+    measure_running,
+    require_on_record,
+)
 from tests.bench.peers import BUSY_PERCENT, say, surroundings, verdict
 from tests.support import gobuild
 from tests.support.harness import Bridge
@@ -38,6 +46,11 @@ class Round:
     linkerd: Result
 
     @property
+    def results(self) -> tuple[Result, Result]:
+        """Both."""
+        return self.istio, self.linkerd
+
+    @property
     def ratio(self) -> float:
         """Linkerd's rate as a part of Istio's."""
         return self.linkerd.per_second / self.istio.per_second
@@ -56,7 +69,7 @@ def main() -> int:
     except (BenchError, gobuild.BuildError) as error:
         sys.stderr.write(f"bench-fronts: {error}\n")
         return 2
-    results = [one for pair in rounds for one in (pair.istio, pair.linkerd)]
+    results = [one for pair in rounds for one in pair.results]
     results += [minute] if minute else []
     verdicts = list(_verdicts(rounds, minute, results))
     say("", *_table(rounds), "", *(text for _, text in verdicts))
@@ -71,8 +84,8 @@ def main() -> int:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="bench-fronts", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3, help="of both fronts (3)")
-    parser.add_argument("--seconds", type=float, default=8.0, help="of each run (8)")
+    parser.add_argument("--rounds", type=int, default=12, help="of both fronts (12)")
+    parser.add_argument("--seconds", type=float, default=3.0, help="of each run (3)")
     parser.add_argument(
         "--minute", type=float, default=60.0, help="seconds of the long run (60)"
     )
@@ -97,10 +110,7 @@ def _measured(options: argparse.Namespace) -> tuple[list[Round], Result | None]:
     with tempfile.TemporaryDirectory("-bench", dir=home) as name:
         folder = Path(name)
         say(*surroundings(folder, options))
-        rounds = [
-            _round(load, folder / f"round-{number}", options.tokens)
-            for number in range(options.rounds)
-        ]
+        rounds = _rounds(load, folder, options)
         long = replace(
             load, front="linkerd", seconds=options.minute, tokens_are_for_one=False
         )
@@ -108,15 +118,31 @@ def _measured(options: argparse.Namespace) -> tuple[list[Round], Result | None]:
         here.mkdir()
         minute = None
         if options.minute:
-            minute = _one(long, here, _tokens(here, options.tokens, _MINUTE_TOKENS))
+            issuer = TokenIssuer(algorithm=options.tokens)
+            tokens = _tokens(here, issuer, _MINUTE_TOKENS)
+            minute = measure_bridge(long, tokens, _bridge(long, here / "b", issuer))
     return rounds, minute
 
 
-def _round(load: Load, folder: Path, algorithm: str) -> Round:
-    folder.mkdir()
-    made = _tokens(folder, algorithm, int(_MOST_PER_SECOND * load.all_seconds))
-    istio = _one(load, folder, made)
-    linkerd = _one(replace(load, front="linkerd"), folder, made)
+def _rounds(load: Load, folder: Path, options: argparse.Namespace) -> list[Round]:
+    # One process, and short runs in turn: the speed of a machine moves by itself, less
+    # within seconds than within minutes.
+    issuer = TokenIssuer(algorithm=options.tokens)
+    bridge = _bridge(load, folder / "bridge", issuer)
+    rounds: list[Round] = []
+    with bridge:
+        for number in range(options.rounds):
+            here = folder / f"round-{number}"
+            here.mkdir()
+            rounds.append(_round(load, here, issuer, bridge))
+    require_on_record(bridge, *(one for pair in rounds for one in pair.results))
+    return rounds
+
+
+def _round(load: Load, folder: Path, issuer: TokenIssuer, bridge: Bridge) -> Round:
+    tokens = _tokens(folder, issuer, int(_MOST_PER_SECOND * load.all_seconds))
+    istio = measure_running(load, tokens, bridge)
+    linkerd = measure_running(replace(load, front="linkerd"), tokens, bridge)
     one = Round(istio=istio, linkerd=linkerd)
     say(
         f"{folder.name}: istio {istio.per_second:.0f}/s, "
@@ -125,26 +151,23 @@ def _round(load: Load, folder: Path, algorithm: str) -> Round:
     return one
 
 
-def _tokens(folder: Path, algorithm: str, count: int) -> tuple[TokenIssuer, Path]:
-    issuer = TokenIssuer(algorithm=algorithm)
+def _tokens(folder: Path, issuer: TokenIssuer, count: int) -> Path:
     file = folder / "tokens"
     say(f"{folder.name}: making {count} tokens")
-    # Each process sees them for the first time; a token for both fronts is one for all.
+    # Each front sees them for the first time; a token for both is one for all.
     issuer.write_many(file, count, audiences=("istio-ca", AUDIENCE))
-    return issuer, file
+    return file
 
 
-def _one(load: Load, folder: Path, made: tuple[TokenIssuer, Path]) -> Result:
-    issuer, tokens = made
-    bridge = Bridge(
-        folder / f"bridge-{load.front}",
+def _bridge(load: Load, folder: Path, issuer: TokenIssuer) -> Bridge:
+    return Bridge(
+        folder,
         issuers=[issuer],
         trust_domain="cluster.local",
         ca_key=load.ca_key,
         fronts=("istio", "linkerd"),
         prefix=("taskset", "-c", "0"),
     )
-    return measure_bridge(load, tokens, bridge)
 
 
 def _table(rounds: list[Round]) -> Iterator[str]:

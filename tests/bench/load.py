@@ -128,29 +128,44 @@ def measure_bridge(load: Load, tokens: Path, bridge: Bridge) -> Result:
         BenchError: A token was used twice, or the ledger does not hold what was issued.
     """
     with bridge:
-        address = {"istio": bridge.address, "linkerd": bridge.linkerd_address}
-        result = _run(load, address[load.front], bridge.roots, bridge.pid, tokens)
-        asked = bridge.metric("meshca_requests_total", front=load.front)
-    with tokens.open("rb") as file:
-        count = sum(1 for _ in file)
-    if load.tokens_are_for_one and not 0 < asked <= count:
-        raise BenchError(f"{asked:.0f} requests with {count} tokens: each is for one")
-    _require_on_record(bridge, result)
+        result = measure_running(load, tokens, bridge)
+    require_on_record(bridge, result)
     return Result(
         **{name: getattr(result, name) for name in Result.__dataclass_fields__}
         | {"ready_seconds": bridge.ready_seconds}
     )
 
 
-def _require_on_record(bridge: Bridge, result: Result) -> None:
+def measure_running(load: Load, tokens: Path, bridge: Bridge) -> Result:
+    """Measure a bridge that serves already. See `measure_bridge`.
+
+    Raises:
+        BenchError: A token was used twice.
+    """
+    address = {"istio": bridge.address, "linkerd": bridge.linkerd_address}[load.front]
+    before = bridge.metric("meshca_requests_total", front=load.front)
+    result = _run(load, address, bridge.roots, bridge.pid, tokens)
+    asked = bridge.metric("meshca_requests_total", front=load.front) - before
+    with tokens.open("rb") as file:
+        count = sum(1 for _ in file)
+    if load.tokens_are_for_one and not 0 < asked <= count:
+        raise BenchError(f"{asked:.0f} requests with {count} tokens: each is for one")
+    return result
+
+
+def require_on_record(bridge: Bridge, *results: Result) -> None:
+    """Hold the ledger of a bridge that has ended to what its clients counted.
+
+    Raises:
+        BenchError: It does not verify, or lacks a certificate.
+    """
     checked = bridge.run("ledger", "verify")
     if checked.returncode:
         raise BenchError(f"the ledger does not verify: {checked.stderr}")
     issued = len(bridge.rows(kind="issued", purpose="workload"))
-    if issued < result.good:
-        raise BenchError(
-            f"{issued} certificates on record, and {result.good} were given out"
-        )
+    good = sum(result.good for result in results)
+    if issued < good:
+        raise BenchError(f"{issued} certificates on record, and {good} were given out")
 
 
 @contextmanager
