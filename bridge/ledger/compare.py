@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bridge.ledger.feeder import entry
 from bridge.ledger.reader import read_writer, writers
+from bridge.ledger.rows import entry
 
 if TYPE_CHECKING:
     # It imports SQLAlchemy, which nobody pays for who does not ask for an archive.

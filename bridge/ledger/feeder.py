@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from bridge.clock import Clock
 from bridge.config import LagConfig
 from bridge.errors import ConfigError, LedgerError
-from bridge.ledger.rows import Chain, Head, Row, encode_list, parse
+from bridge.ledger.rows import Chain, Head, entry, parse
 from bridge.ledger.segments import segment_path, segments
 
 if TYPE_CHECKING:
@@ -40,23 +40,6 @@ batch is spread over most of the time until the next."""
 _NICENESS = 3
 """A higher one leaves the thread less than it needs where the core is full."""
 _NO_HURRY = LagConfig()
-_TEXTS = (
-    "kind",
-    "attempt",
-    "request",
-    "purpose",
-    "front",
-    "cluster",
-    "caller",
-    "issuing_ca",
-    "serial",
-    "key_sha256",
-    "tbs_sha256",
-    "certificate_sha256",
-    "status",
-    "rule",
-    "detail",
-)
 
 
 class Feeder:
@@ -286,18 +269,3 @@ def _step_back() -> None:
     if sys.platform == "linux":
         with suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
-
-
-def entry(writer: str, row: Row) -> Mapping[str, Any]:
-    """Return `row` by the columns of the archive."""
-    values = row.values
-    columns: dict[str, Any] = {name: values.get(name, "") for name in _TEXTS}
-    columns["writer"] = writer
-    columns["seq"] = row.seq
-    columns["at"] = row.at
-    columns["names"] = encode_list(values.get("names", ()))
-    columns["not_before"] = values.get("not_before")
-    columns["not_after"] = values.get("not_after")
-    columns["body"] = row.line.decode("utf-8")
-    columns["hash"] = row.digest
-    return columns

@@ -39,6 +39,26 @@ CHAIN_RULE = "ledger.chain"
 _HOLE = "\0"
 
 
+_TEXTS = (
+    "kind",
+    "attempt",
+    "request",
+    "purpose",
+    "front",
+    "cluster",
+    "caller",
+    "issuing_ca",
+    "serial",
+    "key_sha256",
+    "tbs_sha256",
+    "certificate_sha256",
+    "status",
+    "rule",
+    "detail",
+)
+"""Of the archive: what a row does not have is empty there."""
+
+
 class Head(NamedTuple):
     """The tip of a writer's chain."""
 
@@ -221,3 +241,18 @@ _SHAPES: Mapping[type[Event], _Shape] = {
     event: _shape(event)
     for event in (Intent, Ended, Summary, Opened, Closed, Resumed, Attested)
 }
+
+
+def entry(writer: str, row: Row) -> Mapping[str, Any]:
+    """Return `row` by the columns of the archive."""
+    values = row.values
+    columns: dict[str, Any] = {name: values.get(name, "") for name in _TEXTS}
+    columns["writer"] = writer
+    columns["seq"] = row.seq
+    columns["at"] = row.at
+    columns["names"] = encode_list(values.get("names", ()))
+    columns["not_before"] = values.get("not_before")
+    columns["not_after"] = values.get("not_after")
+    columns["body"] = row.line.decode("utf-8")
+    columns["hash"] = row.digest
+    return columns

@@ -102,6 +102,10 @@ class Supervised(Bridge):
 
     def await_reloads(self, result: str, count: int = 1) -> None:
         await_true(lambda: self.metric("meshca_reloads_total", result=result) == count)
+        if result == "ok" and self.children():
+            # Workers of before take connections until they have heard of it.
+            up = "meshca_worker_up"
+            await_true(lambda: len(self.children()) == self.metric(up))
 
     def issued_by(self) -> dict[str, int]:
         """Return how many certificates of workloads each writer's journal has."""
