@@ -67,6 +67,9 @@ def asks_for_nothing_else(csr: CSR, name: str) -> bool:
     asks for an extension with the name: `asked_names` would find just that. Most CSRs
     are such ones, and to compare them takes a tenth of reading them.
     """
+    # Looked at before anything is kept: the name is the peer's, who has proven nothing.
+    if len(name) > _LONGEST_DNS_NAME:
+        return False
     usual = _usual(name)
     if usual is None or csr.attributes != usual[1]:
         return False
@@ -77,7 +80,7 @@ def asks_for_nothing_else(csr: CSR, name: str) -> bool:
 def _usual(name: str) -> tuple[bytes, bytes] | None:
     # What proxy-identity makes of a name: the subject, and the attributes.
     text = name.encode("utf-8", "replace")
-    if not text.isascii() or len(text) > _LONGEST_DNS_NAME:
+    if not text.isascii():
         return None
     common_name = tlv(SEQUENCE, _COMMON_NAME + tlv(_PRINTABLE, text))
     subject = tlv(SEQUENCE, tlv(_SET, common_name))

@@ -1,3 +1,4 @@
+import sys
 import warnings
 from dataclasses import replace
 
@@ -159,6 +160,14 @@ def test_a_csr_without_attributes_asks_for_no_name_however_odd_that_is(
 ) -> None:
     bare = replace(parsed(PLAIN), attributes=b"", subject=b"")
     assert not asks_for_nothing_else(bare, name)
+
+
+def test_no_name_is_kept_that_is_longer_than_a_dns_name() -> None:
+    # It comes before the token is looked at, and may be as long as a message.
+    name = "".join(["a", "b" * 253])
+    before = sys.getrefcount(name)
+    assert not asks_for_nothing_else(parsed(PLAIN), name)
+    assert sys.getrefcount(name) == before
 
 
 @given(
