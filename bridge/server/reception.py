@@ -158,11 +158,17 @@ class Receptions:
 
     def let_go(self, is_overdue: Callable[[float], bool]) -> None:
         """Run what has stood in line for too long."""
-        while self._line and is_overdue(self._line[0][0].since):
+        while self._line:
             try:
-                reception, run = self._line.popleft()
+                first = self._line.popleft()
             except IndexError:  # somebody else was first
-                return
+                break
+            reception, run = first
+            # Judged in our hands: of two looks at the line, the second may see another
+            # call, whose message would be left out although its time is not up.
+            if not is_overdue(reception.since):
+                self._line.appendleft(first)
+                break
             reception.skip()
             run()
         self.go_on()

@@ -232,6 +232,25 @@ def test_who_stands_in_line_for_too_long_is_let_go() -> None:
     assert calls[2].tag is not None
 
 
+def test_nobody_else_is_let_go_because_the_line_moves_meanwhile() -> None:
+    hall, calls = Hall(most=1), [Call() for _ in range(3)]
+    for call in calls:
+        hall.begin(call)
+    old, young = (reception for reception, _ in hall.receptions._line)
+    old.since, young.since = 5.0, 7.0
+
+    def is_overdue(since: float) -> bool:
+        if not hall.ready:  # another thread, between two looks of this one
+            calls[0].arrive(b"first")
+        return since < 6.0
+
+    hall.receptions.let_go(is_overdue)
+    assert young not in hall.ready
+    assert calls[2].tag is not None
+    calls[2].arrive(b"third")
+    assert hall.ready[-1].take() == b"third"
+
+
 def test_a_hostile_connection_is_not_waited_for() -> None:
     hall = Hall()
     hall.reaper._given_up["hostile"] = (float("inf"), 9)
