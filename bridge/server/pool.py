@@ -217,15 +217,23 @@ class CallPool(ThreadPoolExecutor):
 
     def _sweep(self) -> None:
         while not self._closing.wait(_SWEEP_SECONDS):
-            self._let_listener_in()
-            if self._receptions is not None:
-                self._receptions.let_go(self.is_overdue)
-            for ticket in tuple(self._waiting):  # in the order that they came
-                if not self.is_overdue(ticket.since):
-                    break
-                self._run(ticket)
+            try:
+                self._look()
+            except Exception:  # noqa: BLE001 - the edge of a thread that must not end
+                _log.exception("overdue calls could not be looked for")
         if self._is_crowded:
             CROWDS.end()
+
+    def _look(self) -> None:
+        self._let_listener_in()
+        if self._receptions is not None:
+            self._receptions.let_go(self.is_overdue)
+        # In the order that they came. A copy is atomic; to read them one by one is not,
+        # and a collection on the way may let other threads in.
+        for ticket in self._waiting.copy():
+            if not self.is_overdue(ticket.since):
+                break
+            self._run(ticket)
 
     def _let_listener_in(self) -> None:
         # One thread takes in all calls and sends all refusals. It stands in line for

@@ -118,6 +118,31 @@ def test_an_overdue_call_is_run_once_while_the_thread_is_at_work(
     assert names == ["overdue-calls"]
 
 
+def test_overdue_calls_are_looked_for_again_whatever_goes_wrong_once(
+    pool: CallPool, caplog: pytest.LogCaptureFixture
+) -> None:
+    failures = iter([RuntimeError("dictionary changed size during iteration")])
+
+    class Broken:
+        def begin(self, *_: object) -> bool:
+            return False
+
+        def go_on(self) -> None:
+            pass
+
+        def let_go(self, _is_overdue: object) -> None:
+            for failure in failures:
+                raise failure
+
+    work = Work(pool)
+    pool._receptions = Broken()  # type: ignore[assignment]
+    ran = threading.Event()
+    pool.submit(ran.set)
+    assert ran.wait(WAIT_SECONDS)
+    work.release.set()
+    assert "overdue calls could not be looked for" in caplog.text
+
+
 def test_waiting_for_idle_gives_up(pool: CallPool) -> None:
     work = Work(pool)
     assert not pool.wait_until_idle(0.01)
