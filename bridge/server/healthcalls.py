@@ -9,11 +9,18 @@ from functools import partial
 from typing import Any
 
 import grpc
-from google.protobuf.message import DecodeError
 from grpc_health.v1 import health
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
+from bridge.errors import OverloadedError, RequestError
+from bridge.server.messages import parse_message, shortened
 from bridge.server.side import SideCalls
+from bridge.server.status import status_of
+
+_LONGEST_SERVICE = 256
+"""Characters: a watcher's is kept for as long as it watches, and may be of anybody."""
+_MOST_WATCHERS = 1000
+"""Of one server: each takes some 20 KiB of memory, and none needs a credential."""
 
 
 class Statuses:
@@ -54,12 +61,15 @@ class HealthCalls(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no 
     def __init__(self, statuses: Statuses, side: SideCalls) -> None:
         self._statuses = statuses
         self._side = side
+        self._watchers: dict[_Watcher, None] = {}
         watch: Any = partial(self._watch)
         watch.experimental_non_blocking = True  # a watcher holds no thread
         write = HealthCheckResponse.SerializeToString
         self._handlers = {
-            "Check": grpc.stream_unary_rpc_method_handler(self._check, None, write),
-            "Watch": grpc.stream_stream_rpc_method_handler(watch, None, write),
+            "Check": grpc.stream_unary_rpc_method_handler(
+                self._check, shortened, write
+            ),
+            "Watch": grpc.stream_stream_rpc_method_handler(watch, shortened, write),
         }
 
     def service(self, handler_call_details: Any) -> Any:
@@ -75,19 +85,36 @@ class HealthCalls(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no 
 
     def _watch(self, messages: Any, context: Any, send: Callable[[Any], None]) -> None:
         service, statuses = self._service(messages, context), self._statuses
+        if len(self._watchers) >= _MOST_WATCHERS:
+            error = OverloadedError("too many watch already", rule="overload.watchers")
+            context.abort(*status_of(error))
         watcher = _Watcher(partial(statuses.of, service), send, context, self._side)
+        self._watchers[watcher] = None
         statuses.add(watcher)
-        if not context.add_callback(partial(statuses.forget, watcher)):
-            statuses.forget(watcher)  # it has left
+        if not context.add_callback(partial(self._forget, watcher)):
+            self._forget(watcher)  # it has left
+
+    def _forget(self, watcher: "_Watcher") -> None:
+        self._watchers.pop(watcher, None)
+        self._statuses.forget(watcher)
 
     def _service(self, messages: Any, context: Any) -> str:
         message = self._side.message(messages, context)
         try:
-            return str(HealthCheckRequest.FromString(message).service)
-        except DecodeError:
-            text = "request.protobuf: the message cannot be read"
-            context.abort(grpc.StatusCode.INVALID_ARGUMENT, text)
+            return _read(message)
+        except RequestError as error:
+            context.abort(*status_of(error))
             raise  # pragma: no cover - abort does not return
+
+
+def _read(message: bytes) -> str:
+    asked = parse_message(HealthCheckRequest, message, "a HealthCheckRequest")
+    if len(asked.service) > _LONGEST_SERVICE:
+        raise RequestError(
+            f"a service has at most {_LONGEST_SERVICE} characters",
+            rule="request.service",
+        )
+    return str(asked.service)
 
 
 class _Watcher:

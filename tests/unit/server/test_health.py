@@ -13,6 +13,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from bridge._proto.istio_ca_pb2 import IstioCertificateRequest
 from bridge.metrics import Metrics
+from bridge.server import healthcalls
 from bridge.server.health import Health
 from bridge.server.istio import SERVICE
 from tests.support import http2
@@ -108,8 +109,13 @@ def test_calls_without_a_message_hold_up_nobody_and_are_given_up(
 @pytest.mark.parametrize("method", ["Check", "Watch"])
 @pytest.mark.parametrize(
     ("messages", "says"),
-    [([], "the call has no message"), ([b"\xff"], "the message cannot be read")],
-    ids=["none", "no protobuf"],
+    [
+        ([], "the call has no message"),
+        ([b"\xff"], "the message is not a HealthCheckRequest"),
+        ([bytes(65 * 1024)], "a request has at most 65536 bytes"),
+        ([b"\x0a\x81\x02" + b"a" * 257], "a service has at most 256 characters"),
+    ],
+    ids=["none", "no protobuf", "too long", "too long a name"],
 )
 def test_a_message_that_is_none_is_refused(
     served: Served, method: str, messages: list[bytes], says: str
@@ -127,6 +133,29 @@ def test_watchers_hold_no_thread(served: Served) -> None:
     assert [next(one).status for one in watching] == [SERVING] * 5
     assert check(served, "") == SERVING
     for one in watching:
+        one.cancel()
+
+
+def test_no_more_than_so_many_watch_one_server(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Each holds memory for as long as it likes, and nobody knows who it is.
+    monkeypatch.setattr(healthcalls, "_MOST_WATCHERS", 2)
+    stub = health_pb2_grpc.HealthStub(served.channel())
+
+    def watching() -> Any:
+        return stub.Watch(HealthCheckRequest(), timeout=WAIT_SECONDS)
+
+    first, second = watching(), watching()
+    assert [next(first).status, next(second).status] == [SERVING] * 2
+    with pytest.raises(grpc.RpcError, match="RESOURCE_EXHAUSTED") as refusal:
+        next(watching())
+    assert refusal.value.details() == "overload.watchers: too many watch already"
+    first.cancel()
+    await_true(lambda: len(served.server._health._statuses._watchers) == 1)
+    third = watching()
+    assert next(third).status == SERVING
+    for one in (second, third):
         one.cancel()
 
 
