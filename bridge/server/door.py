@@ -68,7 +68,9 @@ class Door(ABC):
             refusals=SteadyPool(1, "refusals"),
             reaper=reaper,
         )
-        self.side = SideCalls(self._reaper(self.message_seconds), self.receptions)
+        self.side = SideCalls(
+            self._reaper(self.message_seconds), self.receptions, self.lanes.refusals
+        )
         """Runs what is served beside the CA."""
         self._front = self.front(issuer, metrics, self.lanes, self.terms(config))
         self.grpc = grpc.server(

@@ -71,11 +71,20 @@ class HealthCalls(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no 
             ),
             "Watch": grpc.stream_stream_rpc_method_handler(watch, shortened, write),
         }
+        refuse: Any = partial(self._refuse)
+        refuse.experimental_thread_pool = side.refusals
+        self._refusal = grpc.stream_unary_rpc_method_handler(refuse)
 
     def service(self, handler_call_details: Any) -> Any:
         """Take a call in."""
         service, _, method = handler_call_details.method[1:].partition("/")
-        return self._handlers.get(method) if service == health.SERVICE_NAME else None
+        if service != health.SERVICE_NAME or method not in self._handlers:
+            return None
+        return self._refusal if self._side.pool.excess() else self._handlers[method]
+
+    def _refuse(self, _messages: Any, context: Any) -> None:
+        error = OverloadedError("too many calls wait", rule="overload.in-flight")
+        context.abort(*status_of(error))
 
     def _check(self, messages: Any, context: Any) -> HealthCheckResponse:
         status = self._statuses.of(self._service(messages, context))

@@ -4,7 +4,6 @@ They are taken as streams of one message, like the calls of a front (the wire is
 same): one whose message does not come holds no thread, and is given up.
 """
 
-import sys
 from typing import Any
 
 import grpc
@@ -16,6 +15,8 @@ from bridge.server.reception import Reception, Receptions
 from bridge.server.status import status_of
 
 _THREADS = 2
+_IN_FLIGHT = 1024
+"""Each takes some 20 KiB of memory for as long as its message may take."""
 
 
 class SideCalls:
@@ -25,13 +26,14 @@ class SideCalls:
         reaper: Gives up those whose message does not come.
         most: The most messages that are waited for at a time; the others wait for their
             turn, as long as for a message.
+        refusals: Tells a peer that its call is one too many.
     """
 
-    def __init__(self, reaper: Reaper, most: int) -> None:
+    def __init__(self, reaper: Reaper, most: int, refusals: SteadyPool) -> None:
         self.reaper = reaper
-        # Time is what bounds their number.
+        self.refusals = refusals
         self.pool = CallPool(
-            _THREADS, sys.maxsize, reaper.seconds, Receptions(reaper, most)
+            _THREADS, _IN_FLIGHT, reaper.seconds, Receptions(reaper, most)
         )
         """Where grpc has to run them."""
         self.news = SteadyPool(1, "news")

@@ -136,6 +136,33 @@ def test_watchers_hold_no_thread(served: Served) -> None:
         one.cancel()
 
 
+@pytest.mark.parametrize("method", ["Check", "Watch"])
+def test_a_call_is_refused_at_once_where_too_many_are_under_way(
+    served: Served, method: str
+) -> None:
+    # Without a message each would hold memory for as long as it is waited for.
+    over = threading.Event()
+
+    def silent() -> Iterator[bytes]:
+        over.wait(2 * WAIT_SECONDS)
+        yield from ()
+
+    pool, reaper = served.door.side.pool, served.door.side.reaper
+    reaper.seconds = 9 * WAIT_SECONDS
+    pool.in_flight = 2
+    silence = served.channel().stream_stream(f"/grpc.health.v1.Health/{method}")
+    calls = [silence(silent()) for _ in range(2)]
+    await_true(lambda: pool.count == len(calls))
+    with pytest.raises(grpc.RpcError, match="RESOURCE_EXHAUSTED") as refusal:
+        next(silence(iter([b""]), timeout=WAIT_SECONDS))
+    assert refusal.value.details() == "overload.in-flight: too many calls wait"
+    over.set()
+    for call in calls:
+        call.cancel()
+    assert pool.wait_until_idle(WAIT_SECONDS)
+    assert check(served, "") == SERVING
+
+
 def test_no_more_than_so_many_watch_one_server(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from bridge.server.healthcalls import Statuses, _Watcher
+from bridge.server.pool import SteadyPool
 from bridge.server.reaper import Reaper
 from bridge.server.side import SideCalls
 from tests.support.serving import WAIT_SECONDS
@@ -39,7 +40,7 @@ class Post:
 
 @pytest.fixture
 def side() -> SideCalls:
-    made = SideCalls(Reaper(WAIT_SECONDS, 2), 2)
+    made = SideCalls(Reaper(WAIT_SECONDS, 2), 2, SteadyPool(1, "refusals"))
     made.news = Post()  # type: ignore[assignment]
     return made
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import grpc
 import pytest
 
+from bridge.server.pool import SteadyPool
 from bridge.server.reaper import Reaper
 from bridge.server.reception import Reception
 from bridge.server.side import SideCalls
@@ -36,7 +37,7 @@ class Context:
 
 @pytest.fixture
 def side() -> SideCalls:
-    return SideCalls(Reaper(WAIT_SECONDS, 2), 2)
+    return SideCalls(Reaper(WAIT_SECONDS, 2), 2, SteadyPool(1, "refusals"))
 
 
 class Late(Reception):
