@@ -19,12 +19,14 @@ from bridge.calls import Call, Issued
 from bridge.errors import BridgeError, OverloadedError, RequestError
 from bridge.metrics import SHED_REASONS, Metrics
 from bridge.resilience import Budget
+from bridge.server import headers
 from bridge.server.messages import shortened
 from bridge.server.pool import CallPool, SteadyPool
 from bridge.server.reaper import Reaper
 from bridge.server.reception import Reception
 from bridge.server.status import BUG, status_of
 
+_LONG_HEADERS = "headers"
 _log = logging.getLogger(__name__)
 _transport_log = logging.getLogger("grpc._cython.cygrpc")
 
@@ -122,6 +124,8 @@ class Front(grpc.GenericRpcHandler, ABC):  # type: ignore[misc]  # grpc has no t
         arrived = time.monotonic()
         lanes = self._lanes
         excess = lanes.calls.excess()
+        if headers.are_too_long(handler_call_details.invocation_metadata):
+            excess = _LONG_HEADERS
         behavior = partial(self._handle, arrived, excess)
         # grpc runs a handler on the pool that it names.
         behavior.experimental_thread_pool = (  # type: ignore[attr-defined]
@@ -171,6 +175,8 @@ class Front(grpc.GenericRpcHandler, ABC):  # type: ignore[misc]  # grpc has no t
         messages: Reception | Iterator[bytes],
         context: Any,
     ) -> bytes:
+        if excess == _LONG_HEADERS:
+            raise self._recorded(headers.refusal())
         if excess:
             raise _overloaded(excess)
         lanes = self._lanes
@@ -196,6 +202,12 @@ class Front(grpc.GenericRpcHandler, ABC):  # type: ignore[misc]  # grpc has no t
         reply = self.reply(issued)
         self._metrics.steps["reply"].observe(time.perf_counter() - began)
         return reply
+
+    def _recorded(self, error: BridgeError) -> BridgeError:
+        # Not where it is raised: what holds an error there is held by it, and with it
+        # the headers.
+        self._issuer.refuse(error, front=self.name)
+        return error
 
     def _wait(self, messages: Any, context: Any) -> bytes | None:
         reaper = self._lanes.reaper

@@ -12,7 +12,8 @@ import grpc
 from grpc_health.v1 import health
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
-from bridge.errors import OverloadedError, RequestError
+from bridge.errors import BridgeError, OverloadedError, RequestError
+from bridge.server import headers
 from bridge.server.messages import parse_message, shortened
 from bridge.server.side import SideCalls
 from bridge.server.status import status_of
@@ -71,20 +72,22 @@ class HealthCalls(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no 
             ),
             "Watch": grpc.stream_stream_rpc_method_handler(watch, shortened, write),
         }
-        refuse: Any = partial(self._refuse)
-        refuse.experimental_thread_pool = side.refusals
-        self._refusal = grpc.stream_unary_rpc_method_handler(refuse)
+        self._too_many, self._too_long = (
+            _refusal(error, side)
+            for error in (
+                OverloadedError("too many calls wait", rule="overload.in-flight"),
+                headers.refusal(),
+            )
+        )
 
     def service(self, handler_call_details: Any) -> Any:
         """Take a call in."""
         service, _, method = handler_call_details.method[1:].partition("/")
         if service != health.SERVICE_NAME or method not in self._handlers:
             return None
-        return self._refusal if self._side.pool.excess() else self._handlers[method]
-
-    def _refuse(self, _messages: Any, context: Any) -> None:
-        error = OverloadedError("too many calls wait", rule="overload.in-flight")
-        context.abort(*status_of(error))
+        if headers.are_too_long(handler_call_details.invocation_metadata):
+            return self._too_long
+        return self._too_many if self._side.pool.excess() else self._handlers[method]
 
     def _check(self, messages: Any, context: Any) -> HealthCheckResponse:
         status = self._statuses.of(self._service(messages, context))
@@ -114,6 +117,15 @@ class HealthCalls(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no 
         except RequestError as error:
             context.abort(*status_of(error))
             raise  # pragma: no cover - abort does not return
+
+
+def _refusal(error: BridgeError, side: SideCalls) -> Any:
+    # What answers a call of either method at once.
+    def refuse(_messages: Any, context: Any) -> None:
+        context.abort(*status_of(error))
+
+    refuse.experimental_thread_pool = side.refusals  # type: ignore[attr-defined]
+    return grpc.stream_unary_rpc_method_handler(refuse)
 
 
 def _read(message: bytes) -> str:

@@ -163,6 +163,15 @@ def test_a_call_is_refused_at_once_where_too_many_are_under_way(
     assert check(served, "") == SERVING
 
 
+@pytest.mark.parametrize("method", ["Check", "Watch"])
+def test_who_has_too_long_headers_does_not_wait(served: Served, method: str) -> None:
+    call = served.channel().stream_stream(f"/grpc.health.v1.Health/{method}")
+    more = (("x", "v" * 140_000),)
+    with pytest.raises(grpc.RpcError, match="INVALID_ARGUMENT") as refusal:
+        next(call(iter([b""]), metadata=more, timeout=WAIT_SECONDS))
+    assert refusal.value.details().startswith("request.headers: ")
+
+
 def test_no_more_than_so_many_watch_one_server(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:

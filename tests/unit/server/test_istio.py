@@ -175,6 +175,26 @@ def test_long_headers_reach_us(served: Served) -> None:
     assert served.issuance.calls[0].credential == TokenCredential((token,), ())
 
 
+def test_who_has_too_long_headers_does_not_wait(served: Served) -> None:
+    # They would be held meanwhile; whether a message comes makes no difference.
+    over = threading.Event()
+
+    def silent() -> Iterator[bytes]:
+        over.wait(2 * WAIT_SECONDS)
+        yield from ()
+
+    served.door.lanes.reaper.seconds = 9 * WAIT_SECONDS
+    more = tuple((f"x-{number}", "") for number in range(700))
+    call = served.channel().stream_unary(METHOD)
+    code, text = failure(lambda: call(silent(), metadata=more, timeout=WAIT_SECONDS))
+    over.set()
+    assert code == "INVALID_ARGUMENT"
+    assert text == "request.headers: the headers of the call are too long"
+    (refused,) = served.issuance.refused
+    assert refused.rule == "request.headers"
+    assert not served.issuance.calls
+
+
 def test_another_method_is_unimplemented(served: Served) -> None:
     other = served.channel().unary_unary("/istio.v1.auth.IstioCertificateService/Sign")
     assert failure(lambda: other(b""))[0] == "UNIMPLEMENTED"

@@ -1,0 +1,39 @@
+"""Which headers are held while a call waits."""
+
+import pytest
+
+from bridge.server.headers import are_too_long
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        None,
+        (),
+        (("authorization", "x" * 100_000),),
+        tuple((f"x-{number}", "v" * 100) for number in range(400)),
+        (("x-bin", bytes(100_000)),),
+    ],
+    ids=["none", "no header", "long", "many", "bytes"],
+)
+def test_what_a_token_may_stand_beside_is_held(
+    headers: tuple[tuple[str, str | bytes], ...] | None,
+) -> None:
+    assert not are_too_long(headers)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        (("x", "v" * 128 * 1024),),
+        (("x" * 128 * 1024, ""),),
+        (("x-bin", bytes(128 * 1024)),),
+        (("x", "v" * 3900),) * 33,
+        (("x", ""),) * 700,
+    ],
+    ids=["a value", "a name", "bytes", "one again and again", "next to nothing each"],
+)
+def test_what_is_sent_for_little_and_held_for_long_is_not(
+    headers: tuple[tuple[str, str | bytes], ...],
+) -> None:
+    assert are_too_long(headers)
