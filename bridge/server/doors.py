@@ -69,7 +69,7 @@ class IstioDoor(Door):
         """The listener's certificate."""
         super().__init__(config, issuer, metrics, place)
         self._reflection = SteadyPool(1, "reflection")
-        add_reflection(self.grpc, self._reflection, istio.SERVICE)
+        add_reflection(self.grpc, self._reflection, self.lanes.refusals, istio.SERVICE)
 
     @staticmethod
     def bounds(config: BridgeConfig) -> tuple[int, float]:

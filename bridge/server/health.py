@@ -3,19 +3,24 @@
 import logging
 import threading
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
 import grpc
 from grpc_health.v1 import health
 from grpc_health.v1.health_pb2 import HealthCheckResponse
-from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
+from grpc_reflection.v1alpha import reflection, reflection_pb2
 
-from bridge.server.healthcalls import HealthCalls, Statuses
+from bridge.errors import OverloadedError
+from bridge.server import headers
+from bridge.server.healthcalls import HealthCalls, Statuses, refusal
+from bridge.server.pool import SteadyPool
 from bridge.server.side import SideCalls
 
 _INTERVAL_SECONDS = 1.0
+_REFLECTION = f"/{reflection.SERVICE_NAME}/ServerReflectionInfo"
+_MOST_WAITING = 16
+"""Calls for reflection behind the one that runs, which may take for ever."""
 _log = logging.getLogger(__name__)
 
 
@@ -102,18 +107,42 @@ class Health:
                 _log.exception("readiness could not be told")
 
 
-def add_reflection(server: grpc.Server, pool: ThreadPoolExecutor, service: str) -> None:
+def add_reflection(
+    server: grpc.Server, pool: SteadyPool, refusals: SteadyPool, service: str
+) -> None:
     """Let tools list the services and read their messages.
 
     Args:
         server: Not started yet.
         pool: Runs it. A reflection call holds a thread for as long as the peer likes:
             it must not be one that anything else waits for.
+        refusals: Tells a peer that its call is one too many to wait for that.
         service: The API that is served beside health and reflection.
     """
-    names = (service, health.SERVICE_NAME, reflection.SERVICE_NAME)
-    servicer = reflection.ReflectionServicer(names)
-    behavior: Any = partial(servicer.ServerReflectionInfo)
-    behavior.experimental_thread_pool = pool
-    servicer.ServerReflectionInfo = behavior
-    reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, server)
+    server.add_generic_rpc_handlers((_Reflection(pool, refusals, service),))
+
+
+class _Reflection(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no types
+    def __init__(self, pool: SteadyPool, refusals: SteadyPool, service: str) -> None:
+        names = (service, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        behavior: Any = partial(
+            reflection.ReflectionServicer(names).ServerReflectionInfo
+        )
+        behavior.experimental_thread_pool = pool
+        self._pool = pool
+        self._handler = grpc.stream_stream_rpc_method_handler(
+            behavior,
+            reflection_pb2.ServerReflectionRequest.FromString,
+            reflection_pb2.ServerReflectionResponse.SerializeToString,
+        )
+        busy = OverloadedError("too many calls wait", rule="overload.in-flight")
+        self._too_many = refusal(busy, refusals)
+        self._too_long = refusal(headers.refusal(), refusals)
+
+    def service(self, handler_call_details: Any) -> Any:
+        if handler_call_details.method != _REFLECTION:
+            return None
+        if headers.are_too_long(handler_call_details.invocation_metadata):
+            return self._too_long
+        is_full = self._pool.waiting >= _MOST_WAITING
+        return self._too_many if is_full else self._handler

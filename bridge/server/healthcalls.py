@@ -15,6 +15,7 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from bridge.errors import BridgeError, OverloadedError, RequestError
 from bridge.server import headers
 from bridge.server.messages import parse_message, shortened
+from bridge.server.pool import SteadyPool
 from bridge.server.side import SideCalls
 from bridge.server.status import status_of
 
@@ -73,7 +74,7 @@ class HealthCalls(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no 
             "Watch": grpc.stream_stream_rpc_method_handler(watch, shortened, write),
         }
         self._too_many, self._too_long = (
-            _refusal(error, side)
+            refusal(error, side.refusals)
             for error in (
                 OverloadedError("too many calls wait", rule="overload.in-flight"),
                 headers.refusal(),
@@ -119,12 +120,13 @@ class HealthCalls(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no 
             raise  # pragma: no cover - abort does not return
 
 
-def _refusal(error: BridgeError, side: SideCalls) -> Any:
-    # What answers a call of either method at once.
+def refusal(error: BridgeError, pool: SteadyPool) -> Any:
+    """Return what answers a call of any kind with `error`, on `pool`, at once."""
+
     def refuse(_messages: Any, context: Any) -> None:
         context.abort(*status_of(error))
 
-    refuse.experimental_thread_pool = side.refusals  # type: ignore[attr-defined]
+    refuse.experimental_thread_pool = pool  # type: ignore[attr-defined]
     return grpc.stream_unary_rpc_method_handler(refuse)
 
 

@@ -73,6 +73,11 @@ class SteadyPool(ThreadPoolExecutor):
         except RuntimeError as error:  # the pool is closed
             return _refused(error)
 
+    @property
+    def waiting(self) -> int:
+        """What no thread has begun with."""
+        return self._work_queue.qsize()
+
     def close(self, timeout: float) -> bool:
         """Take no more, and wait for what runs; False if that takes longer."""
         self.shutdown(wait=False)

@@ -11,6 +11,7 @@ from grpc_health.v1 import health_pb2_grpc
 from grpc_health.v1.health_pb2 import HealthCheckRequest
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+import bridge.server.health
 from bridge._proto.istio_ca_pb2 import IstioCertificateRequest
 from bridge.metrics import Metrics
 from bridge.server import healthcalls
@@ -163,9 +164,16 @@ def test_a_call_is_refused_at_once_where_too_many_are_under_way(
     assert check(served, "") == SERVING
 
 
-@pytest.mark.parametrize("method", ["Check", "Watch"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        "health.v1.Health/Check",
+        "health.v1.Health/Watch",
+        "reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+    ],
+)
 def test_who_has_too_long_headers_does_not_wait(served: Served, method: str) -> None:
-    call = served.channel().stream_stream(f"/grpc.health.v1.Health/{method}")
+    call = served.channel().stream_stream(f"/grpc.{method}")
     more = (("x", "v" * 140_000),)
     with pytest.raises(grpc.RpcError, match="INVALID_ARGUMENT") as refusal:
         next(call(iter([b""]), metadata=more, timeout=WAIT_SECONDS))
@@ -257,6 +265,33 @@ def test_reflection_lists_the_services_and_holds_up_nothing(served: Served) -> N
     over.set()
     for answer in answers:
         answer.cancel()
+
+
+def test_no_more_than_so_many_wait_for_reflection(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # They may have to for ever, with all that they came with.
+    monkeypatch.setattr(bridge.server.health, "_MOST_WAITING", 1)
+    stub: Any = reflection_pb2_grpc.ServerReflectionStub(served.channel())
+    asked = reflection_pb2.ServerReflectionRequest(list_services="*")
+    over = threading.Event()
+
+    def kept_open() -> Iterator[reflection_pb2.ServerReflectionRequest]:
+        yield asked
+        over.wait(2 * WAIT_SECONDS)
+
+    running = stub.ServerReflectionInfo(kept_open())
+    next(running)
+    pool = served.door._reflection
+    waiting = stub.ServerReflectionInfo(kept_open())
+    await_true(lambda: pool.waiting == 1)
+    with pytest.raises(grpc.RpcError, match="RESOURCE_EXHAUSTED") as refusal:
+        next(stub.ServerReflectionInfo(iter([asked]), timeout=WAIT_SECONDS))
+    assert refusal.value.details() == "overload.in-flight: too many calls wait"
+    running.cancel()
+    assert next(waiting).list_services_response.service
+    over.set()
+    waiting.cancel()
 
 
 def test_each_change_of_readiness_is_told_once(
