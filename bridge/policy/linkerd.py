@@ -10,6 +10,7 @@ Source:
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -39,7 +40,7 @@ _LONGEST_CSR = 4 * 1024
 is work that anybody can ask for, without a token."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class LinkerdNames:
     """The names of one mesh, as the configuration has them."""
 
@@ -50,10 +51,15 @@ class LinkerdNames:
     with_uri: bool
     """The leaf has a SPIFFE ID beside its DNS name."""
 
-    @property
+    @cached_property
     def suffix(self) -> str:
         """What every identity of this mesh ends in."""
         return f".{_KIND}.identity.{self.control_plane_namespace}.{self.trust_domain}"
+
+    @cached_property
+    def _uri(self) -> str:
+        # What every SPIFFE ID of this mesh begins with.
+        return f"spiffe://{self.trust_domain}/"
 
     def require_cluster(self, name: str) -> None:
         """Refuse the callers of another cluster.
@@ -107,13 +113,12 @@ class LinkerdNames:
         Raises:
             DeniedError: A name is outside the trust domain.
         """
-        uri = f"spiffe://{self.trust_domain}/"
         for name in names:
             text = str(name.value)
             own = (
                 text.endswith(self.suffix)
                 if isinstance(name, x509.DNSName)
-                else text.startswith(uri)
+                else text.startswith(self._uri)
             )
             if not own:
                 raise DeniedError(

@@ -129,24 +129,26 @@ def _rounds(load: Load, folder: Path, options: argparse.Namespace) -> list[Round
     # within seconds than within minutes.
     issuer = TokenIssuer(algorithm=options.tokens)
     bridge = _bridge(load, folder / "bridge", issuer)
-    rounds: list[Round] = []
+    # Nothing that was said of a token is kept, so the same ones do for every run.
+    tokens = _tokens(folder, issuer, int(_MOST_PER_SECOND * load.all_seconds))
     with bridge:
-        for number in range(options.rounds):
-            here = folder / f"round-{number}"
-            here.mkdir()
-            rounds.append(_round(load, here, issuer, bridge))
+        rounds = [
+            _round(load, number, tokens, bridge) for number in range(options.rounds)
+        ]
     require_on_record(bridge, *(one for pair in rounds for one in pair.results))
     return rounds
 
 
-def _round(load: Load, folder: Path, issuer: TokenIssuer, bridge: Bridge) -> Round:
-    tokens = _tokens(folder, issuer, int(_MOST_PER_SECOND * load.all_seconds))
-    istio = measure_running(load, tokens, bridge)
-    linkerd = measure_running(replace(load, front="linkerd"), tokens, bridge)
-    one = Round(istio=istio, linkerd=linkerd)
+def _round(load: Load, number: int, tokens: Path, bridge: Bridge) -> Round:
+    fronts = ("istio", "linkerd") if number % 2 else ("linkerd", "istio")
+    found = {
+        front: measure_running(replace(load, front=front), tokens, bridge)
+        for front in fronts
+    }
+    one = Round(istio=found["istio"], linkerd=found["linkerd"])
     say(
-        f"{folder.name}: istio {istio.per_second:.0f}/s, "
-        f"linkerd {linkerd.per_second:.0f}/s, ratio {one.ratio:.2f}"
+        f"round {number}: istio {one.istio.per_second:.0f}/s, "
+        f"linkerd {one.linkerd.per_second:.0f}/s, ratio {one.ratio:.2f}"
     )
     return one
 
@@ -154,7 +156,6 @@ def _round(load: Load, folder: Path, issuer: TokenIssuer, bridge: Bridge) -> Rou
 def _tokens(folder: Path, issuer: TokenIssuer, count: int) -> Path:
     file = folder / "tokens"
     say(f"{folder.name}: making {count} tokens")
-    # Each front sees them for the first time; a token for both is one for all.
     issuer.write_many(file, count, audiences=("istio-ca", AUDIENCE))
     return file
 
