@@ -28,7 +28,7 @@ _POLL_SECONDS = 0.2
 _RETRY_SECONDS = 1.0
 _LAST_TRIES_SECONDS = 0.05
 _BATCH_ROWS = 1000
-_LATE_ROWS, _LATE_BATCH_ROWS = 1500, 4000
+_LATE_ROWS, _LATE_BATCH_ROWS = 1500, 2000
 """So many are too many to take one's time, and how many are taken at once then."""
 _TOGETHER_SECONDS = 0.5
 """Under load, rows wait this long for others: digests are random, so that a small batch
@@ -109,13 +109,14 @@ class Feeder:
         While the archive is not open, only the rows since the start are known to be
         missing, and the seconds run.
         """
-        behind = self._behind()
+        behind = self.behind()
         if self._position is not None and not behind:
             return 0, 0.0
         seconds = (self._clock() - self._caught_up).total_seconds()
         return behind, max(seconds, 0.0)
 
-    def _behind(self) -> int:
+    def behind(self) -> int:
+        """Return how many rows the archive is behind, see `lag`."""
         position = self._position
         read = self._began if position is None else position.head.seq
         return max(self._durable().seq - read, 0)
@@ -173,7 +174,7 @@ class Feeder:
         if not self._is_time(goal.seq - position.head.seq, goal.seq):
             return
         while position.head.seq < goal.seq and time.monotonic() < self._deadline:
-            self._is_late = self._behind() > self._late_rows
+            self._is_late = self.behind() > self._late_rows
             after, rows = self._read(position, goal.seq)
             breathe = None if self._is_late else self._breathe
             archive.add(self._folder.name, position, after, rows, breathe)
@@ -232,7 +233,7 @@ class Feeder:
     def _breathe(self) -> None:
         # A batch takes longer than a caller should wait behind it.
         if not (self._is_late or self._stop.is_set()):
-            self._is_late = self._behind() > self._late_rows
+            self._is_late = self.behind() > self._late_rows
             time.sleep(_BREATH_SECONDS)
 
     def _broken(self, segment: int, offset: int, reason: str) -> LedgerError:

@@ -28,6 +28,8 @@ _DETAIL_CHARACTERS = 500
 _TICK_SECONDS = 0.25
 _CATCH_UP_SECONDS = 5.0
 _HEADS_OVERDUE = timedelta(seconds=60)
+_BRAKE_SECONDS = 0.1
+"""How long an intent waits where the archive is as far behind as it may be."""
 _JOURNAL_DEFAULTS = JournalOptions()
 
 
@@ -58,6 +60,7 @@ class Ledger:
         self._tried = self._published = clock()
         self._heads_trouble = ""
         self._closing = threading.Event()
+        self._pause: Callable[[float], object] = self._closing.wait
         self._thread = threading.Thread(
             target=self._tick_often,
             name=f"ledger-heads-{journal.folder.name}",
@@ -134,6 +137,8 @@ class Ledger:
         if (refusal := self._refusal()) is not None:
             rule, reason = refusal
             raise LedgerError("the ledger takes no intent", rule=rule, detail=reason)
+        if (pause := self._brake()) > 0:
+            self._pause(pause)
         self._journal.append_durable(intent)
 
     def end(self, ended: Ended, *, durable: bool = False) -> None:
@@ -218,6 +223,13 @@ class Ledger:
         if self._heads_trouble and self._clock() - self._published > _HEADS_OVERDUE:
             return "ledger.heads", self._heads_trouble
         return None
+
+    def _brake(self) -> float:
+        # From half of the way to where issuing stops it gets slower and slower: under a
+        # load that leaves the feeder too little of the core, it gets what it needs, and
+        # callers wait for a moment instead of being refused.
+        half = self._max_lag.entries / 2
+        return _BRAKE_SECONDS * (self._feeder.behind() - half) / half
 
     def _tick_often(self) -> None:
         while not self._closing.wait(_TICK_SECONDS):

@@ -153,6 +153,20 @@ def test_an_archive_that_never_opens_is_behind_by_every_row(
     ledger.close()
 
 
+def test_intents_wait_the_longer_the_further_the_archive_is_behind(
+    tmp_path: Path, clock: SetClock
+) -> None:
+    break_archive(tmp_path)
+    ledger = open_ledger(tmp_path, clock, max_lag={"entries": 4})
+    waits: list[float] = []
+    ledger._pause = waits.append
+    for number in range(5):
+        ledger.intend(make_intent(number))
+    # None up to a half of the way; the fifth finds as many as there may be.
+    assert waits == [pytest.approx(0.05), pytest.approx(0.1)]
+    ledger.close()
+
+
 def test_an_archive_that_is_too_many_rows_behind_stops_issuing(
     tmp_path: Path, clock: SetClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
