@@ -31,7 +31,7 @@ class Position(NamedTuple):
     """Of the last row that was read."""
 
 
-_ROWS_AT_ONCE, _MANY_ROWS_AT_ONCE = 25, 500
+_ROWS_AT_ONCE, _MANY_ROWS_AT_ONCE = 100, 500
 """Of one INSERT, with pauses between and without; times the columns it stays below any
 database's limit."""
 

@@ -33,8 +33,8 @@ _LATE_ROWS, _LATE_BATCH_ROWS = 1500, 2000
 _TOGETHER_SECONDS = 0.5
 """Under load, rows wait this long for others: digests are random, so that a small batch
 writes nearly as many pages of the indexes as a large one."""
-_ROWS_TO_A_BREATH = 25
-_BREATH_SECONDS = 0.004
+_ROWS_TO_A_BREATH = 100
+_BREATH_SECONDS = 0.016
 """A thread that has a certificate to sign waits for no more than so many rows, and a
 batch is spread over most of the time until the next."""
 _NICENESS = 3

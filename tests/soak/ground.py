@@ -121,9 +121,9 @@ class Ground:
         with self.load(bridge, *options, **how) as load:
             return load.report()
 
-    def highest_rate(self, bridge: Supervised) -> float:
+    def highest_rate(self, bridge: Supervised, seconds: float = 10.0) -> float:
         """Return the certificates a second of a server that is kept busy."""
-        seconds = min(10.0, self.sizes.seconds)
+        seconds = min(seconds, self.sizes.seconds)
         report = self.measured(bridge, "-warmup", "2s", "-duration", f"{seconds}s")
         rate = float(report["ok_per_second"])
         say(f"highest rate {rate:.0f}/s, p99 {report['p99_ms']:.0f} ms")
