@@ -28,8 +28,8 @@ _POLL_SECONDS = 0.2
 _RETRY_SECONDS = 1.0
 _LAST_TRIES_SECONDS = 0.05
 _BATCH_ROWS = 1000
-_LATE_ROWS, _LATE_BATCH_ROWS = 1500, 2000
-"""So many are too many to take one's time, and how many are taken at once then."""
+_LATE_ROWS = 1500
+"""So many are too many to take one's time."""
 _TOGETHER_SECONDS = 0.5
 """Under load, rows wait this long for others: digests are random, so that a small batch
 writes nearly as many pages of the indexes as a large one."""
@@ -209,8 +209,7 @@ class Feeder:
     ) -> "tuple[Position, Sequence[Mapping[str, Any]]]":
         # A batch of rows after `position`, up to row `last`, all of one segment.
         segment, offset = position.head.segment, position.byte_offset
-        most = _LATE_BATCH_ROWS if self._is_late else _BATCH_ROWS
-        lines = self._lines(position, min(most, last - position.head.seq))
+        lines = self._lines(position, min(_BATCH_ROWS, last - position.head.seq))
         if not lines:
             return self._next_segment(position), []
         chain = Chain(self._folder.name, position.head)
