@@ -176,7 +176,7 @@ def surroundings(folder: Path, options: argparse.Namespace) -> list[str]:
         f"load average {os.getloadavg()[0]:.1f} before the start",
         f"{options.rounds} rounds, {options.seconds:.0f} s a run after a warm-up",
         f"journal on {kind}, fdatasync {sync * 1e3:.2f} ms (median of 50)",
-        f"tokens {options.tokens}, each used once",
+        f"tokens {options.tokens}, each used once in a run",
     ]
 
 
