@@ -227,9 +227,11 @@ class Ledger:
     def _brake(self) -> float:
         # From half of the way to where issuing stops it gets slower and slower: under a
         # load that leaves the feeder too little of the core, it gets what it needs, and
-        # callers wait for a moment instead of being refused.
-        half = self._max_lag.entries / 2
-        return _BRAKE_SECONDS * (self._feeder.behind() - half) / half
+        # callers wait for a moment instead of being refused. Since the refusals were
+        # looked at it may have fallen behind by a whole journal: no moment is longer.
+        most = self._max_lag.entries
+        half = most / 2
+        return _BRAKE_SECONDS * (min(self._feeder.behind(), most) - half) / half
 
     def _tick_often(self) -> None:
         while not self._closing.wait(_TICK_SECONDS):

@@ -167,6 +167,20 @@ def test_intents_wait_the_longer_the_further_the_archive_is_behind(
     ledger.close()
 
 
+def test_an_intent_waits_no_longer_where_the_archive_is_lost_meanwhile(
+    tmp_path: Path, clock: SetClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # One that is deleted in use is behind by every row, between one look and the next.
+    ledger = open_ledger(tmp_path, clock, max_lag={"entries": 4})
+    waits: list[float] = []
+    ledger._pause = waits.append
+    monkeypatch.setattr(ledger._feeder, "lag", lambda: (0, 0.0))
+    monkeypatch.setattr(ledger._feeder, "behind", lambda: 1_000_000)
+    ledger.intend(make_intent(1))
+    assert waits == [pytest.approx(0.1)]
+    ledger.close()
+
+
 def test_an_archive_that_is_too_many_rows_behind_stops_issuing(
     tmp_path: Path, clock: SetClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,9 +1,14 @@
 """Linkerd's rules for a request. Over the wire: tests/integration/linkerd."""
 
 from dataclasses import replace
+from ipaddress import ip_address
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import NameOID
 
 from bridge.errors import (
     BackendUnavailableError,
@@ -131,6 +136,42 @@ def test_a_csr_that_does_not_agree_is_refused(name: str) -> None:
     with pytest.raises(MismatchError, match=r"^(CSR|invalid|cannot) ") as refusal:
         require_csr_names(csr, IDENTITY)
     assert refusal.value.rule.startswith("linkerd.")
+
+
+MAIL, IP = x509.RFC822Name("web@corp.example"), x509.IPAddress(ip_address("::1"))
+STRANGER, THIRD = x509.DNSName("api.shop"), x509.DNSName("db.shop")
+
+
+@pytest.mark.parametrize(
+    ("common_name", "names", "rule"),
+    [
+        pytest.param("api.shop", [STRANGER, THIRD], "dns-names", id="7 before 8 and 9"),
+        pytest.param("db.shop", [STRANGER, MAIL], "csr-name", id="8 before 9 and 10"),
+        pytest.param(
+            "db.shop", [URI, IP, MAIL, DNS], "common-name", id="9 before 10 to 12"
+        ),
+        pytest.param("", [URI, IP, MAIL, DNS], "emails", id="10 before 11 and 12"),
+        pytest.param("", [URI, IP, DNS], "ips", id="11 before 12"),
+    ],
+)
+def test_of_several_rows_the_first_is_told(
+    common_name: str, names: list[x509.GeneralName], rule: str
+) -> None:
+    csr = read_csr(csr_of(common_name, names))
+    with pytest.raises(MismatchError, match=r"^(CSR|invalid|cannot) ") as refusal:
+        require_csr_names(csr, IDENTITY)
+    assert refusal.value.rule == f"linkerd.{rule}"
+
+
+def csr_of(common_name: str, names: list[x509.GeneralName]) -> bytes:
+    given = [common_name] if common_name else []
+    subject = [x509.NameAttribute(NameOID.COMMON_NAME, one) for one in given]
+    return (
+        x509.CertificateSigningRequestBuilder(x509.Name(subject))
+        .add_extension(x509.SubjectAlternativeName(names), critical=False)
+        .sign(ec.generate_private_key(ec.SECP256R1()), hashes.SHA256())
+        .public_bytes(Encoding.DER)
+    )
 
 
 @pytest.mark.parametrize("name", ["bad-rsa", "bad-ed25519"])

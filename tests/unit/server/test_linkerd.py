@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
@@ -109,6 +110,13 @@ def test_headers_are_no_credential_and_name_no_cluster(front: Front) -> None:
     front.raw(REQUEST.SerializeToString(), metadata=headers)
     (call,) = front.issuance.calls
     assert call.credential == TokenCredential(("Bearer a.b.c",), ("second",))
+
+
+def test_a_proxy_sets_no_deadline_and_has_ours(front: Front) -> None:
+    before = time.monotonic()
+    front.channel.unary_unary(METHOD)(REQUEST.SerializeToString())
+    (call,) = front.issuance.calls
+    assert before < call.budget.deadline - 40 < time.monotonic()
 
 
 def test_the_answer_is_der_and_says_how_long(front: Front) -> None:
