@@ -105,7 +105,7 @@ def _usage(extensions: x509.Extensions) -> Iterator[str]:
     if extended is not None and not _BOTH_WAYS.issubset(extended):
         yield (
             "has an extended key usage without both serverAuth and clientAuth: rustls "
-            "holds it against the leaf, so a CA has both or none"
+            "holds it against the leaf; reissue it with both or without the extension"
         )
 
 

@@ -191,7 +191,8 @@ def _problems_of_each(
             yield index, problem
     if given > _MOST_CAS_BELOW_ANCHOR:
         text = f"is one of {given} CA certificates below the anchor; rustls takes"
-        yield given - 1, f"{text} at most {_MOST_CAS_BELOW_ANCHOR}"
+        most = _MOST_CAS_BELOW_ANCHOR
+        yield given - 1, f"{text} at most {most}: issue from fewer tiers"
 
 
 def _problems_of_links(path: Sequence[x509.Certificate]) -> Iterator[_Problem]:
