@@ -172,7 +172,7 @@ class Metrics:
         self.in_flight = Gauge(
             "meshca_in_flight", "Calls under way.", registry=self.registry
         )
-        shed = self._counter("meshca_shed", "Calls dropped unanswered.", "reason")
+        shed = self._counter("meshca_shed", "Calls turned away or given up.", "reason")
         self.shed = {reason: shed.labels(reason) for reason in SHED_REASONS}
         """By the names in `SHED_REASONS`."""
         self.ttl_clamped = self._counter(

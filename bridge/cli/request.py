@@ -80,7 +80,9 @@ def request(  # noqa: PLR0913 - each is an option of its own
         str | None,
         typer.Option(help="Name in the bridge's certificate, if not the host."),
     ] = None,
-    timeout: Annotated[float, typer.Option(metavar="SECONDS")] = 15.0,
+    timeout: Annotated[
+        float, typer.Option(metavar="SECONDS", help="The longest to wait.")
+    ] = 15.0,
     out: Annotated[
         Path | None,
         typer.Option(metavar="FOLDER", help="Write key.pem, chain.pem and roots.pem."),

@@ -71,12 +71,13 @@ def attest(
 
     Raises:
         ConfigError: The key of the heads, or the archive, cannot be used.
-        LedgerError: A server writes the journal, nothing is wrong with it, it is not
-            the one that the heads before its end belong to, it is broken before its
-            last segment, or something cannot be written.
+        LedgerError: Nothing is known of such a journal, a server writes it, nothing is
+            wrong with it, it is not the one that the heads before its end belong to, it
+            is broken before its last segment, or something cannot be written.
     """
     if not (operator.strip() and reason.strip()):
         raise ConfigError("--reason: expected who and why, in words")
+    _require_known(config, resolve, writer)
     folder = make_folder(resolve(config.journal), writer)
     held = lock(folder)
     try:
@@ -99,6 +100,33 @@ def attest(
     finally:
         os.close(held)
     return Attestation(head=head, published=published, torn=torn, kept=kept)
+
+
+def _require_known(
+    config: LedgerConfig, resolve: Callable[[Path], Path], writer: str
+) -> None:
+    # A mistyped name must not become a journal: it would be on record for good.
+    folder = resolve(config.journal)
+    published = HeadSink(resolve(config.heads.sink)).newest(writer)
+    if (folder / writer).is_dir() or published is not None:
+        return
+    if writer not in _archived(config, resolve):
+        there = sorted(path.name for path in folder.glob("*/"))
+        raise LedgerError(
+            f"{folder}: nothing is known of a journal {writer!r}; there is "
+            f"{', '.join(there) or 'none'}",
+            rule="ledger.attest",
+        )
+
+
+def _archived(config: LedgerConfig, resolve: Callable[[Path], Path]) -> list[str]:
+    from bridge.ledger.archive import Archive  # noqa: PLC0415 - slow
+
+    archive = Archive.open(config.archive, resolve)
+    try:
+        return archive.writers()
+    finally:
+        archive.close()
 
 
 def _verified_end(folder: Path, writer: str) -> _End:

@@ -147,12 +147,13 @@ def _prepared(path: Path | None, *, make: bool) -> Iterator[None]:
 def _touch(path: Path, *, make: bool) -> None:
     # SQLite would make it readable by all.
     flags = os.O_RDWR | os.O_CREAT if make else os.O_RDONLY
-    fd = os.open(path, flags | os.O_CLOEXEC, 0o600)
-    try:
-        fresh = make and not os.fstat(fd).st_size
-    finally:
-        os.close(fd)
-    if fresh:
+    mode = os.R_OK | os.W_OK if make else os.R_OK
+    # A file that is in order is not opened here: whoever closes a file gives up all
+    # locks of this process on it, and a connection of SQLite may have some. Without
+    # them another process takes itself for the last one and removes the log.
+    if not (path.is_file() and os.access(path, mode)):
+        os.close(os.open(path, flags | os.O_CLOEXEC, 0o600))
+    if make and not path.stat().st_size:
         # Left by an archive that was deleted, of which another worker may not know
         # yet: they belong to its file, and would spoil this one.
         for suffix in _BESIDE:

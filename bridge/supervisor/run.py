@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, disable_created_metrics
 
 from bridge.errors import ConfigError
 from bridge.reload import ConfigFile, Reloads, Source
@@ -44,6 +44,7 @@ def supervise(
     with ExitStack() as parts:
         folder = tempfile.mkdtemp(prefix="meshca-")
         parts.callback(shutil.rmtree, folder, ignore_errors=True)
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         registry = CollectorRegistry()
         reloads = Reloads(registry)
         surroundings = Surroundings(

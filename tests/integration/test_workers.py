@@ -37,6 +37,7 @@ def test_workers_share_the_port_and_their_metrics_are_one_sum(tmp_path: Path) ->
         _, text = bridge.get("/metrics")
         anchors = [line for line in text.splitlines() if 'tier="anchor"' in line]
         assert len(anchors) == 1
+        assert "_created" not in text
         assert len({_core(pid) for pid in bridge.children()}) == min(
             2, len(os.sched_getaffinity(0))
         )

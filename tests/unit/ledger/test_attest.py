@@ -1,6 +1,7 @@
 """What an operator has to look at, how it is said, and how the ledger goes on."""
 
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -102,13 +103,18 @@ FAULTS: list[tuple[Callable[[Path], None], str, int]] = [
 ]
 
 
-def attest(folder: Path, reason: str = "the node's disk died", **env: str) -> Result:
+def attest(
+    folder: Path,
+    reason: str = "the node's disk died",
+    writer: str = "w0",
+    **env: str,
+) -> Result:
     return CliRunner(env=env).invoke(
         app,
         [
             "attest",
             *("-c", str(folder / "bridge.yaml")),
-            *("--writer", "w0", "--reason", reason),
+            *("--writer", writer, "--reason", reason),
         ],
     )
 
@@ -165,6 +171,19 @@ def test_a_journal_that_is_in_order_needs_no_operator(folder: Path) -> None:
     result = attest(folder)
     assert "there is nothing to attest" in str(result.exception)
     assert (folder / "heads.jsonl").read_bytes() == before
+
+
+def test_a_name_that_nobody_knows_does_not_become_a_journal(folder: Path) -> None:
+    result = attest(folder, writer="w00")
+    assert "nothing is known of a journal 'w00'; there is w0" in str(result.exception)
+    assert [path.name for path in (folder / "journal").glob("*/")] == ["w0"]
+
+
+def test_what_only_the_archive_knows_of_is_attested(folder: Path) -> None:
+    shutil.rmtree(folder / "journal/w0")
+    (folder / "heads.jsonl").unlink()
+    result = attest(folder)
+    assert "the archive keeps 8 rows that the journal lost" in result.stdout
 
 
 def test_a_journal_that_is_being_written_is_left_alone(folder: Path) -> None:

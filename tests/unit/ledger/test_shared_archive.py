@@ -206,6 +206,27 @@ def test_two_writers_make_their_deleted_archive_anew_together(
     assert result.agrees, result
 
 
+def test_a_second_look_in_the_same_process_keeps_the_log_of_the_first(
+    tmp_path: Path,
+) -> None:
+    ledger = open_ledger(tmp_path, archive=URL)
+    wait_until(lambda: fed(ledger))
+    log = tmp_path / "archive.db-wal"
+    held = log.stat().st_ino
+    # As a server looks how far writers were fed that run no more.
+    Archive.open(URL, within(tmp_path)).close()
+    leave = "import sqlite3, sys; c = sqlite3.connect(sys.argv[1]); "
+    leave += "c.execute('SELECT COUNT(*) FROM entries').fetchall(); c.close()"
+    subprocess.run(
+        [sys.executable, "-c", leave, tmp_path / "archive.db"], check=True, timeout=60
+    )
+    assert log.stat().st_ino == held, "it took itself for the last one"
+    ledger.intend(make_intent(1))
+    ledger.end(make_ended(1))
+    ledger.close()
+    assert not compared(tmp_path).behind
+
+
 def archive_moved(folder: Path) -> bool:
     # Whether the database lacks what both writers have to put into it.
     path = folder / "archive.db"
