@@ -44,12 +44,16 @@ def close_listeners(ports: Collection[int]) -> int:
 def _listening(ports: Collection[int]) -> Iterator[socket.socket]:
     for path in Path("/proc/self/fd").iterdir():
         try:
+            # Of sockets only: whoever closes a copy of a file's descriptor gives up all
+            # POSIX locks of the process on the file, such as SQLite's on the archive.
+            if not path.is_socket():
+                continue
             copy = os.dup(int(path.name))
         except OSError:
-            continue  # the descriptor of the listing itself
+            continue  # it was closed meanwhile
         try:
             found = socket.socket(fileno=copy)
-        except OSError:  # no socket
+        except OSError:  # no socket any more
             os.close(copy)
             continue
         if _is_listening(found, ports):
