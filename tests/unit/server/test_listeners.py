@@ -48,6 +48,6 @@ def test_locks_of_the_process_on_its_files_stay(tmp_path: Path) -> None:
     with path.open("w+b") as file:
         fcntl.lockf(file, fcntl.LOCK_EX)
         close_listeners({1})
-        command = [sys.executable, "-c", _TRY_TO_LOCK, path]
+        command = [sys.executable, "-c", _TRY_TO_LOCK, str(path)]
         found = subprocess.run(command, capture_output=True, text=True, check=True)
     assert found.stdout == "locked\n"
