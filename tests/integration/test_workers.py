@@ -194,8 +194,12 @@ def test_a_second_bridge_on_the_same_addresses_does_not_start(tmp_path: Path) ->
 
 
 def _private_folder(bridge: Supervised) -> Path:
-    address = bridge.log().partition("health and metrics on unix:")[2]
-    return Path(address.partition("\n")[0]).parent
+    def told() -> str:
+        address = bridge.log().partition("health and metrics on unix:")[2]
+        return address.partition("\n")[0]
+
+    await_true(told)  # a worker is ready before it says where it listens
+    return Path(told()).parent
 
 
 def _core(pid: int) -> frozenset[int]:
