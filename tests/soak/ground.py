@@ -123,13 +123,26 @@ class Ground:
 
     def highest_rate(self, bridge: Supervised, seconds: float = 10.0) -> float:
         """Return the certificates a second of a server that is kept busy."""
+        return float(self.busiest(bridge, seconds)["ok_per_second"])
+
+    def busiest(
+        self, bridge: Supervised, seconds: float, **how: Any
+    ) -> Mapping[str, Any]:
+        """Keep a server busy and return the load client's report.
+
+        Raises:
+            BenchError: Calls failed.
+        """
         seconds = min(seconds, self.sizes.seconds)
-        report = self.measured(bridge, "-warmup", "2s", "-duration", f"{seconds}s")
-        rate = float(report["ok_per_second"])
-        say(f"highest rate {rate:.0f}/s, p99 {report['p99_ms']:.0f} ms")
+        options = ("-warmup", "2s", "-duration", f"{seconds}s")
+        report = self.measured(bridge, *options, **how)
+        say(
+            f"highest rate {report['ok_per_second']:.0f}/s, "
+            f"p99 {report['p99_ms']:.0f} ms"
+        )
         if sum(report["errors"].values()) > report["ok"] * _MOST_ERRORS:
             raise BenchError(f"the load that sets the rate had errors: {report}")
-        return rate
+        return report
 
 
 class Load:
