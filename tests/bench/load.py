@@ -89,11 +89,6 @@ def build(source: Path) -> Programs:
     )
 
 
-def build_client(source: Path) -> Path:
-    """Build the load client alone. See `build`."""
-    return gobuild.build(_copy(source), "./cmd/caload")
-
-
 def _copy(source: Path) -> Path:
     if not (source / "go.mod").is_file():
         raise BenchError(
@@ -112,8 +107,8 @@ def _copy(source: Path) -> Path:
 
 def measure_peer(load: Load, folder: Path) -> Result:
     """Measure Istio's CA, which asks nobody for a credential here."""
-    with _peer(load, folder) as (address, roots, pid):
-        return _run(load, address, roots, pid)
+    with peer(load.programs.peer, load.ca_key, folder) as running:
+        return _run(load, running.address, running.roots, running.pid)
 
 
 def measure_bridge(load: Load, tokens: Path, bridge: Bridge) -> Result:
@@ -168,18 +163,33 @@ def require_on_record(bridge: Bridge, *results: Result) -> None:
         raise BenchError(f"{issued} certificates on record, and {good} were given out")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Peer:
+    """Istio's CA while it runs."""
+
+    address: str
+    roots: Path
+    """The file of its root certificate."""
+    pid: int
+
+
 @contextmanager
-def _peer(load: Load, folder: Path) -> Iterator[tuple[str, Path, int]]:
+def peer(program: Path, ca_key: KeyAlgorithm, folder: Path) -> Iterator[Peer]:
+    """Run Istio's CA on the server's core, asking nobody for a credential.
+
+    Raises:
+        BenchError: It does not start.
+    """
     address = netports.address()
     roots = folder / "peer-root.pem"
     roots.unlink(missing_ok=True)
-    command = ["taskset", "-c", SERVER_CORE, str(load.programs.peer), "-addr", address]
-    options = ["-auth", "none", "-ca-key", load.ca_key, "-root-out", str(roots)]
+    command = ["taskset", "-c", SERVER_CORE, str(program), "-addr", address]
+    options = ["-auth", "none", "-ca-key", ca_key, "-root-out", str(roots)]
     with (folder / "peer.log").open("wb") as log:
         process = subprocess.Popen([*command, *options], stdout=log, stderr=log)
     try:
         _await_peer(process, address, roots, folder / "peer.log")
-        yield address, roots, process.pid
+        yield Peer(address=address, roots=roots, pid=process.pid)
     finally:
         process.terminate()
         process.wait(timeout=10)

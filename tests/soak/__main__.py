@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from bridge.hierarchy.throwaway import KeyAlgorithm
-from tests.bench.load import CLIENT_CORE, BenchError, build_client
+from tests.bench.load import CLIENT_CORE, BenchError, build
 from tests.soak import kills, latency, memory, overload, report, storm, workers
 from tests.soak.ground import Ground, Sizes, say
 from tests.soak.result import Result
@@ -44,16 +44,16 @@ def main() -> int:
     except (BenchError, gobuild.BuildError) as error:
         sys.stderr.write(f"soak: {error}\n")
         return 2
-    say("", *(f"{one.part}: {verdict}" for one in results for verdict in one.verdicts))
+    say("", *(f"{one.part}: {line}" for one in results for line in one.lines()))
     return 0 if all(one.good for one in results) else 1
 
 
 def _results(options: argparse.Namespace) -> list[Result]:
     if (os.cpu_count() or 1) < 2:
         raise BenchError("needs two cores: one for the server, one for the clients")
-    say("building the clients (minutes, the first time)")
+    say("building the clients and Istio's CA (minutes, the first time)")
     peers = Path(os.environ.get("MESHCA_PEERS") or _PEERS)
-    caload, istio_client = build_client(peers), program()
+    programs, istio_client = build(peers), program()
     where = report.surroundings(_command(), options.ca_key)
     say(where)
     results: list[Result] = []
@@ -63,7 +63,7 @@ def _results(options: argparse.Namespace) -> list[Result]:
         with tempfile.TemporaryDirectory("-soak", dir=home) as folder:
             ground = Ground(
                 folder=Path(folder),
-                caload=caload,
+                programs=programs,
                 istio_client=istio_client,
                 ca_key=options.ca_key,
                 threads=options.threads,
@@ -96,15 +96,12 @@ def _run(part: str, ground: Ground) -> Result:
         result.judge(str(error), good=False)
     finally:
         os.sched_setaffinity(0, cores)
-    say(*map(str, result.verdicts))
+    say(*result.lines())
     return result
 
 
 def _write_json(path: Path, results: list[Result], where: str) -> None:
-    parts = {
-        one.part: {"verdicts": [str(each) for each in one.verdicts]} | one.figures
-        for one in results
-    }
+    parts = {one.part: {"found": one.lines()} | one.figures for one in results}
     found = {"at": datetime.now(UTC).isoformat(), "where": where, "parts": parts}
     path.write_text(json.dumps(found, indent=2) + "\n")
 

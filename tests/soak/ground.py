@@ -11,10 +11,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from bridge.hierarchy.throwaway import KeyAlgorithm
-from tests.bench.load import CLIENT_CORE, SERVER_CORE, BenchError
+from tests.bench.load import CLIENT_CORE, SERVER_CORE, BenchError, Programs
 from tests.support.harness import PEER_SERVER_NAME
 from tests.support.supervised import Supervised
 from tests.support.tokens import TokenIssuer
@@ -32,6 +32,18 @@ def say(*lines: str) -> None:
     for line in lines:
         sys.stdout.write(f"{line}\n")
     sys.stdout.flush()
+
+
+class Target(Protocol):
+    """What load is put on."""
+
+    @property
+    def address(self) -> str:
+        """Where it listens."""
+
+    @property
+    def roots(self) -> Path:
+        """The file with what its chains end in."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +65,7 @@ class Ground:
 
     folder: Path
     """On a disk, not in memory."""
-    caload: Path
+    programs: Programs
     istio_client: Path
     sizes: Sizes
     ca_key: KeyAlgorithm = "p256"
@@ -96,16 +108,19 @@ class Ground:
     @contextmanager
     def load(
         self,
-        bridge: Supervised,
+        target: Target,
         *options: str,
         core: str | None = CLIENT_CORE,
         watch: Mapping[str, int] | None = None,
     ) -> Iterator["Load"]:
-        """Run the load client beside the block; see `caload -h` for `options`."""
+        """Run the load client beside the block; see `caload -h` for `options`.
+
+        A target that asks for no token does not look at those that it is shown.
+        """
         watched = ",".join(f"{name}={pid}" for name, pid in (watch or {}).items())
         command: list[str | Path] = ["taskset", "-c", core] if core else []
-        command += [self.caload, "-front", "istio", "-json"]
-        command += ["-addr", bridge.address, "-root", bridge.roots]
+        command += [self.programs.client, "-front", "istio", "-json"]
+        command += ["-addr", target.address, "-root", target.roots]
         command += ["-server-name", PEER_SERVER_NAME, "-token-file", self.tokens]
         command += [*(("-watch", watched) if watched else ()), *options]
         with subprocess.Popen(
@@ -116,18 +131,16 @@ class Ground:
             finally:
                 process.kill()
 
-    def measured(self, bridge: Supervised, *options: str, **how: Any) -> dict[str, Any]:
+    def measured(self, target: Target, *options: str, **how: Any) -> dict[str, Any]:
         """Run the load client to its end and return its report."""
-        with self.load(bridge, *options, **how) as load:
+        with self.load(target, *options, **how) as load:
             return load.report()
 
-    def highest_rate(self, bridge: Supervised, seconds: float = 10.0) -> float:
+    def highest_rate(self, target: Target, seconds: float = 10.0) -> float:
         """Return the certificates a second of a server that is kept busy."""
-        return float(self.busiest(bridge, seconds)["ok_per_second"])
+        return float(self.busiest(target, seconds)["ok_per_second"])
 
-    def busiest(
-        self, bridge: Supervised, seconds: float, **how: Any
-    ) -> Mapping[str, Any]:
+    def busiest(self, target: Target, seconds: float, **how: Any) -> Mapping[str, Any]:
         """Keep a server busy and return the load client's report.
 
         Raises:
@@ -135,7 +148,7 @@ class Ground:
         """
         seconds = min(seconds, self.sizes.seconds)
         options = ("-warmup", "2s", "-duration", f"{seconds}s")
-        report = self.measured(bridge, *options, **how)
+        report = self.measured(target, *options, **how)
         say(
             f"highest rate {report['ok_per_second']:.0f}/s, "
             f"p99 {report['p99_ms']:.0f} ms"

@@ -48,7 +48,7 @@ def _faults(result: Result, where: str) -> Iterator[str]:
 def _figures(result: Result, where: str) -> Iterator[str]:
     yield where
     yield ""
-    yield from (f"* {verdict}" for verdict in result.verdicts)
+    yield from (f"* {line}" for line in result.lines())
 
 
 def _put(path: Path, part: str, lines: Iterable[str]) -> None:

@@ -34,6 +34,8 @@ class Result:
 
     part: str
     verdicts: list[Verdict] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    """What was seen beside the bounds."""
     faults: list[Fault] = field(default_factory=list)
     figures: dict[str, Any] = field(default_factory=dict)
     """All that was measured, for the file of figures."""
@@ -42,6 +44,14 @@ class Result:
     def good(self) -> bool:
         """Whether every bound held."""
         return all(one.good for one in self.verdicts)
+
+    def lines(self) -> list[str]:
+        """Return what was found, a line each."""
+        return [*map(str, self.verdicts), *self.notes]
+
+    def note(self, text: str) -> None:
+        """Add what was seen beside the bounds."""
+        self.notes.append(text)
 
     def judge(self, text: str, *, good: bool) -> None:
         """Add a verdict."""

@@ -16,6 +16,7 @@ WITHOUT_FAULTS = {"memory", "latency"}
 def result_of(part: str, saw: str) -> Result:
     result = Result(part)
     result.judge(f"{part} {saw}", good=part != "storm")
+    result.note(f"beside {part}: {saw}")
     if part not in WITHOUT_FAULTS:
         row = Fault(fault=part, saw=saw, on_record="all", recovery="1 s")
         result.faults.append(row)
@@ -34,6 +35,7 @@ def test_each_part_has_its_place_and_a_later_run_takes_it(
     faults, figures = report.FAULTS.read_text(), report.FIGURES.read_text()
     for part in _PARTS:
         assert f"{part} second \\1" in figures
+        assert f"\n* beside {part}: second \\1\n" in figures
         assert (f"| {part} | second \\1 | all | 1 s |" in faults) is (
             part not in WITHOUT_FAULTS
         )
