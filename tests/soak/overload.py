@@ -3,6 +3,7 @@
 Clients give up after 5 s and do not ask again, at fixed moments, whatever comes back.
 """
 
+import statistics
 from typing import Any
 
 from tests.soak.ground import Ground, say
@@ -19,24 +20,27 @@ _AFTER_SECONDS = 6.0
 
 
 def run(ground: Ground) -> Result:
-    """Overload one process on one core."""
+    """Overload one process on one core.
+
+    What is answered is held against the highest rate before and after: within such
+    minutes a machine that others use gets a fifth slower or faster.
+    """
     result = Result("overload")
     bridge = ground.bridge("overload")
     with bridge:
         rate = ground.highest_rate(bridge)
-        result.figures["highest_rate"] = rate
         for factor in _FLOORS:
-            _overload(ground, bridge, result, factor, rate)
+            rate = _overload(ground, bridge, result, factor, rate)
     bridge.require_sound_ledger()
     return result
 
 
 def _overload(
-    ground: Ground, bridge: Supervised, result: Result, factor: float, rate: float
-) -> None:
+    ground: Ground, bridge: Supervised, result: Result, factor: float, before: float
+) -> float:
     seconds = ground.sizes.seconds
-    before = bridge.metric("meshca_backend_calls_total")
-    asked = factor * rate
+    calls = bridge.metric("meshca_backend_calls_total")
+    asked = factor * before
     options = (
         *("-qps", f"{asked:.0f}", "-duration", f"{seconds}s", "-warmup", "0s"),
         *("-timeout", f"{_PATIENCE_SECONDS}s", "-series"),
@@ -49,28 +53,32 @@ def _overload(
             # A little early: the client first makes its keys and connects.
             ended = load.began + seconds
         prober.await_normal(ended, _AFTER_SECONDS)
-    signed = bridge.metric("meshca_backend_calls_total") - before
+    signed = bridge.metric("meshca_backend_calls_total") - calls
+    after = ground.highest_rate(bridge)
     probes = prober.counts()
     answered = report["ok"] / seconds
-    part = answered / rate
+    part = answered / statistics.mean((before, after))
     normal = prober.normal_after(ended)
     given = report["ok"] + probes["OK"]
     late = _late(report)
     say(
-        f"{factor} x: {answered:.0f}/s answered ({part:.0%}), p50 "
+        f"{factor} x {before:.0f}/s: {answered:.0f}/s answered, {part:.0%}, p50 "
         f"{report['p50_ms']:.0f} ms, max {report['max_ms']:.0f} ms, errors "
         f"{report['errors']}, {late} late, normal after {normal}, "
         f"{signed:.0f} signed for {given} answers"
     )
     result.figures[f"at {factor}"] = report | {
+        "highest_rate": (before, after),
         "normal_after": normal,
         "signed": signed,
         "given": given,
     }
     floor = _FLOORS[factor]
-    at = f"at {factor:g} times the highest rate ({rate:.0f}/s)"
+    at = f"at {factor:g} times the highest rate ({before:.0f}/s)"
     result.judge(
-        f"{at}: {part:.0%} of it answered, floor {floor:.0%}", good=part >= floor
+        f"{at}: {answered:.0f}/s answered, {part:.0%} of the mean of before and after "
+        f"({after:.0f}/s), floor {floor:.0%}",
+        good=part >= floor,
     )
     result.judge(f"{at}: {late} answers late or missing", good=late == 0)
     told = "never" if normal is None else f"{normal:.1f} s after its end"
@@ -86,6 +94,7 @@ def _overload(
             recovery=told,
         )
     )
+    return after
 
 
 def _late(report: dict[str, Any]) -> int:
