@@ -23,7 +23,9 @@ _PEER_KEY: KeyAlgorithm = "rsa2048"
 
 
 @dataclass(frozen=True, slots=True)
-class _Round:
+class Round:
+    """The highest rate, a part of it, and the highest rate again."""
+
     before: float
     """The highest rate, certificates a second, before and after."""
     after: float
@@ -35,6 +37,7 @@ class _Round:
 
     @property
     def is_steady(self) -> bool:
+        """Whether the machine was as fast after as before."""
         return abs(self.after / self.before - 1) <= _STEADY
 
     @property
@@ -51,15 +54,15 @@ class _Side:
         self._name = name
         self._target = target
         self._watch = {"server": pid}
-        self._before: Mapping[str, Any] | None = None
-        self.rounds: list[_Round] = []
+        self.rounds: list[Round] = []
         self.failed = 0
         """Calls without a certificate."""
 
     def measure(self) -> None:
         """Add a round."""
         say(f"{self._name}:")
-        before = self._before or self._busiest()
+        # Anew: while the other side had its turn, the machine may have changed.
+        before = self._busiest()
         rate = float(before["ok_per_second"])
         report = self._ground.measured(
             self._target,
@@ -67,9 +70,9 @@ class _Side:
             *("-warmup", "2s", "-duration", f"{_ROUND_SECONDS}s"),
             watch=self._watch,
         )
-        after = self._before = self._busiest()
+        after = self._busiest()
         self.failed += sum(report["errors"].values()) + report["unfinished"]
-        done = _Round(
+        done = Round(
             rate,
             after["ok_per_second"],
             _cpu(before),
@@ -88,7 +91,9 @@ class _Side:
 
 
 @dataclass(frozen=True, slots=True)
-class _Summary:
+class Summary:
+    """What rounds say together."""
+
     text: str
     p99_ms: float
 
@@ -110,7 +115,7 @@ def run(ground: Ground) -> Result:
             ours.measure()
             theirs.measure()
     bridge.require_sound_ledger()
-    found = _summary(ours.rounds)
+    found = summary(ours.rounds)
     result.judge(
         f"at {_PART:.0%} of the highest rate, p99 below {_BOUND_MS:g} ms: {found.text}",
         good=found.p99_ms < _BOUND_MS,
@@ -118,14 +123,15 @@ def run(ground: Ground) -> Result:
     result.judge(f"{ours.failed:.0f} calls failed", good=not ours.failed)
     result.note(
         "Istio's CA, in turn with it, with an RSA-2048 key and without a record of "
-        f"what it signs: {_summary(theirs.rounds).text}"
+        f"what it signs: {summary(theirs.rounds).text}"
     )
     result.figures["rounds"] = [asdict(each) for each in ours.rounds]
     result.figures["peer_rounds"] = [asdict(each) for each in theirs.rounds]
     return result
 
 
-def _summary(rounds: list[_Round]) -> _Summary:
+def summary(rounds: list[Round]) -> Summary:
+    """Return the medians of the steady rounds, or of all where too few are steady."""
     steady = [each for each in rounds if each.is_steady]
     which = f"the {len(steady)} of {len(rounds)} rounds on a machine as fast as before"
     judged = steady
@@ -144,7 +150,7 @@ def _summary(rounds: list[_Round]) -> _Summary:
         f"{median('busiest_us'):.0f} us at the highest rate: the core was busy for "
         f"{median('busy'):.0%} of the time"
     )
-    return _Summary(text, p99_ms)
+    return Summary(text, p99_ms)
 
 
 def _cpu(report: Mapping[str, Any]) -> float:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.soak import report
+from tests.soak import latency, report
 from tests.soak.__main__ import _PARTS
 from tests.soak.prober import Probe, Prober
 from tests.soak.result import Fault, Result
@@ -69,3 +69,39 @@ def test_normal_is_when_some_in_a_row_go_well(codes: str, normal: float | None) 
     kinds = {"O": ("OK", 0.01), "S": ("RESOURCE_EXHAUSTED", 0.01), "L": ("OK", 2.0)}
     prober.probes = [Probe(100.0 + at, *kinds[one]) for at, one in enumerate(codes)]
     assert prober.normal_after(100.0) == normal
+
+
+def rounds_of(*rates_and_p99: tuple[float, float, float]) -> list[latency.Round]:
+    return [
+        latency.Round(before, after, 900.0, 1_000.0, 2.0, p99)
+        for before, after, p99 in rates_and_p99
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rounds", "p99_ms", "which"),
+    [
+        pytest.param(
+            rounds_of(
+                *[(1000.0, 1069.0, 20.0), (1000.0, 931.0, 30.0), (1e3, 1e3, 10.0)],
+                *[(1000.0, 1071.0, 900.0), (1000.0, 929.0, 900.0)],
+            ),
+            20.0,
+            "the 3 of 5 rounds",
+            id="a-machine-that-changed-is-not-judged",
+        ),
+        pytest.param(
+            rounds_of((1e3, 1e3, 10.0), (1e3, 5e2, 500.0), (1e3, 2e3, 900.0)),
+            500.0,
+            "all 3 rounds",
+            id="too-few-steady-rounds-do-not-stand-for-all",
+        ),
+    ],
+)
+def test_p99_is_judged_where_the_machine_kept_its_speed(
+    rounds: list[latency.Round], p99_ms: float, which: str
+) -> None:
+    found = latency.summary(rounds)
+    assert found.p99_ms == p99_ms
+    assert which in found.text
+    assert "busy for 80% of the time" in found.text
