@@ -14,9 +14,11 @@ from pathlib import Path
 from bridge.clock import Clock
 from bridge.config import LedgerConfig
 from bridge.errors import ConfigError, LedgerError
+from bridge.ledger.ahead import discard
 from bridge.ledger.compare import ASIDE
 from bridge.ledger.heads import HeadKey, SignedHead, problem_of
 from bridge.ledger.ledger import head_key
+from bridge.ledger.restore import absorb
 from bridge.ledger.rows import Chain, Head, microseconds, parse
 from bridge.ledger.segments import lock, make_folder, segments
 from bridge.ledger.sink import HeadSink
@@ -84,10 +86,11 @@ def attest(
         key = head_key(config, resolve)
         sink = HeadSink(resolve(config.heads.sink))
         published = sink.newest(writer)
+        cut = _was_cut(folder)
         end = _verified_end(folder, writer)
         _require_same_journal(folder, end, sink, key)
         kept = _keep_in_archive(config, resolve, writer, end, clock)
-        if not (kept or end.spoiled) and _is_vouched_for(published, end, key):
+        if not (kept or end.spoiled or cut) and _is_vouched_for(published, end, key):
             raise LedgerError(
                 f"{folder}: there is nothing to attest: the journal holds its newest "
                 "published head",
@@ -97,9 +100,20 @@ def attest(
         at = microseconds(clock)
         head = key.sign(writer, end.head, at, attested_by=operator, reason=reason)
         sink.append(head)
+        discard(folder)
     finally:
         os.close(held)
     return Attestation(head=head, published=published, torn=torn, kept=kept)
+
+
+def _was_cut(folder: Path) -> bool:
+    # Whether it is shorter than it was when its last server ended. What can be put back
+    # is not lost, and needs nobody to answer for it.
+    try:
+        absorb(folder)
+    except LedgerError:
+        return True
+    return False
 
 
 def _require_known(

@@ -16,12 +16,12 @@ from typing import Self
 
 from bridge.clock import Clock
 from bridge.errors import LedgerError
-from bridge.ledger import segments
+from bridge.ledger import ahead, segments
 from bridge.ledger.commit import GroupCommit
-from bridge.ledger.events import Attested, Closed, Event
+from bridge.ledger.events import Attested, Closed, Event, Restored
 from bridge.ledger.recovery import recover
 from bridge.ledger.rows import Head, encode, microseconds
-from bridge.ledger.segments import DiskFile, JournalFile
+from bridge.ledger.segments import JournalFile
 from bridge.ledger.writer import ObserveCommit, SegmentWriter
 
 _MEND_SECONDS = 0.5
@@ -44,7 +44,7 @@ class JournalOptions:
     """More waiting rows than this are refused."""
     patience_seconds: float = 5.0
     """How long a caller waits while the disk does not answer."""
-    open_file: Callable[[Path], JournalFile] = DiskFile
+    open_file: Callable[[Path], JournalFile] = ahead.open_file
     published: Head | None = None
     """The newest published head: a journal that does not hold it is refused."""
     attested: Attested | None = None
@@ -124,8 +124,11 @@ class Journal:
         journal._lock_fd = segments.lock(path)
         try:
             tail = recover(path, writer, options.published)
-            attested = options.attested
-            events: list[Event] = [*tail.unknown, *([attested] if attested else [])]
+            events: list[Event] = [*tail.unknown]
+            if tail.restored:
+                events.append(Restored(rows=tail.restored))
+            if options.attested:
+                events.append(options.attested)
             journal._writer.begin(tail.head, events)
         except BaseException:
             journal.close()
@@ -194,6 +197,8 @@ class Journal:
             return
         try:
             self._queue.wait(self._writer.own(Closed(reason="shutdown")), last=True)
+            self._writer.settle()
+            ahead.discard(self.folder)
         finally:
             self._writer.close()
 

@@ -12,7 +12,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from bridge.errors import LedgerError
 from bridge.ledger.events import Intent, Outcome
 from bridge.ledger.heads import SignedHead, load_public_key, problem_of
-from bridge.ledger.rows import Chain, Head, Row, broken, read_rows
+from bridge.ledger.restore import missing
+from bridge.ledger.rows import Chain, Head, Row, broken, read_rows, rows_in
 from bridge.ledger.segments import is_locked, segments
 from bridge.ledger.sink import HeadSink
 
@@ -48,6 +49,9 @@ class WriterReport:
     """What operators let this journal lose, and why."""
     torn: list[str] = field(default_factory=list)
     """Files that hold what a crash tore off, moved aside by a later start."""
+    ahead: int = 0
+    """Rows that a power cut took from the last segment and the next start puts back;
+    they are verified as well."""
     live: bool = False
     """A server is writing this journal."""
     problems: list[str] = field(default_factory=list)
@@ -191,9 +195,14 @@ class _Verifier:
         if not files:
             result.problems.append(f"{folder}: there is no segment in this folder")
         try:
+            lost = None if result.live else missing(folder)
+            result.ahead = lost.rows() if lost else 0
             for number, path in files:
                 self._chain.enter(number)
-                self._segment(path, live=result.live and number == files[-1][0])
+                rows = read_rows(path, live=result.live and number == files[-1][0])
+                if lost is not None and path == lost.path:
+                    rows = rows_in(lost.whole(), path)
+                self._segment(path, rows)
         except LedgerError as error:
             result.problems.append(str(error))
             return
@@ -207,8 +216,8 @@ class _Verifier:
                 "was cut"
             )
 
-    def _segment(self, path: Path, *, live: bool) -> None:
-        for line, row in enumerate(read_rows(path, live=live), 1):
+    def _segment(self, path: Path, rows: Iterable[Row]) -> None:
+        for line, row in enumerate(rows, 1):
             if problem := self._chain.problem(row):
                 raise broken(path, line, problem)
             self._result.rows += 1

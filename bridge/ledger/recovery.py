@@ -7,6 +7,7 @@ from typing import Any
 
 from bridge.errors import LedgerError
 from bridge.ledger.events import Closed, Ended, Intent, Opened, Outcome
+from bridge.ledger.restore import absorb
 from bridge.ledger.rows import CHAIN_RULE, Chain, Head, Row, broken, parse, read_rows
 from bridge.ledger.segments import (
     after_last_newline,
@@ -41,10 +42,14 @@ class Tail:
     head: Head
     unknown: list[Ended]
     """An outcome for each intent that has none."""
+    restored: int
+    """Rows that a power cut had taken, and that are back."""
 
 
 def recover(folder: Path, writer: str, published: Head | None = None) -> Tail:
-    """Verify the end of a journal and move a torn tail aside.
+    """Put back what a power cut took, verify the end, and move a torn tail aside.
+
+    What is left is on disk before the return: the next segment builds on it.
 
     The last segment is verified row by row, and the ones before by their first and
     last rows. What is not checked here, `bridge.ledger.reader.verify` checks.
@@ -58,6 +63,7 @@ def recover(folder: Path, writer: str, published: Head | None = None) -> Tail:
         LedgerError: The chain is broken, or it ends before `published`.
     """
     try:
+        restored = absorb(folder)
         files = segments(folder)
         move_torn_aside(folder, published)
         ends = [end for number, path in files if (end := _ends(number, path))]
@@ -68,7 +74,7 @@ def recover(folder: Path, writer: str, published: Head | None = None) -> Tail:
         left = _open_intents(ends, newest)
         # A crash may have left a last segment without a row: its number is taken.
         head = head._replace(segment=files[-1][0] if files else 0)
-        return Tail(head, [_unknown(intent) for intent in left.values()])
+        return Tail(head, [_unknown(intent) for intent in left.values()], restored)
     except OSError as error:
         raise unusable(folder, error) from error
     except LedgerError as error:

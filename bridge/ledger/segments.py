@@ -24,6 +24,9 @@ class JournalFile(Protocol):
     def sync(self) -> None:
         """Return when everything written is on disk."""
 
+    def settle(self) -> None:
+        """Return when the segment needs no other file to be whole after a power cut."""
+
     def cut(self, size: int) -> None:
         """Drop what follows the first `size` bytes; return when the disk has."""
 
@@ -51,6 +54,9 @@ class DiskFile:
     def sync(self) -> None:
         """See `JournalFile.sync`."""
         os.fdatasync(self._fd)
+
+    def settle(self) -> None:
+        """See `JournalFile.settle`. A sync has done that."""
 
     def cut(self, size: int) -> None:
         """See `JournalFile.cut`."""
@@ -130,6 +136,15 @@ def is_locked(folder: Path) -> bool:
     finally:
         os.close(fd)
     return False
+
+
+def sync_file(path: Path) -> None:
+    """Return when all that a file holds is on disk."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def segment_path(folder: Path, number: int) -> Path:

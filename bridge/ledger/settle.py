@@ -63,9 +63,12 @@ def settle(
 
 def _is_in_order(folder: Path, fed: int) -> bool:
     last: Row | None = None
-    for _, path in segments(folder)[-1:]:
-        for row in read_rows(path):
-            last = row
+    try:
+        for _, path in segments(folder)[-1:]:
+            for row in read_rows(path):
+                last = row
+    except LedgerError:
+        return False  # A crash tore it, or the start says what it is.
     if last is None or last.kind != Closed.kind or last.seq > fed:
         return False
     return bool(last.values["reason"] == "shutdown")

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from bridge.config import LedgerConfig
+from bridge.ledger.ahead import discard, open_file
 from bridge.ledger.events import Ended, Intent
 from bridge.ledger.heads import HeadKey
 from bridge.ledger.journal import Journal, JournalOptions
 from bridge.ledger.rows import Row, microseconds, read_rows
-from bridge.ledger.segments import DiskFile
+from bridge.ledger.segments import JournalFile
 from bridge.ledger.sink import HeadSink
 
 NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
@@ -78,6 +79,7 @@ class FaultyDisk:
     def __init__(self) -> None:
         self.write_fault: OSError | None = None
         self.sync_fault: OSError | None = None
+        self.settle_fault: OSError | None = None
         self.open_fault: OSError | None = None
         self.at_most: int | None = None
         """Bytes that one write takes."""
@@ -95,11 +97,11 @@ class FaultyDisk:
         if self.open_fault:
             raise self.open_fault
         self.open_files += 1
-        return FaultyFile(self, DiskFile(path))
+        return FaultyFile(self, open_file(path))
 
 
 class FaultyFile:
-    def __init__(self, disk: FaultyDisk, file: DiskFile) -> None:
+    def __init__(self, disk: FaultyDisk, file: JournalFile) -> None:
         self._disk = disk
         self._file = file
 
@@ -126,6 +128,11 @@ class FaultyFile:
         disk.syncs += 1
         self._file.sync()
 
+    def settle(self) -> None:
+        if fault := self._disk.settle_fault or self._disk.sync_fault:
+            raise fault
+        self._file.settle()
+
     def cut(self, size: int) -> None:
         disk = self._disk
         if disk.sync_fault:
@@ -149,12 +156,17 @@ def open_journal(folder: Path, writer: str = "w0", **options: Any) -> Journal:
     )
 
 
-def abandon(journal: Journal) -> None:
-    """End a journal as a killed process would: no last row, nothing flushed."""
+def abandon(journal: Journal, *, keep_ahead: bool = False) -> None:
+    """End a journal as a killed process would: no last row, nothing flushed.
+
+    Without `keep_ahead` its segment is all that is left of it.
+    """
     journal._closing.set()
     journal._flusher.join()
     journal._writer.close()
     journal.close()
+    if not keep_ahead:
+        discard(journal.folder)
 
 
 def publish(folder: Path, journal: Journal) -> None:

@@ -10,6 +10,7 @@ from typer.testing import CliRunner, Result
 
 from bridge.cli.ledger import app
 from bridge.errors import BridgeError, LedgerError
+from bridge.ledger.ahead import Ahead, Record
 from bridge.ledger.archive import Archive
 from bridge.ledger.compare import compare
 from bridge.ledger.ledger import Ledger
@@ -63,6 +64,16 @@ def cut(folder: Path) -> None:
     keep_lines(segment(folder), 4)
 
 
+def cut_below_what_is_ahead(folder: Path) -> None:
+    *_, last = segment(folder).read_bytes().splitlines(keepends=True)
+    at = segment(folder).stat().st_size - len(last)
+    ahead = Ahead.open(segment(folder).parent)
+    assert ahead is not None
+    assert ahead.put(Record(1, at, last))
+    ahead.close()
+    cut(folder)
+
+
 def cut_in_a_row(folder: Path) -> None:
     keep_lines(segment(folder), 5)
     data = segment(folder).read_bytes()
@@ -94,6 +105,7 @@ def lose_volume(folder: Path) -> None:
 
 FAULTS: list[tuple[Callable[[Path], None], str, int]] = [
     (cut, "ends at row 3 and its published head is row 7", 3),
+    (cut_below_what_is_ahead, r"00000001.jsonl: the journal went on at byte \d+", 3),
     (cut_in_a_row, "ends at row 3 and its published head is row 7", 3),
     (edit, r"00000001.jsonl:5: the chain breaks here", 2),
     (lose_journal, "ends at row -1 and its published head is row 7", -1),
@@ -117,6 +129,17 @@ def attest(
             *("--writer", writer, "--reason", reason),
         ],
     )
+
+
+def test_a_cut_that_only_the_file_ahead_shows(folder: Path) -> None:
+    cut_below_what_is_ahead(folder)
+    keep_lines(folder / "heads.jsonl", 1)
+    (folder / "a.db").unlink()
+    with pytest.raises(LedgerError, match="the journal went on at byte"):
+        open_ledger(folder)
+    assert attest(folder).exit_code == 0
+    open_ledger(folder).close()
+    assert verify(folder / "journal", folder / "heads.jsonl").intact
 
 
 @pytest.mark.parametrize(

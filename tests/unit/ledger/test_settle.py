@@ -54,6 +54,17 @@ def test_a_writer_that_was_killed_gets_its_outcomes_and_reaches_the_archive(
     assert [each.open_intents for each in report.writers] == [[]]
 
 
+def test_a_writer_whose_last_row_is_torn_is_settled(tmp_path: Path) -> None:
+    journal = open_journal(tmp_path / "journal", writer="w3")
+    publish(tmp_path, journal)
+    journal.append_durable(make_intent(1))
+    abandon(journal)
+    with (journal.folder / "00000001.jsonl").open("ab") as file:
+        file.write(b'{"seq":2')
+    assert settled(tmp_path) == ["w3"]
+    assert kinds(tmp_path, "w3")[-2:] == ["unknown", "closed"]
+
+
 def test_a_writer_that_left_in_order_is_left_alone(tmp_path: Path) -> None:
     ledger = opened(tmp_path, "w3")
     ledger.intend(make_intent(1))
