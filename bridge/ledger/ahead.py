@@ -12,6 +12,7 @@ The segments stay the journal: who reads them finds all rows while the system is
 import errno
 import mmap
 import os
+import stat
 import struct
 from collections.abc import Iterator
 from contextlib import suppress
@@ -19,10 +20,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple, Self
 
-from bridge.ledger.segments import (
-    DiskFile,
-    JournalFile,
-)
+from bridge.errors import LedgerError
+from bridge.ledger.segments import DiskFile, JournalFile, sync_folder
+from bridge.ledger.tail import way_out
 
 NAME = "ahead"
 """Of the file, in the folder of a writer."""
@@ -48,13 +48,12 @@ class Record(NamedTuple):
 class Ahead:
     """The file of one writer, open. One thread at a time may call it."""
 
-    def __init__(self, fd: int) -> None:
-        """Take over `fd`; `open` is the way to get one."""
+    def __init__(self, fd: int, buffer: mmap.mmap) -> None:
+        """Take both over; `open` is the way to get one."""
         self._fd = fd
         self._at = 0
-        # Writes past the cache want memory that is aligned as the blocks are.
-        self._buffer = mmap.mmap(-1, _MOST_BYTES + _BLOCK)
-        self._view = memoryview(self._buffer)
+        self._buffer = buffer
+        self._view = memoryview(buffer)
 
     @classmethod
     def open(cls, folder: Path) -> Self | None:
@@ -71,12 +70,14 @@ class Ahead:
         path = folder / NAME
         if not _DIRECT:
             return None
+        # Writes past the cache want memory that is aligned as the blocks are.
+        buffer = mmap.mmap(-1, _MOST_BYTES + _BLOCK)
         try:
-            if not (path.exists() and path.stat().st_size == _BYTES):
+            if not _is_laid_out(path):
                 path.unlink(missing_ok=True)
                 _lay_out(path)
-            flags = os.O_WRONLY | os.O_DSYNC | os.O_CLOEXEC | _DIRECT
-            return cls(os.open(path, flags))
+            flags = os.O_WRONLY | os.O_DSYNC | os.O_CLOEXEC | os.O_NOFOLLOW | _DIRECT
+            return cls(os.open(path, flags), buffer)
         except OSError:
             # It may be a file that takes no such writes, or half of one.
             with suppress(OSError):
@@ -114,13 +115,19 @@ class Ahead:
 
 
 class AheadFile:
-    """A segment on a real disk, made durable in `Ahead`. See `JournalFile`."""
+    """A segment on a real disk, made durable in `Ahead`. See `JournalFile`.
+
+    What `Ahead` does not take, the segment takes by itself: a disk may open a file for
+    such writes and refuse them, or have no room for blocks that it does not overwrite
+    but copies.
+    """
 
     def __init__(self, number: int, file: DiskFile, ahead: Ahead) -> None:
         """Write segment `number`, an empty `file`; both are closed with this."""
         self._number = number
         self._file = file
         self._ahead = ahead
+        self._is_refused = False
         self._size = 0
         self._unsynced: list[bytes] = []
 
@@ -133,7 +140,7 @@ class AheadFile:
     def sync(self) -> None:
         """See `JournalFile.sync`."""
         data = b"".join(self._unsynced)
-        if not self._ahead.put(Record(self._number, self._size, data)):
+        if not self._put(data):
             self.settle()
         self._size += len(data)
         self._unsynced.clear()
@@ -152,8 +159,18 @@ class AheadFile:
 
     def close(self) -> None:
         """See `JournalFile.close`."""
-        self._ahead.close()
-        self._file.close()
+        try:
+            self._ahead.close()
+        finally:
+            self._file.close()
+
+    def _put(self, data: bytes) -> bool:
+        if not self._is_refused:
+            try:
+                return self._ahead.put(Record(self._number, self._size, data))
+            except OSError:
+                self._is_refused = True
+        return False
 
 
 def open_file(path: Path) -> JournalFile:
@@ -174,21 +191,31 @@ def open_file(path: Path) -> JournalFile:
 
 
 def discard(folder: Path) -> None:
-    """Remove the file: the segments are on disk, all of them."""
+    """Remove the file for good: the segments are on disk, all of them.
+
+    Raises:
+        OSError: The disk fails.
+    """
     with suppress(FileNotFoundError):
         (folder / NAME).unlink()
+        sync_folder(folder)
 
 
 def read(folder: Path) -> Iterator[Record]:
     """Yield all whole records of the file, in no order that matters.
 
     Raises:
-        OSError: The disk fails.
+        LedgerError: There is such a file, and it cannot be read (rule `ledger.ahead`).
     """
+    path = folder / NAME
     try:
-        blocks = (folder / NAME).read_bytes()
-    except FileNotFoundError:
-        return
+        blocks = _blocks(path)
+    except OSError as error:
+        raise LedgerError(
+            f"{path}: cannot be read: {error.strerror}, and it may hold the last rows "
+            f"of the journal. Put it back; {way_out(folder.name)}",
+            rule="ledger.ahead",
+        ) from error
     for at in range(0, len(blocks) - _HEADER.size + 1, _BLOCK):
         magic, segment, offset, length, digest = _HEADER.unpack_from(blocks, at)
         if magic != _MAGIC or length > _MOST_BYTES:
@@ -197,6 +224,27 @@ def read(folder: Path) -> Iterator[Record]:
         data = blocks[start : start + length]
         if len(data) == length and digest == _digest(segment, offset, data):
             yield Record(segment, offset, data)
+
+
+def _blocks(path: Path) -> bytes:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return b""
+    with os.fdopen(fd, "rb") as file:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise OSError(errno.EINVAL, "this is no file")
+        return file.read(_BYTES)
+
+
+def _is_laid_out(path: Path) -> bool:
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
+        return False
+    # A copy may have left the zeros out: where no block is, there may be no room.
+    has_blocks = found.st_blocks * 512 >= _BYTES
+    return found.st_size == _BYTES and has_blocks
 
 
 def _lay_out(path: Path) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from bridge.clock import Clock
 from bridge.config import LedgerConfig
 from bridge.errors import ConfigError, LedgerError
-from bridge.ledger.ahead import discard
+from bridge.ledger.ahead import NAME, discard
 from bridge.ledger.compare import ASIDE
 from bridge.ledger.heads import HeadKey, SignedHead, problem_of
 from bridge.ledger.ledger import head_key
@@ -100,6 +100,9 @@ def attest(
         at = microseconds(clock)
         head = key.sign(writer, end.head, at, attested_by=operator, reason=reason)
         sink.append(head)
+        if cut:
+            # What shows that there was more; it may be no file at all.
+            (folder / NAME).rename(folder / f"{NAME}.{at}.torn")
         discard(folder)
     finally:
         os.close(held)

@@ -131,6 +131,8 @@ class Journal:
                 events.append(options.attested)
             journal._writer.begin(tail.head, events)
         except BaseException:
+            # First: a segment that has no whole first row gets no last one.
+            journal._writer.close()
             journal.close()
             raise
         journal._flusher.start()

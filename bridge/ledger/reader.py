@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from bridge.errors import LedgerError
 from bridge.ledger.events import Intent, Outcome
 from bridge.ledger.heads import SignedHead, load_public_key, problem_of
-from bridge.ledger.restore import missing
+from bridge.ledger.restore import Missing, missing
 from bridge.ledger.rows import Chain, Head, Row, broken, read_rows, rows_in
 from bridge.ledger.segments import is_locked, segments
 from bridge.ledger.sink import HeadSink
@@ -86,9 +86,10 @@ def read_journal(folder: Path) -> Iterator[tuple[str, Row]]:
 def read_writer(folder: Path) -> Iterator[Row]:
     """Yield the rows of the one writer in `folder`. See `read_journal`."""
     live = is_locked(folder)
+    lost = None if live else missing(folder)
     files = segments(folder)
     for number, file in files:
-        yield from read_rows(file, live=live and number == files[-1][0])
+        yield from _rows(file, lost, live=live and number == files[-1][0])
 
 
 def verify(
@@ -141,6 +142,13 @@ def writers(folder: Path) -> list[Path]:
     if not found:
         raise LedgerError(f"{folder}: there is no journal in this folder")
     return found
+
+
+def _rows(path: Path, lost: Missing | None, *, live: bool) -> Iterator[Row]:
+    # With what a power cut took, and the next start puts back.
+    if lost is not None and path == lost.path:
+        return rows_in(lost.whole(), path)
+    return read_rows(path, live=live)
 
 
 def _collect(
@@ -199,10 +207,8 @@ class _Verifier:
             result.ahead = lost.rows() if lost else 0
             for number, path in files:
                 self._chain.enter(number)
-                rows = read_rows(path, live=result.live and number == files[-1][0])
-                if lost is not None and path == lost.path:
-                    rows = rows_in(lost.whole(), path)
-                self._segment(path, rows)
+                is_live = result.live and number == files[-1][0]
+                self._segment(path, _rows(path, lost, live=is_live))
         except LedgerError as error:
             result.problems.append(str(error))
             return

@@ -2,13 +2,25 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from io import BytesIO
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from bridge.errors import LedgerError
+from bridge.ledger.ahead import NAME, read
 from bridge.ledger.events import Closed, Ended, Intent, Opened, Outcome
 from bridge.ledger.restore import absorb
-from bridge.ledger.rows import CHAIN_RULE, Chain, Head, Row, broken, parse, read_rows
+from bridge.ledger.rows import (
+    CHAIN_RULE,
+    Chain,
+    Head,
+    Row,
+    broken,
+    parse,
+    read_rows,
+    rows_in,
+)
 from bridge.ledger.segments import (
     after_last_newline,
     segment_path,
@@ -98,17 +110,23 @@ def require_new(folder: Path, sink: Path) -> None:
     if not folder.is_dir():
         return
     try:
-        for _, path in segments(folder):
-            for row in read_rows(path, live=True):
-                if row.kind not in _OF_A_START:
-                    raise LedgerError(
-                        f"{folder}: the journal has entries, and {sink} has no head of "
-                        "it: the file of heads was deleted or replaced, or another one "
-                        f"is configured. Put it back; {way_out(folder.name)}",
-                        rule="ledger.heads",
-                    )
+        for row in chain.from_iterable(_all_rows(folder)):
+            if row.kind not in _OF_A_START:
+                raise LedgerError(
+                    f"{folder}: the journal has entries, and {sink} has no head of "
+                    "it: the file of heads was deleted or replaced, or another one "
+                    f"is configured. Put it back; {way_out(folder.name)}",
+                    rule="ledger.heads",
+                )
     except OSError as error:
         raise unusable(folder, error) from error
+
+
+def _all_rows(folder: Path) -> Iterator[Iterator[Row]]:
+    for _, path in segments(folder):
+        yield read_rows(path, live=True)
+    for record in read(folder):
+        yield rows_in(BytesIO(record.data), folder / NAME)
 
 
 _OF_A_START = frozenset({Opened.kind, Closed.kind})

@@ -1,19 +1,19 @@
 """What a power cut took from the end of a journal, and putting it back."""
 
+import os
 from collections.abc import Iterator
-from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from bridge.errors import LedgerError
 from bridge.ledger.ahead import NAME, Record, read
-from bridge.ledger.rows import GENESIS, parse
+from bridge.ledger.rows import Chain, Head, parse
 from bridge.ledger.segments import (
     after_last_newline,
     segment_path,
     segments,
-    sync_file,
+    sync_folder,
 )
 from bridge.ledger.tail import set_aside, way_out
 
@@ -32,14 +32,11 @@ class Missing(NamedTuple):
         """Return how many rows are not there."""
         return self.data.count(b"\n") - self._kept().count(b"\n")
 
-    def put_back(self) -> None:
-        """Write what is not there, and keep what is there in its place."""
+    def keep_others(self) -> None:
+        """Keep what is there in its place in a file `.torn`."""
         kept = len(self._kept())
         if self.path.stat().st_size > self.offset + kept:
             set_aside(self.path, self.offset + kept)
-        with self.path.open("r+b") as file:
-            file.seek(self.offset + kept)
-            file.write(self.data[kept:])
 
     def whole(self) -> BinaryIO:
         """Return the segment as it has to be."""
@@ -61,7 +58,8 @@ def missing(folder: Path) -> Missing | None:
     the file, or makes other rows of it.
 
     Raises:
-        LedgerError: The segment ends before, or is another (rule `ledger.cut`).
+        LedgerError: The segment ends before, or is another (rule `ledger.cut`), or the
+            file cannot be read.
         OSError: The disk fails.
     """
     records = list(read(folder))
@@ -77,7 +75,10 @@ def missing(folder: Path) -> Missing | None:
     with path.open("rb") as file:
         before = file.read(offset)
         found = file.read(len(data))
-    if len(before) < offset or not _joins(files[:-1], before, data):
+    chain = Chain(folder.name, _head(files[:-1], newest, before))
+    if not offset:
+        chain.enter(newest)
+    if not _joins(chain, data):
         raise _cut(path, offset)
     return None if found == data else Missing(path, offset, data)
 
@@ -100,10 +101,25 @@ def absorb(folder: Path) -> int:
     restored = 0
     if lost is not None:
         restored = lost.rows()
-        lost.put_back()
-    for _, path in segments(folder)[-1:]:
-        sync_file(path)
+        lost.keep_others()
+        _write_anew(lost.path, lost.whole().read())
+    elif (folder / NAME).exists():
+        for _, path in segments(folder)[-1:]:
+            _write_anew(path, path.read_bytes())
     return restored
+
+
+def _write_anew(path: Path, data: bytes) -> None:
+    # A write to the disk that failed is told once, to whoever syncs next: who reads the
+    # file finds all of it in the system's cache, and a later sync finds nothing to do.
+    new = path.with_name(f"{path.name}.new")
+    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with os.fdopen(fd, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    new.replace(path)
+    sync_folder(path.parent)
 
 
 def _cut(path: Path, offset: int) -> LedgerError:
@@ -111,7 +127,8 @@ def _cut(path: Path, offset: int) -> LedgerError:
     return LedgerError(
         f"{path}: the journal went on at byte {offset}, as {folder / NAME} shows, and "
         "this is not what was before: it was cut or restored from an older copy. Put "
-        f"the newer one back; {way_out(folder.name)}",
+        "the newer one back (of a copy that was made while the server ran, leave "
+        f"{NAME} out); {way_out(folder.name)}",
         rule="ledger.cut",
     )
 
@@ -128,25 +145,25 @@ def _last_run(records: Iterator[Record]) -> tuple[int, bytes]:
     return start, run
 
 
-def _joins(earlier: list[tuple[int, Path]], before: bytes, data: bytes) -> bool:
-    prev = GENESIS
+def _head(earlier: list[tuple[int, Path]], number: int, before: bytes) -> Head | None:
+    # Of the last row before the run. A crash may have left a segment without a row.
+    written = [path for _, path in earlier if path.stat().st_size]
     if before:
-        *_, last, end = [b"", *before.rsplit(b"\n", 2)]
-        if end:
-            return False
-        prev = sha256(last).hexdigest()
+        last = before[:-1].rpartition(b"\n")[2]
+    elif written:
+        last = after_last_newline(written[-1], 1)
     else:
-        # A crash may have left a segment without a row.
-        written = [path for _, path in earlier if path.stat().st_size]
-        if written:
-            prev = sha256(after_last_newline(written[-1], 1)).hexdigest()
+        return None
+    try:
+        row = parse(last)
+    except ValueError:
+        return None
+    return Head(number, row.seq, row.digest)
+
+
+def _joins(chain: Chain, data: bytes) -> bool:
     *lines, end = data.split(b"\n")
-    for line in lines:
-        try:
-            row = parse(line)
-        except ValueError:
-            return False
-        if row.prev != prev:
-            return False
-        prev = row.digest
-    return not end
+    try:
+        return not end and not any(chain.problem(parse(line)) for line in lines)
+    except ValueError:
+        return False

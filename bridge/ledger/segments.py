@@ -138,15 +138,6 @@ def is_locked(folder: Path) -> bool:
     return False
 
 
-def sync_file(path: Path) -> None:
-    """Return when all that a file holds is on disk."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
 def segment_path(folder: Path, number: int) -> Path:
     """Return the file of a segment; the first has the number 1."""
     return folder / f"{number:08d}.jsonl"

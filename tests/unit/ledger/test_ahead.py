@@ -15,12 +15,14 @@ from bridge.errors import LedgerError
 from bridge.ledger import ahead, segments
 from bridge.ledger.ahead import AheadFile, Record, open_file
 from bridge.ledger.journal import Journal
-from bridge.ledger.reader import verify
+from bridge.ledger.reader import read_writer, verify
+from bridge.ledger.recovery import require_new
 from bridge.ledger.restore import absorb, missing
 from bridge.ledger.rows import Row
 from bridge.ledger.segments import DiskFile
 from tests.unit.ledger.support import (
     FaultyDisk,
+    FaultyFile,
     abandon,
     all_rows,
     make_ended,
@@ -199,11 +201,9 @@ def test_a_start_that_ends_after_putting_back_is_repeated(
         raise OSError(errno.EIO, "the disk is gone")
 
     with monkeypatch.context() as patch:
-        patch.setattr("bridge.ledger.restore.sync_file", fail)
+        patch.setattr("bridge.ledger.restore.sync_folder", fail)
         with pytest.raises(LedgerError, match="the disk is gone"):
             open_journal(tmp_path)
-    # It was not synced, and is gone again.
-    power.cut(journal.folder, lambda data: data[:99])
     open_journal(tmp_path).close()
     assert attempts(journal.folder) == [f"{1:032x}"]
 
@@ -211,15 +211,22 @@ def test_a_start_that_ends_after_putting_back_is_repeated(
 def test_rows_in_the_cache_alone_are_synced_at_a_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Into another file: this one may have failed to get to the disk, and say no more.
     journal = open_journal(tmp_path)
     journal.append_durable(make_intent())
-    folder = crash(journal)
-    seen: list[str] = []
-    monkeypatch.setattr(
-        "bridge.ledger.restore.sync_file", lambda path: seen.append(path.name)
-    )
-    absorb(folder)
-    assert seen == ["00000001.jsonl"]
+    path = crash(journal) / "00000001.jsonl"
+    before, inode = path.read_bytes(), path.stat().st_ino
+    fsync, synced = os.fsync, set[int]()
+
+    def noted(fd: int) -> None:
+        fsync(fd)
+        synced.add(os.fstat(fd).st_ino)
+
+    monkeypatch.setattr("bridge.ledger.restore.os.fsync", noted)
+    assert absorb(path.parent) == 0
+    assert path.read_bytes() == before
+    assert inode != path.stat().st_ino
+    assert path.stat().st_ino in synced
 
 
 def test_a_journal_closed_in_order_needs_no_other_file(
@@ -270,15 +277,40 @@ def test_a_segment_that_is_not_synced_at_the_end_keeps_the_file(
     assert (journal.folder / "ahead").exists()
 
 
-def test_a_part_of_a_block_is_not_durable(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def refuse(number: int) -> Callable[..., int]:
+    def fail(*_: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    return fail
+
+
+@pytest.mark.parametrize(
+    "pwrite",
+    [
+        pytest.param(lambda *_: 512, id="a part of a block"),
+        pytest.param(refuse(errno.EINVAL), id="blocks of another size"),
+        pytest.param(refuse(errno.ENOSPC), id="no room for a copy of the block"),
+        pytest.param(refuse(errno.EIO), id="a bad block"),
+    ],
+)
+def test_what_the_file_does_not_take_is_synced_in_the_segment(
+    tmp_path: Path,
+    power: Power,
+    monkeypatch: pytest.MonkeyPatch,
+    pwrite: Callable[..., int],
 ) -> None:
     journal = open_journal(tmp_path)
-    monkeypatch.setattr("bridge.ledger.ahead.os.pwrite", lambda *_: 512)
-    with pytest.raises(LedgerError, match="cannot be written"):
-        journal.append_durable(make_intent())
-    assert "a part of a block" in str(journal.problem())
-    journal.close()
+    journal.append_durable(make_intent(1))
+    with monkeypatch.context() as patch:
+        patch.setattr("bridge.ledger.ahead.os.pwrite", pwrite)
+        journal.append_durable(make_intent(2))
+    # One that failed is not tried again before the next segment.
+    journal.append_durable(make_intent(3))
+    path = journal.folder / "00000001.jsonl"
+    assert power.synced[path.name] == path.stat().st_size
+    power.cut(crash(journal))
+    open_journal(tmp_path).close()
+    assert len(attempts(journal.folder)) == 3
 
 
 def test_a_batch_that_is_too_large_is_synced_in_its_segment(
@@ -463,3 +495,115 @@ def test_verify_counts_what_the_next_start_puts_back(
     (writer,) = verify(journals, tmp_path / "heads.jsonl").writers
     assert (writer.problems, writer.rows, writer.ahead) == ([], 2, 2)
     assert writer.head == journal.head
+
+
+def make_folder(path: Path) -> None:
+    path.mkdir()
+
+
+def make_pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def make_link(path: Path) -> None:
+    other = path.with_name("other")
+    other.write_bytes(bytes(1 << 20))
+    path.symlink_to(other)
+
+
+STRANGE = [make_folder, make_pipe, make_link]
+
+
+@pytest.mark.parametrize("make", STRANGE, ids=lambda make: str(make.__name__))
+def test_what_cannot_be_read_may_be_rows_and_is_named(
+    tmp_path: Path, make: Callable[[Path], None]
+) -> None:
+    journal = open_journal(tmp_path)
+    journal.append_durable(make_intent())
+    path = crash(journal) / "ahead"
+    path.unlink()
+    make(path)
+    with pytest.raises(LedgerError, match=f"{path}: cannot be read: .*attest") as found:
+        open_journal(tmp_path)
+    assert found.value.rule == "ledger.ahead"
+    assert f"{path}: cannot be read" in verify(tmp_path).writers[0].problems[0]
+
+
+@pytest.mark.parametrize("make", STRANGE, ids=lambda make: str(make.__name__))
+def test_nothing_else_is_written_to(
+    tmp_path: Path, make: Callable[[Path], None]
+) -> None:
+    make(tmp_path / "ahead")
+    before = {each: each.lstat() for each in tmp_path.iterdir()}
+    file = open_file(tmp_path / "00000001.jsonl")
+    file.write(b"row\n")
+    file.sync()
+    file.close()
+    assert (tmp_path / "00000001.jsonl").read_bytes() == b"row\n"
+    if make is make_link:
+        other = tmp_path / "other"
+        assert other.lstat() == before[other]
+        assert not (tmp_path / "ahead").is_symlink()
+
+
+def test_a_copy_without_its_zeros_is_laid_out_again(tmp_path: Path) -> None:
+    path = tmp_path / "ahead"
+    with path.open("wb") as file:
+        file.truncate(1 << 20)
+    open_file(tmp_path / "00000001.jsonl").close()
+    assert path.stat().st_blocks * 512 >= 1 << 20
+
+
+class FailsOnce(FaultyDisk):
+    """Has no room for its first write, or for a part of it."""
+
+    def __init__(self, room: int) -> None:
+        super().__init__()
+        self.room = room
+
+    def open(self, path: Path) -> FaultyFile:
+        file = super().open(path)
+
+        def write(data: bytes) -> int:
+            try:
+                return FaultyFile.write(file, data)
+            except OSError:
+                self.room = None
+                raise
+
+        file.write = write  # type: ignore[method-assign]
+        return file
+
+
+@pytest.mark.parametrize("room", [0, 30])
+def test_a_start_that_failed_writes_no_last_row(tmp_path: Path, room: int) -> None:
+    with pytest.raises(LedgerError, match="takes no more"):
+        open_journal(tmp_path, open_file=FailsOnce(room).open)
+    open_journal(tmp_path).close()
+    assert verify(tmp_path).intact
+
+
+@pytest.mark.parametrize("room", [0, 1, 100])
+def test_a_start_that_had_no_room_is_followed_by_one_that_has(
+    tmp_path: Path, room: int
+) -> None:
+    disk = FaultyDisk()
+    disk.room = room
+    with pytest.raises(LedgerError, match="takes no more"):
+        open_journal(tmp_path, open_file=disk.open)
+    assert disk.open_files == 0
+    journal = open_journal(tmp_path)
+    journal.append_durable(make_intent())
+    journal.close()
+    assert verify(tmp_path).intact
+
+
+def test_readers_find_what_the_next_start_puts_back(
+    tmp_path: Path, power: Power
+) -> None:
+    journal = open_journal(tmp_path)
+    journal.append_durable(make_intent())
+    power.cut(crash(journal))
+    assert [row.kind for row in read_writer(journal.folder)] == ["opened", "intent"]
+    with pytest.raises(LedgerError, match="the journal has entries"):
+        require_new(journal.folder, tmp_path / "heads.jsonl")

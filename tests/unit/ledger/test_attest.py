@@ -74,6 +74,10 @@ def cut_below_what_is_ahead(folder: Path) -> None:
     cut(folder)
 
 
+def lose_what_is_ahead(folder: Path) -> None:
+    (segment(folder).parent / "ahead").mkdir()
+
+
 def cut_in_a_row(folder: Path) -> None:
     keep_lines(segment(folder), 5)
     data = segment(folder).read_bytes()
@@ -106,6 +110,7 @@ def lose_volume(folder: Path) -> None:
 FAULTS: list[tuple[Callable[[Path], None], str, int]] = [
     (cut, "ends at row 3 and its published head is row 7", 3),
     (cut_below_what_is_ahead, r"00000001.jsonl: the journal went on at byte \d+", 3),
+    (lose_what_is_ahead, r"ahead: cannot be read: ", 7),
     (cut_in_a_row, "ends at row 3 and its published head is row 7", 3),
     (edit, r"00000001.jsonl:5: the chain breaks here", 2),
     (lose_journal, "ends at row -1 and its published head is row 7", -1),
