@@ -179,9 +179,8 @@ class Feeding:
             archive.close()
             archive = None
         if archive is None:
-            self._archive = archive = self._pace.do(self._open_archive)
-            position = partial(archive.position, self._folder.name)
-            self._position = self._pace.do(position)
+            self._archive = archive = self._open_archive()
+            self._position = archive.position(self._folder.name)
         return archive
 
     def _feed(self, archive: "Archive") -> None:

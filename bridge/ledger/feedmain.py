@@ -31,8 +31,11 @@ _T = TypeVar("_T")
 _SLOW_SECONDS = 0.25
 """A piece of a batch that takes so long is kept off a core that is full."""
 _LONGEST_SECONDS = 6.0
-"""Longer than SQLite waits for another process. What takes so long is done by the next
-process, in no idle class."""
+"""Longer than SQLite waits for another process. What takes so long gets no time at all.
+"""
+_OPENING_SECONDS = 3.0
+"""What opening the archive may take in the idle class, some 0.5 s of a core. Then the
+next process does it, in no idle class: where the server ends, there may be 5 s left."""
 
 
 class StarvedError(Exception):
@@ -57,7 +60,9 @@ class Idler:
         """See `Pace.begin`."""
         self._is_hurried = is_late
 
-    def do(self, step: Callable[[], _T]) -> _T:
+    def do(
+        self, step: Callable[[], _T], longest_seconds: float = _LONGEST_SECONDS
+    ) -> _T:
         """See `Pace.do`.
 
         Raises:
@@ -67,8 +72,8 @@ class Idler:
             return step()
         began = time.monotonic()
         done = self._idle.submit(step)
-        if not wait((done,), _LONGEST_SECONDS).done:
-            raise StarvedError
+        if not wait((done,), longest_seconds).done:
+            raise StarvedError(f"its core left it no time for {longest_seconds:.0f} s")
         # Whoever waits for the database's lock should not have to wait for a full core.
         self._is_hurried = time.monotonic() - began > _SLOW_SECONDS
         return done.result()
@@ -88,11 +93,12 @@ def main() -> int:
     threading.Thread(target=_follow_parent, name="parent", daemon=True).start()
     order = FeedOrder.read(sys.stdin.buffer.readline())
     set_up("WARNING", who=f"{Path(order.folder).name} feeder ")
+    pace = Idler(is_hurried=order.is_hurried)
     feeding = Feeding(
         Path(order.folder),
         _exchange,
-        lambda: _open_archive(order),
-        Idler(is_hurried=order.is_hurried),
+        lambda: pace.do(lambda: _open_archive(order), _OPENING_SECONDS),
+        pace,
         Bounds.below(order.entries, order.seconds),
     )
     problem = death = ""
@@ -100,8 +106,8 @@ def main() -> int:
         feeding.run()
     except (LedgerError, ConfigError, OSError) as error:
         problem = reason_of(error)
-    except StarvedError:
-        death = f"its core left it no time for {_LONGEST_SECONDS:.0f} s"
+    except StarvedError as error:
+        death = str(error)
     except BaseException as error:  # noqa: BLE001 - told to whoever starts the next
         # Not its text, nor where: values of the configuration may be in it.
         death = f"it died of {type(error).__name__}"
