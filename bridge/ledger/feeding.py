@@ -227,7 +227,8 @@ class Feeding:
         self, position: "Position", last: int
     ) -> "tuple[Position, Sequence[Mapping[str, Any]]]":
         # A batch of rows after `position`, up to row `last`, all of one segment.
-        lines = self._lines(position, min(_BATCH_ROWS, last - position.head.seq))
+        count = min(_BATCH_ROWS, last - position.head.seq)
+        lines = self._pace.do(partial(self._lines, position, count))
         if not lines:
             return self._next_segment(position), []
         batch = _Batch(self._folder, position)
