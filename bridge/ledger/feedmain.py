@@ -33,9 +33,6 @@ _SLOW_SECONDS = 0.25
 _LONGEST_SECONDS = 6.0
 """Longer than SQLite waits for another process. What takes so long gets no time at all.
 """
-_OPENING_SECONDS = 3.0
-"""What opening the archive may take in the idle class, some 0.5 s of a core. Then the
-next process does it, in no idle class: where the server ends, there may be 5 s left."""
 
 
 class StarvedError(Exception):
@@ -47,13 +44,10 @@ class Idler:
 
     A thread cannot leave the idle class without a privilege: there is one thread for
     what can wait, and what cannot is done by the thread that calls. See `Pace`.
-
-    Args:
-        is_hurried: What comes before the first batch is late.
     """
 
-    def __init__(self, *, is_hurried: bool) -> None:
-        self._is_hurried = is_hurried
+    def __init__(self) -> None:
+        self._is_hurried = False
         self._idle = ThreadPoolExecutor(1, "idle", initializer=be_idle)
 
     def begin(self, *, is_late: bool) -> None:
@@ -93,12 +87,11 @@ def main() -> int:
     threading.Thread(target=_follow_parent, name="parent", daemon=True).start()
     order = FeedOrder.read(sys.stdin.buffer.readline())
     set_up("WARNING", who=f"{Path(order.folder).name} feeder ")
-    pace = Idler(is_hurried=order.is_hurried)
     feeding = Feeding(
         Path(order.folder),
         _exchange,
-        lambda: pace.do(lambda: _open_archive(order), _OPENING_SECONDS),
-        pace,
+        lambda: _open_archive(order),
+        Idler(),
         Bounds.below(order.entries, order.seconds),
     )
     problem = death = ""
@@ -132,7 +125,8 @@ def _tell(told: Told) -> None:
 
 
 def _open_archive(order: FeedOrder) -> "Archive":
-    # In the idle class: the import takes longer than all the rest.
+    # Not in the idle class. It takes 0.5 s of a core, and a server that starts has
+    # callers that waited: it would not come to its end, or to that of the server.
     from bridge.ledger.archive import Archive  # noqa: PLC0415 - see above
 
     return Archive.open(order.archive, order.resolve)

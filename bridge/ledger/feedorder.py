@@ -23,8 +23,6 @@ class FeedOrder:
     """How many rows behind issuing stops."""
     seconds: float
     """How many seconds behind issuing stops."""
-    is_hurried: bool
-    """The archive is to be opened at once, whoever else wants the core."""
 
     @classmethod
     def read(cls, line: bytes) -> Self:

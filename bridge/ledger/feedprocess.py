@@ -83,12 +83,12 @@ class FeederProcess:
     def _run(self) -> None:
         # What is started from here has the same priority, from its first moment.
         step_back()
-        pause, is_first = _FIRST_WAIT_SECONDS, True
+        pause = _FIRST_WAIT_SECONDS
         while True:
             # Looked at first: what was written before the end is still fed.
             is_last = self._desk.is_stopping()
             began = time.monotonic()
-            death = self._attend(is_hurried=not is_first)
+            death = self._attend()
             if death is None or is_last or self._desk.is_over():
                 return
             if time.monotonic() - began >= _STEADY_SECONDS:
@@ -96,9 +96,9 @@ class FeederProcess:
             name = self._task.folder.name
             _log.error("feeder of %s: %s; the next one in %.1f s", name, death, pause)
             self._desk.wait(pause)
-            pause, is_first = min(pause * 2, _LONGEST_WAIT_SECONDS), False
+            pause = min(pause * 2, _LONGEST_WAIT_SECONDS)
 
-    def _attend(self, *, is_hurried: bool) -> str | None:
+    def _attend(self) -> str | None:
         # Starts a process, answers it until it ends, and returns why another has to
         # follow, or None.
         try:
@@ -110,7 +110,7 @@ class FeederProcess:
                 process_group=0,
             ) as process:
                 self._process = process
-                last = self._answer(process, is_hurried=is_hurried)
+                last = self._answer(process)
         except OSError as error:
             last, status = None, error.strerror
         else:
@@ -125,14 +125,12 @@ class FeederProcess:
         self._desk.fail(f"the process that feeds the archive: {death}")
         return death
 
-    def _answer(
-        self, process: "subprocess.Popen[bytes]", *, is_hurried: bool
-    ) -> Told | None:
+    def _answer(self, process: "subprocess.Popen[bytes]") -> Told | None:
         # Returns the last that it told of itself, if it came to that.
         if process.stdin is None or process.stdout is None:
             raise RuntimeError("the feeder was started without pipes")
         try:
-            _tell(process.stdin, self._order(is_hurried=is_hurried).line())
+            _tell(process.stdin, self._order().line())
             for line in process.stdout:
                 told = Told.read(line)
                 if told.is_end:
@@ -145,7 +143,7 @@ class FeederProcess:
             return None
         return None
 
-    def _order(self, *, is_hurried: bool) -> FeedOrder:
+    def _order(self) -> FeedOrder:
         task = self._task
         return FeedOrder(
             folder=str(task.folder),
@@ -153,7 +151,6 @@ class FeederProcess:
             base=str(task.resolve(Path())),
             entries=task.max_lag.entries,
             seconds=task.max_lag.seconds,
-            is_hurried=is_hurried,
         )
 
 

@@ -80,13 +80,12 @@ def who() -> str:
 
 
 def test_what_can_wait_is_done_by_an_idle_thread() -> None:
-    pace = Idler(is_hurried=False)
+    pace = Idler()
     assert pace.do(who).startswith("idle")
     pace.begin(is_late=True)
     assert pace.do(who) == who()
     pace.begin(is_late=False)
     assert pace.do(who).startswith("idle")
-    assert Idler(is_hurried=True).do(who) == who()
 
 
 def test_what_an_idle_thread_raises_is_raised() -> None:
@@ -94,14 +93,14 @@ def test_what_an_idle_thread_raises_is_raised() -> None:
         raise KeyError("x")
 
     with pytest.raises(KeyError, match="x"):
-        Idler(is_hurried=False).do(fail)
+        Idler().do(fail)
 
 
 def test_a_batch_that_gets_no_time_in_the_idle_class_leaves_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(feedmain_module, "_SLOW_SECONDS", 0.0)
-    pace = Idler(is_hurried=False)
+    pace = Idler()
     assert pace.do(who).startswith("idle")
     assert pace.do(who) == who()
     pace.begin(is_late=False)
@@ -110,7 +109,7 @@ def test_a_batch_that_gets_no_time_in_the_idle_class_leaves_it(
 
 def test_an_idle_thread_that_never_ends_is_given_up() -> None:
     release = threading.Event()
-    pace = Idler(is_hurried=False)
+    pace = Idler()
     with pytest.raises(StarvedError, match="left it no time for 0 s"):
         pace.do(release.wait, 0.01)
     release.set()
@@ -193,7 +192,6 @@ def test_lines_come_back_as_they_were() -> None:
         base="/a",
         entries=5,
         seconds=0.5,
-        is_hurried=False,
     )
     assert FeedOrder.read(order.line()) == order
     assert order.resolve(Path("x")) == Path("/a/x")
