@@ -1,24 +1,27 @@
 """The database behind the journals: what `search` and the reports read.
 
 Importing this module imports SQLAlchemy, which takes its time: the signing path does
-not, and the feeder's thread does it while the server starts.
+not, and whoever feeds does it while the server starts.
 """
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import chain
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.exc import SQLAlchemyError
 
 from bridge.errors import LedgerError
 from bridge.ledger.database import Database, failed
+from bridge.ledger.feeding import Pace
 from bridge.ledger.query import Query, attempts_of, select
 from bridge.ledger.rows import GENESIS, Head
 from bridge.ledger.schema import entries, positions
 
+_T = TypeVar("_T")
 _READ_ROWS = 1_000
 
 
@@ -101,7 +104,7 @@ class Archive:
         before: Position,
         after: Position,
         rows: Sequence[Mapping[str, Any]],
-        breathe: Callable[[], object] | None = None,
+        pace: Pace | None = None,
     ) -> None:
         """Add rows and move the position, both or neither.
 
@@ -110,8 +113,8 @@ class Archive:
             before: Where the position is now.
             after: Where it will be.
             rows: By the columns of `entries`.
-            breathe: Called now and then, so that the work takes its time; without it,
-                the work is done as fast as can be.
+            pace: By which the work takes its time; without it, the work is done as fast
+                as can be.
 
         Raises:
             LedgerError: The database does not answer (rule `ledger.archive`), or the
@@ -119,9 +122,10 @@ class Archive:
         """
         values = _columns(after)
         try:
-            with self._engine.begin() as connection:
+            with self._engine.connect() as connection:
                 # The position first: that takes SQLite's write lock at once.
-                if not _move(connection, writer, before, values):
+                move = partial(_move, connection, writer, before, values)
+                if not _do(pace, move):
                     raise LedgerError(
                         f"the archive's position of {writer} is not where this "
                         "process left it: two servers feed one writer",
@@ -129,8 +133,9 @@ class Archive:
                     )
                 if rows:
                     # Past SQLAlchemy's own handling of parameters, which costs as
-                    # much as SQLite's work: this thread shares a core with signing.
-                    self._insert_into(connection, rows, breathe)
+                    # much as SQLite's work: this shares a core with signing.
+                    self._insert_into(connection, rows, pace)
+                _do(pace, connection.commit)
         except SQLAlchemyError as error:
             raise failed(error) from error
 
@@ -226,10 +231,11 @@ class Archive:
         self,
         connection: sa.Connection,
         rows: Sequence[Mapping[str, Any]],
-        breathe: Callable[[], object] | None,
+        pace: Pace | None,
     ) -> None:
+        run = connection.exec_driver_sql
         if self._order is None:
-            connection.exec_driver_sql(self._insert, list(rows))
+            _do(pace, partial(run, self._insert, list(rows)))
             return
         values = itemgetter(*self._order)
         parameters = [values(row) for row in rows]
@@ -238,19 +244,23 @@ class Archive:
         at = 0
         for count, statement in self._insert_rows.items():
             while len(parameters) - at >= count and not (
-                breathe and count > _ROWS_AT_ONCE
+                pace and count > _ROWS_AT_ONCE
             ):
                 chunk = chain.from_iterable(parameters[at : at + count])
-                connection.exec_driver_sql(statement, tuple(chunk))
+                _do(pace, partial(run, statement, tuple(chunk)))
                 at += count
-                if breathe:
-                    breathe()
+                if pace:
+                    pace.rest()
         if at < len(parameters):
-            connection.exec_driver_sql(self._insert, parameters[at:])
+            _do(pace, partial(run, self._insert, parameters[at:]))
 
     def close(self) -> None:
         """Release all connections."""
         self._database.close()
+
+
+def _do(pace: Pace | None, step: Callable[[], _T]) -> _T:
+    return pace.do(step) if pace else step()
 
 
 def _columns(position: Position) -> dict[str, object]:

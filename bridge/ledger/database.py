@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import SQLAlchemyError
 
 from bridge.errors import ConfigError, LedgerError
-from bridge.ledger.feeder import RETRY_RULE
+from bridge.ledger.feedlock import RETRY_RULE
 from bridge.ledger.schema import REVISION
 
 _BUSY_MILLISECONDS = 5_000

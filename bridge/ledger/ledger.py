@@ -6,12 +6,13 @@ from contextlib import ExitStack, suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 from bridge.clock import Clock
 from bridge.config import LedgerConfig
 from bridge.errors import LedgerError
 from bridge.ledger.events import Attested, Ended, Intent
+from bridge.ledger.feed import Feed, FeedTask, MakeFeed
 from bridge.ledger.feeder import Feeder
 from bridge.ledger.heads import HeadKey, SignedHead, problem_of
 from bridge.ledger.journal import Journal, JournalOptions, unobserved
@@ -20,9 +21,6 @@ from bridge.ledger.refusals import RefusalMeter
 from bridge.ledger.sink import HeadPublisher, HeadSink
 from bridge.ledger.tail import way_out
 from bridge.ledger.writer import ObserveCommit
-
-if TYPE_CHECKING:
-    from bridge.ledger.archive import Archive
 
 _DETAIL_CHARACTERS = 500
 _TICK_SECONDS = 0.25
@@ -43,7 +41,7 @@ class Ledger:
         self,
         config: LedgerConfig,
         journal: Journal,
-        feeder: Feeder,
+        feeder: Feed,
         publisher: HeadPublisher,
         clock: Clock,
     ) -> None:
@@ -78,11 +76,12 @@ class Ledger:
         clock: Clock,
         observe_commit: ObserveCommit = unobserved,
         options: JournalOptions = _JOURNAL_DEFAULTS,
+        make_feed: MakeFeed = Feeder,
     ) -> Self:
         """Open everything and publish the first head.
 
-        The archive is opened on a thread of its own: what it complains of shows in
-        `problem`, and in `intend`.
+        The archive is opened beside it: what it complains of shows in `problem`, and in
+        `intend`.
 
         Args:
             config: Section `ledger` of the configuration.
@@ -92,6 +91,7 @@ class Ledger:
             clock: Gives each row its time.
             observe_commit: Is told the seconds and the rows of each commit.
             options: Sizes and times of the journal.
+            make_feed: Makes what feeds the archive: a thread, or a process.
 
         Raises:
             ConfigError: The key of the heads cannot be used.
@@ -114,13 +114,15 @@ class Ledger:
             undo.callback(journal.close)
             publisher = HeadPublisher(writer, key, sink, clock)
             publisher.publish(journal.head)
-            feeder = Feeder(
-                journal.folder,
-                lambda: journal.head,
-                lambda: _open_archive(config.archive, resolve),
-                clock,
-                config.max_lag,
+            task = FeedTask(
+                folder=journal.folder,
+                durable=lambda: journal.head,
+                archive=config.archive,
+                resolve=resolve,
+                clock=clock,
+                max_lag=config.max_lag,
             )
+            feeder = make_feed(task)
             ledger = cls(config, journal, feeder, publisher, clock)
             undo.pop_all()
         feeder.start()
@@ -289,10 +291,3 @@ def head_key(config: LedgerConfig, resolve: Callable[[Path], Path]) -> HeadKey:
     if config.heads.key is not None:
         return HeadKey.load(resolve(config.heads.key))
     return HeadKey.load_or_make(resolve(config.journal) / "heads.key")
-
-
-def _open_archive(url: str, resolve: Callable[[Path], Path]) -> "Archive":
-    # On the feeder's thread: the import takes longer than all the rest of the start.
-    from bridge.ledger.archive import Archive  # noqa: PLC0415 - see above
-
-    return Archive.open(url, resolve)

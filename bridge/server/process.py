@@ -13,6 +13,7 @@ from bridge.clock import Clock, system_clock
 from bridge.config import BridgeConfig
 from bridge.errors import ConfigError
 from bridge.issuance import Issuance
+from bridge.ledger.feedprocess import FeederProcess
 from bridge.ledger.ledger import Ledger
 from bridge.ledger.settle import settle
 from bridge.metrics import Metrics
@@ -161,6 +162,7 @@ class Process:
             version=__version__,
             clock=clock,
             observe_commit=_observer(metrics),
+            make_feed=FeederProcess,
         )
         parts.callback(ledger.close)
         parts.callback(snapshots.stop)

@@ -9,7 +9,7 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
@@ -108,7 +108,8 @@ def _copy(source: Path) -> Path:
 def measure_peer(load: Load, folder: Path) -> Result:
     """Measure Istio's CA, which asks nobody for a credential here."""
     with peer(load.programs.peer, load.ca_key, folder) as running:
-        return _run(load, running.address, running.roots, running.pid)
+        watch = {"server": running.pid}
+        return _run(load, running.address, running.roots, watch)
 
 
 def measure_bridge(load: Load, tokens: Path, bridge: Bridge) -> Result:
@@ -139,7 +140,7 @@ def measure_running(load: Load, tokens: Path, bridge: Bridge) -> Result:
     """
     address = {"istio": bridge.address, "linkerd": bridge.linkerd_address}[load.front]
     before = bridge.metric("meshca_requests_total", front=load.front)
-    result = _run(load, address, bridge.roots, bridge.pid, tokens)
+    result = _run(load, address, bridge.roots, bridge.watched, tokens)
     asked = bridge.metric("meshca_requests_total", front=load.front) - before
     with tokens.open("rb") as file:
         count = sum(1 for _ in file)
@@ -212,14 +213,19 @@ def _await_peer(
 
 
 def _run(
-    load: Load, address: str, roots: Path, pid: int, tokens: Path | None = None
+    load: Load,
+    address: str,
+    roots: Path,
+    watch: Mapping[str, int],
+    tokens: Path | None = None,
 ) -> Result:
+    watched = ",".join(f"{name}={pid}" for name, pid in watch.items())
     command = [
         *("taskset", "-c", CLIENT_CORE, load.programs.client, "-front", load.front),
         *("-addr", address, "-root", roots, "-server-name", PEER_SERVER_NAME),
         *("-csr", load.csr, "-conns", str(CONNECTIONS), "-inflight", str(IN_FLIGHT)),
         *("-warmup", f"{_WARMUP_SECONDS}s", "-duration", f"{load.seconds}s"),
-        *("-watch", f"server={pid}", "-json"),
+        *("-watch", watched, "-json"),
         *(("-token-file", tokens) if tokens else ()),
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -229,7 +235,7 @@ def _run(
     cores = os.cpu_count() or 1
     return Result(
         per_second=report["ok_per_second"],
-        cpu_us=report["cpu_us_per_request"].get("server", 0.0),
+        cpu_us=sum(report["cpu_us_per_request"].values()),
         p50_ms=report["p50_ms"],
         p99_ms=report["p99_ms"],
         errors=report["errors"],

@@ -186,7 +186,7 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What one process holds at a moment."""
+    """What processes hold at a moment, all together."""
 
     resident_kb: int
     files: int
@@ -194,8 +194,18 @@ class Look:
     cpu_seconds: float
 
     @classmethod
-    def at(cls, pid: int) -> "Look":
-        """Look at a process."""
+    def at(cls, *pids: int) -> "Look":
+        """Look at processes; pages that several have are counted for each."""
+        looks = [cls._at(pid) for pid in pids]
+        return cls(
+            sum(look.resident_kb for look in looks),
+            sum(look.files for look in looks),
+            sum(look.threads for look in looks),
+            sum(look.cpu_seconds for look in looks),
+        )
+
+    @classmethod
+    def _at(cls, pid: int) -> "Look":
         status = dict(
             line.split(":", 1)
             for line in Path(f"/proc/{pid}/status").read_text().splitlines()

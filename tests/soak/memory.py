@@ -14,7 +14,7 @@ _TELL_SECONDS = 15.0
 
 
 def run(ground: Ground) -> Result:
-    """Issue, and look at the process after the first tenth and at the end."""
+    """Issue, and look at its processes after the first tenth and at the end."""
     result = Result("memory")
     wanted = ground.sizes.issuances
     bridge = ground.bridge("memory")
@@ -43,8 +43,8 @@ def _look_after(bridge: Supervised, load: Load, issued: int) -> Look:
         load.require_running()
         if time.monotonic() - told > _TELL_SECONDS:
             told = time.monotonic()
-            say(f"{count:,.0f} issued: {Look.at(bridge.pid)}")
+            say(f"{count:,.0f} issued: {Look.at(*bridge.watched.values())}")
         time.sleep(_PERIOD_SECONDS)
-    look = Look.at(bridge.pid)
+    look = Look.at(*bridge.watched.values())
     say(f"{count:,.0f} issued: {look}")
     return look

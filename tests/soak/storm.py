@@ -39,7 +39,7 @@ def run(ground: Ground) -> Result:
         ground.highest_rate(bridge)
         for number in range(1, _STORMS + 1):
             storms.append(_storm(ground, bridge, tokens))
-            looks.append(_at_rest(bridge.pid))
+            looks.append(_at_rest(bridge))
             say(f"storm {number}: {storms[-1]}, {looks[-1]}")
         shed = bridge.metric("meshca_requests_total", code="RESOURCE_EXHAUSTED")
     bridge.require_sound_ledger()
@@ -68,14 +68,14 @@ def _storm(ground: Ground, bridge: Supervised, tokens: Path) -> dict[str, Any]:
     return found
 
 
-def _at_rest(pid: int) -> Look:
+def _at_rest(bridge: Supervised) -> Look:
     # When the connections are closed, the archive has all rows, and memory that was
     # given back is seen to be so.
     until = time.monotonic() + _LONGEST_REST_SECONDS
-    looks = [Look.at(pid)]
+    looks = [Look.at(*bridge.watched.values())]
     while time.monotonic() < until:
         time.sleep(_REST_SECONDS)
-        looks.append(Look.at(pid))
+        looks.append(Look.at(*bridge.watched.values()))
         if looks[-2].resident_kb <= looks[-1].resident_kb:
             break
     return looks[-1]

@@ -75,7 +75,7 @@ def _loaded(
 
 
 def _cpu_seconds(bridge: Supervised) -> float:
-    return sum(Look.at(pid).cpu_seconds for pid in bridge.children())
+    return Look.at(*bridge.children(), *bridge.feeders).cpu_seconds
 
 
 def _await_agreement(bridge: Supervised) -> None:

@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from bridge.hierarchy.files import write
 from bridge.hierarchy.throwaway import DataPlane, KeyAlgorithm, ThrowawaySpec, make
 from bridge.spiffe import TrustDomain
-from tests.support import netports
+from tests.support import netports, processes
 from tests.support.pki import Authority, Key, new_key
 from tests.support.tokens import TokenIssuer
 
@@ -115,6 +115,17 @@ class Bridge:
         if self._process is None:
             raise RuntimeError("the bridge is not running")
         return self._process.pid
+
+    @property
+    def feeders(self) -> list[int]:
+        """The processes that feed its archive."""
+        return processes.feeders(self.pid)
+
+    @property
+    def watched(self) -> dict[str, int]:
+        """Its processes by name, as `caload -watch` wants them."""
+        feeders = {f"feeder{n}": pid for n, pid in enumerate(self.feeders)}
+        return {"server": self.pid, **feeders}
 
     def token(
         self,

@@ -67,6 +67,8 @@ class Supervised(Bridge):
 
     def children(self) -> list[int]:
         """Return the worker processes."""
+        # The first thread starts them, and no feeder. One that ends is here until it is
+        # gone, with its sockets.
         path = Path(f"/proc/{self.pid}/task/{self.pid}/children")
         return [int(pid) for pid in path.read_text().split()]
 

@@ -10,8 +10,12 @@ from typing import Any
 from bridge.config import LedgerConfig
 from bridge.ledger.ahead import discard, open_file
 from bridge.ledger.events import Ended, Intent
+from bridge.ledger.feed import FeedTask
+from bridge.ledger.feeder import Feeder
+from bridge.ledger.feedprocess import FeederProcess
 from bridge.ledger.heads import HeadKey
 from bridge.ledger.journal import Journal, JournalOptions
+from bridge.ledger.ledger import Ledger
 from bridge.ledger.rows import Row, microseconds, read_rows
 from bridge.ledger.segments import JournalFile
 from bridge.ledger.sink import HeadSink
@@ -178,6 +182,24 @@ def publish(folder: Path, journal: Journal) -> None:
 
 def all_rows(folder: Path) -> list[Row]:
     return [row for path in sorted(folder.glob("*.jsonl")) for row in read_rows(path)]
+
+
+def make_task(journal: Journal, folder: Path, **changed: Any) -> FeedTask:
+    values: dict[str, Any] = {
+        "folder": journal.folder,
+        "durable": lambda: journal.head,
+        "archive": "sqlite:///archive.db",
+        "resolve": within(folder),
+        "clock": SetClock(),
+    }
+    return FeedTask(**values | changed)
+
+
+def fed(ledger: Ledger) -> bool:
+    """Return whether the archive is open and has every row."""
+    feeder = ledger._feeder
+    assert isinstance(feeder, Feeder | FeederProcess)
+    return feeder._desk._seq is not None and ledger.lag()[0] == 0
 
 
 def make_config(**changed: Any) -> LedgerConfig:

@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -16,9 +17,10 @@ from alembic.migration import MigrationContext
 
 from bridge.config import LagConfig
 from bridge.errors import BridgeError, ConfigError, LedgerError
-from bridge.ledger import feeder as feeder_module
+from bridge.ledger import feeding as feeding_module
 from bridge.ledger.archive import START, Archive, Position
 from bridge.ledger.feeder import Feeder
+from bridge.ledger.feedlock import RETRY_RULE
 from bridge.ledger.journal import Journal
 from bridge.ledger.query import Query, select
 from bridge.ledger.rows import Head
@@ -30,6 +32,7 @@ from tests.unit.ledger.support import (
     all_rows,
     make_ended,
     make_intent,
+    make_task,
     open_journal,
     within,
 )
@@ -56,9 +59,15 @@ def journal(tmp_path: Path) -> Iterator[Journal]:
 
 def feed(journal: Journal, archive: Archive) -> Feeder:
     """Feed to the end, on this thread."""
-    feeder = Feeder(journal.folder, lambda: journal.head, lambda: archive, SetClock())
-    feeder._position = archive.position("w0")
-    feeder._feed(archive)
+    return feed_by(journal, archive)
+
+
+def feed_by(journal: Journal, archive: Archive, **changed: Any) -> Feeder:
+    task = make_task(journal, journal.folder.parent, **changed)
+    feeder = Feeder(task, lambda: archive)
+    feeder._feeding._position = archive.position("w0")
+    feeder._feeding._feed(archive)
+    feeder._desk.take(feeder._feeding.report())
     return feeder
 
 
@@ -81,7 +90,7 @@ def test_every_row_arrives_once_and_unchanged(
 def test_a_feeder_that_dies_anywhere_repeats_and_loses_nothing(
     journal: Journal, archive: Archive, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(feeder_module, "_BATCH_ROWS", 3)
+    monkeypatch.setattr(feeding_module, "_BATCH_ROWS", 3)
     died = 0
     add = archive.add
 
@@ -132,9 +141,7 @@ def test_a_row_that_is_not_durable_is_not_fed(
     journal: Journal, archive: Archive
 ) -> None:
     head = journal.head._replace(seq=5)
-    feeder = Feeder(journal.folder, lambda: head, lambda: archive, SetClock())
-    feeder._position = START
-    feeder._feed(archive)
+    feed_by(journal, archive, durable=lambda: head)
     assert len(bodies(archive)) == 6
 
 
@@ -163,12 +170,7 @@ def test_a_feeder_thread_reports_a_break_and_ends(
 ) -> None:
     path = journal.folder / "00000002.jsonl"
     path.write_bytes(path.read_bytes().replace(b"payments", b"pavments", 1))
-    feeder = Feeder(
-        journal.folder,
-        lambda: journal.head,
-        lambda: Archive.open(URL, within(tmp_path)),
-        SetClock(),
-    )
+    feeder = Feeder(make_task(journal, tmp_path))
     feeder.start()
     feeder._thread.join(20)
     assert "00000002.jsonl: at byte" in str(feeder.problem())
@@ -179,7 +181,7 @@ def test_a_feeder_thread_reports_a_break_and_ends(
 def test_an_archive_that_cannot_be_opened_yet_is_tried_again(
     journal: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(feeder_module, "_RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(feeding_module, "_RETRY_SECONDS", 0.01)
     later = tmp_path / "later"
     failed = threading.Event()
 
@@ -191,7 +193,7 @@ def test_an_archive_that_cannot_be_opened_yet_is_tried_again(
             raise
 
     clock = SetClock()
-    feeder = Feeder(journal.folder, lambda: journal.head, open_archive, clock)
+    feeder = Feeder(make_task(journal, tmp_path, clock=clock), open_archive)
     feeder.start()
     assert failed.wait(20)
     clock.forward(61)
@@ -217,11 +219,11 @@ def test_a_feeder_that_ends_tries_again_until_its_time_is_over(
     def open_archive() -> Archive:
         tries.append(1)
         if len(tries) < 3:
-            raise LedgerError("it is locked", rule=feeder_module.RETRY_RULE)
+            raise LedgerError("it is locked", rule=RETRY_RULE)
         return Archive.open(URL, within(tmp_path))
 
-    feeder = Feeder(journal.folder, lambda: journal.head, open_archive, SetClock())
-    feeder._stop.set()
+    feeder = Feeder(make_task(journal, tmp_path), open_archive)
+    feeder._desk.stop(20)
     feeder.start()
     feeder.stop(20)
     archive = Archive.open(URL, within(tmp_path), make=False)
@@ -229,11 +231,13 @@ def test_a_feeder_that_ends_tries_again_until_its_time_is_over(
     archive.close()
 
 
-def test_a_feeder_that_ends_does_not_try_for_ever(journal: Journal) -> None:
+def test_a_feeder_that_ends_does_not_try_for_ever(
+    journal: Journal, tmp_path: Path
+) -> None:
     def open_archive() -> Archive:
-        raise LedgerError("it is locked", rule=feeder_module.RETRY_RULE)
+        raise LedgerError("it is locked", rule=RETRY_RULE)
 
-    feeder = Feeder(journal.folder, lambda: journal.head, open_archive, SetClock())
+    feeder = Feeder(make_task(journal, tmp_path), open_archive)
     feeder.start()
     feeder.stop(0)
     assert feeder.trouble() == "it is locked"
@@ -250,15 +254,10 @@ def test_a_feeder_that_ends_does_not_try_for_ever(journal: Journal) -> None:
 def test_under_load_rows_wait_for_others(
     journal: Journal, rows: int, *, grows: bool, is_time: bool
 ) -> None:
-    feeder = Feeder(
-        journal.folder,
-        lambda: journal.head,
-        lambda: pytest.fail("not opened here"),
-        SetClock(),
-        LagConfig(entries=100, seconds=3600),
-    )
+    few = LagConfig(entries=100, seconds=3600)
+    feeder = Feeder(make_task(journal, journal.folder, max_lag=few))
     tip = journal.head.seq
-    assert feeder._is_time(rows, tip + 1 if grows else tip) is is_time
+    assert feeder._feeding._is_time(rows, tip + 1 if grows else tip) is is_time
 
 
 # Indexes over expressions cannot be reflected; the next test compares them as text.
@@ -369,6 +368,7 @@ def test_a_reader_makes_nothing(tmp_path: Path) -> None:
 _DIES_IN_THE_MIDDLE = """
 import os, sys
 from pathlib import Path
+from typing import Any
 import sqlalchemy as sa
 from bridge.ledger.archive import Archive
 

@@ -16,6 +16,7 @@ from tests.unit.ledger.support import (
     CALLER,
     SetClock,
     all_rows,
+    fed,
     make_ended,
     make_intent,
     within,
@@ -52,7 +53,7 @@ def running(tmp_path: Path, config_file: Path) -> Iterator[Ledger]:
         ledger.end(make_ended(number))
     ledger.end(make_ended(7, "refused", attempt="", rule="csr", detail="=a\x1b[0m"))
     ledger._journal.flush()
-    while ledger._feeder._position is None or ledger.lag()[0]:
+    while not fed(ledger):
         pass
     yield ledger
     ledger.close()

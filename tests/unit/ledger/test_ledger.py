@@ -19,6 +19,7 @@ from tests.unit.ledger.support import (
     NOW,
     SetClock,
     all_rows,
+    fed,
     make_config,
     make_ended,
     make_intent,
@@ -185,7 +186,7 @@ def test_an_archive_that_is_too_many_rows_behind_stops_issuing(
     tmp_path: Path, clock: SetClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ledger = open_ledger(tmp_path, clock, max_lag={"entries": 3})
-    wait_until(lambda: ledger._feeder._position is not None and ledger.lag() == (0, 0))
+    wait_until(lambda: fed(ledger))
 
     def refuse(*_args: object) -> None:
         raise LedgerError("the archive does not answer", rule="ledger.archive")
@@ -214,10 +215,10 @@ def test_a_journal_that_is_shut_is_a_problem(tmp_path: Path, clock: SetClock) ->
 
 
 def test_a_broken_chain_behind_the_archive_stops_issuing(
-    tmp_path: Path, clock: SetClock
+    tmp_path: Path, clock: SetClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ledger = open_ledger(tmp_path, clock)
-    ledger._feeder._problem = "00000001.jsonl: at byte 7: broken"
+    monkeypatch.setattr(ledger._feeder, "problem", lambda: "at byte 7: broken")
     with pytest.raises(LedgerError, match="takes no intent") as caught:
         ledger.intend(make_intent())
     assert caught.value.rule == "ledger.chain"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from bridge.errors import LedgerError
-from bridge.ledger import feeder as feeder_module
+from bridge.ledger import feeding as feeding_module
 from bridge.ledger.archive import START, Archive, Position
 from bridge.ledger.compare import Comparison, compare
 from bridge.ledger.ledger import Ledger
@@ -18,6 +18,7 @@ from bridge.ledger.reader import verify
 from bridge.ledger.rows import Head
 from tests.unit.ledger.support import (
     SetClock,
+    fed,
     make_config,
     make_ended,
     make_intent,
@@ -139,7 +140,7 @@ def test_several_processes_feed_one_archive_each_row_once(tmp_path: Path) -> Non
 
 @pytest.fixture
 def ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ledger]:
-    monkeypatch.setattr(feeder_module, "_RETRY_SECONDS", 0.05)
+    monkeypatch.setattr(feeding_module, "_RETRY_SECONDS", 0.05)
     ledger = open_ledger(tmp_path, max_lag={"entries": 10})
     for number in range(4):
         ledger.intend(make_intent(number))
@@ -148,10 +149,6 @@ def ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ledger]:
     wait_until(lambda: fed(ledger))
     yield ledger
     ledger.close()
-
-
-def fed(ledger: Ledger) -> bool:
-    return ledger._feeder._position is not None and ledger.lag()[0] == 0
 
 
 def remove(path: Path) -> None:

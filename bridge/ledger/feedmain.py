@@ -1,0 +1,148 @@
+"""Feeds the archive of one writer: `python -m bridge.ledger.feedmain`, told by it.
+
+It works in Linux's idle class, which the kernel pushes off the core the moment that a
+thread wakes up to sign, and leaves that class where it is late. It goes when the
+process that started it goes, however that ends.
+"""
+
+import logging
+import os
+import resource
+import select
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from bridge.errors import ConfigError, LedgerError
+from bridge.ledger.feeding import Bounds, Feeding, Goal, Report, reason_of
+from bridge.ledger.feedorder import FeedOrder, Told, read_goal
+from bridge.ledger.turns import be_idle, step_back, take_turns
+from bridge.logs import set_up
+
+if TYPE_CHECKING:
+    from bridge.ledger.archive import Archive
+
+_T = TypeVar("_T")
+_SLOW_SECONDS = 0.25
+"""A piece of a batch that takes so long is kept off a core that is full."""
+_LONGEST_SECONDS = 6.0
+"""Longer than SQLite waits for another process. What takes so long gets no time at all.
+"""
+
+
+class StarvedError(Exception):
+    """The core has no time for threads of the idle class."""
+
+
+class Idler:
+    """Does its steps when nobody else wants the core, unless they are late.
+
+    A thread cannot leave the idle class without a privilege: there is one thread for
+    what can wait, and what cannot is done by the thread that calls. See `Pace`.
+    """
+
+    def __init__(self) -> None:
+        self._is_hurried = False
+        self._idle = ThreadPoolExecutor(1, "idle", initializer=be_idle)
+
+    def begin(self, *, is_late: bool) -> None:
+        """See `Pace.begin`."""
+        self._is_hurried = is_late
+
+    def do(
+        self, step: Callable[[], _T], longest_seconds: float = _LONGEST_SECONDS
+    ) -> _T:
+        """See `Pace.do`.
+
+        Raises:
+            StarvedError: It does not end.
+        """
+        if self._is_hurried:
+            return step()
+        began = time.monotonic()
+        done = self._idle.submit(step)
+        if not wait((done,), longest_seconds).done:
+            raise StarvedError(f"its core left it no time for {longest_seconds:.0f} s")
+        # Whoever waits for the database's lock should not have to wait for a full core.
+        self._is_hurried = time.monotonic() - began > _SLOW_SECONDS
+        return done.result()
+
+    def rest(self) -> None:
+        """See `Pace.rest`: the kernel sees to it."""
+
+
+def main() -> int:
+    """Feed as the order on standard input says; return the exit status."""
+    # Whoever started it says when to end, after the last rows.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    step_back()
+    take_turns()
+    threading.Thread(target=_follow_parent, name="parent", daemon=True).start()
+    order = FeedOrder.read(sys.stdin.buffer.readline())
+    set_up("WARNING", who=f"{Path(order.folder).name} feeder ")
+    feeding = Feeding(
+        Path(order.folder),
+        _exchange,
+        lambda: _open_archive(order),
+        Idler(),
+        Bounds.below(order.entries, order.seconds),
+    )
+    problem = death = ""
+    try:
+        feeding.run()
+    except (LedgerError, ConfigError, OSError) as error:
+        problem = reason_of(error)
+    except StarvedError as error:
+        death = str(error)
+    except BaseException as error:  # noqa: BLE001 - told to whoever starts the next
+        # Not its text, nor where: values of the configuration may be in it.
+        death = f"it died of {type(error).__name__}"
+    _tell(Told(feeding.report(), problem, death, is_end=True))
+    return 1 if problem or death else 0
+
+
+def _exchange(report: Report) -> Goal:
+    _tell(Told(report))
+    line = sys.stdin.buffer.readline()
+    if not line:
+        os._exit(1)
+    return read_goal(line)
+
+
+def _tell(told: Told) -> None:
+    try:
+        sys.stdout.buffer.write(told.line())
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        os._exit(1)
+
+
+def _open_archive(order: FeedOrder) -> "Archive":
+    # Not in the idle class. It takes 0.5 s of a core, and a server that starts has
+    # callers that waited: it would not come to its end, or to that of the server.
+    from bridge.ledger.archive import Archive  # noqa: PLC0415 - see above
+
+    return Archive.open(order.archive, order.resolve)
+
+
+def _follow_parent() -> None:
+    # Not by PR_SET_PDEATHSIG: that is sent when the parent's thread ends. A transaction
+    # that is broken off leaves nothing; the next process does it again.
+    ends = select.poll()
+    ends.register(sys.stdin, 0)
+    ends.poll()
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    status = main()
+    logging.shutdown()
+    # Not by `sys.exit`: the interpreter would wait for a thread that gets no time.
+    os._exit(status)

@@ -1,0 +1,165 @@
+"""Feeds the archive by a process of its own, which this one starts and watches over."""
+
+import logging
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import IO
+
+from bridge.ledger.feed import Desk, FeedTask
+from bridge.ledger.feedorder import FeedOrder, Told, goal_line
+from bridge.ledger.turns import step_back
+
+_COMMAND = (sys.executable, "-P", "-m", "bridge.ledger.feedmain")
+_FIRST_WAIT_SECONDS = 0.2
+_LONGEST_WAIT_SECONDS = 30.0
+_STEADY_SECONDS = 30.0
+"""A process that ran for so long was well: the next wait is the first again."""
+_GRACE_SECONDS = 0.5
+"""Between the end of the time that feeding has, and the end by force."""
+_log = logging.getLogger(__name__)
+
+
+class FeederProcess:
+    """A process that feeds. See `bridge.ledger.feed.Feed`.
+
+    On the core that it shares with threads that sign, it is pushed aside by any that
+    wakes up, and Python's lock is not between them. One that dies is followed by
+    another; what it did not feed, the next one does.
+
+    Args:
+        task: What is to be fed.
+    """
+
+    def __init__(self, task: FeedTask) -> None:
+        self._task = task
+        self._desk = Desk(task.durable, task.clock)
+        self._problem = ""
+        self._process: subprocess.Popen[bytes] | None = None
+        self._thread = threading.Thread(
+            target=self._run, name=f"ledger-feed-{task.folder.name}", daemon=True
+        )
+
+    @property
+    def pid(self) -> int | None:
+        """Of the process; None while there is none."""
+        process = self._process
+        return None if process is None else process.pid
+
+    def start(self) -> None:
+        """See `Feed.start`."""
+        self._thread.start()
+
+    def stop(self, timeout_seconds: float) -> None:
+        """See `Feed.stop`."""
+        self._desk.stop(timeout_seconds)
+        if not self._thread.is_alive():
+            return
+        self._thread.join(timeout_seconds + _GRACE_SECONDS)
+        while self._thread.is_alive():
+            if (process := self._process) is not None:
+                process.kill()
+            self._thread.join(_GRACE_SECONDS)
+
+    def problem(self) -> str | None:
+        """See `Feed.problem`."""
+        return self._problem or None
+
+    def trouble(self) -> str:
+        """See `Feed.trouble`."""
+        return self._desk.trouble()
+
+    def lag(self) -> tuple[int, float]:
+        """See `Feed.lag`."""
+        return self._desk.lag()
+
+    def behind(self) -> int:
+        """See `Feed.behind`."""
+        return self._desk.behind()
+
+    def _run(self) -> None:
+        # What is started from here has the same priority, from its first moment.
+        step_back()
+        pause = _FIRST_WAIT_SECONDS
+        while True:
+            # Looked at first: what was written before the end is still fed.
+            is_last = self._desk.is_stopping()
+            began = time.monotonic()
+            death = self._attend()
+            if death is None or is_last or self._desk.is_over():
+                return
+            if time.monotonic() - began >= _STEADY_SECONDS:
+                pause = _FIRST_WAIT_SECONDS
+            name = self._task.folder.name
+            _log.error("feeder of %s: %s; the next one in %.1f s", name, death, pause)
+            self._desk.wait(pause)
+            pause = min(pause * 2, _LONGEST_WAIT_SECONDS)
+
+    def _attend(self) -> str | None:
+        # Starts a process, answers it until it ends, and returns why another has to
+        # follow, or None.
+        try:
+            with subprocess.Popen(  # noqa: S603 - our own interpreter and module
+                _COMMAND,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                # Ctrl-C in a terminal is for the server alone.
+                process_group=0,
+            ) as process:
+                self._process = process
+                last = self._answer(process)
+        except OSError as error:
+            last, status = None, error.strerror
+        else:
+            status = _how(process.returncode)
+        finally:
+            self._process = None
+        if last is not None and last.problem:
+            self._problem = last.problem
+        if last is not None and not last.death:
+            return None
+        death = last.death if last is not None else f"it ended with {status}"
+        self._desk.fail(f"the process that feeds the archive: {death}")
+        return death
+
+    def _answer(self, process: "subprocess.Popen[bytes]") -> Told | None:
+        # Returns the last that it told of itself, if it came to that.
+        if process.stdin is None or process.stdout is None:
+            raise RuntimeError("the feeder was started without pipes")
+        try:
+            _tell(process.stdin, self._order().line())
+            for line in process.stdout:
+                told = Told.read(line)
+                if told.is_end:
+                    self._desk.take(told.report)
+                    return told
+                goal = self._desk.exchange(told.report)
+                _tell(process.stdin, goal_line(goal))
+        except (BrokenPipeError, ValueError):
+            # It died while it was told something, or in the middle of a line.
+            return None
+        return None
+
+    def _order(self) -> FeedOrder:
+        task = self._task
+        return FeedOrder(
+            folder=str(task.folder),
+            archive=task.archive,
+            base=str(task.resolve(Path())),
+            entries=task.max_lag.entries,
+            seconds=task.max_lag.seconds,
+        )
+
+
+def _tell(pipe: IO[bytes], line: bytes) -> None:
+    # Not through the buffered file: that would try again when it is closed.
+    left = memoryview(line)
+    while left:
+        left = left[os.write(pipe.fileno(), left) :]
+
+
+def _how(status: int) -> str:
+    return f"signal {-status}" if status < 0 else f"status {status}"

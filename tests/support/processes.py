@@ -1,0 +1,29 @@
+"""Processes that a served bridge starts."""
+
+from pathlib import Path
+
+_FEEDER = b"bridge.ledger.feedmain"
+
+
+def feeders(pid: int) -> list[int]:
+    """Return the processes that feed archives for `pid`, or for its workers."""
+    return [one for one in _descendants(pid) if _FEEDER in _command(one)]
+
+
+def _descendants(pid: int) -> list[int]:
+    found: list[int] = []
+    for path in Path(f"/proc/{pid}/task").glob("*/children"):
+        try:
+            children = path.read_text().split()
+        except OSError:
+            continue  # the thread has ended
+        for child in map(int, children):
+            found += [child, *_descendants(child)]
+    return sorted(found)
+
+
+def _command(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
