@@ -14,9 +14,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from bridge.errors import ConfigError, LedgerError
 from bridge.ledger.feeding import Bounds, Feeding, Goal, Report, reason_of
@@ -40,15 +42,26 @@ class StarvedError(Exception):
 
 
 class Idler:
-    """Does its steps when nobody else wants the core, unless they are late.
+    """Has steps done when nobody else wants the core, unless they are late.
 
-    A thread cannot leave the idle class without a privilege: there is one thread for
-    what can wait, and what cannot is done by the thread that calls. See `Pace`.
+    A thread cannot leave the idle class without a privilege: one thread does what can
+    wait, see `serve`, and another what cannot, and all that is decided. See `Pace`.
     """
 
     def __init__(self) -> None:
         self._is_hurried = False
-        self._idle = ThreadPoolExecutor(1, "idle", initializer=be_idle)
+        self._steps: SimpleQueue[Callable[[], None]] = SimpleQueue()
+
+    def serve(self) -> NoReturn:
+        """Do steps on the thread that calls, from now on of the idle class.
+
+        The first thread of the process should: a thread that ends cleans up after
+        itself, and where it is pushed off the core meanwhile, whoever waits for the end
+        of the process spins in the kernel. After the first one, the waiter cleans up.
+        """
+        be_idle()
+        while True:
+            self._steps.get()()
 
     def begin(self, *, is_late: bool) -> None:
         """See `Pace.begin`."""
@@ -65,7 +78,8 @@ class Idler:
         if self._is_hurried:
             return step()
         began = time.monotonic()
-        done = self._idle.submit(step)
+        done: Future[_T] = Future()
+        self._steps.put(partial(_settle, done, step))
         if not wait((done,), longest_seconds).done:
             raise StarvedError(f"its core left it no time for {longest_seconds:.0f} s")
         # Whoever waits for the database's lock should not have to wait for a full core.
@@ -76,25 +90,32 @@ class Idler:
         """See `Pace.rest`: the kernel sees to it."""
 
 
-def main() -> int:
-    """Feed as the order on standard input says; return the exit status."""
+def main() -> NoReturn:
+    """Feed as the order on standard input says, and exit."""
     # Whoever started it says when to end, after the last rows.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     step_back()
     take_turns()
-    threading.Thread(target=_follow_parent, name="parent", daemon=True).start()
     order = FeedOrder.read(sys.stdin.buffer.readline())
     set_up("WARNING", who=f"{Path(order.folder).name} feeder ")
+    pace = Idler()
+    # Before this thread is of the idle class, which is handed down.
+    for target in (_follow_parent, partial(_feed, order, pace)):
+        threading.Thread(target=target, daemon=True).start()
+    pace.serve()
+
+
+def _feed(order: FeedOrder, pace: Idler) -> None:
+    problem = death = ""
     feeding = Feeding(
         Path(order.folder),
         _exchange,
         lambda: _open_archive(order),
-        Idler(),
+        pace,
         Bounds.below(order.entries, order.seconds),
     )
-    problem = death = ""
     try:
         feeding.run()
     except (LedgerError, ConfigError, OSError) as error:
@@ -105,7 +126,16 @@ def main() -> int:
         # Not its text, nor where: values of the configuration may be in it.
         death = f"it died of {type(error).__name__}"
     _tell(Told(feeding.report(), problem, death, is_end=True))
-    return 1 if problem or death else 0
+    logging.shutdown()
+    # The other threads are of no use any more.
+    os._exit(1 if problem or death else 0)
+
+
+def _settle(done: "Future[_T]", step: Callable[[], _T]) -> None:
+    try:
+        done.set_result(step())
+    except BaseException as error:  # noqa: BLE001 - raised where the result is wanted
+        done.set_exception(error)
 
 
 def _exchange(report: Report) -> Goal:
@@ -142,7 +172,4 @@ def _follow_parent() -> None:
 
 
 if __name__ == "__main__":
-    status = main()
-    logging.shutdown()
-    # Not by `sys.exit`: the interpreter would wait for a thread that gets no time.
-    os._exit(status)
+    main()

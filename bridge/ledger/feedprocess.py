@@ -59,9 +59,9 @@ class FeederProcess:
         if not self._thread.is_alive():
             return
         self._thread.join(timeout_seconds + _GRACE_SECONDS)
-        while self._thread.is_alive():
-            if (process := self._process) is not None:
-                process.kill()
+        if self._thread.is_alive() and (process := self._process) is not None:
+            process.kill()
+            # Not for ever: on a full core, a process of the idle class ends slowly.
             self._thread.join(_GRACE_SECONDS)
 
     def problem(self) -> str | None:

@@ -75,41 +75,47 @@ def test_an_answer_that_ends_the_feeding_comes_at_once() -> None:
     assert desk.exchange(Report(9)).seconds_left == 0.0
 
 
+@pytest.fixture
+def pace() -> Idler:
+    """Make one that has its idle thread, which ends with the tests."""
+    pace = Idler()
+    threading.Thread(target=pace.serve, name="idle", daemon=True).start()
+    return pace
+
+
 def who() -> str:
     return threading.current_thread().name
 
 
-def test_what_can_wait_is_done_by_an_idle_thread() -> None:
-    pace = Idler()
-    assert pace.do(who).startswith("idle")
+def test_what_can_wait_is_done_by_an_idle_thread(pace: Idler) -> None:
+    assert pace.do(who) == "idle"
     pace.begin(is_late=True)
     assert pace.do(who) == who()
     pace.begin(is_late=False)
-    assert pace.do(who).startswith("idle")
+    assert pace.do(who) == "idle"
 
 
-def test_what_an_idle_thread_raises_is_raised() -> None:
+def test_what_an_idle_thread_raises_is_raised(pace: Idler) -> None:
     def fail() -> None:
         raise KeyError("x")
 
     with pytest.raises(KeyError, match="x"):
-        Idler().do(fail)
+        pace.do(fail)
+    assert pace.do(who) == "idle", "it goes on"
 
 
 def test_a_batch_that_gets_no_time_in_the_idle_class_leaves_it(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, pace: Idler
 ) -> None:
     monkeypatch.setattr(feedmain_module, "_SLOW_SECONDS", 0.0)
-    pace = Idler()
-    assert pace.do(who).startswith("idle")
+    assert pace.do(who) == "idle"
     assert pace.do(who) == who()
     pace.begin(is_late=False)
-    assert pace.do(who).startswith("idle")
+    assert pace.do(who) == "idle"
 
 
-def test_an_idle_thread_that_never_ends_is_given_up() -> None:
+def test_an_idle_thread_that_never_ends_is_given_up(pace: Idler) -> None:
     release = threading.Event()
-    pace = Idler()
     with pytest.raises(StarvedError, match="left it no time for 0 s"):
         pace.do(release.wait, 0.01)
     release.set()

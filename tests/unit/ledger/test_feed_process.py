@@ -283,7 +283,7 @@ def test_an_end_does_not_wait_for_an_archive_that_is_locked(
     feeder_of(ledger).stop(0.2)
     # SQLite alone would wait for 5 s.
     assert time.monotonic() - began < 2
-    assert not feeder_of(ledger)._thread.is_alive()
+    wait_until(lambda: not feeder_of(ledger)._thread.is_alive())
     other.close()
     ledger.close()
     open_ledger(tmp_path).close()
@@ -323,9 +323,10 @@ def test_it_works_in_the_idle_class_and_can_leave_it(ledger: Ledger) -> None:
     pid = pid_of(ledger)
     threads = [int(path.name) for path in Path(f"/proc/{pid}/task").iterdir()]
     classes = {thread: os.sched_getscheduler(thread) for thread in threads}
-    assert classes.pop(pid) == os.SCHED_BATCH
-    assert os.SCHED_IDLE in classes.values()
-    assert os.getpriority(os.PRIO_PROCESS, pid) >= 3
+    # Only the first one: see `Idler.serve`.
+    assert classes.pop(pid) == os.SCHED_IDLE
+    assert set(classes.values()) == {os.SCHED_BATCH}
+    assert all(os.getpriority(os.PRIO_PROCESS, one) >= 3 for one in classes)
 
 
 @pytest.mark.parametrize("make_feed", [FeederProcess, Feeder])
