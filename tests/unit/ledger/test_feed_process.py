@@ -279,10 +279,11 @@ def test_an_end_does_not_wait_for_an_archive_that_is_locked(
     other = sqlite3.connect(tmp_path / "archive.db", isolation_level=None)
     other.execute("BEGIN EXCLUSIVE")
     write(ledger, 5)
-    began = time.monotonic()
+    pid, began = pid_of(ledger), time.monotonic()
     feeder_of(ledger).stop(0.2)
     # SQLite alone would wait for 5 s.
     assert time.monotonic() - began < 2
+    await_end(pid, 2)
     wait_until(lambda: not feeder_of(ledger)._thread.is_alive())
     other.close()
     ledger.close()
