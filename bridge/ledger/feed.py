@@ -111,6 +111,10 @@ class Desk:
             self._caught_up = when
             self._asked.popleft()
 
+    def kept(self, report: Report) -> Report:
+        """Return the report of one who has not looked yet, with what was known."""
+        return report._replace(seq=self._seq, trouble=report.trouble or self._trouble)
+
     def fail(self, trouble: str) -> None:
         """Say why nothing is fed at the moment."""
         self._trouble = trouble

@@ -37,18 +37,19 @@ _LONGEST_SECONDS = 6.0
 """
 
 
-class StarvedError(Exception):
-    """The core has no time for threads of the idle class."""
-
-
 class Idler:
     """Has steps done when nobody else wants the core, unless they are late.
 
     A thread cannot leave the idle class without a privilege: one thread does what can
     wait, see `serve`, and another what cannot, and all that is decided. See `Pace`.
+
+    Args:
+        give_up: Ends the process, for the reason that it gets. No exception would do:
+            whatever it passed would wait for the database, which the idle thread has.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, give_up: Callable[[str], NoReturn]) -> None:
+        self._give_up = give_up
         self._is_hurried = False
         self._steps: SimpleQueue[Callable[[], None]] = SimpleQueue()
 
@@ -70,18 +71,14 @@ class Idler:
     def do(
         self, step: Callable[[], _T], longest_seconds: float = _LONGEST_SECONDS
     ) -> _T:
-        """See `Pace.do`.
-
-        Raises:
-            StarvedError: It does not end.
-        """
+        """See `Pace.do`."""
         if self._is_hurried:
             return step()
         began = time.monotonic()
         done: Future[_T] = Future()
         self._steps.put(partial(_settle, done, step))
         if not wait((done,), longest_seconds).done:
-            raise StarvedError(f"its core left it no time for {longest_seconds:.0f} s")
+            self._give_up(f"its core left it no time for {longest_seconds:.0f} s")
         # Whoever waits for the database's lock should not have to wait for a full core.
         self._is_hurried = time.monotonic() - began > _SLOW_SECONDS
         return done.result()
@@ -100,7 +97,7 @@ def main() -> NoReturn:
     take_turns()
     order = FeedOrder.read(sys.stdin.buffer.readline())
     set_up("WARNING", who=f"{Path(order.folder).name} feeder ")
-    pace = Idler()
+    pace = Idler(_give_up)
     # Before this thread is of the idle class, which is handed down.
     for target in (_follow_parent, partial(_feed, order, pace)):
         threading.Thread(target=target, daemon=True).start()
@@ -120,8 +117,6 @@ def _feed(order: FeedOrder, pace: Idler) -> None:
         feeding.run()
     except (LedgerError, ConfigError, OSError) as error:
         problem = reason_of(error)
-    except StarvedError as error:
-        death = str(error)
     except BaseException as error:  # noqa: BLE001 - told to whoever starts the next
         # Not its text, nor where: values of the configuration may be in it.
         death = f"it died of {type(error).__name__}"
@@ -129,6 +124,11 @@ def _feed(order: FeedOrder, pace: Idler) -> None:
     logging.shutdown()
     # The other threads are of no use any more.
     os._exit(1 if problem or death else 0)
+
+
+def _give_up(reason: str) -> NoReturn:
+    _tell(Told(Report(None), death=reason, is_end=True))
+    os._exit(1)
 
 
 def _settle(done: "Future[_T]", step: Callable[[], _T]) -> None:

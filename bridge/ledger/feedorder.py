@@ -51,9 +51,16 @@ class Told(NamedTuple):
 
     @classmethod
     def read(cls, line: bytes) -> Self:
-        """Read one line."""
+        """Read one line.
+
+        Raises:
+            ValueError: It is none of the kind.
+        """
         values = json.loads(line)
-        return cls(**values | {"report": Report(**values["report"])})
+        try:
+            return cls(**values | {"report": Report(**values["report"])})
+        except (TypeError, KeyError) as error:
+            raise ValueError("not what is told") from error
 
     def line(self) -> bytes:
         """Return the line."""

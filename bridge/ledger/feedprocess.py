@@ -2,6 +2,7 @@
 
 import logging
 import os
+import select
 import subprocess
 import sys
 import threading
@@ -18,6 +19,9 @@ _FIRST_WAIT_SECONDS = 0.2
 _LONGEST_WAIT_SECONDS = 30.0
 _STEADY_SECONDS = 30.0
 """A process that ran for so long was well: the next wait is the first again."""
+_SILENT_SECONDS = 10.0
+"""Longer than a batch takes. Opening an archive whose tables have to be brought up to
+date takes what it takes: that is told, and nobody is killed for it."""
 _GRACE_SECONDS = 0.5
 """Between the end of the time that feeding has, and the end by force."""
 _log = logging.getLogger(__name__)
@@ -96,7 +100,8 @@ class FeederProcess:
             name = self._task.folder.name
             _log.error("feeder of %s: %s; the next one in %.1f s", name, death, pause)
             self._desk.wait(pause)
-            pause = min(pause * 2, _LONGEST_WAIT_SECONDS)
+            longest = min(_LONGEST_WAIT_SECONDS, self._task.max_lag.seconds / 4)
+            pause = min(pause * 2, longest)
 
     def _attend(self) -> str | None:
         # Starts a process, answers it until it ends, and returns why another has to
@@ -131,17 +136,34 @@ class FeederProcess:
             raise RuntimeError("the feeder was started without pipes")
         try:
             _tell(process.stdin, self._order().line())
-            for line in process.stdout:
+            has_position = False
+            while line := self._next_line(process.stdout):
                 told = Told.read(line)
+                has_position = has_position or told.report.seq is not None
+                # What the archive had before this process was begun it has still.
+                report = told.report if has_position else self._desk.kept(told.report)
                 if told.is_end:
-                    self._desk.take(told.report)
+                    if not told.death:
+                        self._desk.take(report)
                     return told
-                goal = self._desk.exchange(told.report)
+                goal = self._desk.exchange(report)
                 _tell(process.stdin, goal_line(goal))
         except (BrokenPipeError, ValueError):
             # It died while it was told something, or in the middle of a line.
             return None
         return None
+
+    def _next_line(self, pipe: IO[bytes]) -> bytes:
+        # It tells one line and waits for the answer: there is nothing in the buffer.
+        lines, began = select.poll(), time.monotonic()
+        lines.register(pipe, select.POLLIN)
+        while not lines.poll(_SILENT_SECONDS * 1000):
+            silent = time.monotonic() - began
+            self._desk.fail(
+                f"the process that feeds the archive, {self.pid}, has said nothing for "
+                f"{silent:.0f} s"
+            )
+        return pipe.readline()
 
     def _order(self) -> FeedOrder:
         task = self._task

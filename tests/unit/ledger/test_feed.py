@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -11,7 +11,7 @@ from bridge.ledger import feedmain as feedmain_module
 from bridge.ledger.archive import Archive
 from bridge.ledger.feed import Desk
 from bridge.ledger.feeding import Bounds, Feeding, Goal, Report
-from bridge.ledger.feedmain import Idler, StarvedError
+from bridge.ledger.feedmain import Idler
 from bridge.ledger.feedorder import (
     FeedOrder,
     Told,
@@ -75,10 +75,18 @@ def test_an_answer_that_ends_the_feeding_comes_at_once() -> None:
     assert desk.exchange(Report(9)).seconds_left == 0.0
 
 
+class StarvedError(Exception):
+    """The process would have ended."""
+
+
+def give_up(reason: str) -> NoReturn:
+    raise StarvedError(reason)
+
+
 @pytest.fixture
 def pace() -> Idler:
     """Make one that has its idle thread, which ends with the tests."""
-    pace = Idler()
+    pace = Idler(give_up)
     threading.Thread(target=pace.serve, name="idle", daemon=True).start()
     return pace
 
@@ -201,6 +209,9 @@ def test_lines_come_back_as_they_were() -> None:
     )
     assert FeedOrder.read(order.line()) == order
     assert order.resolve(Path("x")) == Path("/a/x")
+    for wrong in (b"1", b"{}", b"[]", b'{"report": 1}', b"null", b"{"):
+        with pytest.raises(ValueError, match=r"not what is told|Expecting"):
+            Told.read(wrong)
     told = Told(Report(None, "what\nis it"), problem="a break", is_end=True)
     assert Told.read(told.line()) == told
     for goal in (Goal(Head(1, 2, GENESIS)), Goal(Head(1, 2, GENESIS), 0.0)):

@@ -7,6 +7,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -17,8 +18,9 @@ import pytest
 from bridge.ledger import feedprocess as feedprocess_module
 from bridge.ledger.archive import Archive
 from bridge.ledger.compare import Comparison, compare
-from bridge.ledger.feed import MakeFeed
+from bridge.ledger.feed import Desk, MakeFeed
 from bridge.ledger.feeder import Feeder
+from bridge.ledger.feeding import Goal, Report
 from bridge.ledger.feedlock import FeedLock
 from bridge.ledger.feedorder import FeedOrder
 from bridge.ledger.feedprocess import FeederProcess
@@ -198,6 +200,74 @@ def test_one_that_breaks_off_in_its_words_is_followed_by_another(
     ledger.close()
     told = {FeedOrder.read(line) for line in orders.read_bytes().splitlines()}
     assert [order.archive for order in told] == ["sqlite:///archive.db"]
+
+
+TELLS_AND_WAITS = """
+import sys
+sys.stdin.readline()
+sys.stdout.write(sys.argv[1] + chr(10))
+sys.stdout.flush()
+sys.stdin.read()
+"""
+NO_POSITION = '{"report": {"seq": null, "trouble": "", "pause_seconds": 0}}'
+
+
+def test_what_the_archive_had_before_a_process_died_it_has_still(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = open_ledger(tmp_path, max_lag={"entries": 8})
+    for number in range(10):
+        write(ledger, number)
+        wait_until(lambda: fed(ledger))
+    command = (sys.executable, "-c", TELLS_AND_WAITS, NO_POSITION)
+    answered = threading.Event()
+    exchange, pid = Desk.exchange, pid_of(ledger)
+
+    def noted(desk: Desk, report: Report) -> Goal:
+        goal = exchange(desk, report)
+        if feeder_of(ledger).pid not in {None, pid}:
+            answered.set()
+        return goal
+
+    with monkeypatch.context() as waits:
+        waits.setattr(feedprocess_module, "_COMMAND", command)
+        waits.setattr(Desk, "exchange", noted)
+        os.kill(pid, signal.SIGKILL)
+        assert answered.wait(_WAIT_SECONDS)
+        assert ledger.lag() == (0, 0.0)
+        assert ledger.problem() is None
+        assert "ended with signal 9" in feeder_of(ledger).trouble()
+    os.kill(pid_of(ledger), signal.SIGKILL)
+    ledger.close()
+    assert compared(tmp_path).agrees
+
+
+def test_a_process_that_says_nothing_is_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ledger: Ledger
+) -> None:
+    monkeypatch.setattr(feedprocess_module, "_SILENT_SECONDS", 0.5)
+    pid = pid_of(ledger)
+    os.kill(pid, signal.SIGSTOP)
+    silent = f"the process that feeds the archive, {pid}, has said nothing for"
+    wait_until(lambda: silent in feeder_of(ledger).trouble())
+    os.kill(pid, signal.SIGCONT)
+    wait_until(lambda: not feeder_of(ledger).trouble())
+    ledger.close()
+    assert compared(tmp_path).agrees
+
+
+@pytest.mark.usefixtures("no_next")
+def test_words_of_another_kind_are_an_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = (sys.executable, "-c", TELLS_AND_WAITS, "1")
+    with monkeypatch.context() as strange:
+        strange.setattr(feedprocess_module, "_COMMAND", command)
+        ledger = open_ledger(tmp_path)
+        wait_until(lambda: "ended with" in feeder_of(ledger).trouble())
+        assert feeder_of(ledger)._thread.is_alive()
+    ledger.close()
+    assert compared(tmp_path).agrees
 
 
 @pytest.mark.usefixtures("no_next")
