@@ -2,6 +2,7 @@
 
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -158,3 +159,41 @@ class Desk:
             time.sleep(min(seconds, _LAST_TRIES_SECONDS))
         elif seconds:
             self._stop.wait(seconds)
+
+
+class Attended(ABC):
+    """What every feed says of itself, and the thread that sees to it. See `Feed`.
+
+    Args:
+        task: What is to be fed.
+    """
+
+    def __init__(self, task: FeedTask) -> None:
+        self._desk = Desk(task.durable, task.clock)
+        self._problem = ""
+        self._thread = threading.Thread(
+            target=self._run, name=f"ledger-feed-{task.folder.name}", daemon=True
+        )
+
+    def start(self) -> None:
+        """See `Feed.start`."""
+        self._thread.start()
+
+    def problem(self) -> str | None:
+        """See `Feed.problem`."""
+        return self._problem or None
+
+    def trouble(self) -> str:
+        """See `Feed.trouble`."""
+        return self._desk.trouble()
+
+    def lag(self) -> tuple[int, float]:
+        """See `Feed.lag`."""
+        return self._desk.lag()
+
+    def behind(self) -> int:
+        """See `Feed.behind`."""
+        return self._desk.behind()
+
+    @abstractmethod
+    def _run(self) -> None: ...

@@ -1,12 +1,11 @@
 """Feeds the archive on a thread of this process."""
 
-import threading
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
 from bridge.errors import ConfigError, LedgerError
-from bridge.ledger.feed import Desk, FeedTask
+from bridge.ledger.feed import Attended, Desk, FeedTask
 from bridge.ledger.feeding import Feeding, reason_of
 from bridge.ledger.turns import step_back
 
@@ -19,7 +18,7 @@ _BREATH_SECONDS = 0.016
 and a batch is spread over most of the time until the next."""
 
 
-class Feeder:
+class Feeder(Attended):
     """A thread that feeds. See `bridge.ledger.feed.Feed`.
 
     Args:
@@ -32,7 +31,7 @@ class Feeder:
         task: FeedTask,
         open_archive: "Callable[[], Archive] | None" = None,
     ) -> None:
-        self._desk = Desk(task.durable, task.clock)
+        super().__init__(task)
         self._feeding = Feeding(
             task.folder,
             self._desk.exchange,
@@ -40,36 +39,12 @@ class Feeder:
             _Breaths(self._desk, task.bounds.late_rows),
             task.bounds,
         )
-        self._problem = ""
-        self._thread = threading.Thread(
-            target=self._run, name=f"ledger-feed-{task.folder.name}", daemon=True
-        )
-
-    def start(self) -> None:
-        """See `Feed.start`."""
-        self._thread.start()
 
     def stop(self, timeout_seconds: float) -> None:
         """See `Feed.stop`."""
         self._desk.stop(timeout_seconds)
         if self._thread.is_alive():
             self._thread.join()
-
-    def problem(self) -> str | None:
-        """See `Feed.problem`."""
-        return self._problem or None
-
-    def trouble(self) -> str:
-        """See `Feed.trouble`."""
-        return self._desk.trouble()
-
-    def lag(self) -> tuple[int, float]:
-        """See `Feed.lag`."""
-        return self._desk.lag()
-
-    def behind(self) -> int:
-        """See `Feed.behind`."""
-        return self._desk.behind()
 
     def _run(self) -> None:
         step_back()

@@ -5,12 +5,11 @@ import os
 import select
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import IO
 
-from bridge.ledger.feed import Desk, FeedTask
+from bridge.ledger.feed import Attended, FeedTask
 from bridge.ledger.feedorder import FeedOrder, Told, goal_line
 from bridge.ledger.turns import step_back
 
@@ -27,7 +26,7 @@ _GRACE_SECONDS = 0.5
 _log = logging.getLogger(__name__)
 
 
-class FeederProcess:
+class FeederProcess(Attended):
     """A process that feeds. See `bridge.ledger.feed.Feed`.
 
     On the core that it shares with threads that sign, it is pushed aside by any that
@@ -39,23 +38,15 @@ class FeederProcess:
     """
 
     def __init__(self, task: FeedTask) -> None:
+        super().__init__(task)
         self._task = task
-        self._desk = Desk(task.durable, task.clock)
-        self._problem = ""
         self._process: subprocess.Popen[bytes] | None = None
-        self._thread = threading.Thread(
-            target=self._run, name=f"ledger-feed-{task.folder.name}", daemon=True
-        )
 
     @property
     def pid(self) -> int | None:
         """Of the process; None while there is none."""
         process = self._process
         return None if process is None else process.pid
-
-    def start(self) -> None:
-        """See `Feed.start`."""
-        self._thread.start()
 
     def stop(self, timeout_seconds: float) -> None:
         """See `Feed.stop`."""
@@ -67,22 +58,6 @@ class FeederProcess:
             process.kill()
             # Not for ever: on a full core, a process of the idle class ends slowly.
             self._thread.join(_GRACE_SECONDS)
-
-    def problem(self) -> str | None:
-        """See `Feed.problem`."""
-        return self._problem or None
-
-    def trouble(self) -> str:
-        """See `Feed.trouble`."""
-        return self._desk.trouble()
-
-    def lag(self) -> tuple[int, float]:
-        """See `Feed.lag`."""
-        return self._desk.lag()
-
-    def behind(self) -> int:
-        """See `Feed.behind`."""
-        return self._desk.behind()
 
     def _run(self) -> None:
         # What is started from here has the same priority, from its first moment.

@@ -389,7 +389,6 @@ def test_it_leaves_no_core_dump(ledger: Ledger) -> None:
     assert limit == (0, 0)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="classes are Linux's own idea")
 def test_it_works_in_the_idle_class_and_can_leave_it(ledger: Ledger) -> None:
     pid = pid_of(ledger)
     threads = [int(path.name) for path in Path(f"/proc/{pid}/task").iterdir()]
