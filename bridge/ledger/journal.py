@@ -200,7 +200,9 @@ class Journal:
         try:
             self._queue.wait(self._writer.own(Closed(reason="shutdown")), last=True)
             self._writer.settle()
-            ahead.discard(self.folder)
+            with suppress(OSError):
+                # Left behind, it holds nothing that the segment does not.
+                ahead.discard(self.folder)
         finally:
             self._writer.close()
 

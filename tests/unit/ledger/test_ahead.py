@@ -575,6 +575,21 @@ class FailsOnce(FaultyDisk):
         return file
 
 
+def test_an_end_on_a_disk_that_removes_nothing_is_an_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_folder: Path) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    journal = open_journal(tmp_path)
+    journal.append_durable(make_intent())
+    with monkeypatch.context() as patch:
+        patch.setattr(ahead, "discard", fail)
+        journal.close()
+    open_journal(tmp_path).close()
+    assert verify(tmp_path).intact
+
+
 @pytest.mark.parametrize("room", [0, 30])
 def test_a_start_that_failed_writes_no_last_row(tmp_path: Path, room: int) -> None:
     with pytest.raises(LedgerError, match="takes no more"):
