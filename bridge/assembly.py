@@ -11,7 +11,6 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from bridge.clock import Clock
 from bridge.clusters import ClusterRegistry
 from bridge.config import BridgeConfig, IssuingCAConfig
 from bridge.errors import BridgeError, ConfigError, PluginError
@@ -25,6 +24,7 @@ from bridge.registry import load
 from bridge.snapshot import Issuer, Snapshot
 from bridge.spi import IssuingCA, PluginContext
 from bridge.spiffe import TrustDomain
+from bridge.system.clock import Clock
 from bridge.x509.linkerd import require_verifiable
 from bridge.x509.path import ValidatedChain, validate_chain
 from bridge.x509.pem import encode_certificate, parse_certificates

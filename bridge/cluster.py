@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from functools import partial
 
 from bridge.alike import namespaces_of
-from bridge.clock import Clock
 from bridge.config import BridgeConfig, ClusterConfig, TokensConfig
 from bridge.errors import BackendUnavailableError, BridgeError, ConfigError
 from bridge.identity import tokens
@@ -14,6 +13,7 @@ from bridge.identity.jwks import VerificationKey
 from bridge.identity.keyring import KeyOwners, Keyring
 from bridge.identity.sources import FileSource, KeySource, URLSource
 from bridge.spiffe import TrustDomain
+from bridge.system.clock import Clock
 
 _READERS = 8
 

@@ -9,7 +9,6 @@ from datetime import datetime
 from functools import lru_cache, partial
 from typing import Self
 
-from bridge.clock import Clock
 from bridge.cluster import Cluster, read_clusters
 from bridge.config import BridgeConfig
 from bridge.errors import AuthenticationError, DeniedError
@@ -22,6 +21,7 @@ from bridge.identity.caller import (
 )
 from bridge.identity.jwks import VerificationKey
 from bridge.spiffe import SpiffeID, TrustDomain
+from bridge.system.clock import Clock
 
 _SCHEME = "Bearer "
 

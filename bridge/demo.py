@@ -13,10 +13,10 @@ import jwt
 import yaml
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from bridge.clock import Clock
 from bridge.hierarchy.files import write
 from bridge.hierarchy.throwaway import Hierarchy, ThrowawaySpec, make
 from bridge.spiffe import TrustDomain
+from bridge.system.clock import Clock
 
 TRUST_DOMAIN = "corp.example"
 FOREIGN_TRUST_DOMAIN = "partner.example"

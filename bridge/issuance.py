@@ -13,12 +13,10 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from bridge.calls import Call, Issued
-from bridge.clock import Clock
 from bridge.errors import BridgeError, CallerError, LedgerError, OverloadedError
 from bridge.identity.caller import Caller
 from bridge.ledger.events import Ended, Outcome, Purpose
 from bridge.ledger.ledger import Ledger
-from bridge.logs import on_one_line
 from bridge.meshes import Istio, Linkerd, Mesh
 from bridge.metrics import Metrics
 from bridge.policy.ceilings import CEILING_RULES
@@ -28,6 +26,8 @@ from bridge.resilience import over_issuers
 from bridge.selection import Subject, Term, leaf_request, usable_issuers
 from bridge.signing import Origin, Signed, Signing, describe, new_id
 from bridge.snapshot import Issuer, Snapshot
+from bridge.system.clock import Clock
+from bridge.system.logs import on_one_line
 
 __all__ = ["Call", "Issuance", "Issued"]
 

@@ -13,7 +13,6 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
 )
 
-from bridge.clock import Clock
 from bridge.ledger.events import Purpose
 from bridge.policy.routes import ISTIO
 from bridge.resilience import Budget, over_issuers
@@ -21,6 +20,7 @@ from bridge.selection import Subject, Term, leaf_request, usable_issuers
 from bridge.signing import Origin, Signed, Signing, new_id, new_serial
 from bridge.snapshot import Issuer, Snapshot
 from bridge.spi import LeafRequest
+from bridge.system.clock import Clock
 from bridge.x509.pem import encode_certificate
 
 _SERVING_SECONDS = 10.0

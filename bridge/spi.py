@@ -22,7 +22,6 @@ from cryptography.hazmat.primitives.asymmetric.types import (
     CertificatePublicKeyTypes,
 )
 
-from bridge.clock import Clock, system_clock
 from bridge.errors import (
     BackendAuthError,
     BackendBrokenError,
@@ -34,6 +33,7 @@ from bridge.errors import (
     ConfigError,
     MisissuedError,
 )
+from bridge.system.clock import Clock, system_clock
 from bridge.x509.algorithm import SignatureAlgorithm
 
 __all__ = [

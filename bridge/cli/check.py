@@ -17,7 +17,6 @@ from bridge.cli.findings import Finding, fronts, given_pair
 from bridge.cli.further import with_places, with_rest
 from bridge.cli.places import ledger_places
 from bridge.cli.terms import terms
-from bridge.clock import system_clock
 from bridge.config import BridgeConfig, read
 from bridge.errors import BridgeError, ConfigError, DeniedError, SubjectError
 from bridge.hierarchy.exposure import exposure_of
@@ -26,6 +25,7 @@ from bridge.policy.linkerd import LinkerdNames
 from bridge.policy.routes import ISTIO, LINKERD, Whom
 from bridge.snapshot import Issuer, Snapshot
 from bridge.spiffe import SpiffeID, TrustDomain
+from bridge.system.clock import system_clock
 from bridge.x509.constraints import data_plane_problems
 
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown")

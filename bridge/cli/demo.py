@@ -20,14 +20,14 @@ from bridge import demo as stage
 from bridge.cli import demolinkerd
 from bridge.cli.console import complain, results
 from bridge.cli.show import chain_tree
-from bridge.clock import system_clock
 from bridge.config import read
 from bridge.errors import BackendRefusedError, LedgerError, MisissuedError
 from bridge.ledger.reader import read_journal, verify
 from bridge.server.client import Answer, Ask, ask
 from bridge.server.process import Process
-from bridge.server.system import harden
 from bridge.spiffe import SpiffeID
+from bridge.system.clock import system_clock
+from bridge.system.linux import harden
 from bridge.x509.path import validate_chain
 from bridge.x509.pem import parse_certificates
 

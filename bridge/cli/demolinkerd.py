@@ -11,11 +11,11 @@ from cryptography import x509
 from bridge import demo as stage
 from bridge.cli.console import results
 from bridge.cli.show import chain_tree
-from bridge.clock import system_clock
 from bridge.errors import BackendRefusedError, LedgerError, MisissuedError
 from bridge.ledger.reader import read_journal
 from bridge.server.certify import Certified, Wish, certify
 from bridge.server.process import Process
+from bridge.system.clock import system_clock
 from bridge.x509.pem import parse_certificates
 
 Result = TypeVar("Result")

@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from bridge.clock import system_clock
 from bridge.config import BridgeConfig
 from bridge.errors import BridgeError
 from bridge.snapshot import Snapshot
+from bridge.system.clock import system_clock
 
 
 @dataclass(frozen=True, slots=True)

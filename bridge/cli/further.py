@@ -5,10 +5,10 @@ from pathlib import Path
 
 from bridge.assembly import Assembly
 from bridge.cli.places import ledger_places
-from bridge.clock import system_clock
 from bridge.config import BridgeConfig, rest
 from bridge.errors import BridgeError, ConfigError
 from bridge.mending import STAND_IN
+from bridge.system.clock import system_clock
 
 
 def with_rest(error: ConfigError, path: Path) -> ConfigError:

@@ -6,7 +6,6 @@ from typing import Annotated
 import typer
 
 from bridge.cli.console import complain, warn
-from bridge.clock import system_clock
 from bridge.errors import BridgeError
 from bridge.hierarchy.exposure import exposure_of
 from bridge.hierarchy.files import WARNING, Layout, write
@@ -19,6 +18,7 @@ from bridge.hierarchy.throwaway import (
     make,
 )
 from bridge.spiffe import TrustDomain
+from bridge.system.clock import system_clock
 from bridge.x509.linkerd import require_verifiable
 from bridge.x509.path import validate_chain
 

@@ -25,10 +25,10 @@ from bridge.cli.entries import (
     verified,
     write_csv,
 )
-from bridge.clock import system_clock
 from bridge.errors import ConfigError
 from bridge.ledger.compare import Comparison, compare
 from bridge.ledger.reader import Report, WriterReport, verify
+from bridge.system.clock import system_clock
 
 if TYPE_CHECKING:
     # It imports SQLAlchemy, which no other command needs.

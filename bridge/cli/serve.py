@@ -7,9 +7,9 @@ import typer
 
 from bridge.cli.console import ConfigOption
 from bridge.errors import BridgeError, ConfigError
-from bridge.logs import set_up
 from bridge.reload import Source
-from bridge.server.system import poll_without_hops
+from bridge.system.linux import poll_without_hops
+from bridge.system.logs import set_up
 
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
 

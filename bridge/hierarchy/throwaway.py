@@ -17,9 +17,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.x509.oid import NameOID
 
-from bridge.clock import Clock, system_clock
 from bridge.errors import ConfigError
 from bridge.spiffe import TrustDomain
+from bridge.system.clock import Clock, system_clock
 from bridge.x509.algorithm import CAPrivateKey, algorithm_of
 from bridge.x509.constraints import subset_problems
 

@@ -10,11 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from bridge.clock import Clock
 from bridge.errors import AuthenticationError, BackendUnavailableError, BridgeError
 from bridge.identity.jwks import VerificationKey, parse_jwks
 from bridge.identity.sources import KeySource
 from bridge.identity.tokens import shown
+from bridge.system.clock import Clock
 
 _POLL_SECONDS = 1.0
 _CONFIRM_SECONDS = 60.0

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from bridge.clock import Clock
 from bridge.config import LedgerConfig
 from bridge.errors import ConfigError, LedgerError
 from bridge.ledger.ahead import NAME, discard
@@ -23,6 +22,7 @@ from bridge.ledger.rows import Chain, Head, microseconds, parse
 from bridge.ledger.segments import lock, make_folder, segments
 from bridge.ledger.sink import HeadSink
 from bridge.ledger.tail import set_aside
+from bridge.system.clock import Clock
 
 _NAME_CHARACTERS = 40
 """Of a writer, so that the name for its lost rows fits the archive's column."""

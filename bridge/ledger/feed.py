@@ -10,10 +10,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
-from bridge.clock import Clock
 from bridge.config import LagConfig
 from bridge.ledger.feeding import Bounds, Goal, Report
 from bridge.ledger.rows import Head
+from bridge.system.clock import Clock
 
 _NO_HURRY = LagConfig()
 _LAST_TRIES_SECONDS = 0.05

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeVar
 from bridge.errors import ConfigError, LedgerError
 from bridge.ledger.feed import Attended, Desk, FeedTask
 from bridge.ledger.feeding import Feeding, reason_of
-from bridge.ledger.turns import step_back
+from bridge.system.turns import step_back
 
 if TYPE_CHECKING:
     from bridge.ledger.archive import Archive

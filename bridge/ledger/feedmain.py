@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, NoReturn, TypeVar
 from bridge.errors import ConfigError, LedgerError
 from bridge.ledger.feeding import Bounds, Feeding, Goal, Report, reason_of
 from bridge.ledger.feedorder import FeedOrder, Told, read_goal
-from bridge.ledger.turns import be_idle, step_back, take_turns
-from bridge.logs import set_up
+from bridge.system.logs import set_up
+from bridge.system.turns import be_idle, step_back, take_turns
 
 if TYPE_CHECKING:
     from bridge.ledger.archive import Archive

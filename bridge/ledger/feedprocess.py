@@ -11,7 +11,7 @@ from typing import IO
 
 from bridge.ledger.feed import Attended, FeedTask
 from bridge.ledger.feedorder import FeedOrder, Told, goal_line
-from bridge.ledger.turns import step_back
+from bridge.system.turns import step_back
 
 _COMMAND = (sys.executable, "-P", "-m", "bridge.ledger.feedmain")
 _FIRST_WAIT_SECONDS = 0.2

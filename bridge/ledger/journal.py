@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from bridge.clock import Clock
 from bridge.errors import LedgerError
 from bridge.ledger import ahead, segments
 from bridge.ledger.commit import GroupCommit
@@ -23,6 +22,7 @@ from bridge.ledger.recovery import recover
 from bridge.ledger.rows import Head, encode, microseconds
 from bridge.ledger.segments import JournalFile
 from bridge.ledger.writer import ObserveCommit, SegmentWriter
+from bridge.system.clock import Clock
 
 _MEND_SECONDS = 0.5
 

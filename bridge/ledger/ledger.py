@@ -8,7 +8,6 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Self
 
-from bridge.clock import Clock
 from bridge.config import LedgerConfig
 from bridge.errors import LedgerError
 from bridge.ledger.events import Attested, Ended, Intent
@@ -21,6 +20,7 @@ from bridge.ledger.refusals import RefusalMeter
 from bridge.ledger.sink import HeadPublisher, HeadSink
 from bridge.ledger.tail import way_out
 from bridge.ledger.writer import ObserveCommit
+from bridge.system.clock import Clock
 
 _DETAIL_CHARACTERS = 500
 _TICK_SECONDS = 0.25

@@ -15,7 +15,6 @@ from pathlib import Path
 from threading import Lock
 from typing import Any, BinaryIO, NamedTuple
 
-from bridge.clock import Clock
 from bridge.errors import LedgerError
 from bridge.ledger.events import (
     Attested,
@@ -28,6 +27,7 @@ from bridge.ledger.events import (
     Resumed,
     Summary,
 )
+from bridge.system.clock import Clock
 
 GENESIS = "0" * 64
 """`prev` of a writer's first row."""

@@ -9,13 +9,13 @@ import logging
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-from bridge.clock import Clock
 from bridge.config import LedgerConfig
 from bridge.errors import BridgeError, LedgerError
 from bridge.ledger.events import Closed
 from bridge.ledger.ledger import Ledger
 from bridge.ledger.rows import Row, read_rows
 from bridge.ledger.segments import is_locked, segments
+from bridge.system.clock import Clock
 
 _log = logging.getLogger(__name__)
 

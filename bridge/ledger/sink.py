@@ -4,10 +4,10 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from bridge.clock import Clock
 from bridge.errors import LedgerError
 from bridge.ledger.heads import HeadKey, SignedHead, parse_head
 from bridge.ledger.rows import Head, canonical, microseconds
+from bridge.system.clock import Clock
 
 _BLOCK_BYTES = 1 << 16
 

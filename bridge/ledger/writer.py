@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 from hashlib import sha256
 from pathlib import Path
 
-from bridge.clock import Clock
 from bridge.errors import LedgerError
 from bridge.ledger import segments
 from bridge.ledger.commit import NO_ROOM_RULE
 from bridge.ledger.events import Closed, Event, Opened, Resumed
 from bridge.ledger.rows import Head, Pending, encode, link, microseconds
 from bridge.ledger.segments import JournalFile
+from bridge.system.clock import Clock
 
 ObserveCommit = Callable[[float, int], None]
 """Is told of each commit: its seconds and its rows."""

@@ -9,7 +9,7 @@ import threading
 from bridge.errors import BridgeError, ConfigError
 from bridge.reload import ConfigFile, Reloads, Source
 from bridge.server.process import Process
-from bridge.server.system import harden, take_turns
+from bridge.system.linux import harden, take_turns
 
 _LOOK_SECONDS = 0.5
 _WAKE_SECONDS = 0.25

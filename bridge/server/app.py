@@ -5,7 +5,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 
-from bridge.clock import Clock
 from bridge.config import BridgeConfig
 from bridge.errors import ConfigError
 from bridge.metrics import Metrics
@@ -18,6 +17,7 @@ from bridge.server.listeners import leave_to_others
 from bridge.server.place import ALONE, Place
 from bridge.server.tls import PART as SERVING
 from bridge.server.tls import IssueServing
+from bridge.system.clock import Clock
 
 _FLUSH_SECONDS = 0.5
 _CUT_SECONDS = 2.0

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from typing import Any
 
-from bridge.clock import Clock
 from bridge.config import BridgeConfig, IstioConfig, LinkerdConfig
 from bridge.errors import ConfigError
 from bridge.metrics import Metrics
@@ -21,6 +20,7 @@ from bridge.server.tls import (
     ServingCertificate,
     Source,
 )
+from bridge.system.clock import Clock
 
 _DEFAULT_SERVING_TTL = timedelta(hours=24)
 _TOKENS = "fronts.istio.listen"

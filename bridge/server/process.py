@@ -9,7 +9,6 @@ from dataclasses import replace
 
 from bridge import __version__
 from bridge.assembly import Assembly
-from bridge.clock import Clock, system_clock
 from bridge.config import BridgeConfig
 from bridge.errors import ConfigError
 from bridge.issuance import Issuance
@@ -20,12 +19,13 @@ from bridge.metrics import Metrics
 from bridge.own import OwnCertificates
 from bridge.policy.buckets import SharedBuckets
 from bridge.server.app import Server
-from bridge.server.memory import Trimmer
 from bridge.server.place import ALONE, Place
 from bridge.server.status import status_name
 from bridge.signing import Signing
 from bridge.snapshot import Issuer, Snapshot
 from bridge.snapshots import Snapshots
+from bridge.system.clock import Clock, system_clock
+from bridge.system.memory import Trimmer
 
 _log = logging.getLogger(__name__)
 _PROBE_SECONDS = 10.0

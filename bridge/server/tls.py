@@ -17,13 +17,13 @@ from typing import Protocol
 import grpc
 from cryptography import x509
 
-from bridge.clock import Clock
 from bridge.errors import BridgeError, ConfigError
 from bridge.expiries import CertificateExpiry
 from bridge.metrics import Metrics
 from bridge.own import ServingPair
 from bridge.server.given import read_pair
 from bridge.server.port import credentials
+from bridge.system.clock import Clock
 
 PART = "serving certificate"
 """What readiness calls it."""

@@ -12,9 +12,9 @@ import sys
 import threading
 from pathlib import Path
 
-from bridge.logs import set_up
 from bridge.server.order import REFUSED, Order
-from bridge.server.system import harden, poll_without_hops, take_turns
+from bridge.system.linux import harden, poll_without_hops, take_turns
+from bridge.system.logs import set_up
 
 _MARGIN_SECONDS = 5.0
 """Between the end of the drain and the end by force."""

@@ -19,7 +19,6 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import NameOID
 
 from bridge._proto.istio_ca_pb2 import IstioCertificateRequest, IstioCertificateResponse
-from bridge.clock import Clock, system_clock
 from bridge.config import BridgeConfig, parse
 from bridge.errors import BridgeError
 from bridge.issuance import Call, Issued
@@ -29,6 +28,7 @@ from bridge.server.app import Server
 from bridge.server.doors import IstioDoor
 from bridge.server.istio import METHOD
 from bridge.server.tls import ServingCertificate
+from bridge.system.clock import Clock, system_clock
 
 SERVER_NAME = "meshca.istio-system.svc"
 _ANY = "127.0.0.1:0"

@@ -13,10 +13,10 @@ from bridge import demo
 from bridge.cli import app
 from bridge.cli.check import _linkerd_names, _once
 from bridge.cli.findings import fronts
-from bridge.clock import system_clock
 from bridge.policy.linkerd import LinkerdNames
 from bridge.policy.routes import Whom
 from bridge.spiffe import TrustDomain
+from bridge.system.clock import system_clock
 from tests.support.serving import ListenerCA
 from tests.support.world import World
 

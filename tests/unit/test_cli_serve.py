@@ -6,7 +6,7 @@ from typing import Any
 import yaml
 
 from bridge import demo
-from bridge.clock import system_clock
+from bridge.system.clock import system_clock
 
 PATIENCE_SECONDS = 60
 

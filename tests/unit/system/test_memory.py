@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from bridge.server.memory import Trimmer
+from bridge.system.memory import Trimmer
 from tests.support.serving import WAIT_SECONDS
 
 
@@ -71,7 +71,7 @@ def test_a_look_that_fails_is_told_and_not_the_last(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     # A rush of callers that takes all file descriptors is when it is needed.
-    monkeypatch.setattr("bridge.server.memory._LOOK_SECONDS", 0.0)
+    monkeypatch.setattr("bridge.system.memory._LOOK_SECONDS", 0.0)
     answers = iter([OSError(errno.EMFILE, "Too many open files")])
     again = threading.Event()
 

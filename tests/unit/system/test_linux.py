@@ -4,13 +4,13 @@ import sys
 
 import pytest
 
-from bridge.server.system import poll_without_hops
+from bridge.system.linux import poll_without_hops
 
 CODE = """
 import resource
 _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
 resource.setrlimit(resource.RLIMIT_NOFILE, (256, most))
-from bridge.server.system import harden
+from bridge.system.linux import harden
 harden()
 print(resource.getrlimit(resource.RLIMIT_NOFILE) == (most, most))
 print(resource.getrlimit(resource.RLIMIT_CORE))

@@ -3,11 +3,11 @@ import re
 import subprocess
 import sys
 
-from bridge.logs import UTCFormatter, on_one_line
+from bridge.system.logs import UTCFormatter, on_one_line
 
 CODE = """
 import logging, os
-from bridge.logs import set_up
+from bridge.system.logs import set_up
 set_up({level!r}, who="w1 ")
 logging.getLogger("bridge.x").info("ours")
 for name in ("alembic.runtime", "watchfiles.main", "grpc._cython"):

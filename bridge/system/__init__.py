@@ -1,0 +1,1 @@
+"""What any part of the bridge asks of the machine: clock, logs, files, processes."""
