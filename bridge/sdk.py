@@ -21,7 +21,7 @@ from bridge.x509.algorithm import (
     signature_of,
 )
 from bridge.x509.der import splice
-from bridge.x509.profile import LeafProfile
+from bridge.x509.leaf_profile import LeafProfile
 
 __all__ = [
     "CA_KEYS",

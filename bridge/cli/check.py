@@ -26,7 +26,7 @@ from bridge.policy.routes import ISTIO, LINKERD, Whom
 from bridge.snapshot import Issuer, Snapshot
 from bridge.spiffe import SpiffeID, TrustDomain
 from bridge.system.clock import system_clock
-from bridge.x509.constraints import data_plane_problems
+from bridge.x509.name_constraints import data_plane_problems
 
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
 _CHECK_SECONDS = 10.0

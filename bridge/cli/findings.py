@@ -42,7 +42,7 @@ def given_pair(config: BridgeConfig) -> Iterator[Finding]:
     tls = config.fronts.istio.tls if config.fronts.istio else None
     if tls is None or tls.certificate is None or tls.key is None:
         return
-    from bridge.server.given import read_pair  # noqa: PLC0415 - rarely needed
+    from bridge.x509.key_pair import read_pair  # noqa: PLC0415 - rarely needed
 
     part, what = "fronts.istio.tls", "serving certificate"
     try:

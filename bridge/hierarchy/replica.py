@@ -20,8 +20,8 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from bridge.sdk import algorithm_of
 from bridge.x509.algorithm import CAPrivateKey, issuer_key, signature_of
 from bridge.x509.der import splice
+from bridge.x509.leaf_profile import LeafProfile
 from bridge.x509.path import ValidatedChain
-from bridge.x509.profile import LeafProfile
 
 _REPLACED = (
     x509.SubjectKeyIdentifier.oid,

@@ -21,7 +21,7 @@ from bridge.errors import ConfigError
 from bridge.spiffe import TrustDomain
 from bridge.system.clock import Clock, system_clock
 from bridge.x509.algorithm import CAPrivateKey, algorithm_of
-from bridge.x509.constraints import subset_problems
+from bridge.x509.name_constraints import subset_problems
 
 KeyAlgorithm = Literal[
     "p256", "p384", "p521", "rsa2048", "rsa3072", "rsa4096", "ed25519"

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from bridge.errors import ConfigError, CSRError
 from bridge.identity import jose
-from bridge.x509.keys import require_good_key, require_good_rsa
+from bridge.x509.key_quality import require_good_key, require_good_rsa
 
 _RSA_ALGORITHMS = frozenset({"RS256", "RS384", "RS512"})
 _CURVES: dict[object, tuple[ec.EllipticCurve, int, str]] = {

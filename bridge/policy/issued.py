@@ -10,8 +10,8 @@ from bridge.errors import BackendBrokenError, MisissuedError
 from bridge.spi import IssuedChain, LeafRequest, Prepared
 from bridge.x509.algorithm import algorithm_of, issuer_key, require_signature
 from bridge.x509.der import splice
-from bridge.x509.expected import ExpectedLeaf
-from bridge.x509.profile import (
+from bridge.x509.leaf_encoding import ExpectedLeaf
+from bridge.x509.leaf_profile import (
     EXTENDED_KEY_USAGE,
     KEY_USAGE,
     NOT_A_CA,

@@ -21,9 +21,9 @@ from bridge.errors import BridgeError, ConfigError
 from bridge.expiries import CertificateExpiry
 from bridge.metrics import Metrics
 from bridge.own import ServingPair
-from bridge.server.given import read_pair
 from bridge.server.port import credentials
 from bridge.system.clock import Clock
+from bridge.x509.key_pair import read_pair
 
 PART = "serving certificate"
 """What readiness calls it."""

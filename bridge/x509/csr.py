@@ -27,7 +27,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from bridge.errors import CSRError
 from bridge.x509.der import content, elements
-from bridge.x509.keys import require_good_key
+from bridge.x509.key_quality import require_good_key
 from bridge.x509.pem import parse_one
 
 LONGEST_CSR = 16 * 1024

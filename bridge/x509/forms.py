@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 from cryptography import x509
 from cryptography.x509.oid import ObjectIdentifier
 
-from bridge.x509.matching import (
+from bridge.x509.name_forms import (
     RDN,
     Address,
     AddressSet,

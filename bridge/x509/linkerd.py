@@ -18,9 +18,9 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from bridge.errors import ConfigError
+from bridge.x509.certificate import name_of, name_text
 from bridge.x509.der import content, elements, tlv
 from bridge.x509.forms import is_dns_name
-from bridge.x509.links import name_of, name_text
 from bridge.x509.nameconstraints import Kind, NameConstraints
 
 _NULL = "0500"

@@ -13,7 +13,7 @@ from cryptography import x509
 from bridge.errors import ConfigError
 from bridge.x509.der import content, elements, tlv
 from bridge.x509.forms import FORMS
-from bridge.x509.matching import NameSet
+from bridge.x509.name_forms import NameSet
 
 Kind = type[x509.GeneralName]
 """A name form, as the class that `cryptography` has for it."""

@@ -20,9 +20,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import NameOID
 
 from bridge.errors import ConfigError, DeniedError
-from bridge.x509.cacertificate import ca_problems
-from bridge.x509.constraints import ChainConstraints
-from bridge.x509.links import (
+from bridge.x509.ca_certificate import ca_problems
+from bridge.x509.certificate import (
     UNREADABLE,
     issuer_of,
     link_faults,
@@ -31,6 +30,7 @@ from bridge.x509.links import (
     signature_problem,
     subject_of,
 )
+from bridge.x509.name_constraints import ChainConstraints
 
 _MOST_CAS_BELOW_ANCHOR = 6
 """What rustls-webpki builds a path from."""

@@ -20,13 +20,13 @@ from bridge.signing import new_serial
 from bridge.spi import Description, IssuedChain, LeafRequest, Prepared
 from bridge.x509.algorithm import SignatureAlgorithm, algorithm_of, signature_of
 from bridge.x509.der import SEQUENCE, content, elements, splice, tlv
-from bridge.x509.profile import (
+from bridge.x509.leaf_profile import (
     EXTENDED_KEY_USAGE,
     KEY_USAGE,
     NOT_A_CA,
     authority_key_identifier,
 )
-from bridge.x509.remote_key import recorder_of
+from bridge.x509.tbs import recorder_of
 from tests.support.pki import Authority, Key, key_usage, new_key
 
 

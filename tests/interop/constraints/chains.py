@@ -16,8 +16,8 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID, ObjectIdentifier
 
 from bridge.errors import ConfigError, DeniedError
-from bridge.x509.constraints import ChainConstraints
 from bridge.x509.der import tlv
+from bridge.x509.name_constraints import ChainConstraints
 from tests.interop.constraints.cases import Case
 from tests.support import gobuild
 

@@ -19,7 +19,7 @@ from bridge.hierarchy.throwaway import (
 )
 from bridge.spiffe import TrustDomain
 from bridge.x509.algorithm import CAPrivateKey
-from bridge.x509.constraints import ChainConstraints, subset_problems
+from bridge.x509.name_constraints import ChainConstraints, subset_problems
 from bridge.x509.path import validate_chain
 from tests.support.pki import NOW, shared_key
 

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bridge.signing import new_serial
-from bridge.x509.expected import ExpectedLeaf
-from bridge.x509.profile import LeafProfile
+from bridge.x509.leaf_encoding import ExpectedLeaf
+from bridge.x509.leaf_profile import LeafProfile
 from tests.support.pki import KEY_KINDS, new_chain, new_key
 
 _CHAINS = {kind: new_chain(kind) for kind in KEY_KINDS}

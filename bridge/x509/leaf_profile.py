@@ -11,7 +11,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from bridge.errors import ConfigError
 from bridge.x509.algorithm import algorithm_of, issuer_key
 from bridge.x509.der import subject_of
-from bridge.x509.remote_key import recorder_of
+from bridge.x509.tbs import recorder_of
 
 _EMPTY = x509.Name([])
 KEY_USAGE = x509.KeyUsage(

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from bridge.errors import ConfigError
 from bridge.x509.algorithm import algorithm_of, require_signature, signature_of
 from bridge.x509.der import content, elements
-from bridge.x509.remote_key import recorder_of
+from bridge.x509.tbs import recorder_of
 from tests.support.fake_ca import sign
 from tests.support.pki import KEY_KINDS, new_chain, shared_key
 

@@ -17,8 +17,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bridge.errors import CSRError
-from bridge.x509 import keys
-from bridge.x509.keys import require_good_ca_key, require_good_key, require_good_rsa
+from bridge.x509 import key_quality
+from bridge.x509.key_quality import (
+    require_good_ca_key,
+    require_good_key,
+    require_good_rsa,
+)
 from tests.vectors import csr_keys
 
 RSA = csr_keys.load()
@@ -129,8 +133,8 @@ def test_the_message_says_whose_key_it_is() -> None:
 
 
 def test_each_prime_below_752_is_found_as_a_factor() -> None:
-    assert len(keys._SMALL_PRIMES) == 133  # pi(751)
-    for prime in keys._SMALL_PRIMES:
+    assert len(key_quality._SMALL_PRIMES) == 133  # pi(751)
+    for prime in key_quality._SMALL_PRIMES:
         modulus = prime * (((1 << 2048) - 1) // prime)
         with pytest.raises(CSRError, match="small factor"):
             require_good_rsa(modulus, 65537)
@@ -140,16 +144,16 @@ def test_the_roca_fingerprint_is_the_published_one() -> None:
     # crocs-muni/roca, detect.py: the primes of its fingerprint, and for two of them
     # the residues, as bit masks.
     published = [11, 13, 17, 19, 37, 53, 61, 71, 73, 79, 97, 103, 107, 109, 127, 151]
-    assert [prime for prime, _ in keys._ROCA] == [*published, 157]
-    assert dict(keys._ROCA)[11] == 1026
-    assert dict(keys._ROCA)[13] == 5658
+    assert [prime for prime, _ in key_quality._ROCA] == [*published, 157]
+    assert dict(key_quality._ROCA)[11] == 1026
+    assert dict(key_quality._ROCA)[13] == 5658
 
 
 def test_roca_by_chance_is_rare() -> None:
-    chance = math.prod(mask.bit_count() / prime for prime, mask in keys._ROCA)
+    chance = math.prod(mask.bit_count() / prime for prime, mask in key_quality._ROCA)
     assert chance < 2**-28
     rng = random.Random(1)
-    assert not any(keys._is_roca(rng.getrandbits(2048) | 1) for _ in range(2000))
+    assert not any(key_quality._is_roca(rng.getrandbits(2048) | 1) for _ in range(2000))
 
 
 def modulus_found_in_round(wanted: int) -> int:
@@ -167,15 +171,15 @@ def modulus_found_in_round(wanted: int) -> int:
 @pytest.mark.parametrize("fermat_round", [0, 1, 2, 63, 108, 109])
 def test_110_rounds_of_fermat_find_close_primes(fermat_round: int) -> None:
     modulus = modulus_found_in_round(fermat_round)
-    assert keys._has_close_primes(modulus)
+    assert key_quality._has_close_primes(modulus)
 
 
 def test_the_111th_round_is_not_made() -> None:
-    assert not keys._has_close_primes(modulus_found_in_round(110))
+    assert not key_quality._has_close_primes(modulus_found_in_round(110))
 
 
 def test_a_square_is_a_product_of_close_primes() -> None:
-    assert keys._has_close_primes(RSA["2048"].p ** 2)
+    assert key_quality._has_close_primes(RSA["2048"].p ** 2)
 
 
 @given(st.integers(2, 1 << 40))
@@ -184,4 +188,4 @@ def test_the_residues_leave_out_no_square(half: int) -> None:
     start = math.isqrt(n - 1) + 1
     rests = [(start + i) ** 2 - n for i in range(110)]
     plainly = any(math.isqrt(rest) ** 2 == rest for rest in rests)
-    assert keys._has_close_primes(n) == plainly
+    assert key_quality._has_close_primes(n) == plainly

@@ -13,10 +13,10 @@ from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID
 
 from bridge.errors import ConfigError, CSRError
-from bridge.x509.constraints import NameConstraints
+from bridge.x509.certificate import UNREADABLE, name_of, name_text, subject_of
 from bridge.x509.der import content
-from bridge.x509.keys import require_good_ca_key
-from bridge.x509.links import UNREADABLE, name_of, name_text, subject_of
+from bridge.x509.key_quality import require_good_ca_key
+from bridge.x509.name_constraints import NameConstraints
 
 _Kind = TypeVar("_Kind", bound=x509.ExtensionType)
 
@@ -39,7 +39,7 @@ def ca_problems(
 ) -> Iterator[str]:
     """Yield what is wrong with a certificate as a CA, in sentences without a subject.
 
-    The signature is another matter: see `bridge.x509.links`.
+    The signature is another matter: see `bridge.x509.certificate`.
 
     Args:
         certificate: A CA certificate of the chain, or its trust anchor.

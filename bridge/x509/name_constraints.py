@@ -28,7 +28,7 @@ from bridge.x509.forms import (
     SMTP_UTF8_MAILBOX,
     UnreadableNameError,
 )
-from bridge.x509.matching import NameSet
+from bridge.x509.name_forms import NameSet
 from bridge.x509.nameconstraints import Kind, NameConstraints
 from bridge.x509.planes import data_plane_problems
 

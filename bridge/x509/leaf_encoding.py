@@ -43,7 +43,7 @@ class ExpectedLeaf:
         issuing: The issuing CA's certificate.
 
     Source:
-        RFC 5280, 4.1 and 4.2; the profile of `bridge.x509.profile.LeafProfile`.
+        RFC 5280, 4.1 and 4.2; the profile of `bridge.x509.leaf_profile.LeafProfile`.
     """
 
     def __init__(self, issuing: x509.Certificate) -> None:

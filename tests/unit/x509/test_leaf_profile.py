@@ -10,7 +10,7 @@ from cryptography.x509.oid import NameOID
 
 from bridge.errors import ConfigError
 from bridge.x509.der import splice
-from bridge.x509.profile import LeafProfile, authority_key_identifier
+from bridge.x509.leaf_profile import LeafProfile, authority_key_identifier
 from tests.support.fake_ca import sign
 from tests.support.pki import KEY_KINDS, NOW, Authority, new_chain, new_key, new_root
 
@@ -123,7 +123,7 @@ def test_a_subject_that_cannot_be_copied_is_refused_at_load(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     chain = new_chain()
-    monkeypatch.setattr("bridge.x509.profile.subject_of", lambda _: b"\x30\x00")
+    monkeypatch.setattr("bridge.x509.leaf_profile.subject_of", lambda _: b"\x30\x00")
     with pytest.raises(ConfigError, match="cannot be copied byte for byte") as refusal:
         LeafProfile(chain.certificate)
     assert refusal.value.rule == "issuer.subject"
