@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from bridge.clusters import ClusterRegistry
 from bridge.config import BridgeConfig, IssuingCAConfig
+from bridge.dataplanes.linkerd import require_verifiable
 from bridge.errors import BridgeError, ConfigError, PluginError
 from bridge.policy.buckets import Buckets
 from bridge.policy.ceilings import Ceilings
@@ -25,7 +26,6 @@ from bridge.snapshot import Issuer, Snapshot
 from bridge.spi import IssuingCA, PluginContext
 from bridge.spiffe import TrustDomain
 from bridge.system.clock import Clock
-from bridge.x509.linkerd import require_verifiable
 from bridge.x509.path import ValidatedChain, validate_chain
 from bridge.x509.pem import encode_certificate, parse_certificates
 

@@ -18,8 +18,8 @@ from bridge.cli.further import with_places, with_rest
 from bridge.cli.places import ledger_places
 from bridge.cli.terms import terms
 from bridge.config import BridgeConfig, read
+from bridge.dataplanes.exposure import exposure_of
 from bridge.errors import BridgeError, ConfigError, DeniedError, SubjectError
-from bridge.hierarchy.exposure import exposure_of
 from bridge.hierarchy.replica import openssl_accepts, replicate
 from bridge.policy.linkerd import LinkerdNames
 from bridge.policy.routes import ISTIO, LINKERD, Whom

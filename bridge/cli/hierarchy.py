@@ -6,8 +6,9 @@ from typing import Annotated
 import typer
 
 from bridge.cli.console import complain, warn
+from bridge.dataplanes.exposure import exposure_of
+from bridge.dataplanes.linkerd import require_verifiable
 from bridge.errors import BridgeError
-from bridge.hierarchy.exposure import exposure_of
 from bridge.hierarchy.files import WARNING, Layout, write
 from bridge.hierarchy.throwaway import (
     DataPlane,
@@ -19,7 +20,6 @@ from bridge.hierarchy.throwaway import (
 )
 from bridge.spiffe import TrustDomain
 from bridge.system.clock import system_clock
-from bridge.x509.linkerd import require_verifiable
 from bridge.x509.path import validate_chain
 
 app = typer.Typer(

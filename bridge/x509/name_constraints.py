@@ -21,6 +21,7 @@ from typing import Any, Self
 from cryptography import x509
 from cryptography.x509.oid import NameOID
 
+from bridge.dataplanes.planes import data_plane_problems
 from bridge.errors import ConfigError, DeniedError
 from bridge.x509.forms import (
     FORMS,
@@ -30,7 +31,6 @@ from bridge.x509.forms import (
 )
 from bridge.x509.name_forms import NameSet
 from bridge.x509.nameconstraints import Kind, NameConstraints
-from bridge.x509.planes import data_plane_problems
 
 __all__ = [
     "ChainConstraints",

@@ -13,8 +13,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
+from bridge.dataplanes.linkerd import linkerd_problems
 from bridge.errors import ConfigError
-from bridge.x509.linkerd import linkerd_problems
 from bridge.x509.path import validate_chain
 from tests.interop.constraints.cases import CASES, Case
 from tests.interop.constraints.chains import build, key, ours

@@ -3,8 +3,8 @@
 import pytest
 from cryptography import x509
 
+from bridge.dataplanes.exposure import exposure_of
 from bridge.errors import ConfigError
-from bridge.hierarchy.exposure import exposure_of
 from bridge.hierarchy.throwaway import DataPlane
 from tests.support.pki import new_root
 

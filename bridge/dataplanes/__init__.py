@@ -1,0 +1,1 @@
+"""What each data plane's verifier accepts of a chain."""
