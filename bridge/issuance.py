@@ -18,7 +18,7 @@ from bridge.identity.caller import Caller
 from bridge.ledger.events import Ended, Outcome, Purpose
 from bridge.ledger.ledger import Ledger
 from bridge.meshes import Istio, Linkerd, Mesh
-from bridge.metrics import Metrics
+from bridge.metrics.instruments import Metrics
 from bridge.policy.ceilings import CEILING_RULES
 from bridge.policy.refresh import valid_until
 from bridge.policy.request import Lifetime

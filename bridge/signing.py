@@ -17,7 +17,7 @@ from bridge.errors import BridgeError, LedgerError, MisissuedError
 from bridge.fresh import new_id, new_serial
 from bridge.ledger.events import Ended, Intent, Outcome, Purpose
 from bridge.ledger.ledger import Ledger
-from bridge.metrics import Metrics
+from bridge.metrics.instruments import Metrics
 from bridge.outcome import describe, outcome_of, stopped_error
 from bridge.policy.issued import names_of, require_as_prepared, require_profile
 from bridge.resilience import Budget

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from cryptography import x509
 
 from bridge.clusters import ClusterRegistry
-from bridge.expiries import CertificateExpiry
+from bridge.metrics.expiry import CertificateExpiry
 from bridge.policy.ceilings import Ceilings
 from bridge.policy.issued import PinnedIssuer
 from bridge.policy.linkerd import LinkerdNames

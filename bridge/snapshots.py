@@ -15,7 +15,7 @@ from typing import Protocol
 
 from bridge.assembly import Assembly
 from bridge.errors import BridgeError, ConfigError
-from bridge.metrics import Metrics
+from bridge.metrics.instruments import Metrics
 from bridge.snapshot import Issuer, Snapshot
 from bridge.spi import Watcher
 

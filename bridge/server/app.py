@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from bridge.config import BridgeConfig
 from bridge.errors import ConfigError
-from bridge.metrics import Metrics
+from bridge.metrics.instruments import Metrics
 from bridge.server.admin import PARTS, Admin, Views
 from bridge.server.door import Door
 from bridge.server.doors import IstioDoor, LinkerdDoor

@@ -14,7 +14,7 @@ import grpc
 
 from bridge.config import BridgeConfig
 from bridge.errors import ConfigError
-from bridge.metrics import Metrics
+from bridge.metrics.instruments import Metrics
 from bridge.server.admin import split_address
 from bridge.server.front import Front, Issuer, Lanes, Terms
 from bridge.server.place import Place

@@ -6,7 +6,7 @@ from typing import Any
 
 from bridge.config import BridgeConfig, IstioConfig, LinkerdConfig
 from bridge.errors import ConfigError
-from bridge.metrics import Metrics
+from bridge.metrics.instruments import Metrics
 from bridge.server import istio, linkerd
 from bridge.server.door import Door
 from bridge.server.front import Issuer, Terms

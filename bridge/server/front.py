@@ -17,7 +17,7 @@ import grpc
 
 from bridge.calls import Call, Issued
 from bridge.errors import BridgeError, OverloadedError, RequestError
-from bridge.metrics import SHED_REASONS, Metrics
+from bridge.metrics.instruments import SHED_REASONS, Metrics
 from bridge.resilience import Budget
 from bridge.server import headers
 from bridge.server.messages import shortened

@@ -9,7 +9,7 @@ from bridge.identity.caller import (
     Credential,
     TokenCredential,
 )
-from bridge.metrics import Metrics
+from bridge.metrics.instruments import Metrics
 from bridge.resilience import Budget
 from bridge.server.front import Front, Issuer, Lanes, Terms
 from bridge.server.messages import ResponseWriter, read_request

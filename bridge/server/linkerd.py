@@ -9,7 +9,7 @@ from typing import Any
 from bridge._proto.linkerd_identity_pb2 import CertifyRequest, CertifyResponse
 from bridge.calls import Call, Issued
 from bridge.identity.caller import TokenCredential
-from bridge.metrics import Metrics
+from bridge.metrics.instruments import Metrics
 from bridge.resilience import Budget
 from bridge.server.front import Front, Issuer, Lanes, Terms
 from bridge.server.messages import parse_message

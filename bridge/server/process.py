@@ -15,7 +15,7 @@ from bridge.issuance import Issuance
 from bridge.ledger.feedprocess import FeederProcess
 from bridge.ledger.ledger import Ledger
 from bridge.ledger.settle import settle
-from bridge.metrics import Metrics
+from bridge.metrics.instruments import Metrics
 from bridge.own import OwnCertificates
 from bridge.policy.buckets import SharedBuckets
 from bridge.server.app import Server

@@ -18,8 +18,8 @@ import grpc
 from cryptography import x509
 
 from bridge.errors import BridgeError, ConfigError
-from bridge.expiries import CertificateExpiry
-from bridge.metrics import Metrics
+from bridge.metrics.expiry import CertificateExpiry
+from bridge.metrics.instruments import Metrics
 from bridge.own import ServingPair
 from bridge.server.port import credentials
 from bridge.system.clock import Clock

@@ -34,7 +34,7 @@ from bridge.hierarchy.throwaway import KeyAlgorithm
 from bridge.identity.caller import TokenCredential
 from bridge.issuance import Call, Issuance
 from bridge.ledger.ledger import Ledger
-from bridge.metrics import STEPS, Metrics
+from bridge.metrics.instruments import STEPS, Metrics
 from bridge.resilience import Budget
 from bridge.server import linkerd
 from bridge.server.istio import METHOD

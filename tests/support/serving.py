@@ -22,7 +22,7 @@ from bridge._proto.istio_ca_pb2 import IstioCertificateRequest, IstioCertificate
 from bridge.config import BridgeConfig, parse
 from bridge.errors import BridgeError
 from bridge.issuance import Call, Issued
-from bridge.metrics import Metrics
+from bridge.metrics.instruments import Metrics
 from bridge.own import ServingPair
 from bridge.server.app import Server
 from bridge.server.doors import IstioDoor

@@ -22,7 +22,7 @@ from bridge.errors import LedgerError
 from bridge.identity.caller import Credential, TokenCredential
 from bridge.issuance import Call, Issuance, Issued
 from bridge.ledger.ledger import Ledger
-from bridge.metrics import Metrics
+from bridge.metrics.instruments import Metrics
 from bridge.own import OwnCertificates
 from bridge.resilience import Budget
 from bridge.server.status import status_name

@@ -4,7 +4,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from bridge.metrics import Metrics
+from bridge.metrics.instruments import Metrics
 from bridge.supervisor.merge import Page, Totals, parse
 
 

@@ -13,7 +13,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 import bridge.server.health
 from bridge._proto.istio_ca_pb2 import IstioCertificateRequest
-from bridge.metrics import Metrics
+from bridge.metrics.instruments import Metrics
 from bridge.server import healthcalls
 from bridge.server.health import Health
 from bridge.server.istio import SERVICE

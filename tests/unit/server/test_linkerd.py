@@ -31,7 +31,7 @@ from bridge.errors import (
     RequestError,
 )
 from bridge.identity.caller import TokenCredential
-from bridge.metrics import Metrics
+from bridge.metrics.instruments import Metrics
 from bridge.policy.linkerd import subject_error
 from bridge.resilience import Budget
 from bridge.server import istio

@@ -11,7 +11,7 @@ from cryptography import x509
 
 from bridge._proto.istio_ca_pb2 import IstioCertificateRequest
 from bridge.errors import BackendUnavailableError, BridgeError, ConfigError
-from bridge.metrics import Metrics
+from bridge.metrics.instruments import Metrics
 from bridge.own import ServingPair
 from bridge.server.port import Port
 from bridge.server.tls import FileSource, IssuedSource, ServingCertificate

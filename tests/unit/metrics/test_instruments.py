@@ -4,9 +4,9 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from prometheus_client import Histogram
 
-from bridge.dashboards import CITADEL_SIGN_ERRORS
-from bridge.expiries import CertificateExpiry
-from bridge.metrics import SHED_REASONS, STEPS, Metrics
+from bridge.metrics.compatibility import CITADEL_SIGN_ERRORS
+from bridge.metrics.expiry import CertificateExpiry
+from bridge.metrics.instruments import SHED_REASONS, STEPS, Metrics
 
 NOW = datetime(2026, 5, 1, tzinfo=UTC)
 

@@ -5,7 +5,7 @@ one process do not mix, and nothing is counted at import. Looking a child up by 
 labels costs several times what counting does, so children that the path of a request
 uses are looked up once, here.
 
-What the meshes' own CAs count stands beside ours, see `bridge.dashboards`.
+What the meshes' own CAs count stands beside ours, see `bridge.metrics.compatibility`.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -26,9 +26,9 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
-from bridge.dashboards import CitadelMetrics, ServiceMetrics
-from bridge.expiries import CertificateExpiry, Expiries, utc_now
-from bridge.tally import Tally, TallyFamily
+from bridge.metrics.compatibility import CitadelMetrics, ServiceMetrics
+from bridge.metrics.expiry import CertificateExpiry, Expiries, utc_now
+from bridge.metrics.histogram import Tally, TallyFamily
 
 STEPS = (
     "identify",

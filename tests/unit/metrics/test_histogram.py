@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from bridge.tally import TallyFamily
+from bridge.metrics.histogram import TallyFamily
 
 BOUNDS = (25e-6, 0.001, 0.01, 10.0)
 
