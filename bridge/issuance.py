@@ -22,7 +22,7 @@ from bridge.metrics.instruments import Metrics
 from bridge.policy.ceilings import CEILING_RULES
 from bridge.policy.refresh import valid_until
 from bridge.policy.request import Lifetime
-from bridge.resilience import over_issuers
+from bridge.resilience.failover import over_issuers
 from bridge.selection import Subject, Term, leaf_request, usable_issuers
 from bridge.signing import Origin, Signed, Signing, describe, new_id
 from bridge.snapshot import Issuer, Snapshot

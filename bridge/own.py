@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from bridge.ledger.events import Purpose
 from bridge.policy.routes import ISTIO
-from bridge.resilience import Budget, over_issuers
+from bridge.resilience.failover import Budget, over_issuers
 from bridge.selection import Subject, Term, leaf_request, usable_issuers
 from bridge.signing import Origin, Signed, Signing, new_id, new_serial
 from bridge.snapshot import Issuer, Snapshot

@@ -18,7 +18,7 @@ import grpc
 from bridge.calls import Call, Issued
 from bridge.errors import BridgeError, OverloadedError, RequestError
 from bridge.metrics.instruments import SHED_REASONS, Metrics
-from bridge.resilience import Budget
+from bridge.resilience.failover import Budget
 from bridge.server import headers
 from bridge.server.messages import shortened
 from bridge.server.pool import CallPool, SteadyPool

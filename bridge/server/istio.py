@@ -10,7 +10,7 @@ from bridge.identity.caller import (
     TokenCredential,
 )
 from bridge.metrics.instruments import Metrics
-from bridge.resilience import Budget
+from bridge.resilience.failover import Budget
 from bridge.server.front import Front, Issuer, Lanes, Terms
 from bridge.server.messages import ResponseWriter, read_request
 

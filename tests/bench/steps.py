@@ -35,7 +35,7 @@ from bridge.identity.caller import TokenCredential
 from bridge.issuance import Call, Issuance
 from bridge.ledger.ledger import Ledger
 from bridge.metrics.instruments import STEPS, Metrics
-from bridge.resilience import Budget
+from bridge.resilience.failover import Budget
 from bridge.server import linkerd
 from bridge.server.istio import METHOD
 from bridge.server.status import status_name

@@ -24,7 +24,7 @@ from bridge.issuance import Call, Issuance, Issued
 from bridge.ledger.ledger import Ledger
 from bridge.metrics.instruments import Metrics
 from bridge.own import OwnCertificates
-from bridge.resilience import Budget
+from bridge.resilience.failover import Budget
 from bridge.server.status import status_name
 from bridge.signing import Signing
 from bridge.snapshot import Issuer, Snapshot

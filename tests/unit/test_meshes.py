@@ -26,7 +26,7 @@ from bridge.errors import (
 )
 from bridge.identity.caller import TokenCredential
 from bridge.policy.linkerd import LinkerdNames
-from bridge.resilience import Budget
+from bridge.resilience.failover import Budget
 from bridge.spiffe import TrustDomain
 from tests.support.certify import AUDIENCE, new_csr, vector
 from tests.support.fake_ca import Answer

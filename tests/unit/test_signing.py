@@ -20,7 +20,7 @@ from bridge.errors import (
     MisissuedError,
 )
 from bridge.ledger.events import Ended, Intent
-from bridge.resilience import Budget
+from bridge.resilience.failover import Budget
 from bridge.spi import LeafRequest, Prepared
 from tests.support.fake_ca import lie_called
 from tests.support.world import CALLER, World, kinds, leaf_of

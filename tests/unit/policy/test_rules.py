@@ -22,7 +22,7 @@ from bridge.identity.caller import Caller, TokenCredential
 from bridge.issuance import Call, Issued
 from bridge.policy.request import IssuancePolicy
 from bridge.policy.rules import Rules
-from bridge.resilience import Budget
+from bridge.resilience.failover import Budget
 from bridge.spiffe import SpiffeID
 from bridge.x509.pem import parse_certificates
 from tests.support.pki import NOW, new_root

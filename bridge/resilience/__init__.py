@@ -1,0 +1,1 @@
+"""One deadline for a call, and what happens when a backend fails."""
