@@ -5,8 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
-from bridge.alike import namespaces_of
 from bridge.config import BridgeConfig, ClusterConfig, TokensConfig
+from bridge.config.alike import namespaces_of
 from bridge.errors import BackendUnavailableError, BridgeError, ConfigError
 from bridge.identity import tokens
 from bridge.identity.jwks import VerificationKey

@@ -6,8 +6,8 @@ from pathlib import Path
 from bridge.assembly import Assembly
 from bridge.cli.places import ledger_places
 from bridge.config import BridgeConfig, rest
+from bridge.config.error_recovery import STAND_IN
 from bridge.errors import BridgeError, ConfigError
-from bridge.mending import STAND_IN
 from bridge.system.clock import system_clock
 
 

@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 
 from bridge.config import BridgeConfig, RuleConfig
+from bridge.config.types import written
 from bridge.policy.request import IssuancePolicy
 from bridge.policy.rules import Rules
-from bridge.values import written
 
 _MOST_NAMES = 4
 

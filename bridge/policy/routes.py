@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from itertools import chain
 
 from bridge.config import IssuanceConfig, RuleConfig
-from bridge.firstmatch import FirstMatch
+from bridge.config.consistency import listed
+from bridge.config.first_match import FirstMatch
 from bridge.policy.request import IssuancePolicy
-from bridge.rulecheck import listed
 
 ISTIO, LINKERD = "istio", "linkerd"
 Asking = Mapping[str, Collection[str]]

@@ -9,12 +9,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from bridge.config import IssuanceConfig
+from bridge.config.consistency import listed
+from bridge.config.first_match import FirstMatch
 from bridge.errors import DeniedError
-from bridge.firstmatch import FirstMatch
 from bridge.identity.caller import Caller
 from bridge.policy.request import IssuancePolicy
 from bridge.policy.routes import Asking, Routes, routes_of
-from bridge.rulecheck import listed
 
 _ANYBODY = (None, None, None)
 

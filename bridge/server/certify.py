@@ -22,9 +22,9 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from bridge._proto.linkerd_identity_pb2 import CertifyRequest, CertifyResponse
 from bridge._proto.linkerd_identity_pb2_grpc import IdentityStub
+from bridge.config.types import is_host
 from bridge.errors import BackendRefusedError, BridgeError, MisissuedError
 from bridge.system.clock import Clock, system_clock
-from bridge.values import is_host
 from bridge.x509.der import SEQUENCE, content, elements, splice, tlv
 from bridge.x509.path import ValidatedChain, validate_chain, verify_leaf_signature
 

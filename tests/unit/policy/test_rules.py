@@ -1,5 +1,5 @@
 """Which terms hold for whom; that a file with impossible rules is refused is in
-`tests/unit/test_rulecheck.py`."""
+`tests/unit/config/test_consistency.py`."""
 
 from collections.abc import Mapping
 from dataclasses import replace

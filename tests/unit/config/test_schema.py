@@ -11,8 +11,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from bridge.config import BridgeConfig
-from bridge.problems import section_of
-from bridge.values import written
+from bridge.config.diagnostics import section_of
+from bridge.config.types import written
 from bridge_file.options import Options
 
 DOCUMENT = Path(__file__).parents[2] / "docs/configuration.md"

@@ -10,13 +10,18 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
 
-from bridge.alike import alike_problems
-from bridge.errors import ConfigError
-from bridge.mending import Mended
-from bridge.problems import Problem, doubled, known_keys, listed, problem_of, shown
-from bridge.rulecheck import Known, rule_problems
-from bridge.section import Section
-from bridge.sections import (
+from bridge.config.alike import alike_problems
+from bridge.config.consistency import Known, rule_problems
+from bridge.config.diagnostics import (
+    Problem,
+    doubled,
+    known_keys,
+    listed,
+    problem_of,
+    shown,
+)
+from bridge.config.error_recovery import Mended
+from bridge.config.schema import (
     AdminConfig,
     CeilingConfig,
     ClusterConfig,
@@ -30,9 +35,11 @@ from bridge.sections import (
     ServingConfig,
     TokensConfig,
 )
-from bridge.terms import IssuanceConfig, RuleConfig
-from bridge.values import FilePath, Name, Some, TrustDomainName, is_host, written
-from bridge.yamltree import parse_yaml
+from bridge.config.section import Section
+from bridge.config.strict_yaml import parse_yaml
+from bridge.config.terms import IssuanceConfig, RuleConfig
+from bridge.config.types import FilePath, Name, Some, TrustDomainName, is_host, written
+from bridge.errors import ConfigError
 
 __all__ = [
     "BridgeConfig",

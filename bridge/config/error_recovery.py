@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 
 from pydantic import ValidationError
 
-from bridge.problems import Problem, path_of
+from bridge.config.diagnostics import Problem, path_of
 
 STAND_IN = "stand-in"
 """Part of every value that is not the operator's own."""

@@ -8,8 +8,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from bridge.section import Section
-from bridge.values import (
+from bridge.config.section import Section
+from bridge.config.types import (
     Address,
     ArchiveURL,
     ClusterName,

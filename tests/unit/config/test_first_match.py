@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge.firstmatch import FirstMatch, Listed
+from bridge.config.first_match import FirstMatch, Listed
 
 
 def rule(first: str | None, second: str | None) -> Listed:

@@ -3,10 +3,10 @@
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from bridge.firstmatch import FirstMatch, Listed
-from bridge.problems import Plain, Problem
-from bridge.terms import IssuanceConfig, RuleConfig
-from bridge.values import written
+from bridge.config.diagnostics import Plain, Problem
+from bridge.config.first_match import FirstMatch, Listed
+from bridge.config.terms import IssuanceConfig, RuleConfig
+from bridge.config.types import written
 
 _PLACE = "issuance.rules"
 

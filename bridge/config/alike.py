@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-from bridge.problems import Plain, Problem
-from bridge.sections import ClusterConfig, LimitsConfig
-from bridge.terms import RuleConfig
+from bridge.config.diagnostics import Plain, Problem
+from bridge.config.schema import ClusterConfig, LimitsConfig
+from bridge.config.terms import RuleConfig
 
 Namespaces = frozenset[str] | None
 """`None` is all."""

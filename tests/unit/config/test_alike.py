@@ -11,8 +11,8 @@ import yaml
 from hypothesis import given, reject
 from hypothesis import strategies as st
 
-from bridge.alike import namespaces_of
 from bridge.config import BridgeConfig, parse
+from bridge.config.alike import namespaces_of
 from bridge.errors import ConfigError, DeniedError
 from bridge.identity.caller import Caller
 from bridge.policy.request import IssuancePolicy
