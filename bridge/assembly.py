@@ -11,10 +11,10 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from bridge.clusters import ClusterRegistry
 from bridge.config import BridgeConfig, IssuingCAConfig
 from bridge.dataplanes.linkerd import require_verifiable
 from bridge.errors import BridgeError, ConfigError, PluginError
+from bridge.identity.clusters import ClusterRegistry
 from bridge.policy.buckets import Buckets
 from bridge.policy.ceilings import Ceilings
 from bridge.policy.issued import PinnedIssuer

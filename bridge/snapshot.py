@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from cryptography import x509
 
-from bridge.clusters import ClusterRegistry
+from bridge.identity.clusters import ClusterRegistry
 from bridge.metrics.expiry import CertificateExpiry
 from bridge.policy.ceilings import Ceilings
 from bridge.policy.issued import PinnedIssuer

@@ -12,8 +12,8 @@ from datetime import datetime, timedelta
 
 from bridge.errors import AuthenticationError, BackendUnavailableError, BridgeError
 from bridge.identity.jwks import VerificationKey, parse_jwks
-from bridge.identity.sources import KeySource
-from bridge.identity.tokens import shown
+from bridge.identity.key_sources import KeySource
+from bridge.identity.service_account_token import shown
 from bridge.system.clock import Clock
 
 _POLL_SECONDS = 1.0

@@ -16,10 +16,10 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from bridge.clusters import ClusterRegistry
 from bridge.config import parse
 from bridge.errors import AuthenticationError
 from bridge.identity.caller import Caller, TokenCredential
+from bridge.identity.clusters import ClusterRegistry
 from tests.fuzz.engine import main
 from tests.support.tokens import TokenIssuer
 

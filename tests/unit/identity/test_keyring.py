@@ -13,8 +13,8 @@ import pytest
 from bridge.errors import AuthenticationError, BackendUnavailableError
 from bridge.identity import keyring as keyring_module
 from bridge.identity.jwks import VerificationKey
+from bridge.identity.key_sources import FileSource, KeySource, URLSource
 from bridge.identity.keyring import KeyOwners, Keyring
-from bridge.identity.sources import FileSource, KeySource, URLSource
 from tests.support.keyserver import KeyServer
 from tests.support.tokens import TokenIssuer
 

@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bridge.errors import AuthenticationError
-from bridge.identity import tokens
+from bridge.identity import service_account_token
 from bridge.identity.jwks import VerificationKey, parse_jwks
-from bridge.identity.tokens import ServiceAccount
+from bridge.identity.service_account_token import ServiceAccount
 from tests.support.tokens import OMIT, TokenIssuer, base64url
 
 NOW = datetime(2030, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -54,7 +54,7 @@ def key_of(kid: str | None, _: datetime) -> VerificationKey:
 def verify(
     token: str, *, audiences: frozenset[str] = AUDIENCES, now: datetime = NOW
 ) -> ServiceAccount:
-    return tokens.verify(
+    return service_account_token.verify(
         token, issuer=issuer().issuer, audiences=audiences, key_of=key_of, now=now
     )
 
@@ -265,7 +265,7 @@ BAD_FORMS: list[tuple[str, str, Callable[[], str]]] = [
     (
         "too large",
         "token.size",
-        lambda: issuer().token(now=NOW, x="y" * tokens.LONGEST_TOKEN),
+        lambda: issuer().token(now=NOW, x="y" * service_account_token.LONGEST_TOKEN),
     ),
     ("no header", "token.json", lambda: ".".join(("", *_good()[1:]))),
     ("no signature", "token.signature", lambda: ".".join((*_good()[:2], ""))),

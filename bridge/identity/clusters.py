@@ -9,16 +9,16 @@ from datetime import datetime
 from functools import lru_cache, partial
 from typing import Self
 
-from bridge.cluster import Cluster, read_clusters
 from bridge.config import BridgeConfig
 from bridge.errors import AuthenticationError, DeniedError
-from bridge.identity import certificate, tokens
+from bridge.identity import client_certificate, service_account_token
 from bridge.identity.caller import (
     Caller,
     CertificateCredential,
     Credential,
     TokenCredential,
 )
+from bridge.identity.cluster import Cluster, read_clusters
 from bridge.identity.jwks import VerificationKey
 from bridge.spiffe import SpiffeID, TrustDomain
 from bridge.system.clock import Clock
@@ -132,7 +132,7 @@ class ClusterRegistry:
         token = _bearer_token(credential.authorization)
         cluster = self._told(credential.cluster_ids)
         key_of = partial(self._key, cluster)
-        account = tokens.verify(
+        account = service_account_token.verify(
             token,
             issuer=cluster.tokens.issuer,
             audiences=audiences,
@@ -159,7 +159,7 @@ class ClusterRegistry:
             raise AuthenticationError(
                 "no cluster of this clusterid is known",
                 rule="cluster.unknown",
-                detail=f"clusterid {tokens.shown(name)}",
+                detail=f"clusterid {service_account_token.shown(name)}",
             )
         return cluster
 
@@ -178,7 +178,7 @@ class ClusterRegistry:
     def _by_certificate(
         self, credential: CertificateCredential, now: datetime
     ) -> Caller:
-        spiffe_id = certificate.spiffe_id_of(credential.leaf, now=now)
+        spiffe_id = client_certificate.spiffe_id_of(credential.leaf, now=now)
         domain = spiffe_id.trust_domain
         fitting = [one for one in self._clusters if one.trust_domain == domain]
         if not fitting:

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from bridge.errors import AuthenticationError
-from bridge.identity.certificate import spiffe_id_of
+from bridge.identity.client_certificate import spiffe_id_of
 
 NOW = datetime(2030, 1, 2, 3, 4, 5, tzinfo=UTC)
 HOUR = timedelta(hours=1)

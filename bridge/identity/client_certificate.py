@@ -10,7 +10,7 @@ from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 
 from bridge.errors import AuthenticationError, RequestError
-from bridge.identity.tokens import is_namespace, is_object_name
+from bridge.identity.service_account_token import is_namespace, is_object_name
 from bridge.spiffe import SpiffeID
 
 _LONGEST_CERTIFICATE = 64 * 1024

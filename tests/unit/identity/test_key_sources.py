@@ -10,8 +10,8 @@ from typing import cast
 import pytest
 
 from bridge.errors import BackendUnavailableError, ConfigError
-from bridge.identity import sources
-from bridge.identity.sources import FileSource, URLSource
+from bridge.identity import key_sources
+from bridge.identity.key_sources import FileSource, URLSource
 from tests.support.keyserver import DISCOVERY_PATH, JWKS_PATH, KeyServer
 
 SET = b'{"keys": []}'
@@ -119,7 +119,7 @@ def test_an_answer_in_drips_meets_the_limit_too() -> None:
 
     dripping = cast("http.client.HTTPResponse", Drip())
     with pytest.raises(TimeoutError, match="too long"):
-        sources._body(dripping, time.monotonic() - 1)
+        key_sources._body(dripping, time.monotonic() - 1)
 
 
 def test_a_server_that_others_vouch_for_is_not_believed(server: KeyServer) -> None:

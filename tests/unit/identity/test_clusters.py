@@ -16,9 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bridge import config
-from bridge.clusters import ClusterRegistry
 from bridge.errors import AuthenticationError, BridgeError, ConfigError, DeniedError
 from bridge.identity.caller import Caller, CertificateCredential, TokenCredential
+from bridge.identity.clusters import ClusterRegistry
 from bridge.spiffe import SpiffeID, TrustDomain
 from tests.support.keyserver import KeyServer
 from tests.support.tokens import TokenIssuer, public_jwk

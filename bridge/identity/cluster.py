@@ -8,10 +8,10 @@ from functools import partial
 from bridge.config import BridgeConfig, ClusterConfig, TokensConfig
 from bridge.config.alike import namespaces_of
 from bridge.errors import BackendUnavailableError, BridgeError, ConfigError
-from bridge.identity import tokens
+from bridge.identity import service_account_token
 from bridge.identity.jwks import VerificationKey
+from bridge.identity.key_sources import FileSource, KeySource, URLSource
 from bridge.identity.keyring import KeyOwners, Keyring
-from bridge.identity.sources import FileSource, KeySource, URLSource
 from bridge.spiffe import TrustDomain
 from bridge.system.clock import Clock
 
@@ -26,7 +26,7 @@ class Cluster:
     trust_domain: TrustDomain
     namespaces: frozenset[str] | None
     """`None` is all."""
-    tokens: TokensConfig
+    service_account_token: TokensConfig
     keyring: Keyring
 
     def allows(self, namespace: str) -> bool:
@@ -100,7 +100,7 @@ def _impossible_namespaces(entry: ClusterConfig, index: int) -> list[str]:
         f'clusters[{index}].namespaces: expected names of namespaces, or "*" '
         f"(found {name!r})"
         for name in entry.namespaces or ()
-        if name != "*" and not tokens.is_namespace(name)
+        if name != "*" and not service_account_token.is_namespace(name)
     ]
 
 
