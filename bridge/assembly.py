@@ -16,9 +16,9 @@ from bridge.dataplanes.linkerd import require_verifiable
 from bridge.errors import BridgeError, ConfigError, PluginError
 from bridge.identity.clusters import ClusterRegistry
 from bridge.policy.buckets import Buckets
-from bridge.policy.ceilings import Ceilings
 from bridge.policy.issued import PinnedIssuer
-from bridge.policy.linkerd import LinkerdNames
+from bridge.policy.linkerd_names import LinkerdNames
+from bridge.policy.rate_limit import Ceilings
 from bridge.policy.routes import LINKERD, Whom
 from bridge.policy.rules import Rules
 from bridge.registry import load

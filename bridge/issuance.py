@@ -19,9 +19,9 @@ from bridge.ledger.events import Ended, Outcome, Purpose
 from bridge.ledger.ledger import Ledger
 from bridge.meshes import Istio, Linkerd, Mesh
 from bridge.metrics.instruments import Metrics
-from bridge.policy.ceilings import CEILING_RULES
+from bridge.policy.issuance_policy import Lifetime
+from bridge.policy.rate_limit import CEILING_RULES
 from bridge.policy.refresh import valid_until
-from bridge.policy.request import Lifetime
 from bridge.resilience.failover import over_issuers
 from bridge.selection import Subject, Term, leaf_request, usable_issuers
 from bridge.signing import Origin, Signed, Signing, describe, new_id

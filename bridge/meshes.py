@@ -20,7 +20,8 @@ from bridge.errors import (
     SubjectError,
 )
 from bridge.identity.caller import Caller, TokenCredential
-from bridge.policy.linkerd import (
+from bridge.policy.issuance_policy import Lifetime, require_no_impersonation
+from bridge.policy.linkerd_names import (
     LinkerdNames,
     not_ready,
     read_csr,
@@ -30,7 +31,6 @@ from bridge.policy.linkerd import (
     review_error,
     subject_error,
 )
-from bridge.policy.request import Lifetime, require_no_impersonation
 from bridge.selection import Term, usable_issuers
 from bridge.signing import Signing
 from bridge.snapshot import Snapshot

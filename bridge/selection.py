@@ -8,7 +8,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 
 from bridge.errors import BackendUnavailableError, BridgeError
-from bridge.policy.request import validity
+from bridge.policy.issuance_policy import validity
 from bridge.signing import Signing, new_serial, stopped_error
 from bridge.snapshot import Issuer, Snapshot
 from bridge.spi import LeafRequest

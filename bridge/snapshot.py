@@ -7,9 +7,9 @@ from cryptography import x509
 
 from bridge.identity.clusters import ClusterRegistry
 from bridge.metrics.expiry import CertificateExpiry
-from bridge.policy.ceilings import Ceilings
 from bridge.policy.issued import PinnedIssuer
-from bridge.policy.linkerd import LinkerdNames
+from bridge.policy.linkerd_names import LinkerdNames
+from bridge.policy.rate_limit import Ceilings
 from bridge.policy.rules import Rules
 from bridge.spi import Description, IssuingCA
 from bridge.spiffe import TrustDomain

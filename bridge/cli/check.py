@@ -21,7 +21,7 @@ from bridge.config import BridgeConfig, read
 from bridge.dataplanes.exposure import exposure_of
 from bridge.errors import BridgeError, ConfigError, DeniedError, SubjectError
 from bridge.hierarchy.replica import openssl_accepts, replicate
-from bridge.policy.linkerd import LinkerdNames
+from bridge.policy.linkerd_names import LinkerdNames
 from bridge.policy.routes import ISTIO, LINKERD, Whom
 from bridge.snapshot import Issuer, Snapshot
 from bridge.spiffe import SpiffeID, TrustDomain

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from bridge.config import BridgeConfig, RuleConfig
 from bridge.config.types import written
-from bridge.policy.request import IssuancePolicy
+from bridge.policy.issuance_policy import IssuancePolicy
 from bridge.policy.rules import Rules
 
 _MOST_NAMES = 4

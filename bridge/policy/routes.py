@@ -11,7 +11,7 @@ from itertools import chain
 from bridge.config import IssuanceConfig, RuleConfig
 from bridge.config.consistency import listed
 from bridge.config.first_match import FirstMatch
-from bridge.policy.request import IssuancePolicy
+from bridge.policy.issuance_policy import IssuancePolicy
 
 ISTIO, LINKERD = "istio", "linkerd"
 Asking = Mapping[str, Collection[str]]

@@ -13,7 +13,7 @@ from bridge.config.consistency import listed
 from bridge.config.first_match import FirstMatch
 from bridge.errors import DeniedError
 from bridge.identity.caller import Caller
-from bridge.policy.request import IssuancePolicy
+from bridge.policy.issuance_policy import IssuancePolicy
 from bridge.policy.routes import Asking, Routes, routes_of
 
 _ANYBODY = (None, None, None)

@@ -13,7 +13,7 @@ from bridge import demo
 from bridge.cli import app
 from bridge.cli.check import _linkerd_names, _once
 from bridge.cli.findings import fronts
-from bridge.policy.linkerd import LinkerdNames
+from bridge.policy.linkerd_names import LinkerdNames
 from bridge.policy.routes import Whom
 from bridge.spiffe import TrustDomain
 from bridge.system.clock import system_clock

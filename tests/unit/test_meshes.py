@@ -25,7 +25,7 @@ from bridge.errors import (
     SubjectError,
 )
 from bridge.identity.caller import TokenCredential
-from bridge.policy.linkerd import LinkerdNames
+from bridge.policy.linkerd_names import LinkerdNames
 from bridge.resilience.failover import Budget
 from bridge.spiffe import TrustDomain
 from tests.support.certify import AUDIENCE, new_csr, vector

@@ -15,7 +15,7 @@ from bridge.config import BridgeConfig, parse
 from bridge.config.alike import namespaces_of
 from bridge.errors import ConfigError, DeniedError
 from bridge.identity.caller import Caller
-from bridge.policy.request import IssuancePolicy
+from bridge.policy.issuance_policy import IssuancePolicy
 from bridge.policy.rules import Rules
 from bridge.spiffe import SpiffeID
 

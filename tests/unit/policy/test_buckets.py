@@ -10,13 +10,13 @@ import pytest
 from bridge.errors import ConfigError
 from bridge.policy import buckets as module
 from bridge.policy.buckets import SharedBuckets
-from bridge.policy.ceilings import Ceiling
+from bridge.policy.rate_limit import Ceiling
 
 TAKER = """
 import sys
 from pathlib import Path
 from bridge.policy.buckets import SharedBuckets
-from bridge.policy.ceilings import Ceiling
+from bridge.policy.rate_limit import Ceiling
 ceiling = Ceiling(0.001, 500, shared=SharedBuckets(Path(sys.argv[1])))
 sys.stdin.read(1)
 print(sum(ceiling.admits("a", 100.0) for _ in range(400)))

@@ -20,7 +20,7 @@ from bridge.errors import (
 )
 from bridge.identity.caller import Caller, TokenCredential
 from bridge.issuance import Call, Issued
-from bridge.policy.request import IssuancePolicy
+from bridge.policy.issuance_policy import IssuancePolicy
 from bridge.policy.rules import Rules
 from bridge.resilience.failover import Budget
 from bridge.spiffe import SpiffeID

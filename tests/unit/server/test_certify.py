@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from bridge._proto.linkerd_identity_pb2 import CertifyRequest, CertifyResponse
 from bridge.errors import BackendRefusedError, MisissuedError
-from bridge.policy.linkerd import read_csr, require_csr_names
+from bridge.policy.linkerd_names import read_csr, require_csr_names
 from bridge.server.certify import Wish, _accepted, certify, is_identity, proxy_csr
 from tests.support import netports
 from tests.support.pki import NOW, Authority, new_chain, new_key

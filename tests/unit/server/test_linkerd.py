@@ -32,7 +32,7 @@ from bridge.errors import (
 )
 from bridge.identity.caller import TokenCredential
 from bridge.metrics.instruments import Metrics
-from bridge.policy.linkerd import subject_error
+from bridge.policy.linkerd_names import subject_error
 from bridge.resilience.failover import Budget
 from bridge.server import istio
 from bridge.server.app import Server

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from bridge.config import CeilingConfig, LimitsConfig
 from bridge.errors import AuthenticationError, OverloadedError
 from bridge.identity.caller import Caller
-from bridge.policy.ceilings import Ceiling, Ceilings
+from bridge.policy.rate_limit import Ceiling, Ceilings
 from bridge.spiffe import SpiffeID
 from tests.support.world import CALLER, World
 

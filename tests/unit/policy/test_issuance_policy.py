@@ -4,7 +4,11 @@ import pytest
 
 from bridge.config import IssuanceConfig
 from bridge.errors import DeniedError, RequestError, TTLError
-from bridge.policy.request import IssuancePolicy, require_no_impersonation, validity
+from bridge.policy.issuance_policy import (
+    IssuancePolicy,
+    require_no_impersonation,
+    validity,
+)
 from tests.support.pki import NOW
 
 MINIMUM, DEFAULT, MAXIMUM = 300, 3_600, 86_400

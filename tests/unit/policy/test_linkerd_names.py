@@ -19,7 +19,7 @@ from bridge.errors import (
     RequestError,
     SubjectError,
 )
-from bridge.policy.linkerd import (
+from bridge.policy.linkerd_names import (
     LinkerdNames,
     not_ready,
     read_csr,
