@@ -25,7 +25,7 @@ from bridge.policy.refresh import valid_until
 from bridge.resilience.failover import over_issuers
 from bridge.selection import Subject, Term, leaf_request, usable_issuers
 from bridge.signing import Origin, Signed, Signing, describe, new_id
-from bridge.snapshot import Issuer, Snapshot
+from bridge.snapshot.model import Issuer, Snapshot
 from bridge.system.clock import Clock
 from bridge.system.logs import on_one_line
 

@@ -33,7 +33,7 @@ from bridge.policy.linkerd_names import (
 )
 from bridge.selection import Term, usable_issuers
 from bridge.signing import Signing
-from bridge.snapshot import Snapshot
+from bridge.snapshot.model import Snapshot
 from bridge.spiffe import SpiffeID
 from bridge.x509.csr import CSR, parse_csr, require_only_names
 

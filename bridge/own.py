@@ -18,7 +18,7 @@ from bridge.policy.routes import ISTIO
 from bridge.resilience.failover import Budget, over_issuers
 from bridge.selection import Subject, Term, leaf_request, usable_issuers
 from bridge.signing import Origin, Signed, Signing, new_id, new_serial
-from bridge.snapshot import Issuer, Snapshot
+from bridge.snapshot.model import Issuer, Snapshot
 from bridge.spi import LeafRequest
 from bridge.system.clock import Clock
 from bridge.x509.pem import encode_certificate

@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKey
 from bridge.errors import BackendUnavailableError, BridgeError
 from bridge.policy.issuance_policy import validity
 from bridge.signing import Signing, new_serial, stopped_error
-from bridge.snapshot import Issuer, Snapshot
+from bridge.snapshot.model import Issuer, Snapshot
 from bridge.spi import LeafRequest
 
 

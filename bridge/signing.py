@@ -21,7 +21,7 @@ from bridge.metrics.instruments import Metrics
 from bridge.outcome import describe, outcome_of, stopped_error
 from bridge.policy.issued import names_of, require_as_prepared, require_profile
 from bridge.resilience.failover import Budget
-from bridge.snapshot import Issuer
+from bridge.snapshot.model import Issuer
 from bridge.spi import IssuedChain, LeafRequest, Prepared
 
 __all__ = [

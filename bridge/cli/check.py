@@ -11,7 +11,6 @@ from cryptography import x509
 from rich.markup import escape
 from rich.table import Table
 
-from bridge.assembly import Assembly
 from bridge.cli.console import ConfigOption, OutputOption, print_table, warn
 from bridge.cli.findings import Finding, fronts, given_pair
 from bridge.cli.further import with_places, with_rest
@@ -23,7 +22,8 @@ from bridge.errors import BridgeError, ConfigError, DeniedError, SubjectError
 from bridge.hierarchy.replica import openssl_accepts, replicate
 from bridge.policy.linkerd_names import LinkerdNames
 from bridge.policy.routes import ISTIO, LINKERD, Whom
-from bridge.snapshot import Issuer, Snapshot
+from bridge.snapshot.builder import Assembly
+from bridge.snapshot.model import Issuer, Snapshot
 from bridge.spiffe import SpiffeID, TrustDomain
 from bridge.system.clock import system_clock
 from bridge.x509.name_constraints import data_plane_problems

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from bridge.config import BridgeConfig
 from bridge.errors import BridgeError
-from bridge.snapshot import Snapshot
+from bridge.snapshot.model import Snapshot
 from bridge.system.clock import system_clock
 
 

@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from bridge.assembly import Assembly
 from bridge.cli.places import ledger_places
 from bridge.config import BridgeConfig, rest
 from bridge.config.error_recovery import STAND_IN
 from bridge.errors import BridgeError, ConfigError
+from bridge.snapshot.builder import Assembly
 from bridge.system.clock import system_clock
 
 

@@ -8,7 +8,6 @@ from contextlib import ExitStack
 from dataclasses import replace
 
 from bridge import __version__
-from bridge.assembly import Assembly
 from bridge.config import BridgeConfig
 from bridge.errors import ConfigError
 from bridge.issuance import Issuance
@@ -22,8 +21,9 @@ from bridge.server.app import Server
 from bridge.server.place import ALONE, Place
 from bridge.server.status import status_name
 from bridge.signing import Signing
-from bridge.snapshot import Issuer, Snapshot
-from bridge.snapshots import Snapshots
+from bridge.snapshot.builder import Assembly
+from bridge.snapshot.model import Issuer, Snapshot
+from bridge.snapshot.store import Snapshots
 from bridge.system.clock import Clock, system_clock
 from bridge.system.memory import Trimmer
 

@@ -28,7 +28,6 @@ from prometheus_client.parser import text_string_to_metric_families
 from bridge import __version__
 from bridge._proto.istio_ca_pb2 import IstioCertificateRequest
 from bridge._proto.linkerd_identity_pb2 import CertifyRequest
-from bridge.assembly import Assembly
 from bridge.config import BridgeConfig, read
 from bridge.hierarchy.throwaway import KeyAlgorithm
 from bridge.identity.caller import TokenCredential
@@ -40,6 +39,7 @@ from bridge.server import linkerd
 from bridge.server.istio import METHOD
 from bridge.server.status import status_name
 from bridge.signing import Signing
+from bridge.snapshot.builder import Assembly
 from bridge.system.clock import system_clock
 from tests.support import gobuild
 from tests.support.harness import SERVER_NAME, Bridge

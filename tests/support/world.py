@@ -16,7 +16,6 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from bridge.assembly import Assembly
 from bridge.config import parse
 from bridge.errors import LedgerError
 from bridge.identity.caller import Credential, TokenCredential
@@ -27,7 +26,8 @@ from bridge.own import OwnCertificates
 from bridge.resilience.failover import Budget
 from bridge.server.status import status_name
 from bridge.signing import Signing
-from bridge.snapshot import Issuer, Snapshot
+from bridge.snapshot.builder import Assembly
+from bridge.snapshot.model import Issuer, Snapshot
 from bridge.x509.pem import parse_certificates
 from tests.support.fake_ca import LyingCA
 from tests.support.pki import NOW, Authority, Key, bundle, new_key, new_root

@@ -22,7 +22,7 @@ from bridge.policy.rate_limit import Ceilings
 from bridge.policy.routes import LINKERD, Whom
 from bridge.policy.rules import Rules
 from bridge.registry import load
-from bridge.snapshot import Issuer, Snapshot
+from bridge.snapshot.model import Issuer, Snapshot
 from bridge.spi import IssuingCA, PluginContext
 from bridge.spiffe import TrustDomain
 from bridge.system.clock import Clock

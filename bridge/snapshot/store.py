@@ -13,10 +13,10 @@ from dataclasses import replace
 from functools import partial
 from typing import Protocol
 
-from bridge.assembly import Assembly
 from bridge.errors import BridgeError, ConfigError
 from bridge.metrics.instruments import Metrics
-from bridge.snapshot import Issuer, Snapshot
+from bridge.snapshot.builder import Assembly
+from bridge.snapshot.model import Issuer, Snapshot
 from bridge.spi import Watcher
 
 _log = logging.getLogger(__name__)

@@ -9,10 +9,10 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
-from bridge import snapshots as module
 from bridge.errors import BackendUnavailableError, ConfigError
-from bridge.snapshot import Issuer, Snapshot
-from bridge.snapshots import Snapshots
+from bridge.snapshot import store as module
+from bridge.snapshot.model import Issuer, Snapshot
+from bridge.snapshot.store import Snapshots
 from bridge.spi import IssuingCA
 from tests.support.pki import new_key, new_root
 from tests.support.world import World, two_authorities
