@@ -15,8 +15,8 @@ from typing import Any, ClassVar, Protocol
 
 import grpc
 
-from bridge.calls import Call, Issued
 from bridge.errors import BridgeError, OverloadedError, RequestError
+from bridge.issuance.call import Call, Issued
 from bridge.metrics.instruments import SHED_REASONS, Metrics
 from bridge.resilience.failover import Budget
 from bridge.server import headers
@@ -42,7 +42,7 @@ _HEADERS_STAY_OUT = _HeadersStayOut()
 
 
 class Issuer(Protocol):
-    """The part of `bridge.issuance.Issuance` that a front needs."""
+    """The part of `bridge.issuance.procedure.Issuance` that a front needs."""
 
     def issue(self, call: Call) -> Issued:
         """See `Issuance.issue`."""

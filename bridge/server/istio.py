@@ -2,13 +2,13 @@
 
 from typing import Any
 
-from bridge.calls import Call, Issued
 from bridge.errors import AuthenticationError
 from bridge.identity.caller import (
     CertificateCredential,
     Credential,
     TokenCredential,
 )
+from bridge.issuance.call import Call, Issued
 from bridge.metrics.instruments import Metrics
 from bridge.resilience.failover import Budget
 from bridge.server.front import Front, Issuer, Lanes, Terms

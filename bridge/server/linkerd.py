@@ -7,8 +7,8 @@ say.
 from typing import Any
 
 from bridge._proto.linkerd_identity_pb2 import CertifyRequest, CertifyResponse
-from bridge.calls import Call, Issued
 from bridge.identity.caller import TokenCredential
+from bridge.issuance.call import Call, Issued
 from bridge.metrics.instruments import Metrics
 from bridge.resilience.failover import Budget
 from bridge.server.front import Front, Issuer, Lanes, Terms

@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 
 from bridge.errors import ConfigError
-from bridge.own import ServingPair
+from bridge.issuance.own_certificates import ServingPair
 
 
 def credentials(

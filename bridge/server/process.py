@@ -10,17 +10,17 @@ from dataclasses import replace
 from bridge import __version__
 from bridge.config import BridgeConfig
 from bridge.errors import ConfigError
-from bridge.issuance import Issuance
+from bridge.issuance.own_certificates import OwnCertificates
+from bridge.issuance.procedure import Issuance
+from bridge.issuance.signing import Signing
 from bridge.ledger.feedprocess import FeederProcess
 from bridge.ledger.ledger import Ledger
 from bridge.ledger.settle import settle
 from bridge.metrics.instruments import Metrics
-from bridge.own import OwnCertificates
 from bridge.policy.buckets import SharedBuckets
 from bridge.server.app import Server
 from bridge.server.place import ALONE, Place
 from bridge.server.status import status_name
-from bridge.signing import Signing
 from bridge.snapshot.builder import Assembly
 from bridge.snapshot.model import Issuer, Snapshot
 from bridge.snapshot.store import Snapshots

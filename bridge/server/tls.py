@@ -18,9 +18,9 @@ import grpc
 from cryptography import x509
 
 from bridge.errors import BridgeError, ConfigError
+from bridge.issuance.own_certificates import ServingPair
 from bridge.metrics.expiry import CertificateExpiry
 from bridge.metrics.instruments import Metrics
-from bridge.own import ServingPair
 from bridge.server.port import credentials
 from bridge.system.clock import Clock
 from bridge.x509.key_pair import read_pair

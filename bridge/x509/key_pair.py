@@ -9,7 +9,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from bridge.errors import ConfigError
-from bridge.own import ServingPair
+from bridge.issuance.own_certificates import ServingPair
 from bridge.x509.pem import parse_certificates
 
 _STRANGERS = stat.S_IRWXO | stat.S_IWGRP | stat.S_IXGRP

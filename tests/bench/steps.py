@@ -31,14 +31,14 @@ from bridge._proto.linkerd_identity_pb2 import CertifyRequest
 from bridge.config import BridgeConfig, read
 from bridge.hierarchy.throwaway import KeyAlgorithm
 from bridge.identity.caller import TokenCredential
-from bridge.issuance import Call, Issuance
+from bridge.issuance.procedure import Call, Issuance
+from bridge.issuance.signing import Signing
 from bridge.ledger.ledger import Ledger
 from bridge.metrics.instruments import STEPS, Metrics
 from bridge.resilience.failover import Budget
 from bridge.server import linkerd
 from bridge.server.istio import METHOD
 from bridge.server.status import status_name
-from bridge.signing import Signing
 from bridge.snapshot.builder import Assembly
 from bridge.system.clock import system_clock
 from tests.support import gobuild

@@ -15,8 +15,8 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from bridge.issuance.signing import new_serial
 from bridge.sdk import SigningCA
-from bridge.signing import new_serial
 from bridge.spi import Description, IssuedChain, LeafRequest, Prepared
 from bridge.x509.algorithm import SignatureAlgorithm, algorithm_of, signature_of
 from bridge.x509.der import SEQUENCE, content, elements, splice, tlv

@@ -21,9 +21,9 @@ from cryptography.x509.oid import NameOID
 from bridge._proto.istio_ca_pb2 import IstioCertificateRequest, IstioCertificateResponse
 from bridge.config import BridgeConfig, parse
 from bridge.errors import BridgeError
-from bridge.issuance import Call, Issued
+from bridge.issuance.own_certificates import ServingPair
+from bridge.issuance.procedure import Call, Issued
 from bridge.metrics.instruments import Metrics
-from bridge.own import ServingPair
 from bridge.server.app import Server
 from bridge.server.doors import IstioDoor
 from bridge.server.istio import METHOD

@@ -19,13 +19,13 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from bridge.config import parse
 from bridge.errors import LedgerError
 from bridge.identity.caller import Credential, TokenCredential
-from bridge.issuance import Call, Issuance, Issued
+from bridge.issuance.own_certificates import OwnCertificates
+from bridge.issuance.procedure import Call, Issuance, Issued
+from bridge.issuance.signing import Signing
 from bridge.ledger.ledger import Ledger
 from bridge.metrics.instruments import Metrics
-from bridge.own import OwnCertificates
 from bridge.resilience.failover import Budget
 from bridge.server.status import status_name
-from bridge.signing import Signing
 from bridge.snapshot.builder import Assembly
 from bridge.snapshot.model import Issuer, Snapshot
 from bridge.x509.pem import parse_certificates

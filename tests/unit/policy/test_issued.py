@@ -5,8 +5,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from bridge.errors import MisissuedError
+from bridge.issuance.signing import new_serial
 from bridge.policy.issued import PinnedIssuer, names_of, require_as_prepared
-from bridge.signing import new_serial
 from bridge.spi import LeafRequest
 from tests.support.fake_ca import LIES, Answer, Lie, LyingCA, honest
 from tests.support.pki import KEY_KINDS, NOW, Authority, new_chain, new_key

@@ -13,7 +13,7 @@ import pytest
 from bridge._proto.istio_ca_pb2 import IstioCertificateRequest
 from bridge._proto.linkerd_identity_pb2 import CertifyRequest
 from bridge.errors import BackendUnavailableError
-from bridge.own import ServingPair
+from bridge.issuance.own_certificates import ServingPair
 from bridge.server.doors import LinkerdDoor
 from bridge.server.linkerd import METHOD
 from tests.support import netports

@@ -11,8 +11,8 @@ from cryptography import x509
 
 from bridge._proto.istio_ca_pb2 import IstioCertificateRequest
 from bridge.errors import BackendUnavailableError, BridgeError, ConfigError
+from bridge.issuance.own_certificates import ServingPair
 from bridge.metrics.instruments import Metrics
-from bridge.own import ServingPair
 from bridge.server.port import Port
 from bridge.server.tls import FileSource, IssuedSource, ServingCertificate
 from tests.support.serving import SERVER_NAME, WAIT_SECONDS, ListenerCA, Served

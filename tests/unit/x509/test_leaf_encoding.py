@@ -10,7 +10,7 @@ from cryptography.x509.oid import NameOID
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge.signing import new_serial
+from bridge.issuance.signing import new_serial
 from bridge.x509.leaf_encoding import ExpectedLeaf
 from bridge.x509.leaf_profile import LeafProfile
 from tests.support.pki import KEY_KINDS, new_chain, new_key

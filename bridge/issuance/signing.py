@@ -14,11 +14,11 @@ from typing import Self
 from cryptography import x509
 
 from bridge.errors import BridgeError, LedgerError, MisissuedError
-from bridge.fresh import new_id, new_serial
+from bridge.issuance.fresh import new_id, new_serial
+from bridge.issuance.outcome import describe, outcome_of, stopped_error
 from bridge.ledger.events import Ended, Intent, Outcome, Purpose
 from bridge.ledger.ledger import Ledger
 from bridge.metrics.instruments import Metrics
-from bridge.outcome import describe, outcome_of, stopped_error
 from bridge.policy.issued import names_of, require_as_prepared, require_profile
 from bridge.resilience.failover import Budget
 from bridge.snapshot.model import Issuer

@@ -12,7 +12,6 @@ from typing import Protocol
 
 from cryptography import x509
 
-from bridge.calls import Call
 from bridge.errors import (
     BackendUnavailableError,
     ConfigError,
@@ -20,6 +19,9 @@ from bridge.errors import (
     SubjectError,
 )
 from bridge.identity.caller import Caller, TokenCredential
+from bridge.issuance.call import Call
+from bridge.issuance.selection import Term, usable_issuers
+from bridge.issuance.signing import Signing
 from bridge.policy.issuance_policy import Lifetime, require_no_impersonation
 from bridge.policy.linkerd_names import (
     LinkerdNames,
@@ -31,8 +33,6 @@ from bridge.policy.linkerd_names import (
     review_error,
     subject_error,
 )
-from bridge.selection import Term, usable_issuers
-from bridge.signing import Signing
 from bridge.snapshot.model import Snapshot
 from bridge.spiffe import SpiffeID
 from bridge.x509.csr import CSR, parse_csr, require_only_names

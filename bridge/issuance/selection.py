@@ -8,8 +8,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 
 from bridge.errors import BackendUnavailableError, BridgeError
+from bridge.issuance.signing import Signing, new_serial, stopped_error
 from bridge.policy.issuance_policy import validity
-from bridge.signing import Signing, new_serial, stopped_error
 from bridge.snapshot.model import Issuer, Snapshot
 from bridge.spi import LeafRequest
 

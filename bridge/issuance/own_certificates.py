@@ -13,11 +13,11 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
 )
 
+from bridge.issuance.selection import Subject, Term, leaf_request, usable_issuers
+from bridge.issuance.signing import Origin, Signed, Signing, new_id, new_serial
 from bridge.ledger.events import Purpose
 from bridge.policy.routes import ISTIO
 from bridge.resilience.failover import Budget, over_issuers
-from bridge.selection import Subject, Term, leaf_request, usable_issuers
-from bridge.signing import Origin, Signed, Signing, new_id, new_serial
 from bridge.snapshot.model import Issuer, Snapshot
 from bridge.spi import LeafRequest
 from bridge.system.clock import Clock

@@ -217,7 +217,7 @@ def test_a_refusal_is_a_line_of_the_log_when_it_is_a_row(
     monkeypatch.setattr(
         world.ledger, "refuse_unauthenticated", lambda _: refused.pop(0)
     )
-    with caplog.at_level("INFO", "bridge.issuance"):
+    with caplog.at_level("INFO", "bridge.issuance.procedure"):
         for _ in range(2):
             with pytest.raises(AuthenticationError, match="token"):
                 world.issue(audiences=frozenset({"other"}))
@@ -235,7 +235,7 @@ def test_the_line_of_a_caller_that_is_known_names_it(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
     with (
-        caplog.at_level("INFO", "bridge.issuance"),
+        caplog.at_level("INFO", "bridge.issuance.procedure"),
         pytest.raises(TTLError, match="lifetime"),
     ):
         world.issue(ttl_seconds=10**8)

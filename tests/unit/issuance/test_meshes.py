@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from cryptography import x509
 
-from bridge.calls import Call, Issued
 from bridge.errors import (
     AuthenticationError,
     BackendBrokenError,
@@ -25,6 +24,7 @@ from bridge.errors import (
     SubjectError,
 )
 from bridge.identity.caller import TokenCredential
+from bridge.issuance.call import Call, Issued
 from bridge.policy.linkerd_names import LinkerdNames
 from bridge.resilience.failover import Budget
 from bridge.spiffe import TrustDomain

@@ -1,8 +1,8 @@
 """The one path from a CSR to a chain, in numbered steps.
 
 Every front and every backend meet here. The steps are those of the design; the fronts
-only translate (1), `bridge.meshes` has what differs between them in 2 to 5, and
-`bridge.signing` does 6 to 9 for one attempt.
+only translate (1), `bridge.issuance.meshes` has what differs between them in 2 to 5, and
+`bridge.issuance.signing` does 6 to 9 for one attempt.
 """
 
 import logging
@@ -12,19 +12,19 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from bridge.calls import Call, Issued
 from bridge.errors import BridgeError, CallerError, LedgerError, OverloadedError
 from bridge.identity.caller import Caller
+from bridge.issuance.call import Call, Issued
+from bridge.issuance.meshes import Istio, Linkerd, Mesh
+from bridge.issuance.selection import Subject, Term, leaf_request, usable_issuers
+from bridge.issuance.signing import Origin, Signed, Signing, describe, new_id
 from bridge.ledger.events import Ended, Outcome, Purpose
 from bridge.ledger.ledger import Ledger
-from bridge.meshes import Istio, Linkerd, Mesh
 from bridge.metrics.instruments import Metrics
 from bridge.policy.issuance_policy import Lifetime
 from bridge.policy.rate_limit import CEILING_RULES
 from bridge.policy.refresh import valid_until
 from bridge.resilience.failover import over_issuers
-from bridge.selection import Subject, Term, leaf_request, usable_issuers
-from bridge.signing import Origin, Signed, Signing, describe, new_id
 from bridge.snapshot.model import Issuer, Snapshot
 from bridge.system.clock import Clock
 from bridge.system.logs import on_one_line
