@@ -22,7 +22,7 @@ from bridge.cli.console import complain, results
 from bridge.cli.show import chain_tree
 from bridge.config import read
 from bridge.errors import BackendRefusedError, LedgerError, MisissuedError
-from bridge.ledger.reader import read_journal, verify
+from bridge.ledger.verify import read_journal, verify
 from bridge.server.client import Answer, Ask, ask
 from bridge.server.process import Process
 from bridge.spiffe import SpiffeID

@@ -12,7 +12,7 @@ from bridge import demo as stage
 from bridge.cli.console import results
 from bridge.cli.show import chain_tree
 from bridge.errors import BackendRefusedError, LedgerError, MisissuedError
-from bridge.ledger.reader import read_journal
+from bridge.ledger.verify import read_journal
 from bridge.server.certify import Certified, Wish, certify
 from bridge.server.process import Process
 from bridge.system.clock import system_clock

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bridge.ledger.compare import Comparison
-from bridge.ledger.reader import Report
+from bridge.ledger.verify import Report
 
 
 class SearchOutput(StrEnum):

@@ -27,13 +27,13 @@ from bridge.cli.entries import (
 )
 from bridge.errors import ConfigError
 from bridge.ledger.compare import Comparison, compare
-from bridge.ledger.reader import Report, WriterReport, verify
+from bridge.ledger.verify import Report, WriterReport, verify
 from bridge.system.clock import system_clock
 
 if TYPE_CHECKING:
     # It imports SQLAlchemy, which no other command needs.
-    from bridge.ledger.archive import Archive
-    from bridge.ledger.query import Query
+    from bridge.ledger.archive.archive import Archive
+    from bridge.ledger.archive.queries import Query
 
 app = typer.Typer(
     add_completion=False,
@@ -263,8 +263,8 @@ def export(
 
 
 def _open(config_file: Path) -> "tuple[Archive, Callable[..., Query]]":
-    from bridge.ledger.archive import Archive  # noqa: PLC0415 - see the top
-    from bridge.ledger.query import Query  # noqa: PLC0415 - see the top
+    from bridge.ledger.archive.archive import Archive  # noqa: PLC0415 - see the top
+    from bridge.ledger.archive.queries import Query  # noqa: PLC0415 - see the top
 
     read = config.read(config_file)
     return Archive.open(read.ledger.archive, read.resolve, make=False), Query

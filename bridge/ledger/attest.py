@@ -13,15 +13,15 @@ from pathlib import Path
 
 from bridge.config import LedgerConfig
 from bridge.errors import ConfigError, LedgerError
-from bridge.ledger.ahead import NAME, discard
+from bridge.ledger.chain import Chain, Head, microseconds, parse
 from bridge.ledger.compare import ASIDE
 from bridge.ledger.heads import HeadKey, SignedHead, problem_of
+from bridge.ledger.journal.ahead import NAME, discard
+from bridge.ledger.journal.restore import absorb
+from bridge.ledger.journal.segments import lock, make_folder, segments
+from bridge.ledger.journal.tail import set_aside
 from bridge.ledger.ledger import head_key
-from bridge.ledger.restore import absorb
-from bridge.ledger.rows import Chain, Head, microseconds, parse
-from bridge.ledger.segments import lock, make_folder, segments
 from bridge.ledger.sink import HeadSink
-from bridge.ledger.tail import set_aside
 from bridge.system.clock import Clock
 
 _NAME_CHARACTERS = 40
@@ -137,7 +137,7 @@ def _require_known(
 
 
 def _archived(config: LedgerConfig, resolve: Callable[[Path], Path]) -> list[str]:
-    from bridge.ledger.archive import Archive  # noqa: PLC0415 - slow
+    from bridge.ledger.archive.archive import Archive  # noqa: PLC0415 - slow
 
     archive = Archive.open(config.archive, resolve)
     try:
@@ -267,7 +267,7 @@ def _keep_in_archive(
     end: _End,
     clock: Clock,
 ) -> int:
-    from bridge.ledger.archive import START, Archive, Position  # noqa: PLC0415 - slow
+    from bridge.ledger.archive.archive import START, Archive, Position  # noqa: PLC0415 - slow
 
     archive = Archive.open(config.archive, resolve)
     try:

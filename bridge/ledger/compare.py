@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bridge.ledger.reader import read_writer, writers
-from bridge.ledger.rows import entry
+from bridge.ledger.chain import entry
+from bridge.ledger.verify import read_writer, writers
 
 if TYPE_CHECKING:
     # It imports SQLAlchemy, which nobody pays for who does not ask for an archive.
-    from bridge.ledger.archive import Archive
+    from bridge.ledger.archive.archive import Archive
 
 ASIDE = ".lost-"
 """In the name that an attestation gives to rows which their journal has lost."""

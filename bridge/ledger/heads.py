@@ -21,8 +21,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import (
 )
 
 from bridge.errors import ConfigError, LedgerError
-from bridge.ledger.rows import Head, canonical
-from bridge.ledger.segments import sync_folder
+from bridge.ledger.chain import Head, canonical
+from bridge.ledger.journal.segments import sync_folder
 
 _CONTEXT = b"meshca-bridge ledger head\n"
 """Signed in front of the head, so that the signature is good for nothing else."""

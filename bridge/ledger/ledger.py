@@ -10,16 +10,16 @@ from typing import Self
 
 from bridge.config import LedgerConfig
 from bridge.errors import LedgerError
+from bridge.ledger.archive.feed import Feed, FeedTask, MakeFeed
+from bridge.ledger.archive.feeder import Feeder
 from bridge.ledger.events import Attested, Ended, Intent
-from bridge.ledger.feed import Feed, FeedTask, MakeFeed
-from bridge.ledger.feeder import Feeder
 from bridge.ledger.heads import HeadKey, SignedHead, problem_of
-from bridge.ledger.journal import Journal, JournalOptions, unobserved
-from bridge.ledger.recovery import require_new
+from bridge.ledger.journal.journal import Journal, JournalOptions, unobserved
+from bridge.ledger.journal.recovery import require_new
+from bridge.ledger.journal.segment_writer import ObserveCommit
+from bridge.ledger.journal.tail import way_out
 from bridge.ledger.refusals import RefusalMeter
 from bridge.ledger.sink import HeadPublisher, HeadSink
-from bridge.ledger.tail import way_out
-from bridge.ledger.writer import ObserveCommit
 from bridge.system.clock import Clock
 
 _DETAIL_CHARACTERS = 500
@@ -34,7 +34,7 @@ _JOURNAL_DEFAULTS = JournalOptions()
 class Ledger:
     """Journal, published heads and archive of one writer. Safe between threads.
 
-    What it proves and what it cannot: `bridge.ledger.journal.Journal`.
+    What it proves and what it cannot: `bridge.ledger.journal.journal.Journal`.
     """
 
     def __init__(

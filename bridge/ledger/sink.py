@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bridge.errors import LedgerError
+from bridge.ledger.chain import Head, canonical, microseconds
 from bridge.ledger.heads import HeadKey, SignedHead, parse_head
-from bridge.ledger.rows import Head, canonical, microseconds
 from bridge.system.clock import Clock
 
 _BLOCK_BYTES = 1 << 16

@@ -13,9 +13,9 @@ from bridge.errors import ConfigError
 from bridge.issuance.own_certificates import OwnCertificates
 from bridge.issuance.procedure import Issuance
 from bridge.issuance.signing import Signing
-from bridge.ledger.feedprocess import FeederProcess
+from bridge.ledger.archive.feedprocess import FeederProcess
 from bridge.ledger.ledger import Ledger
-from bridge.ledger.settle import settle
+from bridge.ledger.orphans import settle
 from bridge.metrics.instruments import Metrics
 from bridge.policy.buckets import SharedBuckets
 from bridge.server.app import Server

@@ -14,10 +14,10 @@ from functools import cache
 from pathlib import Path
 
 from bridge.errors import LedgerError
-from bridge.ledger import ahead
-from bridge.ledger.reader import verify
-from bridge.ledger.restore import absorb
-from bridge.ledger.segments import segment_path
+from bridge.ledger.journal import ahead
+from bridge.ledger.journal.restore import absorb
+from bridge.ledger.journal.segments import segment_path
+from bridge.ledger.verify import verify
 from tests.fuzz.engine import main
 from tests.fuzz.journal import WRITER, good
 

@@ -5,7 +5,7 @@ import time
 from contextlib import ExitStack
 from typing import Any
 
-from bridge.ledger.archive import Archive
+from bridge.ledger.archive.archive import Archive
 from bridge.ledger.compare import compare
 from tests.bench.load import SERVER_CORE
 from tests.soak.ground import Ground, Look, say

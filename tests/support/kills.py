@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from bridge.ledger.reader import verify
+from bridge.ledger.verify import verify
 from tests.support.holders import Held, Holders
 from tests.support.supervised import Supervised, await_true, is_alive
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-_FEEDER = b"bridge.ledger.feedmain"
+_FEEDER = b"bridge.ledger.archive.feedmain"
 
 
 def feeders(pid: int) -> list[int]:

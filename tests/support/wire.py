@@ -17,7 +17,7 @@ from cryptography import x509
 from google.protobuf.struct_pb2 import Struct
 
 from bridge._proto.istio_ca_pb2 import IstioCertificateRequest, IstioCertificateResponse
-from bridge.ledger.reader import read_journal
+from bridge.ledger.verify import read_journal
 from bridge.server.istio import METHOD
 from tests.support.harness import SERVER_NAME, Bridge
 from tests.support.tokens import TokenIssuer

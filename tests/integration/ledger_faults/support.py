@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from bridge.errors import BackendRefusedError, LedgerError
-from bridge.ledger.archive import Archive
+from bridge.ledger.archive.archive import Archive
 from bridge.ledger.compare import Comparison, compare
 from bridge.server.client import Ask, ask
 from tests.support.harness import SERVER_NAME, Bridge

@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from bridge.config import LedgerConfig
-from bridge.ledger.ahead import discard, open_file
+from bridge.ledger.archive.feed import FeedTask
+from bridge.ledger.archive.feeder import Feeder
+from bridge.ledger.archive.feedprocess import FeederProcess
+from bridge.ledger.chain import Row, microseconds, read_rows
 from bridge.ledger.events import Ended, Intent
-from bridge.ledger.feed import FeedTask
-from bridge.ledger.feeder import Feeder
-from bridge.ledger.feedprocess import FeederProcess
 from bridge.ledger.heads import HeadKey
-from bridge.ledger.journal import Journal, JournalOptions
+from bridge.ledger.journal.ahead import discard, open_file
+from bridge.ledger.journal.journal import Journal, JournalOptions
+from bridge.ledger.journal.segments import JournalFile
 from bridge.ledger.ledger import Ledger
-from bridge.ledger.rows import Row, microseconds, read_rows
-from bridge.ledger.segments import JournalFile
 from bridge.ledger.sink import HeadSink
 
 NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)

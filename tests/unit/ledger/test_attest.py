@@ -10,13 +10,13 @@ from typer.testing import CliRunner, Result
 
 from bridge.cli.ledger import app
 from bridge.errors import BridgeError, LedgerError
-from bridge.ledger.ahead import Ahead, Record
-from bridge.ledger.archive import Archive
+from bridge.ledger.archive.archive import Archive
+from bridge.ledger.archive.queries import Query
 from bridge.ledger.compare import compare
+from bridge.ledger.journal.ahead import Ahead, Record
 from bridge.ledger.ledger import Ledger
-from bridge.ledger.query import Query
-from bridge.ledger.reader import verify
 from bridge.ledger.sink import HeadSink
+from bridge.ledger.verify import verify
 from tests.unit.ledger.support import (
     SetClock,
     all_rows,

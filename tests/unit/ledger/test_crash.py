@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from bridge.ledger.archive import Archive
+from bridge.ledger.archive.archive import Archive
+from bridge.ledger.archive.queries import Query
 from bridge.ledger.ledger import Ledger
-from bridge.ledger.query import Query
-from bridge.ledger.reader import verify
+from bridge.ledger.verify import verify
 from tests.unit.ledger.support import (
     NOW,
     SetClock,

@@ -11,16 +11,16 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from bridge.errors import ConfigError, LedgerError
+from bridge.ledger.chain import Head, canonical
 from bridge.ledger.heads import (
     HeadKey,
     SignedHead,
     load_public_key,
     problem_of,
 )
-from bridge.ledger.journal import Journal
-from bridge.ledger.reader import verify
-from bridge.ledger.rows import Head, canonical
+from bridge.ledger.journal.journal import Journal
 from bridge.ledger.sink import HeadPublisher, HeadSink
+from bridge.ledger.verify import verify
 from tests.unit.ledger.support import SetClock, abandon, make_intent, open_journal
 
 TIP = Head(1, 7, "ab" * 32)

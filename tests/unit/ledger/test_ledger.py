@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from bridge.errors import ConfigError, LedgerError
-from bridge.ledger.archive import Archive
+from bridge.ledger.archive.archive import Archive
+from bridge.ledger.archive.queries import Query
+from bridge.ledger.chain import Row
 from bridge.ledger.ledger import Ledger
-from bridge.ledger.query import Query
-from bridge.ledger.reader import verify
-from bridge.ledger.rows import Row
 from bridge.ledger.sink import HeadSink
+from bridge.ledger.verify import verify
 from tests.unit.ledger.support import (
     NOW,
     SetClock,

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from bridge.errors import LedgerError
-from bridge.ledger.journal import JournalOptions
+from bridge.ledger.journal.journal import JournalOptions
 from bridge.ledger.ledger import Ledger
-from bridge.ledger.reader import verify
+from bridge.ledger.verify import verify
 from bridge.server.status import status_name
 from tests.support.world import World
 from tests.unit.ledger.support import FaultyDisk

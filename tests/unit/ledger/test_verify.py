@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from bridge.errors import LedgerError
-from bridge.ledger.reader import read_journal, verify
-from bridge.ledger.rows import canonical
+from bridge.ledger.chain import canonical
+from bridge.ledger.verify import read_journal, verify
 from tests.unit.ledger.support import (
     abandon,
     all_rows,

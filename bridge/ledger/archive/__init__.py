@@ -1,0 +1,1 @@
+"""The archive: a database behind the journals, for search and reports."""

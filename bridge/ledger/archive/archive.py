@@ -1,0 +1,292 @@
+"""The database behind the journals: what `search` and the reports read.
+
+Importing this module imports SQLAlchemy, which takes its time: the signing path does
+not, and whoever feeds does it while the server starts.
+"""
+
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import chain
+from operator import itemgetter
+from pathlib import Path
+from typing import Any, NamedTuple, Self, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy.exc import SQLAlchemyError
+
+from bridge.errors import LedgerError
+from bridge.ledger.archive.database import Database, failed
+from bridge.ledger.archive.feeding import Pace
+from bridge.ledger.archive.queries import Query, attempts_of, select
+from bridge.ledger.archive.schema import entries, positions
+from bridge.ledger.chain import GENESIS, Head
+
+_T = TypeVar("_T")
+_READ_ROWS = 1_000
+
+
+class Position(NamedTuple):
+    """How far the journal of one writer has been read."""
+
+    byte_offset: int
+    """In segment `head.segment`."""
+    head: Head
+    """Of the last row that was read."""
+
+
+_ROWS_AT_ONCE, _MANY_ROWS_AT_ONCE = 100, 500
+"""Of one INSERT, with pauses between and without; times the columns it stays below any
+database's limit."""
+
+START = Position(0, Head(0, -1, GENESIS))
+
+
+class Archive:
+    """An open archive. Safe to share between threads."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._engine = database.engine
+        compiled = sa.insert(entries).compile(self._engine)
+        self._insert = compiled.string
+        self._order = getattr(compiled, "positiontup", None)
+        head, word, one = self._insert.rpartition("VALUES ")
+        self._insert_rows = {
+            count: head + word + ", ".join([one] * count)
+            for count in (_MANY_ROWS_AT_ONCE, _ROWS_AT_ONCE)
+        }
+
+    @classmethod
+    def open(
+        cls, url: str, resolve: Callable[[Path], Path], *, make: bool = True
+    ) -> Self:
+        """Open the archive at `url`.
+
+        Args:
+            url: A SQLAlchemy URL; a SQLite file is relative as `resolve` says.
+            resolve: Makes a path absolute.
+            make: Make the database or bring its tables up to date. Otherwise it is
+                only read, and has to be there.
+
+        Raises:
+            ConfigError: The URL cannot be used.
+            LedgerError: The database cannot be opened, or has other tables.
+        """
+        return cls(Database.open(url, resolve, make=make))
+
+    def moved(self) -> bool:
+        """Return whether the file is no longer the one that was opened.
+
+        Whoever deletes or replaces an archive leaves this object writing to a file
+        without a name: it has to be closed, and opened anew.
+        """
+        return self._database.moved()
+
+    def position(self, writer: str) -> Position:
+        """Return how far `writer` has been read.
+
+        Raises:
+            LedgerError: The database does not answer.
+        """
+        wanted = sa.select(positions).where(positions.c.writer == writer)
+        try:
+            with self._engine.connect() as connection:
+                row = connection.execute(wanted).one_or_none()
+        except SQLAlchemyError as error:
+            raise failed(error) from error
+        if row is None:
+            return START
+        return Position(row.byte_offset, Head(row.segment, row.seq, row.head))
+
+    def add(
+        self,
+        writer: str,
+        before: Position,
+        after: Position,
+        rows: Sequence[Mapping[str, Any]],
+        pace: Pace | None = None,
+    ) -> None:
+        """Add rows and move the position, both or neither.
+
+        Args:
+            writer: Whose rows they are.
+            before: Where the position is now.
+            after: Where it will be.
+            rows: By the columns of `entries`.
+            pace: By which the work takes its time; without it, the work is done as fast
+                as can be.
+
+        Raises:
+            LedgerError: The database does not answer (rule `ledger.archive`), or the
+                position is elsewhere: somebody else feeds this writer, too.
+        """
+        values = _columns(after)
+        try:
+            with self._engine.connect() as connection:
+                # The position first: that takes SQLite's write lock at once.
+                move = partial(_move, connection, writer, before, values)
+                if not _do(pace, move):
+                    raise LedgerError(
+                        f"the archive's position of {writer} is not where this "
+                        "process left it: two servers feed one writer",
+                        rule="ledger.position",
+                    )
+                if rows:
+                    # Past SQLAlchemy's own handling of parameters, which costs as
+                    # much as SQLite's work: this shares a core with signing.
+                    self._insert_into(connection, rows, pace)
+                _do(pace, connection.commit)
+        except SQLAlchemyError as error:
+            raise failed(error) from error
+
+    def search(self, query: Query) -> Iterator[Mapping[str, Any]]:
+        """Yield the entries that match, oldest first.
+
+        An entry that matches brings the others of its attempt along: a certificate's
+        hash is in the outcome, and its names are in the intent.
+
+        Raises:
+            LedgerError: The database does not answer.
+        """
+        try:
+            with self._engine.connect() as connection:
+                attempts: Sequence[str] = ()
+                if query.serial or query.certificate or query.key:
+                    attempts = connection.execute(attempts_of(query)).scalars().all()
+                for row in connection.execute(select(query, attempts)):
+                    yield row._asdict()
+        except SQLAlchemyError as error:
+            raise failed(error) from error
+
+    def rows(self, writer: str) -> Generator[Mapping[str, Any]]:
+        """Yield the entries of `writer` as they were added, in order.
+
+        All are of one moment, the first call of `next`.
+
+        Raises:
+            LedgerError: The database does not answer.
+        """
+        wanted = sa.select(entries).where(entries.c.writer == writer)
+        options = {"yield_per": _READ_ROWS}
+        try:
+            with self._engine.connect() as connection:
+                found = connection.execute(
+                    wanted.order_by(entries.c.seq), execution_options=options
+                )
+                for row in found:
+                    yield row._asdict()
+        except SQLAlchemyError as error:
+            raise failed(error) from error
+
+    def writers(self) -> list[str]:
+        """Return the names of all whose rows are here.
+
+        Raises:
+            LedgerError: The database does not answer.
+        """
+        try:
+            with self._engine.connect() as connection:
+                found = connection.execute(
+                    sa.select(positions.c.writer).order_by(positions.c.writer)
+                )
+                return list(found.scalars())
+        except SQLAlchemyError as error:
+            raise failed(error) from error
+
+    def set_aside(self, writer: str, end: Position, name: str) -> int:
+        """Give the entries of `writer` after `end` to `name`, and go on after `end`.
+
+        A journal that lost its last rows will use their numbers again. What the
+        archive has of them may be all that is left: it is kept, and found by `search`.
+
+        Returns:
+            How many they were.
+
+        Raises:
+            LedgerError: The database does not answer.
+        """
+        column, ours = entries.c, positions.c
+        beyond = (column.writer == writer) & (column.seq > end.head.seq)
+        try:
+            with self._engine.begin() as connection:
+                moved = connection.execute(
+                    sa.update(entries).where(beyond).values(writer=name)
+                )
+                if not moved.rowcount:
+                    return 0
+                held = sa.select(positions).where(ours.writer == writer)
+                before = connection.execute(held).one()
+                values = {**before._asdict(), "writer": name}
+                connection.execute(sa.insert(positions).values(**values))
+                connection.execute(sa.delete(positions).where(ours.writer == writer))
+                if end != START:
+                    connection.execute(
+                        sa.insert(positions).values(writer=writer, **_columns(end))
+                    )
+        except SQLAlchemyError as error:
+            raise failed(error) from error
+        return int(moved.rowcount)
+
+    def _insert_into(
+        self,
+        connection: sa.Connection,
+        rows: Sequence[Mapping[str, Any]],
+        pace: Pace | None,
+    ) -> None:
+        run = connection.exec_driver_sql
+        if self._order is None:
+            _do(pace, partial(run, self._insert, list(rows)))
+            return
+        values = itemgetter(*self._order)
+        parameters = [values(row) for row in rows]
+        # Many rows in one statement: SQLite gives Python's lock back for each
+        # statement, and getting it again means to wait for a thread that signs.
+        at = 0
+        for count, statement in self._insert_rows.items():
+            while len(parameters) - at >= count and not (
+                pace and count > _ROWS_AT_ONCE
+            ):
+                chunk = chain.from_iterable(parameters[at : at + count])
+                _do(pace, partial(run, statement, tuple(chunk)))
+                at += count
+                if pace:
+                    pace.rest()
+        if at < len(parameters):
+            _do(pace, partial(run, self._insert, parameters[at:]))
+
+    def close(self) -> None:
+        """Release all connections."""
+        self._database.close()
+
+
+def _do(pace: Pace | None, step: Callable[[], _T]) -> _T:
+    return pace.do(step) if pace else step()
+
+
+def _columns(position: Position) -> dict[str, object]:
+    head = position.head
+    return {
+        "segment": head.segment,
+        "byte_offset": position.byte_offset,
+        "seq": head.seq,
+        "head": head.digest,
+    }
+
+
+def _move(
+    connection: sa.Connection, writer: str, before: Position, values: dict[str, object]
+) -> bool:
+    if before == START:
+        connection.execute(sa.insert(positions).values(writer=writer, **values))
+        return True
+    moved = connection.execute(
+        sa.update(positions)
+        .where(
+            positions.c.writer == writer,
+            positions.c.seq == before.head.seq,
+            positions.c.byte_offset == before.byte_offset,
+            positions.c.segment == before.head.segment,
+        )
+        .values(**values)
+    )
+    return moved.rowcount == 1

@@ -1,0 +1,1 @@
+"""Alembic migrations of the archive; `bridge.ledger.archive.archive` runs them."""

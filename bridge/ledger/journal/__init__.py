@@ -1,0 +1,1 @@
+"""The journal: append-only segments on the signing path."""

@@ -1,0 +1,241 @@
+"""What a start finds in a journal: its verified end, and what a crash left behind."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from io import BytesIO
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from bridge.errors import LedgerError
+from bridge.ledger.chain import (
+    CHAIN_RULE,
+    Chain,
+    Head,
+    Row,
+    broken,
+    parse,
+    read_rows,
+    rows_in,
+)
+from bridge.ledger.events import Closed, Ended, Intent, Opened, Outcome
+from bridge.ledger.journal.ahead import NAME, read
+from bridge.ledger.journal.restore import absorb
+from bridge.ledger.journal.segments import (
+    after_last_newline,
+    segment_path,
+    segments,
+    unusable,
+)
+from bridge.ledger.journal.tail import cut_error, move_torn_aside, way_out
+
+RESTART_RULE = "ledger.restart"
+"""The rule of the outcome that a restart gives to an attempt that had none."""
+
+_REACH_MICROSECONDS = 60_000_000
+"""An attempt is over long before this: its deadline is seconds away."""
+_OUTCOMES = frozenset(Outcome)
+_CARRIED = (
+    "attempt",
+    "request",
+    "purpose",
+    "front",
+    "cluster",
+    "caller",
+    "issuing_ca",
+    "serial",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Tail:
+    """Where a journal ended, and what it left open."""
+
+    head: Head
+    unknown: list[Ended]
+    """An outcome for each intent that has none."""
+    restored: int
+    """Rows that a power cut had taken, and that are back."""
+
+
+def recover(folder: Path, writer: str, published: Head | None = None) -> Tail:
+    """Put back what a power cut took, verify the end, and move a torn tail aside.
+
+    What is left is on disk before the return: the next segment builds on it.
+
+    The last segment is verified row by row, and the ones before by their first and
+    last rows. What is not checked here, `bridge.ledger.verify.verify` checks.
+
+    Args:
+        folder: The writer's folder, locked.
+        writer: The writer's name.
+        published: The newest head of this writer that was published.
+
+    Raises:
+        LedgerError: The chain is broken, or it ends before `published`.
+    """
+    try:
+        restored = absorb(folder)
+        files = segments(folder)
+        move_torn_aside(folder, published)
+        ends = [end for number, path in files if (end := _ends(number, path))]
+        newest = _Attempts()
+        head = _linked(ends, writer, newest).head
+        if published is not None:
+            _require_contains(folder, head, published)
+        left = _open_intents(ends, newest)
+        # A crash may have left a last segment without a row: its number is taken.
+        head = head._replace(segment=files[-1][0] if files else 0)
+        return Tail(head, [_unknown(intent) for intent in left.values()], restored)
+    except OSError as error:
+        raise unusable(folder, error) from error
+    except LedgerError as error:
+        if error.rule != CHAIN_RULE:
+            raise
+        raise LedgerError(
+            f"{error}. Put the journal back as it was; {way_out(writer)}",
+            rule=CHAIN_RULE,
+        ) from error
+
+
+def require_new(folder: Path, sink: Path) -> None:
+    """Raise unless nothing was ever put on record in a journal without a head.
+
+    A server publishes its first head before it takes the first intent: a journal that
+    holds more than openings has lost the heads that were published of it.
+
+    Raises:
+        LedgerError: It holds more, or it is no journal.
+    """
+    if not folder.is_dir():
+        return
+    try:
+        for row in chain.from_iterable(_all_rows(folder)):
+            if row.kind not in _OF_A_START:
+                raise LedgerError(
+                    f"{folder}: the journal has entries, and {sink} has no head of "
+                    "it: the file of heads was deleted or replaced, or another one "
+                    f"is configured. Put it back; {way_out(folder.name)}",
+                    rule="ledger.heads",
+                )
+    except OSError as error:
+        raise unusable(folder, error) from error
+
+
+def _all_rows(folder: Path) -> Iterator[Iterator[Row]]:
+    for _, path in segments(folder):
+        yield read_rows(path, live=True)
+    for record in read(folder):
+        yield rows_in(BytesIO(record.data), folder / NAME)
+
+
+_OF_A_START = frozenset({Opened.kind, Closed.kind})
+_End = tuple[int, Path, Row, Row]
+"""Number, file, first and last row of a segment."""
+
+
+class _Attempts:
+    # What the rows of one segment opened and ended.
+
+    def __init__(self) -> None:
+        self.opened: dict[str, Mapping[str, Any]] = {}
+        self.ended: set[str] = set()
+
+    def note(self, row: Row) -> None:
+        if row.kind == Intent.kind:
+            self.opened[row.values.get("attempt", "")] = row.values
+        elif row.kind in _OUTCOMES:
+            self.ended.add(row.values.get("attempt", ""))
+
+
+def _ends(number: int, path: Path) -> _End | None:
+    if path.stat().st_size == 0:
+        return None
+    with path.open("rb") as file:
+        first = file.readline()
+    last = after_last_newline(path, 1)
+    try:
+        return number, path, parse(first.removesuffix(b"\n")), parse(last)
+    except ValueError:
+        raise broken(path, 1, "its first or its last line is not a row") from None
+
+
+def _linked(ends: list[_End], writer: str, newest: _Attempts) -> Chain:
+    chain = Chain(writer)
+    for number, path, first, last in ends[:-1]:
+        chain.enter(number)
+        if problem := chain.problem(first):
+            raise broken(path, 1, problem)
+        chain.head = Head(number, last.seq, last.digest)
+    for number, path, _, _ in ends[-1:]:
+        chain.enter(number)
+        for line, row in enumerate(read_rows(path), 1):
+            if problem := chain.problem(row):
+                raise broken(path, line, problem)
+            newest.note(row)
+    return chain
+
+
+def _require_contains(folder: Path, head: Head, published: Head) -> None:
+    if published.seq < 0:
+        return  # an operator let it begin anew
+    found = head.digest if head.seq == published.seq else None
+    path = segment_path(folder, published.segment)
+    if found is None and published.seq < head.seq and path.exists():
+        rows = (row.digest for row in read_rows(path) if row.seq == published.seq)
+        found = next(rows, None)
+    if found != published.digest:
+        raise cut_error(folder, head.seq, published)
+
+
+def _open_intents(ends: list[_End], newest: _Attempts) -> dict[str, Mapping[str, Any]]:
+    # Backwards, from the newest segment to where everything older is settled: a start
+    # gives an outcome to all that the run before left open.
+    left: dict[str, Mapping[str, Any]] = {}
+    over: set[str] = set()
+    for path in _unsettled(ends):
+        attempts = newest
+        if path != ends[-1][1]:
+            attempts = _Attempts()
+            for row in read_rows(path):
+                attempts.note(row)
+        over |= attempts.ended
+        opened = attempts.opened
+        left = {key: opened[key] for key in opened if key not in over} | left
+    return left
+
+
+def _unknown(intent: Mapping[str, Any]) -> Ended:
+    return Ended(
+        kind=Outcome.UNKNOWN,
+        rule=RESTART_RULE,
+        detail="the process ended before the outcome was on record",
+        **{name: str(intent.get(name, "")) for name in _CARRIED},
+    )
+
+
+def _unsettled(ends: list[_End]) -> Iterator[Path]:
+    newest = 0
+    for index in range(len(ends) - 1, -1, -1):
+        _, path, _, last = ends[index]
+        newest = newest or last.at
+        yield path
+        if not index:
+            return
+        before = ends[index - 1][3]
+        if before.kind == Closed.kind and before.values.get("reason") == "rollover":
+            if before.at < newest - _REACH_MICROSECONDS:
+                return
+        elif _start_was_complete(path):
+            return
+        else:
+            newest = before.at
+
+
+def _start_was_complete(path: Path) -> bool:
+    # A start writes its opening and all outcomes of the run before in one go. A row of
+    # any other kind shows that this write was finished.
+    return any(
+        row.kind != Opened.kind and row.values.get("rule") != RESTART_RULE
+        for row in read_rows(path)
+    )

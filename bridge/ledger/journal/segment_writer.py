@@ -1,0 +1,232 @@
+"""The file that one writer's rows go to: each on disk, chained, or known not to be."""
+
+import errno
+import os
+import time
+from collections.abc import Callable, Sequence
+from hashlib import sha256
+from pathlib import Path
+
+from bridge.errors import LedgerError
+from bridge.ledger.chain import Head, Pending, encode, link, microseconds
+from bridge.ledger.events import Closed, Event, Opened, Resumed
+from bridge.ledger.journal import segments
+from bridge.ledger.journal.group_commit import NO_ROOM_RULE
+from bridge.ledger.journal.segments import JournalFile
+from bridge.system.clock import Clock
+
+ObserveCommit = Callable[[float, int], None]
+"""Is told of each commit: its seconds and its rows."""
+
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
+"""What a disk says that takes no more now, and has lost nothing that it took before."""
+_ROOM_BYTES = 1 << 20
+"""Less than this is no room to go on in: the next batch would find the disk full."""
+
+
+class SegmentWriter:
+    """Writes one segment after the other. One thread at a time may call it.
+
+    Args:
+        folder: The writer's; its name is the writer's.
+        version: Of the bridge, for the first row of each segment.
+        clock: Gives the rows of its own their time.
+        segment_bytes: A segment that has grown to this is closed.
+        open_file: Makes the file of a segment.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        version: str,
+        clock: Clock,
+        *,
+        segment_bytes: int,
+        open_file: Callable[[Path], JournalFile],
+        observe: ObserveCommit,
+    ) -> None:
+        self.head = Head(0, -1, "")
+        """The tip: everything up to it is on disk."""
+        self.busy_since = 0.0
+        """When the write under way began, by `time.perf_counter`; 0 without one."""
+        self.observe = observe
+        """Is told of each commit."""
+        self._folder = folder
+        self._version = version
+        self._clock = clock
+        self._segment_bytes = segment_bytes
+        self._open_file = open_file
+        self._file: JournalFile | None = None
+        self._segment = 0
+        self._size = 0
+        self._full_since = 0
+        self._full = ""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is an open segment."""
+        return self._file is not None
+
+    def begin(self, head: Head, events: Sequence[Event]) -> None:
+        """Begin the segment after `head`, with `events` in the write of its first row.
+
+        Raises:
+            LedgerError: It cannot be written.
+        """
+        self.head, self._segment = head, head.segment
+        self._begin_segment(events)
+
+    def write(self, batch: Sequence[Pending]) -> None:
+        """Write `batch` and return when the disk has it.
+
+        Raises:
+            LedgerError: It may not be on disk. With rule `ledger.room` it is not, and
+                `mend` may end that; otherwise what the file ends in is not known.
+        """
+        rows = [row for row in batch if row.parts]
+        if not rows:
+            return
+        if self._file is not None and self._size >= self._segment_bytes:
+            self._append([self.own(Closed(reason="rollover"))])
+            self.settle()
+            self._file.close()
+            self._begin_segment([])
+        self._append(rows)
+
+    def mend(self) -> None:
+        """Bring the file back to its last durable row, and go on after it.
+
+        For a write that found no room. Every row up to `head` was synced before it, and
+        of what came later nobody was told that it is on disk: the file is cut there.
+        What a failed sync leaves is not known, so there is no mending that.
+
+        Raises:
+            LedgerError: See `write`.
+        """
+        resumed = Resumed(since=self._full_since, detail=self._full)
+        try:
+            free = os.statvfs(self._folder)
+            if free.f_bavail * free.f_frsize < _ROOM_BYTES:
+                raise self._no_room(self._full)
+            if self._file is not None and self._size:
+                path = segments.segment_path(self._folder, self._segment)
+                segments.require_ends_in(path, self._size, self.head)
+                self._file.cut(self._size)
+                self._append([self.own(resumed)])
+            else:
+                self._give_up_segment()
+                self._begin_segment([resumed])
+        except OSError as error:
+            raise self._failed(error) from error
+        self._full_since, self._full = 0, ""
+
+    def settle(self) -> None:
+        """Make the segment whole on disk, by itself.
+
+        Raises:
+            LedgerError: It is not, or may not be.
+        """
+        if self._file is None:
+            return
+        self.busy_since = time.perf_counter()
+        try:
+            self._file.settle()
+        except OSError as error:
+            raise self._failed(error) from error
+        finally:
+            self.busy_since = 0.0
+
+    def close(self) -> None:
+        """Release the file, unless a write hangs: closing it would hang as well."""
+        if self._file is not None and not self.busy_since:
+            self._file.close()
+            self._file = None
+
+    def own(self, event: Event) -> Pending:
+        """Encode a row that is the writer's own."""
+        return encode(event, microseconds(self._clock))
+
+    def _give_up_segment(self) -> None:
+        # It has no row: the next one may have its number.
+        self.close()
+        segments.segment_path(self._folder, self._segment).unlink(missing_ok=True)
+        self._segment -= 1
+
+    def _begin_segment(self, events: Sequence[Event]) -> None:
+        self._segment += 1
+        path = segments.segment_path(self._folder, self._segment)
+        try:
+            self._file = self._open_file(path)
+        except OSError as error:
+            self._file = None
+            raise self._unwritten(error) from error
+        self._size = 0
+        opened = Opened(
+            writer=self._folder.name, segment=self._segment, version=self._version
+        )
+        self._append([self.own(event) for event in (opened, *events)])
+
+    def _append(self, rows: Sequence[Pending]) -> None:
+        self.busy_since = started = time.perf_counter()
+        head, data = self._linked(rows)
+        try:
+            self._put(data)
+        finally:
+            self.busy_since = 0.0
+        # Only now: the head in memory never runs ahead of the disk.
+        self.head = head
+        self.observe(time.perf_counter() - started, len(rows))
+
+    def _linked(self, rows: Sequence[Pending]) -> tuple[Head, bytes]:
+        _, seq, digest = self.head
+        lines = []
+        for row in rows:
+            seq += 1
+            line = link(row, digest, seq)
+            digest = sha256(line).hexdigest()
+            lines.append(line)
+        lines.append(b"")
+        return Head(self._segment, seq, digest), b"\n".join(lines)
+
+    def _put(self, data: bytes) -> None:
+        file = self._file
+        if file is None:
+            raise self._failed(OSError("there is no open segment"))
+        try:
+            _write_all(file, data)
+        except OSError as error:
+            raise self._unwritten(error) from error
+        try:
+            file.sync()
+        except OSError as error:
+            raise self._failed(error) from error
+        self._size += len(data)
+
+    def _unwritten(self, error: OSError) -> LedgerError:
+        if error.errno in _NO_ROOM:
+            return self._no_room(f"{self._folder}: {error.strerror}")
+        return self._failed(error)
+
+    def _no_room(self, detail: str) -> LedgerError:
+        self._full_since = self._full_since or int(self._clock().timestamp())
+        self._full = detail
+        return LedgerError(
+            "the ledger's disk takes no more", rule=NO_ROOM_RULE, detail=detail
+        )
+
+    def _failed(self, error: OSError) -> LedgerError:
+        return LedgerError(
+            "the ledger cannot be written",
+            rule="ledger.write",
+            detail=f"{self._folder}: {error.strerror or error}",
+        )
+
+
+def _write_all(file: JournalFile, data: bytes) -> None:
+    written = file.write(data)
+    while written < len(data):
+        # A disk that is nearly full takes a part; the next attempt says why.
+        more = file.write(data[written:])
+        if more <= 0:
+            raise OSError("the disk took no byte")
+        written += more

@@ -1,0 +1,247 @@
+"""Reading journals without a server: every row, every link, every published head."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from itertools import chain
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from bridge.errors import LedgerError
+from bridge.ledger.chain import Chain, Head, Row, broken, read_rows, rows_in
+from bridge.ledger.events import Intent, Outcome
+from bridge.ledger.heads import SignedHead, load_public_key, problem_of
+from bridge.ledger.journal.restore import Missing, missing
+from bridge.ledger.journal.segments import is_locked, segments
+from bridge.ledger.sink import HeadSink
+
+__all__ = [
+    "Report",
+    "WriterReport",
+    "read_journal",
+    "read_rows",
+    "read_writer",
+    "verify",
+    "writers",
+]
+
+_OUTCOMES = frozenset(Outcome)
+_Published = tuple[int, SignedHead]
+"""The line in the sink, and the head."""
+
+
+@dataclass(slots=True)
+class WriterReport:
+    """What one writer's journal holds."""
+
+    writer: str
+    rows: int = 0
+    segments: int = 0
+    head: Head | None = None
+    """Of the last row that verified."""
+    open_intents: list[str] = field(default_factory=list)
+    """Attempts without an outcome. A running server has some at any moment."""
+    heads: int = 0
+    """Published heads that verified."""
+    attested: list[str] = field(default_factory=list)
+    """What operators let this journal lose, and why."""
+    torn: list[str] = field(default_factory=list)
+    """Files that hold what a crash tore off, moved aside by a later start."""
+    ahead: int = 0
+    """Rows that a power cut took from the last segment and the next start puts back;
+    they are verified as well."""
+    live: bool = False
+    """A server is writing this journal."""
+    problems: list[str] = field(default_factory=list)
+    """Each names file and line."""
+
+
+@dataclass(slots=True)
+class Report:
+    """What a folder of journals holds."""
+
+    writers: list[WriterReport] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    """Those that belong to no one writer."""
+
+    @property
+    def intact(self) -> bool:
+        """Whether everything verified."""
+        return not self.problems and not any(each.problems for each in self.writers)
+
+
+def read_journal(folder: Path) -> Iterator[tuple[str, Row]]:
+    """Yield writer and row, writer by writer, in order; the chain is not checked.
+
+    Raises:
+        LedgerError: A line is not a row.
+    """
+    for path in writers(folder):
+        for row in read_writer(path):
+            yield path.name, row
+
+
+def read_writer(folder: Path) -> Iterator[Row]:
+    """Yield the rows of the one writer in `folder`. See `read_journal`."""
+    live = is_locked(folder)
+    lost = None if live else missing(folder)
+    files = segments(folder)
+    for number, file in files:
+        yield from _rows(file, lost, live=live and number == files[-1][0])
+
+
+def verify(
+    folder: Path, heads_sink: Path | None = None, public_key: Path | None = None
+) -> Report:
+    """Recompute every chain under `folder` and hold it against the published heads.
+
+    May be run on the journals of a running server.
+
+    Args:
+        folder: Holds one folder per writer.
+        heads_sink: The file of published heads; without it, a cut tail stays unseen.
+        public_key: Of the heads; `heads.pub` in `folder` by default.
+
+    Returns:
+        A report; `intact` is False when anything does not verify.
+
+    Raises:
+        LedgerError: There is nothing to verify.
+    """
+    # Before the journals: a head that comes later may belong to rows not yet seen.
+    live = {path.name: is_locked(path) for path in writers(folder)}
+    report = Report()
+    heads: dict[str, list[_Published]] = defaultdict(list)
+    if heads_sink is not None:
+        _collect(report, heads, heads_sink, public_key or folder / "heads.pub")
+    for path in writers(folder):
+        result = WriterReport(path.name, live=live[path.name])
+        report.writers.append(result)
+        _Verifier(result, heads.pop(path.name, []), heads_sink).run(path)
+    for writer, lines in heads.items():
+        number = lines[-1][0]
+        report.problems.append(
+            f"{heads_sink}:{number}: a head of {writer} was published, and there is "
+            "no such journal"
+        )
+    return report
+
+
+def writers(folder: Path) -> list[Path]:
+    """Return the folders of all writers, in the order of their names.
+
+    Raises:
+        LedgerError: There is none.
+    """
+    try:
+        found = sorted(path for path in folder.iterdir() if path.is_dir())
+    except OSError as error:
+        raise LedgerError(f"{folder}: {error.strerror}") from error
+    if not found:
+        raise LedgerError(f"{folder}: there is no journal in this folder")
+    return found
+
+
+def _rows(path: Path, lost: Missing | None, *, live: bool) -> Iterator[Row]:
+    # With what a power cut took, and the next start puts back.
+    if lost is not None and path == lost.path:
+        return rows_in(lost.whole(), path)
+    return read_rows(path, live=live)
+
+
+def _collect(
+    report: Report,
+    heads: dict[str, list[_Published]],
+    sink: Path,
+    public_key: Path,
+) -> None:
+    strange: dict[str, list[str]] = defaultdict(list)
+    try:
+        key: Ed25519PublicKey = load_public_key(public_key)
+        for number, head in HeadSink(sink).read():
+            if problem := problem_of(head, key):
+                strange[head.writer].append(f"{sink}:{number}: {problem}")
+                continue
+            if head.attested_by:
+                # What was published before, of later rows or by a key that is lost, an
+                # operator has let go. This line stays in the file, and in the report.
+                strange.pop(head.writer, None)
+                before = heads[head.writer]
+                before[:] = [each for each in before if each[1].seq <= head.seq]
+            heads[head.writer].append((number, head))
+    except LedgerError as error:
+        report.problems.append(str(error))
+    except OSError as error:
+        report.problems.append(f"{sink}: {error.strerror}")
+    for problems in strange.values():
+        report.problems.extend(problems)
+
+
+class _Verifier:
+    # Follows one writer's chain from its first row.
+
+    def __init__(
+        self, result: WriterReport, heads: Iterable[_Published], sink: Path | None
+    ) -> None:
+        self._result = result
+        self._sink = sink
+        self._chain = Chain(result.writer)
+        self._open: dict[str, None] = {}
+        self._heads: dict[int, list[_Published]] = defaultdict(list)
+        for number, head in heads:
+            if head.attested_by:
+                result.attested.append(_attestation(head))
+            if head.seq >= 0:
+                self._heads[head.seq].append((number, head))
+
+    def run(self, folder: Path) -> None:
+        result, files = self._result, segments(folder)
+        result.segments = len(files)
+        result.torn = sorted(str(path) for path in folder.glob("*.torn"))
+        if not files:
+            result.problems.append(f"{folder}: there is no segment in this folder")
+        try:
+            lost = None if result.live else missing(folder)
+            result.ahead = lost.rows() if lost else 0
+            for number, path in files:
+                self._chain.enter(number)
+                is_live = result.live and number == files[-1][0]
+                self._segment(path, _rows(path, lost, live=is_live))
+        except LedgerError as error:
+            result.problems.append(str(error))
+            return
+        finally:
+            result.head = self._chain.head if result.rows else None
+            result.open_intents = list(self._open)
+        for number, head in chain.from_iterable(self._heads.values()):
+            result.problems.append(
+                f"{self._sink}:{number}: row {head.seq} of {result.writer} was "
+                f"published, and its journal ends at row {self._chain.head.seq}: it "
+                "was cut"
+            )
+
+    def _segment(self, path: Path, rows: Iterable[Row]) -> None:
+        for line, row in enumerate(rows, 1):
+            if problem := self._chain.problem(row):
+                raise broken(path, line, problem)
+            self._result.rows += 1
+            if row.kind == Intent.kind:
+                self._open[row.values.get("attempt", "")] = None
+            elif row.kind in _OUTCOMES:
+                self._open.pop(row.values.get("attempt", ""), None)
+            for number, head in self._heads.pop(row.seq, ()):
+                if head.tip != self._chain.head:
+                    raise broken(
+                        path, line, f"not the row whose head is {self._sink}:{number}"
+                    )
+                self._result.heads += 1
+
+
+def _attestation(head: SignedHead) -> str:
+    at = datetime.fromtimestamp(head.at / 1e6, UTC)
+    return (
+        f"{head.attested_by} attested it to end at row {head.seq} on "
+        f"{at:%Y-%m-%dT%H:%M:%SZ}: {head.reason}"
+    )
