@@ -20,10 +20,10 @@ from bridge import demo as stage
 from bridge.cli import demolinkerd
 from bridge.cli.console import complain, results
 from bridge.cli.show import chain_tree
+from bridge.client.istio import Answer, Ask, ask
 from bridge.config import read
 from bridge.errors import BackendRefusedError, LedgerError, MisissuedError
 from bridge.ledger.verify import read_journal, verify
-from bridge.server.client import Answer, Ask, ask
 from bridge.server.process import Process
 from bridge.spiffe import SpiffeID
 from bridge.system.clock import system_clock

@@ -10,10 +10,10 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from bridge.cli.console import OutputOption
 from bridge.cli.show import print_chain
+from bridge.client.istio import Ask, ask
+from bridge.client.linkerd import Certified, Wish, certify, is_identity
 from bridge.config.types import is_address
 from bridge.errors import ConfigError
-from bridge.server.certify import Certified, Wish, certify, is_identity
-from bridge.server.client import Ask, ask
 from bridge.system.files import write_new
 from bridge.x509.pem import parse_certificates
 

@@ -5,10 +5,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 
+from bridge.admin.endpoints import PARTS, Admin, Views
 from bridge.config import BridgeConfig
 from bridge.errors import ConfigError
 from bridge.metrics.instruments import Metrics
-from bridge.server.admin import PARTS, Admin, Views
 from bridge.server.door import Door
 from bridge.server.doors import IstioDoor, LinkerdDoor
 from bridge.server.front import Issuer

@@ -12,10 +12,10 @@ from typing import Any, ClassVar
 
 import grpc
 
+from bridge.admin.endpoints import split_address
 from bridge.config import BridgeConfig
 from bridge.errors import ConfigError
 from bridge.metrics.instruments import Metrics
-from bridge.server.admin import split_address
 from bridge.server.front import Front, Issuer, Lanes, Terms
 from bridge.server.place import Place
 from bridge.server.pool import CallPool, SteadyPool

@@ -45,9 +45,9 @@ def _serve(
 ) -> int:
     poll_without_hops()
     # On its core only now, and with the parent watched: these take their time.
+    from bridge.admin.endpoints import UNIX  # noqa: PLC0415
     from bridge.config import parse  # noqa: PLC0415 - see above
     from bridge.errors import BridgeError, ConfigError, PluginError  # noqa: PLC0415
-    from bridge.server.admin import UNIX  # noqa: PLC0415
     from bridge.server.alone import await_signal, end_by_force  # noqa: PLC0415
     from bridge.server.place import Place  # noqa: PLC0415
     from bridge.server.process import Process  # noqa: PLC0415

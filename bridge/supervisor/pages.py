@@ -13,8 +13,8 @@ from prometheus_client.metrics_core import (
 )
 from prometheus_client.registry import Collector
 
+from bridge.admin.endpoints import PARTS, Views
 from bridge.reload import Reloads
-from bridge.server.admin import PARTS, Views
 from bridge.supervisor.child import Child, readiness
 from bridge.supervisor.merge import Page, Totals, parse
 from bridge.supervisor.slot import Slot

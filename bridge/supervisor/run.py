@@ -12,9 +12,9 @@ from contextlib import ExitStack
 
 from prometheus_client import CollectorRegistry, disable_created_metrics
 
+from bridge.admin.endpoints import Admin
 from bridge.errors import ConfigError
 from bridge.reload import ConfigFile, Reloads, Source
-from bridge.server.admin import Admin
 from bridge.supervisor.child import WorkerProcess
 from bridge.supervisor.pages import Pages
 from bridge.supervisor.slot import Spawn

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from bridge.server.client import Answer, Ask, ask
+from bridge.client.istio import Answer, Ask, ask
 from tests.support.harness import SERVER_NAME, Bridge
 
 WAIT_SECONDS = 20.0

@@ -18,8 +18,8 @@ from bridge import __version__
 from bridge.cli import app, main
 from bridge.cli.console import complain, warn
 from bridge.cli.show import print_chain
+from bridge.client.istio import Answer, Ask, _advice
 from bridge.errors import ConfigError, DeniedError
-from bridge.server.client import Answer, Ask, _advice
 from bridge.system.files import write_new
 from tests.support.pki import NOW, bundle, new_chain, new_root
 

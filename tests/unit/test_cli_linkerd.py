@@ -9,7 +9,7 @@ from cryptography import x509
 from typer.testing import CliRunner
 
 from bridge.cli import app
-from bridge.server.certify import Certified, Wish
+from bridge.client.linkerd import Certified, Wish
 from bridge.x509.path import validate_chain
 from tests.support.pki import NOW, bundle, new_chain
 from tests.vectors.generate_linkerd import IDENTITY

@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
+from bridge.client.istio import Ask, ask
 from bridge.errors import BackendRefusedError, LedgerError
 from bridge.ledger.archive.archive import Archive
 from bridge.ledger.compare import Comparison, compare
-from bridge.server.client import Ask, ask
 from tests.support.harness import SERVER_NAME, Bridge
 from tests.support.supervised import await_true
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from cryptography import x509
 
-from bridge.server.client import Ask, ask
+from bridge.client.istio import Ask, ask
 from tests.integration.ledger_faults.support import (
     segment,
     status,

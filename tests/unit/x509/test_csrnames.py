@@ -7,8 +7,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bridge.client.linkerd import proxy_csr
 from bridge.errors import CSRError
-from bridge.server.certify import proxy_csr
 from bridge.x509.csr import CSR, parse_csr_der
 from bridge.x509.csrnames import AskedNames, asked_names, asks_for_nothing_else
 from tests.vectors import generate_csrs, generate_linkerd

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from bridge.admin.endpoints import PARTS, Admin, Views, readiness, split_address
 from bridge.errors import ConfigError
-from bridge.server.admin import PARTS, Admin, Views, readiness, split_address
 from tests.support.serving import WAIT_SECONDS, Served
 
 

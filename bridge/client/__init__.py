@@ -1,0 +1,1 @@
+"""Asks for a certificate as a workload would, for trying and debugging."""
