@@ -8,18 +8,18 @@ from bridge.config import BridgeConfig, IstioConfig, LinkerdConfig
 from bridge.errors import ConfigError
 from bridge.metrics.instruments import Metrics
 from bridge.server import istio, linkerd
-from bridge.server.door import Door
 from bridge.server.front import Issuer, Terms
-from bridge.server.health import add_reflection
+from bridge.server.grpc_health import add_reflection
+from bridge.server.listener import Door
 from bridge.server.place import Place
-from bridge.server.pool import CallPool, SteadyPool
-from bridge.server.tls import (
+from bridge.server.serving_certificate import (
     FileSource,
     IssuedSource,
     IssueServing,
     ServingCertificate,
     Source,
 )
+from bridge.server.transport.call_pool import CallPool, SteadyPool
 from bridge.system.clock import Clock
 
 _DEFAULT_SERVING_TTL = timedelta(hours=24)

@@ -21,10 +21,10 @@ from bridge.metrics.instruments import SHED_REASONS, Metrics
 from bridge.resilience.failover import Budget
 from bridge.server import headers
 from bridge.server.messages import shortened
-from bridge.server.pool import CallPool, SteadyPool
-from bridge.server.reaper import Reaper
-from bridge.server.reception import Reception
 from bridge.server.status import BUG, status_of
+from bridge.server.transport.call_pool import CallPool, SteadyPool
+from bridge.server.transport.message_reader import Reception
+from bridge.server.transport.reaper import Reaper
 
 _LONG_HEADERS = "headers"
 _log = logging.getLogger(__name__)

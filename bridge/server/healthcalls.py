@@ -15,9 +15,9 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from bridge.errors import BridgeError, OverloadedError, RequestError
 from bridge.server import headers
 from bridge.server.messages import parse_message, shortened
-from bridge.server.pool import SteadyPool
-from bridge.server.side import SideCalls
 from bridge.server.status import status_of
+from bridge.server.transport.auxiliary_calls import SideCalls
+from bridge.server.transport.call_pool import SteadyPool
 
 _LONGEST_SERVICE = 256
 """Characters: a watcher's is kept for as long as it watches, and may be of anybody."""

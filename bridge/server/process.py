@@ -18,8 +18,8 @@ from bridge.ledger.ledger import Ledger
 from bridge.ledger.orphans import settle
 from bridge.metrics.instruments import Metrics
 from bridge.policy.buckets import SharedBuckets
-from bridge.server.app import Server
 from bridge.server.place import ALONE, Place
+from bridge.server.server import Server
 from bridge.server.status import status_name
 from bridge.snapshot.builder import Assembly
 from bridge.snapshot.model import Issuer, Snapshot

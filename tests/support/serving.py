@@ -24,10 +24,10 @@ from bridge.errors import BridgeError
 from bridge.issuance.own_certificates import ServingPair
 from bridge.issuance.procedure import Call, Issued
 from bridge.metrics.instruments import Metrics
-from bridge.server.app import Server
 from bridge.server.doors import IstioDoor
 from bridge.server.istio import METHOD
-from bridge.server.tls import ServingCertificate
+from bridge.server.server import Server
+from bridge.server.serving_certificate import ServingCertificate
 from bridge.system.clock import Clock, system_clock
 
 SERVER_NAME = "meshca.istio-system.svc"

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from bridge.server.healthcalls import Statuses, _Watcher
-from bridge.server.pool import SteadyPool
-from bridge.server.reaper import Reaper
-from bridge.server.side import SideCalls
+from bridge.server.transport.auxiliary_calls import SideCalls
+from bridge.server.transport.call_pool import SteadyPool
+from bridge.server.transport.reaper import Reaper
 from tests.support.serving import WAIT_SECONDS
 
 SERVING, NOT_SERVING, UNKNOWN = 1, 2, 3

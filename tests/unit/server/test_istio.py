@@ -302,7 +302,7 @@ def test_a_call_that_waited_too_long_is_refused_while_all_threads_are_at_work(
 def test_a_message_that_never_comes_frees_its_thread(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bridge.server.door.Door.message_seconds", 0.1)
+    monkeypatch.setattr("bridge.server.listener.Door.message_seconds", 0.1)
     with Served(tmp_path, limits="{threads: 1}") as served:
         over = threading.Event()
 
@@ -323,7 +323,7 @@ def test_a_message_that_never_comes_frees_its_thread(
 def test_a_connection_whose_messages_do_not_come_gets_no_other_thread(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bridge.server.door.Door.message_seconds", 0.1)
+    monkeypatch.setattr("bridge.server.listener.Door.message_seconds", 0.1)
     with Served(tmp_path, limits="{threads: 1}") as served:
         over = threading.Event()
 

@@ -35,10 +35,10 @@ from bridge.metrics.instruments import Metrics
 from bridge.policy.linkerd_names import subject_error
 from bridge.resilience.failover import Budget
 from bridge.server import istio
-from bridge.server.app import Server
 from bridge.server.doors import LinkerdDoor
 from bridge.server.front import Terms
 from bridge.server.linkerd import METHOD, LinkerdFront
+from bridge.server.server import Server
 from tests.support.serving import (
     ISSUED,
     WAIT_SECONDS,

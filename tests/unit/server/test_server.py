@@ -79,7 +79,7 @@ def test_draining_cuts_off_what_takes_longer_than_the_grace(tmp_path: Path) -> N
 def test_draining_ends_although_a_call_hangs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bridge.server.app._CUT_SECONDS", 0.05)
+    monkeypatch.setattr("bridge.server.server._CUT_SECONDS", 0.05)
     held = Held()
     with Served(tmp_path) as served:
         served.issuance.does = held
@@ -94,7 +94,7 @@ def test_draining_ends_although_a_call_hangs(
 def test_draining_ends_although_grpc_serves_no_more(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bridge.server.app._CUT_SECONDS", 0.05)
+    monkeypatch.setattr("bridge.server.server._CUT_SECONDS", 0.05)
     with Served(tmp_path) as served:
 
         def stop(_grace: float) -> threading.Event:

@@ -13,8 +13,12 @@ from bridge._proto.istio_ca_pb2 import IstioCertificateRequest
 from bridge.errors import BackendUnavailableError, BridgeError, ConfigError
 from bridge.issuance.own_certificates import ServingPair
 from bridge.metrics.instruments import Metrics
-from bridge.server.port import Port
-from bridge.server.tls import FileSource, IssuedSource, ServingCertificate
+from bridge.server.serving_certificate import (
+    FileSource,
+    IssuedSource,
+    ServingCertificate,
+)
+from bridge.server.tls_credentials import Port
 from tests.support.serving import SERVER_NAME, WAIT_SECONDS, ListenerCA, Served
 
 REQUEST = IstioCertificateRequest(csr="pem")

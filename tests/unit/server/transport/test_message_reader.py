@@ -10,15 +10,15 @@ import pytest
 from grpc import _server as grpc_server
 
 from bridge.errors import OverloadedError
-from bridge.server.pool import CallPool
-from bridge.server.reaper import Reaper
-from bridge.server.reception import Reception, Receptions, can_announce
+from bridge.server.transport.call_pool import CallPool
+from bridge.server.transport.message_reader import Reception, Receptions, can_announce
+from bridge.server.transport.reaper import Reaper
 from tests.support.serving import WAIT_SECONDS
 
 
 def test_this_grpc_announces_messages() -> None:
     # If this or the next fails after an upgrade, threads wait for messages, and peers
-    # that stall are cancelled: see `bridge.server.reception`.
+    # that stall are cancelled: see `bridge.server.transport.message_reader`.
     assert can_announce(grpc_server._RequestIterator(object(), object(), None))
 
 

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 import grpc
 import pytest
 
-from bridge.server.pool import SteadyPool
-from bridge.server.reaper import Reaper
-from bridge.server.reception import Reception
-from bridge.server.side import SideCalls
+from bridge.server.transport.auxiliary_calls import SideCalls
+from bridge.server.transport.call_pool import SteadyPool
+from bridge.server.transport.message_reader import Reception
+from bridge.server.transport.reaper import Reaper
 from tests.support.serving import WAIT_SECONDS
 
 

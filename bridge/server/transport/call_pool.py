@@ -23,8 +23,8 @@ from concurrent.futures import wait as wait_for
 from queue import SimpleQueue
 from typing import Any
 
-from bridge.server.crowds import CROWDS
-from bridge.server.reception import Receptions
+from bridge.server.transport.crowds import CROWDS
+from bridge.server.transport.message_reader import Receptions
 
 _SWEEP_SECONDS = 0.1
 _CROWDED = 4

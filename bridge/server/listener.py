@@ -18,11 +18,11 @@ from bridge.errors import ConfigError
 from bridge.metrics.instruments import Metrics
 from bridge.server.front import Front, Issuer, Lanes, Terms
 from bridge.server.place import Place
-from bridge.server.pool import CallPool, SteadyPool
-from bridge.server.reaper import Reaper
-from bridge.server.reception import Receptions
-from bridge.server.side import SideCalls
-from bridge.server.tls import IssueServing
+from bridge.server.serving_certificate import IssueServing
+from bridge.server.transport.auxiliary_calls import SideCalls
+from bridge.server.transport.call_pool import CallPool, SteadyPool
+from bridge.server.transport.message_reader import Receptions
+from bridge.server.transport.reaper import Reaper
 
 _CUT_SECONDS = 2.0
 """How long the end waits for what should take no time: it comes, whatever hangs."""

@@ -6,8 +6,8 @@ from contextlib import ExitStack, contextmanager
 
 import pytest
 
-from bridge.server import reaper as module
-from bridge.server.reaper import Reaper
+from bridge.server.transport import reaper as module
+from bridge.server.transport.reaper import Reaper
 
 TICK = 0.05
 

@@ -11,11 +11,11 @@ from grpc_health.v1 import health_pb2_grpc
 from grpc_health.v1.health_pb2 import HealthCheckRequest
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-import bridge.server.health
+import bridge.server.grpc_health
 from bridge._proto.istio_ca_pb2 import IstioCertificateRequest
 from bridge.metrics.instruments import Metrics
 from bridge.server import healthcalls
-from bridge.server.health import Health
+from bridge.server.grpc_health import Health
 from bridge.server.istio import SERVICE
 from tests.support import http2
 from tests.support.serving import (
@@ -271,7 +271,7 @@ def test_no_more_than_so_many_wait_for_reflection(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # They may have to for ever, with all that they came with.
-    monkeypatch.setattr(bridge.server.health, "_MOST_WAITING", 1)
+    monkeypatch.setattr(bridge.server.grpc_health, "_MOST_WAITING", 1)
     stub: Any = reflection_pb2_grpc.ServerReflectionStub(served.channel())
     asked = reflection_pb2.ServerReflectionRequest(list_services="*")
     over = threading.Event()
@@ -298,7 +298,7 @@ def test_each_change_of_readiness_is_told_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     problems = {"issuing CAs": "a has not signed yet"}
-    with caplog.at_level("INFO", "bridge.server.health"):
+    with caplog.at_level("INFO", "bridge.server.grpc_health"):
         health = Health(lambda: problems)
         health.look()
         for state in (

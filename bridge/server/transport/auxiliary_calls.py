@@ -9,10 +9,10 @@ from typing import Any
 import grpc
 
 from bridge.errors import OverloadedError
-from bridge.server.pool import CallPool, SteadyPool
-from bridge.server.reaper import Reaper
-from bridge.server.reception import Reception, Receptions
 from bridge.server.status import status_of
+from bridge.server.transport.call_pool import CallPool, SteadyPool
+from bridge.server.transport.message_reader import Reception, Receptions
+from bridge.server.transport.reaper import Reaper
 
 _THREADS = 2
 _IN_FLIGHT = 1024

@@ -21,7 +21,7 @@ from functools import partial
 from typing import Any
 
 from bridge.errors import OverloadedError
-from bridge.server.reaper import Reaper
+from bridge.server.transport.reaper import Reaper
 
 _ITERATOR = ("_state", "_call", "_raise_or_start_receive_message", "_look_for_request")
 _THUNK = 4

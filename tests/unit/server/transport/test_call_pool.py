@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from bridge.server.pool import CallPool, SteadyPool
+from bridge.server.transport.call_pool import CallPool, SteadyPool
 from tests.support.serving import WAIT_SECONDS
 
 

@@ -14,8 +14,8 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 from bridge.errors import OverloadedError
 from bridge.server import headers
 from bridge.server.healthcalls import HealthCalls, Statuses, refusal
-from bridge.server.pool import SteadyPool
-from bridge.server.side import SideCalls
+from bridge.server.transport.auxiliary_calls import SideCalls
+from bridge.server.transport.call_pool import SteadyPool
 
 _INTERVAL_SECONDS = 1.0
 _REFLECTION = f"/{reflection.SERVICE_NAME}/ServerReflectionInfo"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bridge.server.listeners import close_listeners
+from bridge.server.transport.socket_drain import close_listeners
 
 
 def test_only_the_listener_is_closed_and_what_it_let_in_goes_on() -> None:

@@ -1,6 +1,6 @@
 """The listener's certificate: where it comes from, and how it is replaced in service.
 
-A renewal needs no restart and cuts no connection, see `bridge.server.port`. One that
+A renewal needs no restart and cuts no connection, see `bridge.server.tls_credentials`. One that
 fails leaves the old certificate in service: the listener outlives the loss of any
 backend.
 """
@@ -21,7 +21,7 @@ from bridge.errors import BridgeError, ConfigError
 from bridge.issuance.own_certificates import ServingPair
 from bridge.metrics.expiry import CertificateExpiry
 from bridge.metrics.instruments import Metrics
-from bridge.server.port import credentials
+from bridge.server.tls_credentials import credentials
 from bridge.system.clock import Clock
 from bridge.x509.key_pair import read_pair
 

@@ -1,0 +1,1 @@
+"""What rests on grpcio's private names."""
