@@ -24,7 +24,7 @@ from bridge.client.istio import Answer, Ask, ask
 from bridge.config import read
 from bridge.errors import BackendRefusedError, LedgerError, MisissuedError
 from bridge.ledger.verify import read_journal, verify
-from bridge.server.process import Process
+from bridge.process.composition import Process
 from bridge.spiffe import SpiffeID
 from bridge.system.clock import system_clock
 from bridge.system.linux import harden

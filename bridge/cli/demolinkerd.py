@@ -14,7 +14,7 @@ from bridge.cli.show import chain_tree
 from bridge.client.linkerd import Certified, Wish, certify
 from bridge.errors import BackendRefusedError, LedgerError, MisissuedError
 from bridge.ledger.verify import read_journal
-from bridge.server.process import Process
+from bridge.process.composition import Process
 from bridge.system.clock import system_clock
 from bridge.x509.pem import parse_certificates
 

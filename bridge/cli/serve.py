@@ -7,7 +7,7 @@ import typer
 
 from bridge.cli.console import ConfigOption
 from bridge.errors import BridgeError, ConfigError
-from bridge.reload import Source
+from bridge.process.reload import Source
 from bridge.system.linux import poll_without_hops
 from bridge.system.logs import set_up
 
@@ -42,12 +42,12 @@ def _serve(source: Source, log_level: str) -> None:
     # Only what is needed: a parent of workers serves nothing itself, and the other
     # has to be ready soon.
     if source.config.workers:
-        from bridge.supervisor.run import supervise  # noqa: PLC0415 - see above
+        from bridge.process.parent import supervise  # noqa: PLC0415 - see above
 
         supervise(source, log_level=log_level.upper())
     else:
         poll_without_hops()
-        from bridge.server.alone import serve_alone  # noqa: PLC0415 - see above
+        from bridge.process.standalone import serve_alone  # noqa: PLC0415 - see above
 
         serve_alone(source)
 

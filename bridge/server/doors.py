@@ -7,11 +7,11 @@ from typing import Any
 from bridge.config import BridgeConfig, IstioConfig, LinkerdConfig
 from bridge.errors import ConfigError
 from bridge.metrics.instruments import Metrics
+from bridge.process.place import Place
 from bridge.server import istio, linkerd
 from bridge.server.front import Issuer, Terms
 from bridge.server.grpc_health import add_reflection
 from bridge.server.listener import Door
-from bridge.server.place import Place
 from bridge.server.serving_certificate import (
     FileSource,
     IssuedSource,

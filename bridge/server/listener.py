@@ -16,8 +16,8 @@ from bridge.admin.endpoints import split_address
 from bridge.config import BridgeConfig
 from bridge.errors import ConfigError
 from bridge.metrics.instruments import Metrics
+from bridge.process.place import Place
 from bridge.server.front import Front, Issuer, Lanes, Terms
-from bridge.server.place import Place
 from bridge.server.serving_certificate import IssueServing
 from bridge.server.transport.auxiliary_calls import SideCalls
 from bridge.server.transport.call_pool import CallPool, SteadyPool

@@ -9,11 +9,11 @@ from bridge.admin.endpoints import PARTS, Admin, Views
 from bridge.config import BridgeConfig
 from bridge.errors import ConfigError
 from bridge.metrics.instruments import Metrics
+from bridge.process.place import ALONE, Place
 from bridge.server.doors import IstioDoor, LinkerdDoor
 from bridge.server.front import Issuer
 from bridge.server.grpc_health import Health
 from bridge.server.listener import Door
-from bridge.server.place import ALONE, Place
 from bridge.server.serving_certificate import PART as SERVING
 from bridge.server.serving_certificate import IssueServing
 from bridge.server.transport.socket_drain import leave_to_others

@@ -149,7 +149,7 @@ def _cpu() -> dict[str, float]:
 
 @contextmanager
 def _issuance(config: BridgeConfig) -> Iterator[tuple[Issuance, Metrics]]:
-    # The composition root's (bridge/server/process.py), without what listens.
+    # The composition root's (bridge/process/composition.py), without what listens.
     clock = system_clock
     metrics = Metrics(__version__, clock)
     snapshot = Assembly(config=config, clock=clock, warn=lambda _text: None).snapshot()

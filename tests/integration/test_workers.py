@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from bridge.errors import BackendRefusedError
-from bridge.server.order import REFUSED, Order
+from bridge.process.role import REFUSED, Order
 from tests.support.supervised import Supervised, await_true, is_alive
 
 pytestmark = pytest.mark.xdist_group("workers")
@@ -140,7 +140,7 @@ def test_a_worker_that_cannot_write_its_reason_says_that_it_was_refused(
         cpu=min(os.sched_getaffinity(0)),
         folder=str(tmp_path / "gone"),
     )
-    command = [sys.executable, "-P", "-m", "bridge.server.worker"]
+    command = [sys.executable, "-P", "-m", "bridge.process.worker"]
     done = subprocess.run(
         command, input=order.line(), capture_output=True, check=False, timeout=60
     )

@@ -7,8 +7,8 @@ import signal
 import threading
 
 from bridge.errors import BridgeError, ConfigError
-from bridge.reload import ConfigFile, Reloads, Source
-from bridge.server.process import Process
+from bridge.process.composition import Process
+from bridge.process.reload import ConfigFile, Reloads, Source
 from bridge.system.linux import harden, take_turns
 
 _LOOK_SECONDS = 0.5

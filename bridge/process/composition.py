@@ -18,7 +18,7 @@ from bridge.ledger.ledger import Ledger
 from bridge.ledger.orphans import settle
 from bridge.metrics.instruments import Metrics
 from bridge.policy.buckets import SharedBuckets
-from bridge.server.place import ALONE, Place
+from bridge.process.place import ALONE, Place
 from bridge.server.server import Server
 from bridge.server.status import status_name
 from bridge.snapshot.builder import Assembly

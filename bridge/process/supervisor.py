@@ -13,9 +13,9 @@ from itertools import count, islice
 
 from bridge.config import BridgeConfig
 from bridge.errors import ConfigError
-from bridge.reload import Reloads, Source
-from bridge.server.order import Order
-from bridge.supervisor.slot import Slot, Spawn
+from bridge.process.reload import Reloads, Source
+from bridge.process.role import Order
+from bridge.process.slot import Slot, Spawn
 
 _READY_SECONDS = 30.0
 """The longest that the workers of a new configuration may take to get ready."""

@@ -4,7 +4,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from bridge.errors import ConfigError
-from bridge.reload import ConfigFile, Reloads, Source
+from bridge.process.reload import ConfigFile, Reloads, Source
 
 
 def looks(file: ConfigFile, number: int) -> list[bool]:

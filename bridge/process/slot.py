@@ -3,8 +3,8 @@
 import logging
 from collections.abc import Callable
 
-from bridge.server.order import REFUSED, Order
-from bridge.supervisor.child import Child, readiness
+from bridge.process.role import REFUSED, Order
+from bridge.process.worker_process import Child, readiness
 
 _FIRST_WAIT_SECONDS = 0.2
 _LONGEST_WAIT_SECONDS = 30.0

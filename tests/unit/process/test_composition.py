@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from bridge.server.place import Place
-from bridge.server.process import Process
+from bridge.process.composition import Process
+from bridge.process.place import Place
 from tests.support.world import World
 
 CEILING = {"rate": 1, "burst": 1}

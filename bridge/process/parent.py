@@ -14,11 +14,11 @@ from prometheus_client import CollectorRegistry, disable_created_metrics
 
 from bridge.admin.endpoints import Admin
 from bridge.errors import ConfigError
-from bridge.reload import ConfigFile, Reloads, Source
-from bridge.supervisor.child import WorkerProcess
-from bridge.supervisor.pages import Pages
-from bridge.supervisor.slot import Spawn
-from bridge.supervisor.supervisor import Supervisor, Surroundings
+from bridge.process.merged_views import Pages
+from bridge.process.reload import ConfigFile, Reloads, Source
+from bridge.process.slot import Spawn
+from bridge.process.supervisor import Supervisor, Surroundings
+from bridge.process.worker_process import WorkerProcess
 
 _BUSY_SECONDS = 0.03
 _IDLE_SECONDS = 0.5

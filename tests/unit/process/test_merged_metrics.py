@@ -5,7 +5,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from bridge.metrics.instruments import Metrics
-from bridge.supervisor.merge import Page, Totals, parse
+from bridge.process.merged_metrics import Page, Totals, parse
 
 
 class _Of(Collector):

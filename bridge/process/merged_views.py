@@ -14,11 +14,11 @@ from prometheus_client.metrics_core import (
 from prometheus_client.registry import Collector
 
 from bridge.admin.endpoints import PARTS, Views
-from bridge.reload import Reloads
-from bridge.supervisor.child import Child, readiness
-from bridge.supervisor.merge import Page, Totals, parse
-from bridge.supervisor.slot import Slot
-from bridge.supervisor.supervisor import Supervisor
+from bridge.process.merged_metrics import Page, Totals, parse
+from bridge.process.reload import Reloads
+from bridge.process.slot import Slot
+from bridge.process.supervisor import Supervisor
+from bridge.process.worker_process import Child, readiness
 
 _ASK_SECONDS = 1.0
 _ASKERS = 16

@@ -9,9 +9,9 @@ import subprocess
 import sys
 from typing import Any, Protocol
 
-from bridge.server.order import Order
+from bridge.process.role import Order
 
-_COMMAND = (sys.executable, "-P", "-m", "bridge.server.worker")
+_COMMAND = (sys.executable, "-P", "-m", "bridge.process.worker")
 
 
 class Child(Protocol):

@@ -1,4 +1,4 @@
-"""One worker: `python -m bridge.server.worker`, told by its parent what to serve.
+"""One worker: `python -m bridge.process.worker`, told by its parent what to serve.
 
 It pins itself to its core before anything is imported that starts threads, and goes
 when the parent goes: the end of its standard input is the parent's end.
@@ -12,7 +12,7 @@ import sys
 import threading
 from pathlib import Path
 
-from bridge.server.order import REFUSED, Order
+from bridge.process.role import REFUSED, Order
 from bridge.system.linux import harden, poll_without_hops, take_turns
 from bridge.system.logs import set_up
 
@@ -48,9 +48,9 @@ def _serve(
     from bridge.admin.endpoints import UNIX  # noqa: PLC0415
     from bridge.config import parse  # noqa: PLC0415 - see above
     from bridge.errors import BridgeError, ConfigError, PluginError  # noqa: PLC0415
-    from bridge.server.alone import await_signal, end_by_force  # noqa: PLC0415
-    from bridge.server.place import Place  # noqa: PLC0415
-    from bridge.server.process import Process  # noqa: PLC0415
+    from bridge.process.composition import Process  # noqa: PLC0415
+    from bridge.process.place import Place  # noqa: PLC0415
+    from bridge.process.standalone import await_signal, end_by_force  # noqa: PLC0415
 
     harden()
     take_turns()

@@ -8,10 +8,10 @@ from prometheus_client import CollectorRegistry
 
 from bridge.config import parse
 from bridge.errors import ConfigError
-from bridge.reload import Reloads, Source
-from bridge.server.order import REFUSED, Order
-from bridge.supervisor.slot import Slot
-from bridge.supervisor.supervisor import Supervisor, Surroundings
+from bridge.process.reload import Reloads, Source
+from bridge.process.role import REFUSED, Order
+from bridge.process.slot import Slot
+from bridge.process.supervisor import Supervisor, Surroundings
 
 CONFIG = """
 trust_domain: corp.example

@@ -1,0 +1,1 @@
+"""How the bridge runs: one process, or a parent and its workers."""

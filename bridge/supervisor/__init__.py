@@ -1,1 +1,0 @@
-"""The parent of the workers: starts, watches and replaces them; issues nothing."""
