@@ -11,11 +11,11 @@ from cryptography import x509
 from rich.markup import escape
 from rich.table import Table
 
+from bridge.checks.findings import Finding, fronts, given_pair
+from bridge.checks.ledger_storage import ledger_places
+from bridge.checks.rule_summary import terms
+from bridge.checks.startup import with_places, with_rest
 from bridge.cli.console import ConfigOption, OutputOption, print_table, warn
-from bridge.cli.findings import Finding, fronts, given_pair
-from bridge.cli.further import with_places, with_rest
-from bridge.cli.places import ledger_places
-from bridge.cli.terms import terms
 from bridge.config import BridgeConfig, read
 from bridge.dataplanes.exposure import exposure_of
 from bridge.errors import BridgeError, ConfigError, DeniedError, SubjectError

@@ -54,6 +54,6 @@ def _serve(source: Source, log_level: str) -> None:
 
 def _further() -> ModuleType:
     # It opens backends, and is of use after a failure only.
-    from bridge.cli import further  # noqa: PLC0415 - see above
+    from bridge.checks import startup  # noqa: PLC0415 - see above
 
-    return further
+    return startup

@@ -10,9 +10,9 @@ from cryptography import x509
 from typer.testing import CliRunner
 
 from bridge import demo
+from bridge.checks.findings import fronts
 from bridge.cli import app
 from bridge.cli.check import _linkerd_names, _once
-from bridge.cli.findings import fronts
 from bridge.policy.linkerd_names import LinkerdNames
 from bridge.policy.routes import Whom
 from bridge.spiffe import TrustDomain

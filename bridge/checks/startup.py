@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from bridge.cli.places import ledger_places
+from bridge.checks.ledger_storage import ledger_places
 from bridge.config import BridgeConfig, rest
 from bridge.config.error_recovery import STAND_IN
 from bridge.errors import BridgeError, ConfigError
