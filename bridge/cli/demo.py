@@ -16,10 +16,10 @@ from typing import Annotated, TypeVar
 import typer
 from cryptography import x509
 
-from bridge import demo as stage
+from bridge.cli import demo_scenario as stage
 from bridge.cli import demolinkerd
+from bridge.cli.chain_tree import chain_tree
 from bridge.cli.console import complain, results
-from bridge.cli.show import chain_tree
 from bridge.client.istio import Answer, Ask, ask
 from bridge.config import read
 from bridge.errors import BackendRefusedError, LedgerError, MisissuedError

@@ -8,9 +8,9 @@ from typing import TypeVar
 
 from cryptography import x509
 
-from bridge import demo as stage
+from bridge.cli import demo_scenario as stage
+from bridge.cli.chain_tree import chain_tree
 from bridge.cli.console import results
-from bridge.cli.show import chain_tree
 from bridge.client.linkerd import Certified, Wish, certify
 from bridge.errors import BackendRefusedError, LedgerError, MisissuedError
 from bridge.ledger.verify import read_journal

@@ -17,7 +17,7 @@ from rich.console import Console
 from bridge import config
 from bridge.cli import asked
 from bridge.cli.console import OUTPUT_HELP, OutputOption
-from bridge.cli.entries import (
+from bridge.cli.ledger_output import (
     ExportOutput,
     SearchOutput,
     public,

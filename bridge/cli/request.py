@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 import typer
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from bridge.cli.chain_tree import print_chain
 from bridge.cli.console import OutputOption
-from bridge.cli.show import print_chain
 from bridge.client.istio import Ask, ask
 from bridge.client.linkerd import Certified, Wish, certify, is_identity
 from bridge.config.types import is_address

@@ -17,6 +17,7 @@ from bridge.ledger.journal.ahead import Ahead, Record
 from bridge.ledger.ledger import Ledger
 from bridge.ledger.sink import HeadSink
 from bridge.ledger.verify import verify
+from tests.unit.cli.test_ledger import CONFIG
 from tests.unit.ledger.support import (
     SetClock,
     all_rows,
@@ -25,7 +26,6 @@ from tests.unit.ledger.support import (
     make_intent,
     within,
 )
-from tests.unit.ledger.test_cli import CONFIG
 
 COMMAND = re.escape("`meshca ledger attest -c FILE --writer w0 --reason TEXT`")
 

@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 import bridge.cli
 from bridge import __version__
 from bridge.cli import app, main
+from bridge.cli.chain_tree import print_chain
 from bridge.cli.console import complain, warn
-from bridge.cli.show import print_chain
 from bridge.client.istio import Answer, Ask, _advice
 from bridge.errors import ConfigError, DeniedError
 from bridge.system.files import write_new

@@ -5,7 +5,7 @@ from typing import Any
 
 import yaml
 
-from bridge import demo
+from bridge.cli import demo_scenario
 from bridge.system.clock import system_clock
 
 PATIENCE_SECONDS = 60
@@ -13,7 +13,7 @@ PATIENCE_SECONDS = 60
 
 def serve(folder: Path, **changed: Any) -> list[str]:
     """Change sections of a good configuration; return what `serve` says of it."""
-    path = demo.prepare(folder, system_clock).configuration
+    path = demo_scenario.prepare(folder, system_clock).configuration
     tree = yaml.safe_load(path.read_text())
     path.write_text(yaml.safe_dump(tree | changed))
     done = subprocess.run(

@@ -9,9 +9,8 @@ import yaml
 from cryptography import x509
 from typer.testing import CliRunner
 
-from bridge import demo
 from bridge.checks.findings import fronts
-from bridge.cli import app
+from bridge.cli import app, demo_scenario
 from bridge.cli.check import _linkerd_names, _once
 from bridge.policy.linkerd_names import LinkerdNames
 from bridge.policy.routes import Whom
@@ -24,7 +23,7 @@ Change = Callable[[dict[str, Any], Path], None]
 
 
 def written(folder: Path, change: Change | None = None) -> Path:
-    scenario = demo.prepare(folder, system_clock)
+    scenario = demo_scenario.prepare(folder, system_clock)
     tree = yaml.safe_load(scenario.configuration.read_text())
     if change is not None:
         change(tree, folder)
