@@ -13,7 +13,7 @@ import jwt
 import yaml
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from bridge.hierarchy.files import write
+from bridge.hierarchy.export import write
 from bridge.hierarchy.throwaway import Hierarchy, ThrowawaySpec, make
 from bridge.spiffe import TrustDomain
 from bridge.system.clock import Clock

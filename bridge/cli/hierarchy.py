@@ -9,7 +9,7 @@ from bridge.cli.console import complain, warn
 from bridge.dataplanes.exposure import exposure_of
 from bridge.dataplanes.linkerd import require_verifiable
 from bridge.errors import BridgeError
-from bridge.hierarchy.files import WARNING, Layout, write
+from bridge.hierarchy.export import WARNING, Layout, write
 from bridge.hierarchy.throwaway import (
     DataPlane,
     Hierarchy,

@@ -22,7 +22,7 @@ import yaml
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-from bridge.hierarchy.files import write
+from bridge.hierarchy.export import write
 from bridge.hierarchy.throwaway import DataPlane, KeyAlgorithm, ThrowawaySpec, make
 from bridge.spiffe import TrustDomain
 from tests.support import netports, processes

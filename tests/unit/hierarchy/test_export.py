@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bridge.errors import ConfigError
-from bridge.hierarchy.files import Layout, write
+from bridge.hierarchy.export import Layout, write
 from bridge.hierarchy.throwaway import Hierarchy, ThrowawaySpec, make
 from bridge.spi import PluginContext
 from bridge.spiffe import TrustDomain
