@@ -26,7 +26,7 @@ class Cluster:
     trust_domain: TrustDomain
     namespaces: frozenset[str] | None
     """`None` is all."""
-    service_account_token: TokensConfig
+    tokens: TokensConfig
     keyring: Keyring
 
     def allows(self, namespace: str) -> bool:

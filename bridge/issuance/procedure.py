@@ -1,7 +1,8 @@
 """The one path from a CSR to a chain, in numbered steps.
 
 Every front and every backend meet here. The steps are those of the design; the fronts
-only translate (1), `bridge.issuance.meshes` has what differs between them in 2 to 5, and
+only translate (1), `bridge.issuance.meshes` has what differs between them in
+2 to 5, and
 `bridge.issuance.signing` does 6 to 9 for one attempt.
 """
 

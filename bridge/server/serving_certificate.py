@@ -1,6 +1,6 @@
 """The listener's certificate: where it comes from, and how it is replaced in service.
 
-A renewal needs no restart and cuts no connection, see `bridge.server.tls_credentials`. One that
+A renewal needs no restart and cuts no connection, see `tls_credentials`. One that
 fails leaves the old certificate in service: the listener outlives the loss of any
 backend.
 """

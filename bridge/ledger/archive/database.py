@@ -37,7 +37,7 @@ class Database:
 
     @classmethod
     def open(cls, url: str, resolve: Callable[[Path], Path], *, make: bool) -> Self:
-        """Open the database at `url`. See `bridge.ledger.archive.archive.Archive.open`."""
+        """Open the database at `url`. See `Archive.open`."""
         engine, path = _engine(url, resolve, make=make)
         database = cls(engine, path)
         try:

@@ -1,4 +1,4 @@
-"""Feeds the archive of one writer: `python -m bridge.ledger.archive.feedmain`, told by it.
+"""Feeds the archive of one writer: `python -m bridge.ledger.archive.feedmain`.
 
 It works in Linux's idle class, which the kernel pushes off the core the moment that a
 thread wakes up to sign, and leaves that class where it is late. It goes when the

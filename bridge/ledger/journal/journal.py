@@ -1,8 +1,7 @@
 """The part of the ledger that a signature waits for: an append-only, chained file.
 
-One writer, one folder, one open segment. Who writes when is `bridge.ledger.journal.group_commit`'s,
-and how `bridge.ledger.journal.segment_writer`'s; what a start finds in the folder is
-`bridge.ledger.journal.recovery`'s.
+One writer, one folder, one open segment. `group_commit` decides when rows are written,
+`segment_writer` writes them, and `recovery` reads what a start finds in the folder.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Runs the migrations on the connection that `bridge.ledger.archive.archive` hands over."""
+"""Runs the migrations on the connection that the archive hands over."""
 
 from alembic import context
 

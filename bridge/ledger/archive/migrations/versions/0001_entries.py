@@ -1,6 +1,6 @@
 """The rows of the journals and how far each was read.
 
-Written out rather than taken from `bridge.ledger.archive.schema`: a migration makes what was
+Written out, not taken from `archive.schema`: a migration makes what was
 right on its day, also when the schema has moved on.
 """
 
