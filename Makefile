@@ -18,7 +18,7 @@ demo: $(VENV)/.runtime ## A mesh CA under an offline root, at work, in seconds (
 	@$(BIN)/meshca demo
 
 test: $(VENV)/.development ## Everything that must hold, on real parts
-	@$(BIN)/python -m tests.support.parts
+	@$(BIN)/python -m tests.support.parts.install
 	@$(BIN)/python -m pytest -n auto --dist loadgroup $(PYTEST_ARGS)
 
 lint: $(VENV)/.development ## The static checks

@@ -25,10 +25,10 @@ from tests.bench.load import (
     require_on_record,
 )
 from tests.bench.peers import BUSY_PERCENT, say, surroundings, verdict
-from tests.support import gobuild
-from tests.support.harness import Bridge
-from tests.support.linkerd import AUDIENCE
-from tests.support.tokens import TokenIssuer
+from tests.support.clients.linkerd_go import AUDIENCE
+from tests.support.harness.real_process import Bridge
+from tests.support.parts import gobuild
+from tests.support.parts.tokens import TokenIssuer
 
 _ROOT = Path(__file__).resolve().parents[2]
 _FLOOR = 1.0

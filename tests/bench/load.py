@@ -16,8 +16,8 @@ from hashlib import sha256
 from pathlib import Path
 
 from bridge.hierarchy.throwaway import KeyAlgorithm
-from tests.support import gobuild, netports
-from tests.support.harness import PEER_SERVER_NAME, Bridge
+from tests.support.harness.real_process import PEER_SERVER_NAME, Bridge
+from tests.support.parts import gobuild, netports
 
 SERVER_CORE, CLIENT_CORE = "0", "1"
 CONNECTIONS, IN_FLIGHT = 8, 32

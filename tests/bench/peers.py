@@ -30,9 +30,9 @@ from tests.bench.load import (
     measure_bridge,
     measure_peer,
 )
-from tests.support import gobuild
-from tests.support.harness import Bridge
-from tests.support.tokens import TokenIssuer
+from tests.support.harness.real_process import Bridge
+from tests.support.parts import gobuild
+from tests.support.parts.tokens import TokenIssuer
 
 _ROOT = Path(__file__).resolve().parents[2]
 _FLOORS: dict[KeyAlgorithm, float] = {"rsa2048": 1.0, "p256": 0.25}

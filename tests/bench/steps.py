@@ -41,10 +41,10 @@ from bridge.server.istio import METHOD
 from bridge.server.status import status_name
 from bridge.snapshot.builder import Assembly
 from bridge.system.clock import system_clock
-from tests.support import gobuild
-from tests.support.harness import SERVER_NAME, Bridge
-from tests.support.linkerd import AUDIENCE, name_of
-from tests.support.tokens import TokenIssuer
+from tests.support.clients.linkerd_go import AUDIENCE, name_of
+from tests.support.harness.real_process import SERVER_NAME, Bridge
+from tests.support.parts import gobuild
+from tests.support.parts.tokens import TokenIssuer
 
 _CASES: tuple[tuple[str, KeyAlgorithm], ...] = (
     ("istio", "p256"),

@@ -8,7 +8,7 @@ import pytest
 from bridge.spi import IssuingCA, PluginContext
 from bridge.testing import IssuingCAConformance
 from bridge_file import FileCA
-from tests.support.pki import Authority, bundle, new_chain, write_private
+from tests.support.parts.pki import Authority, bundle, new_chain, write_private
 
 Options = tuple[Mapping[str, object], Path | None]
 

@@ -21,7 +21,7 @@ from bridge.errors import AuthenticationError
 from bridge.identity.caller import Caller, TokenCredential
 from bridge.identity.clusters import ClusterRegistry
 from tests.fuzz.engine import main
-from tests.support.tokens import TokenIssuer
+from tests.support.parts.tokens import TokenIssuer
 
 NOW = datetime(2026, 6, 1, 12, 0, tzinfo=UTC)
 _BY_CHANCE = 40

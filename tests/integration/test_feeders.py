@@ -4,7 +4,7 @@ import os
 import signal
 from pathlib import Path
 
-from tests.support.supervised import Supervised, await_true, is_alive
+from tests.support.harness.workers import Supervised, await_true, is_alive
 
 
 def feeders(bridge: Supervised, count: int = 1) -> list[int]:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.holders import Holders
-from tests.support.kills import ALL, PARENT, WORKER, Kills
-from tests.support.supervised import Supervised
+from tests.support.clients.holders import Holders
+from tests.support.harness.kills import ALL, PARENT, WORKER, Kills
+from tests.support.harness.workers import Supervised
 
 _MAY_SEE = {"OK", "UNAVAILABLE", "RESOURCE_EXHAUSTED"}
 """All of them are what Istio's client asks again after."""

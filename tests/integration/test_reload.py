@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from bridge.errors import BackendRefusedError
-from tests.support import netports
-from tests.support.harness import SERVER_NAME
-from tests.support.pki import new_root
-from tests.support.supervised import Supervised, await_true
+from tests.support.harness.real_process import SERVER_NAME
+from tests.support.harness.workers import Supervised, await_true
+from tests.support.parts import netports
+from tests.support.parts.pki import new_root
 
 pytestmark = pytest.mark.xdist_group("reload")
 

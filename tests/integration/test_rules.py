@@ -17,12 +17,12 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from bridge.errors import BackendRefusedError
-from tests.support import certify
-from tests.support.certify import SUFFIX, Certify
-from tests.support.harness import MESHCA, Bridge
-from tests.support.pki import Authority, bundle, key_pem, write_private
-from tests.support.supervised import Supervised
-from tests.support.wire import MAIN, Wire, bearer, token
+from tests.support.clients import linkerd_raw
+from tests.support.clients.istio_raw import MAIN, Wire, bearer, token
+from tests.support.clients.linkerd_raw import SUFFIX, Certify
+from tests.support.harness.real_process import MESHCA, Bridge
+from tests.support.harness.workers import Supervised
+from tests.support.parts.pki import Authority, bundle, key_pem, write_private
 
 pytestmark = pytest.mark.xdist_group("rules")
 
@@ -108,8 +108,8 @@ def by_linkerd(client: Certify, namespace: str, account: str) -> Any:
     identity = f"{account}.{namespace}{SUFFIX}"
     return client.ask(
         identity=identity,
-        credential=certify.token(namespace, account),
-        csr=certify.new_csr(identity),
+        credential=linkerd_raw.token(namespace, account),
+        csr=linkerd_raw.new_csr(identity),
     )
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from bridge.errors import BackendRefusedError
 from bridge.process.role import REFUSED, Order
-from tests.support.supervised import Supervised, await_true, is_alive
+from tests.support.harness.workers import Supervised, await_true, is_alive
 
 pytestmark = pytest.mark.xdist_group("workers")
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.harness import Bridge
+from tests.support.harness.real_process import Bridge
 
 
 @pytest.fixture(scope="module")

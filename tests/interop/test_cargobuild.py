@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import cargobuild, parts
-from tests.support.gobuild import BuildError
+from tests.support.parts import cargobuild, install
+from tests.support.parts.gobuild import BuildError
 
 pytestmark = pytest.mark.interop
 
@@ -68,4 +68,4 @@ def test_the_reason_is_told_where_there_is_no_cargo(
     crate: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(crate))
-    assert "rtls alone stands for rustls" in parts.crates()
+    assert "rtls alone stands for rustls" in install.crates()

@@ -11,9 +11,9 @@ import pytest
 from cryptography import x509
 
 from bridge.hierarchy.throwaway import KeyAlgorithm
-from tests.support.harness import SERVER_NAME, Bridge
-from tests.support.istio import Answer, ask
-from tests.support.pki import (
+from tests.support.clients.istio_go import Answer, ask
+from tests.support.harness.real_process import SERVER_NAME, Bridge
+from tests.support.parts.pki import (
     Authority,
     bundle,
     key_pem,

@@ -7,11 +7,11 @@ import pytest
 from cryptography import x509
 
 from bridge.hierarchy.throwaway import KeyAlgorithm
-from tests.support import envoy
-from tests.support.envoy import Identity
-from tests.support.harness import SERVER_NAME, Bridge
-from tests.support.istio import ask
-from tests.support.pki import (
+from tests.support.clients.istio_go import ask
+from tests.support.harness.real_process import SERVER_NAME, Bridge
+from tests.support.parts import envoy
+from tests.support.parts.envoy import Identity
+from tests.support.parts.pki import (
     Authority,
     bundle,
     key_pem,

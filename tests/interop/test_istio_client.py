@@ -22,8 +22,8 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID
 
-from tests.support.harness import SERVER_NAME, Bridge
-from tests.support.istio import Answer, ask
+from tests.support.clients.istio_go import Answer, ask
+from tests.support.harness.real_process import SERVER_NAME, Bridge
 
 pytestmark = [pytest.mark.interop, pytest.mark.xdist_group("interop-istio-client")]
 

@@ -12,9 +12,9 @@ from cryptography import x509
 
 from bridge.hierarchy.throwaway import DataPlane, KeyAlgorithm, ThrowawaySpec, make
 from bridge.spiffe import TrustDomain
-from tests.support.harness import Bridge
-from tests.support.linkerd import Answer, ask_bridge, name_of
-from tests.support.pki import (
+from tests.support.clients.linkerd_go import Answer, ask_bridge, name_of
+from tests.support.harness.real_process import Bridge
+from tests.support.parts.pki import (
     Authority,
     bundle,
     key_pem,
@@ -22,7 +22,7 @@ from tests.support.pki import (
     new_root,
     write_private,
 )
-from tests.support.proxies import Proxy, verifiers
+from tests.support.parts.proxies import Proxy, verifiers
 
 pytestmark = [pytest.mark.interop, pytest.mark.xdist_group("interop-linkerd")]
 

@@ -18,10 +18,10 @@ from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from bridge.x509.der import SEQUENCE, content, elements, splice, tlv
-from tests.support.linkerd import framed, name_of
-from tests.support.pki import bundle, key_pem, new_key, shared_key
-from tests.support.proxies import Proxy, verifiers
-from tests.support.proxychains import (
+from tests.support.clients.linkerd_go import framed, name_of
+from tests.support.parts.pki import bundle, key_pem, new_key, shared_key
+from tests.support.parts.proxies import Proxy, verifiers
+from tests.support.parts.proxychains import (
     BOTH_USAGES,
     DAY,
     Chain,

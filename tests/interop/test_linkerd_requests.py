@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from cryptography import x509
 
-from tests.support import linkerd
-from tests.support.harness import Bridge
-from tests.support.linkerd import AUDIENCE, Answer, ask_bridge, name_of
-from tests.support.proxies import Proxy, verifiers
-from tests.support.tokens import TokenIssuer
+from tests.support.clients import linkerd_go
+from tests.support.clients.linkerd_go import AUDIENCE, Answer, ask_bridge, name_of
+from tests.support.harness.real_process import Bridge
+from tests.support.parts.proxies import Proxy, verifiers
+from tests.support.parts.tokens import TokenIssuer
 
 pytestmark = [pytest.mark.interop, pytest.mark.xdist_group("interop-linkerd-requests")]
 
@@ -124,7 +124,7 @@ def test_token_of_somebody_else_gets_nothing(
     bridge: Bridge, tmp_path: Path, token: Any, code: str, message: str
 ) -> None:
     made = token(bridge)
-    answer = linkerd.ask(bridge.linkerd_address, _WEB, made, tmp_path)
+    answer = linkerd_go.ask(bridge.linkerd_address, _WEB, made, tmp_path)
     assert (answer.code, answer.error) == (code, message)
     assert answer.leaf == b""
 
@@ -137,7 +137,7 @@ def test_each_of_1000_proxies_gets_its_certificate_at_the_first_try(
     with Bridge(
         tmp_path / "served", issuers=[issuer], fronts=["linkerd", "istio"]
     ) as bridge:
-        answers = linkerd.ask_together(
+        answers = linkerd_go.ask_together(
             bridge.linkerd_address, callers, tmp_path, clients=_PROXIES, within=0.9
         )
         bridge.await_rows(_PROXIES, kind="issued", purpose="workload")

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from bridge.hierarchy.throwaway import KeyAlgorithm
-from tests.support.harness import SERVER_NAME, Bridge
-from tests.support.istio import ask
+from tests.support.clients.istio_go import ask
+from tests.support.harness.real_process import SERVER_NAME, Bridge
 
 pytestmark = [pytest.mark.interop, pytest.mark.xdist_group("interop-serve")]
 

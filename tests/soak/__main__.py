@@ -19,8 +19,8 @@ from tests.bench.load import CLIENT_CORE, BenchError, build
 from tests.soak import kills, latency, memory, overload, report, storm, workers
 from tests.soak.ground import Ground, Sizes, say
 from tests.soak.result import Result
-from tests.support import gobuild
-from tests.support.istio import program
+from tests.support.clients.istio_go import program
+from tests.support.parts import gobuild
 
 _PARTS: dict[str, Callable[[Ground], Result]] = {
     "kills": kills.run,

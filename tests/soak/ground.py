@@ -15,9 +15,9 @@ from typing import Any, Protocol
 
 from bridge.hierarchy.throwaway import KeyAlgorithm
 from tests.bench.load import CLIENT_CORE, SERVER_CORE, BenchError, Programs
-from tests.support.harness import PEER_SERVER_NAME
-from tests.support.supervised import Supervised
-from tests.support.tokens import TokenIssuer
+from tests.support.harness.real_process import PEER_SERVER_NAME
+from tests.support.harness.workers import Supervised
+from tests.support.parts.tokens import TokenIssuer
 
 TRUST_DOMAIN = "cluster.local"
 _MOST_ERRORS = 0.01

@@ -7,9 +7,9 @@ from collections import Counter
 
 from tests.soak.ground import Ground, say
 from tests.soak.result import Fault, Result, counted
-from tests.support.holders import Holders
-from tests.support.kills import ALL, PARENT, WORKER, Kill, Kills
-from tests.support.supervised import Supervised
+from tests.support.clients.holders import Holders
+from tests.support.harness.kills import ALL, PARENT, WORKER, Kill, Kills
+from tests.support.harness.workers import Supervised
 
 _OF_A_ROUND = 50
 """Kills of one bridge: then another one, since each kill reads a whole ledger."""

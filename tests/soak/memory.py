@@ -4,7 +4,7 @@ import time
 
 from tests.soak.ground import Ground, Load, Look, say
 from tests.soak.result import Result
-from tests.support.supervised import Supervised
+from tests.support.harness.workers import Supervised
 
 _WARM = 0.1
 """Of all issuances: from then on nothing may grow."""

@@ -9,7 +9,7 @@ from typing import Any
 from tests.soak.ground import Ground, say
 from tests.soak.prober import Prober
 from tests.soak.result import Fault, Result, counted
-from tests.support.supervised import Supervised
+from tests.support.harness.workers import Supervised
 
 _FLOORS = {1.5: 0.8, 3.0: 0.6}
 """The least part of the highest rate that is answered, by the load in highest rates."""

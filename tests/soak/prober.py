@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Self
 
 from bridge._proto.istio_ca_pb2 import IstioCertificateRequest
-from tests.support.asking import asking, new_csr
-from tests.support.supervised import Supervised
+from tests.support.clients.asking import asking, new_csr
+from tests.support.harness.workers import Supervised
 
 _PERIOD_SECONDS = 0.1
 _PATIENCE_SECONDS = 5.0

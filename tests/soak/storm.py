@@ -14,8 +14,8 @@ from typing import Any
 from tests.bench.load import CLIENT_CORE, BenchError
 from tests.soak.ground import TRUST_DOMAIN, Ground, Look, say
 from tests.soak.result import Fault, Result, counted
-from tests.support.harness import PEER_SERVER_NAME
-from tests.support.supervised import Supervised
+from tests.support.harness.real_process import PEER_SERVER_NAME
+from tests.support.harness.workers import Supervised
 
 _STORMS = 4
 _GROWTH = 0.05

@@ -10,8 +10,8 @@ from bridge.ledger.compare import compare
 from tests.bench.load import SERVER_CORE
 from tests.soak.ground import Ground, Look, say
 from tests.soak.result import Fault, Result
-from tests.support.kills import Intents
-from tests.support.supervised import Supervised, await_true
+from tests.support.harness.kills import Intents
+from tests.support.harness.workers import Supervised, await_true
 
 _CLIENTS = 2
 """Of each worker, on the core of that worker: one and two differ in nothing else."""

@@ -22,8 +22,8 @@ from bridge.spi import (
     Watcher,
 )
 from bridge_file import FileCA
-from tests.support.fake_ca import LyingCA, sign
-from tests.support.pki import KEY_KINDS, NOW, Authority, Key, new_chain, new_key
+from tests.support.harness.fake_ca import LyingCA, sign
+from tests.support.parts.pki import KEY_KINDS, NOW, Authority, Key, new_chain, new_key
 
 KEY = new_key().public_key()
 REQUEST = LeafRequest(

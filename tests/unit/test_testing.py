@@ -25,7 +25,7 @@ from bridge.spi import (
     SignatureAlgorithm,
 )
 from bridge.testing import IssuingCAConformance
-from tests.support.pki import Authority, new_chain, new_key
+from tests.support.parts.pki import Authority, new_chain, new_key
 
 TIMEOUTS = {"test_signs_nothing_without_time": {"timeout": 0.0}}
 FAILURES = (AssertionError, ValueError, BackendUnavailableError, pytest.fail.Exception)

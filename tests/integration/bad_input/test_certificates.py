@@ -9,9 +9,16 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from cryptography import x509
 
-from tests.support.harness import Bridge
-from tests.support.pki import Authority, Key, bundle, key_pem, new_chain, new_key
-from tests.support.wire import Answer, Wire, bearer, mtls_channel, request, token
+from tests.support.clients.istio_raw import (
+    Answer,
+    Wire,
+    bearer,
+    mtls_channel,
+    request,
+    token,
+)
+from tests.support.harness.real_process import Bridge
+from tests.support.parts.pki import Authority, Key, bundle, key_pem, new_chain, new_key
 
 pytestmark = pytest.mark.xdist_group("bad-input-certificates")
 

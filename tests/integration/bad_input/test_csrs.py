@@ -13,8 +13,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from bridge.x509.pem import parse_one
-from tests.support.wire import Wire, bearer, request, token
-from tests.support.world import csr as new_csr
+from tests.support.clients.istio_raw import Wire, bearer, request, token
+from tests.support.harness.core import csr as new_csr
 
 pytestmark = pytest.mark.xdist_group("bad-input-csrs")
 

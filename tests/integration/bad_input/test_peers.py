@@ -16,9 +16,9 @@ from typing import Self
 import pytest
 
 from bridge.server.istio import METHOD
-from tests.support import http2
-from tests.support.harness import Bridge
-from tests.support.wire import Wire, bearer, channel, request, token
+from tests.support.clients import http2
+from tests.support.clients.istio_raw import Wire, bearer, channel, request, token
+from tests.support.harness.real_process import Bridge
 
 pytestmark = pytest.mark.xdist_group("bad-input-peers")
 

@@ -10,8 +10,7 @@ import pytest
 from google.protobuf.struct_pb2 import Struct, Value
 
 from bridge._proto.istio_ca_pb2 import IstioCertificateRequest
-from tests.support.tokens import TokenIssuer
-from tests.support.wire import (
+from tests.support.clients.istio_raw import (
     DEVELOPMENT,
     FOREIGN,
     MAIN,
@@ -23,7 +22,8 @@ from tests.support.wire import (
     request,
     token,
 )
-from tests.support.world import csr as new_csr
+from tests.support.harness.core import csr as new_csr
+from tests.support.parts.tokens import TokenIssuer
 
 pytestmark = pytest.mark.xdist_group("bad-input-requests")
 

@@ -10,8 +10,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from tests.support.tokens import ISSUER, OMIT, TokenIssuer, base64url
-from tests.support.wire import (
+from tests.support.clients.istio_raw import (
     DEVELOPMENT,
     MAIN,
     MAIN_ECDSA,
@@ -20,6 +19,7 @@ from tests.support.wire import (
     bearer,
     token,
 )
+from tests.support.parts.tokens import ISSUER, OMIT, TokenIssuer, base64url
 
 pytestmark = pytest.mark.xdist_group("bad-input-tokens")
 

@@ -7,8 +7,8 @@ from bridge.client.istio import Ask, ask
 from bridge.errors import BackendRefusedError, LedgerError
 from bridge.ledger.archive.archive import Archive
 from bridge.ledger.compare import Comparison, compare
-from tests.support.harness import SERVER_NAME, Bridge
-from tests.support.supervised import await_true
+from tests.support.harness.real_process import SERVER_NAME, Bridge
+from tests.support.harness.workers import await_true
 
 
 def status(bridge: Bridge, *, token: str | None = None, ttl_seconds: int = 3600) -> str:

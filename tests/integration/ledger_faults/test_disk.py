@@ -14,9 +14,9 @@ from tests.integration.ledger_faults.support import (
     status,
     workload_rows,
 )
-from tests.support.harness import Bridge
-from tests.support.small_disk import FileLimit, SmallDisk, Tmpfs, mounted
-from tests.support.supervised import await_true
+from tests.support.harness.real_process import Bridge
+from tests.support.harness.workers import await_true
+from tests.support.parts.disks import FileLimit, SmallDisk, Tmpfs, mounted
 
 _FIRST, _REFUSED, _LAST = 3, 10, 4
 

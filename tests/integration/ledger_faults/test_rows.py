@@ -11,8 +11,8 @@ from tests.integration.ledger_faults.support import (
     status,
     workload_rows,
 )
-from tests.support.harness import SERVER_NAME, Bridge
-from tests.support.supervised import await_true
+from tests.support.harness.real_process import SERVER_NAME, Bridge
+from tests.support.harness.workers import await_true
 
 _NONSENSE = "nonsense"
 

@@ -16,8 +16,8 @@ from tests.integration.ledger_faults.support import (
     status,
     workload_rows,
 )
-from tests.support.harness import Bridge
-from tests.support.supervised import await_true
+from tests.support.harness.real_process import Bridge
+from tests.support.harness.workers import await_true
 
 _LAG = {"ledger": {"max_lag": {"entries": 8}}}
 

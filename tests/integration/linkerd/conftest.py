@@ -4,10 +4,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.certify import Certify
-from tests.support.harness import Bridge
-from tests.support.unharmed import unharmed
-from tests.support.wire import MAIN, MAIN_ECDSA, OVERRIDES, Wire
+from tests.support.clients.istio_raw import MAIN, MAIN_ECDSA, OVERRIDES, Wire
+from tests.support.clients.linkerd_raw import Certify
+from tests.support.harness.real_process import Bridge
+from tests.support.harness.unharmed import unharmed
 
 
 @pytest.fixture(scope="module")

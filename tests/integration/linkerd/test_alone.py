@@ -20,11 +20,11 @@ from bridge.hierarchy.export import write
 from bridge.hierarchy.throwaway import DataPlane, ThrowawaySpec, make
 from bridge.server.linkerd import METHOD, SERVICE
 from bridge.spiffe import TrustDomain
-from tests.support.certify import SUFFIX, Certify, channel, new_csr, token
-from tests.support.harness import MESHCA, Bridge
-from tests.support.pki import bundle, new_root
-from tests.support.supervised import await_true
-from tests.support.wire import MAIN, MAIN_ECDSA, MOST_WAIT_SECONDS
+from tests.support.clients.istio_raw import MAIN, MAIN_ECDSA, MOST_WAIT_SECONDS
+from tests.support.clients.linkerd_raw import SUFFIX, Certify, channel, new_csr, token
+from tests.support.harness.real_process import MESHCA, Bridge
+from tests.support.harness.workers import await_true
+from tests.support.parts.pki import bundle, new_root
 from tests.vectors.generate_linkerd import IDENTITY
 
 PROXIES = 1000

@@ -8,8 +8,8 @@ from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from bridge.server import istio, linkerd
-from tests.support import wire
-from tests.support.certify import (
+from tests.support.clients import istio_raw
+from tests.support.clients.linkerd_raw import (
     AUDIENCE,
     SUFFIX,
     Certify,
@@ -17,7 +17,7 @@ from tests.support.certify import (
     token,
     vector,
 )
-from tests.support.harness import Bridge
+from tests.support.harness.real_process import Bridge
 from tests.vectors.generate_linkerd import IDENTITY, issued
 
 pytestmark = pytest.mark.xdist_group("linkerd-certificates")
@@ -116,13 +116,13 @@ def test_the_record_names_caller_cluster_and_names(
 def test_a_token_of_one_mesh_is_none_for_the_other(
     bridge: Bridge, certify: Certify
 ) -> None:
-    with wire.Wire(bridge) as tls:
-        foreign = tls.ask(wire.bearer(token()))
+    with istio_raw.Wire(bridge) as tls:
+        foreign = tls.ask(istio_raw.bearer(token()))
         assert foreign.code == "UNAUTHENTICATED"
         assert foreign.text == "token.audience: the token is for another audience"
         row = tls.new_outcome()
         assert (row["front"], row["rule"]) == ("istio", "token.audience")
-    answer = certify.ask(credential=wire.token())
+    answer = certify.ask(credential=istio_raw.token())
     assert answer.text == "authentication token could not be authenticated"
     row = certify.new_outcome()
     assert (row["front"], row["rule"]) == ("linkerd", "token.audience")
@@ -132,8 +132,8 @@ def test_a_token_for_both_meshes_is_good_for_both(
     bridge: Bridge, certify: Certify
 ) -> None:
     both = token(audiences=["istio-ca", AUDIENCE])
-    with wire.Wire(bridge) as tls:
-        assert tls.ask(wire.bearer(both)).code == "OK"
+    with istio_raw.Wire(bridge) as tls:
+        assert tls.ask(istio_raw.bearer(both)).code == "OK"
     assert certify.ask(credential=both).names == [x509.DNSName(IDENTITY)]
 
 
@@ -176,12 +176,12 @@ def test_there_is_no_other_method(certify: Certify, method: str) -> None:
 
 
 def test_istios_api_is_not_served_in_the_clear(certify: Certify) -> None:
-    answer = certify.send(wire.request(), method=istio.METHOD)
+    answer = certify.send(istio_raw.request(), method=istio.METHOD)
     assert answer.code == "UNIMPLEMENTED"
 
 
 def test_linkerds_api_is_not_served_on_istios_port(bridge: Bridge) -> None:
-    with wire.Wire(bridge) as tls:
+    with istio_raw.Wire(bridge) as tls:
         assert tls.send(b"", method=linkerd.METHOD).code == "UNIMPLEMENTED"
 
 
@@ -189,6 +189,6 @@ def test_both_meshes_stand_under_one_issuing_ca(
     bridge: Bridge, certify: Certify
 ) -> None:
     (issuing, *_) = certify.ask().chain
-    with wire.Wire(bridge) as tls:
+    with istio_raw.Wire(bridge) as tls:
         found = x509.load_pem_x509_certificate(tls.ask().chain[1].encode())
     assert found == issuing

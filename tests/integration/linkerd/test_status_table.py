@@ -7,9 +7,16 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.support.certify import SUFFIX, Answer, Certify, new_csr, token, vector
-from tests.support.tokens import TokenIssuer
-from tests.support.wire import DEVELOPMENT
+from tests.support.clients.istio_raw import DEVELOPMENT
+from tests.support.clients.linkerd_raw import (
+    SUFFIX,
+    Answer,
+    Certify,
+    new_csr,
+    token,
+    vector,
+)
+from tests.support.parts.tokens import TokenIssuer
 from tests.vectors.generate_linkerd import IDENTITY, OTHER, TOO_LONG, build
 
 pytestmark = pytest.mark.xdist_group("linkerd-status-table")

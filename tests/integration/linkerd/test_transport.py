@@ -6,10 +6,10 @@ import struct
 import pytest
 
 from bridge.server.linkerd import METHOD
-from tests.support import http2
-from tests.support.certify import Certify
-from tests.support.harness import Bridge
-from tests.support.supervised import await_true
+from tests.support.clients import http2
+from tests.support.clients.linkerd_raw import Certify
+from tests.support.harness.real_process import Bridge
+from tests.support.harness.workers import await_true
 
 pytestmark = pytest.mark.xdist_group("linkerd-transport")
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import gobuild
+from tests.support.parts import gobuild
 
 pytestmark = pytest.mark.interop
 

@@ -18,8 +18,8 @@ from bridge.errors import ConfigError
 from bridge.x509.path import validate_chain
 from tests.interop.constraints.cases import CASES, Case
 from tests.interop.constraints.chains import build, key, ours
-from tests.support.pki import Authority, new_key, new_root
-from tests.support.rustls import verdict
+from tests.support.parts.pki import Authority, new_key, new_root
+from tests.support.parts.rustls import verdict
 
 pytestmark = [pytest.mark.interop, pytest.mark.xdist_group("constraints")]
 

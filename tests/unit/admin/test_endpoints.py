@@ -8,7 +8,7 @@ import pytest
 
 from bridge.admin.endpoints import PARTS, Admin, Views, readiness, split_address
 from bridge.errors import ConfigError
-from tests.support.serving import WAIT_SECONDS, Served
+from tests.support.harness.in_process_server import WAIT_SECONDS, Served
 
 
 @pytest.fixture

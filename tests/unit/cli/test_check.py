@@ -16,8 +16,8 @@ from bridge.policy.linkerd_names import LinkerdNames
 from bridge.policy.routes import Whom
 from bridge.spiffe import TrustDomain
 from bridge.system.clock import system_clock
-from tests.support.serving import ListenerCA
-from tests.support.world import World
+from tests.support.harness.core import World
+from tests.support.harness.in_process_server import ListenerCA
 
 Change = Callable[[dict[str, Any], Path], None]
 

@@ -21,7 +21,7 @@ from bridge.cli.console import complain, warn
 from bridge.client.istio import Answer, Ask, _advice
 from bridge.errors import ConfigError, DeniedError
 from bridge.system.files import write_new
-from tests.support.pki import NOW, bundle, new_chain, new_root
+from tests.support.parts.pki import NOW, bundle, new_chain, new_root
 
 MESHCA = Path(sys.executable).parent / "meshca"
 ROOTS = bundle(new_root().certificate)

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from bridge.cli import app
 from bridge.client.linkerd import Certified, Wish
 from bridge.x509.path import validate_chain
-from tests.support.pki import NOW, bundle, new_chain
+from tests.support.parts.pki import NOW, bundle, new_chain
 from tests.vectors.generate_linkerd import IDENTITY
 
 CHAIN = new_chain()

@@ -13,8 +13,8 @@ from bridge._proto.linkerd_identity_pb2 import CertifyRequest, CertifyResponse
 from bridge.client.linkerd import Wish, _accepted, certify, is_identity, proxy_csr
 from bridge.errors import BackendRefusedError, MisissuedError
 from bridge.policy.linkerd_names import read_csr, require_csr_names
-from tests.support import netports
-from tests.support.pki import NOW, Authority, new_chain, new_key
+from tests.support.parts import netports
+from tests.support.parts.pki import NOW, Authority, new_chain, new_key
 from tests.vectors.generate_linkerd import IDENTITY, OTHER
 
 KEY = ec.generate_private_key(ec.SECP256R1())

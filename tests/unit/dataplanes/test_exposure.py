@@ -6,7 +6,7 @@ from cryptography import x509
 from bridge.dataplanes.exposure import exposure_of
 from bridge.errors import ConfigError
 from bridge.hierarchy.throwaway import DataPlane
-from tests.support.pki import new_root
+from tests.support.parts.pki import new_root
 
 DNS = x509.DNSName
 URI = x509.UniformResourceIdentifier

@@ -15,7 +15,7 @@ from cryptography.x509.oid import NameOID, ObjectIdentifier
 from bridge.dataplanes.linkerd import linkerd_problems, require_verifiable
 from bridge.errors import ConfigError
 from bridge.x509.der import content, elements, splice, tlv
-from tests.support.pki import NOW, Authority, new_key, new_root, shared_key
+from tests.support.parts.pki import NOW, Authority, new_key, new_root, shared_key
 
 DNS, URI, MAIL = x509.DNSName, x509.UniformResourceIdentifier, x509.RFC822Name
 DIRECTORY = x509.DirectoryName(

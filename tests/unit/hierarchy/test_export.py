@@ -13,7 +13,7 @@ from bridge.spi import PluginContext
 from bridge.spiffe import TrustDomain
 from bridge.x509.pem import parse_certificates
 from bridge_file import FileCA
-from tests.support.pki import NOW
+from tests.support.parts.pki import NOW
 
 OFFLINE = ["root.pem", "root.key", "intermediate.pem", "intermediate.key", "roots.pem"]
 ISSUING: dict[Layout, list[str]] = {

@@ -21,7 +21,7 @@ from bridge.spiffe import TrustDomain
 from bridge.x509.algorithm import CAPrivateKey
 from bridge.x509.name_constraints import ChainConstraints, subset_problems
 from bridge.x509.path import validate_chain
-from tests.support.pki import NOW, shared_key
+from tests.support.parts.pki import NOW, shared_key
 
 SKI = x509.SubjectKeyIdentifier
 CORP = (TrustDomain("corp.example"),)

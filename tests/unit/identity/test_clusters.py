@@ -20,8 +20,8 @@ from bridge.errors import AuthenticationError, BridgeError, ConfigError, DeniedE
 from bridge.identity.caller import Caller, CertificateCredential, TokenCredential
 from bridge.identity.clusters import ClusterRegistry
 from bridge.spiffe import SpiffeID, TrustDomain
-from tests.support.keyserver import KeyServer
-from tests.support.tokens import TokenIssuer, public_jwk
+from tests.support.parts.keyserver import KeyServer
+from tests.support.parts.tokens import TokenIssuer, public_jwk
 
 NOW = datetime(2030, 1, 2, 3, 4, 5, tzinfo=UTC)
 AUDIENCES = frozenset({"istio-ca"})

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bridge.identity import jose
-from tests.support.tokens import base64url
+from tests.support.parts.tokens import base64url
 
 
 @given(st.binary(max_size=200))

@@ -8,7 +8,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from bridge.errors import ConfigError
 from bridge.identity.jwks import VerificationKey, parse_jwks
-from tests.support.tokens import OMIT, TokenIssuer, public_jwk
+from tests.support.parts.tokens import OMIT, TokenIssuer, public_jwk
 
 
 @cache

@@ -12,7 +12,7 @@ import pytest
 from bridge.errors import BackendUnavailableError, ConfigError
 from bridge.identity import key_sources
 from bridge.identity.key_sources import FileSource, URLSource
-from tests.support.keyserver import DISCOVERY_PATH, JWKS_PATH, KeyServer
+from tests.support.parts.keyserver import DISCOVERY_PATH, JWKS_PATH, KeyServer
 
 SET = b'{"keys": []}'
 

@@ -15,8 +15,8 @@ from bridge.identity import keyring as keyring_module
 from bridge.identity.jwks import VerificationKey
 from bridge.identity.key_sources import FileSource, KeySource, URLSource
 from bridge.identity.keyring import KeyOwners, Keyring
-from tests.support.keyserver import KeyServer
-from tests.support.tokens import TokenIssuer
+from tests.support.parts.keyserver import KeyServer
+from tests.support.parts.tokens import TokenIssuer
 
 START = datetime(2030, 1, 2, 3, 4, 5, tzinfo=UTC)
 MAX_AGE = timedelta(hours=24)

@@ -17,7 +17,7 @@ from bridge.errors import AuthenticationError
 from bridge.identity import service_account_token
 from bridge.identity.jwks import VerificationKey, parse_jwks
 from bridge.identity.service_account_token import ServiceAccount
-from tests.support.tokens import OMIT, TokenIssuer, base64url
+from tests.support.parts.tokens import OMIT, TokenIssuer, base64url
 
 NOW = datetime(2030, 1, 2, 3, 4, 5, tzinfo=UTC)
 AT = int(NOW.timestamp())

@@ -28,11 +28,11 @@ from bridge.issuance.call import Call, Issued
 from bridge.policy.linkerd_names import LinkerdNames
 from bridge.resilience.failover import Budget
 from bridge.spiffe import TrustDomain
-from tests.support.certify import AUDIENCE, new_csr, vector
-from tests.support.fake_ca import Answer
-from tests.support.pki import NOW, new_root
-from tests.support.tokens import TokenIssuer
-from tests.support.world import CALLER, TOKENS, World, two_authorities
+from tests.support.clients.linkerd_raw import AUDIENCE, new_csr, vector
+from tests.support.harness.core import CALLER, TOKENS, World, two_authorities
+from tests.support.harness.fake_ca import Answer
+from tests.support.parts.pki import NOW, new_root
+from tests.support.parts.tokens import TokenIssuer
 from tests.vectors.generate_linkerd import IDENTITY, OTHER
 
 FRONTS = {"fronts": {"linkerd": {"listen": "127.0.0.1:0"}}}

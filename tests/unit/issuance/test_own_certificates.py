@@ -20,9 +20,9 @@ from bridge.errors import (
     MisissuedError,
 )
 from bridge.x509.pem import parse_certificates
-from tests.support.fake_ca import lie_called
-from tests.support.pki import NOW
-from tests.support.world import World, two_authorities
+from tests.support.harness.core import World, two_authorities
+from tests.support.harness.fake_ca import lie_called
+from tests.support.parts.pki import NOW
 
 HOST = "meshca.istio-system.svc"
 DAY = timedelta(hours=24)

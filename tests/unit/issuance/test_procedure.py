@@ -26,8 +26,15 @@ from bridge.resilience.failover import Budget
 from bridge.spi import Prepared
 from bridge.spiffe import TrustDomain
 from bridge.x509.pem import parse_certificates
-from tests.support.pki import NOW, new_key
-from tests.support.world import CALLER, World, csr, kinds, leaf_of, two_authorities
+from tests.support.harness.core import (
+    CALLER,
+    World,
+    csr,
+    kinds,
+    leaf_of,
+    two_authorities,
+)
+from tests.support.parts.pki import NOW, new_key
 
 URI = x509.UniformResourceIdentifier(CALLER)
 

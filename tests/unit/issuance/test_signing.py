@@ -22,8 +22,8 @@ from bridge.errors import (
 from bridge.ledger.events import Ended, Intent
 from bridge.resilience.failover import Budget
 from bridge.spi import LeafRequest, Prepared
-from tests.support.fake_ca import lie_called
-from tests.support.world import CALLER, World, kinds, leaf_of
+from tests.support.harness.core import CALLER, World, kinds, leaf_of
+from tests.support.harness.fake_ca import lie_called
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from bridge.ledger.journal.journal import JournalOptions
 from bridge.ledger.ledger import Ledger
 from bridge.ledger.verify import verify
 from bridge.server.status import status_name
-from tests.support.world import World
+from tests.support.harness.core import World
 from tests.unit.ledger.support import FaultyDisk
 
 

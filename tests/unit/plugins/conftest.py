@@ -3,7 +3,7 @@
 import pytest
 
 from bridge_file import material
-from tests.support.pki import Authority, new_chain
+from tests.support.parts.pki import Authority, new_chain
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from bridge.errors import ConfigError
-from tests.support.file_shapes import open_shape, write_shape
-from tests.support.pki import Authority, bundle, new_chain, new_root
+from tests.support.harness.file_shapes import open_shape, write_shape
+from tests.support.parts.pki import Authority, bundle, new_chain, new_root
 
 Spoil = Callable[[Path, Authority], object]
 pytestmark = pytest.mark.usefixtures("no_pause")

@@ -19,8 +19,8 @@ from bridge.errors import ConfigError
 from bridge_file import material
 from bridge_file.options import FileSet
 from bridge_file.private_key import parse_key
-from tests.support.file_shapes import KEY_FILES, SHAPES, open_shape, write_shape
-from tests.support.pki import (
+from tests.support.harness.file_shapes import KEY_FILES, SHAPES, open_shape, write_shape
+from tests.support.parts.pki import (
     Authority,
     bundle,
     key_pem,

@@ -14,8 +14,8 @@ from bridge.errors import BackendUnavailableError
 from bridge_file import FileCA
 from bridge_file.reading import digest_of, stamp_of
 from bridge_file.watch import Watch
-from tests.support.file_shapes import SHAPES, open_shape, write_shape
-from tests.support.pki import Authority, new_chain, write_private
+from tests.support.harness.file_shapes import SHAPES, open_shape, write_shape
+from tests.support.parts.pki import Authority, new_chain, write_private
 
 PATIENCE_SECONDS = 10.0
 FILES = ("tls.key", "tls.crt", "ca.crt")

@@ -9,7 +9,7 @@ from bridge.policy.issuance_policy import (
     require_no_impersonation,
     validity,
 )
-from tests.support.pki import NOW
+from tests.support.parts.pki import NOW
 
 MINIMUM, DEFAULT, MAXIMUM = 300, 3_600, 86_400
 

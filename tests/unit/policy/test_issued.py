@@ -8,8 +8,8 @@ from bridge.errors import MisissuedError
 from bridge.issuance.signing import new_serial
 from bridge.policy.issued import PinnedIssuer, names_of, require_as_prepared
 from bridge.spi import LeafRequest
-from tests.support.fake_ca import LIES, Answer, Lie, LyingCA, honest
-from tests.support.pki import KEY_KINDS, NOW, Authority, new_chain, new_key
+from tests.support.harness.fake_ca import LIES, Answer, Lie, LyingCA, honest
+from tests.support.parts.pki import KEY_KINDS, NOW, Authority, new_chain, new_key
 
 URI = x509.UniformResourceIdentifier("spiffe://corp.example/ns/shop/sa/web")
 CHAIN = new_chain()

@@ -30,7 +30,7 @@ from bridge.policy.linkerd_names import (
     subject_error,
 )
 from bridge.spiffe import SpiffeID, TrustDomain
-from tests.support.certify import new_csr, vector
+from tests.support.clients.linkerd_raw import new_csr, vector
 from tests.vectors.generate_linkerd import IDENTITY, OTHER, issued, mismatched
 
 DOMAIN = TrustDomain("corp.example")

@@ -12,7 +12,7 @@ from bridge.errors import AuthenticationError, OverloadedError
 from bridge.identity.caller import Caller
 from bridge.policy.rate_limit import Ceiling, Ceilings
 from bridge.spiffe import SpiffeID
-from tests.support.world import CALLER, World
+from tests.support.harness.core import CALLER, World
 
 
 def caller(name: str = "web", cluster: str = "east") -> Caller:

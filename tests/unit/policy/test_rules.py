@@ -25,8 +25,8 @@ from bridge.policy.rules import Rules
 from bridge.resilience.failover import Budget
 from bridge.spiffe import SpiffeID
 from bridge.x509.pem import parse_certificates
-from tests.support.pki import NOW, new_root
-from tests.support.world import CALLER, TOKENS, World, csr, two_authorities
+from tests.support.harness.core import CALLER, TOKENS, World, csr, two_authorities
+from tests.support.parts.pki import NOW, new_root
 
 TOP: dict[str, Any] = {
     "min_ttl": "5m",

@@ -7,7 +7,7 @@ import pytest
 
 from bridge.process.composition import Process
 from bridge.process.place import Place
-from tests.support.world import World
+from tests.support.harness.core import World
 
 CEILING = {"rate": 1, "burst": 1}
 

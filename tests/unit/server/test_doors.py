@@ -16,8 +16,7 @@ from bridge.errors import BackendUnavailableError
 from bridge.issuance.own_certificates import ServingPair
 from bridge.server.doors import LinkerdDoor
 from bridge.server.linkerd import METHOD
-from tests.support import netports
-from tests.support.serving import (
+from tests.support.harness.in_process_server import (
     ISSUED,
     WAIT_SECONDS,
     Held,
@@ -25,6 +24,7 @@ from tests.support.serving import (
     Served,
     istio_config,
 )
+from tests.support.parts import netports
 
 LINKERD = 'linkerd: {listen: "127.0.0.1:0"}'
 REQUEST = CertifyRequest(identity="a").SerializeToString()

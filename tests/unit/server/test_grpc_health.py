@@ -17,15 +17,15 @@ from bridge.metrics.instruments import Metrics
 from bridge.server import healthcalls
 from bridge.server.grpc_health import Health
 from bridge.server.istio import SERVICE
-from tests.support import http2
-from tests.support.serving import (
+from tests.support.clients import http2
+from tests.support.harness.in_process_server import (
     WAIT_SECONDS,
     Held,
     ScriptedIssuance,
     Served,
     linkerd_server,
 )
-from tests.support.supervised import await_true
+from tests.support.harness.workers import await_true
 
 SERVING, NOT_SERVING = 1, 2
 NO_WINDOW = struct.pack(">HI", 4, 0)

@@ -9,7 +9,7 @@ from bridge.server.healthcalls import Statuses, _Watcher
 from bridge.server.transport.auxiliary_calls import SideCalls
 from bridge.server.transport.call_pool import SteadyPool
 from bridge.server.transport.reaper import Reaper
-from tests.support.serving import WAIT_SECONDS
+from tests.support.harness.in_process_server import WAIT_SECONDS
 
 SERVING, NOT_SERVING, UNKNOWN = 1, 2, 3
 

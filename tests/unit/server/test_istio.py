@@ -23,7 +23,13 @@ from bridge.errors import (
 )
 from bridge.identity.caller import CertificateCredential, TokenCredential
 from bridge.server.istio import METHOD
-from tests.support.serving import ISSUED, WAIT_SECONDS, Held, ListenerCA, Served
+from tests.support.harness.in_process_server import (
+    ISSUED,
+    WAIT_SECONDS,
+    Held,
+    ListenerCA,
+    Served,
+)
 
 REQUEST = IstioCertificateRequest(csr="pem", validity_duration=3600)
 

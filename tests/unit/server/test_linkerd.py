@@ -39,7 +39,7 @@ from bridge.server.doors import LinkerdDoor
 from bridge.server.front import Terms
 from bridge.server.linkerd import METHOD, LinkerdFront
 from bridge.server.server import Server
-from tests.support.serving import (
+from tests.support.harness.in_process_server import (
     ISSUED,
     WAIT_SECONDS,
     Held,

@@ -12,7 +12,7 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest
 
 from bridge._proto.istio_ca_pb2 import IstioCertificateRequest
 from bridge.errors import ConfigError
-from tests.support.serving import WAIT_SECONDS, Held, Served
+from tests.support.harness.in_process_server import WAIT_SECONDS, Held, Served
 
 REQUEST = IstioCertificateRequest(csr="pem")
 NOT_SERVING = 2

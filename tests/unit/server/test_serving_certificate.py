@@ -19,7 +19,12 @@ from bridge.server.serving_certificate import (
     ServingCertificate,
 )
 from bridge.server.tls_credentials import Port
-from tests.support.serving import SERVER_NAME, WAIT_SECONDS, ListenerCA, Served
+from tests.support.harness.in_process_server import (
+    SERVER_NAME,
+    WAIT_SECONDS,
+    ListenerCA,
+    Served,
+)
 
 REQUEST = IstioCertificateRequest(csr="pem")
 DAY = timedelta(hours=24)

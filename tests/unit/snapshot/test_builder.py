@@ -7,8 +7,8 @@ from cryptography import x509
 from cryptography.x509.oid import NameOID
 
 from bridge.errors import ConfigError
-from tests.support.pki import Authority, bundle, new_root
-from tests.support.world import World
+from tests.support.harness.core import World
+from tests.support.parts.pki import Authority, bundle, new_root
 
 
 def test_all_that_is_wrong_with_all_parts_is_told_at_once(tmp_path: Path) -> None:

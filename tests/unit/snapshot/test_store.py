@@ -14,8 +14,8 @@ from bridge.snapshot import store as module
 from bridge.snapshot.model import Issuer, Snapshot
 from bridge.snapshot.store import Snapshots
 from bridge.spi import IssuingCA
-from tests.support.pki import new_key, new_root
-from tests.support.world import World, two_authorities
+from tests.support.harness.core import World, two_authorities
+from tests.support.parts.pki import new_key, new_root
 
 WAIT_SECONDS = 15.0
 

@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from bridge.system.memory import Trimmer
-from tests.support.serving import WAIT_SECONDS
+from tests.support.harness.in_process_server import WAIT_SECONDS
 
 
 class Process:

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bridge.x509.der import SEQUENCE, content, elements, splice, subject_of, tlv
-from tests.support.pki import NOW, new_chain
+from tests.support.parts.pki import NOW, new_chain
 
 CHAIN = new_chain()
 LEAF = CHAIN.issue_leaf(x509.DNSName("a.example"), not_before=NOW)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from bridge.issuance.signing import new_serial
 from bridge.x509.leaf_encoding import ExpectedLeaf
 from bridge.x509.leaf_profile import LeafProfile
-from tests.support.pki import KEY_KINDS, new_chain, new_key
+from tests.support.parts.pki import KEY_KINDS, new_chain, new_key
 
 _CHAINS = {kind: new_chain(kind) for kind in KEY_KINDS}
 _LEAF_KEYS = [new_key(kind).public_key() for kind in ("p256", "p384", "rsa2048")]

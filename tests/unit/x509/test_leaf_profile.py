@@ -11,8 +11,15 @@ from cryptography.x509.oid import NameOID
 from bridge.errors import ConfigError
 from bridge.x509.der import splice
 from bridge.x509.leaf_profile import LeafProfile, authority_key_identifier
-from tests.support.fake_ca import sign
-from tests.support.pki import KEY_KINDS, NOW, Authority, new_chain, new_key, new_root
+from tests.support.harness.fake_ca import sign
+from tests.support.parts.pki import (
+    KEY_KINDS,
+    NOW,
+    Authority,
+    new_chain,
+    new_key,
+    new_root,
+)
 
 URI = x509.UniformResourceIdentifier("spiffe://corp.example/ns/shop/sa/web")
 DNS = x509.DNSName("web.shop.serviceaccount.identity.linkerd.cluster.local")

@@ -28,7 +28,7 @@ from bridge.x509.name_constraints import (
 from bridge.x509.name_forms import HostSet
 from tests.interop.constraints.cases import CASES, Case
 from tests.interop.constraints.chains import build, constraints, general_name, ours
-from tests.support.pki import NOW
+from tests.support.parts.pki import NOW
 
 
 @cache

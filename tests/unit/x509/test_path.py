@@ -16,7 +16,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
 from bridge.errors import ConfigError, DeniedError
 from bridge.x509.der import content, elements, tlv
 from bridge.x509.path import ValidatedChain, validate_chain, verify_leaf_signature
-from tests.support.pki import NOW, key_usage
+from tests.support.parts.pki import NOW, key_usage
 
 Hash = hashes.SHA224 | hashes.SHA256 | hashes.SHA512 | hashes.SHA3_256
 CA_USAGE = key_usage(key_cert_sign=True, crl_sign=True)

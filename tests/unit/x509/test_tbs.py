@@ -12,8 +12,8 @@ from bridge.errors import ConfigError
 from bridge.x509.algorithm import algorithm_of, require_signature, signature_of
 from bridge.x509.der import content, elements
 from bridge.x509.tbs import recorder_of
-from tests.support.fake_ca import sign
-from tests.support.pki import KEY_KINDS, new_chain, shared_key
+from tests.support.harness.fake_ca import sign
+from tests.support.parts.pki import KEY_KINDS, new_chain, shared_key
 
 
 @pytest.mark.parametrize("kind", KEY_KINDS)

@@ -25,7 +25,7 @@ from bridge.ledger.archive.feedorder import FeedOrder
 from bridge.ledger.archive.feedprocess import FeederProcess
 from bridge.ledger.compare import Comparison, compare
 from bridge.ledger.ledger import Ledger
-from tests.support import processes
+from tests.support.harness import processes
 from tests.unit.ledger.support import (
     SetClock,
     fed,

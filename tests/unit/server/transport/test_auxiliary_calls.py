@@ -10,7 +10,7 @@ from bridge.server.transport.auxiliary_calls import SideCalls
 from bridge.server.transport.call_pool import SteadyPool
 from bridge.server.transport.message_reader import Reception
 from bridge.server.transport.reaper import Reaper
-from tests.support.serving import WAIT_SECONDS
+from tests.support.harness.in_process_server import WAIT_SECONDS
 
 
 class Ended(Exception):  # noqa: N818 - it is not an error of ours

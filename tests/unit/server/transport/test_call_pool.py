@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from bridge.server.transport.call_pool import CallPool, SteadyPool
-from tests.support.serving import WAIT_SECONDS
+from tests.support.harness.in_process_server import WAIT_SECONDS
 
 
 class Work:

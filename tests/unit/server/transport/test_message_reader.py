@@ -13,7 +13,7 @@ from bridge.errors import OverloadedError
 from bridge.server.transport.call_pool import CallPool
 from bridge.server.transport.message_reader import Reception, Receptions, can_announce
 from bridge.server.transport.reaper import Reaper
-from tests.support.serving import WAIT_SECONDS
+from tests.support.harness.in_process_server import WAIT_SECONDS
 
 
 def test_this_grpc_announces_messages() -> None:

@@ -1,8 +1,8 @@
 """Makes sure that the programs of other projects that the tests use are there.
 
-`python -m tests.support.parts` says what it found, installs what it can, builds the Go
-programs of the tests ahead of them, and exits with 1 and a sentence that says what to
-do when something is missing: a test on a real part fails without it, it is not skipped.
+`python -m tests.support.parts.install` says what it found, installs what it
+can, builds the Go programs of the tests ahead of them, and exits with 1 and a sentence
+that says what to do when something is missing: a test on a real part fails without it, it is not skipped.
 """
 
 import importlib.util
@@ -14,9 +14,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.support import cargobuild, gobuild
+from tests.support.parts import cargobuild, gobuild
 
-_ROOT = Path(__file__).resolve().parents[2]
+_ROOT = Path(__file__).resolve().parents[3]
 _GO_LOCK = _ROOT / "deploy/locks/go.txt"
 _LEAST_GO = (1, 26)
 """What go.mod of Istio at the tested commit asks for."""

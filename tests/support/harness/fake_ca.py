@@ -27,7 +27,7 @@ from bridge.x509.leaf_profile import (
     authority_key_identifier,
 )
 from bridge.x509.tbs import recorder_of
-from tests.support.pki import Authority, Key, key_usage, new_key
+from tests.support.parts.pki import Authority, Key, key_usage, new_key
 
 
 @dataclass

@@ -25,9 +25,10 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from bridge.hierarchy.export import write
 from bridge.hierarchy.throwaway import DataPlane, KeyAlgorithm, ThrowawaySpec, make
 from bridge.spiffe import TrustDomain
-from tests.support import netports, processes
-from tests.support.pki import Authority, Key, new_key
-from tests.support.tokens import TokenIssuer
+from tests.support.harness import processes
+from tests.support.parts import netports
+from tests.support.parts.pki import Authority, Key, new_key
+from tests.support.parts.tokens import TokenIssuer
 
 MESHCA = Path(sys.executable).parent / "meshca"
 """The command, as the installation put it beside the interpreter."""

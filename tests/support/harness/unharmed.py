@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from tests.support.certify import Certify
-from tests.support.harness import Bridge
-from tests.support.wire import Wire, write_keys
+from tests.support.clients.istio_raw import Wire, write_keys
+from tests.support.clients.linkerd_raw import Certify
+from tests.support.harness.real_process import Bridge
 
 
 @contextmanager

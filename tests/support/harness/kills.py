@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bridge.ledger.verify import verify
-from tests.support.holders import Held, Holders
-from tests.support.supervised import Supervised, await_true, is_alive
+from tests.support.clients.holders import Held, Holders
+from tests.support.harness.workers import Supervised, await_true, is_alive
 
 WORKER, PARENT, ALL = "a worker", "the parent", "the parent and all workers"
 _MOST_WORKER_KILLS = 6

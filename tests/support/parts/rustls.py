@@ -7,8 +7,8 @@ from pathlib import Path
 import rtls
 from cryptography import x509
 
-from tests.support.handshake import End, RefusedError, shake_hands
-from tests.support.pki import Key, bundle, key_pem
+from tests.support.clients.handshake import End, RefusedError, shake_hands
+from tests.support.parts.pki import Key, bundle, key_pem
 
 
 def verdict(

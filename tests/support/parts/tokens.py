@@ -1,6 +1,6 @@
 """Service-account tokens in the API server's format, and the keys to verify them.
 
-`python -m tests.support.tokens` writes many distinct tokens for a load test.
+`python -m tests.support.parts.tokens` writes many distinct tokens for a load test.
 
 Source:
     k8s.io/kubernetes pkg/serviceaccount/claims.go and jwt.go (claims, key IDs).

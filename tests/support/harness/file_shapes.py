@@ -5,7 +5,7 @@ from pathlib import Path
 
 from bridge.spi import PluginContext
 from bridge_file import FileCA
-from tests.support.pki import Authority, bundle, write_private
+from tests.support.parts.pki import Authority, bundle, write_private
 
 SHAPES = ("key", "tls", "cacerts")
 OPTIONS = {

@@ -9,8 +9,8 @@ from typing import Self
 from cryptography import x509
 
 from bridge._proto.istio_ca_pb2 import IstioCertificateRequest
-from tests.support.asking import Reply, asking, new_csr
-from tests.support.harness import Bridge
+from tests.support.clients.asking import Reply, asking, new_csr
+from tests.support.harness.real_process import Bridge
 
 _CALLS = 8
 """On one connection: then another one, so that every worker gets some."""

@@ -13,8 +13,8 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from bridge._proto.istio_ca_pb2 import IstioCertificateRequest
 from bridge._proto.istio_ca_pb2_grpc import IstioCertificateServiceStub
-from tests.support.harness import SERVER_NAME, Bridge
-from tests.support.pki import new_key
+from tests.support.harness.real_process import SERVER_NAME, Bridge
+from tests.support.parts.pki import new_key
 
 
 @dataclass(frozen=True, slots=True)

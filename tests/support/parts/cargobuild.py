@@ -1,6 +1,6 @@
 """Builds the Rust programs of the tests, once per state of their sources.
 
-As `tests.support.gobuild` does: nothing that is built here lands in the repository.
+As `gobuild` does: nothing that is built here lands in the repository.
 """
 
 import fcntl
@@ -10,7 +10,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from tests.support.gobuild import BuildError, cache_folder
+from tests.support.parts.gobuild import BuildError, cache_folder
 
 _BUILD_SECONDS = 1800
 """AWS-LC is compiled from C: about a minute on two idle cores."""

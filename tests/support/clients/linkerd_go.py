@@ -11,10 +11,10 @@ from pathlib import Path
 
 from cryptography import x509
 
-from tests.support import gobuild
-from tests.support.harness import Bridge
+from tests.support.harness.real_process import Bridge
+from tests.support.parts import gobuild
 
-_MODULE = Path(__file__).resolve().parents[1] / "interop/linkerd_client"
+_MODULE = Path(__file__).resolve().parents[2] / "interop/linkerd_client"
 _CALL_SECONDS = 120.0
 AUDIENCE = "identity.l5d.io"
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
-from tests.support.harness import Bridge
+from tests.support.harness.real_process import Bridge
 
 _BLOCK = bytes(1 << 16)
 

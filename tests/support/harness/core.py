@@ -29,9 +29,9 @@ from bridge.server.status import status_name
 from bridge.snapshot.builder import Assembly
 from bridge.snapshot.model import Issuer, Snapshot
 from bridge.x509.pem import parse_certificates
-from tests.support.fake_ca import LyingCA
-from tests.support.pki import NOW, Authority, Key, bundle, new_key, new_root
-from tests.support.tokens import TokenIssuer
+from tests.support.harness.fake_ca import LyingCA
+from tests.support.parts.pki import NOW, Authority, Key, bundle, new_key, new_root
+from tests.support.parts.tokens import TokenIssuer
 
 TRUST_DOMAIN = "corp.example"
 CALLER = f"spiffe://{TRUST_DOMAIN}/ns/shop/sa/web"

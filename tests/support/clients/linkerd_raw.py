@@ -16,9 +16,14 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from bridge._proto.linkerd_identity_pb2 import CertifyRequest, CertifyResponse
 from bridge.server.linkerd import METHOD
-from tests.support.harness import Bridge
-from tests.support.tokens import TokenIssuer
-from tests.support.wire import MAIN, MOST_WAIT_SECONDS, Record, require_discreet
+from tests.support.clients.istio_raw import (
+    MAIN,
+    MOST_WAIT_SECONDS,
+    Record,
+    require_discreet,
+)
+from tests.support.harness.real_process import Bridge
+from tests.support.parts.tokens import TokenIssuer
 from tests.vectors.generate_linkerd import FOLDER, IDENTITY
 
 AUDIENCE = "identity.l5d.io"

@@ -18,11 +18,11 @@ from typing import Protocol
 import rtls
 from cryptography import x509
 
-from tests.support import cargobuild
-from tests.support.handshake import End, RefusedError, shake_hands, turns
-from tests.support.linkerd import Answer
+from tests.support.clients.handshake import End, RefusedError, shake_hands, turns
+from tests.support.clients.linkerd_go import Answer
+from tests.support.parts import cargobuild
 
-_CRATE = Path(__file__).resolve().parents[1] / "interop/linkerd_verifier"
+_CRATE = Path(__file__).resolve().parents[2] / "interop/linkerd_verifier"
 _SECONDS = 60.0
 _WORD = b"word"
 

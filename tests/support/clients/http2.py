@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from bridge.server.istio import METHOD
-from tests.support.harness import SERVER_NAME, Bridge
+from tests.support.harness.real_process import SERVER_NAME, Bridge
 
 DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE = 0, 1, 3, 4, 6, 7, 8
 END_STREAM, END_HEADERS, ACK = 0x1, 0x4, 0x1

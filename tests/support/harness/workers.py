@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from bridge.client.istio import Answer, Ask, ask
-from tests.support.harness import SERVER_NAME, Bridge
+from tests.support.harness.real_process import SERVER_NAME, Bridge
 
 WAIT_SECONDS = 20.0
 """Longer than anything takes that a test waits for."""

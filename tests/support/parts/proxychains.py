@@ -9,9 +9,9 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
 
-from tests.support.linkerd import name_of
-from tests.support.pki import bundle, key_pem, key_usage, new_key
-from tests.support.proxies import Proxy
+from tests.support.clients.linkerd_go import name_of
+from tests.support.parts.pki import bundle, key_pem, key_usage, new_key
+from tests.support.parts.proxies import Proxy
 
 BOTH_USAGES = (ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH)
 DAY = timedelta(days=1)

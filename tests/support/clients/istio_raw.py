@@ -19,9 +19,9 @@ from google.protobuf.struct_pb2 import Struct
 from bridge._proto.istio_ca_pb2 import IstioCertificateRequest, IstioCertificateResponse
 from bridge.ledger.verify import read_journal
 from bridge.server.istio import METHOD
-from tests.support.harness import SERVER_NAME, Bridge
-from tests.support.tokens import TokenIssuer
-from tests.support.world import csr as new_csr
+from tests.support.harness.core import csr as new_csr
+from tests.support.harness.real_process import SERVER_NAME, Bridge
+from tests.support.parts.tokens import TokenIssuer
 
 Metadata = Sequence[tuple[str, str]]
 OUTCOMES = frozenset({"issued", "refused", "failed", "unknown"})

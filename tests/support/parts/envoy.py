@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from tests.support import parts
+from tests.support.parts import install
 
 _START_SECONDS = 20.0
 _TYPES = "type.googleapis.com/envoy.extensions"
@@ -63,7 +63,7 @@ class Envoy:
         with (self._folder / "log").open("wb") as log:
             self._process = subprocess.Popen(
                 [
-                    *(parts.envoy_binary(), "--config-path", "envoy.json"),
+                    *(install.envoy_binary(), "--config-path", "envoy.json"),
                     # Without an own base ID two Envoys share memory and fight over it.
                     *("--use-dynamic-base-id", "--concurrency", "1"),
                     *("--admin-address-path", "admin", "--log-level", "warn"),

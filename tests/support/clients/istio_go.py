@@ -9,9 +9,9 @@ from pathlib import Path
 
 from cryptography import x509
 
-from tests.support import gobuild
+from tests.support.parts import gobuild
 
-_MODULE = Path(__file__).resolve().parents[1] / "interop/istio_client"
+_MODULE = Path(__file__).resolve().parents[2] / "interop/istio_client"
 _CALL_SECONDS = 30.0
 
 
