@@ -2,7 +2,8 @@
 
 `python -m tests.support.parts.install` says what it found, installs what it
 can, builds the Go programs of the tests ahead of them, and exits with 1 and a sentence
-that says what to do when something is missing: a test on a real part fails without it, it is not skipped.
+that says what to do when something is missing: a test on a real part fails without it,
+it is not skipped.
 """
 
 import importlib.util
