@@ -18,6 +18,7 @@ from bridge.checks.startup import with_places, with_rest
 from bridge.cli.console import ConfigOption, OutputOption, print_table, warn
 from bridge.config import BridgeConfig, read
 from bridge.dataplanes.exposure import exposure_of
+from bridge.dataplanes.planes import data_plane_problems
 from bridge.errors import BridgeError, ConfigError, DeniedError, SubjectError
 from bridge.hierarchy.replica import openssl_accepts, replicate
 from bridge.policy.linkerd_names import LinkerdNames
@@ -26,7 +27,6 @@ from bridge.snapshot.builder import Assembly
 from bridge.snapshot.model import Issuer, Snapshot
 from bridge.spiffe import SpiffeID, TrustDomain
 from bridge.system.clock import system_clock
-from bridge.x509.name_constraints import data_plane_problems
 
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
 _CHECK_SECONDS = 10.0

@@ -8,10 +8,10 @@ import typer
 from bridge.cli.console import complain, warn
 from bridge.dataplanes.exposure import exposure_of
 from bridge.dataplanes.linkerd import require_verifiable
+from bridge.dataplanes.planes import DataPlane
 from bridge.errors import BridgeError
 from bridge.hierarchy.export import WARNING, Layout, write
 from bridge.hierarchy.throwaway import (
-    DataPlane,
     Hierarchy,
     KeyAlgorithm,
     ThrowawaySpec,

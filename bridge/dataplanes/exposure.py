@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from cryptography import x509
 
+from bridge.dataplanes.planes import DataPlane
 from bridge.errors import ConfigError
-from bridge.hierarchy.throwaway import DataPlane
 
 _SHOWN_HOSTS = 8
 

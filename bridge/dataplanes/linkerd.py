@@ -20,8 +20,8 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from bridge.errors import ConfigError
 from bridge.x509.certificate import name_of, name_text
 from bridge.x509.der import content, elements, tlv
-from bridge.x509.forms import is_dns_name
-from bridge.x509.nameconstraints import Kind, NameConstraints
+from bridge.x509.name_constraints import Kind, NameConstraints
+from bridge.x509.name_forms import is_dns_name
 
 _NULL = "0500"
 _SIGNATURES = frozenset(

@@ -6,11 +6,27 @@ Source:
 """
 
 from collections.abc import Iterator, Sequence
+from enum import StrEnum
 
 from cryptography import x509
 
-from bridge.x509.forms import OTHER_FORMS
-from bridge.x509.nameconstraints import NameConstraints
+from bridge.x509.name_constraints import NameConstraints
+from bridge.x509.name_forms import OTHER_FORMS
+
+
+class DataPlane(StrEnum):
+    """What verifies the leaves."""
+
+    SIDECAR = "sidecar"
+    """Envoy, beside each workload or as a gateway."""
+    AMBIENT = "ambient"
+    """Istio's ztunnel."""
+    LINKERD = "linkerd"
+    """linkerd2-proxy."""
+
+
+RUSTLS_PLANES = frozenset({DataPlane.AMBIENT, DataPlane.LINKERD})
+"""rustls-webpki refuses every URI name under a URI constraint (RUSTSEC-2026-0098)."""
 
 
 def data_plane_problems(certificates: Sequence[x509.Certificate]) -> list[str]:

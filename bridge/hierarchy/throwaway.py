@@ -9,7 +9,6 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from enum import StrEnum
 from secrets import randbits, token_hex
 from typing import Literal
 
@@ -17,6 +16,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.x509.oid import NameOID
 
+from bridge.dataplanes.planes import RUSTLS_PLANES, DataPlane
 from bridge.errors import ConfigError
 from bridge.spiffe import TrustDomain
 from bridge.system.clock import Clock, system_clock
@@ -27,20 +27,6 @@ KeyAlgorithm = Literal[
     "p256", "p384", "p521", "rsa2048", "rsa3072", "rsa4096", "ed25519"
 ]
 
-
-class DataPlane(StrEnum):
-    """What verifies the leaves."""
-
-    SIDECAR = "sidecar"
-    """Envoy, beside each workload or as a gateway."""
-    AMBIENT = "ambient"
-    """Istio's ztunnel."""
-    LINKERD = "linkerd"
-    """linkerd2-proxy."""
-
-
-RUSTLS_PLANES = frozenset({DataPlane.AMBIENT, DataPlane.LINKERD})
-"""rustls-webpki refuses every URI name under a URI constraint (RUSTSEC-2026-0098)."""
 
 _CLUSTER_DNS = ("svc", "cluster.local", "localhost")
 _NO_MAIL_HOST = "invalid"

@@ -26,8 +26,7 @@ from bridge.errors import (
     SubjectError,
 )
 from bridge.spiffe import SpiffeID, TrustDomain
-from bridge.x509.csr import CSR, parse_csr_der
-from bridge.x509.csrnames import asked_names, asks_for_nothing_else
+from bridge.x509.csr import CSR, asked_names, asks_for_nothing_else, parse_csr_der
 
 _LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 _KEY_TYPE = "csr.key-type"

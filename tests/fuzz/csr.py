@@ -9,8 +9,13 @@ import contextlib
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from bridge.errors import CSRError
-from bridge.x509.csr import CSR, parse_csr, parse_csr_der, require_only_names
-from bridge.x509.csrnames import asked_names
+from bridge.x509.csr import (
+    CSR,
+    asked_names,
+    parse_csr,
+    parse_csr_der,
+    require_only_names,
+)
 from tests.fuzz.engine import main
 
 _PEM = b"-----BEGIN"

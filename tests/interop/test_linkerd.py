@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from cryptography import x509
 
-from bridge.hierarchy.throwaway import DataPlane, KeyAlgorithm, ThrowawaySpec, make
+from bridge.dataplanes.planes import DataPlane
+from bridge.hierarchy.throwaway import KeyAlgorithm, ThrowawaySpec, make
 from bridge.spiffe import TrustDomain
 from tests.support.clients.linkerd_go import Answer, ask_bridge, name_of
 from tests.support.harness.real_process import Bridge

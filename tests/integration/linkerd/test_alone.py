@@ -16,8 +16,9 @@ from cryptography import x509
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from bridge._proto.linkerd_identity_pb2 import CertifyRequest, CertifyResponse
+from bridge.dataplanes.planes import DataPlane
 from bridge.hierarchy.export import write
-from bridge.hierarchy.throwaway import DataPlane, ThrowawaySpec, make
+from bridge.hierarchy.throwaway import ThrowawaySpec, make
 from bridge.server.linkerd import METHOD, SERVICE
 from bridge.spiffe import TrustDomain
 from tests.support.clients.istio_raw import MAIN, MAIN_ECDSA, MOST_WAIT_SECONDS

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from bridge.x509.name_constraints import data_plane_problems
+from bridge.dataplanes.planes import data_plane_problems
 from tests.interop.constraints import document
 from tests.interop.constraints.cases import CASES, REASONS, Case
 from tests.interop.constraints.chains import (

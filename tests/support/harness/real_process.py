@@ -22,8 +22,9 @@ import yaml
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
+from bridge.dataplanes.planes import DataPlane
 from bridge.hierarchy.export import write
-from bridge.hierarchy.throwaway import DataPlane, KeyAlgorithm, ThrowawaySpec, make
+from bridge.hierarchy.throwaway import KeyAlgorithm, ThrowawaySpec, make
 from bridge.spiffe import TrustDomain
 from tests.support.harness import processes
 from tests.support.parts import netports

@@ -8,8 +8,9 @@ import pytest
 from typer.testing import CliRunner
 
 from bridge.cli.hierarchy import _require_valid, app
+from bridge.dataplanes.planes import DataPlane
 from bridge.errors import ConfigError
-from bridge.hierarchy.throwaway import DataPlane, ThrowawaySpec, make
+from bridge.hierarchy.throwaway import ThrowawaySpec, make
 from bridge.spiffe import TrustDomain
 from bridge.x509.pem import parse_certificates
 

@@ -4,8 +4,8 @@ import pytest
 from cryptography import x509
 
 from bridge.dataplanes.exposure import exposure_of
+from bridge.dataplanes.planes import DataPlane
 from bridge.errors import ConfigError
-from bridge.hierarchy.throwaway import DataPlane
 from tests.support.parts.pki import new_root
 
 DNS = x509.DNSName

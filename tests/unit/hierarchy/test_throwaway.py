@@ -8,9 +8,9 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
+from bridge.dataplanes.planes import DataPlane
 from bridge.errors import ConfigError, DeniedError
 from bridge.hierarchy.throwaway import (
-    DataPlane,
     Hierarchy,
     KeyAlgorithm,
     ThrowawaySpec,

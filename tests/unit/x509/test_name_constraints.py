@@ -17,15 +17,14 @@ from cryptography.x509.oid import NameOID, ObjectIdentifier
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
+from bridge.dataplanes.planes import data_plane_problems
 from bridge.errors import ConfigError, DeniedError
-from bridge.x509.forms import SMTP_UTF8_MAILBOX
 from bridge.x509.name_constraints import (
     ChainConstraints,
     NameConstraints,
-    data_plane_problems,
     subset_problems,
 )
-from bridge.x509.name_forms import HostSet
+from bridge.x509.name_forms import SMTP_UTF8_MAILBOX, HostSet
 from tests.interop.constraints.cases import CASES, Case
 from tests.interop.constraints.chains import build, constraints, general_name, ours
 from tests.support.parts.pki import NOW

@@ -9,8 +9,13 @@ from hypothesis import strategies as st
 
 from bridge.client.linkerd import proxy_csr
 from bridge.errors import CSRError
-from bridge.x509.csr import CSR, parse_csr_der
-from bridge.x509.csrnames import AskedNames, asked_names, asks_for_nothing_else
+from bridge.x509.csr import (
+    CSR,
+    AskedNames,
+    asked_names,
+    asks_for_nothing_else,
+    parse_csr_der,
+)
 from tests.vectors import generate_csrs, generate_linkerd
 from tests.vectors.generate_csrs import asks, attribute, csr, dns, san, seq, tlv, uri
 from tests.vectors.generate_linkerd import FOLDER, IDENTITY
