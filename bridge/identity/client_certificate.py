@@ -7,22 +7,13 @@ Source:
 from datetime import datetime
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 
 from bridge.errors import AuthenticationError, RequestError
 from bridge.identity.service_account_token import is_namespace, is_object_name
 from bridge.spiffe import SpiffeID
+from bridge.x509.certificate import UNREADABLE
 
 _LONGEST_CERTIFICATE = 64 * 1024
-_UNREADABLE = (
-    ValueError,
-    TypeError,
-    KeyError,
-    UnsupportedAlgorithm,
-    x509.DuplicateExtension,
-    x509.InvalidVersion,
-    x509.UnsupportedGeneralNameType,
-)
 
 
 def spiffe_id_of(leaf: bytes, *, now: datetime) -> SpiffeID:
@@ -49,7 +40,7 @@ def spiffe_id_of(leaf: bytes, *, now: datetime) -> SpiffeID:
         certificate = _load(leaf)
         uris = _uris(certificate)
         is_ca = _is_ca(certificate)
-    except _UNREADABLE:
+    except UNREADABLE:
         raise _refused("the certificate cannot be read", "certificate.parse") from None
     starts, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
     if not starts <= now <= ends:

@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from bridge.errors import BackendBrokenError, MisissuedError
 from bridge.spi import IssuedChain, LeafRequest, Prepared
 from bridge.x509.algorithm import algorithm_of, issuer_key, require_signature
+from bridge.x509.certificate import UNREADABLE
 from bridge.x509.der import splice
 from bridge.x509.leaf_encoding import ExpectedLeaf
 from bridge.x509.leaf_profile import (
@@ -18,16 +19,6 @@ from bridge.x509.leaf_profile import (
     authority_key_identifier,
 )
 
-# `cryptography` parses late: a bad field shows when it is read, as one of these.
-_UNREADABLE = (
-    ValueError,
-    TypeError,
-    KeyError,
-    UnsupportedAlgorithm,
-    x509.DuplicateExtension,
-    x509.InvalidVersion,
-    x509.UnsupportedGeneralNameType,
-)
 _SERIAL_BITS = range(64, 160)
 _EMPTY = x509.Name([])
 _SKI = x509.SubjectKeyIdentifier.oid
@@ -146,7 +137,7 @@ def require_as_prepared(
             raise _differs("tbs", "the TBSCertificate is not the prepared one")
         _require_fields(leaf, prepared, issuer)
         _require_extensions(leaf, prepared, issuer)
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise _differs("unreadable", "it cannot be read", str(error)) from error
     return leaf
 

@@ -27,6 +27,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from bridge.errors import CSRError
+from bridge.x509.certificate import UNREADABLE
 from bridge.x509.der import SEQUENCE, content, elements, tlv
 from bridge.x509.key_quality import require_good_key
 from bridge.x509.pem import parse_one
@@ -174,13 +175,7 @@ def require_only_names(csr: CSR, names: tuple[x509.GeneralName, ...]) -> None:
     try:
         attributes = len(csr.request.attributes)
         extensions = tuple(csr.request.extensions)
-    except (
-        ValueError,
-        TypeError,
-        KeyError,
-        x509.DuplicateExtension,
-        x509.UnsupportedGeneralNameType,
-    ) as error:
+    except UNREADABLE as error:
         raise _bad_names("its extensions cannot be read", str(error)) from error
     # A second request for extensions, or another attribute, is a place to hide in.
     if attributes != 1 or len(extensions) != 1:
@@ -389,13 +384,7 @@ def _alternatives(
         found = extensions.get_extension_for_class(x509.SubjectAlternativeName)
     except x509.ExtensionNotFound:
         return ()
-    except (
-        ValueError,
-        TypeError,
-        KeyError,
-        x509.DuplicateExtension,
-        x509.UnsupportedGeneralNameType,
-    ) as error:
+    except UNREADABLE as error:
         raise _unreadable("its extensions", str(error)) from error
     # Only the first is read: a second one is a place to hide in.
     if len(requests) > _MOST_REQUESTS:

@@ -53,32 +53,6 @@ def content(element: bytes) -> bytes:
     return element[start : start + size]
 
 
-def subject_of(certificate: bytes) -> bytes:
-    """Return the subject of a certificate as its very bytes, header included.
-
-    A name must be copied byte for byte into what this certificate issues: rustls
-    compares the bytes, and encoding a name anew may choose another string type.
-
-    Args:
-        certificate: A Certificate in DER.
-
-    Raises:
-        ValueError: It is not one.
-
-    Source:
-        RFC 5280, 4.1.
-    """
-    tbs = next(elements(content(certificate)), b"")
-    fields = [*elements(content(tbs))]
-    position = 5 if fields and fields[0][0] == _EXPLICIT_VERSION else 4
-    if position >= len(fields):
-        raise ValueError("a TBSCertificate has more fields")
-    return fields[position]
-
-
-_EXPLICIT_VERSION = 0xA0
-
-
 def _header(der: bytes, position: int) -> tuple[int, int]:
     # Returns where the content starts, and its size.
     if position + 2 > len(der):

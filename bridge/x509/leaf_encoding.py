@@ -10,10 +10,10 @@ from datetime import datetime
 from functools import lru_cache
 
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding
 
 from bridge.x509.algorithm import algorithm_of, issuer_key
-from bridge.x509.der import SEQUENCE, subject_of, tlv
+from bridge.x509.certificate import subject_of
+from bridge.x509.der import SEQUENCE, tlv
 
 _INTEGER = 0x02
 _UTC_TIME, _GENERALIZED_TIME = 0x17, 0x18
@@ -48,9 +48,7 @@ class ExpectedLeaf:
 
     def __init__(self, issuing: x509.Certificate) -> None:
         algorithm = algorithm_of(issuer_key(issuing)).der
-        self._before_validity = algorithm + subject_of(
-            issuing.public_bytes(Encoding.DER)
-        )
+        self._before_validity = algorithm + subject_of(issuing)
         self._before_names = _FIXED + _authority_key_identifier(issuing)
 
     def tbs(

@@ -5,12 +5,11 @@ from datetime import datetime
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
-from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from bridge.errors import ConfigError
 from bridge.x509.algorithm import algorithm_of, issuer_key
-from bridge.x509.der import subject_of
+from bridge.x509.certificate import subject_of
 from bridge.x509.tbs import recorder_of
 
 _EMPTY = x509.Name([])
@@ -46,9 +45,7 @@ class LeafProfile:
         self.algorithm = algorithm_of(issuer_key(issuing))
         self._recorder = recorder_of(issuer_key(issuing))
         self._issuer = issuing.subject
-        if self._issuer.public_bytes() != subject_of(
-            issuing.public_bytes(Encoding.DER)
-        ):
+        if self._issuer.public_bytes() != subject_of(issuing):
             raise ConfigError(
                 "the issuing CA's subject cannot be copied byte for byte: its string "
                 "types or its order are not those of DER",

@@ -22,6 +22,7 @@ from cryptography import x509
 from cryptography.x509.oid import NameOID
 
 from bridge.errors import ConfigError, DeniedError
+from bridge.x509.certificate import UNREADABLE
 from bridge.x509.der import content, elements, tlv
 from bridge.x509.name_forms import (
     FORMS,
@@ -62,13 +63,7 @@ class NameConstraints:
             found = certificate.extensions.get_extension_for_class(x509.NameConstraints)
         except x509.ExtensionNotFound:
             return None
-        except (
-            ValueError,
-            TypeError,
-            KeyError,
-            x509.DuplicateExtension,
-            x509.UnsupportedGeneralNameType,
-        ) as error:
+        except UNREADABLE as error:
             raise _bad(f"the name constraints cannot be read: {error}") from error
         _require_whole_subtrees(certificate)
         permitted = list(found.value.permitted_subtrees or ())

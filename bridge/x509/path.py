@@ -16,22 +16,32 @@ from datetime import datetime
 from itertools import pairwise
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from cryptography.x509.oid import NameOID
+from cryptography.x509.oid import NameOID, SignatureAlgorithmOID
 
 from bridge.errors import ConfigError, DeniedError
 from bridge.x509.ca_certificate import ca_problems
 from bridge.x509.certificate import (
     UNREADABLE,
     issuer_of,
-    link_faults,
+    name_of,
     name_text,
-    signature_fault,
-    signature_problem,
     subject_of,
 )
 from bridge.x509.name_constraints import ChainConstraints
 
+_SIGNATURES = frozenset(
+    {
+        SignatureAlgorithmOID.RSA_WITH_SHA256,
+        SignatureAlgorithmOID.RSA_WITH_SHA384,
+        SignatureAlgorithmOID.RSA_WITH_SHA512,
+        SignatureAlgorithmOID.ECDSA_WITH_SHA256,
+        SignatureAlgorithmOID.ECDSA_WITH_SHA384,
+        SignatureAlgorithmOID.ECDSA_WITH_SHA512,
+        SignatureAlgorithmOID.ED25519,
+    }
+)
 _MOST_CAS_BELOW_ANCHOR = 6
 """What rustls-webpki builds a path from."""
 
@@ -251,3 +261,61 @@ def _problems_of_own_names(path: Sequence[x509.Certificate]) -> Iterator[_Proble
 def _title(path: Sequence[x509.Certificate], given: int, index: int) -> str:
     role = "trust anchor" if index == given else f"certificate {index + 1}"
     return f"{role} ({name_text(path[index], 'subject')})"
+
+
+def signature_problem(certificate: x509.Certificate) -> str | None:
+    """Tell what is wrong with a certificate's signature algorithm, if anything is."""
+    oid = certificate.signature_algorithm_oid
+    if oid in _SIGNATURES:
+        return None
+    return (
+        f"is signed with {name_of(oid)}: expected RSA (PKCS#1 v1.5) or ECDSA with "
+        "SHA-256, SHA-384 or SHA-512, or Ed25519"
+    )
+
+
+def link_faults(child: x509.Certificate, parent: x509.Certificate) -> Iterator[str]:
+    """Yield why `parent` is not the issuer of `child`."""
+    if issuer_of(child) != subject_of(parent):
+        yield (
+            f"its issuer ({name_text(child, 'issuer')}) is not the other's subject "
+            f"({name_text(parent, 'subject')}), byte for byte"
+        )
+        return
+    if signature_problem(child) is None:
+        fault = signature_fault(child, parent)
+        if fault is not None:
+            yield fault
+    yield from _key_identifier_faults(child, parent)
+
+
+def signature_fault(child: x509.Certificate, parent: x509.Certificate) -> str | None:
+    """Tell why the signature of `child` is not one of `parent`, if it is not."""
+    try:
+        child.verify_directly_issued_by(parent)
+    except InvalidSignature:
+        return "the signature is not one of the other's key"
+    except UNREADABLE as error:
+        return f"the signature cannot be verified: {error}"
+    return None
+
+
+def _key_identifier_faults(
+    child: x509.Certificate, parent: x509.Certificate
+) -> Iterator[str]:
+    """Yield differences of the identifiers, where both certificates have them."""
+    try:
+        wanted = child.extensions.get_extension_for_class(
+            x509.AuthorityKeyIdentifier
+        ).value
+    except (x509.ExtensionNotFound, *UNREADABLE):
+        return
+    serial = wanted.authority_cert_serial_number
+    if serial is not None and serial != parent.serial_number:
+        yield "its authority key identifier names another serial number"
+    try:
+        found = parent.extensions.get_extension_for_class(x509.SubjectKeyIdentifier)
+    except (x509.ExtensionNotFound, *UNREADABLE):
+        return
+    if wanted.key_identifier not in {None, found.value.digest}:
+        yield "its authority key identifier is not the other's subject key identifier"

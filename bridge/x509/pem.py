@@ -11,9 +11,9 @@ import binascii
 from typing import NoReturn
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 
 from bridge.errors import ConfigError
+from bridge.x509.certificate import UNREADABLE
 
 _SPACE = " \t\r\n"
 _BEGIN = "-----BEGIN "
@@ -131,15 +131,7 @@ def _certificate(block: list[str], place: str) -> x509.Certificate:
         _ = certificate.subject, certificate.issuer, certificate.extensions
         _ = certificate.not_valid_before_utc, certificate.not_valid_after_utc
         certificate.public_key()
-    except (
-        ValueError,
-        TypeError,
-        KeyError,
-        UnsupportedAlgorithm,
-        x509.DuplicateExtension,
-        x509.InvalidVersion,
-        x509.UnsupportedGeneralNameType,
-    ) as error:
+    except UNREADABLE as error:
         message = f"{place}: expected a certificate that can be read: {error}"
         raise _bad(message) from error
     return certificate

@@ -4,7 +4,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge.x509.der import SEQUENCE, content, elements, splice, subject_of, tlv
+from bridge.x509.der import SEQUENCE, content, elements, splice, tlv
 from tests.support.parts.pki import NOW, new_chain
 
 CHAIN = new_chain()
@@ -65,28 +65,6 @@ def test_what_is_not_der_is_refused(der: str, says: str) -> None:
         list(elements(bytes.fromhex(der)))
 
 
-@pytest.mark.parametrize("certificate", [LEAF, CHAIN.certificate, CHAIN.root])
-def test_the_subject_is_its_very_bytes(certificate: x509.Certificate) -> None:
-    found = subject_of(certificate.public_bytes(Encoding.DER))
-    assert found == certificate.subject.public_bytes()
-
-
-def test_a_certificate_of_version_1_has_no_version_before_its_fields() -> None:
-    name = tlv(SEQUENCE, b"")
-    fields = [tlv(2, b"\x01"), tlv(SEQUENCE, b""), name, tlv(SEQUENCE, b""), name]
-    subject = tlv(SEQUENCE, tlv(0x31, b""))
-    fields[4] = subject
-    assert subject_of(tlv(SEQUENCE, tlv(SEQUENCE, b"".join(fields)))) == subject
-
-
-@pytest.mark.parametrize(
-    "der", ["", "3000", "30023000", "300430020500", "3006300402010102", "0500", "ff"]
-)
-def test_what_is_no_certificate_has_no_subject(der: str) -> None:
-    with pytest.raises(ValueError, match=r"an element is cut off|more fields"):
-        subject_of(bytes.fromhex(der))
-
-
 @given(st.binary(max_size=40) | st.binary(max_size=40).map(lambda b: tlv(48, b)))
 def test_any_bytes_are_walked_or_refused(der: bytes) -> None:
     for walk in (lambda: list(elements(der)), lambda: content(der)):
@@ -99,12 +77,3 @@ def test_any_bytes_are_walked_or_refused(der: bytes) -> None:
     except ValueError:
         return
     assert b"".join(found) == der
-
-
-@given(st.binary(max_size=60).map(lambda body: tlv(SEQUENCE, tlv(SEQUENCE, body))))
-def test_any_bytes_have_a_subject_or_are_refused(der: bytes) -> None:
-    try:
-        found = subject_of(der)
-    except ValueError:
-        return
-    assert found in der
