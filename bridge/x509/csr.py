@@ -73,6 +73,17 @@ _NAMELESS = frozenset(
         "300b3109300706035504 0a0c00",
     )
 )
+_COMMON_NAME = bytes.fromhex("0603550403")
+_EXTENSION_REQUEST = x509.ObjectIdentifier("1.2.840.113549.1.9.14")
+_MOST_REQUESTS = 1
+_LONGEST_DNS_NAME = 253
+_NOBODY = bytes.fromhex("3000")
+_SUBJECT_ALT_NAME = bytes.fromhex("0603551d11")
+_REQUEST = bytes.fromhex("06092a864886f70d01090e")
+_OCTETS, _PRINTABLE, _SET = 0x04, 0x13, 0x31
+_DNS_NAME, _ATTRIBUTES = 0x82, 0xA0
+_ENCODINGS = {0x0C: "utf-8", 0x13: "ascii", 0x16: "ascii", 0x1E: "utf-16-be"}
+"""String types of a common name by tag: UTF8, Printable, IA5 and BMPString."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,19 +305,6 @@ def _bad_names(message: str, detail: str = "") -> CSRError:
     return CSRError(
         f"the CSR asks for more than it may: {message}", rule="csr.names", detail=detail
     )
-
-
-_COMMON_NAME = bytes.fromhex("0603550403")
-_EXTENSION_REQUEST = x509.ObjectIdentifier("1.2.840.113549.1.9.14")
-_MOST_REQUESTS = 1
-_LONGEST_DNS_NAME = 253
-_NOBODY = bytes.fromhex("3000")
-_SUBJECT_ALT_NAME = bytes.fromhex("0603551d11")
-_REQUEST = bytes.fromhex("06092a864886f70d01090e")
-_OCTETS, _PRINTABLE, _SET = 0x04, 0x13, 0x31
-_DNS_NAME, _ATTRIBUTES = 0x82, 0xA0
-_ENCODINGS = {0x0C: "utf-8", 0x13: "ascii", 0x16: "ascii", 0x1E: "utf-16-be"}
-"""String types of a common name by tag: UTF8, Printable, IA5 and BMPString."""
 
 
 @dataclass(frozen=True, slots=True)

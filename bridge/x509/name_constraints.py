@@ -35,6 +35,12 @@ from bridge.x509.name_forms import (
 Kind = type[x509.GeneralName]
 """A name form, as the class that `cryptography` has for it."""
 
+# What OpenSSL takes for a host name in a common name, if no dNSName is there.
+_HOST_IN_COMMON_NAME = re.compile(r"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)+")
+
+
+_Rule = tuple[int, NameSet | None, NameSet | None]
+"""Tier, what is permitted (`None` is all) and what is excluded (`None` is nothing)."""
 _OID = 0x06
 _NAME_CONSTRAINTS = bytes.fromhex("551d1e")  # 2.5.29.30
 _EXTENSIONS = 0xA3  # [3] EXPLICIT, RFC 5280, 4.1
@@ -124,14 +130,6 @@ def _set_of(kind: Kind, names: Sequence[x509.GeneralName], *, strict: bool) -> N
 
 def _bad(message: str) -> ConfigError:
     return ConfigError(message, rule="config.constraints")
-
-
-# What OpenSSL takes for a host name in a common name, if no dNSName is there.
-_HOST_IN_COMMON_NAME = re.compile(r"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)+")
-
-
-_Rule = tuple[int, NameSet | None, NameSet | None]
-"""Tier, what is permitted (`None` is all) and what is excluded (`None` is nothing)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,24 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 RDN = frozenset[tuple[str, str | bytes]]
 """One relative distinguished name: dotted OID and folded value of each attribute."""
+SMTP_UTF8_MAILBOX = ObjectIdentifier("1.3.6.1.5.5.7.8.9")
+"""An otherName that is an e-mail address and under its constraints (RFC 9598)."""
+
+_HOST = r"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*"
+_LABEL = "[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
+# Narrower than what OpenSSL and Go read: to rustls nothing else is a DNS name, and a
+# certificate with one is refused under any DNS constraint.
+_DNS_NAME = re.compile(rf"(?=.{{1,253}}\Z)(?:{_LABEL}\.)*(?![0-9]+\Z){_LABEL}")
+_HOST_CONSTRAINT = re.compile(rf"(?:\.?{_HOST})?")
+# Narrower than RFC 3986 on purpose: a ':' or '@' behind the scheme moves the host for
+# OpenSSL and BoringSSL, a '%' or '?' does for others. SPIFFE IDs have none of them.
+_URI = re.compile(
+    rf"[A-Za-z][A-Za-z0-9+.-]*://({_HOST})(?:/[A-Za-z0-9._~!$&'()*+,;=/-]*)?"
+)
+_ATOM = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
+_MAILBOX = re.compile(rf"({_ATOM}(?:\.{_ATOM})*)@({_HOST})")
+_SPACES = re.compile(r"[ \t\n\v\f\r]+")
+_ASCII_LOWER = {code: code + 32 for code in range(ord("A"), ord("Z") + 1)}
 
 
 class NameSet(Protocol):
@@ -219,26 +237,6 @@ def _directory_text(prefix: tuple[RDN, ...]) -> str:
         for rdn in prefix
     )
     return "/".join(rdns) or "(every directory name)"
-
-
-SMTP_UTF8_MAILBOX = ObjectIdentifier("1.3.6.1.5.5.7.8.9")
-"""An otherName that is an e-mail address and under its constraints (RFC 9598)."""
-
-_HOST = r"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*"
-_LABEL = "[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
-# Narrower than what OpenSSL and Go read: to rustls nothing else is a DNS name, and a
-# certificate with one is refused under any DNS constraint.
-_DNS_NAME = re.compile(rf"(?=.{{1,253}}\Z)(?:{_LABEL}\.)*(?![0-9]+\Z){_LABEL}")
-_HOST_CONSTRAINT = re.compile(rf"(?:\.?{_HOST})?")
-# Narrower than RFC 3986 on purpose: a ':' or '@' behind the scheme moves the host for
-# OpenSSL and BoringSSL, a '%' or '?' does for others. SPIFFE IDs have none of them.
-_URI = re.compile(
-    rf"[A-Za-z][A-Za-z0-9+.-]*://({_HOST})(?:/[A-Za-z0-9._~!$&'()*+,;=/-]*)?"
-)
-_ATOM = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
-_MAILBOX = re.compile(rf"({_ATOM}(?:\.{_ATOM})*)@({_HOST})")
-_SPACES = re.compile(r"[ \t\n\v\f\r]+")
-_ASCII_LOWER = {code: code + 32 for code in range(ord("A"), ord("Z") + 1)}
 
 
 class UnreadableNameError(Exception):
