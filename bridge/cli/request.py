@@ -12,7 +12,7 @@ from bridge.cli.chain_tree import print_chain
 from bridge.cli.console import OutputOption
 from bridge.client.istio import Ask, ask
 from bridge.client.linkerd import Certified, Wish, certify, is_identity
-from bridge.config.types import is_address
+from bridge.dns_names import is_address
 from bridge.errors import ConfigError
 from bridge.system.files import write_new
 from bridge.x509.pem import parse_certificates

@@ -22,7 +22,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from bridge._proto.linkerd_identity_pb2 import CertifyRequest, CertifyResponse
 from bridge._proto.linkerd_identity_pb2_grpc import IdentityStub
-from bridge.config.types import is_host
+from bridge.dns_names import is_host
 from bridge.errors import BackendRefusedError, BridgeError, MisissuedError
 from bridge.system.clock import Clock, system_clock
 from bridge.x509.der import SEQUENCE, content, elements, splice, tlv

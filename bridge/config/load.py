@@ -38,7 +38,8 @@ from bridge.config.schema import (
 from bridge.config.section import Section
 from bridge.config.strict_yaml import parse_yaml
 from bridge.config.terms import IssuanceConfig, RuleConfig
-from bridge.config.types import FilePath, Name, Some, TrustDomainName, is_host, written
+from bridge.config.types import FilePath, Name, Some, TrustDomainName, written
+from bridge.dns_names import is_host
 from bridge.errors import ConfigError
 
 __all__ = [

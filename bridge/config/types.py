@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
+from bridge.dns_names import is_address, is_host, is_label, is_subdomain
 from bridge.errors import BridgeError
 from bridge.spiffe import TrustDomain
 
@@ -19,12 +20,6 @@ _LONGEST = timedelta(days=3660)
 _PASSWORD = re.compile(
     r"://[^/?#@]*:[^/?#]*@|[?&;](?:password|passwd|pwd)=", re.IGNORECASE
 )
-_NAMESPACE = re.compile("[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
-_ALNUM = "[a-z0-9](?:[a-z0-9-]*[a-z0-9])?"
-_SERVICE_ACCOUNT = re.compile(rf"(?=.{{1,253}}\Z){_ALNUM}(?:\.{_ALNUM})*")
-_LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
-_LONGEST_HOST = 253
-_PORT = re.compile(r"[0-9]{1,5}")
 _IPV4 = re.compile(r"[0-9.]+")
 _NOT_SHOWN = "one that is not shown"
 
@@ -81,29 +76,6 @@ def _trust_domain(value: str) -> str:
     return value
 
 
-def is_address(value: object) -> bool:
-    """Tell whether `value` is a `host:port`, with an IPv6 address in brackets."""
-    host, _, port = value.rpartition(":") if isinstance(value, str) else ("", "", "")
-    if not host or not _PORT.fullmatch(port):
-        return False
-    if ":" in host and not (host.startswith("[") and host.endswith("]")):
-        return False
-    return int(port) <= 65535  # noqa: PLR2004 - TCP's
-
-
-def is_host(value: str) -> bool:
-    """Tell whether `value` is a DNS name, in lower case and without a last dot.
-
-    To rustls, what ends in a number is none: it may be an IP address.
-    """
-    labels = value.split(".")
-    return (
-        len(value) <= _LONGEST_HOST
-        and all(map(_LABEL.fullmatch, labels))
-        and not labels[-1].isdecimal()
-    )
-
-
 def _address(value: object) -> object:
     if not is_address(value):
         raise ValueError('expected "HOST:PORT", such as "0.0.0.0:15012"')
@@ -130,7 +102,7 @@ def _archive(value: object) -> object:
 
 
 def _namespace(value: str) -> str:
-    if not _NAMESPACE.fullmatch(value):
+    if not is_label(value):
         raise ValueError(
             "expected the name of a namespace; leave the key out where all are meant"
         )
@@ -138,7 +110,7 @@ def _namespace(value: str) -> str:
 
 
 def _service_account(value: str) -> str:
-    if not _SERVICE_ACCOUNT.fullmatch(value):
+    if not is_subdomain(value):
         raise ValueError(
             "expected the name of a service account, without its namespace; leave the "
             "key out where all are meant"

@@ -8,8 +8,8 @@ from datetime import datetime
 
 from cryptography import x509
 
+from bridge.dns_names import is_label, is_subdomain
 from bridge.errors import AuthenticationError, RequestError
-from bridge.identity.service_account_token import is_namespace, is_object_name
 from bridge.spiffe import SpiffeID
 from bridge.x509.certificate import UNREADABLE
 
@@ -93,7 +93,7 @@ def _service_account(uri: str) -> SpiffeID:
             "the certificate's URI SAN is no SPIFFE ID", "certificate.san"
         ) from None
     match spiffe_id.service_account:
-        case (namespace, name) if is_namespace(namespace) and is_object_name(name):
+        case (namespace, name) if is_label(namespace) and is_subdomain(name):
             return spiffe_id
     raise _refused(
         "the certificate's SPIFFE ID is no service account's", "certificate.san"

@@ -7,8 +7,8 @@ from functools import partial
 
 from bridge.config import BridgeConfig, ClusterConfig, TokensConfig
 from bridge.config.alike import namespaces_of
+from bridge.dns_names import is_label
 from bridge.errors import BackendUnavailableError, BridgeError, ConfigError
-from bridge.identity import service_account_token
 from bridge.identity.jwks import VerificationKey
 from bridge.identity.key_sources import FileSource, KeySource, URLSource
 from bridge.identity.keyring import KeyOwners, Keyring
@@ -100,7 +100,7 @@ def _impossible_namespaces(entry: ClusterConfig, index: int) -> list[str]:
         f'clusters[{index}].namespaces: expected names of namespaces, or "*" '
         f"(found {name!r})"
         for name in entry.namespaces or ()
-        if name != "*" and not service_account_token.is_namespace(name)
+        if name != "*" and not is_label(name)
     ]
 
 

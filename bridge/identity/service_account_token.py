@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
+from bridge.dns_names import LABEL, LONGEST, SUBDOMAIN, is_subdomain
 from bridge.errors import AuthenticationError, SubjectError
 from bridge.identity import jose
 from bridge.identity.jwks import ALGORITHMS, VerificationKey
@@ -41,14 +42,8 @@ _HASHES: dict[str, hashes.HashAlgorithm] = {
 _PADDING = padding.PKCS1v15()
 _ECDSA = {name: ec.ECDSA(algorithm) for name, algorithm in _HASHES.items()}
 
-_LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
-_PART = r"[a-z0-9](?:[a-z0-9-]*[a-z0-9])?"
-_SUBDOMAIN = rf"{_PART}(?:\.{_PART})*"
-_LONGEST_SUBDOMAIN = 253
-_SUBJECT = re.compile(rf"system:serviceaccount:({_LABEL}):({_SUBDOMAIN})")
-_LONGEST_SUBJECT = len("system:serviceaccount::") + 63 + _LONGEST_SUBDOMAIN
-_NAMESPACE = re.compile(_LABEL)
-_NAME = re.compile(_SUBDOMAIN)
+_SUBJECT = re.compile(rf"system:serviceaccount:({LABEL}):({SUBDOMAIN})")
+_LONGEST_SUBJECT = len("system:serviceaccount::") + 63 + LONGEST
 _UID = re.compile(r"[A-Za-z0-9-]{1,64}")
 
 KeyLookup = Callable[[str | None, datetime], VerificationKey]
@@ -69,16 +64,6 @@ def shown(value: object) -> str:
     """Show what stood in a header, for the log: escaped, and not endless."""
     text = repr(value)
     return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
-
-
-def is_namespace(text: str) -> bool:
-    """Say whether `text` can be the name of a namespace (a DNS-1123 label)."""
-    return _NAMESPACE.fullmatch(text) is not None
-
-
-def is_object_name(text: str) -> bool:
-    """Say whether `text` can name a service account or pod (a DNS-1123 subdomain)."""
-    return len(text) <= _LONGEST_SUBDOMAIN and _NAME.fullmatch(text) is not None
 
 
 def verify(
@@ -248,7 +233,7 @@ def _service_account(claims: dict[str, Any]) -> ServiceAccount:
         if isinstance(subject, str) and len(subject) <= _LONGEST_SUBJECT
         else None
     )
-    if match is None or len(match[2]) > _LONGEST_SUBDOMAIN:
+    if match is None or len(match[2]) > LONGEST:
         raise SubjectError(
             "the token's subject is no service account",
             subject=subject if isinstance(subject, str) else "",
@@ -287,7 +272,7 @@ def _named(value: object) -> tuple[str, str]:
         name, uid = value.get("name"), value.get("uid")
         if (
             isinstance(name, str)
-            and is_object_name(name)
+            and is_subdomain(name)
             and isinstance(uid, str)
             and _UID.fullmatch(uid)
         ):

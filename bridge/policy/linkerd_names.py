@@ -7,7 +7,6 @@ Source:
     linkerd/linkerd2, pkg/identity/service.go and controller/identity/.
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,6 +14,7 @@ from functools import cached_property
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from bridge.dns_names import LONGEST, is_label
 from bridge.errors import (
     AuthenticationError,
     BackendUnavailableError,
@@ -28,11 +28,9 @@ from bridge.errors import (
 from bridge.spiffe import SpiffeID, TrustDomain
 from bridge.x509.csr import CSR, asked_names, asks_for_nothing_else, parse_csr_der
 
-_LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 _KEY_TYPE = "csr.key-type"
 _KIND = "serviceaccount"
 _SUBJECT_PARTS = 4
-_LONGEST_NAME = 253
 _LONGEST_SHOWN = 300
 _LONGEST_CSR = 4 * 1024
 """Bytes. A proxy's has under 1,000, and reading the names of one that is full of them
@@ -84,7 +82,7 @@ class LinkerdNames:
                 service account with dots is none.
         """
         for part in (namespace, service_account):
-            if not _LABEL.fullmatch(part):
+            if not is_label(part):
                 raise _no_label(part)
         return f"{service_account}.{namespace}{self.suffix}"
 
@@ -96,9 +94,9 @@ class LinkerdNames:
         Raises:
             DeniedError: The identity is longer than a DNS name can be.
         """
-        if len(identity) > _LONGEST_NAME:
+        if len(identity) > LONGEST:
             raise DeniedError(
-                f"the identity has more than {_LONGEST_NAME} characters",
+                f"the identity has more than {LONGEST} characters",
                 rule="identity.length",
             )
         name = x509.DNSName(identity)
@@ -222,7 +220,7 @@ def subject_error(subject: str) -> SubjectError:
     parts = subject.split(":")
     if len(parts) == _SUBJECT_PARTS and parts[0] == "system":
         for part in parts[1:]:
-            if not _LABEL.fullmatch(part):
+            if not is_label(part):
                 return _no_label(part)
     return SubjectError(
         f"Username must be in form system:TYPE:NS:SA: {subject[:_LONGEST_SHOWN]}",

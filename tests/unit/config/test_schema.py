@@ -15,7 +15,7 @@ from bridge.config.diagnostics import section_of
 from bridge.config.types import written
 from bridge_file.options import Options
 
-DOCUMENT = Path(__file__).parents[2] / "docs/configuration.md"
+DOCUMENT = Path(__file__).parents[3] / "docs/configuration.md"
 ROW = re.compile(r"\| `([^`]+)` \| ([^|]+) \| ([^|]+) \|(.*)\|")
 LISTS: dict[object, str] = {tuple: "[]", dict: ".*"}
 

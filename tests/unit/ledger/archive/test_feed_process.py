@@ -35,7 +35,7 @@ from tests.unit.ledger.support import (
     within,
 )
 
-_ROOT = Path(__file__).parents[3]
+_ROOT = Path(__file__).parents[4]
 _WAIT_SECONDS = 20
 _FAR_OFF_SECONDS = 600.0
 

@@ -26,7 +26,7 @@ from tests.unit.ledger.support import (
 )
 
 URL = "sqlite:///archive.db"
-_ROOT = Path(__file__).parents[3]
+_ROOT = Path(__file__).parents[4]
 _WAIT_SECONDS = 20
 
 
