@@ -1,8 +1,8 @@
-"""What a thief of an issuing key could make each data plane accept.
+"""What each data plane would accept if an issuing key were compromised.
 
-Name constraints do not contain a stolen key everywhere: a constraint on one form of
-name lets every other form pass, in every verifier. Whoever shows a hierarchy shows
-this too.
+Name constraints do not contain a compromised key everywhere: a constraint on one form
+of name lets every other form pass, in every verifier. Every command that shows a
+hierarchy shows the exposure too.
 """
 
 from collections.abc import Sequence
@@ -18,19 +18,19 @@ _SHOWN_HOSTS = 8
 
 @dataclass(frozen=True, slots=True)
 class Exposure:
-    """One data plane, and what a certificate of the stolen key gets past it."""
+    """What one data plane would accept from a compromised issuing key."""
 
     data_plane: DataPlane
     accepts: str
     narrower: str
-    """A way to make it less, or empty."""
+    """How to limit it; empty where there is nothing to limit."""
 
 
 def exposure_of(chain: Sequence[x509.Certificate]) -> tuple[Exposure, ...]:
-    """Say what the key of the first certificate of a chain is good for.
+    """Return what each data plane would accept if the issuing key were compromised.
 
-    It is an upper bound: of several constrained tiers the lowest one is shown, and
-    excluded names are not taken off.
+    The answer is an upper bound: of several constrained tiers the lowest one is shown,
+    and excluded names are not subtracted.
 
     Args:
         chain: Issuing CA first, then what is above it, with or without the root.
@@ -46,7 +46,7 @@ def exposure_of(chain: Sequence[x509.Certificate]) -> tuple[Exposure, ...]:
 
 
 _REGIONAL_ANCHOR = (
-    "give the plane a regional or environment CA as its anchor, not the common root"
+    "use the regional CA as this data plane's trust anchor, not the common root"
 )
 
 
@@ -71,13 +71,13 @@ def _ambient(hosts: list[str] | None) -> Exposure:
         return Exposure(
             DataPlane.AMBIENT,
             "every SPIFFE ID of every trust domain, wherever this root is trusted; "
-            "ztunnel cannot live with a constraint that would narrow it",
+            "ztunnel does not work with the constraint that would limit this",
             _REGIONAL_ANCHOR,
         )
     return Exposure(
         DataPlane.AMBIENT,
-        "nothing: ztunnel refuses every certificate under a URI constraint, the "
-        "honest ones too",
+        "nothing: this chain does not work with ambient, since ztunnel rejects every "
+        "certificate under a URI constraint",
         "",
     )
 
@@ -92,7 +92,7 @@ def _linkerd(dns: list[str] | None) -> Exposure:
     return Exposure(
         DataPlane.LINKERD,
         f"every identity of {_listed(dns)}, wherever this root is an anchor: clusters "
-        "that share an identity domain share the loss",
+        "that share an identity domain are exposed together",
         _REGIONAL_ANCHOR,
     )
 

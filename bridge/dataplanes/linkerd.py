@@ -1,10 +1,10 @@
-"""Can linkerd2-proxy verify what a chain issues? Held against it when it is loaded.
+"""Check at load that linkerd2-proxy can verify what a chain issues.
 
-`bridge.x509.path` holds every chain to what all verifiers ask for, this one included:
+`bridge.x509.path` checks every chain for what all verifiers require, this one included:
 at most six CA certificates below the anchor, an extended key usage with both purposes
 or none, names byte for byte, version 3, no critical extension that is not evaluated, no
-`minimum` in a constraint, own names inside the constraints. Here is what this verifier
-alone asks for.
+`minimum` in a constraint, own names inside the constraints. This module checks what
+linkerd2-proxy alone requires.
 
 Source:
     linkerd2-proxy, linkerd/rustls/src/crypto.rs (the list of algorithms); rustls-webpki
@@ -32,7 +32,7 @@ _SIGNATURES = frozenset(
         "300506032b6570",  # Ed25519
     )
 )
-"""AlgorithmIdentifiers of signatures, byte for byte as webpki compares them."""
+"""AlgorithmIdentifiers of signatures; webpki compares them byte for byte."""
 _KEYS = frozenset(
     bytes.fromhex(identifier)
     for identifier in (
@@ -67,11 +67,10 @@ def require_verifiable(
         path: A chain that `bridge.x509.path.validate_chain` has proven: issuing CA
             first, trust anchor last.
         with_uri: Leaves have a SPIFFE ID beside their DNS name.
-        source: What people call the chain; begins each complaint.
+        source: The name of the chain for people; each message begins with it.
 
     Raises:
-        ConfigError: The message has a line for each thing that was found, with what to
-            change.
+        ConfigError: The message has a line for each problem, with what to change.
     """
     problems = [*linkerd_problems(path, with_uri=with_uri)]
     if problems:
@@ -86,7 +85,7 @@ def require_verifiable(
 def linkerd_problems(
     path: Sequence[x509.Certificate], *, with_uri: bool
 ) -> Iterator[tuple[int, str]]:
-    """Yield the index of each certificate that is in the way, and a sentence on it.
+    """Yield the index of each certificate that linkerd2-proxy rejects, and the reason.
 
     Args:
         path: See `require_verifiable`.

@@ -1,4 +1,4 @@
-"""Which data planes can live with the name constraints of a chain.
+"""Which data planes work with the name constraints of a chain.
 
 Source:
     Run against ztunnel, linkerd2-proxy (rustls-webpki 0.103.12 to 0.103.14, RUSTSEC-
@@ -30,14 +30,14 @@ RUSTLS_PLANES = frozenset({DataPlane.AMBIENT, DataPlane.LINKERD})
 
 
 def data_plane_problems(certificates: Sequence[x509.Certificate]) -> list[str]:
-    """Tell people which data planes cannot live with the constraints of a chain.
+    """Return which data planes do not work with the constraints of a chain.
 
     Args:
         certificates: All CA certificates, the issuing CA first and the trust anchor
             last: rustls holds those of an anchor against a path too.
 
     Returns:
-        Sentences that say what happens and what to change; empty if nothing will.
+        Sentences that say what happens and what to change; empty if all work.
 
     Raises:
         ConfigError: See `NameConstraints.of`.
@@ -48,12 +48,12 @@ def data_plane_problems(certificates: Sequence[x509.Certificate]) -> list[str]:
         if found is not None:
             where = f"the certificate of tier {tier} ({_text(certificate.subject)})"
             problems.extend(f"{where} {text}" for text in _clashes(found))
-            problems.extend(f"{where} {text}" for text in _half_meant(certificate))
+            problems.extend(f"{where} {text}" for text in _ambiguous(certificate))
     return problems
 
 
 def _clashes(found: NameConstraints) -> Iterator[str]:
-    """Say what a verifier does not evaluate, or evaluates to a refusal."""
+    """Yield what a verifier does not evaluate, or always refuses."""
     if x509.UniformResourceIdentifier in found.constrained:
         yield (
             "has a URI constraint: ztunnel (Istio ambient) rejects every certificate "
@@ -84,8 +84,8 @@ def _clashes(found: NameConstraints) -> Iterator[str]:
         )
 
 
-def _half_meant(certificate: x509.Certificate) -> Iterator[str]:
-    """Say which URI hosts mean one thing to OpenSSL and another to Go."""
+def _ambiguous(certificate: x509.Certificate) -> Iterator[str]:
+    """Yield URI hosts that OpenSSL and Go read differently."""
     extension = certificate.extensions.get_extension_for_class(x509.NameConstraints)
     for word, names in (
         ("permits", extension.value.permitted_subtrees or ()),
@@ -105,7 +105,7 @@ def _half_meant(certificate: x509.Certificate) -> Iterator[str]:
             elif host[0] != "." and f".{host}" not in hosts:
                 yield (
                     f"{word} the URI host {host!r} without {'.' + host!r}: Go up to "
-                    "1.27 takes subdomains along, OpenSSL and Envoy do not; write both "
+                    "1.27 includes subdomains, OpenSSL and Envoy do not; write both "
                     "if subdomains are meant"
                 )
 

@@ -210,7 +210,7 @@ def _notes(spec: ThrowawaySpec) -> Iterator[str]:
     if not spec.has_uri_constraint:
         planes = ", ".join(sorted(spec.data_planes & RUSTLS_PLANES))
         yield (
-            f"URI names are not constrained: {planes} cannot live with a URI "
+            f"URI names are not constrained: {planes} do not work with a URI "
             "constraint; only the bridge holds leaves to the trust domain"
         )
     yield (

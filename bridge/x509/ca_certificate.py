@@ -1,4 +1,4 @@
-"""Is one certificate fit to be a CA of a mesh chain, whatever stands around it?
+"""Check that one certificate can be a CA of a mesh chain, whatever the others are.
 
 Source:
     RFC 5280, 4.1, 4.2 and 6.1.4; X509-SVID, 3 and 4; rustls-webpki's rules for paths
@@ -39,7 +39,7 @@ def ca_problems(
 ) -> Iterator[str]:
     """Yield what is wrong with a certificate as a CA, in sentences without a subject.
 
-    The signature is another matter: see `bridge.x509.certificate`.
+    Signatures are checked by `bridge.x509.path`.
 
     Args:
         certificate: A CA certificate of the chain, or its trust anchor.
@@ -72,7 +72,7 @@ def _outside_extensions(certificate: x509.Certificate, now: datetime) -> Iterato
     if content(subject_of(certificate)) == b"":
         yield "has an empty subject"
     elif name_text(certificate, "subject") is None:
-        yield "has a subject that cannot be read: write it anew as UTF8String"
+        yield "has a subject that cannot be read: reissue it with a UTF8String"
     if now < certificate.not_valid_before_utc:
         yield f"is not valid before {_time(certificate.not_valid_before_utc)}"
     # The last second is valid by RFC 5280 and for Go, and expired for OpenSSL.
@@ -105,7 +105,7 @@ def _usage(extensions: x509.Extensions) -> Iterator[str]:
     if extended is not None and not _BOTH_WAYS.issubset(extended):
         yield (
             "has an extended key usage without both serverAuth and clientAuth: rustls "
-            "holds it against the leaf; reissue it with both or without the extension"
+            "applies it to the leaf; reissue it with both or without the extension"
         )
 
 

@@ -1,4 +1,4 @@
-"""The few DER steps that `cryptography` has no door for: splicing and walking.
+"""The few DER steps that `cryptography` does not offer: splicing and walking.
 
 Source:
     X.690, sections 8.1 and 10.1.

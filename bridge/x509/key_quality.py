@@ -1,10 +1,10 @@
-"""Is a public key good enough to be certified?
+"""Check that a public key is strong enough to be certified.
 
-Exactly the keys that the meshes use: RSA of 2048, 3072 or 4096 bits with the exponent
-65537, and EC keys on P-256 or P-384; for a CA also P-521 and Ed25519. An RSA modulus is
-also held against the three weaknesses that show in the public key alone. What does not
-show, such as a key that two parties share or one whose randomness was poor, is not
-found here.
+Accepted are exactly the keys that the meshes use: RSA of 2048, 3072 or 4096 bits with
+the exponent 65537, and EC keys on P-256 or P-384; for a CA also P-521 and Ed25519. An
+RSA modulus is also checked for the three weaknesses that the public key alone reveals.
+Other faults, such as a key that two parties share or one made with poor randomness, are
+not found.
 
 Source:
     Baseline Requirements 6.1.6; "The Return of Coppersmith's Attack" (CVE-2017-15361,

@@ -1,4 +1,4 @@
-"""Name constraints: are these names allowed by every CA certificate of a chain?
+"""Check names against the name constraints of every CA certificate of a chain.
 
 Each certificate is evaluated for itself and all must permit: a lower CA cannot widen
 what a higher one allows. Everything is parsed once, when the chain is loaded;
@@ -134,7 +134,7 @@ def _bad(message: str) -> ConfigError:
 
 @dataclass(frozen=True, slots=True)
 class ChainConstraints:
-    """The constraints of all CA certificates of one chain, ready to be asked."""
+    """The constraints of all CA certificates of one chain, parsed once."""
 
     rules: Mapping[Kind, tuple[_Rule, ...]]
     unsupported: frozenset[Kind] = frozenset()

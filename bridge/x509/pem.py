@@ -1,7 +1,7 @@
-"""PEM, read strictly: a block is what it says, and nothing hides beside it.
+"""Read PEM strictly: one label, canonical base64, and no text beside a block.
 
-Lenient readers skip what they do not know, so that two programs see two different
-documents in one text. Everything here is linear in the length of its input.
+Lenient readers skip what they do not know, so that two programs read two different
+documents from one text. All functions are linear in the length of their input.
 
 Source:
     RFC 7468, sections 2 and 3.

@@ -1,7 +1,7 @@
-"""CA keys that sign nothing: they let pyca build a TBSCertificate and keep it.
+"""CA keys that sign nothing: pyca builds a TBSCertificate with them.
 
-The bytes exist before the signature does. They can go on record, be compared and be
-sent to a key that lives elsewhere; what is spliced together afterwards holds them
+The bytes exist before the signature does. They can be recorded, compared, and sent to
+a key in another place; the certificate that is spliced together afterwards holds them
 unchanged.
 
 Source:
