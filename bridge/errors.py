@@ -81,7 +81,7 @@ class CSRError(RequestError):
 
 
 class TTLError(RequestError):
-    """The wanted lifetime is outside the configured bounds."""
+    """The requested lifetime is outside the configured limits."""
 
     default_rule = "ttl"
 
