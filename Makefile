@@ -9,7 +9,7 @@ LOCKS := deploy/locks
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 PROTOS := $(wildcard proto/*.proto)
 
-.PHONY: help demo test lint format proto vectors lock bench bench-fronts bench-peers soak fuzz
+.PHONY: help demo test lint format proto vectors lock bench bench-fronts bench-peers bench-before soak fuzz
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,6 +49,9 @@ bench-fronts: $(VENV)/.development ## Linkerd's front beside Istio's, in one run
 
 bench-peers: $(VENV)/.development ## The bridge beside Istio's own CA, in one run
 	@$(BIN)/python -m tests.bench.peers $(BENCH_ARGS)
+
+bench-before: $(VENV)/.development ## This code beside an earlier commit (BEFORE: the meshca command of its worktree)
+	@$(BIN)/python -m tests.bench.before $(BEFORE) $(BENCH_ARGS)
 
 soak: export SOAK_PARTS := $(SOAK_PARTS)
 soak: export SOAK_KILLS := $(SOAK_KILLS)

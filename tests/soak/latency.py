@@ -11,7 +11,8 @@ from tests.soak.ground import Ground, Target, say
 from tests.soak.result import Result
 
 _PART = 0.8
-_BOUND_MS = 15.0
+_MOST_OF_PEER = 2.0
+"""The p99, as a part of that of Istio's CA in the same minutes: reported."""
 _ROUND_SECONDS = 5.0
 _STEADY = 0.07
 """By so much the highest rates before and after a round may differ: beyond, the machine
@@ -117,15 +118,17 @@ def run(ground: Ground) -> Result:
             ours.measure()
             theirs.measure()
     bridge.require_sound_ledger()
-    found = summary(ours.rounds)
+    found, peers = summary(ours.rounds), summary(theirs.rounds)
+    part = found.p99_ms / peers.p99_ms
     result.judge(
-        f"at {_PART:.0%} of the highest rate, p99 below {_BOUND_MS:g} ms: {found.text}",
-        good=found.p99_ms < _BOUND_MS,
+        f"at {_PART:.0%} of the highest rate, p99 at most {_MOST_OF_PEER:g} times that "
+        f"of Istio's CA: {part:.1f} times; {found.text}",
+        good=part <= _MOST_OF_PEER,
     )
     result.judge(f"{ours.failed:.0f} calls failed", good=not ours.failed)
     result.note(
         "Istio's CA, in turn with it, with an RSA-2048 key and without a record of "
-        f"what it signs: {summary(theirs.rounds).text}"
+        f"what it signs: {peers.text}"
     )
     result.figures["rounds"] = [asdict(each) for each in ours.rounds]
     result.figures["peer_rounds"] = [asdict(each) for each in theirs.rounds]

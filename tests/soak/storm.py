@@ -18,7 +18,7 @@ from tests.support.harness.real_process import PEER_SERVER_NAME
 from tests.support.harness.workers import Supervised
 
 _STORMS = 4
-_GROWTH = 0.05
+_GROWTH = 0.10
 _REST_SECONDS = 4.0
 _LONGEST_REST_SECONDS = 20.0
 _RETRIED = {"Canceled", "DeadlineExceeded", "ResourceExhausted"} | {

@@ -7,10 +7,11 @@ _FEEDER = b"bridge.ledger.archive.feedmain"
 
 def feeders(pid: int) -> list[int]:
     """Return the processes that feed archives for `pid`, or for its workers."""
-    return [one for one in _descendants(pid) if _FEEDER in _command(one)]
+    return [one for one in descendants(pid) if _FEEDER in _command(one)]
 
 
-def _descendants(pid: int) -> list[int]:
+def descendants(pid: int) -> list[int]:
+    """Return the processes that a process started, and those that they started."""
     found: list[int] = []
     for path in Path(f"/proc/{pid}/task").glob("*/children"):
         try:
@@ -18,7 +19,7 @@ def _descendants(pid: int) -> list[int]:
         except OSError:
             continue  # the thread has ended
         for child in map(int, children):
-            found += [child, *_descendants(child)]
+            found += [child, *descendants(child)]
     return sorted(found)
 
 

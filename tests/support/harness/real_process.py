@@ -58,6 +58,7 @@ class Bridge:
         prefix: Put before the command, such as `taskset -c 0`.
         fronts: Which there are.
         awaits: The page that answers 200 when the block may begin.
+        command: The `meshca` that serves.
     """
 
     def __init__(  # noqa: PLR0913 - what differs between tests, each by name
@@ -72,6 +73,7 @@ class Bridge:
         prefix: Sequence[str] = (),
         fronts: Sequence[str] = ("istio",),
         awaits: str = "/readyz",
+        command: Path = MESHCA,
     ) -> None:
         folder.mkdir()
         self.folder = folder
@@ -87,6 +89,7 @@ class Bridge:
         self._prefix = prefix
         self._fronts = fronts
         self._awaits = awaits
+        self._command = command
         self._process: subprocess.Popen[bytes] | None = None
         self._write(ca_key, data_plane, overrides or {})
 
@@ -126,8 +129,11 @@ class Bridge:
     @property
     def watched(self) -> dict[str, int]:
         """Its processes by name, as `caload -watch` wants them."""
-        feeders = {f"feeder{n}": pid for n, pid in enumerate(self.feeders)}
-        return {"server": self.pid, **feeders}
+        children = processes.descendants(self.pid)
+        return {
+            "server": self.pid,
+            **{f"child{number}": pid for number, pid in enumerate(children)},
+        }
 
     def token(
         self,
@@ -144,7 +150,7 @@ class Bridge:
         return issuer.token(namespace, account, audiences=audiences, now=now)
 
     def __enter__(self) -> Self:
-        command: list[str | Path] = [*self._prefix, MESHCA, "serve"]
+        command: list[str | Path] = [*self._prefix, self._command, "serve"]
         command += ["-c", self.configuration]
         started = time.monotonic()
         with (self.folder / "log").open("ab") as log:
