@@ -67,12 +67,16 @@ class BridgeConfig(Section):
     """The whole file."""
 
     trust_domain: TrustDomainName
+    """The trust domain of every SPIFFE ID that is issued, such as `corp.example`."""
     workers: Annotated[int, Field(ge=0, le=64)] = 0
     """Processes that serve, under a parent that supervises them; 0 is one process."""
     fronts: FrontsConfig
     clusters: Annotated[tuple[ClusterConfig, ...], Field(strict=False), Some]
     issuing_cas: Annotated[dict[Name, IssuingCAConfig], Field(min_length=1)]
     trust_anchors: FilePath
+    """PEM file. Workloads get these certificates as their roots, and every chain must
+    lead to one of them. Read at the start and at each reload: after a change of this
+    file alone, send SIGHUP."""
     issuance: IssuanceConfig
     limits: LimitsConfig = LimitsConfig()
     ledger: LedgerConfig

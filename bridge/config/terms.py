@@ -32,18 +32,29 @@ class RuleConfig(Section):
     """
 
     fronts: Annotated[Fronts, Some] | None = None
+    """The mesh of the caller. Only fronts that are configured."""
     clusters: Annotated[Names, Some] | None = None
+    """Names of clusters, not aliases."""
     namespaces: Annotated[Namespaces, Some] | None = None
+    """The namespace of the caller, as its credential proves it."""
     service_accounts: Annotated[ServiceAccounts, Some] | None = None
+    """Names without the namespace. `namespaces` says which namespaces are meant."""
     refuse: bool = False
-    """They get no certificate. `false` alone: they get what the top level says."""
+    """`true`: these callers get no certificate. `false` alone: these callers get what
+    the top level says."""
     default_ttl: WholeSeconds | None = None
-    """By default the top level's, brought inside the bounds."""
+    """By default `issuance.default_ttl`, brought inside the limits of the rule.
+    Linkerd's proxies request no lifetime, so this is what they get."""
     min_ttl: WholeSeconds | None = None
+    """By default `issuance.min_ttl`, and not below it."""
     max_ttl: WholeSeconds | None = None
+    """By default `issuance.max_ttl`, and not above it."""
     on_excess_ttl: Literal["refuse", "clamp"] | None = None
+    """By default `issuance.on_excess_ttl`. Istio's agents request 24h unless told
+    otherwise, so a shorter `max_ttl` needs `clamp`."""
     issuing_cas: Annotated[IssuerNames, Some] | None = None
-    """In order of preference, and nothing else: failover stays inside the list."""
+    """In order of preference. By default `issuance.issuing_cas`. Failover stays inside
+    the list."""
 
     @field_validator("*", mode="before")
     @classmethod
@@ -75,17 +86,22 @@ class IssuanceConfig(Section):
     """`issuance`: limits that no caller and no backend can widen."""
 
     default_ttl: WholeSeconds = timedelta(hours=24)
+    """The lifetime where the caller requests none."""
     min_ttl: WholeSeconds = timedelta(minutes=5)
+    """The shortest lifetime that may be requested."""
     max_ttl: WholeSeconds = timedelta(hours=24)
+    """The longest lifetime that may be requested."""
     on_excess_ttl: Literal["refuse", "clamp"] = "refuse"
+    """What to do with a requested lifetime outside the limits."""
     backdate: WholeSeconds = timedelta(minutes=2)
-    """How far notBefore lies in the past, for peers whose clock runs slow."""
+    """How far notBefore lies in the past, for peers whose clock is slow."""
     issuing_cas: Annotated[IssuerNames, Some]
-    """In order of preference; a later one stands in when an earlier one is down."""
+    """In order of preference. The next one is used while an earlier one is down."""
     cert_signers: dict[Text, IssuerNames] = {}  # noqa: RUF012 - pydantic copies it
-    """Istio's `CertSigner` value to issuing CAs; a value not listed is refused."""
+    """From a value of Istio's `CertSigner` to a list of issuing CAs. A value that is
+    not listed is refused."""
     rules: Annotated[tuple[RuleConfig, ...], Field(strict=False)] = ()
-    """Other terms for some callers, all inside the bounds above."""
+    """Other conditions for some callers, all inside the limits above."""
     csr_names: Literal["ignore", "strict"] = "ignore"
     """`strict` refuses a CSR that asks for any name but the caller's."""
 

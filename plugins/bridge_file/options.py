@@ -20,15 +20,19 @@ class Options(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     key: _PathOption | None = None
-    """The key alone; certificates are those of the issuing CA's `chain`."""
+    """The private key, in PEM (PKCS#8, SEC1 or PKCS#1). Needs `chain`."""
     tls_folder: _PathOption | None = None
-    """A mounted `kubernetes.io/tls` Secret: tls.crt, tls.key, maybe ca.crt."""
+    """A `kubernetes.io/tls` Secret: `tls.crt`, `tls.key` and perhaps `ca.crt`. Without
+    `chain`."""
     cacerts_folder: _PathOption | None = None
-    """Istio's: ca-cert.pem, ca-key.pem, cert-chain.pem, root-cert.pem."""
+    """Istio's `cacerts`: `ca-cert.pem`, `ca-key.pem`, `cert-chain.pem`,
+    `root-cert.pem`. Without `chain`."""
     passphrase_file: _PathOption | None = None
-    """What the key is encrypted with; one newline at the end is not part of it."""
+    """The passphrase of the key. One newline at the end of the file is not part of
+    it."""
     allow_group_read: bool = False
-    """Take a key that its group may read, as a Secret mounted with an fsGroup is."""
+    """Accept a key that its group may read, such as a Secret that is mounted with an
+    fsGroup."""
 
 
 @dataclass(frozen=True, slots=True)
