@@ -9,7 +9,7 @@ LOCKS := deploy/locks
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 PROTOS := $(wildcard proto/*.proto)
 
-.PHONY: help demo test lint format proto vectors lock bench bench-fronts bench-peers bench-before soak fuzz
+.PHONY: help demo test lint format docs proto vectors lock bench bench-fronts bench-peers bench-before soak fuzz
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,6 +30,10 @@ lint: $(VENV)/.development ## The static checks
 format: $(VENV)/.development ## Put the code into its one form
 	$(BIN)/ruff check --fix-only --quiet
 	$(BIN)/ruff format --quiet
+
+docs: $(VENV)/.development ## Write docs/reference from the code
+	@$(BIN)/python -m tests.support.documents
+	@echo "docs/reference describes this code"
 
 proto: $(VENV)/.development ## Generate bridge/_proto from proto/
 	@$(BIN)/python -m grpc_tools.protoc -Ibridge/_proto=proto --python_out=. --pyi_out=. --grpc_python_out=. $(PROTOS)

@@ -1,6 +1,6 @@
 """The sections of the configuration file: which keys there are, and what they may be.
 
-`docs/configuration.md` tells operators the same; a test holds the two together.
+`make docs` writes the tables of `docs/reference/configuration.md` from it.
 """
 
 from datetime import timedelta

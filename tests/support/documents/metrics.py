@@ -1,0 +1,125 @@
+"""The metrics, from the registries of a process and of its parent."""
+
+import ast
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+from prometheus_client import metrics, metrics_core
+from prometheus_client.metrics_core import Metric
+
+from bridge.metrics.expiry import CertificateExpiry
+from bridge.metrics.instruments import Metrics
+from tests.support.documents.markdown import code, one_line, table
+
+_BRIDGE = Path(__file__).parents[3] / "bridge"
+_METHOD = "/io.linkerd.proxy.identity.Identity/Certify"
+_ENDINGS = {"counter": "_total", "info": "_info"}
+_KINDS = re.compile(r"(Counter|Gauge|Histogram)(?:MetricFamily)?")
+
+
+def lines() -> Iterator[str]:
+    """Yield the document: a table of all metrics, by name."""
+    yield "`GET /metrics` on `admin.listen` has these. The parent adds up what its"
+    yield "workers count. Names that begin with `meshca_` are the bridge's own; the"
+    yield "others are those of Istio's CA, of linkerd-identity and of the Prometheus"
+    yield "library, so that dashboards written for these keep working."
+    yield ""
+    rows = ((code(name), *rest) for name, rest in sorted(found().items()))
+    yield from table(("Name", "Type", "Labels", "Meaning"), rows)
+
+
+def found() -> dict[str, tuple[str, str, str]]:
+    """Return type, labels and help of each metric, by the name of a scrape."""
+    labels: dict[str, tuple[str, ...]] = {}
+    with _recorded(labels):
+        families = [*_families()]
+    return dict(_elsewhere()) | {
+        _name(family): (
+            "counter" if family.type == "unknown" else family.type,
+            ", ".join(map(code, labels.get(family.name) or _of_sample(family))),
+            one_line(family.documentation),
+        )
+        for family in families
+    }
+
+
+def _families() -> Iterator[Metric]:
+    made = Metrics()
+    made.service(_METHOD)
+    made.backend("one")
+    ends = datetime.now(UTC) + timedelta(days=1)
+    made.show_certificates(
+        "one",
+        tuple(
+            CertificateExpiry(
+                issuing_ca="", tier=tier, subject="", serial="", not_after=ends
+            )
+            for tier in ("issuing", "intermediate", "anchor", "serving")
+        ),
+    )
+    yield from made.registry.collect()
+
+
+def _of_sample(family: Metric) -> tuple[str, ...]:
+    plain = [each for each in family.samples if not each.name.endswith("_bucket")]
+    return tuple(plain[0].labels) if plain else ()
+
+
+def _name(family: Metric) -> str:
+    return family.name + _ENDINGS.get(family.type, "")
+
+
+def _elsewhere() -> Iterator[tuple[str, tuple[str, str, str]]]:
+    # What a process measures of itself and of its workers, beside `Metrics`.
+    for path in sorted((_BRIDGE / "process").glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                kind = _KINDS.fullmatch(node.func.id)
+                if kind and len(node.args) > 1:
+                    yield _literal(kind[1].lower(), node)
+
+
+def _literal(kind: str, node: ast.Call) -> tuple[str, tuple[str, str, str]]:
+    named = {each.arg: each.value for each in node.keywords}
+    name, text, *others = node.args
+    if "labels" in named:
+        others = [named["labels"]]
+    labels = ast.literal_eval(others[0]) if others else []
+    name_of_scrape = ast.literal_eval(name) + _ENDINGS.get(kind, "")
+    return name_of_scrape, (kind, ", ".join(map(code, labels)), ast.literal_eval(text))
+
+
+@contextmanager
+def _recorded(labels: dict[str, tuple[str, ...]]) -> Iterator[None]:
+    # A family without a sample does not say which labels it has.
+    kinds: list[type[Any]] = [
+        metrics.MetricWrapperBase,
+        *(
+            each
+            for each in vars(metrics_core).values()
+            if isinstance(each, type) and issubclass(each, Metric)
+        ),
+    ]
+    with ExitStack() as stack:
+        for kind in kinds:
+            stack.enter_context(
+                patch.object(kind, "__init__", _recording(kind, labels))
+            )
+        yield
+
+
+def _recording(kind: type[Any], labels: dict[str, tuple[str, ...]]) -> Any:
+    original = kind.__init__
+
+    def init(self: Any, name: str, *args: Any, **kwargs: Any) -> None:
+        original(self, name, *args, **kwargs)
+        named = getattr(self, "_labelnames", ())
+        if named:
+            labels[getattr(self, "_name", getattr(self, "name", name))] = tuple(named)
+
+    return init
