@@ -42,11 +42,11 @@ def given_pair(config: BridgeConfig) -> Iterator[Finding]:
     tls = config.fronts.istio.tls if config.fronts.istio else None
     if tls is None or tls.certificate is None or tls.key is None:
         return
-    from bridge.x509.key_pair import read_pair  # noqa: PLC0415 - rarely needed
+    from bridge.x509.key_pair import read_key_pair  # noqa: PLC0415 - rarely needed
 
     part, what = "fronts.istio.tls", "serving certificate"
     try:
-        pair = read_pair(config.resolve(tls.certificate), config.resolve(tls.key))
+        pair = read_key_pair(config.resolve(tls.certificate), config.resolve(tls.key))
     except BridgeError as error:
         yield Finding(part, what, "FAILED", str(error))
         return

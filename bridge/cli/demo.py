@@ -20,7 +20,7 @@ from bridge.cli import demo_scenario as stage
 from bridge.cli import demolinkerd
 from bridge.cli.chain_tree import chain_tree
 from bridge.cli.console import complain, results
-from bridge.client.istio import Answer, Ask, ask
+from bridge.client.istio import IstioReply, IstioRequest, ask
 from bridge.config import read
 from bridge.errors import BackendRefusedError, LedgerError, MisissuedError
 from bridge.ledger.verify import read_journal, verify
@@ -98,7 +98,7 @@ def _running(process: Process) -> Iterator[None]:
 
 def _show(scenario: stage.Scenario, process: Process) -> None:
     wanted = f"spiffe://{stage.TRUST_DOMAIN}/ns/{_NAMESPACE}/sa/{_ACCOUNT}"
-    asked: dict[str, Answer] = {}
+    asked: dict[str, IstioReply] = {}
     for key in ("rsa2048", "p256"):
         asked[key] = _say(
             f"asking with a service-account token of {_NAMESPACE}/{_ACCOUNT}, "
@@ -122,8 +122,8 @@ def _request(
     process: Process,
     *,
     key: str = "p256",
-) -> Ask:
-    return Ask(
+) -> IstioRequest:
+    return IstioRequest(
         address=process.server.istio_address,
         roots=scenario.roots.read_bytes(),
         token=scenario.cluster.token(_NAMESPACE, _ACCOUNT, system_clock()),
@@ -133,8 +133,10 @@ def _request(
     )
 
 
-def _renewal(scenario: stage.Scenario, process: Process, answer: Answer) -> Ask:
-    return Ask(
+def _renewal(
+    scenario: stage.Scenario, process: Process, answer: IstioReply
+) -> IstioRequest:
+    return IstioRequest(
         address=process.server.mtls_address,
         roots=scenario.roots.read_bytes(),
         certificate="".join(answer.cert_chain[:-1]).encode("ascii"),
@@ -143,7 +145,7 @@ def _renewal(scenario: stage.Scenario, process: Process, answer: Answer) -> Ask:
     )
 
 
-def _certificates(answer: Answer) -> list[x509.Certificate]:
+def _certificates(answer: IstioReply) -> list[x509.Certificate]:
     return [
         certificate
         for text in answer.cert_chain

@@ -11,7 +11,7 @@ from cryptography import x509
 from bridge.cli import demo_scenario as stage
 from bridge.cli.chain_tree import chain_tree
 from bridge.cli.console import results
-from bridge.client.linkerd import Certified, Wish, certify
+from bridge.client.linkerd import LinkerdReply, LinkerdRequest, certify
 from bridge.errors import BackendRefusedError, LedgerError, MisissuedError
 from bridge.ledger.verify import read_journal
 from bridge.process.composition import Process
@@ -32,13 +32,13 @@ def identity_of(namespace: str, service_account: str) -> str:
 
 def wish(
     scenario: stage.Scenario, process: Process, namespace: str, service_account: str
-) -> Wish:
+) -> LinkerdRequest:
     """Ask as a proxy of that service account would."""
     token = scenario.cluster.token(
         namespace, service_account, system_clock(), stage.LINKERD_AUDIENCE
     )
     roots = scenario.roots
-    return Wish(
+    return LinkerdRequest(
         address=process.server.linkerd_address,
         anchors=parse_certificates(roots.read_bytes(), str(roots)),
         identity=identity_of(namespace, service_account),
@@ -48,8 +48,8 @@ def wish(
 
 def show(
     scenario: stage.Scenario,
-    wanted: Wish,
-    say: Callable[[str, Callable[[], Certified]], Certified],
+    wanted: LinkerdRequest,
+    say: Callable[[str, Callable[[], LinkerdReply]], LinkerdReply],
 ) -> None:
     """Get a certificate over Linkerd's API, and show what was checked.
 
@@ -70,7 +70,7 @@ def show(
 
 
 def _checks(
-    scenario: stage.Scenario, answer: Certified, identity: str
+    scenario: stage.Scenario, answer: LinkerdReply, identity: str
 ) -> Iterator[str]:
     leaf = answer.leaf
     yield "a proxy takes it: path to the root, usages, name and key, as it checks them"
@@ -91,7 +91,7 @@ def _checks(
     yield f"the ledger had it before it was signed: TBS digest {digest[:16]}..."
 
 
-def refusal(wanted: Wish, other: str) -> None:
+def refusal(wanted: LinkerdRequest, other: str) -> None:
     """Ask for somebody else's name with a token of one's own, and show the answer.
 
     Args:

@@ -10,8 +10,8 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from bridge.cli.chain_tree import print_chain
 from bridge.cli.console import OutputOption
-from bridge.client.istio import Ask, ask
-from bridge.client.linkerd import Certified, Wish, certify, is_identity
+from bridge.client.istio import IstioRequest, ask
+from bridge.client.linkerd import LinkerdReply, LinkerdRequest, certify, is_identity
 from bridge.dns_names import is_address
 from bridge.errors import ConfigError
 from bridge.system.files import write_new
@@ -95,7 +95,7 @@ def request(  # noqa: PLR0913 - each is an option of its own
     if front == "linkerd":
         foreign = [certificate, cluster, ttl, cert_signer, server_name, key != "p256"]
         _require_linkerd(identity, token_file, foreign)
-        wish = Wish(
+        wish = LinkerdRequest(
             address=address,
             anchors=parse_certificates(roots.read_bytes(), f"--roots {roots}"),
             identity=identity,
@@ -107,7 +107,7 @@ def request(  # noqa: PLR0913 - each is an option of its own
     if identity:
         raise typer.BadParameter("--identity is part of Linkerd's API only")
     answer = ask(
-        Ask(
+        IstioRequest(
             roots_name=str(roots),
             address=address,
             roots=_roots(roots),
@@ -144,7 +144,7 @@ def request(  # noqa: PLR0913 - each is an option of its own
 
 
 def _show_certified(
-    answer: Certified, roots: Path, out: Path | None, output: str
+    answer: LinkerdReply, roots: Path, out: Path | None, output: str
 ) -> None:
     *below, _ = answer.certificates()
     chain = [one.public_bytes(Encoding.PEM).decode("ascii") for one in below]

@@ -22,7 +22,7 @@ _SHORTEST_CHAIN = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ask:
+class IstioRequest:
     """What to ask for, and how to prove who asks."""
 
     address: str
@@ -44,7 +44,7 @@ class Ask:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class IstioReply:
     """What came back, and the key that it is for."""
 
     cert_chain: tuple[str, ...]
@@ -52,7 +52,7 @@ class Answer:
     key_pem: bytes = field(repr=False)
 
 
-def ask(wanted: Ask) -> Answer:
+def ask(wanted: IstioRequest) -> IstioReply:
     """Make a key and ask for a certificate.
 
     Raises:
@@ -81,13 +81,13 @@ def ask(wanted: Ask) -> Answer:
             ) from error
     chain = tuple(reply.cert_chain)
     _require_form(chain, key)
-    return Answer(
+    return IstioReply(
         chain,
         key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()),
     )
 
 
-def _advice(details: str, wanted: Ask) -> str:
+def _advice(details: str, wanted: IstioRequest) -> str:
     # What the TLS library says is true, and tells nobody what to do.
     text = details.lower()
     if "hostname verification" in text or "peer name" in text:
@@ -118,7 +118,7 @@ def _csr(key: _Key) -> str:
     return builder.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM).decode("ascii")
 
 
-def _channel(wanted: Ask) -> Any:
+def _channel(wanted: IstioRequest) -> Any:
     credentials = grpc.ssl_channel_credentials(
         wanted.roots, wanted.certificate_key, wanted.certificate
     )

@@ -34,7 +34,7 @@ _COMMON_NAME = bytes.fromhex("0603550403")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wish:
+class LinkerdRequest:
     """What to ask for, and how to prove who asks."""
 
     address: str
@@ -46,7 +46,7 @@ class Wish:
 
 
 @dataclass(frozen=True, slots=True)
-class Certified:
+class LinkerdReply:
     """What came back, once a proxy would take it, and the key that it is for."""
 
     leaf: x509.Certificate
@@ -59,7 +59,7 @@ class Certified:
         return [self.leaf, *(certificate for _, certificate in self.chain.tiers())]
 
 
-def certify(wanted: Wish, clock: Clock = system_clock) -> Certified:
+def certify(wanted: LinkerdRequest, clock: Clock = system_clock) -> LinkerdReply:
     """Make a key, ask for a certificate, and look at it as the proxy does.
 
     Raises:
@@ -106,8 +106,11 @@ def proxy_csr(key: ec.EllipticCurvePrivateKey, identity: str) -> bytes:
 
 
 def _accepted(
-    reply: CertifyResponse, key: ec.EllipticCurvePrivateKey, wanted: Wish, now: datetime
-) -> Certified:
+    reply: CertifyResponse,
+    key: ec.EllipticCurvePrivateKey,
+    wanted: LinkerdRequest,
+    now: datetime,
+) -> LinkerdReply:
     # In the order of linkerd2-proxy, whose Store::set_certificate this is.
     if not reply.HasField("valid_until"):
         raise MisissuedError("the answer does not say how long it is valid")
@@ -131,7 +134,7 @@ def _accepted(
     if leaf.public_key() != key.public_key():
         raise MisissuedError("the certificate is for another key")
     pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    return Certified(leaf, chain, valid_until, pem)
+    return LinkerdReply(leaf, chain, valid_until, pem)
 
 
 def _require_leaf(leaf: x509.Certificate, chain: ValidatedChain, now: datetime) -> None:

@@ -1,8 +1,7 @@
 """Certificates that the bridge asks for itself: its listener's, and probes."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -21,29 +20,12 @@ from bridge.resilience.failover import Budget, over_issuers
 from bridge.snapshot.model import Issuer, Snapshot
 from bridge.spi import LeafRequest
 from bridge.system.clock import Clock
+from bridge.x509.key_pair import KeyPair
 from bridge.x509.pem import encode_certificate
 
 _SERVING_SECONDS = 10.0
 _PROBE_AGE = timedelta(hours=2)
 _PROBE_LIFE = timedelta(hours=1)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ServingPair:
-    """A certificate of the bridge's own listener, with its key, in PEM."""
-
-    certificate_chain_pem: bytes
-    private_key_pem: bytes
-    not_before: datetime
-    not_after: datetime
-
-    def fault(self, now: datetime) -> str:
-        """Return what is wrong with its validity at `now`; empty if nothing is."""
-        if self.not_after <= now:
-            return f"ended {self.not_after.isoformat()}"
-        if self.not_before > now:
-            return f"is not valid before {self.not_before.isoformat()}"
-        return ""
 
 
 class OwnCertificates:
@@ -62,7 +44,7 @@ class OwnCertificates:
         self._signing = signing
         self._clock = clock
 
-    def issue_serving(self, dns_names: Sequence[str], ttl: timedelta) -> ServingPair:
+    def issue_serving(self, dns_names: Sequence[str], ttl: timedelta) -> KeyPair:
         """Issue the certificate of the bridge's own listener.
 
         Args:
@@ -95,7 +77,7 @@ class OwnCertificates:
 
         signed = over_issuers(issuers, attempt, budget)
         chain = [encode_certificate(signed.leaf_der), *signed.issuer.intermediates_pem]
-        return ServingPair(
+        return KeyPair(
             certificate_chain_pem="".join(chain).encode("ascii"),
             private_key_pem=key.private_bytes(
                 Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()

@@ -194,7 +194,8 @@ class Process:
             clock=clock,
             problems=lambda: _problems(snapshots, ledger),
             warnings=lambda: {**_warnings(snapshots), **self.warnings()},
-            place=self._place,
+            shares_ports=self._place.shares_ports,
+            admin_address=self._place.admin,
         )
         parts.callback(self._drain)
         self._server.start()

@@ -8,7 +8,7 @@ message that never comes can be given up.
 import logging
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Protocol
@@ -19,13 +19,17 @@ from bridge.errors import BridgeError, OverloadedError, RequestError
 from bridge.issuance.call import Call, Issued
 from bridge.metrics.instruments import SHED_REASONS, Metrics
 from bridge.resilience.failover import Budget
-from bridge.server import headers
 from bridge.server.messages import shortened
 from bridge.server.status import BUG, status_of
 from bridge.server.transport.call_pool import CallPool, SteadyPool
-from bridge.server.transport.message_reader import Reception
+from bridge.server.transport.message_reader import IncomingMessage
 from bridge.server.transport.reaper import Reaper
 
+LONGEST_HEADERS_BYTES = 128 * 1024
+"""The longest headers of a call, as they are held in memory. A token has at most
+16 KiB."""
+_EACH_BYTES = 200
+"""The memory of a header besides its text."""
 _LONG_HEADERS = "headers"
 _log = logging.getLogger(__name__)
 _transport_log = logging.getLogger("grpc._cython.cygrpc")
@@ -41,7 +45,7 @@ class _HeadersStayOut(logging.Filter):
 _HEADERS_STAY_OUT = _HeadersStayOut()
 
 
-class Issuer(Protocol):
+class Issuance(Protocol):
     """The part of `bridge.issuance.procedure.Issuance` that a front needs."""
 
     def issue(self, call: Call) -> Issued:
@@ -52,7 +56,7 @@ class Issuer(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Lanes:
+class Pools:
     """Who runs a call, and who tells a peer that nobody will."""
 
     calls: CallPool
@@ -61,7 +65,7 @@ class Lanes:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Terms:
+class FrontSettings:
     """What a change of the configuration may change."""
 
     audiences: frozenset[str]
@@ -78,10 +82,10 @@ class Front(grpc.GenericRpcHandler, ABC):  # type: ignore[misc]  # grpc has no t
     """Serves one method of one mesh's API. Translates; decides nothing.
 
     Args:
-        issuer: Decides and issues.
+        issuance: Decides and issues.
         metrics: Counts calls by how they ended.
-        lanes: The threads.
-        terms: To begin with.
+        pools: The threads.
+        settings: To begin with.
     """
 
     name: ClassVar[str]
@@ -90,18 +94,22 @@ class Front(grpc.GenericRpcHandler, ABC):  # type: ignore[misc]  # grpc has no t
     """The path of the call."""
 
     def __init__(
-        self, issuer: Issuer, metrics: Metrics, lanes: Lanes, terms: Terms
+        self,
+        issuance: Issuance,
+        metrics: Metrics,
+        pools: Pools,
+        settings: FrontSettings,
     ) -> None:
-        self._issuer = issuer
+        self._issuance = issuance
         self._metrics = metrics
-        self._lanes = lanes
-        self._terms = terms
+        self._pools = pools
+        self._settings = settings
         self._seconds = metrics.request_seconds(self.name)
         _transport_log.addFilter(_HEADERS_STAY_OUT)
 
     @abstractmethod
     def translate(
-        self, message: bytes, context: Any, terms: Terms, budget: Budget
+        self, message: bytes, context: Any, settings: FrontSettings, budget: Budget
     ) -> Call:
         """Take the values out of a message and its context.
 
@@ -113,23 +121,23 @@ class Front(grpc.GenericRpcHandler, ABC):  # type: ignore[misc]  # grpc has no t
     def reply(self, issued: Issued) -> bytes:
         """Write the answer."""
 
-    def change(self, terms: Terms) -> None:
-        """Take other terms, from the next call on; all at once."""
-        self._terms = terms
+    def change(self, settings: FrontSettings) -> None:
+        """Take other settings, from the next call on; all at once."""
+        self._settings = settings
 
     def service(self, handler_call_details: Any) -> Any:
         """Take a call in; runs when it arrives, before any thread is free for it."""
         if handler_call_details.method != self.method:
             return None
         arrived = time.monotonic()
-        lanes = self._lanes
-        excess = lanes.calls.excess()
-        if headers.are_too_long(handler_call_details.invocation_metadata):
+        pools = self._pools
+        excess = pools.calls.excess()
+        if has_too_long_headers(handler_call_details.invocation_metadata):
             excess = _LONG_HEADERS
         behavior = partial(self._handle, arrived, excess)
         # grpc runs a handler on the pool that it names.
         behavior.experimental_thread_pool = (  # type: ignore[attr-defined]
-            lanes.refusals if excess else lanes.calls
+            pools.refusals if excess else pools.calls
         )
         return grpc.stream_unary_rpc_method_handler(behavior, shortened)
 
@@ -137,7 +145,7 @@ class Front(grpc.GenericRpcHandler, ABC):  # type: ignore[misc]  # grpc has no t
         self,
         arrived: float,
         excess: str,
-        messages: Reception | Iterator[bytes],
+        messages: IncomingMessage | Iterator[bytes],
         context: Any,
     ) -> bytes:
         # The outermost layer: whatever happens, the peer is told no more than fits.
@@ -172,32 +180,31 @@ class Front(grpc.GenericRpcHandler, ABC):  # type: ignore[misc]  # grpc has no t
         self,
         arrived: float,
         excess: str,
-        messages: Reception | Iterator[bytes],
+        messages: IncomingMessage | Iterator[bytes],
         context: Any,
     ) -> bytes:
         if excess == _LONG_HEADERS:
-            raise self._recorded(headers.refusal())
+            raise self._recorded(headers_refusal())
         if excess:
             raise _overloaded(excess)
-        lanes = self._lanes
+        pools = self._pools
         # The pool has waited for the message already, where it can.
-        reception = messages if isinstance(messages, Reception) else None
-        if lanes.calls.is_overdue(reception.since if reception else arrived):
+        incoming = messages if isinstance(messages, IncomingMessage) else None
+        if pools.calls.is_overdue(incoming.since if incoming else arrived):
             raise _overloaded("queue")
-        terms = self._terms
+        settings = self._settings
         deadline = min(
-            arrived + terms.deadline_seconds,
+            arrived + settings.deadline_seconds,
             # Without a deadline of the client's this is 9.2e18. Never `or`: 0.0 is one
             # that has passed.
             time.monotonic() + context.time_remaining(),
         )
         budget = Budget(deadline, context.is_active)
         budget.require()
-        if reception is None:
-            message = self._wait(messages, context)
-        else:
-            message = reception.take()
-        issued = self._issuer.issue(self._translated(message, context, terms, budget))
+        message = incoming.take() if incoming else self._wait(messages, context)
+        issued = self._issuance.issue(
+            self._translated(message, context, settings, budget)
+        )
         began = time.perf_counter()
         reply = self.reply(issued)
         self._metrics.steps["reply"].observe(time.perf_counter() - began)
@@ -206,29 +213,33 @@ class Front(grpc.GenericRpcHandler, ABC):  # type: ignore[misc]  # grpc has no t
     def _recorded(self, error: BridgeError) -> BridgeError:
         # Not where it is raised: what holds an error there is held by it, and with it
         # the headers.
-        self._issuer.refuse(error, front=self.name)
+        self._issuance.refuse(error, front=self.name)
         return error
 
     def _wait(self, messages: Any, context: Any) -> bytes | None:
-        reaper = self._lanes.reaper
+        reaper = self._pools.reaper
         if reaper.is_hostile(context.peer):
             raise _overloaded("stalled")
-        reception = Reception(messages, lambda _: context.cancel())
-        reaper.watch(reception)
+        incoming = IncomingMessage(messages, lambda _: context.cancel())
+        reaper.watch(incoming)
         try:
-            return reception.take()
+            return incoming.take()
         finally:
-            reaper.forget(reception)
+            reaper.forget(incoming)
 
     def _translated(
-        self, message: bytes | None, context: Any, terms: Terms, budget: Budget
+        self,
+        message: bytes | None,
+        context: Any,
+        settings: FrontSettings,
+        budget: Budget,
     ) -> Call:
         try:
             if message is None:
                 raise RequestError("the call has no message", rule="request.protobuf")
-            return self.translate(message, context, terms, budget)
+            return self.translate(message, context, settings, budget)
         except BridgeError as error:
-            self._issuer.refuse(error, front=self.name)
+            self._issuance.refuse(error, front=self.name)
             raise
 
     def ended(self, code: str, seconds: float) -> None:
@@ -252,3 +263,16 @@ def _overloaded(excess: str) -> OverloadedError:
 def _reason(error: OverloadedError) -> str:
     reason = error.rule.removeprefix("overload.").replace("-", "_")
     return reason if reason in SHED_REASONS else "backend"
+
+
+def has_too_long_headers(headers: Iterable[tuple[str, str | bytes]] | None) -> bool:
+    """Say whether a call with these headers must not wait."""
+    held = 0
+    for name, value in headers or ():
+        held += _EACH_BYTES + len(name) + len(value)
+    return held > LONGEST_HEADERS_BYTES
+
+
+def headers_refusal() -> RequestError:
+    """Return what a peer is told whose headers are too long."""
+    return RequestError("the headers of the call are too long", rule="request.headers")

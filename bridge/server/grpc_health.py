@@ -12,7 +12,7 @@ from grpc_health.v1.health_pb2 import HealthCheckResponse
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from bridge.errors import OverloadedError
-from bridge.server import headers
+from bridge.server.front import has_too_long_headers, headers_refusal
 from bridge.server.healthcalls import HealthCalls, Statuses, refusal
 from bridge.server.transport.auxiliary_calls import SideCalls
 from bridge.server.transport.call_pool import SteadyPool
@@ -137,12 +137,12 @@ class _Reflection(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no 
         )
         busy = OverloadedError("too many calls wait", rule="overload.in-flight")
         self._too_many = refusal(busy, refusals)
-        self._too_long = refusal(headers.refusal(), refusals)
+        self._too_long = refusal(headers_refusal(), refusals)
 
     def service(self, handler_call_details: Any) -> Any:
         if handler_call_details.method != _REFLECTION:
             return None
-        if headers.are_too_long(handler_call_details.invocation_metadata):
+        if has_too_long_headers(handler_call_details.invocation_metadata):
             return self._too_long
         is_full = self._pool.waiting >= _MOST_WAITING
         return self._too_many if is_full else self._handler

@@ -13,7 +13,7 @@ from grpc_health.v1 import health
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
 from bridge.errors import BridgeError, OverloadedError, RequestError
-from bridge.server import headers
+from bridge.server.front import has_too_long_headers, headers_refusal
 from bridge.server.messages import parse_message, shortened
 from bridge.server.status import status_of
 from bridge.server.transport.auxiliary_calls import SideCalls
@@ -77,7 +77,7 @@ class HealthCalls(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no 
             refusal(error, side.refusals)
             for error in (
                 OverloadedError("too many calls wait", rule="overload.in-flight"),
-                headers.refusal(),
+                headers_refusal(),
             )
         )
 
@@ -86,7 +86,7 @@ class HealthCalls(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no 
         service, _, method = handler_call_details.method[1:].partition("/")
         if service != health.SERVICE_NAME or method not in self._handlers:
             return None
-        if headers.are_too_long(handler_call_details.invocation_metadata):
+        if has_too_long_headers(handler_call_details.invocation_metadata):
             return self._too_long
         return self._too_many if self._side.pool.excess() else self._handlers[method]
 

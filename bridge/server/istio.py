@@ -1,8 +1,11 @@
 """Istio's CA API. Translates; decides nothing."""
 
+from collections.abc import Callable, Iterator, Mapping
+from datetime import timedelta
 from typing import Any
 
-from bridge.errors import AuthenticationError
+from bridge.config import BridgeConfig, IstioConfig
+from bridge.errors import AuthenticationError, ConfigError
 from bridge.identity.caller import (
     CertificateCredential,
     Credential,
@@ -11,12 +14,29 @@ from bridge.identity.caller import (
 from bridge.issuance.call import Call, Issued
 from bridge.metrics.instruments import Metrics
 from bridge.resilience.failover import Budget
-from bridge.server.front import Front, Issuer, Lanes, Terms
+from bridge.server.front import Front, FrontSettings, Issuance, Pools
+from bridge.server.grpc_health import add_reflection
+from bridge.server.listener import Listener
 from bridge.server.messages import ResponseWriter, read_request
+from bridge.server.serving_certificate import (
+    CertificateSource,
+    FileCertificateSource,
+    IssuedCertificateSource,
+    IssueServing,
+    ServingCertificate,
+)
+from bridge.server.transport.call_pool import CallPool, SteadyPool
+from bridge.system.clock import Clock
 
 SERVICE = "istio.v1.auth.IstioCertificateService"
 METHOD = f"/{SERVICE}/CreateCertificate"
 _CERTIFICATES = "x509_pem_cert"
+_DEFAULT_SERVING_TTL = timedelta(hours=24)
+_LISTEN = "fronts.istio.listen"
+_MTLS_LISTEN = "fronts.istio.mtls_listen"
+_STREAMS = 1024
+"""Concurrent calls on one connection. Above the bound, a client queues calls itself,
+where the bridge cannot refuse them in time."""
 
 
 class IstioFront(Front):
@@ -26,21 +46,25 @@ class IstioFront(Front):
     method = METHOD
 
     def __init__(
-        self, issuer: Issuer, metrics: Metrics, lanes: Lanes, terms: Terms
+        self,
+        issuance: Issuance,
+        metrics: Metrics,
+        pools: Pools,
+        settings: FrontSettings,
     ) -> None:
-        super().__init__(issuer, metrics, lanes, terms)
+        super().__init__(issuance, metrics, pools, settings)
         self._responses = ResponseWriter()
 
     def translate(
-        self, message: bytes, context: Any, terms: Terms, budget: Budget
+        self, message: bytes, context: Any, settings: FrontSettings, budget: Budget
     ) -> Call:
         """See `Front.translate`."""
         request = read_request(message)
         return Call(
             front=self.name,
             csr=request.csr,
-            credential=_credential(context, terms),
-            audiences=terms.audiences,
+            credential=_credential(context, settings),
+            audiences=settings.audiences,
             ttl_seconds=request.ttl_seconds,
             cert_signer=request.cert_signer,
             impersonated=request.impersonated,
@@ -54,10 +78,12 @@ class IstioFront(Front):
         )
 
 
-def _credential(context: Any, terms: Terms) -> Credential:
+def _credential(context: Any, settings: FrontSettings) -> Credential:
     # Where a client certificate was asked for, the listener let nobody in without one:
     # there it is the credential, and headers count for nothing.
-    certificates = terms.has_certificates and context.auth_context().get(_CERTIFICATES)
+    certificates = settings.has_certificates and context.auth_context().get(
+        _CERTIFICATES
+    )
     if certificates:
         if len(certificates) != 1:
             raise AuthenticationError("a connection has one client certificate")
@@ -70,3 +96,127 @@ def _credential(context: Any, terms: Terms) -> Credential:
         elif key == "clusterid":
             cluster_ids.append(value)
     return TokenCredential(tuple(authorization), tuple(cluster_ids))
+
+
+class IstioListener(Listener):
+    """Opens once there is a serving certificate, which is renewed in the background.
+
+    Args:
+        config: The whole configuration, with an Istio front.
+        issuance: Decides and issues.
+        metrics: See `Listener`.
+        shares_ports: See `Listener`.
+        issue_serving: Issues the listener's own certificate.
+        anchors_pem: Returns the trust anchors that client certificates lead to; asked
+            at each new connection.
+        clock: The time that the serving certificate is renewed by.
+    """
+
+    front = IstioFront
+    service = SERVICE
+    streams = _STREAMS
+
+    def __init__(  # noqa: PLR0913 - the server passes each by keyword
+        self,
+        config: BridgeConfig,
+        issuance: Issuance,
+        metrics: Metrics,
+        *,
+        shares_ports: bool = False,
+        issue_serving: IssueServing,
+        anchors_pem: Callable[[], bytes],
+        clock: Clock,
+    ) -> None:
+        self._config = config
+        self._issue_serving = issue_serving
+        self._anchors_pem = anchors_pem
+        self.serving = ServingCertificate(
+            _source(config, issue_serving), clock, metrics
+        )
+        """The listener's certificate."""
+        super().__init__(config, issuance, metrics, shares_ports=shares_ports)
+        self._reflection = SteadyPool(1, "reflection")
+        add_reflection(self.grpc, self._reflection, self.pools.refusals, SERVICE)
+
+    @staticmethod
+    def bounds(config: BridgeConfig) -> tuple[int, float]:
+        """See `Listener.bounds`."""
+        return config.limits.in_flight, config.limits.queue_seconds
+
+    @staticmethod
+    def settings(config: BridgeConfig) -> FrontSettings:
+        """See `Listener.settings`."""
+        return FrontSettings(
+            audiences=frozenset(_istio(config).audiences),
+            deadline_seconds=config.limits.deadline.total_seconds(),
+            has_certificates=_istio(config).mtls_listen is not None,
+        )
+
+    def addresses(self) -> Mapping[str, tuple[str, Any]]:
+        """See `Listener.addresses`."""
+        front = _istio(self._config)
+        found = {_LISTEN: (front.listen, self.serving.credentials())}
+        if front.mtls_listen is not None:
+            credentials = self.serving.credentials(self._anchors_pem)
+            found[_MTLS_LISTEN] = (front.mtls_listen, credentials)
+        return found
+
+    def is_ready(self) -> bool:
+        """See `Listener.is_ready`."""
+        self.serving.refresh()
+        return self.can_open()
+
+    def can_open(self) -> bool:
+        """See `Listener.can_open`."""
+        return self.serving.pair is not None
+
+    def start(self) -> None:
+        """See `Listener.start`."""
+        self.serving.start()
+
+    def problems(self) -> dict[str, str]:
+        """See `Listener.problems`."""
+        return self.serving.problems()
+
+    def warnings(self) -> dict[str, str]:
+        """See `Listener.warnings`."""
+        return self.serving.warnings()
+
+    def prepare(
+        self, config: BridgeConfig, issue_serving: IssueServing
+    ) -> Callable[[], None]:
+        """See `Listener.prepare`."""
+        pair = self.serving.fetch(_source(config, issue_serving))
+        source = _source(config, self._issue_serving)
+        change = super().prepare(config, issue_serving)
+
+        def commit() -> None:
+            self._config = config
+            self.serving.change(source, pair)
+            change()
+
+        return commit
+
+    def stop_background(self) -> None:
+        """See `Listener.rest`."""
+        self.serving.close()
+
+    def _all_pools(self) -> Iterator[CallPool | SteadyPool]:
+        yield from super()._all_pools()
+        yield self._reflection
+
+
+def _istio(config: BridgeConfig) -> IstioConfig:
+    if config.fronts.istio is None:
+        raise ConfigError("fronts.istio is not configured")
+    return config.fronts.istio
+
+
+def _source(config: BridgeConfig, issue: IssueServing) -> CertificateSource:
+    tls = _istio(config).tls
+    if tls.certificate is not None and tls.key is not None:
+        return FileCertificateSource(
+            config.resolve(tls.certificate), config.resolve(tls.key)
+        )
+    ttl = tls.ttl or min(_DEFAULT_SERVING_TTL, config.issuance.max_ttl)
+    return IssuedCertificateSource(issue, tls.dns_names, ttl)

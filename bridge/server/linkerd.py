@@ -4,18 +4,23 @@ The wire is DER in both directions, whatever the comments of Linkerd's own defin
 say.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from bridge._proto.linkerd_identity_pb2 import CertifyRequest, CertifyResponse
+from bridge.config import BridgeConfig, LinkerdConfig
+from bridge.errors import ConfigError
 from bridge.identity.caller import TokenCredential
 from bridge.issuance.call import Call, Issued
 from bridge.metrics.instruments import Metrics
 from bridge.resilience.failover import Budget
-from bridge.server.front import Front, Issuer, Lanes, Terms
+from bridge.server.front import Front, FrontSettings, Issuance, Pools
+from bridge.server.listener import Listener
 from bridge.server.messages import parse_message
 
 SERVICE = "io.linkerd.proxy.identity.Identity"
 METHOD = f"/{SERVICE}/Certify"
+_LISTEN = "fronts.linkerd.listen"
 
 
 class LinkerdFront(Front):
@@ -25,9 +30,13 @@ class LinkerdFront(Front):
     method = METHOD
 
     def __init__(
-        self, issuer: Issuer, metrics: Metrics, lanes: Lanes, terms: Terms
+        self,
+        issuance: Issuance,
+        metrics: Metrics,
+        pools: Pools,
+        settings: FrontSettings,
     ) -> None:
-        super().__init__(issuer, metrics, lanes, terms)
+        super().__init__(issuance, metrics, pools, settings)
         self._service = metrics.service(METHOD)
 
     def service(self, handler_call_details: Any) -> Any:
@@ -44,7 +53,7 @@ class LinkerdFront(Front):
         self._service.seconds.observe(seconds)
 
     def translate(
-        self, message: bytes, context: Any, terms: Terms, budget: Budget
+        self, message: bytes, context: Any, settings: FrontSettings, budget: Budget
     ) -> Call:
         """See `Front.translate`: the token is in the message, headers are none."""
         request = parse_message(CertifyRequest, message, "a CertifyRequest")
@@ -54,9 +63,9 @@ class LinkerdFront(Front):
             front=self.name,
             csr=request.certificate_signing_request,
             credential=TokenCredential(
-                (f"Bearer {token}",) if token else (), (terms.cluster,)
+                (f"Bearer {token}",) if token else (), (settings.cluster,)
             ),
-            audiences=terms.audiences,
+            audiences=settings.audiences,
             identity=request.identity,
             budget=budget,
         )
@@ -68,3 +77,58 @@ class LinkerdFront(Front):
         )
         response.valid_until.FromDatetime(issued.valid_until)
         return response.SerializeToString()
+
+
+class LinkerdListener(Listener):
+    """Clear HTTP/2 with any number of streams: the sidecar brings all calls in one."""
+
+    front = LinkerdFront
+    service = SERVICE
+    # A proxy that is given up comes back only after 10 s, and in a burst the messages
+    # of honest ones are late, too: they are waited for.
+    message_seconds = 5.0
+    honest_seconds = 1.0
+    is_behind_proxy = True
+
+    def __init__(
+        self,
+        config: BridgeConfig,
+        issuance: Issuance,
+        metrics: Metrics,
+        *,
+        shares_ports: bool = False,
+    ) -> None:
+        self._listen = _linkerd(config).listen
+        super().__init__(config, issuance, metrics, shares_ports=shares_ports)
+
+    @staticmethod
+    def bounds(config: BridgeConfig) -> tuple[int, float]:
+        """See `Listener.bounds`."""
+        front = _linkerd(config)
+        return front.in_flight, front.queue_seconds
+
+    @staticmethod
+    def settings(config: BridgeConfig) -> FrontSettings:
+        """See `Listener.settings`."""
+        front, cluster = _linkerd(config), config.linkerd_cluster()
+        return FrontSettings(
+            audiences=frozenset(front.audiences),
+            deadline_seconds=front.deadline.total_seconds(),
+            cluster=cluster.name if cluster else "",
+        )
+
+    def addresses(self) -> Mapping[str, tuple[str, Any]]:
+        """See `Listener.addresses`."""
+        return {_LISTEN: (self._listen, None)}
+
+    def start(self) -> None:
+        """See `Listener.start`: there is nothing."""
+
+    def stop_background(self) -> None:
+        """See `Listener.rest`: there is nothing."""
+
+
+def _linkerd(config: BridgeConfig) -> LinkerdConfig:
+    if config.fronts.linkerd is None:
+        raise ConfigError("fronts.linkerd is not configured")
+    return config.fronts.linkerd

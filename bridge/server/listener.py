@@ -16,27 +16,61 @@ from bridge.admin.endpoints import split_address
 from bridge.config import BridgeConfig
 from bridge.errors import ConfigError
 from bridge.metrics.instruments import Metrics
-from bridge.process.place import Place
-from bridge.server.front import Front, Issuer, Lanes, Terms
+from bridge.server.front import Front, FrontSettings, Issuance, Pools
 from bridge.server.serving_certificate import IssueServing
 from bridge.server.transport.auxiliary_calls import SideCalls
 from bridge.server.transport.call_pool import CallPool, SteadyPool
-from bridge.server.transport.message_reader import Receptions
+from bridge.server.transport.message_reader import MessageReader
 from bridge.server.transport.reaper import Reaper
 
 _CUT_SECONDS = 2.0
 """How long the end waits for what should take no time: it comes, whatever hangs."""
+_OPTIONS = (
+    # Messages are small: to measure the line by a ping for each costs more than a
+    # window that fits.
+    ("grpc.http2.bdp_probe", 0),
+    # Above these the transport answers by itself, with a status that Istio's client
+    # tries again on; up to them the refusal is ours.
+    ("grpc.max_receive_message_length", 8 * 1024 * 1024),
+    # A peer that resets streams as fast as it can would make the transport cancel the
+    # calls of others: it has to answer a ping for each.
+    ("grpc.http2.ping_on_rst_stream_percent", 100),
+    ("grpc.max_metadata_size", 1024 * 1024),
+    ("grpc.absolute_max_metadata_size", 1024 * 1024),
+    # istiod's: clients may ping every 15 s, also between calls.
+    ("grpc.http2.min_ping_interval_without_data_ms", 15_000),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 15_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    # Who is gone is noticed, and a new replica gets its share in the end.
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.max_connection_age_ms", 30 * 60_000),
+    ("grpc.max_connection_age_grace_ms", 30_000),
+)
 _log = logging.getLogger(__name__)
 
 
-class Door(ABC):
+def grpc_options(
+    streams: int | None, *, shares_ports: bool
+) -> tuple[tuple[str, int], ...]:
+    """Return the options of a gRPC server.
+
+    Args:
+        streams: The most concurrent calls on one connection; None sets no bound.
+        shares_ports: Other processes listen on the same ports (SO_REUSEPORT).
+    """
+    bound = () if streams is None else (("grpc.max_concurrent_streams", streams),)
+    return (("grpc.so_reuseport", int(shares_ports)), *bound, *_OPTIONS)
+
+
+class Listener(ABC):
     """The listeners of one front.
 
     Args:
         config: The whole configuration.
-        issuer: Decides and issues.
+        issuance: Decides and issues.
         metrics: Counts calls by how they ended.
-        place: Where this process stands.
+        shares_ports: Other processes listen on the same ports (SO_REUSEPORT).
     """
 
     front: ClassVar[type[Front]]
@@ -50,38 +84,44 @@ class Door(ABC):
     """The same, while many are waited for: somebody may fill the line on purpose."""
     is_behind_proxy: ClassVar[bool] = False
     """A connection carries the calls of many clients."""
-    receptions: ClassVar[int] = 64
+    most_messages: ClassVar[int] = 64
     """The most messages that are waited for at a time."""
 
     def __init__(
-        self, config: BridgeConfig, issuer: Issuer, metrics: Metrics, place: Place
+        self,
+        config: BridgeConfig,
+        issuance: Issuance,
+        metrics: Metrics,
+        *,
+        shares_ports: bool = False,
     ) -> None:
         in_flight, queue_seconds = self.bounds(config)
         reaper = self._reaper(self._message_seconds(config))
-        self.lanes = Lanes(
+        self.pools = Pools(
             calls=CallPool(
                 config.limits.threads,
                 in_flight,
                 queue_seconds,
-                Receptions(reaper, self.receptions),
+                MessageReader(reaper, self.most_messages),
             ),
             refusals=SteadyPool(1, "refusals"),
             reaper=reaper,
         )
         self.side = SideCalls(
-            self._reaper(self.message_seconds), self.receptions, self.lanes.refusals
+            self._reaper(self.message_seconds), self.most_messages, self.pools.refusals
         )
         """Runs what is served beside the CA."""
-        self._front = self.front(issuer, metrics, self.lanes, self.terms(config))
+        self._front = self.front(issuance, metrics, self.pools, self.settings(config))
         self.grpc = grpc.server(
-            self.side.pool, options=place.grpc_options(self.streams)
+            self.side.pool,
+            options=grpc_options(self.streams, shares_ports=shares_ports),
         )
-        """To be told of more services before the door opens."""
+        """To be told of more services before the listener opens."""
         self.grpc.add_generic_rpc_handlers((self._front,))
         self._bound: dict[str, str] = {}
         self.ports: Mapping[str, str] = {}
         """What is listened on, `host:port` by the key of the configuration; empty while
-        the door is shut."""
+        the listener is shut."""
 
     @staticmethod
     @abstractmethod
@@ -90,7 +130,7 @@ class Door(ABC):
 
     @staticmethod
     @abstractmethod
-    def terms(config: BridgeConfig) -> Terms:
+    def settings(config: BridgeConfig) -> FrontSettings:
         """Return what calls are held to."""
 
     @abstractmethod
@@ -110,7 +150,7 @@ class Door(ABC):
         """Begin what goes on in the background."""
 
     def problems(self) -> dict[str, str]:
-        """Return why calls cannot be served although the door may be open."""
+        """Return why calls cannot be served although the listener may be open."""
         return {}
 
     def warnings(self) -> dict[str, str]:
@@ -125,7 +165,7 @@ class Door(ABC):
         """
         for reaper in self._reapers():
             reaper.start()
-        for pool in self._pools():
+        for pool in self._all_pools():
             pool.start()
 
     def open(self) -> None:
@@ -146,10 +186,10 @@ class Door(ABC):
         """Make ready for another configuration; see `Server.prepare`."""
 
         def commit() -> None:
-            self._front.change(self.terms(config))
-            calls = self.lanes.calls
+            self._front.change(self.settings(config))
+            calls = self.pools.calls
             calls.in_flight, calls.queue_seconds = self.bounds(config)
-            self.lanes.reaper.seconds = self._message_seconds(config)
+            self.pools.reaper.seconds = self._message_seconds(config)
 
         return commit
 
@@ -167,33 +207,33 @@ class Door(ABC):
         return ended
 
     @abstractmethod
-    def rest(self) -> None:
+    def stop_background(self) -> None:
         """End what goes on in the background. May be repeated, or before `start`."""
 
     def close(self) -> None:
         """End every thread, after `stop`."""
         for reaper in self._reapers():
             reaper.close()
-        for pool in self._pools():
+        for pool in self._all_pools():
             if not pool.close(_CUT_SECONDS):
                 _log.error("a call goes on after the end of its time")
 
     def _message_seconds(self, config: BridgeConfig) -> float:
-        return min(self.message_seconds, self.terms(config).deadline_seconds)
+        return min(self.message_seconds, self.settings(config).deadline_seconds)
 
     def _reaper(self, seconds: float) -> Reaper:
         return Reaper(
             seconds,
-            self.receptions // 2,
+            self.most_messages // 2,
             honest_seconds=self.honest_seconds,
             knows_peers=not self.is_behind_proxy,
         )
 
     def _reapers(self) -> tuple[Reaper, ...]:
-        return self.lanes.reaper, self.side.reaper
+        return self.pools.reaper, self.side.reaper
 
-    def _pools(self) -> Iterator[CallPool | SteadyPool]:
-        yield from (self.lanes.calls, self.lanes.refusals)
+    def _all_pools(self) -> Iterator[CallPool | SteadyPool]:
+        yield from (self.pools.calls, self.pools.refusals)
         yield from (self.side.pool, self.side.news)
 
     def _bind(self, key: str, address: str, credentials: Any) -> str:

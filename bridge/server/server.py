@@ -9,11 +9,11 @@ from bridge.admin.endpoints import PARTS, Admin, Views
 from bridge.config import BridgeConfig
 from bridge.errors import ConfigError
 from bridge.metrics.instruments import Metrics
-from bridge.process.place import ALONE, Place
-from bridge.server.doors import IstioDoor, LinkerdDoor
-from bridge.server.front import Issuer
+from bridge.server.front import Issuance
 from bridge.server.grpc_health import Health
-from bridge.server.listener import Door
+from bridge.server.istio import IstioListener
+from bridge.server.linkerd import LinkerdListener
+from bridge.server.listener import Listener
 from bridge.server.serving_certificate import PART as SERVING
 from bridge.server.serving_certificate import IssueServing
 from bridge.server.transport.socket_drain import leave_to_others
@@ -30,7 +30,7 @@ class Server:
 
     Args:
         config: The whole configuration.
-        issuer: Decides and issues.
+        issuance: Decides and issues.
         issue_serving: Issues the certificate of Istio's listener.
         anchors_pem: Returns the trust anchors that client certificates lead to; asked
             at each new connection.
@@ -39,13 +39,14 @@ class Server:
         problems: What stands against being ready, by part (`admin.PARTS`); the
             server adds its listeners and their certificate.
         warnings: What does not, and is shown beside it.
-        place: Where this process stands.
+        shares_ports: Other processes listen on the same ports (SO_REUSEPORT).
+        admin_address: Where to serve health and metrics in place of `admin.listen`.
     """
 
     def __init__(  # noqa: PLR0913 - the composition root passes each by keyword
         self,
         config: BridgeConfig,
-        issuer: Issuer,
+        issuance: Issuance,
         *,
         issue_serving: IssueServing,
         anchors_pem: Callable[[], bytes],
@@ -53,42 +54,47 @@ class Server:
         clock: Clock,
         problems: Callable[[], Mapping[str, str]],
         warnings: Callable[[], Mapping[str, str]] = dict,
-        place: Place = ALONE,
+        shares_ports: bool = False,
+        admin_address: str | None = None,
     ) -> None:
-        self._place = place
+        self._shares_ports = shares_ports
         self._problems = problems
         self._warnings = warnings
         self._listening = threading.Lock()
         self._failure = "waiting for the serving certificate"
         self._draining = False
         self._drained = threading.Event()
-        self._doors: tuple[Door, ...] = ()
+        self._listeners: tuple[Listener, ...] = ()
         self._admin = Admin(
-            place.admin or config.admin.listen,
+            admin_address or config.admin.listen,
             Views(self.problems, self.warnings, metrics.render, parts=_parts(config)),
         )
         # From here on nothing raises: there are threads to end.
-        doors: list[Door] = []
+        listeners: list[Listener] = []
         if config.fronts.istio is not None:
-            istio = IstioDoor(
+            istio = IstioListener(
                 config,
-                issuer,
+                issuance,
                 metrics,
-                place,
+                shares_ports=shares_ports,
                 issue_serving=issue_serving,
                 anchors_pem=anchors_pem,
                 clock=clock,
             )
             istio.serving.on_pair = lambda: self._open_late(istio)
-            doors.append(istio)
+            listeners.append(istio)
         if config.fronts.linkerd is not None:
-            doors.append(LinkerdDoor(config, issuer, metrics, place))
-        self._doors = tuple(doors)
-        self._health = Health(self.problems, tuple(door.service for door in doors))
-        for door in doors:
-            self._health.add_to(door.grpc, door.side)
+            listeners.append(
+                LinkerdListener(config, issuance, metrics, shares_ports=shares_ports)
+            )
+        self._listeners = tuple(listeners)
+        self._health = Health(
+            self.problems, tuple(listener.service for listener in listeners)
+        )
+        for listener in listeners:
+            self._health.add_to(listener.grpc, listener.side)
         metrics.in_flight.set_function(
-            lambda: sum(door.lanes.calls.count for door in doors)
+            lambda: sum(listener.pools.calls.count for listener in listeners)
         )
 
     @property
@@ -114,19 +120,21 @@ class Server:
     def problems(self) -> dict[str, str]:
         """Return what stands against being ready, by part; empty when ready."""
         found = dict(self._problems())
-        for door in self._doors:
-            found |= door.problems()
+        for listener in self._listeners:
+            found |= listener.problems()
         if self._draining:
             found["listeners"] = "the process is about to end"
-        elif not self._doors or not all(door.ports for door in self._doors):
+        elif not self._listeners or not all(
+            listener.ports for listener in self._listeners
+        ):
             found["listeners"] = self._failure
         return found
 
     def warnings(self) -> dict[str, str]:
         """Return what wants attention although it does not stop the bridge."""
         found = dict(self._warnings())
-        for door in self._doors:
-            found |= door.warnings()
+        for listener in self._listeners:
+            found |= listener.warnings()
         return found
 
     def start(self) -> None:
@@ -141,14 +149,14 @@ class Server:
         """
         try:
             self._start_threads()
-            for door in self._doors:
-                if door.is_ready():
-                    self._open(door)
+            for listener in self._listeners:
+                if listener.is_ready():
+                    self._open(listener)
         except ConfigError:
             self.drain(0)
             raise
-        for door in self._doors:
-            door.start()
+        for listener in self._listeners:
+            listener.start()
         self._health.look()
         self._health.start()
 
@@ -167,14 +175,16 @@ class Server:
         Raises:
             BridgeError: There is no serving certificate as it wants it.
         """
-        commits = [door.prepare(config, issue_serving) for door in self._doors]
+        commits = [
+            listener.prepare(config, issue_serving) for listener in self._listeners
+        ]
 
         def commit() -> None:
             for each in commits:
                 each()
-            # It may have brought what a door had to wait for.
-            for door in self._doors:
-                self._open_late(door)
+            # It may have brought what a listener had to wait for.
+            for listener in self._listeners:
+                self._open_late(listener)
 
         return commit
 
@@ -188,21 +198,21 @@ class Server:
         with self._listening:
             self._draining = True
         self._health.drain()
-        if self._place.shares_ports:
+        if self._shares_ports:
             leave_to_others(self._ports().values(), grace)
-        for door in self._doors:
-            door.rest()
-        ended = [door.stop(grace) for door in self._doors]
-        for door, left in zip(self._doors, _left(began, grace), strict=False):
-            door.lanes.calls.wait_until_idle(left)
+        for listener in self._listeners:
+            listener.stop_background()
+        ended = [listener.stop(grace) for listener in self._listeners]
+        for listener, left in zip(self._listeners, _left(began, grace), strict=False):
+            listener.pools.calls.wait_until_idle(left)
         # Only watchers of our health are left, or replies on their way out.
         for event, left in zip(ended, _left(began, grace), strict=False):
             event.wait(min(left, _FLUSH_SECONDS))
-        for event in [door.stop(0) for door in self._doors]:
+        for event in [listener.stop(0) for listener in self._listeners]:
             if not event.wait(_CUT_SECONDS):
                 _log.error("the listeners did not close in time")
-        for door in self._doors:
-            door.close()
+        for listener in self._listeners:
+            listener.close()
         self._admin.close()
         self._drained.set()
 
@@ -211,30 +221,34 @@ class Server:
         return self._drained.wait(timeout)
 
     def _ports(self) -> dict[str, str]:
-        return {key: port for door in self._doors for key, port in door.ports.items()}
+        return {
+            key: port
+            for listener in self._listeners
+            for key, port in listener.ports.items()
+        }
 
     def _start_threads(self) -> None:
         self._admin.start()
         try:
-            for door in self._doors:
-                door.start_threads()
+            for listener in self._listeners:
+                listener.start_threads()
         except RuntimeError as error:
             raise ConfigError(
                 "limits.threads: the system gives no more threads", detail=str(error)
             ) from error
 
-    def _open_late(self, door: Door) -> None:
+    def _open_late(self, listener: Listener) -> None:
         try:
-            self._open(door)
+            self._open(listener)
         except Exception as error:  # noqa: BLE001 - who calls has to go on
             known, self._failure = self._failure, str(error)
             if self._failure != known:
                 _log.error("a front does not open: %s", error)
 
-    def _open(self, door: Door) -> None:
+    def _open(self, listener: Listener) -> None:
         with self._listening:
-            if not self._draining and not door.ports and door.can_open():
-                door.open()
+            if not self._draining and not listener.ports and listener.can_open():
+                listener.open()
 
 
 def _parts(config: BridgeConfig) -> tuple[str, ...]:
@@ -243,6 +257,6 @@ def _parts(config: BridgeConfig) -> tuple[str, ...]:
 
 
 def _left(began: float, grace: float) -> Iterator[float]:
-    # Asked again for each door: they share the time.
+    # Asked again for each listener: they share the time.
     while True:
         yield max(0.0, began + grace - time.monotonic())

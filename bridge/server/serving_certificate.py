@@ -18,12 +18,11 @@ import grpc
 from cryptography import x509
 
 from bridge.errors import BridgeError, ConfigError
-from bridge.issuance.own_certificates import ServingPair
 from bridge.metrics.expiry import CertificateExpiry
 from bridge.metrics.instruments import Metrics
 from bridge.server.tls_credentials import credentials
 from bridge.system.clock import Clock
-from bridge.x509.key_pair import read_pair
+from bridge.x509.key_pair import KeyPair, read_key_pair
 
 PART = "serving certificate"
 """What readiness calls it."""
@@ -34,29 +33,29 @@ _FIRST_RETRY_SECONDS = 1.0
 _log = logging.getLogger(__name__)
 
 
-class Source(Protocol):
+class CertificateSource(Protocol):
     """Where a serving certificate comes from."""
 
     @property
     def name(self) -> str:
         """What operators call it."""
 
-    def fetch(self) -> ServingPair:
+    def fetch(self) -> KeyPair:
         """Return a certificate and its key, new or as they are now.
 
         Raises:
             BridgeError: There is none to be had now.
         """
 
-    def is_due(self, current: ServingPair, now: datetime) -> bool:
+    def is_due(self, current: KeyPair, now: datetime) -> bool:
         """Say whether `fetch` should be asked for a successor of `current`."""
 
 
-IssueServing = Callable[[Sequence[str], timedelta], ServingPair]
+IssueServing = Callable[[Sequence[str], timedelta], KeyPair]
 """`OwnCertificates.issue_serving`: DNS names and lifetime to a new certificate."""
 
 
-class IssuedSource:
+class IssuedCertificateSource:
     """Has the bridge issue the certificate to itself, through the one path.
 
     Renewal is due at a point between 1/2 and 2/3 of the certificate's life, drawn once
@@ -64,7 +63,7 @@ class IssuedSource:
     """
 
     name = "the serving certificate"
-    """See `Source.name`."""
+    """See `CertificateSource.name`."""
 
     def __init__(
         self,
@@ -77,40 +76,40 @@ class IssuedSource:
         self._ttl = ttl
         self._share = 0.5
 
-    def fetch(self) -> ServingPair:
-        """See `Source.fetch`."""
+    def fetch(self) -> KeyPair:
+        """See `CertificateSource.fetch`."""
         pair = self._issue(self._dns_names, self._ttl)
         self._share = random.uniform(1 / 2, 2 / 3)  # noqa: S311 - spreads load
         return pair
 
-    def is_due(self, current: ServingPair, now: datetime) -> bool:
-        """See `Source.is_due`."""
+    def is_due(self, current: KeyPair, now: datetime) -> bool:
+        """See `CertificateSource.is_due`."""
         life: timedelta = current.not_after - current.not_before
         return now >= current.not_before + life * self._share
 
 
-class FileSource:
+class FileCertificateSource:
     """Reads the certificate and its key from files that somebody else renews."""
 
     def __init__(self, certificate: Path, key: Path) -> None:
         self._certificate = certificate
         self._key = key
         self._seen: object = None
-        self._read: ServingPair | None = None
+        self._read: KeyPair | None = None
 
     @property
     def name(self) -> str:
-        """See `Source.name`."""
+        """See `CertificateSource.name`."""
         return str(self._certificate)
 
-    def fetch(self) -> ServingPair:
-        """See `Source.fetch`."""
+    def fetch(self) -> KeyPair:
+        """See `CertificateSource.fetch`."""
         self._seen, self._read = self._state(), None
-        self._read = read_pair(self._certificate, self._key)
+        self._read = read_key_pair(self._certificate, self._key)
         return self._read
 
-    def is_due(self, current: ServingPair, now: datetime) -> bool:
-        """See `Source.is_due`: when a file is another than it was.
+    def is_due(self, current: KeyPair, now: datetime) -> bool:
+        """See `CertificateSource.is_due`: when a file is another than it was.
 
         Or when one that was not valid yet, and so is not `current`, has become so.
         """
@@ -135,7 +134,7 @@ class FileSource:
 @dataclass(frozen=True, slots=True)
 class _State:
     # What is in service. Swapped as a whole, so a reader needs no lock.
-    pair: ServingPair | None = None
+    pair: KeyPair | None = None
     failure: str = ""
 
 
@@ -148,7 +147,9 @@ class ServingCertificate:
         metrics: Shows when it ends.
     """
 
-    def __init__(self, source: Source, clock: Clock, metrics: Metrics) -> None:
+    def __init__(
+        self, source: CertificateSource, clock: Clock, metrics: Metrics
+    ) -> None:
         self._source = source
         self._clock = clock
         self._metrics = metrics
@@ -160,7 +161,7 @@ class ServingCertificate:
         """Called from the thread after each look that leaves one in service."""
 
     @property
-    def pair(self) -> ServingPair | None:
+    def pair(self) -> KeyPair | None:
         """What is in service; None before the first."""
         return self._state.pair
 
@@ -190,7 +191,7 @@ class ServingCertificate:
             self._show(leaf)
         return True
 
-    def fetch(self, source: Source) -> ServingPair:
+    def fetch(self, source: CertificateSource) -> KeyPair:
         """Return what `source` has, if it may replace what is in service.
 
         Raises:
@@ -203,7 +204,7 @@ class ServingCertificate:
             raise ConfigError(f"{source.name}: {fault}: expected one that is valid")
         return pair
 
-    def change(self, source: Source, pair: ServingPair) -> None:
+    def change(self, source: CertificateSource, pair: KeyPair) -> None:
         """Put `pair` in service, and renew from `source` from now on."""
         leaf = x509.load_pem_x509_certificate(pair.certificate_chain_pem)
         with self._refreshing:

@@ -10,11 +10,11 @@ from typing import Any
 import grpc
 
 from bridge.errors import ConfigError
-from bridge.issuance.own_certificates import ServingPair
+from bridge.x509.key_pair import KeyPair
 
 
 def credentials(
-    pair: Callable[[], ServingPair | None],
+    pair: Callable[[], KeyPair | None],
     client_anchors_pem: Callable[[], bytes] | None = None,
 ) -> grpc.ServerCredentials:
     """Return credentials for a port that follow every change.
@@ -28,7 +28,7 @@ def credentials(
         RuntimeError: There is no certificate yet.
         ConfigError: There are no trust anchors where some were to be.
     """
-    port = Port(pair, client_anchors_pem)
+    port = DynamicCredentials(pair, client_anchors_pem)
     return grpc.dynamic_ssl_server_credentials(
         port.configuration(),
         port.changed_configuration,
@@ -36,7 +36,7 @@ def credentials(
     )
 
 
-class Port:
+class DynamicCredentials:
     """One port's view of what it shows: grpc wants None while nothing has changed.
 
     Args:
@@ -46,12 +46,12 @@ class Port:
 
     def __init__(
         self,
-        pair: Callable[[], ServingPair | None],
+        pair: Callable[[], KeyPair | None],
         client_anchors_pem: Callable[[], bytes] | None,
     ) -> None:
         self._pair = pair
         self._client_anchors_pem = client_anchors_pem
-        self._last: tuple[ServingPair, bytes | None] | None = None
+        self._last: tuple[KeyPair, bytes | None] | None = None
 
     def configuration(self) -> Any:
         """Return what grpc is to show from now on.

@@ -1,7 +1,9 @@
-"""A serving certificate that somebody else made and renews, as a pair of files."""
+"""A certificate with its private key, and the pair of files that holds both."""
 
 import os
 import stat
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 from cryptography import x509
@@ -9,7 +11,6 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from bridge.errors import ConfigError
-from bridge.issuance.own_certificates import ServingPair
 from bridge.x509.pem import parse_certificates
 
 _STRANGERS = stat.S_IRWXO | stat.S_IWGRP | stat.S_IXGRP
@@ -17,7 +18,25 @@ _STRANGERS = stat.S_IRWXO | stat.S_IWGRP | stat.S_IXGRP
 is mounted with an fsGroup."""
 
 
-def read_pair(certificate: Path, key: Path) -> ServingPair:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyPair:
+    """A certificate of the bridge's own listener, with its key, in PEM."""
+
+    certificate_chain_pem: bytes
+    private_key_pem: bytes
+    not_before: datetime
+    not_after: datetime
+
+    def fault(self, now: datetime) -> str:
+        """Return what is wrong with its validity at `now`; empty if nothing is."""
+        if self.not_after <= now:
+            return f"ended {self.not_after.isoformat()}"
+        if self.not_before > now:
+            return f"is not valid before {self.not_before.isoformat()}"
+        return ""
+
+
+def read_key_pair(certificate: Path, key: Path) -> KeyPair:
     """Read a certificate, those that follow it in the file, and its key.
 
     Raises:
@@ -35,7 +54,7 @@ def read_pair(certificate: Path, key: Path) -> ServingPair:
         ) from error
     if private_key.public_key() != _public_key(leaf, certificate):
         raise ConfigError(f"{key}: is not the key of {certificate}")
-    return ServingPair(
+    return KeyPair(
         certificate_chain_pem=chain,
         private_key_pem=secret,
         not_before=leaf.not_valid_before_utc,

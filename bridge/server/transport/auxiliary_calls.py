@@ -11,7 +11,7 @@ import grpc
 from bridge.errors import OverloadedError
 from bridge.server.status import status_of
 from bridge.server.transport.call_pool import CallPool, SteadyPool
-from bridge.server.transport.message_reader import Reception, Receptions
+from bridge.server.transport.message_reader import IncomingMessage, MessageReader
 from bridge.server.transport.reaper import Reaper
 
 _THREADS = 2
@@ -33,7 +33,7 @@ class SideCalls:
         self.reaper = reaper
         self.refusals = refusals
         self.pool = CallPool(
-            _THREADS, _IN_FLIGHT, reaper.seconds, Receptions(reaper, most)
+            _THREADS, _IN_FLIGHT, reaper.seconds, MessageReader(reaper, most)
         )
         """Where grpc has to run them."""
         self.news = SteadyPool(1, "news")
@@ -61,7 +61,7 @@ class SideCalls:
         raise AssertionError  # pragma: no cover - abort does not return
 
     def _take(self, messages: Any, context: Any) -> bytes | None:
-        if isinstance(messages, Reception):
+        if isinstance(messages, IncomingMessage):
             found = messages.take()
             if found is None and self.pool.is_overdue(messages.since):
                 raise OverloadedError("too many calls wait", rule="overload.queue")
@@ -72,9 +72,9 @@ class SideCalls:
                 "several calls of this connection have left their messages out",
                 rule="overload.stalled",
             )
-        reception = Reception(messages, lambda _: context.cancel())
-        self.reaper.watch(reception)
+        incoming = IncomingMessage(messages, lambda _: context.cancel())
+        self.reaper.watch(incoming)
         try:
-            return reception.take()
+            return incoming.take()
         finally:
-            self.reaper.forget(reception)
+            self.reaper.forget(incoming)

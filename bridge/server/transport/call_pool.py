@@ -15,6 +15,7 @@ it. Adding to and taking from a dict are atomic, and that is all that is needed.
 
 import logging
 import math
+import sys
 import threading
 import time
 from collections.abc import Callable, Collection
@@ -23,13 +24,40 @@ from concurrent.futures import wait as wait_for
 from queue import SimpleQueue
 from typing import Any
 
-from bridge.server.transport.crowds import CROWDS
-from bridge.server.transport.message_reader import Receptions
+from bridge.server.transport.message_reader import MessageReader
 
 _SWEEP_SECONDS = 0.1
 _CROWDED = 4
 """So many calls that wait for each thread are a crowd."""
+_SWITCH_SECONDS = sys.getswitchinterval()
+_CROWDED_SWITCH_SECONDS = 0.0005
 _log = logging.getLogger(__name__)
+
+
+class SwitchInterval:
+    """Counts what is crowded: the interval is the process's, and pools share it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._count = 0
+
+    def enter(self) -> None:
+        """Count one more, and let threads take short turns."""
+        self._change(1)
+
+    def leave(self) -> None:
+        """Count one less; turns are the usual ones when it was the last."""
+        self._change(-1)
+
+    def _change(self, by: int) -> None:
+        with self._lock:
+            self._count += by
+            turn = _CROWDED_SWITCH_SECONDS if self._count else _SWITCH_SECONDS
+            sys.setswitchinterval(turn)
+
+
+SWITCH_INTERVAL = SwitchInterval()
+"""Those of this process."""
 
 
 class SteadyPool(ThreadPoolExecutor):
@@ -97,7 +125,7 @@ class CallPool(ThreadPoolExecutor):
         threads: How many calls run at a time.
         in_flight: How many may wait or run at a time.
         queue_seconds: The longest that a call may wait.
-        receptions: Where calls are until they can be run.
+        reader: Where calls are until they can be run.
     """
 
     def __init__(
@@ -105,17 +133,17 @@ class CallPool(ThreadPoolExecutor):
         threads: int,
         in_flight: int,
         queue_seconds: float,
-        receptions: Receptions | None = None,
+        reader: MessageReader | None = None,
     ) -> None:
         super().__init__(1)
         self._width = threads
         self.queue_seconds = queue_seconds
         self.in_flight = in_flight
-        self._receptions = receptions
+        self._reader = reader
         self._queue: SimpleQueue[_Ticket | None] = SimpleQueue()
         self._waiting: dict[_Ticket, None] = {}
-        if receptions is not None:
-            receptions.ahead = self._waiting.__len__
+        if reader is not None:
+            reader.waiting = self._waiting.__len__
         self._live: dict[_Ticket, None] = {}
         self._is_crowded = False
         self._is_idle_wanted = False
@@ -159,7 +187,7 @@ class CallPool(ThreadPoolExecutor):
     def submit(
         self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any
     ) -> "Future[Any]":
-        """Run a call, once its message is there where there are receptions.
+        """Run a call, once its message is there where there are reader.
 
         Returns:
             Of no use: it says nothing, as grpc asks it nothing.
@@ -168,8 +196,8 @@ class CallPool(ThreadPoolExecutor):
             return _refused(RuntimeError("cannot run a call after the end"))
         ticket = _Ticket(fn, args, kwargs)
         self._live[ticket] = None
-        receptions = self._receptions
-        if receptions is None or not receptions.begin(args, ticket.then(self._queued)):
+        reader = self._reader
+        if reader is None or not reader.begin(args, ticket.then(self._queued)):
             self._queued(ticket, time.monotonic())
         return _UNOBSERVED
 
@@ -209,8 +237,8 @@ class CallPool(ThreadPoolExecutor):
     def _run(self, ticket: "_Ticket") -> None:
         if self._waiting.pop(ticket, ticket) is ticket:
             return  # the sweeper had it
-        if self._receptions is not None:
-            self._receptions.go_on()
+        if self._reader is not None:
+            self._reader.admit_next()
         try:
             ticket.fn(*ticket.args, **ticket.kwargs)
         except BaseException:  # noqa: BLE001 - whatever it is, the thread must not end
@@ -227,12 +255,12 @@ class CallPool(ThreadPoolExecutor):
             except Exception:  # noqa: BLE001 - the edge of a thread that must not end
                 _log.exception("overdue calls could not be looked for")
         if self._is_crowded:
-            CROWDS.end()
+            SWITCH_INTERVAL.leave()
 
     def _look(self) -> None:
         self._let_listener_in()
-        if self._receptions is not None:
-            self._receptions.let_go(self.is_overdue)
+        if self._reader is not None:
+            self._reader.release_overdue(self.is_overdue)
         # In the order that they came. A copy is atomic; to read them one by one is not,
         # and a collection on the way may let other threads in.
         for ticket in self._waiting.copy():
@@ -247,7 +275,7 @@ class CallPool(ThreadPoolExecutor):
         is_crowded = len(self._waiting) > self._width * _CROWDED
         if is_crowded is not self._is_crowded:
             self._is_crowded = is_crowded
-            (CROWDS.begin if is_crowded else CROWDS.end)()
+            (SWITCH_INTERVAL.enter if is_crowded else SWITCH_INTERVAL.leave)()
 
 
 class _Unobserved(Future[Any]):

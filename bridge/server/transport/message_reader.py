@@ -29,7 +29,7 @@ _THUNK = 4
 _log = logging.getLogger(__name__)
 
 
-class Reception:
+class IncomingMessage:
     """The message of one call.
 
     Args:
@@ -39,7 +39,9 @@ class Reception:
 
     __slots__ = ("_end", "_has_begun", "_messages", "since")
 
-    def __init__(self, messages: Any, end: "Callable[[Reception], object]") -> None:
+    def __init__(
+        self, messages: Any, end: "Callable[[IncomingMessage], object]"
+    ) -> None:
         self._messages = messages
         self._end = end
         self._has_begun = False
@@ -100,7 +102,7 @@ class Reception:
         return peer_of(self._messages)
 
 
-class Receptions:
+class MessageReader:
     """The calls whose messages are on their way, a bounded number of them.
 
     The others wait in line: each message under way may take its length of memory, and
@@ -114,10 +116,10 @@ class Receptions:
     def __init__(self, reaper: Reaper, most: int) -> None:
         self._reaper = reaper
         self._most = most
-        self.ahead: Callable[[], int] = int
+        self.waiting: Callable[[], int] = int
         """Returns how many calls have their message and wait for a thread."""
-        self._under_way: dict[Reception, Callable[[], None]] = {}
-        self._line: deque[tuple[Reception, Callable[[], None]]] = deque()
+        self._under_way: dict[IncomingMessage, Callable[[], None]] = {}
+        self._line: deque[tuple[IncomingMessage, Callable[[], None]]] = deque()
 
     def begin(
         self, work: tuple[Any, ...], ready: Callable[[tuple[Any, ...], float], None]
@@ -135,19 +137,19 @@ class Receptions:
         messages = _messages(work)
         if messages is None or self._reaper.is_hostile(partial(peer_of, messages)):
             return False
-        reception = Reception(messages, self._end)
-        instead = (*work[:_THUNK], lambda: reception, *work[_THUNK + 1 :])
+        incoming = IncomingMessage(messages, self._end)
+        instead = (*work[:_THUNK], lambda: incoming, *work[_THUNK + 1 :])
 
         def run() -> None:
-            ready(instead, reception.since)
+            ready(instead, incoming.since)
 
         if self._line or not self._has_room():
-            self._line.append((reception, run))
+            self._line.append((incoming, run))
         else:
-            self._begin(reception, run)
+            self._begin(incoming, run)
         return True
 
-    def go_on(self) -> None:
+    def admit_next(self) -> None:
         """Let in from the line whom there is room for."""
         while self._line and self._has_room():
             try:
@@ -156,45 +158,45 @@ class Receptions:
                 return
             self._begin(*following)
 
-    def let_go(self, is_overdue: Callable[[float], bool]) -> None:
+    def release_overdue(self, is_overdue: Callable[[float], bool]) -> None:
         """Run what has stood in line for too long."""
         while self._line:
             try:
                 first = self._line.popleft()
             except IndexError:  # somebody else was first
                 break
-            reception, run = first
+            incoming, run = first
             # Judged in our hands: of two looks at the line, the second may see another
             # call, whose message would be left out although its time is not up.
-            if not is_overdue(reception.since):
+            if not is_overdue(incoming.since):
                 self._line.appendleft(first)
                 break
-            reception.skip()
+            incoming.skip()
             run()
-        self.go_on()
+        self.admit_next()
 
-    def _begin(self, reception: Reception, run: Callable[[], None]) -> None:
-        self._under_way[reception] = run
-        self._reaper.watch(reception)
+    def _begin(self, incoming: IncomingMessage, run: Callable[[], None]) -> None:
+        self._under_way[incoming] = run
+        self._reaper.watch(incoming)
         try:
-            reception.begin(partial(self._end, reception))
+            incoming.begin(partial(self._end, incoming))
         except Exception:  # noqa: BLE001 - grpc's thread must not end; `take` says why
-            self._settle(reception)
+            self._settle(incoming)
 
-    def _end(self, reception: Reception) -> None:
-        self._settle(reception)
-        self.go_on()
+    def _end(self, incoming: IncomingMessage) -> None:
+        self._settle(incoming)
+        self.admit_next()
 
     def _has_room(self) -> bool:
-        return len(self._under_way) + self.ahead() < self._most
+        return len(self._under_way) + self.waiting() < self._most
 
-    def _settle(self, reception: Reception) -> None:
-        run = self._under_way.pop(reception, None)
+    def _settle(self, incoming: IncomingMessage) -> None:
+        run = self._under_way.pop(incoming, None)
         if run is not None:  # its message and its end may both come
-            self._reaper.forget(reception)
+            self._reaper.forget(incoming)
             if not self._line:
                 # Otherwise we are behind, and the whole time is ours.
-                reception.since = time.monotonic()
+                incoming.since = time.monotonic()
             run()
 
 
@@ -219,7 +221,7 @@ class _Announcing:
 
 
 def can_announce(messages: object) -> bool:
-    """Say whether this version of grpc has what `Reception.begin` needs."""
+    """Say whether this version of grpc has what `IncomingMessage.begin` needs."""
     return all(hasattr(messages, name) for name in _ITERATOR)
 
 

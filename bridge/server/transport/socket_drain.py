@@ -1,4 +1,4 @@
-"""Closes the door before the house: no new connections, while the old ones go on.
+"""Closes the listener before the house: no new connections, while the old ones go on.
 
 grpc closes its listeners and whatever is in a TLS handshake at once. A worker that
 others follow on the same port has to let the handshakes finish: their clients would

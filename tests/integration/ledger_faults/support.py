@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from bridge.client.istio import Ask, ask
+from bridge.client.istio import IstioRequest, ask
 from bridge.errors import BackendRefusedError, LedgerError
 from bridge.ledger.archive.archive import Archive
 from bridge.ledger.compare import Comparison, compare
@@ -13,7 +13,7 @@ from tests.support.harness.workers import await_true
 
 def status(bridge: Bridge, *, token: str | None = None, ttl_seconds: int = 3600) -> str:
     """Ask for a certificate; return `OK`, or the status of the refusal."""
-    wanted = Ask(
+    wanted = IstioRequest(
         address=bridge.address,
         roots=bridge.roots.read_bytes(),
         token=bridge.token() if token is None else token,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from cryptography import x509
 
-from bridge.client.istio import Ask, ask
+from bridge.client.istio import IstioRequest, ask
 from tests.integration.ledger_faults.support import (
     segment,
     status,
@@ -21,7 +21,7 @@ def test_an_attempt_is_one_intent_and_one_outcome_that_match_the_certificate(
     tmp_path: Path,
 ) -> None:
     with Bridge(tmp_path / "served") as bridge:
-        wanted = Ask(
+        wanted = IstioRequest(
             address=bridge.address,
             roots=bridge.roots.read_bytes(),
             token=bridge.token(),

@@ -21,14 +21,13 @@ from cryptography.x509.oid import NameOID
 from bridge._proto.istio_ca_pb2 import IstioCertificateRequest, IstioCertificateResponse
 from bridge.config import BridgeConfig, parse
 from bridge.errors import BridgeError
-from bridge.issuance.own_certificates import ServingPair
 from bridge.issuance.procedure import Call, Issued
 from bridge.metrics.instruments import Metrics
-from bridge.server.doors import IstioDoor
-from bridge.server.istio import METHOD
+from bridge.server.istio import METHOD, IstioListener
 from bridge.server.server import Server
 from bridge.server.serving_certificate import ServingCertificate
 from bridge.system.clock import Clock, system_clock
+from bridge.x509.key_pair import KeyPair
 
 SERVER_NAME = "meshca.istio-system.svc"
 _ANY = "127.0.0.1:0"
@@ -56,7 +55,7 @@ class ListenerCA:
 
     def issue(
         self, names: Sequence[x509.GeneralName], ttl: timedelta, now: datetime
-    ) -> ServingPair:
+    ) -> KeyPair:
         key = ec.generate_private_key(ec.SECP256R1())
         leaf = (
             self._builder(now - timedelta(minutes=2), now + ttl)
@@ -66,7 +65,7 @@ class ListenerCA:
             .sign(self._key, hashes.SHA256())
         )
         self.issued += 1
-        return ServingPair(
+        return KeyPair(
             certificate_chain_pem=leaf.public_bytes(Encoding.PEM),
             private_key_pem=key.private_bytes(
                 Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()
@@ -75,10 +74,10 @@ class ListenerCA:
             not_after=leaf.not_valid_after_utc,
         )
 
-    def issue_serving(self, dns_names: Sequence[str], ttl: timedelta) -> ServingPair:
+    def issue_serving(self, dns_names: Sequence[str], ttl: timedelta) -> KeyPair:
         return self.issue([x509.DNSName(name) for name in dns_names], ttl, _now())
 
-    def issue_client(self, *uris: str) -> ServingPair:
+    def issue_client(self, *uris: str) -> KeyPair:
         names = [x509.UniformResourceIdentifier(uri) for uri in uris]
         return self.issue(names, timedelta(hours=1), _now())
 
@@ -146,7 +145,7 @@ def linkerd_server(
 ) -> Server:
     """Make a server with Linkerd's front alone; nothing is issued for itself."""
 
-    def none(*_: object) -> ServingPair:
+    def none(*_: object) -> KeyPair:
         raise AssertionError("it needs no serving certificate")
 
     text = _CONFIG.format(
@@ -195,7 +194,7 @@ class Served:
         tls: str = _ISSUED_TLS,
         fronts: str = "",
         clock: Clock = system_clock,
-        issue_serving: Callable[[Sequence[str], timedelta], ServingPair] | None = None,
+        issue_serving: Callable[[Sequence[str], timedelta], KeyPair] | None = None,
         anchors_pem: Callable[[], bytes] | None = None,
     ) -> None:
         self.ca = ListenerCA()
@@ -231,18 +230,18 @@ class Served:
         self.server.drain(0)
 
     @property
-    def door(self) -> IstioDoor:
+    def listener(self) -> IstioListener:
         """Of Istio's front."""
-        door, *_ = self.server._doors
-        assert isinstance(door, IstioDoor)
-        return door
+        listener, *_ = self.server._listeners
+        assert isinstance(listener, IstioListener)
+        return listener
 
     @property
     def serving(self) -> ServingCertificate:
         """The listener's certificate."""
-        return self.door.serving
+        return self.listener.serving
 
-    def channel(self, client: ServingPair | None = None) -> Any:
+    def channel(self, client: KeyPair | None = None) -> Any:
         """Connect: to the token port, or with a certificate to the other one."""
         server = self.server
         address = server.mtls_address if client else server.istio_address
@@ -260,11 +259,11 @@ class Served:
         self._channels.append(channel)
         return channel
 
-    def raw(self, client: ServingPair | None = None) -> Any:
+    def raw(self, client: KeyPair | None = None) -> Any:
         """Return a call that takes and gives bytes."""
         return self.channel(client).unary_unary(METHOD)
 
-    def stub(self, client: ServingPair | None = None) -> Any:
+    def stub(self, client: KeyPair | None = None) -> Any:
         """Return a call that takes and gives messages."""
         return self.channel(client).unary_unary(
             METHOD,

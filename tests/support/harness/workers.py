@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from bridge.client.istio import Answer, Ask, ask
+from bridge.client.istio import IstioReply, IstioRequest, ask
 from tests.support.harness.real_process import SERVER_NAME, Bridge
 
 WAIT_SECONDS = 20.0
@@ -54,10 +54,10 @@ class Supervised(Bridge):
         changed = {"workers": workers, **(overrides or {})}
         super().__init__(folder, overrides=changed, **more)
 
-    def ask(self, *audiences: str, address: str = "") -> Answer:
+    def ask(self, *audiences: str, address: str = "") -> IstioReply:
         """Get a certificate over a connection of its own."""
         return ask(
-            Ask(
+            IstioRequest(
                 address=address or self.address,
                 roots=self.roots.read_bytes(),
                 token=self.token(audiences=audiences or ("istio-ca",)),

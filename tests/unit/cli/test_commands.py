@@ -18,7 +18,7 @@ from bridge import __version__
 from bridge.cli import app, main
 from bridge.cli.chain_tree import print_chain
 from bridge.cli.console import complain, warn
-from bridge.client.istio import Answer, Ask, _advice
+from bridge.client.istio import IstioReply, IstioRequest, _advice
 from bridge.errors import ConfigError, DeniedError
 from bridge.system.files import write_new
 from tests.support.parts.pki import NOW, bundle, new_chain, new_root
@@ -197,8 +197,8 @@ def test_a_chain_without_a_leaf_has_one_issuing_ca(
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[Ask]:
-    made: list[Ask] = []
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[IstioRequest]:
+    made: list[IstioRequest] = []
     chain = new_chain()
     leaf = chain.issue_leaf(URI)
     pems = tuple(
@@ -206,15 +206,17 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Ask]:
         for one in (leaf, *chain.chain, chain.root)
     )
 
-    def ask(wanted: Ask) -> Answer:
+    def ask(wanted: IstioRequest) -> IstioReply:
         made.append(wanted)
-        return Answer(key_pem=b"the key", cert_chain=pems)
+        return IstioReply(key_pem=b"the key", cert_chain=pems)
 
     monkeypatch.setattr("bridge.cli.request.ask", ask)
     return made
 
 
-def test_a_request_is_made_shown_and_written(tmp_path: Path, asked: list[Ask]) -> None:
+def test_a_request_is_made_shown_and_written(
+    tmp_path: Path, asked: list[IstioRequest]
+) -> None:
     (tmp_path / "roots.pem").write_bytes(ROOTS)
     (tmp_path / "token").write_text(" t0ken\n")
     arguments = ["request", "--address", "h:1", "--roots", f"{tmp_path}/roots.pem"]
@@ -258,7 +260,7 @@ def test_a_request_that_makes_no_sense_is_a_wrong_use(
     tmp_path: Path,
     options: list[str],
     says: str,
-    asked: list[Ask],
+    asked: list[IstioRequest],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -283,7 +285,7 @@ def test_a_request_that_makes_no_sense_is_a_wrong_use(
     ],
 )
 def test_what_would_be_in_vain_is_not_asked_for(
-    tmp_path: Path, roots: bytes, taken: str, says: str, asked: list[Ask]
+    tmp_path: Path, roots: bytes, taken: str, says: str, asked: list[IstioRequest]
 ) -> None:
     (tmp_path / "roots.pem").write_bytes(roots)
     (tmp_path / "out").mkdir()
@@ -317,7 +319,7 @@ def test_what_would_be_in_vain_is_not_asked_for(
     ],
 )
 def test_a_failed_handshake_says_what_to_do(details: str, says: str) -> None:
-    wanted = Ask(address="h:1", roots=ROOTS, roots_name="r.pem")
+    wanted = IstioRequest(address="h:1", roots=ROOTS, roots_name="r.pem")
     assert _advice(details, wanted) == says
 
 
@@ -331,7 +333,7 @@ def test_a_failed_handshake_says_what_to_do(details: str, says: str) -> None:
     ],
 )
 def test_what_the_transport_cannot_carry_is_not_sent(
-    tmp_path: Path, asked: list[Ask], option: str, value: str, says: str
+    tmp_path: Path, asked: list[IstioRequest], option: str, value: str, says: str
 ) -> None:
     (tmp_path / "roots.pem").write_bytes(ROOTS)
     arguments = ["request", "--address", "h:1", "--roots", f"{tmp_path}/roots.pem"]
@@ -352,7 +354,10 @@ def test_a_file_that_cannot_be_made_is_told_in_a_sentence(
 
 @pytest.mark.parametrize("token", [b"\xff\xfe", b"a\nb", b"a b"])
 def test_a_token_that_is_no_text_is_an_error(
-    tmp_path: Path, asked: list[Ask], monkeypatch: pytest.MonkeyPatch, token: bytes
+    tmp_path: Path,
+    asked: list[IstioRequest],
+    monkeypatch: pytest.MonkeyPatch,
+    token: bytes,
 ) -> None:
     (tmp_path / "roots.pem").write_bytes(ROOTS)
     (tmp_path / "token").write_bytes(token)

@@ -9,7 +9,7 @@ from cryptography import x509
 from typer.testing import CliRunner
 
 from bridge.cli import app
-from bridge.client.linkerd import Certified, Wish
+from bridge.client.linkerd import LinkerdReply, LinkerdRequest
 from bridge.x509.path import validate_chain
 from tests.support.parts.pki import NOW, bundle, new_chain
 from tests.vectors.generate_linkerd import IDENTITY
@@ -18,15 +18,15 @@ CHAIN = new_chain()
 
 
 @pytest.fixture
-def wished(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Wish]:
-    made: list[Wish] = []
+def wished(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[LinkerdRequest]:
+    made: list[LinkerdRequest] = []
     leaf = CHAIN.issue_leaf(x509.DNSName(IDENTITY))
     issuing, *between = CHAIN.chain
     path = validate_chain(issuing, between, [CHAIN.root], now=NOW, source="x")
 
-    def certify(wanted: Wish) -> Certified:
+    def certify(wanted: LinkerdRequest) -> LinkerdReply:
         made.append(wanted)
-        return Certified(leaf, path, NOW + timedelta(minutes=50), b"the key")
+        return LinkerdReply(leaf, path, NOW + timedelta(minutes=50), b"the key")
 
     monkeypatch.setattr("bridge.cli.request.certify", certify)
     monkeypatch.chdir(tmp_path)
@@ -40,7 +40,7 @@ TOKEN = ["--token-file", "token"]
 NAMED = ["--identity", IDENTITY]
 
 
-def test_a_request_is_made_shown_and_written(wished: list[Wish]) -> None:
+def test_a_request_is_made_shown_and_written(wished: list[LinkerdRequest]) -> None:
     result = CliRunner().invoke(app, [*BASE, *TOKEN, *NAMED, "--out", "out"])
     assert result.exit_code == 0, result.output
     (wanted,) = wished
@@ -82,7 +82,7 @@ def test_a_program_may_read_the_answer() -> None:
     ],
 )
 def test_a_request_that_makes_no_sense_is_a_wrong_use(
-    wished: list[Wish], options: list[str], says: str
+    wished: list[LinkerdRequest], options: list[str], says: str
 ) -> None:
     result = CliRunner().invoke(app, [*BASE, *options], terminal_width=200)
     assert result.exit_code == 2

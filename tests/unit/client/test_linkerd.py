@@ -10,7 +10,13 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from bridge._proto.linkerd_identity_pb2 import CertifyRequest, CertifyResponse
-from bridge.client.linkerd import Wish, _accepted, certify, is_identity, proxy_csr
+from bridge.client.linkerd import (
+    LinkerdRequest,
+    _accepted,
+    certify,
+    is_identity,
+    proxy_csr,
+)
 from bridge.errors import BackendRefusedError, MisissuedError
 from bridge.policy.linkerd_names import read_csr, require_csr_names
 from tests.support.parts import netports
@@ -22,14 +28,14 @@ CHAIN = new_chain()
 LONG = f"linkerd-destination.{IDENTITY}"
 
 
-def wish(**changed: Any) -> Wish:
+def wish(**changed: Any) -> LinkerdRequest:
     values: dict[str, Any] = {
         "address": "127.0.0.1:1",
         "anchors": [CHAIN.root],
         "identity": IDENTITY,
         "token": b"t",
     }
-    return Wish(**values | changed)
+    return LinkerdRequest(**values | changed)
 
 
 def der(*certificates: x509.Certificate) -> list[bytes]:

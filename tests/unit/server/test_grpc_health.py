@@ -95,7 +95,7 @@ def test_calls_without_a_message_hold_up_nobody_and_are_given_up(
 
     silence = served.channel().stream_stream(f"/grpc.health.v1.Health/{method}")
     calls = [silence(silent()) for _ in range(3)]
-    pool, reaper = served.door.side.pool, served.door.side.reaper
+    pool, reaper = served.listener.side.pool, served.listener.side.reaper
     reaper.seconds = 9 * WAIT_SECONDS
     await_true(lambda: pool.count == len(calls))
     assert check(served, "") == SERVING
@@ -148,7 +148,7 @@ def test_a_call_is_refused_at_once_where_too_many_are_under_way(
         over.wait(2 * WAIT_SECONDS)
         yield from ()
 
-    pool, reaper = served.door.side.pool, served.door.side.reaper
+    pool, reaper = served.listener.side.pool, served.listener.side.reaper
     reaper.seconds = 9 * WAIT_SECONDS
     pool.in_flight = 2
     silence = served.channel().stream_stream(f"/grpc.health.v1.Health/{method}")
@@ -214,8 +214,8 @@ def test_watchers_that_take_nothing_hold_up_nobody_and_are_given_up(
 ) -> None:
     server = linkerd_server(tmp_path, ScriptedIssuance(), Metrics())
     server.start()
-    (door,) = server._doors
-    reaper, watchers = door.side.reaper, server._health._statuses._watchers
+    (listener,) = server._listeners
+    reaper, watchers = listener.side.reaper, server._health._statuses._watchers
     reaper.seconds = 9 * WAIT_SECONDS
     ending = threading.Thread(target=server.drain, args=(0,), daemon=True)
     host, port = server.linkerd_address.rsplit(":", 1)
@@ -282,7 +282,7 @@ def test_no_more_than_so_many_wait_for_reflection(
 
     running = stub.ServerReflectionInfo(kept_open())
     next(running)
-    pool = served.door._reflection
+    pool = served.listener._reflection
     waiting = stub.ServerReflectionInfo(kept_open())
     await_true(lambda: pool.waiting == 1)
     with pytest.raises(grpc.RpcError, match="RESOURCE_EXHAUSTED") as refusal:

@@ -97,7 +97,7 @@ def test_a_client_of_another_root_does_not_get_in(served: Served) -> None:
 
 
 def test_nobody_gets_into_the_other_port_without_a_certificate(served: Served) -> None:
-    served.door.ports = {"fronts.istio.listen": served.server.mtls_address}
+    served.listener.ports = {"fronts.istio.listen": served.server.mtls_address}
     assert failure(lambda: served.stub()(REQUEST))[0] == "UNAVAILABLE"
     assert not served.issuance.calls
 
@@ -189,7 +189,7 @@ def test_who_has_too_long_headers_does_not_wait(served: Served) -> None:
         over.wait(2 * WAIT_SECONDS)
         yield from ()
 
-    served.door.lanes.reaper.seconds = 9 * WAIT_SECONDS
+    served.listener.pools.reaper.seconds = 9 * WAIT_SECONDS
     more = tuple((f"x-{number}", "") for number in range(700))
     call = served.channel().stream_unary(METHOD)
     code, text = failure(lambda: call(silent(), metadata=more, timeout=WAIT_SECONDS))
@@ -308,7 +308,7 @@ def test_a_call_that_waited_too_long_is_refused_while_all_threads_are_at_work(
 def test_a_message_that_never_comes_frees_its_thread(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bridge.server.listener.Door.message_seconds", 0.1)
+    monkeypatch.setattr("bridge.server.listener.Listener.message_seconds", 0.1)
     with Served(tmp_path, limits="{threads: 1}") as served:
         over = threading.Event()
 
@@ -329,7 +329,7 @@ def test_a_message_that_never_comes_frees_its_thread(
 def test_a_connection_whose_messages_do_not_come_gets_no_other_thread(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bridge.server.listener.Door.message_seconds", 0.1)
+    monkeypatch.setattr("bridge.server.listener.Listener.message_seconds", 0.1)
     with Served(tmp_path, limits="{threads: 1}") as served:
         over = threading.Event()
 

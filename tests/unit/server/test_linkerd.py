@@ -35,9 +35,8 @@ from bridge.metrics.instruments import Metrics
 from bridge.policy.linkerd_names import subject_error
 from bridge.resilience.failover import Budget
 from bridge.server import istio
-from bridge.server.doors import LinkerdDoor
-from bridge.server.front import Terms
-from bridge.server.linkerd import METHOD, LinkerdFront
+from bridge.server.front import FrontSettings
+from bridge.server.linkerd import METHOD, LinkerdFront, LinkerdListener
 from bridge.server.server import Server
 from tests.support.harness.in_process_server import (
     ISSUED,
@@ -260,11 +259,11 @@ def test_an_address_that_is_taken_is_named(tmp_path: Path, front: Front) -> None
 
 @given(st.binary(max_size=200))
 def test_any_message_is_translated_or_refused(message: bytes) -> None:
-    terms = Terms(audiences=frozenset({"a"}), deadline_seconds=1)
-    lanes: Any = None
-    made = LinkerdFront(ScriptedIssuance(), Metrics(), lanes, terms)
+    settings = FrontSettings(audiences=frozenset({"a"}), deadline_seconds=1)
+    pools: Any = None
+    made = LinkerdFront(ScriptedIssuance(), Metrics(), pools, settings)
     try:
-        call = made.translate(message, None, terms, Budget.of_seconds(1))
+        call = made.translate(message, None, settings, Budget.of_seconds(1))
     except RequestError:
         return
     assert call.front == "linkerd"
@@ -273,7 +272,7 @@ def test_any_message_is_translated_or_refused(message: bytes) -> None:
 def test_who_waits_for_a_message_keeps_nobody_from_working(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(LinkerdDoor, "message_seconds", 60.0)
+    monkeypatch.setattr(LinkerdListener, "message_seconds", 60.0)
     front, may = Front(tmp_path), threading.Event()
 
     def late() -> Iterator[bytes]:

@@ -21,7 +21,7 @@ NOT_SERVING = 2
 def test_draining_finishes_the_calls_under_way(tmp_path: Path) -> None:
     held, waits = Held(), threading.Event()
     with Served(tmp_path) as served:
-        calls = served.door.lanes.calls
+        calls = served.listener.pools.calls
         wait_until_idle = calls.wait_until_idle
 
         def wait(timeout: float) -> bool:
@@ -101,7 +101,7 @@ def test_draining_ends_although_grpc_serves_no_more(
             raise RuntimeError("can't start new thread")
 
         with monkeypatch.context() as patch:
-            patch.setattr(served.door.grpc, "stop", stop)
+            patch.setattr(served.listener.grpc, "stop", stop)
             served.server.drain(0)
         assert served.server.wait(0)
 

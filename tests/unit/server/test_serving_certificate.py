@@ -11,14 +11,14 @@ from cryptography import x509
 
 from bridge._proto.istio_ca_pb2 import IstioCertificateRequest
 from bridge.errors import BackendUnavailableError, BridgeError, ConfigError
-from bridge.issuance.own_certificates import ServingPair
 from bridge.metrics.instruments import Metrics
 from bridge.server.serving_certificate import (
-    FileSource,
-    IssuedSource,
+    FileCertificateSource,
+    IssuedCertificateSource,
     ServingCertificate,
 )
-from bridge.server.tls_credentials import Port
+from bridge.server.tls_credentials import DynamicCredentials
+from bridge.x509.key_pair import KeyPair
 from tests.support.harness.in_process_server import (
     SERVER_NAME,
     WAIT_SECONDS,
@@ -48,7 +48,7 @@ class FailingSource:
         self.clock = clock
         self.error: BridgeError | None = None
 
-    def issue(self, dns_names: Sequence[str], ttl: timedelta) -> ServingPair:
+    def issue(self, dns_names: Sequence[str], ttl: timedelta) -> KeyPair:
         if self.error is not None:
             raise self.error
         names = [x509.DNSName(name) for name in dns_names]
@@ -141,7 +141,7 @@ def test_without_a_certificate_the_listeners_wait_for_one(tmp_path: Path) -> Non
     may_issue = threading.Event()
     issued = threading.Event()
 
-    def issue(dns_names: Sequence[str], ttl: timedelta) -> ServingPair:
+    def issue(dns_names: Sequence[str], ttl: timedelta) -> KeyPair:
         if not may_issue.is_set():
             raise BackendUnavailableError("no issuing CA answers")
         issued.set()
@@ -181,7 +181,7 @@ def test_renewal_is_due_between_half_and_two_thirds_of_a_life(
     share: float, *, is_due: bool
 ) -> None:
     ca = ListenerCA()
-    source = IssuedSource(ca.issue_serving, ["a"], DAY)
+    source = IssuedCertificateSource(ca.issue_serving, ["a"], DAY)
     for _ in range(50):  # the point is drawn anew each time
         pair = source.fetch()
         now = pair.not_before + (pair.not_after - pair.not_before) * share
@@ -191,7 +191,7 @@ def test_renewal_is_due_between_half_and_two_thirds_of_a_life(
 def test_the_end_of_the_serving_certificate_is_a_metric() -> None:
     metrics, clock = Metrics(), Hands()
     serving = ServingCertificate(
-        IssuedSource(ListenerCA().issue_serving, ["a"], DAY), clock, metrics
+        IssuedCertificateSource(ListenerCA().issue_serving, ["a"], DAY), clock, metrics
     )
     assert serving.refresh()
     assert serving.pair is not None
@@ -209,18 +209,18 @@ def test_the_end_of_the_serving_certificate_is_a_metric() -> None:
 
 
 def test_credentials_before_there_is_a_certificate_are_a_bug() -> None:
-    source = IssuedSource(ListenerCA().issue_serving, ["a"], DAY)
+    source = IssuedCertificateSource(ListenerCA().issue_serving, ["a"], DAY)
     serving = ServingCertificate(source, Hands(), Metrics())
     with pytest.raises(RuntimeError, match="before there are any"):
         serving.credentials()
 
 
-def expired() -> ServingPair:
+def expired() -> KeyPair:
     ca = ListenerCA()
     return ca.issue([x509.DNSName(SERVER_NAME)], DAY, Hands()() - 10 * DAY)
 
 
-def not_valid_yet() -> ServingPair:
+def not_valid_yet() -> KeyPair:
     ca = ListenerCA()
     return ca.issue([x509.DNSName(SERVER_NAME)], DAY, Hands()() + DAY)
 
@@ -238,7 +238,7 @@ class Files:
         pair = self._ca.issue_serving([SERVER_NAME], DAY)
         self.put(pair)
 
-    def put(self, pair: ServingPair) -> None:
+    def put(self, pair: KeyPair) -> None:
         self.certificate.write_bytes(pair.certificate_chain_pem)
         self.key.write_bytes(pair.private_key_pem)
         self.key.chmod(0o600)
@@ -314,7 +314,7 @@ def test_a_bad_pair_leaves_the_old_one_in_service(
     ca = ListenerCA()
     files = Files(tmp_path, ca)
     serving = ServingCertificate(
-        FileSource(files.certificate, files.key), Hands(), Metrics()
+        FileCertificateSource(files.certificate, files.key), Hands(), Metrics()
     )
     assert serving.refresh()
     before = serving.pair
@@ -337,7 +337,7 @@ def test_a_bad_pair_leaves_the_old_one_in_service(
     ],
 )
 def test_a_change_that_brings_a_bad_pair_is_refused(
-    tmp_path: Path, now_bad: Callable[[], ServingPair], complaint: str
+    tmp_path: Path, now_bad: Callable[[], KeyPair], complaint: str
 ) -> None:
     files = Files(tmp_path, ListenerCA())
     with Served(tmp_path, tls="{certificate: tls.crt, key: tls.key}") as served:
@@ -364,7 +364,7 @@ def test_a_change_is_taken_with_a_pair_that_is_no_worse_than_the_old(
 def test_a_bad_pair_that_stays_bad_goes_on_being_shown(tmp_path: Path) -> None:
     files = Files(tmp_path, ListenerCA())
     serving = ServingCertificate(
-        FileSource(files.certificate, files.key), Hands(), Metrics()
+        FileCertificateSource(files.certificate, files.key), Hands(), Metrics()
     )
     serving.refresh()
     _key_only(files)
@@ -376,7 +376,7 @@ def test_a_bad_pair_that_stays_bad_goes_on_being_shown(tmp_path: Path) -> None:
 def test_a_pair_is_taken_once_it_is_valid(tmp_path: Path) -> None:
     clock, files = Hands(), Files(tmp_path, ListenerCA())
     serving = ServingCertificate(
-        FileSource(files.certificate, files.key), clock, Metrics()
+        FileCertificateSource(files.certificate, files.key), clock, Metrics()
     )
     assert serving.refresh()
     before = serving.pair
@@ -395,7 +395,7 @@ def test_a_first_pair_that_is_not_valid_yet_is_a_problem(tmp_path: Path) -> None
     clock, files = Hands(), Files(tmp_path, ListenerCA())
     files.put(not_valid_yet())
     serving = ServingCertificate(
-        FileSource(files.certificate, files.key), clock, Metrics()
+        FileCertificateSource(files.certificate, files.key), clock, Metrics()
     )
     assert serving.refresh(), "there is nothing better"
     problem = serving.problems()["serving certificate"]
@@ -407,10 +407,10 @@ def test_a_first_pair_that_is_not_valid_yet_is_a_problem(tmp_path: Path) -> None
 def test_grpc_builds_its_context_anew_only_after_a_change() -> None:
     ca, anchors = ListenerCA(), [b"-----BEGIN"]
     clock = Hands()
-    source = IssuedSource(ca.issue_serving, [SERVER_NAME], DAY)
+    source = IssuedCertificateSource(ca.issue_serving, [SERVER_NAME], DAY)
     serving = ServingCertificate(source, clock, Metrics())
     serving.refresh()
-    port = Port(lambda: serving.pair, lambda: anchors[-1])
+    port = DynamicCredentials(lambda: serving.pair, lambda: anchors[-1])
     port.configuration()
     assert port.changed_configuration() is None
     anchors.append(ca.pem)
@@ -422,7 +422,7 @@ def test_grpc_builds_its_context_anew_only_after_a_change() -> None:
 
 
 def test_no_anchors_for_clients_are_an_error() -> None:
-    source = IssuedSource(ListenerCA().issue_serving, [SERVER_NAME], DAY)
+    source = IssuedCertificateSource(ListenerCA().issue_serving, [SERVER_NAME], DAY)
     serving = ServingCertificate(source, Hands(), Metrics())
     serving.refresh()
     with pytest.raises(ConfigError, match="no trust anchors to verify clients"):

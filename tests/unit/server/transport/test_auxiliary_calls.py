@@ -8,7 +8,7 @@ import pytest
 
 from bridge.server.transport.auxiliary_calls import SideCalls
 from bridge.server.transport.call_pool import SteadyPool
-from bridge.server.transport.message_reader import Reception
+from bridge.server.transport.message_reader import IncomingMessage
 from bridge.server.transport.reaper import Reaper
 from tests.support.harness.in_process_server import WAIT_SECONDS
 
@@ -40,7 +40,7 @@ def side() -> SideCalls:
     return SideCalls(Reaper(WAIT_SECONDS, 2), 2, SteadyPool(1, "refusals"))
 
 
-class Late(Reception):
+class Late(IncomingMessage):
     """Was let go before its turn came."""
 
     def __init__(self) -> None:

@@ -127,15 +127,15 @@ def test_overdue_calls_are_looked_for_again_whatever_goes_wrong_once(
         def begin(self, *_: object) -> bool:
             return False
 
-        def go_on(self) -> None:
+        def admit_next(self) -> None:
             pass
 
-        def let_go(self, _is_overdue: object) -> None:
+        def release_overdue(self, _is_overdue: object) -> None:
             for failure in failures:
                 raise failure
 
     work = Work(pool)
-    pool._receptions = Broken()  # type: ignore[assignment]
+    pool._reader = Broken()  # type: ignore[assignment]
     ran = threading.Event()
     pool.submit(ran.set)
     assert ran.wait(WAIT_SECONDS)
@@ -174,10 +174,10 @@ def test_a_call_without_a_message_gets_no_thread_until_it_is_there() -> None:
             self.ready = ready
             return True
 
-        def let_go(self, _: object) -> None:
+        def release_overdue(self, _: object) -> None:
             pass
 
-        def go_on(self) -> None:
+        def admit_next(self) -> None:
             went_on.set()
 
     later: Any = Later()

@@ -11,7 +11,11 @@ from grpc import _server as grpc_server
 
 from bridge.errors import OverloadedError
 from bridge.server.transport.call_pool import CallPool
-from bridge.server.transport.message_reader import Reception, Receptions, can_announce
+from bridge.server.transport.message_reader import (
+    IncomingMessage,
+    MessageReader,
+    can_announce,
+)
 from bridge.server.transport.reaper import Reaper
 from tests.support.harness.in_process_server import WAIT_SECONDS
 
@@ -24,7 +28,7 @@ def test_this_grpc_announces_messages() -> None:
 
 def test_a_handler_of_this_grpc_gets_its_message_from_a_reception() -> None:
     reaper = Reaper(WAIT_SECONDS, 2)
-    pool = CallPool(1, 1, WAIT_SECONDS, Receptions(reaper, 2))
+    pool = CallPool(1, 1, WAIT_SECONDS, MessageReader(reaper, 2))
     pool.start()
     found: list[object] = []
 
@@ -47,7 +51,7 @@ def test_a_handler_of_this_grpc_gets_its_message_from_a_reception() -> None:
         assert ask(b"message", timeout=WAIT_SECONDS) == b"message"
     server.stop(0).wait(WAIT_SECONDS)
     pool.close(WAIT_SECONDS)
-    assert [type(one) for one in found] == [Reception]
+    assert [type(one) for one in found] == [IncomingMessage]
 
 
 class Call:
@@ -89,15 +93,15 @@ class Call:
 
 
 class Hall:
-    """Receptions, and what became ready to be run."""
+    """MessageReader, and what became ready to be run."""
 
     def __init__(self, most: int = 2) -> None:
         self.reaper = Reaper(WAIT_SECONDS, 99)
-        self.receptions = Receptions(self.reaper, most)
-        self.ready: list[Reception] = []
+        self.reader = MessageReader(self.reaper, most)
+        self.ready: list[IncomingMessage] = []
 
     def begin(self, call: Call) -> bool:
-        return self.receptions.begin(
+        return self.reader.begin(
             call.work(), lambda work, _: self.ready.append(work[4]())
         )
 
@@ -161,30 +165,30 @@ def test_no_more_messages_than_that_are_received_at_a_time() -> None:
     calls[2].problem = StopIteration()
     calls[2].arrive(None)
     assert calls[3].tag is not None
-    assert [reception.take() for reception in hall.ready] == [b"second", None]
+    assert [incoming.take() for incoming in hall.ready] == [b"second", None]
 
 
 def test_what_waits_for_a_thread_takes_room_too() -> None:
     # Or a server with too much to do would receive what it is going to shed.
     hall, calls = Hall(most=2), [Call() for _ in range(3)]
     ahead = 2
-    hall.receptions.ahead = lambda: ahead
+    hall.reader.waiting = lambda: ahead
     for call in calls:
         hall.begin(call)
     assert [call.tag is not None for call in calls] == [False, False, False]
     ahead = 1
-    hall.receptions.go_on()
+    hall.reader.admit_next()
     assert [call.tag is not None for call in calls] == [True, False, False]
 
 
 def test_who_comes_later_does_not_pass_the_line() -> None:
     hall, early, late = Hall(most=1), Call(), Call()
-    hall.receptions.ahead = lambda: 1
+    hall.reader.waiting = lambda: 1
     hall.begin(early)
-    hall.receptions.ahead = lambda: 0
+    hall.reader.waiting = lambda: 0
     hall.begin(late)
     assert (early.tag, late.tag) == (None, None)
-    hall.receptions.go_on()
+    hall.reader.admit_next()
     assert early.tag is not None
     assert late.tag is None
 
@@ -205,13 +209,13 @@ def test_while_there_is_a_line_the_time_for_the_message_is_ours() -> None:
     for call in calls:
         hall.begin(call)
     ((_, first),) = hall.reaper._watched.values()
-    assert isinstance(first, Reception)
+    assert isinstance(first, IncomingMessage)
     first.since = 5.0
     calls[0].arrive(b"first")
     assert first.since == 5.0
     calls[1].arrive(b"second")
     ((_, last),) = hall.reaper._watched.values()
-    assert isinstance(last, Reception)
+    assert isinstance(last, IncomingMessage)
     last.since = 5.0
     calls[2].arrive(b"third")
     assert last.since > 5.0
@@ -221,10 +225,10 @@ def test_who_stands_in_line_for_too_long_is_let_go() -> None:
     hall, calls = Hall(most=1), [Call() for _ in range(3)]
     for call in calls:
         hall.begin(call)
-    hall.receptions.let_go(lambda since: since > float("inf"))
+    hall.reader.release_overdue(lambda since: since > float("inf"))
     assert not hall.ready
     ages = iter([True, False])
-    hall.receptions.let_go(lambda _since: next(ages))
+    hall.reader.release_overdue(lambda _since: next(ages))
     (overdue,) = hall.ready
     calls[1].problem = StopIteration()
     assert overdue.take() is None, "it is not received after all"
@@ -236,7 +240,7 @@ def test_nobody_else_is_let_go_because_the_line_moves_meanwhile() -> None:
     hall, calls = Hall(most=1), [Call() for _ in range(3)]
     for call in calls:
         hall.begin(call)
-    old, young = (reception for reception, _ in hall.receptions._line)
+    old, young = (incoming for incoming, _ in hall.reader._line)
     old.since, young.since = 5.0, 7.0
 
     def is_overdue(since: float) -> bool:
@@ -244,7 +248,7 @@ def test_nobody_else_is_let_go_because_the_line_moves_meanwhile() -> None:
             calls[0].arrive(b"first")
         return since < 6.0
 
-    hall.receptions.let_go(is_overdue)
+    hall.reader.release_overdue(is_overdue)
     assert young not in hall.ready
     assert calls[2].tag is not None
     calls[2].arrive(b"third")
@@ -264,7 +268,7 @@ def test_a_hostile_connection_is_not_waited_for() -> None:
     ids=["nothing", "less", "no thunk", "no messages"],
 )
 def test_what_another_grpc_gives_is_run_as_it_is(work: tuple[Any, ...]) -> None:
-    assert not Hall().receptions.begin(work, lambda *_: pytest.fail("is not ready"))
+    assert not Hall().reader.begin(work, lambda *_: pytest.fail("is not ready"))
 
 
 def test_what_goes_wrong_when_a_message_comes_stays_out_of_grpcs_thread(
@@ -274,7 +278,7 @@ def test_what_goes_wrong_when_a_message_comes_stays_out_of_grpcs_thread(
         raise RuntimeError("broken")
 
     call = Call()
-    Hall().receptions.begin(call.work(), fail)
+    Hall().reader.begin(call.work(), fail)
     call.arrive(b"message")
     assert "a call could not be run" in caplog.text
 
@@ -283,9 +287,9 @@ def test_with_another_grpc_the_message_is_read_and_the_call_cancelled() -> None:
     def messages() -> Iterator[bytes]:
         yield b"message"
 
-    cancelled: list[Reception] = []
-    reception = Reception(messages(), cancelled.append)
-    assert reception.take() == b"message"
-    assert reception.take() is None
-    reception.give_up()
-    assert cancelled == [reception]
+    cancelled: list[IncomingMessage] = []
+    incoming = IncomingMessage(messages(), cancelled.append)
+    assert incoming.take() == b"message"
+    assert incoming.take() is None
+    incoming.give_up()
+    assert cancelled == [incoming]

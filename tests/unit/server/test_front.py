@@ -2,7 +2,7 @@
 
 import pytest
 
-from bridge.server.headers import are_too_long
+from bridge.server.front import has_too_long_headers
 
 
 @pytest.mark.parametrize(
@@ -19,7 +19,7 @@ from bridge.server.headers import are_too_long
 def test_what_a_token_may_stand_beside_is_held(
     headers: tuple[tuple[str, str | bytes], ...] | None,
 ) -> None:
-    assert not are_too_long(headers)
+    assert not has_too_long_headers(headers)
 
 
 @pytest.mark.parametrize(
@@ -36,4 +36,4 @@ def test_what_a_token_may_stand_beside_is_held(
 def test_what_is_sent_for_little_and_held_for_long_is_not(
     headers: tuple[tuple[str, str | bytes], ...],
 ) -> None:
-    assert are_too_long(headers)
+    assert has_too_long_headers(headers)

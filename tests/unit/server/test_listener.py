@@ -1,4 +1,4 @@
-"""Two fronts in one process: each has its own door, and they end together."""
+"""Two fronts in one process: each has its own listener, and they end together."""
 
 import socket
 import threading
@@ -13,9 +13,8 @@ import pytest
 from bridge._proto.istio_ca_pb2 import IstioCertificateRequest
 from bridge._proto.linkerd_identity_pb2 import CertifyRequest
 from bridge.errors import BackendUnavailableError
-from bridge.issuance.own_certificates import ServingPair
-from bridge.server.doors import LinkerdDoor
-from bridge.server.linkerd import METHOD
+from bridge.server.linkerd import METHOD, LinkerdListener
+from bridge.x509.key_pair import KeyPair
 from tests.support.harness.in_process_server import (
     ISSUED,
     WAIT_SECONDS,
@@ -54,7 +53,7 @@ def test_linkerd_is_served_while_istio_waits_for_its_certificate(
 ) -> None:
     ca, may = ListenerCA(), threading.Event()
 
-    def issue(names: Sequence[str], ttl: timedelta) -> ServingPair:
+    def issue(names: Sequence[str], ttl: timedelta) -> KeyPair:
         if not may.is_set():
             raise BackendUnavailableError("no issuing CA answers")
         return ca.issue_serving(names, ttl)
@@ -112,9 +111,9 @@ def test_the_bounds_of_one_front_are_not_those_of_the_other(tmp_path: Path) -> N
     with Served(
         tmp_path, fronts=LINKERD, limits="{threads: 2, in_flight: 1}"
     ) as served:
-        _, door = served.server._doors
-        assert isinstance(door, LinkerdDoor)
-        calls = door.lanes.calls
+        _, listener = served.server._listeners
+        assert isinstance(listener, LinkerdListener)
+        calls = listener.pools.calls
         assert (calls.in_flight, calls.queue_seconds) == (4096, 30)
         held = Held()
         served.issuance.does = held
