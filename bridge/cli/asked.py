@@ -15,13 +15,12 @@ from bridge.ledger.events import (
     Intent,
     Opened,
     Outcome,
-    Restored,
     Resumed,
     Summary,
 )
 
 KINDS = tuple(
-    kind.kind for kind in (Intent, Summary, Opened, Closed, Resumed, Restored, Attested)
+    kind.kind for kind in (Intent, Summary, Opened, Closed, Resumed, Attested)
 ) + tuple(str(outcome.value) for outcome in Outcome)
 """Of the ledger's entries."""
 

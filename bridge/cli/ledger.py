@@ -278,8 +278,6 @@ def _writer_line(writer: WriterReport) -> str:
         f"{writer.heads} published heads",
         f"{len(writer.open_intents)} attempts without an outcome",
     ]
-    if writer.ahead:
-        parts.append(f"{writer.ahead} rows that the next start puts back")
     if writer.live:
         parts.append("being written")
     parts.extend(writer.attested)

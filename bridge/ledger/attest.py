@@ -16,10 +16,13 @@ from bridge.errors import ConfigError, LedgerError
 from bridge.ledger.chain import Chain, Head, microseconds, parse
 from bridge.ledger.compare import ASIDE
 from bridge.ledger.heads import HeadKey, SignedHead, problem_of
-from bridge.ledger.journal.ahead import NAME, discard
-from bridge.ledger.journal.restore import absorb
-from bridge.ledger.journal.segments import lock, make_folder, segments
-from bridge.ledger.journal.tail import set_aside
+from bridge.ledger.journal.segments import (
+    ahead_of,
+    lock,
+    make_folder,
+    segments,
+    set_aside,
+)
 from bridge.ledger.ledger import head_key
 from bridge.ledger.sink import HeadSink
 from bridge.system.clock import Clock
@@ -86,11 +89,11 @@ def attest(
         key = head_key(config, resolve)
         sink = HeadSink(resolve(config.heads.sink))
         published = sink.newest(writer)
-        cut = _was_cut(folder)
+        ahead = ahead_of(folder)
         end = _verified_end(folder, writer)
         _require_same_journal(folder, end, sink, key)
         kept = _keep_in_archive(config, resolve, writer, end, clock)
-        if not (kept or end.spoiled or cut) and _is_vouched_for(published, end, key):
+        if not (kept or end.spoiled or ahead) and _is_vouched_for(published, end, key):
             raise LedgerError(
                 f"{folder}: there is nothing to attest: the journal holds its newest "
                 "published head",
@@ -100,23 +103,11 @@ def attest(
         at = microseconds(clock)
         head = key.sign(writer, end.head, at, attested_by=operator, reason=reason)
         sink.append(head)
-        if cut:
-            # What shows that there was more; it may be no file at all.
-            (folder / NAME).rename(folder / f"{NAME}.{at}.torn")
-        discard(folder)
+        if ahead is not None:
+            ahead.rename(folder / f"{ahead.name}.{at}.torn")
     finally:
         os.close(held)
     return Attestation(head=head, published=published, torn=torn, kept=kept)
-
-
-def _was_cut(folder: Path) -> bool:
-    # Whether it is shorter than it was when its last server ended. What can be put back
-    # is not lost, and needs nobody to answer for it.
-    try:
-        absorb(folder)
-    except LedgerError:
-        return True
-    return False
 
 
 def _require_known(

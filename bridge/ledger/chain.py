@@ -13,7 +13,7 @@ from json.encoder import encode_basestring
 from operator import attrgetter
 from pathlib import Path
 from threading import Lock
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 from bridge.errors import LedgerError
 from bridge.ledger.events import (
@@ -23,7 +23,6 @@ from bridge.ledger.events import (
     Event,
     Intent,
     Opened,
-    Restored,
     Resumed,
     Summary,
 )
@@ -159,20 +158,15 @@ def read_rows(path: Path, *, live: bool = False) -> Iterator[Row]:
             file and line.
     """
     with path.open("rb") as file:
-        yield from rows_in(file, path, live=live)
-
-
-def rows_in(file: BinaryIO, path: Path, *, live: bool = False) -> Iterator[Row]:
-    """Yield the rows in `file`, which is the segment `path`. See `read_rows`."""
-    for number, line in enumerate(file, 1):
-        if not line.endswith(b"\n"):
-            if live:
-                return
-            raise broken(path, number, "the entry is torn")
-        try:
-            yield parse(line[:-1])
-        except ValueError:
-            raise broken(path, number, "this is not a row") from None
+        for number, line in enumerate(file, 1):
+            if not line.endswith(b"\n"):
+                if live:
+                    return
+                raise broken(path, number, "the entry is torn")
+            try:
+                yield parse(line[:-1])
+            except ValueError:
+                raise broken(path, number, "this is not a row") from None
 
 
 def broken(path: Path, number: int, reason: str) -> LedgerError:
@@ -245,7 +239,7 @@ def _shape(event: type[Event]) -> _Shape:
 
 _SHAPES: Mapping[type[Event], _Shape] = {
     event: _shape(event)
-    for event in (Intent, Ended, Summary, Opened, Closed, Resumed, Restored, Attested)
+    for event in (Intent, Ended, Summary, Opened, Closed, Resumed, Attested)
 }
 
 

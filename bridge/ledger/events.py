@@ -153,16 +153,6 @@ class Resumed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Restored:
-    """A start put rows back that a power cut had taken from the end of the journal."""
-
-    kind: ClassVar[str] = "restored"
-
-    rows: int
-    """How many."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Attested:
     """An operator looked at this journal and let it go on from the row before."""
 
@@ -174,7 +164,7 @@ class Attested:
     """The reason that the operator gave."""
 
 
-Event = Intent | Ended | Summary | Opened | Closed | Resumed | Restored | Attested
+Event = Intent | Ended | Summary | Opened | Closed | Resumed | Attested
 
 
 def to_fields(event: Event) -> Mapping[str, Value]:

@@ -17,7 +17,7 @@ from bridge.ledger.heads import HeadKey, SignedHead, problem_of
 from bridge.ledger.journal.journal import Journal, JournalOptions, unobserved
 from bridge.ledger.journal.recovery import require_new
 from bridge.ledger.journal.segment_writer import ObserveCommit
-from bridge.ledger.journal.tail import way_out
+from bridge.ledger.journal.segments import way_out
 from bridge.ledger.refusals import RefusalMeter
 from bridge.ledger.sink import HeadPublisher, HeadSink
 from bridge.system.clock import Clock

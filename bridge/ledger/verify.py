@@ -10,11 +10,10 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from bridge.errors import LedgerError
-from bridge.ledger.chain import Chain, Head, Row, broken, read_rows, rows_in
+from bridge.ledger.chain import Chain, Head, Row, broken, read_rows
 from bridge.ledger.events import Intent, Outcome
 from bridge.ledger.heads import SignedHead, load_public_key, problem_of
-from bridge.ledger.journal.restore import Missing, missing
-from bridge.ledger.journal.segments import is_locked, segments
+from bridge.ledger.journal.segments import is_locked, require_no_ahead, segments
 from bridge.ledger.sink import HeadSink
 
 __all__ = [
@@ -49,9 +48,6 @@ class WriterReport:
     """What operators let this journal lose, and why."""
     torn: list[str] = field(default_factory=list)
     """Files that hold what a crash tore off, moved aside by a later start."""
-    ahead: int = 0
-    """Rows that a power cut took from the last segment and the next start puts back;
-    they are verified as well."""
     live: bool = False
     """A server is writing this journal."""
     problems: list[str] = field(default_factory=list)
@@ -86,10 +82,9 @@ def read_journal(folder: Path) -> Iterator[tuple[str, Row]]:
 def read_writer(folder: Path) -> Iterator[Row]:
     """Yield the rows of the one writer in `folder`. See `read_journal`."""
     live = is_locked(folder)
-    lost = None if live else missing(folder)
     files = segments(folder)
     for number, file in files:
-        yield from _rows(file, lost, live=live and number == files[-1][0])
+        yield from read_rows(file, live=live and number == files[-1][0])
 
 
 def verify(
@@ -144,13 +139,6 @@ def writers(folder: Path) -> list[Path]:
     return found
 
 
-def _rows(path: Path, lost: Missing | None, *, live: bool) -> Iterator[Row]:
-    # With what a power cut took, and the next start puts back.
-    if lost is not None and path == lost.path:
-        return rows_in(lost.whole(), path)
-    return read_rows(path, live=live)
-
-
 def _collect(
     report: Report,
     heads: dict[str, list[_Published]],
@@ -203,12 +191,12 @@ class _Verifier:
         if not files:
             result.problems.append(f"{folder}: there is no segment in this folder")
         try:
-            lost = None if result.live else missing(folder)
-            result.ahead = lost.rows() if lost else 0
+            if not result.live:
+                require_no_ahead(folder)
             for number, path in files:
                 self._chain.enter(number)
                 is_live = result.live and number == files[-1][0]
-                self._segment(path, _rows(path, lost, live=is_live))
+                self._segment(path, read_rows(path, live=is_live))
         except LedgerError as error:
             result.problems.append(str(error))
             return

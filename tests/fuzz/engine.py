@@ -12,7 +12,7 @@ from pathlib import Path
 
 Run = Callable[[bytes], None]
 
-TARGETS = ("csr", "spiffe", "credential", "configuration", "journal", "ahead")
+TARGETS = ("csr", "spiffe", "credential", "configuration", "journal")
 FOLDER = Path(__file__).parent
 CORPUS = FOLDER / "corpus"
 FOUND = FOLDER.parents[1] / "build/fuzz"

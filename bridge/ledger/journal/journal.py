@@ -15,12 +15,12 @@ from typing import Self
 
 from bridge.errors import LedgerError
 from bridge.ledger.chain import Head, encode, microseconds
-from bridge.ledger.events import Attested, Closed, Event, Restored
-from bridge.ledger.journal import ahead, segments
+from bridge.ledger.events import Attested, Closed, Event
+from bridge.ledger.journal import segments
 from bridge.ledger.journal.group_commit import GroupCommit
 from bridge.ledger.journal.recovery import recover
 from bridge.ledger.journal.segment_writer import ObserveCommit, SegmentWriter
-from bridge.ledger.journal.segments import JournalFile
+from bridge.ledger.journal.segments import DiskFile, JournalFile
 from bridge.system.clock import Clock
 
 _MEND_SECONDS = 0.5
@@ -43,7 +43,7 @@ class JournalOptions:
     """More waiting rows than this are refused."""
     patience_seconds: float = 5.0
     """How long a caller waits while the disk does not answer."""
-    open_file: Callable[[Path], JournalFile] = ahead.open_file
+    open_file: Callable[[Path], JournalFile] = DiskFile
     published: Head | None = None
     """The newest published head: a journal that does not hold it is refused."""
     attested: Attested | None = None
@@ -124,8 +124,6 @@ class Journal:
         try:
             tail = recover(path, writer, options.published)
             events: list[Event] = [*tail.unknown]
-            if tail.restored:
-                events.append(Restored(rows=tail.restored))
             if options.attested:
                 events.append(options.attested)
             journal._writer.begin(tail.head, events)
@@ -198,10 +196,6 @@ class Journal:
             return
         try:
             self._queue.wait(self._writer.own(Closed(reason="shutdown")), last=True)
-            self._writer.settle()
-            with suppress(OSError):
-                # Left behind, it holds nothing that the segment does not.
-                ahead.discard(self.folder)
         finally:
             self._writer.close()
 

@@ -2,8 +2,6 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from io import BytesIO
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +14,19 @@ from bridge.ledger.chain import (
     broken,
     parse,
     read_rows,
-    rows_in,
 )
 from bridge.ledger.events import Closed, Ended, Intent, Opened, Outcome
-from bridge.ledger.journal.ahead import NAME, read
-from bridge.ledger.journal.restore import absorb
 from bridge.ledger.journal.segments import (
     after_last_newline,
+    cut_error,
+    require_no_ahead,
+    rewrite,
     segment_path,
     segments,
+    set_aside,
     unusable,
+    way_out,
 )
-from bridge.ledger.journal.tail import cut_error, move_torn_aside, way_out
 
 RESTART_RULE = "ledger.restart"
 """The rule of the outcome that a restart gives to an attempt that had none."""
@@ -54,14 +53,13 @@ class Tail:
     head: Head
     unknown: list[Ended]
     """An outcome for each intent that has none."""
-    restored: int
-    """Rows that a power cut had taken, and that are back."""
 
 
 def recover(folder: Path, writer: str, published: Head | None = None) -> Tail:
-    """Put back what a power cut took, verify the end, and move a torn tail aside.
+    """Verify the end of a journal and move a torn tail aside.
 
-    What is left is on disk before the return: the next segment builds on it.
+    The last segment is on disk before the return, because the next one continues its
+    chain.
 
     The last segment is verified row by row, and the ones before by their first and
     last rows. What is not checked here, `bridge.ledger.verify.verify` checks.
@@ -75,7 +73,7 @@ def recover(folder: Path, writer: str, published: Head | None = None) -> Tail:
         LedgerError: The chain is broken, or it ends before `published`.
     """
     try:
-        restored = absorb(folder)
+        require_no_ahead(folder)
         files = segments(folder)
         move_torn_aside(folder, published)
         ends = [end for number, path in files if (end := _ends(number, path))]
@@ -83,10 +81,13 @@ def recover(folder: Path, writer: str, published: Head | None = None) -> Tail:
         head = _linked(ends, writer, newest).head
         if published is not None:
             _require_contains(folder, head, published)
+        for _, path, _, last in ends[-1:]:
+            if last.kind != Closed.kind:
+                rewrite(path)
         left = _open_intents(ends, newest)
         # A crash may have left a last segment without a row: its number is taken.
         head = head._replace(segment=files[-1][0] if files else 0)
-        return Tail(head, [_unknown(intent) for intent in left.values()], restored)
+        return Tail(head, [_unknown(intent) for intent in left.values()])
     except OSError as error:
         raise unusable(folder, error) from error
     except LedgerError as error:
@@ -110,23 +111,64 @@ def require_new(folder: Path, sink: Path) -> None:
     if not folder.is_dir():
         return
     try:
-        for row in chain.from_iterable(_all_rows(folder)):
-            if row.kind not in _OF_A_START:
-                raise LedgerError(
-                    f"{folder}: the journal has entries, and {sink} has no head of "
-                    "it: the file of heads was deleted or replaced, or another one "
-                    f"is configured. Put it back; {way_out(folder.name)}",
-                    rule="ledger.heads",
-                )
+        for _, path in segments(folder):
+            for row in read_rows(path, live=True):
+                if row.kind not in _OF_A_START:
+                    raise LedgerError(
+                        f"{folder}: the journal has entries, and {sink} has no head of "
+                        "it: the file of heads was deleted or replaced, or another one "
+                        f"is configured. Put it back; {way_out(folder.name)}",
+                        rule="ledger.heads",
+                    )
     except OSError as error:
         raise unusable(folder, error) from error
 
 
-def _all_rows(folder: Path) -> Iterator[Iterator[Row]]:
-    for _, path in segments(folder):
-        yield read_rows(path, live=True)
-    for record in read(folder):
-        yield rows_in(BytesIO(record.data), folder / NAME)
+def move_torn_aside(folder: Path, published: Head | None) -> None:
+    """Move what follows the last row of the last segment into a file `.torn` beside it.
+
+    A row is on disk, whole, before anybody is told so. What a crash leaves behind the
+    last of them may be anything: a part of a row, NUL bytes, newlines among them. It is
+    moved if nothing after it is a row, and if no head was published of a row in there.
+    Whether the rows before it are in order is for the caller to see.
+
+    Raises:
+        LedgerError: A row in there was published.
+        OSError: The disk fails.
+    """
+    files = [path for _, path in segments(folder)]
+    if not files:
+        return
+    path = files[-1]
+    size, last = readable(path)
+    if size == path.stat().st_size:
+        return
+    if published is not None:
+        newest = last.seq if last else _last_seq(files[:-1])
+        if newest < published.seq:
+            raise cut_error(folder, newest, published)
+    set_aside(path, size)
+
+
+def readable(path: Path) -> tuple[int, Row | None]:
+    """Return where the last row of a segment ends, in bytes, and this row."""
+    size = path.stat().st_size
+    if not size:
+        return 0, None
+    torn = after_last_newline(path)
+    last = None if torn else _row(after_last_newline(path, 1))
+    if last is not None:
+        return size, last
+    data = path.read_bytes()
+    lines = data.split(b"\n")
+    # The last one has no newline: whatever it is, it is no whole row.
+    end = size - len(lines.pop())
+    while lines:
+        line = lines.pop()
+        if (row := _row(line)) is not None:
+            return end, row
+        end -= len(line) + 1
+    return 0, None
 
 
 _OF_A_START = frozenset({Opened.kind, Closed.kind})
@@ -239,3 +281,18 @@ def _start_was_complete(path: Path) -> bool:
         row.kind != Opened.kind and row.values.get("rule") != RESTART_RULE
         for row in read_rows(path)
     )
+
+
+def _last_seq(files: list[Path]) -> int:
+    for path in reversed(files):
+        _, last = readable(path)
+        if last is not None:
+            return last.seq
+    return -1
+
+
+def _row(line: bytes) -> Row | None:
+    try:
+        return parse(line)
+    except ValueError:
+        return None

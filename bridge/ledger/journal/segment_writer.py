@@ -88,7 +88,6 @@ class SegmentWriter:
             return
         if self._file is not None and self._size >= self._segment_bytes:
             self._append([self.own(Closed(reason="rollover"))])
-            self.settle()
             self._file.close()
             self._begin_segment([])
         self._append(rows)
@@ -119,22 +118,6 @@ class SegmentWriter:
         except OSError as error:
             raise self._failed(error) from error
         self._full_since, self._full = 0, ""
-
-    def settle(self) -> None:
-        """Make the segment whole on disk, by itself.
-
-        Raises:
-            LedgerError: It is not, or may not be.
-        """
-        if self._file is None:
-            return
-        self.busy_since = time.perf_counter()
-        try:
-            self._file.settle()
-        except OSError as error:
-            raise self._failed(error) from error
-        finally:
-            self.busy_since = 0.0
 
     def close(self) -> None:
         """Release the file, unless a write hangs: closing it would hang as well."""

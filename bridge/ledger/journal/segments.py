@@ -13,6 +13,8 @@ from bridge.ledger.chain import Head
 _WRITER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _SEGMENT = re.compile(r"(\d{8})\.jsonl")
 _BLOCK_BYTES = 1 << 16
+_AHEAD = "ahead"
+"""A file of earlier versions: the newest rows of a journal that was not closed."""
 
 
 class JournalFile(Protocol):
@@ -23,9 +25,6 @@ class JournalFile(Protocol):
 
     def sync(self) -> None:
         """Return when everything written is on disk."""
-
-    def settle(self) -> None:
-        """Return when the segment needs no other file to be whole after a power cut."""
 
     def cut(self, size: int) -> None:
         """Drop what follows the first `size` bytes; return when the disk has."""
@@ -54,9 +53,6 @@ class DiskFile:
     def sync(self) -> None:
         """See `JournalFile.sync`."""
         os.fdatasync(self._fd)
-
-    def settle(self) -> None:
-        """See `JournalFile.settle`. A sync has done that."""
 
     def cut(self, size: int) -> None:
         """See `JournalFile.cut`."""
@@ -186,4 +182,85 @@ def unusable(path: Path, error: OSError) -> LedgerError:
     return LedgerError(
         f"{path}: the journal cannot be used: {error.strerror or error}",
         rule="ledger.write",
+    )
+
+
+def set_aside(path: Path, size: int) -> None:
+    """Keep the first `size` bytes of a segment, and the rest in a file beside it."""
+    with path.open("rb") as file:
+        file.seek(size)
+        torn = file.read()
+    # Appending: after a crash in here, the next start writes them a second time rather
+    # than overwriting anything.
+    aside = path.with_name(f"{path.name}.torn")
+    fd = os.open(aside, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    with os.fdopen(fd, "wb") as file:
+        file.write(torn)
+        file.flush()
+        os.fsync(file.fileno())
+    sync_folder(path.parent)
+    with path.open("r+b") as file:
+        file.truncate(size)
+        os.fsync(file.fileno())
+
+
+def rewrite(path: Path) -> None:
+    """Write a segment into a new file on disk, and give that file its name.
+
+    For a segment whose writer was killed, or whose sync failed. The rows may be in the
+    page cache alone, and a later sync of the same file need not write them: the kernel
+    reports a failed write once.
+
+    Raises:
+        OSError: The disk fails. The segment is as it was.
+    """
+    new = path.with_name(f"{path.name}.new")
+    try:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+        with os.fdopen(os.open(new, flags, 0o600), "wb") as file:
+            file.write(path.read_bytes())
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(path)
+    finally:
+        new.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def ahead_of(folder: Path) -> Path | None:
+    """Return the file `ahead` that an earlier version left with a journal, or None."""
+    path = folder / _AHEAD
+    return path if os.path.lexists(path) else None
+
+
+def require_no_ahead(folder: Path) -> None:
+    """Raise if an earlier version left rows of a journal in a file `ahead`.
+
+    Raises:
+        LedgerError: There is such a file.
+    """
+    if (path := ahead_of(folder)) is not None:
+        raise LedgerError(
+            f"{path}: an earlier version of meshca-bridge wrote this file and was "
+            "killed: it may hold the newest rows of the journal. Start that version, "
+            f"and stop it with SIGTERM; {way_out(folder.name)}",
+            rule="ledger.cut",
+        )
+
+
+def cut_error(folder: Path, last_seq: int, published: Head) -> LedgerError:
+    """Build the error of a journal that does not hold its published head."""
+    return LedgerError(
+        f"{folder}: the journal ends at row {last_seq} and its published head is row "
+        f"{published.seq} of another or a longer one: it was cut or restored from an "
+        f"older copy. Put the newer one back; {way_out(folder.name)}",
+        rule="ledger.cut",
+    )
+
+
+def way_out(writer: str) -> str:
+    """Return what an operator may do who has lost something."""
+    return (
+        "if it is lost, look at what is left, stop the server, and run `meshca ledger "
+        f"attest -c FILE --writer {writer} --reason TEXT`"
     )

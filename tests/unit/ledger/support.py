@@ -14,9 +14,8 @@ from bridge.ledger.archive.feedprocess import FeederProcess
 from bridge.ledger.chain import Row, microseconds, read_rows
 from bridge.ledger.events import Ended, Intent
 from bridge.ledger.heads import HeadKey
-from bridge.ledger.journal.ahead import discard, open_file
 from bridge.ledger.journal.journal import Journal, JournalOptions
-from bridge.ledger.journal.segments import JournalFile
+from bridge.ledger.journal.segments import DiskFile, JournalFile
 from bridge.ledger.ledger import Ledger
 from bridge.ledger.sink import HeadSink
 
@@ -83,12 +82,13 @@ class FaultyDisk:
     def __init__(self) -> None:
         self.write_fault: OSError | None = None
         self.sync_fault: OSError | None = None
-        self.settle_fault: OSError | None = None
         self.open_fault: OSError | None = None
         self.at_most: int | None = None
         """Bytes that one write takes."""
         self.room: int | None = None
         """Bytes until the disk is full."""
+        self.full_once = False
+        """Whether there is room again after the first refusal."""
         self.no_room = OSError(28, os.strerror(28))
         """What it says then."""
         self.syncs = 0
@@ -101,7 +101,7 @@ class FaultyDisk:
         if self.open_fault:
             raise self.open_fault
         self.open_files += 1
-        return FaultyFile(self, open_file(path))
+        return FaultyFile(self, DiskFile(path))
 
 
 class FaultyFile:
@@ -117,6 +117,8 @@ class FaultyFile:
             data = data[: disk.at_most]
         if disk.room is not None:
             if not disk.room:
+                if disk.full_once:
+                    disk.room = None
                 raise disk.no_room
             data = data[: disk.room]
             disk.room -= len(data)
@@ -131,11 +133,6 @@ class FaultyFile:
             raise disk.sync_fault
         disk.syncs += 1
         self._file.sync()
-
-    def settle(self) -> None:
-        if fault := self._disk.settle_fault or self._disk.sync_fault:
-            raise fault
-        self._file.settle()
 
     def cut(self, size: int) -> None:
         disk = self._disk
@@ -160,17 +157,12 @@ def open_journal(folder: Path, writer: str = "w0", **options: Any) -> Journal:
     )
 
 
-def abandon(journal: Journal, *, keep_ahead: bool = False) -> None:
-    """End a journal as a killed process would: no last row, nothing flushed.
-
-    Without `keep_ahead` its segment is all that is left of it.
-    """
+def abandon(journal: Journal) -> None:
+    """End a journal as a killed process would: no last row, nothing flushed."""
     journal._closing.set()
     journal._flusher.join()
     journal._writer.close()
     journal.close()
-    if not keep_ahead:
-        discard(journal.folder)
 
 
 def publish(folder: Path, journal: Journal) -> None:

@@ -13,7 +13,6 @@ from bridge.errors import BridgeError, LedgerError
 from bridge.ledger.archive.archive import Archive
 from bridge.ledger.archive.queries import Query
 from bridge.ledger.compare import compare
-from bridge.ledger.journal.ahead import Ahead, Record
 from bridge.ledger.ledger import Ledger
 from bridge.ledger.sink import HeadSink
 from bridge.ledger.verify import verify
@@ -64,18 +63,8 @@ def cut(folder: Path) -> None:
     keep_lines(segment(folder), 4)
 
 
-def cut_below_what_is_ahead(folder: Path) -> None:
-    *_, last = segment(folder).read_bytes().splitlines(keepends=True)
-    at = segment(folder).stat().st_size - len(last)
-    ahead = Ahead.open(segment(folder).parent)
-    assert ahead is not None
-    assert ahead.put(Record(1, at, last))
-    ahead.close()
-    cut(folder)
-
-
-def lose_what_is_ahead(folder: Path) -> None:
-    (segment(folder).parent / "ahead").mkdir()
+def kill_an_earlier_version(folder: Path) -> None:
+    (segment(folder).parent / "ahead").write_bytes(bytes(1 << 20))
 
 
 def cut_in_a_row(folder: Path) -> None:
@@ -109,8 +98,7 @@ def lose_volume(folder: Path) -> None:
 
 FAULTS: list[tuple[Callable[[Path], None], str, int]] = [
     (cut, "ends at row 3 and its published head is row 7", 3),
-    (cut_below_what_is_ahead, r"00000001.jsonl: the journal went on at byte \d+", 3),
-    (lose_what_is_ahead, r"ahead: cannot be read: ", 7),
+    (kill_an_earlier_version, "ahead: an earlier version .* wrote this file", 7),
     (cut_in_a_row, "ends at row 3 and its published head is row 7", 3),
     (edit, r"00000001.jsonl:5: the chain breaks here", 2),
     (lose_journal, "ends at row -1 and its published head is row 7", -1),
@@ -136,15 +124,15 @@ def attest(
     )
 
 
-def test_a_cut_that_only_the_file_ahead_shows(folder: Path) -> None:
-    cut_below_what_is_ahead(folder)
-    keep_lines(folder / "heads.jsonl", 1)
-    (folder / "a.db").unlink()
-    with pytest.raises(LedgerError, match="the journal went on at byte"):
-        open_ledger(folder)
+def test_the_file_of_an_earlier_version_is_kept_and_shows_in_verify(
+    folder: Path,
+) -> None:
+    kill_an_earlier_version(folder)
+    report = verify(folder / "journal", folder / "heads.jsonl")
+    assert "ahead: an earlier version" in report.writers[0].problems[0]
     assert attest(folder).exit_code == 0
-    open_ledger(folder).close()
-    assert verify(folder / "journal", folder / "heads.jsonl").intact
+    (kept,) = segment(folder).parent.glob("ahead.*.torn")
+    assert kept.stat().st_size == 1 << 20
 
 
 @pytest.mark.parametrize(

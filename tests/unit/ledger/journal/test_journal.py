@@ -43,6 +43,92 @@ def test_a_durable_row_is_on_disk_when_the_call_returns(tmp_path: Path) -> None:
     assert kinds(tmp_path) == ["opened", "intent", "closed"]
 
 
+@pytest.fixture
+def synced(monkeypatch: pytest.MonkeyPatch) -> dict[int, int]:
+    """How many bytes of each file have been synced, by the number of its inode."""
+    sizes: dict[int, int] = {}
+    for name in ("fsync", "fdatasync"):
+        sync = getattr(os, name)
+
+        def noted(fd: int, sync: Callable[[int], None] = sync) -> None:
+            found = os.fstat(fd)
+            sync(fd)
+            sizes[found.st_ino] = found.st_size
+
+        monkeypatch.setattr(os, name, noted)
+    return sizes
+
+
+def unsynced(folder: Path, synced: dict[int, int]) -> list[str]:
+    found = ((path.name, path.stat()) for path in folder.glob("*.jsonl"))
+    return [name for name, stat in found if synced.get(stat.st_ino) != stat.st_size]
+
+
+@pytest.mark.parametrize("segment_bytes", [1, 3_000, 1 << 20])
+def test_a_power_cut_takes_no_row_that_somebody_was_told_of(
+    tmp_path: Path, synced: dict[int, int], segment_bytes: int
+) -> None:
+    journal = open_journal(tmp_path, segment_bytes=segment_bytes)
+    assert unsynced(journal.folder, synced) == []
+    for number in range(20):
+        journal.append_durable(make_intent(number))
+        assert unsynced(journal.folder, synced) == []
+        journal.append(make_ended(number))
+        journal.flush()
+        assert unsynced(journal.folder, synced) == []
+    journal.close()
+    assert unsynced(journal.folder, synced) == []
+
+
+def test_rows_in_the_page_cache_alone_are_written_anew_at_a_start(
+    tmp_path: Path, synced: dict[int, int]
+) -> None:
+    # The sync failed: a later one of the same file need not write these rows.
+    disk = FaultyDisk()
+    journal = open_journal(tmp_path, open_file=disk.open)
+    disk.sync_fault = OSError(5, "Input/output error")
+    with pytest.raises(LedgerError, match="cannot be written"):
+        journal.append_durable(make_intent())
+    abandon(journal)
+    path = journal.folder / "00000001.jsonl"
+    before, inode = path.read_bytes(), path.stat().st_ino
+    open_journal(tmp_path).close()
+    assert path.read_bytes() == before
+    assert path.stat().st_ino != inode
+    assert unsynced(journal.folder, synced) == []
+    assert verify(tmp_path).intact
+
+
+def test_a_start_without_room_leaves_the_last_segment_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = open_journal(tmp_path)
+    journal.append_durable(make_intent())
+    abandon(journal)
+    path = journal.folder / "00000001.jsonl"
+    before = path.read_bytes()
+
+    def fail(_fd: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("bridge.ledger.journal.segments.os.fsync", fail)
+        with pytest.raises(LedgerError, match="No space left"):
+            open_journal(tmp_path)
+    assert path.read_bytes() == before
+    assert not list(journal.folder.glob("*.new"))
+    open_journal(tmp_path).close()
+    assert verify(tmp_path).intact
+
+
+def test_a_journal_closed_in_order_is_not_written_anew(tmp_path: Path) -> None:
+    open_journal(tmp_path).close()
+    path = tmp_path / "w0" / "00000001.jsonl"
+    inode = path.stat().st_ino
+    open_journal(tmp_path).close()
+    assert path.stat().st_ino == inode
+
+
 def test_a_queued_row_goes_with_the_next_durable_one(tmp_path: Path) -> None:
     journal = open_journal(tmp_path)
     journal.append(make_ended(1, "failed"))
@@ -103,32 +189,6 @@ def test_sixteen_threads_share_syncs_and_every_row_is_there_once(
     assert disk.syncs < threads * each
 
 
-def test_callers_behind_a_slow_sync_are_written_in_one_go(
-    tmp_path: Path, disk: FaultyDisk
-) -> None:
-    commits: list[int] = []
-    journal = open_journal(tmp_path, open_file=disk.open)
-    journal._writer.observe = lambda _seconds, rows: commits.append(rows)
-    disk.in_sync.clear()
-    disk.may_sync.clear()
-    first = threading.Thread(target=journal.append_durable, args=(make_intent(1),))
-    first.start()
-    assert disk.in_sync.wait(10)
-    others = [
-        threading.Thread(target=journal.append_durable, args=(make_intent(number),))
-        for number in range(2, 7)
-    ]
-    for other in others:
-        other.start()
-    while len(journal._queue._pending) < len(others):
-        pass
-    disk.may_sync.set()
-    for thread in (first, *others):
-        thread.join()
-    assert commits == [1, 5]
-    journal.close()
-
-
 def test_a_second_writer_is_told_who_has_the_folder(tmp_path: Path) -> None:
     journal = open_journal(tmp_path)
     with pytest.raises(LedgerError, match=f"pid {os.getpid()}"):
@@ -169,32 +229,58 @@ def test_after_a_failed_commit_the_journal_stays_shut(
     journal.close()
 
 
+class Callers:
+    """Callers that ask for a durable row each, all behind the sync of the first."""
+
+    def __init__(self, journal: Journal, disk: FaultyDisk, count: int) -> None:
+        self.refused: list[str] = []
+        """The rule of each refusal."""
+        self._disk = disk
+        disk.in_sync.clear()
+        disk.may_sync.clear()
+        self._threads = [
+            threading.Thread(target=self._ask, args=(journal, number))
+            for number in range(count)
+        ]
+        self._threads[0].start()
+        assert disk.in_sync.wait(10)
+        for thread in self._threads[1:]:
+            thread.start()
+        while len(journal._queue._pending) < count - 1:
+            pass
+
+    def finish(self) -> None:
+        """Let the sync end, and wait for all callers."""
+        self._disk.may_sync.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _ask(self, journal: Journal, number: int) -> None:
+        try:
+            journal.append_durable(make_intent(number))
+        except LedgerError as error:
+            self.refused.append(error.rule)
+
+
+def test_callers_behind_a_slow_sync_are_written_in_one_go(
+    tmp_path: Path, disk: FaultyDisk
+) -> None:
+    commits: list[int] = []
+    journal = open_journal(tmp_path, open_file=disk.open)
+    journal._writer.observe = lambda _seconds, rows: commits.append(rows)
+    Callers(journal, disk, 6).finish()
+    assert commits == [1, 5]
+    journal.close()
+
+
 def test_everybody_in_a_failed_batch_is_refused(
     tmp_path: Path, disk: FaultyDisk
 ) -> None:
     journal = open_journal(tmp_path, open_file=disk.open)
-    disk.in_sync.clear()
-    disk.may_sync.clear()
-    refused: list[str] = []
-
-    def work(number: int) -> None:
-        try:
-            journal.append_durable(make_intent(number))
-        except LedgerError as error:
-            refused.append(error.rule)
-
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(5)]
-    threads[0].start()
-    assert disk.in_sync.wait(10)
-    for thread in threads[1:]:
-        thread.start()
-    while len(journal._queue._pending) < len(threads) - 1:
-        pass
+    callers = Callers(journal, disk, 5)
     disk.sync_fault = OSError(5, "Input/output error")
-    disk.may_sync.set()
-    for thread in threads:
-        thread.join()
-    assert sorted(refused) == ["ledger.shut"] * 4 + ["ledger.write"]
+    callers.finish()
+    assert sorted(callers.refused) == ["ledger.shut"] * 4 + ["ledger.write"]
     journal.close()
 
 
@@ -336,29 +422,11 @@ def test_everybody_behind_a_full_disk_is_refused_and_outcomes_are_kept(
     tmp_path: Path, disk: FaultyDisk
 ) -> None:
     journal = open_journal(tmp_path, open_file=disk.open)
-    disk.in_sync.clear()
-    disk.may_sync.clear()
-    refused: list[str] = []
-
-    def work(number: int) -> None:
-        try:
-            journal.append_durable(make_intent(number))
-        except LedgerError as error:
-            refused.append(error.rule)
-
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(6)]
-    threads[0].start()
-    assert disk.in_sync.wait(10)
-    for thread in threads[1:]:
-        thread.start()
-    while len(journal._queue._pending) < len(threads) - 1:
-        pass
+    callers = Callers(journal, disk, 6)
     journal.append(make_ended(9))
     disk.room = 1500
-    disk.may_sync.set()
-    for thread in threads:
-        thread.join()
-    assert refused == ["ledger.room"] * 5, "all but the one that was being written"
+    callers.finish()
+    assert callers.refused == ["ledger.room"] * 5, "all but the first, already written"
     disk.room = None
     journal._queue.mend()
     journal.flush()
@@ -399,6 +467,21 @@ def test_the_disk_is_full_at_a_rollover(
     assert report.intact, report
     assert "resumed" in kinds(tmp_path)
     assert all(path.stat().st_size for path in (tmp_path / "w0").glob("*.jsonl"))
+
+
+@pytest.mark.parametrize("full_once", [False, True])
+@pytest.mark.parametrize("room", [0, 1, 30, 100])
+def test_a_start_that_had_no_room_is_followed_by_one_that_has(
+    tmp_path: Path, disk: FaultyDisk, room: int, *, full_once: bool
+) -> None:
+    # With room again at once: a segment without a whole first row gets no last one.
+    disk.room, disk.full_once = room, full_once
+    with pytest.raises(LedgerError, match="takes no more"):
+        open_journal(tmp_path, open_file=disk.open)
+    journal = open_journal(tmp_path)
+    journal.append_durable(make_intent())
+    journal.close()
+    assert verify(tmp_path).intact
 
 
 def test_a_full_disk_at_the_end_leaves_a_tail_that_a_start_moves_aside(

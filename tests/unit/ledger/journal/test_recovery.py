@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bridge.errors import LedgerError
-from bridge.ledger.journal.tail import readable
+from bridge.ledger.journal.recovery import readable
 from bridge.ledger.verify import verify
 from tests.unit.ledger.support import (
     abandon,
