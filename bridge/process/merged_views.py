@@ -16,9 +16,8 @@ from prometheus_client.registry import Collector
 from bridge.admin.endpoints import PARTS, Views
 from bridge.process.merged_metrics import Page, Totals, parse
 from bridge.process.reload import Reloads
-from bridge.process.slot import Slot
 from bridge.process.supervisor import Supervisor
-from bridge.process.worker_process import Child, readiness
+from bridge.process.worker_process import RunningWorker, Worker, readiness
 
 _ASK_SECONDS = 1.0
 _ASKERS = 16
@@ -55,9 +54,12 @@ class Pages:
 
     def readiness(self) -> dict[str, object]:
         """Return readiness: one worker that is ready is enough."""
-        slots = self._supervisor.serving()
-        answers = self._ask(slots, lambda child: readiness(child, _ASK_SECONDS))
-        states = {slot.order.writer: _state(slot, answers.get(slot)) for slot in slots}
+        workers = self._supervisor.serving()
+        answers = self._ask(workers, lambda child: readiness(child, _ASK_SECONDS))
+        states = {
+            worker.order.writer: _state(worker, answers.get(worker))
+            for worker in workers
+        }
         warnings = dict(self._reloads.warnings())
         unwell = [name for name, state in states.items() if state["ready"] is not True]
         if unwell and len(unwell) < len(states):
@@ -71,15 +73,15 @@ class Pages:
 
     def metrics(self) -> tuple[bytes, str]:
         """Return the text of a scrape, and its content type."""
-        slots = self._supervisor.slots()
-        answers = self._ask(slots, _page)
+        workers = self._supervisor.workers()
+        answers = self._ask(workers, _page)
         pages: dict[int, Page | None] = {}
-        for slot in slots:
-            child = slot.child
+        for worker in workers:
+            child = worker.child
             if child is not None:
-                pages[child.pid] = answers.get(slot)
+                pages[child.pid] = answers.get(worker)
         own = CollectorRegistry()
-        own.register(_Families(self._of_workers(slots, answers)))
+        own.register(_Families(self._of_workers(workers, answers)))
         with self._merging:
             own.register(_Families(self._totals.merge(pages)))
         text = generate_latest(self._registry) + generate_latest(own)
@@ -87,25 +89,27 @@ class Pages:
         return text.replace(b" untyped\n", b" counter\n"), CONTENT_TYPE_LATEST
 
     def _ask(
-        self, slots: Iterable[Slot], question: Callable[[Child], _Answer | None]
-    ) -> Mapping[Slot, _Answer]:
+        self,
+        workers: Iterable[Worker],
+        question: Callable[[RunningWorker], _Answer | None],
+    ) -> Mapping[Worker, _Answer]:
         asked = {
-            slot: self._askers.submit(question, child)
-            for slot in slots
-            if (child := slot.child) is not None
+            worker: self._askers.submit(question, child)
+            for worker in workers
+            if (child := worker.child) is not None
         }
         done, _ = wait(asked.values(), timeout=_ASK_SECONDS * 1.5)
-        answers = {slot: one.result() for slot, one in asked.items() if one in done}
-        return {slot: each for slot, each in answers.items() if each is not None}
+        answers = {worker: one.result() for worker, one in asked.items() if one in done}
+        return {worker: each for worker, each in answers.items() if each is not None}
 
     def _of_workers(
-        self, slots: Iterable[Slot], answers: Mapping[Slot, Page]
+        self, workers: Iterable[Worker], answers: Mapping[Worker, Page]
     ) -> Iterator[Metric]:
         up = GaugeMetricFamily(
             "meshca_worker_up", "1 if the worker answers.", labels=["worker"]
         )
-        for slot in slots:
-            up.add_metric([slot.order.writer], float(slot in answers))
+        for worker in workers:
+            up.add_metric([worker.order.writer], float(worker in answers))
         yield up
         restarts = CounterMetricFamily(
             "meshca_worker_restarts",
@@ -125,17 +129,17 @@ class _Families(Collector):
         return self._families
 
 
-def _page(child: Child) -> Page | None:
+def _page(child: RunningWorker) -> Page | None:
     try:
         return parse(child.get("/metrics", _ASK_SECONDS)[1])
     except (OSError, ValueError):
         return None
 
 
-def _state(slot: Slot, answer: Mapping[str, Any] | None) -> dict[str, Any]:
+def _state(worker: Worker, answer: Mapping[str, Any] | None) -> dict[str, Any]:
     if answer is not None:
         return dict(answer)
-    reason = slot.reason or "it does not answer"
+    reason = worker.reason or "it does not answer"
     return {"ready": False, "parts": {"worker": reason}, "warnings": {}}
 
 

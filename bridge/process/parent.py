@@ -16,9 +16,8 @@ from bridge.admin.endpoints import Admin
 from bridge.errors import ConfigError
 from bridge.process.merged_views import Pages
 from bridge.process.reload import ConfigFile, Reloads, Source
-from bridge.process.slot import Spawn
 from bridge.process.supervisor import Supervisor, Surroundings
-from bridge.process.worker_process import WorkerProcess
+from bridge.process.worker_process import Spawn, WorkerProcess
 
 _BUSY_SECONDS = 0.03
 _IDLE_SECONDS = 0.5

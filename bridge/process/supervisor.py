@@ -15,7 +15,7 @@ from bridge.config import BridgeConfig
 from bridge.errors import ConfigError
 from bridge.process.reload import Reloads, Source
 from bridge.process.role import Order
-from bridge.process.slot import Slot, Spawn
+from bridge.process.worker_process import Spawn, Worker
 
 _READY_SECONDS = 30.0
 """The longest that the workers of a new configuration may take to get ready."""
@@ -39,20 +39,19 @@ class Surroundings:
 class _Generation:
     # The workers of one configuration.
     source: Source
-    slots: tuple[Slot, ...]
-    until: float = float("inf")
-    # New: to be ready by then. On its way out: gone by then.
+    workers: tuple[Worker, ...]
+    ready_by: float = float("inf")
 
     @property
     def is_ready(self) -> bool:
-        return all(slot.is_ready for slot in self.slots)
+        return all(worker.is_ready for worker in self.workers)
 
     @property
     def is_gone(self) -> bool:
-        return all(slot.is_gone for slot in self.slots)
+        return all(worker.is_gone for worker in self.workers)
 
     def refusal(self) -> str:
-        refused = (slot.reason for slot in self.slots if slot.is_refused)
+        refused = (worker.reason for worker in self.workers if worker.is_refused)
         return next(refused, "")
 
 
@@ -96,25 +95,29 @@ class Supervisor:
     @property
     def is_settled(self) -> bool:
         """Whether nothing is expected to happen soon."""
-        is_whole = self._is_proven and all(slot.child for slot in self._current.slots)
+        is_whole = self._is_proven and all(
+            worker.child for worker in self._current.workers
+        )
         return is_whole and self._next is None and not self._leaving
 
-    def slots(self) -> tuple[Slot, ...]:
-        """Return every worker's place: the serving first, then others. For threads."""
+    def workers(self) -> tuple[Worker, ...]:
+        """Return every worker: the serving ones first, then others. For threads."""
         others = (self._next, *self._leaving)
         generations = (self._current, *(each for each in others if each is not None))
         # One that is on its way out is in two of them for a moment.
-        return tuple(dict.fromkeys(slot for each in generations for slot in each.slots))
+        return tuple(
+            dict.fromkeys(worker for each in generations for worker in each.workers)
+        )
 
-    def serving(self) -> tuple[Slot, ...]:
-        """Return the places of the configuration that is in service. For threads."""
-        return self._current.slots
+    def serving(self) -> tuple[Worker, ...]:
+        """Return the workers of the configuration in service. For threads."""
+        return self._current.workers
 
     def restarts(self) -> dict[str, int]:
         """Return how often the worker of each name was started again. For threads."""
         total = self._restarts.copy()
-        for slot in self.slots():
-            total[slot.order.writer] += slot.restarts
+        for worker in self.workers():
+            total[worker.order.writer] += worker.restarts
         return total
 
     def tick(self, now: float) -> None:
@@ -127,13 +130,13 @@ class Supervisor:
             ConfigError: The first configuration cannot be used, says a worker that
                 has tried.
         """
-        for slot in self.slots():
-            slot.tick(now)
+        for worker in self.workers():
+            worker.tick(now)
         if not self._is_proven:
             self._look_at_first()
         if self._next is not None:
             self._look_at_next(self._next, now)
-        self._look_at_leaving(now)
+        self._look_at_leaving()
 
     def reload(self, source: Source, now: float) -> None:
         """Begin to replace the workers by those of another configuration.
@@ -150,8 +153,8 @@ class Supervisor:
         except ConfigError as error:
             self._reloads.refused(error)
             return
-        self._next = self._generation(source, taken=self.slots())
-        self._next.until = now + _READY_SECONDS
+        self._next = self._generation(source, taken=self.workers())
+        self._next.ready_by = now + _READY_SECONDS
         _log.info("a new configuration: starting its workers")
 
     def stop(self, now: float) -> None:
@@ -166,11 +169,11 @@ class Supervisor:
 
     def kill(self) -> None:
         """End everything at once."""
-        for slot in self.slots():
-            slot.kill()
+        for worker in self.workers():
+            worker.kill()
 
     def _look_at_first(self) -> None:
-        if any(slot.is_ready for slot in self._current.slots):
+        if any(worker.is_ready for worker in self._current.workers):
             self._is_proven = True
         elif refusal := self._current.refusal():
             raise ConfigError(refusal)
@@ -181,36 +184,31 @@ class Supervisor:
             self._is_proven = True
             self._leave(old, now)
             self._reloads.done()
-        elif (why := new.refusal()) or now >= new.until:
+        elif (why := new.refusal()) or now >= new.ready_by:
             self._next = None
             self._leave(new, now)
-            self._reloads.refused(ConfigError(why or _unready(new.slots)))
+            self._reloads.refused(ConfigError(why or _unready(new.workers)))
 
-    def _look_at_leaving(self, now: float) -> None:
-        for generation in self._leaving:
-            if now >= generation.until and not generation.is_gone:
-                for slot in generation.slots:
-                    slot.kill()
+    def _look_at_leaving(self) -> None:
         gone = [each for each in self._leaving if each.is_gone]
         for generation in gone:
-            for slot in generation.slots:
-                self._restarts[slot.order.writer] += slot.restarts
+            for worker in generation.workers:
+                self._restarts[worker.order.writer] += worker.restarts
         self._leaving = [each for each in self._leaving if each not in gone]
 
     def _leave(self, generation: _Generation, now: float) -> None:
         drain = generation.source.config.limits.drain.total_seconds()
-        generation.until = now + drain + _MARGIN_SECONDS
         self._leaving.append(generation)
-        for slot in generation.slots:
-            slot.stop()
+        for worker in generation.workers:
+            worker.stop(now, drain + _MARGIN_SECONDS)
 
-    def _generation(self, source: Source, taken: Sequence[Slot]) -> _Generation:
+    def _generation(self, source: Source, taken: Sequence[Worker]) -> _Generation:
         # A journal has one writer: a name is free when its worker has gone.
-        free = _free_names({slot.order.writer for slot in taken})
+        free = _free_names({worker.order.writer for worker in taken})
         names = tuple(islice(free, source.config.workers))
         around = self._surroundings
-        slots = [
-            Slot(
+        workers = [
+            Worker(
                 Order(
                     path=str(source.path),
                     text=source.text,
@@ -224,7 +222,7 @@ class Supervisor:
             )
             for index, writer in enumerate(names)
         ]
-        return _Generation(source, tuple(slots))
+        return _Generation(source, tuple(workers))
 
 
 def _free_names(taken: Collection[str]) -> Iterator[str]:
@@ -243,10 +241,10 @@ def _require_replaceable(old: BridgeConfig, new: BridgeConfig) -> None:
         )
 
 
-def _unready(slots: Sequence[Slot]) -> str:
+def _unready(workers: Sequence[Worker]) -> str:
     reasons = (
-        f"{slot.order.writer} {slot.reason or 'runs and is not ready'}"
-        for slot in slots
-        if not slot.is_ready
+        f"{worker.order.writer} {worker.reason or 'runs and is not ready'}"
+        for worker in workers
+        if not worker.is_ready
     )
     return f"its workers did not get ready in time: {'; '.join(reasons)}"

@@ -8,11 +8,11 @@ import contextlib
 import logging
 import os
 import signal
-import sys
 import threading
 from pathlib import Path
 
 from bridge.process.role import REFUSED, Order
+from bridge.system.child_process import follow_parent, read_order
 from bridge.system.linux import harden, poll_without_hops, take_turns
 from bridge.system.logs import set_up
 
@@ -23,7 +23,7 @@ _log = logging.getLogger(__name__)
 
 def main() -> int:
     """Serve as the order on standard input says; return the exit status."""
-    order = Order.read(sys.stdin.buffer.readline())
+    order = Order.read(read_order())
     os.sched_setaffinity(0, {order.cpu})
     set_up(order.log_level, who=f"{order.writer} ")
     asked_to_stop, is_orphan = threading.Event(), threading.Event()
@@ -31,12 +31,14 @@ def main() -> int:
     # Those are for the parent, which tells its workers what to do.
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    threading.Thread(
-        target=_follow_parent,
-        args=(asked_to_stop, is_orphan),
-        name="parent",
-        daemon=True,
-    ).start()
+
+    def leave_with_parent() -> None:
+        if not asked_to_stop.is_set():
+            _log.warning("the parent is gone")
+            is_orphan.set()
+        asked_to_stop.set()
+
+    follow_parent(leave_with_parent)
     return _serve(order, asked_to_stop, is_orphan)
 
 
@@ -80,16 +82,6 @@ def _serve(
         with contextlib.suppress(OSError):
             Path(order.folder).rmdir()
     return 0
-
-
-def _follow_parent(asked_to_stop: threading.Event, is_orphan: threading.Event) -> None:
-    # Not by PR_SET_PDEATHSIG: that is sent when the parent's thread ends.
-    while os.read(0, 4096):
-        pass
-    if not asked_to_stop.is_set():
-        _log.warning("the parent is gone")
-        is_orphan.set()
-    asked_to_stop.set()
 
 
 if __name__ == "__main__":

@@ -1,36 +1,27 @@
-"""A worker process as its parent holds it."""
+"""A worker as its parent holds it: the process, its answers, and its restarts."""
 
-import contextlib
 import http.client
 import json
-import os
 import socket
-import subprocess
-import sys
+from collections.abc import Callable
 from typing import Any, Protocol
 
-from bridge.process.role import Order
+from bridge.process.role import REFUSED, Order
+from bridge.system.child_process import (
+    Child,
+    ChildProcess,
+    SupervisedChild,
+    how_it_ended,
+)
 
-_COMMAND = (sys.executable, "-P", "-m", "bridge.process.worker")
+_MODULE = "bridge.process.worker"
+_ASK_SECONDS = 0.25
 
 
-class Child(Protocol):
-    """One worker process."""
+class RunningWorker(Child, Protocol):
+    """A worker process that was started."""
 
-    @property
-    def pid(self) -> int:
-        """Of the process."""
-
-    def poll(self) -> int | None:
-        """Return the exit status, or None while it runs."""
-
-    def terminate(self) -> None:
-        """Ask it to finish what is under way and end."""
-
-    def kill(self) -> None:
-        """End it at once."""
-
-    def reason(self) -> str:
+    def refusal(self) -> str:
         """Return what it wrote about why it could not start; empty for nothing."""
 
     def get(self, page: str, timeout: float) -> tuple[int, str]:
@@ -41,60 +32,29 @@ class Child(Protocol):
         """
 
 
-class WorkerProcess:
-    """A real one. See `Child`.
+Spawn = Callable[[Order], RunningWorker]
+"""Starts a worker; raises `OSError` when the system gives no more processes."""
 
-    A new interpreter, not a fork: a library that has threads does not survive one. The
-    pipe to its standard input is held open for as long as this process lives, however
-    it ends.
-    """
+
+class WorkerProcess(ChildProcess):
+    """A real worker process. See `RunningWorker`."""
 
     def __init__(self, order: Order) -> None:
-        """Start it.
-
-        Raises:
-            OSError: The system gives no more processes.
-        """
+        """Start it. See `ChildProcess`."""
         self._order = order
         order.reason.unlink(missing_ok=True)
         order.socket.unlink(missing_ok=True)
-        # A group of its own: Ctrl-C in a terminal is for the parent alone.
-        self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
-            _COMMAND, stdin=subprocess.PIPE, process_group=0
-        )
-        # It may be gone already, and `poll` will say so.
-        with contextlib.suppress(BrokenPipeError):
-            self._tell(order.line())
+        super().__init__(_MODULE, order.line())
 
-    @property
-    def pid(self) -> int:
-        """See `Child.pid`."""
-        return self._process.pid
-
-    def poll(self) -> int | None:
-        """See `Child.poll`."""
-        status = self._process.poll()
-        if status is not None and self._process.stdin is not None:
-            self._process.stdin.close()
-        return status
-
-    def terminate(self) -> None:
-        """See `Child.terminate`."""
-        self._process.terminate()
-
-    def kill(self) -> None:
-        """See `Child.kill`."""
-        self._process.kill()
-
-    def reason(self) -> str:
-        """See `Child.reason`."""
+    def refusal(self) -> str:
+        """See `RunningWorker.refusal`."""
         try:
             return self._order.reason.read_text("utf-8")
         except OSError:
             return ""
 
     def get(self, page: str, timeout: float) -> tuple[int, str]:
-        """See `Child.get`."""
+        """See `RunningWorker.get`."""
         connection = _UnixConnection(str(self._order.socket), timeout)
         try:
             connection.request("GET", page)
@@ -105,17 +65,45 @@ class WorkerProcess:
         finally:
             connection.close()
 
-    def _tell(self, line: bytes) -> None:
-        # Not through the buffered file: that would try again when it is closed.
-        pipe = self._process.stdin
-        if pipe is None:
-            raise RuntimeError("the worker was started without a pipe")
-        left = memoryview(line)
-        while left:
-            left = left[os.write(pipe.fileno(), left) :]
+
+class Worker(SupervisedChild[RunningWorker]):
+    """Keeps one worker process running.
+
+    Args:
+        order: What the worker is told.
+        spawn: Starts one.
+    """
+
+    def __init__(self, order: Order, spawn: Spawn) -> None:
+        super().__init__(f"worker {order.writer}", self._spawned, self._reason_of_end)
+        self.order = order
+        """What the worker is told."""
+        self.is_refused = False
+        """Whether the last process could not use the configuration."""
+        self._spawn = spawn
+        self._ready: RunningWorker | None = None
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the process has said since its start that it is ready."""
+        child = self.child
+        if child is not None and child is not self._ready:
+            answer = readiness(child, _ASK_SECONDS)
+            if answer is not None and answer.get("ready") is True:
+                self._ready = child
+        return child is not None and child is self._ready
+
+    def _spawned(self) -> RunningWorker:
+        child = self._spawn(self.order)
+        self.is_refused = False
+        return child
+
+    def _reason_of_end(self, child: RunningWorker, status: int) -> str:
+        self.is_refused = status == REFUSED
+        return child.refusal() or how_it_ended(child, status)
 
 
-def readiness(child: Child, timeout: float) -> dict[str, Any] | None:
+def readiness(child: RunningWorker, timeout: float) -> dict[str, Any] | None:
     """Return what a worker says of its readiness, or None without an answer."""
     try:
         _, body = child.get("/readyz", timeout)

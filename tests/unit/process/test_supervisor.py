@@ -10,7 +10,6 @@ from bridge.config import parse
 from bridge.errors import ConfigError
 from bridge.process.reload import Reloads, Source
 from bridge.process.role import REFUSED, Order
-from bridge.process.slot import Slot
 from bridge.process.supervisor import Supervisor, Surroundings
 
 CONFIG = """
@@ -55,7 +54,7 @@ class FakeChild:
         self.signals.append("KILL")
         self.status = -9
 
-    def reason(self) -> str:
+    def refusal(self) -> str:
         return self.words
 
     def get(self, page: str, timeout: float) -> tuple[int, str]:
@@ -70,11 +69,8 @@ class Nursery:
     def __init__(self) -> None:
         self.born: list[FakeChild] = []
         self.prepare: Callable[[FakeChild], None] = lambda _child: None
-        self.is_full = False
 
     def __call__(self, order: Order) -> FakeChild:
-        if self.is_full:
-            raise BlockingIOError(11, "Resource temporarily unavailable")
         child = FakeChild(order, 100 + len(self.born))
         self.prepare(child)
         self.born.append(child)
@@ -115,51 +111,6 @@ def test_an_order_is_read_as_it_was_written(order: Order) -> None:
     assert order.line().count(b"\n") == 1
 
 
-# Seconds that each worker ran, and how long the next one is waited for after it.
-BACK_OFF = [
-    ([0.0], 0.2),
-    ([0.0, 0.0], 0.4),
-    ([0.0, 0.0, 0.0], 0.8),
-    ([0.0] * 12, 30.0),
-    ([0.0, 0.0, 29.9], 0.8),
-    ([0.0, 0.0, 30.0], 0.2),
-]
-
-
-@pytest.mark.parametrize(("ran", "wait"), BACK_OFF)
-def test_the_wait_doubles_until_a_worker_was_well(
-    order: Order, ran: list[float], wait: float
-) -> None:
-    nursery, now = Nursery(), 1000.0
-    slot = Slot(order, nursery)
-    for seconds in ran:
-        slot.tick(now)
-        while slot.child is None:
-            now += 0.05
-            slot.tick(now)
-        now += seconds
-        nursery.born[-1].status = -9
-        slot.tick(now)
-    assert slot.reason == "ended with signal 9"
-    slot.tick(now + wait - 0.01)
-    assert slot.child is None
-    slot.tick(now + wait + 0.01)
-    assert slot.child is nursery.born[-1]
-    assert slot.reason == ""
-    assert slot.restarts == len(ran)
-
-
-def test_a_system_without_processes_is_asked_again(order: Order) -> None:
-    nursery = Nursery()
-    nursery.is_full = True
-    slot = Slot(order, nursery)
-    slot.tick(0)
-    assert slot.reason == "could not be started: Resource temporarily unavailable"
-    nursery.is_full = False
-    slot.tick(1)
-    assert slot.child is not None
-
-
 def test_workers_have_names_and_cores_of_their_own() -> None:
     one = Supervision(workers=3)
     one.supervisor.tick(0)
@@ -181,7 +132,7 @@ def test_a_new_configuration_replaces_the_workers_when_its_own_are_ready() -> No
     one.supervisor.tick(2)
     one.supervisor.tick(2)
     assert one.nursery.alive() == ["w2"]
-    assert [slot.order.writer for slot in one.supervisor.serving()] == ["w2"]
+    assert [worker.order.writer for worker in one.supervisor.serving()] == ["w2"]
     assert (one.counted("ok"), one.counted("refused")) == (1, 0)
     one.nursery.prepare = lambda _child: None
     one.supervisor.reload(source(2), 3)
