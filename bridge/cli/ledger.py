@@ -26,8 +26,7 @@ from bridge.cli.ledger_output import (
     write_csv,
 )
 from bridge.errors import ConfigError
-from bridge.ledger.compare import Comparison, compare
-from bridge.ledger.verify import Report, WriterReport, verify
+from bridge.ledger.verify import Comparison, Report, WriterReport, compare, verify
 from bridge.system.clock import system_clock
 
 if TYPE_CHECKING:

@@ -14,8 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from bridge.ledger.compare import Comparison
-from bridge.ledger.verify import Report
+from bridge.ledger.verify import Comparison, Report
 
 
 class SearchOutput(StrEnum):

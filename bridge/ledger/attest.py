@@ -14,8 +14,7 @@ from pathlib import Path
 from bridge.config import LedgerConfig
 from bridge.errors import ConfigError, LedgerError
 from bridge.ledger.chain import Chain, Head, microseconds, parse
-from bridge.ledger.compare import ASIDE
-from bridge.ledger.heads import HeadKey, SignedHead, problem_of
+from bridge.ledger.heads import HeadKey, HeadSink, SignedHead, problem_of
 from bridge.ledger.journal.segments import (
     ahead_of,
     lock,
@@ -24,7 +23,7 @@ from bridge.ledger.journal.segments import (
     set_aside,
 )
 from bridge.ledger.ledger import head_key
-from bridge.ledger.sink import HeadSink
+from bridge.ledger.verify import ASIDE
 from bridge.system.clock import Clock
 
 _NAME_CHARACTERS = 40

@@ -1,6 +1,7 @@
 """The ledger as the core sees it: one object, four verbs."""
 
 import threading
+from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import replace
@@ -12,14 +13,12 @@ from bridge.config import LedgerConfig
 from bridge.errors import LedgerError
 from bridge.ledger.archive.feed import Feed, FeedTask, MakeFeed
 from bridge.ledger.archive.feeder import Feeder
-from bridge.ledger.events import Attested, Ended, Intent
-from bridge.ledger.heads import HeadKey, SignedHead, problem_of
+from bridge.ledger.events import Attested, Ended, Intent, Summary
+from bridge.ledger.heads import HeadKey, HeadPublisher, HeadSink, SignedHead, problem_of
 from bridge.ledger.journal.journal import Journal, JournalOptions, unobserved
 from bridge.ledger.journal.recovery import require_new
 from bridge.ledger.journal.segment_writer import ObserveCommit
 from bridge.ledger.journal.segments import way_out
-from bridge.ledger.refusals import RefusalMeter
-from bridge.ledger.sink import HeadPublisher, HeadSink
 from bridge.system.clock import Clock
 
 _DETAIL_CHARACTERS = 500
@@ -29,6 +28,45 @@ _HEADS_OVERDUE = timedelta(seconds=60)
 _BRAKE_SECONDS = 0.1
 """How long an intent waits where the archive is as far behind as it may be."""
 _JOURNAL_DEFAULTS = JournalOptions()
+
+
+class RefusalMeter:
+    """Counts per second; above the rate, calls only show in a summary.
+
+    Anybody who reaches the port can cause such rows, or any workload that asks without
+    end, and must not be able to fill the disk with them.
+    """
+
+    def __init__(self, per_second: int) -> None:
+        self._per_second = per_second
+        self._lock = threading.Lock()
+        self._second = 0
+        self._admitted = 0
+        self._above: Counter[str] = Counter()
+
+    def admit(self, rule: str) -> bool:
+        """Return whether this call gets a row; otherwise it is counted.
+
+        Args:
+            rule: The rule that the call broke. `due` has been told the time before.
+        """
+        with self._lock:
+            if self._admitted < self._per_second:
+                self._admitted += 1
+                return True
+            self._above[rule] += 1
+            return False
+
+    def due(self, second: int) -> Summary | None:
+        """Begin a new second, if `second` is one; return what the one before left."""
+        with self._lock:
+            if second == self._second:
+                return None
+            before, self._second, self._admitted = self._second, second, 0
+            if not self._above:
+                return None
+            rules, self._above = dict(self._above), Counter()
+        return Summary(since=before, until=before + 1, rules=rules)
 
 
 class Ledger:

@@ -19,9 +19,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from bridge.errors import LedgerError
 from bridge.ledger.chain import GENESIS, Head, encode, link, parse
 from bridge.ledger.events import Closed, Event, Opened
-from bridge.ledger.heads import HeadKey
+from bridge.ledger.heads import HeadKey, HeadSink
 from bridge.ledger.journal.segments import segment_path
-from bridge.ledger.sink import HeadSink
 from bridge.ledger.verify import read_journal, verify
 from tests.fuzz.engine import main
 from tests.unit.ledger.support import make_ended, make_intent

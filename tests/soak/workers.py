@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from bridge.ledger.archive.archive import Archive
-from bridge.ledger.compare import compare
+from bridge.ledger.verify import compare
 from tests.bench.load import SERVER_CORE
 from tests.soak.ground import Ground, Look, say
 from tests.soak.result import Fault, Result

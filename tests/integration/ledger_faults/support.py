@@ -6,7 +6,7 @@ from typing import Any
 from bridge.client.istio import IstioRequest, ask
 from bridge.errors import BackendRefusedError, LedgerError
 from bridge.ledger.archive.archive import Archive
-from bridge.ledger.compare import Comparison, compare
+from bridge.ledger.verify import Comparison, compare
 from tests.support.harness.real_process import SERVER_NAME, Bridge
 from tests.support.harness.workers import await_true
 

@@ -13,11 +13,10 @@ from bridge.ledger.archive.feeder import Feeder
 from bridge.ledger.archive.feedprocess import FeederProcess
 from bridge.ledger.chain import Row, microseconds, read_rows
 from bridge.ledger.events import Ended, Intent
-from bridge.ledger.heads import HeadKey
+from bridge.ledger.heads import HeadKey, HeadSink
 from bridge.ledger.journal.journal import Journal, JournalOptions
 from bridge.ledger.journal.segments import DiskFile, JournalFile
 from bridge.ledger.ledger import Ledger
-from bridge.ledger.sink import HeadSink
 
 NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
 CALLER = "spiffe://corp.example/ns/payments/sa/api"

@@ -12,10 +12,9 @@ from bridge.cli.ledger import app
 from bridge.errors import BridgeError, LedgerError
 from bridge.ledger.archive.archive import Archive
 from bridge.ledger.archive.queries import Query
-from bridge.ledger.compare import compare
+from bridge.ledger.heads import HeadSink
 from bridge.ledger.ledger import Ledger
-from bridge.ledger.sink import HeadSink
-from bridge.ledger.verify import verify
+from bridge.ledger.verify import compare, verify
 from tests.unit.cli.test_ledger import CONFIG
 from tests.unit.ledger.support import (
     SetClock,

@@ -14,12 +14,13 @@ from bridge.errors import ConfigError, LedgerError
 from bridge.ledger.chain import Head, canonical
 from bridge.ledger.heads import (
     HeadKey,
+    HeadPublisher,
+    HeadSink,
     SignedHead,
     load_public_key,
     problem_of,
 )
 from bridge.ledger.journal.journal import Journal
-from bridge.ledger.sink import HeadPublisher, HeadSink
 from bridge.ledger.verify import verify
 from tests.unit.ledger.support import SetClock, abandon, make_intent, open_journal
 

@@ -12,8 +12,8 @@ from bridge.errors import ConfigError, LedgerError
 from bridge.ledger.archive.archive import Archive
 from bridge.ledger.archive.queries import Query
 from bridge.ledger.chain import Row
+from bridge.ledger.heads import HeadSink
 from bridge.ledger.ledger import Ledger
-from bridge.ledger.sink import HeadSink
 from bridge.ledger.verify import verify
 from tests.unit.ledger.support import (
     NOW,

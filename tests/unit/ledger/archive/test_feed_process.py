@@ -23,8 +23,8 @@ from bridge.ledger.archive.feeding import Goal, Report
 from bridge.ledger.archive.feedlock import FeedLock
 from bridge.ledger.archive.feedorder import FeedOrder
 from bridge.ledger.archive.feedprocess import FeederProcess
-from bridge.ledger.compare import Comparison, compare
 from bridge.ledger.ledger import Ledger
+from bridge.ledger.verify import Comparison, compare
 from tests.support.harness import processes
 from tests.unit.ledger.support import (
     SetClock,

@@ -13,9 +13,8 @@ from bridge.errors import LedgerError
 from bridge.ledger.archive import feeding as feeding_module
 from bridge.ledger.archive.archive import START, Archive, Position
 from bridge.ledger.chain import Head
-from bridge.ledger.compare import Comparison, compare
 from bridge.ledger.ledger import Ledger
-from bridge.ledger.verify import verify
+from bridge.ledger.verify import Comparison, compare, verify
 from tests.unit.ledger.support import (
     SetClock,
     fed,
