@@ -26,7 +26,7 @@ MOST_WORDS = 40
 README_LINES = 120
 BLOCK = re.compile(r"^ *(```|~~~).*?^ *\1[^\n]*$", re.DOTALL | re.MULTILINE)
 COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
-STARTS = re.compile(r" *(?:[*-] |[0-9]+\. |#|>)")
+STARTS = re.compile(r"^ *(?:[*-] |[0-9]+\. |#|>)")
 SENTENCE = re.compile(r"(?<=[.!?])[)\"*_]*\s+(?=[^a-z])")
 LINK = re.compile(r"\[[^]]*\]\(([^)#\s]*)(#[^)\s]*)?\)")
 OLD_WORDS = {
