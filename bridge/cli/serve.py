@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 import typer
 
 from bridge.cli.console import ConfigOption
+from bridge.config import ConfigText
 from bridge.errors import BridgeError, ConfigError
-from bridge.process.reload import Source
 from bridge.system.linux import poll_without_hops
 from bridge.system.logs import set_up
 
@@ -29,7 +29,7 @@ def serve(
     """
     set_up(log_level.upper())
     try:
-        source = Source.read(config)
+        source = ConfigText.read(config)
     except ConfigError as error:
         raise _further().with_rest(error, config) from error
     try:
@@ -38,7 +38,7 @@ def serve(
         raise _further().with_places(error, source.config) from error
 
 
-def _serve(source: Source, log_level: str) -> None:
+def _serve(source: ConfigText, log_level: str) -> None:
     # Only what is needed: a parent of workers serves nothing itself, and the other
     # has to be ready soon.
     if source.config.workers:

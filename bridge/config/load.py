@@ -5,8 +5,9 @@ value that was found and what was expected.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from pydantic import Field, ValidationError
 
@@ -46,6 +47,7 @@ __all__ = [
     "BridgeConfig",
     "CeilingConfig",
     "ClusterConfig",
+    "ConfigText",
     "IssuanceConfig",
     "IssuingCAConfig",
     "IstioConfig",
@@ -217,6 +219,24 @@ class BridgeConfig(Section):
         return found
 
 
+@dataclass(frozen=True, slots=True)
+class ConfigText:
+    """A configuration, and the text that it was parsed from."""
+
+    path: Path
+    text: str
+    config: BridgeConfig
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read and check the file at `path` once. Raises as `read` does."""
+        try:
+            text = path.read_text("utf-8")
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{path}: cannot be read: {_reason(error)}") from error
+        return cls(path, text, parse(text, path))
+
+
 def read(path: Path) -> BridgeConfig:
     """Read and check the file at `path`.
 
@@ -224,11 +244,7 @@ def read(path: Path) -> BridgeConfig:
         ConfigError: The file is unreadable, is not YAML, writes a key twice, or breaks
             a rule above. The message lists every problem, one a line.
     """
-    try:
-        text = path.read_text("utf-8")
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: cannot be read: {_reason(error)}") from error
-    return parse(text, path)
+    return ConfigText.read(path).config
 
 
 def parse(text: str, path: Path) -> BridgeConfig:

@@ -18,7 +18,7 @@ from bridge.ledger.ledger import Ledger
 from bridge.ledger.orphans import settle
 from bridge.metrics.instruments import Metrics
 from bridge.policy.buckets import SharedBuckets
-from bridge.process.place import ALONE, Place
+from bridge.process.role import ALONE, ProcessRole
 from bridge.server.server import Server
 from bridge.server.status import status_name
 from bridge.snapshot.builder import Assembly
@@ -41,7 +41,7 @@ class Process:
         config: What to serve.
         clock: The time that everything is reckoned from.
         warn: Tells the operator something that is legal and unwise.
-        place: Where this process stands.
+        role: Where this process stands.
 
     Raises:
         ConfigError: There is no room for what is counted for all workers together.
@@ -53,15 +53,15 @@ class Process:
         *,
         warn: Callable[[str], None] = _log.warning,
         clock: Clock = system_clock,
-        place: Place = ALONE,
+        role: ProcessRole = ALONE,
     ) -> None:
         self._config = config
-        self._place = place
+        self._role = role
         self._assembly = Assembly(
             config=config,
             clock=clock,
             warn=warn,
-            buckets=_buckets(config, place),
+            buckets=_buckets(config, role),
         )
         self._clock = clock
         self.metrics = Metrics(__version__, clock)
@@ -158,7 +158,7 @@ class Process:
         ledger = Ledger.open(
             config.ledger,
             config.resolve,
-            writer=self._place.writer,
+            writer=self._role.writer,
             version=__version__,
             clock=clock,
             observe_commit=_observer(metrics),
@@ -194,13 +194,13 @@ class Process:
             clock=clock,
             problems=lambda: _problems(snapshots, ledger),
             warnings=lambda: {**_warnings(snapshots), **self.warnings()},
-            shares_ports=self._place.shares_ports,
-            admin_address=self._place.admin,
+            shares_ports=self._role.shares_ports,
+            admin_address=self._role.admin,
         )
         parts.callback(self._drain)
         self._server.start()
-        if self._place.settles_beside is not None:
-            self._settle(parts, {self._place.writer, *self._place.settles_beside})
+        if self._role.settles_beside is not None:
+            self._settle(parts, {self._role.writer, *self._role.settles_beside})
         for what, address in self.addresses().items():
             _log.info("%s on %s", what, address)
 
@@ -235,10 +235,10 @@ class Process:
         return {what: address for what, address in found.items() if address}
 
 
-def _buckets(config: BridgeConfig, place: Place) -> SharedBuckets | None:
+def _buckets(config: BridgeConfig, role: ProcessRole) -> SharedBuckets | None:
     # Workers take a configuration once: no reload gives one a ceiling later.
     is_counted = config.limits.per_identity or config.limits.per_cluster
-    return SharedBuckets(place.shared) if place.shared and is_counted else None
+    return SharedBuckets(role.shared) if role.shared and is_counted else None
 
 
 def _linger_seconds(config: BridgeConfig) -> float:

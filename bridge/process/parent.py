@@ -13,10 +13,11 @@ from contextlib import ExitStack
 from prometheus_client import CollectorRegistry, disable_created_metrics
 
 from bridge.admin.endpoints import Admin
+from bridge.config import ConfigText
 from bridge.errors import ConfigError
 from bridge.process.merged_views import Pages
-from bridge.process.reload import ConfigFile, Reloads, Source
-from bridge.process.supervisor import Supervisor, Surroundings
+from bridge.process.reload import ConfigFile, Reloads
+from bridge.process.supervisor import Supervisor, WorkerDefaults
 from bridge.process.worker_process import Spawn, WorkerProcess
 
 _BUSY_SECONDS = 0.03
@@ -25,7 +26,7 @@ _log = logging.getLogger(__name__)
 
 
 def supervise(
-    source: Source, *, log_level: str = "INFO", spawn: Spawn = WorkerProcess
+    source: ConfigText, *, log_level: str = "INFO", spawn: Spawn = WorkerProcess
 ) -> None:
     """Run workers until SIGTERM or SIGINT, and return when the last has gone.
 
@@ -46,7 +47,7 @@ def supervise(
         disable_created_metrics()  # type: ignore[no-untyped-call]
         registry = CollectorRegistry()
         reloads = Reloads(registry)
-        surroundings = Surroundings(
+        surroundings = WorkerDefaults(
             folder=folder, cpus=sorted(os.sched_getaffinity(0)), log_level=log_level
         )
         supervisor = Supervisor(source, spawn, surroundings, reloads)
@@ -65,7 +66,7 @@ def supervise(
 class _Loop:
     def __init__(
         self,
-        source: Source,
+        source: ConfigText,
         supervisor: Supervisor,
         reloads: Reloads,
         wait: Callable[[bool, float], int],
@@ -111,7 +112,7 @@ class _Loop:
 
     def _reload(self, now: float) -> None:
         try:
-            source = Source.read(self._path)
+            source = ConfigText.read(self._path)
         except ConfigError as error:
             self._reloads.refused(error)
             return

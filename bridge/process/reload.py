@@ -2,41 +2,15 @@
 
 import hashlib
 import logging
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
-from bridge.config import BridgeConfig, parse
-from bridge.errors import BridgeError, ConfigError
+from bridge.errors import BridgeError
 
 PART = "configuration"
 """What readiness calls it."""
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """A configuration, and the text that it was read from."""
-
-    path: Path
-    text: str
-    config: BridgeConfig
-
-    @classmethod
-    def read(cls, path: Path) -> Self:
-        """Read and check the file at `path` once.
-
-        Raises:
-            ConfigError: See `bridge.config.read`.
-        """
-        try:
-            text = path.read_text("utf-8")
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or str(error)
-            raise ConfigError(f"{path}: cannot be read: {reason}") from error
-        return cls(path, text, parse(text, path))
 
 
 class ConfigFile:

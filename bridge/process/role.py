@@ -1,6 +1,7 @@
-"""What a worker is told by its parent, and how it answers: quick to import."""
+"""The role of a process among the processes of a bridge. Quick to import."""
 
 import json
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
@@ -10,7 +11,26 @@ REFUSED = 78
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Order:
+class ProcessRole:
+    """Where a process stands: alone, or as one of several workers."""
+
+    writer: str = "bridge"
+    """Its name in the ledger."""
+    settles_beside: Collection[str] | None = ()
+    """Writers whose journals it does not settle, but its own; None: it settles none."""
+    shares_ports: bool = False
+    """Others listen on the same ports. That must be meant, never happen."""
+    admin: str | None = None
+    """The admin address in place of the configured one."""
+    shared: Path | None = None
+    """The file of what is counted for all workers together."""
+
+
+ALONE = ProcessRole()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerOrder:
     """One line of JSON on a worker's standard input.
 
     The pipe stays open for as long as the parent lives: its end is the parent's.
@@ -28,7 +48,7 @@ class Order:
     """Private to the parent and its workers."""
     log_level: str = "INFO"
     settles_beside: tuple[str, ...] | None = None
-    """See `Place`."""
+    """See `ProcessRole`."""
 
     @property
     def socket(self) -> Path:

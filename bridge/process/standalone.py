@@ -6,9 +6,10 @@ import queue
 import signal
 import threading
 
+from bridge.config import ConfigText
 from bridge.errors import BridgeError, ConfigError
 from bridge.process.composition import Process
-from bridge.process.reload import ConfigFile, Reloads, Source
+from bridge.process.reload import ConfigFile, Reloads
 from bridge.system.linux import harden, take_turns
 
 _LOOK_SECONDS = 0.5
@@ -19,7 +20,7 @@ _STOP = "stop"
 _log = logging.getLogger(__name__)
 
 
-def serve_alone(source: Source) -> None:
+def serve_alone(source: ConfigText) -> None:
     """Serve until SIGTERM or SIGINT, then finish what is under way.
 
     SIGHUP and a change of the file take the configuration anew.
@@ -56,7 +57,7 @@ class Reloader:
         source: What it serves now.
     """
 
-    def __init__(self, process: Process, source: Source) -> None:
+    def __init__(self, process: Process, source: ConfigText) -> None:
         self.source = source
         """What is in service."""
         self.reloads = Reloads(process.metrics.registry)
@@ -82,7 +83,7 @@ class Reloader:
     def reload(self) -> None:
         """Reload now; what becomes of it is in `reloads`."""
         try:
-            source = Source.read(self.source.path)
+            source = ConfigText.read(self.source.path)
             self._file.told(source.text)
             self._process.reload(source.config)
         except BridgeError as error:

@@ -11,10 +11,10 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count, islice
 
-from bridge.config import BridgeConfig
+from bridge.config import BridgeConfig, ConfigText
 from bridge.errors import ConfigError
-from bridge.process.reload import Reloads, Source
-from bridge.process.role import Order
+from bridge.process.reload import Reloads
+from bridge.process.role import WorkerOrder
 from bridge.process.worker_process import Spawn, Worker
 
 _READY_SECONDS = 30.0
@@ -25,7 +25,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Surroundings:
+class WorkerDefaults:
     """What all workers have in common."""
 
     folder: str
@@ -38,7 +38,7 @@ class Surroundings:
 @dataclass(slots=True)
 class _Generation:
     # The workers of one configuration.
-    source: Source
+    source: ConfigText
     workers: tuple[Worker, ...]
     ready_by: float = float("inf")
 
@@ -67,9 +67,9 @@ class Supervisor:
 
     def __init__(
         self,
-        source: Source,
+        source: ConfigText,
         spawn: Spawn,
-        surroundings: Surroundings,
+        surroundings: WorkerDefaults,
         reloads: Reloads,
     ) -> None:
         self._spawn = spawn
@@ -138,7 +138,7 @@ class Supervisor:
             self._look_at_next(self._next, now)
         self._look_at_leaving()
 
-    def reload(self, source: Source, now: float) -> None:
+    def reload(self, source: ConfigText, now: float) -> None:
         """Begin to replace the workers by those of another configuration.
 
         Whatever comes of it, `Reloads` is told.
@@ -202,14 +202,14 @@ class Supervisor:
         for worker in generation.workers:
             worker.stop(now, drain + _MARGIN_SECONDS)
 
-    def _generation(self, source: Source, taken: Sequence[Worker]) -> _Generation:
+    def _generation(self, source: ConfigText, taken: Sequence[Worker]) -> _Generation:
         # A journal has one writer: a name is free when its worker has gone.
         free = _free_names({worker.order.writer for worker in taken})
         names = tuple(islice(free, source.config.workers))
         around = self._surroundings
         workers = [
             Worker(
-                Order(
+                WorkerOrder(
                     path=str(source.path),
                     text=source.text,
                     writer=writer,

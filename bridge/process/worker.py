@@ -11,7 +11,7 @@ import signal
 import threading
 from pathlib import Path
 
-from bridge.process.role import REFUSED, Order
+from bridge.process.role import REFUSED, WorkerOrder
 from bridge.system.child_process import follow_parent, read_order
 from bridge.system.linux import harden, poll_without_hops, take_turns
 from bridge.system.logs import set_up
@@ -23,7 +23,7 @@ _log = logging.getLogger(__name__)
 
 def main() -> int:
     """Serve as the order on standard input says; return the exit status."""
-    order = Order.read(read_order())
+    order = WorkerOrder.read(read_order())
     os.sched_setaffinity(0, {order.cpu})
     set_up(order.log_level, who=f"{order.writer} ")
     asked_to_stop, is_orphan = threading.Event(), threading.Event()
@@ -43,7 +43,7 @@ def main() -> int:
 
 
 def _serve(
-    order: Order, asked_to_stop: threading.Event, is_orphan: threading.Event
+    order: WorkerOrder, asked_to_stop: threading.Event, is_orphan: threading.Event
 ) -> int:
     poll_without_hops()
     # On its core only now, and with the parent watched: these take their time.
@@ -51,12 +51,12 @@ def _serve(
     from bridge.config import parse  # noqa: PLC0415 - see above
     from bridge.errors import BridgeError, ConfigError, PluginError  # noqa: PLC0415
     from bridge.process.composition import Process  # noqa: PLC0415
-    from bridge.process.place import Place  # noqa: PLC0415
+    from bridge.process.role import ProcessRole  # noqa: PLC0415
     from bridge.process.standalone import await_signal, end_by_force  # noqa: PLC0415
 
     harden()
     take_turns()
-    place = Place(
+    role = ProcessRole(
         writer=order.writer,
         settles_beside=order.settles_beside,
         shares_ports=True,
@@ -65,7 +65,7 @@ def _serve(
     )
     try:
         config = parse(order.text, Path(order.path))
-        process = Process(config, place=place, warn=logging.getLogger("bridge").warning)
+        process = Process(config, role=role, warn=logging.getLogger("bridge").warning)
         process.start()
     except BridgeError as error:
         _log.error("%s", f"{error} {error.detail}".rstrip())

@@ -6,7 +6,7 @@ import socket
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from bridge.process.role import REFUSED, Order
+from bridge.process.role import REFUSED, WorkerOrder
 from bridge.system.child_process import (
     Child,
     ChildProcess,
@@ -32,14 +32,14 @@ class RunningWorker(Child, Protocol):
         """
 
 
-Spawn = Callable[[Order], RunningWorker]
+Spawn = Callable[[WorkerOrder], RunningWorker]
 """Starts a worker; raises `OSError` when the system gives no more processes."""
 
 
 class WorkerProcess(ChildProcess):
     """A real worker process. See `RunningWorker`."""
 
-    def __init__(self, order: Order) -> None:
+    def __init__(self, order: WorkerOrder) -> None:
         """Start it. See `ChildProcess`."""
         self._order = order
         order.reason.unlink(missing_ok=True)
@@ -74,7 +74,7 @@ class Worker(SupervisedChild[RunningWorker]):
         spawn: Starts one.
     """
 
-    def __init__(self, order: Order, spawn: Spawn) -> None:
+    def __init__(self, order: WorkerOrder, spawn: Spawn) -> None:
         super().__init__(f"worker {order.writer}", self._spawned, self._reason_of_end)
         self.order = order
         """What the worker is told."""

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from bridge.errors import BackendRefusedError
-from bridge.process.role import REFUSED, Order
+from bridge.process.role import REFUSED, WorkerOrder
 from tests.support.harness.workers import Supervised, await_true, is_alive
 
 pytestmark = pytest.mark.xdist_group("workers")
@@ -133,7 +133,7 @@ def test_without_room_for_a_ceiling_the_start_says_so(tmp_path: Path) -> None:
 def test_a_worker_that_cannot_write_its_reason_says_that_it_was_refused(
     tmp_path: Path,
 ) -> None:
-    order = Order(
+    order = WorkerOrder(
         path=str(tmp_path / "bridge.yaml"),
         text="nothing",
         writer="w0",

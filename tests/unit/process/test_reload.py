@@ -3,8 +3,9 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry
 
+from bridge.config import ConfigText
 from bridge.errors import ConfigError
-from bridge.process.reload import ConfigFile, Reloads, Source
+from bridge.process.reload import ConfigFile, Reloads
 
 
 def looks(file: ConfigFile, number: int) -> list[bool]:
@@ -36,7 +37,7 @@ def test_a_file_that_has_gone_is_a_change(tmp_path: Path) -> None:
     file = ConfigFile(path, "a")
     assert looks(file, 3) == [False, True, False]
     with pytest.raises(ConfigError, match="cannot be read: No such file"):
-        Source.read(path)
+        ConfigText.read(path)
 
 
 def test_a_swapped_link_is_a_change(tmp_path: Path) -> None:

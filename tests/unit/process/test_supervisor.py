@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry
 
-from bridge.config import parse
+from bridge.config import ConfigText, parse
 from bridge.errors import ConfigError
-from bridge.process.reload import Reloads, Source
-from bridge.process.role import REFUSED, Order
-from bridge.process.supervisor import Supervisor, Surroundings
+from bridge.process.reload import Reloads
+from bridge.process.role import REFUSED, WorkerOrder
+from bridge.process.supervisor import Supervisor, WorkerDefaults
 
 CONFIG = """
 trust_domain: corp.example
@@ -33,7 +33,7 @@ admin: {{listen: "{admin}"}}
 class FakeChild:
     """A worker that does what a test says."""
 
-    def __init__(self, order: Order, pid: int) -> None:
+    def __init__(self, order: WorkerOrder, pid: int) -> None:
         self.order = order
         self.pid = pid
         self.status: int | None = None
@@ -70,7 +70,7 @@ class Nursery:
         self.born: list[FakeChild] = []
         self.prepare: Callable[[FakeChild], None] = lambda _child: None
 
-    def __call__(self, order: Order) -> FakeChild:
+    def __call__(self, order: WorkerOrder) -> FakeChild:
         child = FakeChild(order, 100 + len(self.born))
         self.prepare(child)
         self.born.append(child)
@@ -80,10 +80,10 @@ class Nursery:
         return [child.order.writer for child in self.born if child.status is None]
 
 
-def source(workers: int = 2, admin: str = "127.0.0.1:9990") -> Source:
+def source(workers: int = 2, admin: str = "127.0.0.1:9990") -> ConfigText:
     path = Path("/etc/meshca/bridge.yaml")
     text = CONFIG.format(workers=workers, admin=admin)
-    return Source(path, text, parse(text, path))
+    return ConfigText(path, text, parse(text, path))
 
 
 class Supervision:
@@ -91,7 +91,7 @@ class Supervision:
         self.nursery = Nursery()
         self.registry = CollectorRegistry()
         self.reloads = Reloads(self.registry)
-        around = Surroundings(folder="/run/m", cpus=[4, 7])
+        around = WorkerDefaults(folder="/run/m", cpus=[4, 7])
         self.supervisor = Supervisor(
             source(workers), self.nursery, around, self.reloads
         )
@@ -102,12 +102,12 @@ class Supervision:
 
 
 @pytest.fixture
-def order() -> Order:
-    return Order(path="/x", text="", writer="w0", cpu=0, folder="/run/m")
+def order() -> WorkerOrder:
+    return WorkerOrder(path="/x", text="", writer="w0", cpu=0, folder="/run/m")
 
 
-def test_an_order_is_read_as_it_was_written(order: Order) -> None:
-    assert Order.read(order.line()) == order
+def test_an_order_is_read_as_it_was_written(order: WorkerOrder) -> None:
+    assert WorkerOrder.read(order.line()) == order
     assert order.line().count(b"\n") == 1
 
 
@@ -191,7 +191,7 @@ FIXED = [
 
 
 @pytest.mark.parametrize(("changed", "words"), FIXED)
-def test_what_a_parent_cannot_change_is_named(changed: Source, words: str) -> None:
+def test_what_a_parent_cannot_change_is_named(changed: ConfigText, words: str) -> None:
     one = Supervision()
     one.supervisor.tick(0)
     one.supervisor.reload(changed, 1)
