@@ -122,13 +122,13 @@ def run(ground: Ground) -> Result:
     part = found.p99_ms / peers.p99_ms
     result.judge(
         f"at {_PART:.0%} of the highest rate, p99 at most {_MOST_OF_PEER:g} times that "
-        f"of Istio's CA: {part:.1f} times; {found.text}",
+        f"of Istio's CA: {part:.1f} times. {found.text}",
         good=part <= _MOST_OF_PEER,
     )
     result.judge(f"{ours.failed:.0f} calls failed", good=not ours.failed)
     result.note(
-        "Istio's CA, in turn with it, with an RSA-2048 key and without a record of "
-        f"what it signs: {peers.text}"
+        "Istio's CA in turn with it, with an RSA-2048 key and without a record of "
+        f"what it signs. {peers.text}"
     )
     result.figures["rounds"] = [asdict(each) for each in ours.rounds]
     result.figures["peer_rounds"] = [asdict(each) for each in theirs.rounds]
@@ -149,10 +149,10 @@ def summary(rounds: list[Round]) -> Summary:
     slowest = [each.p99_ms for each in judged]
     p99_ms = median("p99_ms")
     text = (
-        f"p50 {median('p50_ms'):.1f} ms, p99 {p99_ms:.1f} ms at {_PART:.0%} of "
-        f"{median('before'):.0f}/s (medians of {which}; p99 from {min(slowest):.1f} to "
-        f"{max(slowest):.1f} ms). A request took {median('us'):.0f} us of the core, "
-        f"{median('busiest_us'):.0f} us at the highest rate: the core was busy for "
+        f"Medians of {which}: p50 {median('p50_ms'):.1f} ms, p99 {p99_ms:.1f} ms, at "
+        f"{_PART:.0%} of {median('before'):.0f}/s. p99 was {min(slowest):.1f} to "
+        f"{max(slowest):.1f} ms. A request took {median('us'):.0f} us of the core, "
+        f"{median('busiest_us'):.0f} us at the highest rate. The core was busy for "
         f"{median('busy'):.0%} of the time"
     )
     return Summary(text, p99_ms)
