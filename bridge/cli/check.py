@@ -22,7 +22,7 @@ from bridge.dataplanes.planes import data_plane_problems
 from bridge.errors import BridgeError, ConfigError, DeniedError, SubjectError
 from bridge.hierarchy.replica import openssl_accepts, replicate
 from bridge.policy.linkerd_names import LinkerdNames
-from bridge.policy.routes import ISTIO, LINKERD, Whom
+from bridge.policy.rules import ISTIO, LINKERD, Whom
 from bridge.snapshot.builder import Assembly
 from bridge.snapshot.model import Issuer, Snapshot
 from bridge.spiffe import SpiffeID, TrustDomain

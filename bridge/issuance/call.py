@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from bridge.identity.caller import Credential
-from bridge.resilience.failover import Budget
+from bridge.resilience.budget import Budget
 from bridge.x509.pem import encode_certificate
 
 

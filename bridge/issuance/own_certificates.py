@@ -15,8 +15,9 @@ from cryptography.hazmat.primitives.serialization import (
 from bridge.issuance.selection import Subject, Term, leaf_request, usable_issuers
 from bridge.issuance.signing import Origin, Signed, Signing, new_id, new_serial
 from bridge.ledger.events import Purpose
-from bridge.policy.routes import ISTIO
-from bridge.resilience.failover import Budget, over_issuers
+from bridge.policy.rules import ISTIO
+from bridge.resilience.budget import Budget
+from bridge.resilience.failover import over_issuers
 from bridge.snapshot.model import Issuer, Snapshot
 from bridge.spi import LeafRequest
 from bridge.system.clock import Clock

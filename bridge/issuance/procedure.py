@@ -22,9 +22,8 @@ from bridge.issuance.signing import Origin, Signed, Signing, describe, new_id
 from bridge.ledger.events import Ended, Outcome, Purpose
 from bridge.ledger.ledger import Ledger
 from bridge.metrics.instruments import Metrics
-from bridge.policy.issuance_policy import Lifetime
+from bridge.policy.issuance_policy import Lifetime, valid_until
 from bridge.policy.rate_limit import CEILING_RULES
-from bridge.policy.refresh import valid_until
 from bridge.resilience.failover import over_issuers
 from bridge.snapshot.model import Issuer, Snapshot
 from bridge.system.clock import Clock

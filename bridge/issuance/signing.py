@@ -6,6 +6,8 @@ the same way, so none of them can be signed without being on record.
 
 import hashlib
 import logging
+import os
+import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -13,16 +15,74 @@ from typing import Self
 
 from cryptography import x509
 
-from bridge.errors import BridgeError, LedgerError, MisissuedError
-from bridge.issuance.fresh import new_id, new_serial
-from bridge.issuance.outcome import describe, outcome_of, stopped_error
+from bridge.errors import (
+    BackendBrokenError,
+    BridgeError,
+    CallerError,
+    LedgerError,
+    MisissuedError,
+    OverloadedError,
+)
 from bridge.ledger.events import Ended, Intent, Outcome, Purpose
 from bridge.ledger.ledger import Ledger
 from bridge.metrics.instruments import Metrics
 from bridge.policy.issued import names_of, require_as_prepared, require_profile
-from bridge.resilience.failover import Budget
+from bridge.resilience.budget import Budget
 from bridge.snapshot.model import Issuer
 from bridge.spi import IssuedChain, LeafRequest, Prepared
+
+_SERIALS_AT_ONCE = 64
+_octets: list[bytes] = []
+"""Random octets for serial numbers, each taken once: `list.pop` is atomic."""
+_names = random.Random()  # noqa: S311 - seeded by the system; names, not secrets
+
+
+def new_id() -> str:
+    """Return a unique name, 32 hex digits; time first: an index grows at one end."""
+    return f"{time.time_ns() // 1_000_000:012x}{_names.getrandbits(80):020x}"
+
+
+def new_serial() -> int:
+    """Return a serial number: positive, 127 random bits, never short."""
+    try:
+        octets = _octets.pop()
+    except IndexError:
+        # The system is asked for many at once. No process of ours is a fork of one
+        # that has issued, so nobody else has these.
+        fresh = os.urandom(16 * _SERIALS_AT_ONCE)
+        octets = fresh[:16]
+        _octets.extend(fresh[at : at + 16] for at in range(16, len(fresh), 16))
+    return int.from_bytes(octets, "big") >> 1 | 1 << 126
+
+
+_LONGEST_DETAIL = 500
+
+
+def stopped_error() -> BackendBrokenError:
+    """Return what is said of an issuing CA that was stopped."""
+    return BackendBrokenError(
+        "the issuing CA is stopped after a mis-issuance", rule="issuer.stopped"
+    )
+
+
+def describe(error: BaseException) -> str:
+    """Return what operators are told of an error, at most 500 characters."""
+    if not isinstance(error, BridgeError):
+        return type(error).__name__
+    text = f"{error}: {error.detail}" if error.detail else str(error)
+    return text[:_LONGEST_DETAIL]
+
+
+def outcome_of(error: BaseException) -> Outcome:
+    """Return how an attempt ended that raised `error` before an answer came."""
+    if isinstance(error, CallerError):
+        return Outcome.REFUSED
+    if isinstance(error, OverloadedError):
+        return Outcome.FAILED
+    if isinstance(error, BridgeError) and not error.certificate_may_exist:
+        return Outcome.FAILED
+    return Outcome.UNKNOWN
+
 
 __all__ = [
     "Origin",

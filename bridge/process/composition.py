@@ -17,7 +17,7 @@ from bridge.ledger.archive.feedprocess import FeederProcess
 from bridge.ledger.ledger import Ledger
 from bridge.ledger.orphans import settle
 from bridge.metrics.instruments import Metrics
-from bridge.policy.buckets import SharedBuckets
+from bridge.policy.rate_limit import SharedBuckets
 from bridge.process.role import ALONE, ProcessRole
 from bridge.server.server import Server
 from bridge.server.status import status_name

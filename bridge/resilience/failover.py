@@ -1,8 +1,6 @@
-"""Time budgets and retries: one deadline for a whole call, handed to each step."""
+"""Failover and retries among issuing CAs, inside the budget of a call."""
 
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TypeVar
 
 from tenacity import (
@@ -17,55 +15,18 @@ from bridge.errors import (
     BackendError,
     BackendThrottledError,
     BackendUnavailableError,
-    OverloadedError,
 )
+from bridge.resilience.budget import RESERVE_SECONDS, Budget
 
-RESERVE_SECONDS = 0.12
-"""Below this the answer would be late: 100 ms of work and 20 ms to return.
-
-Source:
-    Boulder, grpc/interceptors.go.
-"""
 _MAY_PASS = (BackendUnavailableError, BackendAuthError, BackendThrottledError)
 """Nothing was signed, and another try may succeed."""
 
-Issuer = TypeVar("Issuer")
+Target = TypeVar("Target")
 Result = TypeVar("Result")
 
 
-@dataclass(frozen=True, slots=True)
-class Budget:
-    """What is left of a call's time, and whether anybody still waits for it."""
-
-    deadline: float
-    """A value of `time.monotonic()`."""
-    is_active: Callable[[], bool] = lambda: True
-
-    @classmethod
-    def of_seconds(cls, seconds: float) -> "Budget":
-        """Start a budget of `seconds` for work that nobody called for."""
-        return cls(time.monotonic() + seconds)
-
-    def remaining(self) -> float:
-        """Return the seconds that are left; negative once they are over."""
-        return self.deadline - time.monotonic()
-
-    def require(self) -> None:
-        """Return if the next expensive step is worth its cost.
-
-        Raises:
-            OverloadedError: The caller has gone, or the answer would be late.
-        """
-        if self.remaining() < RESERVE_SECONDS:
-            raise OverloadedError(
-                "the call's time is nearly spent", rule="overload.deadline"
-            )
-        if not self.is_active():
-            raise OverloadedError("the caller has gone", rule="overload.gone")
-
-
 def over_issuers(
-    issuers: Sequence[Issuer], attempt: Callable[[Issuer], Result], budget: Budget
+    issuers: Sequence[Target], attempt: Callable[[Target], Result], budget: Budget
 ) -> Result:
     """Try one issuing CA after the other, then all of them again with pauses.
 
@@ -88,7 +49,7 @@ def over_issuers(
 
 
 def _one_round(
-    issuers: Sequence[Issuer], attempt: Callable[[Issuer], Result]
+    issuers: Sequence[Target], attempt: Callable[[Target], Result]
 ) -> Result:
     last: BackendError = BackendUnavailableError("no issuing CA is ready")
     for issuer in issuers:
@@ -101,8 +62,8 @@ def _one_round(
 
 def _more_rounds(
     first: BackendError,
-    issuers: Sequence[Issuer],
-    attempt: Callable[[Issuer], Result],
+    issuers: Sequence[Target],
+    attempt: Callable[[Target], Result],
     budget: Budget,
 ) -> Result:
     # Only a call in trouble pays for the retrying; its first round is over already.

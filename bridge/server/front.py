@@ -18,7 +18,7 @@ import grpc
 from bridge.errors import BridgeError, OverloadedError, RequestError
 from bridge.issuance.call import Call, Issued
 from bridge.metrics.instruments import SHED_REASONS, Metrics
-from bridge.resilience.failover import Budget
+from bridge.resilience.budget import Budget
 from bridge.server.messages import shortened
 from bridge.server.status import BUG, status_of
 from bridge.server.transport.call_pool import CallPool, SteadyPool

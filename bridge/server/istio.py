@@ -13,7 +13,7 @@ from bridge.identity.caller import (
 )
 from bridge.issuance.call import Call, Issued
 from bridge.metrics.instruments import Metrics
-from bridge.resilience.failover import Budget
+from bridge.resilience.budget import Budget
 from bridge.server.front import Front, FrontSettings, Issuance, Pools
 from bridge.server.grpc_health import add_reflection
 from bridge.server.listener import Listener

@@ -13,7 +13,7 @@ from bridge.errors import ConfigError
 from bridge.identity.caller import TokenCredential
 from bridge.issuance.call import Call, Issued
 from bridge.metrics.instruments import Metrics
-from bridge.resilience.failover import Budget
+from bridge.resilience.budget import Budget
 from bridge.server.front import Front, FrontSettings, Issuance, Pools
 from bridge.server.listener import Listener
 from bridge.server.messages import parse_message

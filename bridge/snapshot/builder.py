@@ -15,12 +15,10 @@ from bridge.config import BridgeConfig, IssuingCAConfig
 from bridge.dataplanes.linkerd import require_verifiable
 from bridge.errors import BridgeError, ConfigError, PluginError
 from bridge.identity.clusters import ClusterRegistry
-from bridge.policy.buckets import Buckets
 from bridge.policy.issued import PinnedIssuer
 from bridge.policy.linkerd_names import LinkerdNames
-from bridge.policy.rate_limit import Ceilings
-from bridge.policy.routes import LINKERD, Whom
-from bridge.policy.rules import Rules
+from bridge.policy.rate_limit import Buckets, Ceilings
+from bridge.policy.rules import LINKERD, Rules, Whom
 from bridge.registry import load
 from bridge.snapshot.model import Issuer, Snapshot
 from bridge.spi import IssuingCA, PluginContext

@@ -35,7 +35,7 @@ from bridge.issuance.procedure import Call, Issuance
 from bridge.issuance.signing import Signing
 from bridge.ledger.ledger import Ledger
 from bridge.metrics.instruments import STEPS, Metrics
-from bridge.resilience.failover import Budget
+from bridge.resilience.budget import Budget
 from bridge.server import linkerd
 from bridge.server.istio import METHOD
 from bridge.server.status import status_name

@@ -24,7 +24,7 @@ from bridge.issuance.procedure import Call, Issuance, Issued
 from bridge.issuance.signing import Signing
 from bridge.ledger.ledger import Ledger
 from bridge.metrics.instruments import Metrics
-from bridge.resilience.failover import Budget
+from bridge.resilience.budget import Budget
 from bridge.server.status import status_name
 from bridge.snapshot.builder import Assembly
 from bridge.snapshot.model import Issuer, Snapshot

@@ -13,7 +13,7 @@ from bridge.checks.findings import fronts
 from bridge.cli import app, demo_scenario
 from bridge.cli.check import _linkerd_names, _once
 from bridge.policy.linkerd_names import LinkerdNames
-from bridge.policy.routes import Whom
+from bridge.policy.rules import Whom
 from bridge.spiffe import TrustDomain
 from bridge.system.clock import system_clock
 from tests.support.harness.core import World

@@ -26,7 +26,7 @@ from bridge.errors import (
 from bridge.identity.caller import TokenCredential
 from bridge.issuance.call import Call, Issued
 from bridge.policy.linkerd_names import LinkerdNames
-from bridge.resilience.failover import Budget
+from bridge.resilience.budget import Budget
 from bridge.spiffe import TrustDomain
 from tests.support.clients.linkerd_raw import AUDIENCE, new_csr, vector
 from tests.support.harness.core import CALLER, TOKENS, World, two_authorities

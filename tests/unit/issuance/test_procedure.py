@@ -22,7 +22,7 @@ from bridge.errors import (
 )
 from bridge.identity.caller import TokenCredential
 from bridge.ledger.events import Ended, Intent
-from bridge.resilience.failover import Budget
+from bridge.resilience.budget import Budget
 from bridge.spi import Prepared
 from bridge.spiffe import TrustDomain
 from bridge.x509.pem import parse_certificates

@@ -20,7 +20,7 @@ from bridge.errors import (
     MisissuedError,
 )
 from bridge.ledger.events import Ended, Intent
-from bridge.resilience.failover import Budget
+from bridge.resilience.budget import Budget
 from bridge.spi import LeafRequest, Prepared
 from tests.support.harness.core import CALLER, World, kinds, leaf_of
 from tests.support.harness.fake_ca import lie_called

@@ -22,7 +22,7 @@ from bridge.identity.caller import Caller, TokenCredential
 from bridge.issuance.procedure import Call, Issued
 from bridge.policy.issuance_policy import IssuancePolicy
 from bridge.policy.rules import Rules
-from bridge.resilience.failover import Budget
+from bridge.resilience.budget import Budget
 from bridge.spiffe import SpiffeID
 from bridge.x509.pem import parse_certificates
 from tests.support.harness.core import CALLER, TOKENS, World, csr, two_authorities

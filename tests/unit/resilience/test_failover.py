@@ -17,7 +17,8 @@ from bridge.errors import (
     MisissuedError,
     OverloadedError,
 )
-from bridge.resilience.failover import RESERVE_SECONDS, Budget, over_issuers
+from bridge.resilience.budget import RESERVE_SECONDS, Budget
+from bridge.resilience.failover import over_issuers
 
 DOWN = BackendUnavailableError("down")
 
@@ -28,9 +29,7 @@ class Pauses:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 1000.0
         self.slept: list[float] = []
-        monkeypatch.setattr(
-            "bridge.resilience.failover.time.monotonic", lambda: self.now
-        )
+        monkeypatch.setattr("bridge.resilience.budget.time.monotonic", lambda: self.now)
         monkeypatch.setattr("tenacity.nap.time.sleep", self.sleep)
 
     def sleep(self, seconds: float) -> None:

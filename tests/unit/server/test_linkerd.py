@@ -33,7 +33,7 @@ from bridge.errors import (
 from bridge.identity.caller import TokenCredential
 from bridge.metrics.instruments import Metrics
 from bridge.policy.linkerd_names import subject_error
-from bridge.resilience.failover import Budget
+from bridge.resilience.budget import Budget
 from bridge.server import istio
 from bridge.server.front import FrontSettings
 from bridge.server.linkerd import METHOD, LinkerdFront, LinkerdListener
