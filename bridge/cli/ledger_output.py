@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from bridge.ledger.events import COLUMNS
 from bridge.ledger.verify import Comparison, Report
 
 
@@ -32,30 +33,7 @@ class ExportOutput(StrEnum):
 
 
 _COLUMNS = ("time", "kind", "caller", "issuing CA", "serial", "not after", "rule")
-_CSV_COLUMNS = (
-    "writer",
-    "seq",
-    "at",
-    "kind",
-    "attempt",
-    "request",
-    "purpose",
-    "front",
-    "cluster",
-    "caller",
-    "issuing_ca",
-    "serial",
-    "key_sha256",
-    "names",
-    "not_before",
-    "not_after",
-    "tbs_sha256",
-    "certificate_sha256",
-    "status",
-    "rule",
-    "detail",
-    "hash",
-)
+_CSV_COLUMNS = tuple(name for name in COLUMNS if name != "body")
 
 
 def public(row: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -19,7 +19,7 @@ from bridge.issuance.call import Call, Issued
 from bridge.issuance.meshes import Istio, Linkerd, Mesh
 from bridge.issuance.selection import Subject, Term, leaf_request, usable_issuers
 from bridge.issuance.signing import Origin, Signed, Signing, describe, new_id
-from bridge.ledger.events import Ended, Outcome, Purpose
+from bridge.ledger.events import Ending, Outcome, Purpose
 from bridge.ledger.ledger import Ledger
 from bridge.metrics.instruments import Metrics
 from bridge.policy.issuance_policy import Lifetime, valid_until
@@ -171,7 +171,7 @@ class Issuance:
         status, rule = "INTERNAL", "internal"
         if isinstance(error, BridgeError):
             status, rule = self._status_name(error, trace.front), error.rule
-        ended = Ended(
+        ended = Ending(
             kind=(
                 Outcome.REFUSED
                 if is_excess or isinstance(error, CallerError)
@@ -196,7 +196,7 @@ class Issuance:
             _log.exception("a refusal could not be put on record")
         _tell(ended)
 
-    def _write(self, ended: Ended, caller: Caller | None, *, is_excess: bool) -> bool:
+    def _write(self, ended: Ending, caller: Caller | None, *, is_excess: bool) -> bool:
         if caller is None:
             return self._ledger.refuse_unauthenticated(ended)
         if is_excess:
@@ -240,7 +240,7 @@ class _OnRecord:
             self._citadel.success_cert_issuance_count.inc()
 
 
-def _tell(ended: Ended) -> None:
+def _tell(ended: Ending) -> None:
     who = f"{ended.cluster} {ended.caller}".strip() or "nobody known"
     said = f"{ended.kind} {ended.rule}: {ended.detail}"
     _log.info(

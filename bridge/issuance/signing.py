@@ -23,7 +23,7 @@ from bridge.errors import (
     MisissuedError,
     OverloadedError,
 )
-from bridge.ledger.events import Ended, Intent, Outcome, Purpose
+from bridge.ledger.events import Ending, Intent, Outcome, Purpose
 from bridge.ledger.ledger import Ledger
 from bridge.metrics.instruments import Metrics
 from bridge.policy.issued import names_of, require_as_prepared, require_profile
@@ -217,7 +217,7 @@ class Signing:
             backend.called(result)
         return issued
 
-    def _end_with(self, ended: Ended, error: BaseException) -> None:
+    def _end_with(self, ended: Ending, error: BaseException) -> None:
         status, rule = "INTERNAL", "internal"
         if isinstance(error, BridgeError):
             status, rule = self._status_name(error, ended.front), error.rule
@@ -259,7 +259,7 @@ class _Unintended:
         if error is None:
             return
         origin = self._origin
-        ended = Ended(
+        ended = Ending(
             kind=Outcome.FAILED.value,
             attempt="",
             request=origin.request,
@@ -286,9 +286,8 @@ class _Attempt:
     def issued(self, leaf: x509.Certificate, *, durable: bool) -> None:
         digest = hashlib.sha256(self.certificate).hexdigest()
         self._signing._ledger.end(  # noqa: SLF001 - one class in two parts
-            _ended(
-                self._intent,
-                kind=Outcome.ISSUED,
+            self._intent.ending(
+                Outcome.ISSUED,
                 serial=f"{leaf.serial_number:x}",
                 certificate_sha256=digest,
                 status="OK",
@@ -303,11 +302,9 @@ class _Attempt:
         if isinstance(error, MisissuedError):
             signing._stop(self._intent, error)  # noqa: SLF001 - see above
         digest = hashlib.sha256(self.certificate).hexdigest()
-        ended = _ended(
-            self._intent,
+        ended = self._intent.ending(
             # A certificate that came back exists, whatever went wrong after that.
-            kind=Outcome.UNKNOWN if self.certificate else outcome_of(error),
-            serial=self._intent.serial,
+            Outcome.UNKNOWN if self.certificate else outcome_of(error),
             certificate_sha256=digest if self.certificate else "",
         )
         signing._end_with(ended, error)  # noqa: SLF001 - see above
@@ -333,18 +330,4 @@ def _intent(issuer: Issuer, prepared: Prepared, origin: Origin) -> Intent:
         not_after=int(request.not_after.timestamp()),
         serial=f"{request.serial:x}" if prepared.tbs else "",
         tbs_sha256=prepared.tbs_sha256,
-    )
-
-
-def _ended(intent: Intent, *, kind: Outcome, **fields: str) -> Ended:
-    return Ended(
-        kind=kind.value,
-        attempt=intent.attempt,
-        request=intent.request,
-        purpose=intent.purpose,
-        front=intent.front,
-        cluster=intent.cluster,
-        caller=intent.caller,
-        issuing_ca=intent.issuing_ca,
-        **fields,
     )

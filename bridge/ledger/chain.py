@@ -17,9 +17,10 @@ from typing import Any, NamedTuple
 
 from bridge.errors import LedgerError
 from bridge.ledger.events import (
+    COLUMNS,
     Attested,
     Closed,
-    Ended,
+    Ending,
     Event,
     Intent,
     Opened,
@@ -37,26 +38,6 @@ CHAIN_RULE = "ledger.chain"
 # JSON escapes control characters, so this one never stands in a finished row: it marks
 # the two places that only the chain can fill.
 _HOLE = "\0"
-
-
-_TEXTS = (
-    "kind",
-    "attempt",
-    "request",
-    "purpose",
-    "front",
-    "cluster",
-    "caller",
-    "issuing_ca",
-    "serial",
-    "key_sha256",
-    "tbs_sha256",
-    "certificate_sha256",
-    "status",
-    "rule",
-    "detail",
-)
-"""Of the archive: what a row does not have is empty there."""
 
 
 class Head(NamedTuple):
@@ -239,20 +220,28 @@ def _shape(event: type[Event]) -> _Shape:
 
 _SHAPES: Mapping[type[Event], _Shape] = {
     event: _shape(event)
-    for event in (Intent, Ended, Summary, Opened, Closed, Resumed, Attested)
+    for event in (Intent, Ending, Summary, Opened, Closed, Resumed, Attested)
 }
 
 
+_TYPES = {field.name: field.type for kind in (Intent, Ending) for field in fields(kind)}
+_TEXTS = tuple(name for name in COLUMNS if _TYPES.get(name) is str)
+_NUMBERS = tuple(name for name in COLUMNS if _TYPES.get(name) is int)
+_LISTS = tuple(name for name in COLUMNS if _TYPES.get(name) == list[str])
+
+
 def entry(writer: str, row: Row) -> Mapping[str, Any]:
-    """Return `row` by the columns of the archive."""
+    """Return `row` by the columns of the archive.
+
+    A text that the row does not have is empty there, and a number is null.
+    """
     values = row.values
     columns: dict[str, Any] = {name: values.get(name, "") for name in _TEXTS}
+    columns |= {name: values.get(name) for name in _NUMBERS}
+    columns |= {name: encode_list(values.get(name, ())) for name in _LISTS}
     columns["writer"] = writer
     columns["seq"] = row.seq
     columns["at"] = row.at
-    columns["names"] = encode_list(values.get("names", ()))
-    columns["not_before"] = values.get("not_before")
-    columns["not_after"] = values.get("not_after")
     columns["body"] = row.line.decode("utf-8")
     columns["hash"] = row.digest
     return columns

@@ -6,17 +6,13 @@ Every row in a journal is one JSON object that also carries `seq` (from 0, per w
 serial numbers are lower-case hex; no value is secret.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from enum import StrEnum
 from typing import ClassVar
 
-Value = str | int | list[str] | dict[str, int]
-"""What a row's field may hold."""
-
 
 class Purpose(StrEnum):
-    """Whom a certificate is for."""
+    """What a certificate is for."""
 
     WORKLOAD = "workload"
     SERVING = "serving"
@@ -30,16 +26,16 @@ class Outcome(StrEnum):
 
     ISSUED = "issued"
     REFUSED = "refused"
-    """A rule said no; nothing was signed."""
+    """A rule refused it; nothing was signed."""
     FAILED = "failed"
-    """The backend or the bridge could not; nothing was signed."""
+    """The backend or the bridge failed; nothing was signed."""
     UNKNOWN = "unknown"
-    """A certificate may exist that nobody was given."""
+    """A certificate may exist that no caller was given."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Intent:
-    """One attempt to have a certificate signed. On disk before anything is signed."""
+    """An attempt to have a certificate signed. It is on disk before the signature."""
 
     kind: ClassVar[str] = "intent"
 
@@ -56,9 +52,11 @@ class Intent:
     credential: str
     """`token`, `certificate`, or `self`."""
     pod: str
-    """Namespace/name/UID as far as the credential told; may be empty."""
+    """Namespace/name/UID as far as the credential says; may be empty."""
     issuing_ca: str
     """The name in the configuration."""
+    serial: str
+    """Empty where the backend chooses it."""
     generation: int
     """Of the snapshot that decided."""
     issuer_sha256: str
@@ -69,14 +67,23 @@ class Intent:
     """Subject alternative names in order, `URI:...` or `DNS:...`."""
     not_before: int
     not_after: int
-    serial: str
-    """Empty where the backend chooses it."""
     tbs_sha256: str
     """Empty where the backend builds it."""
 
+    def ending(self, outcome: Outcome, **values: str) -> "Ending":
+        """Build the row of this attempt's outcome.
+
+        Args:
+            outcome: How the attempt ended.
+            values: Fields of the row that differ from the intent's, or that an intent
+                does not have.
+        """
+        shared = {name: getattr(self, name) for name in SHARED_FIELDS}
+        return Ending(**{**shared, "kind": outcome.value, **values})
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ended:
+class Ending:
     """The outcome of an attempt, or of a call that never became one."""
 
     kind: str
@@ -98,6 +105,26 @@ class Ended:
     """The rule that was broken, such as `csr.rsa-size`; empty for `issued`."""
     detail: str = ""
     """For operators; at most 500 characters."""
+
+
+def _names(event: type[Intent | Ending]) -> tuple[str, ...]:
+    return tuple(field.name for field in fields(event))
+
+
+SHARED_FIELDS = tuple(name for name in _names(Ending) if name in _names(Intent))
+"""What the outcome of an attempt repeats of its intent."""
+
+IN_BODY_ALONE = frozenset({"credential", "pod", "generation", "issuer_sha256"})
+"""Fields that have no column of their own."""
+
+COLUMNS = (
+    *("writer", "seq", "at", "kind"),
+    *(name for name in _names(Intent) if name not in IN_BODY_ALONE),
+    *(name for name in _names(Ending)[1:] if name not in SHARED_FIELDS),
+    *("body", "hash"),
+)
+"""A row as the archive and `meshca ledger export` have it. `body` is the line of the
+journal, and `hash` its SHA-256."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,9 +174,9 @@ class Resumed:
     kind: ClassVar[str] = "resumed"
 
     since: int
-    """When the disk took no more."""
+    """When the disk refused the first row."""
     detail: str
-    """What it said."""
+    """The error of the disk."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,13 +191,4 @@ class Attested:
     """The reason that the operator gave."""
 
 
-Event = Intent | Ended | Summary | Opened | Closed | Resumed | Attested
-
-
-def to_fields(event: Event) -> Mapping[str, Value]:
-    """Return the row's own fields, `kind` included."""
-    values: dict[str, Value] = {
-        field.name: getattr(event, field.name) for field in fields(event)
-    }
-    values["kind"] = event.kind
-    return values
+Event = Intent | Ending | Summary | Opened | Closed | Resumed | Attested

@@ -13,7 +13,7 @@ from bridge.config import LedgerConfig
 from bridge.errors import LedgerError
 from bridge.ledger.archive.feed import Feed, FeedTask, MakeFeed
 from bridge.ledger.archive.feeder import Feeder
-from bridge.ledger.events import Attested, Ended, Intent, Summary
+from bridge.ledger.events import Attested, Ending, Intent, Summary
 from bridge.ledger.heads import HeadKey, HeadPublisher, HeadSink, SignedHead, problem_of
 from bridge.ledger.journal.journal import Journal, JournalOptions, unobserved
 from bridge.ledger.journal.recovery import require_new
@@ -181,25 +181,25 @@ class Ledger:
             self._pause(pause)
         self._journal.append_durable(intent)
 
-    def end(self, ended: Ended, *, durable: bool = False) -> None:
+    def end(self, ending: Ending, *, durable: bool = False) -> None:
         """Record how an attempt or a call ended.
 
         Args:
-            ended: The outcome; a detail that is too long is cut.
+            ending: The outcome; a detail that is too long is cut.
             durable: Return only when it is on disk: for a certificate whose serial
                 number the backend chose.
 
         Raises:
             LedgerError: It is not, or may not be, on record.
         """
-        if len(ended.detail) > _DETAIL_CHARACTERS:
-            ended = replace(ended, detail=ended.detail[:_DETAIL_CHARACTERS])
+        if len(ending.detail) > _DETAIL_CHARACTERS:
+            ending = replace(ending, detail=ending.detail[:_DETAIL_CHARACTERS])
         if durable:
-            self._journal.append_durable(ended)
+            self._journal.append_durable(ending)
         else:
-            self._journal.append(ended)
+            self._journal.append(ending)
 
-    def refuse_unauthenticated(self, ended: Ended) -> bool:
+    def refuse_unauthenticated(self, ending: Ending) -> bool:
         """Record a call of nobody we know: a row, or one count in a summary.
 
         Returns:
@@ -208,17 +208,17 @@ class Ledger:
         Raises:
             LedgerError: The journal is shut.
         """
-        return self._end_metered(ended, self._refusals)
+        return self._end_metered(ending, self._refusals)
 
-    def refuse_excess(self, ended: Ended) -> bool:
+    def refuse_excess(self, ending: Ending) -> bool:
         """Record a call above a caller's ceiling. As `refuse_unauthenticated`."""
-        return self._end_metered(ended, self._excess)
+        return self._end_metered(ending, self._excess)
 
-    def _end_metered(self, ended: Ended, meter: RefusalMeter) -> bool:
+    def _end_metered(self, ending: Ending, meter: RefusalMeter) -> bool:
         self._summarize(int(self._clock().timestamp()))
-        if not meter.admit(ended.rule):
+        if not meter.admit(ending.rule):
             return False
-        self.end(ended)
+        self.end(ending)
         return True
 
     def problem(self) -> str | None:

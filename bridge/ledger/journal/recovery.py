@@ -15,7 +15,7 @@ from bridge.ledger.chain import (
     parse,
     read_rows,
 )
-from bridge.ledger.events import Closed, Ended, Intent, Opened, Outcome
+from bridge.ledger.events import SHARED_FIELDS, Closed, Ending, Intent, Opened, Outcome
 from bridge.ledger.journal.segments import (
     after_last_newline,
     cut_error,
@@ -34,16 +34,6 @@ RESTART_RULE = "ledger.restart"
 _REACH_MICROSECONDS = 60_000_000
 """An attempt is over long before this: its deadline is seconds away."""
 _OUTCOMES = frozenset(Outcome)
-_CARRIED = (
-    "attempt",
-    "request",
-    "purpose",
-    "front",
-    "cluster",
-    "caller",
-    "issuing_ca",
-    "serial",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +41,7 @@ class Tail:
     """Where a journal ended, and what it left open."""
 
     head: Head
-    unknown: list[Ended]
+    unknown: list[Ending]
     """An outcome for each intent that has none."""
 
 
@@ -247,12 +237,12 @@ def _open_intents(ends: list[_End], newest: _Attempts) -> dict[str, Mapping[str,
     return left
 
 
-def _unknown(intent: Mapping[str, Any]) -> Ended:
-    return Ended(
+def _unknown(intent: Mapping[str, Any]) -> Ending:
+    return Ending(
         kind=Outcome.UNKNOWN,
         rule=RESTART_RULE,
         detail="the process ended before the outcome was on record",
-        **{name: str(intent.get(name, "")) for name in _CARRIED},
+        **{name: str(intent.get(name, "")) for name in SHARED_FIELDS},
     )
 
 

@@ -21,7 +21,7 @@ from bridge.errors import (
     TTLError,
 )
 from bridge.identity.caller import TokenCredential
-from bridge.ledger.events import Ended, Intent
+from bridge.ledger.events import Ending, Intent
 from bridge.resilience.budget import Budget
 from bridge.spi import Prepared
 from bridge.spiffe import TrustDomain
@@ -209,7 +209,7 @@ def test_a_refusal_is_one_row_and_no_signature(
 def test_an_unauthenticated_call_goes_through_the_meter(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    metered: list[Ended] = []
+    metered: list[Ending] = []
     monkeypatch.setattr(world.ledger, "refuse_unauthenticated", metered.append)
     with pytest.raises(AuthenticationError, match="token"):
         world.issue(audiences=frozenset({"other"}))

@@ -19,7 +19,7 @@ from bridge.errors import (
     LedgerError,
     MisissuedError,
 )
-from bridge.ledger.events import Ended, Intent
+from bridge.ledger.events import Ending, Intent
 from bridge.resilience.budget import Budget
 from bridge.spi import LeafRequest, Prepared
 from tests.support.harness.core import CALLER, World, kinds, leaf_of
@@ -62,9 +62,9 @@ def test_an_outcome_that_cannot_be_written_releases_nothing(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The certificate exists by then: it must never be told as `failed`.
-    ends: list[Ended] = []
+    ends: list[Ending] = []
 
-    def end(ended: Ended, **_: bool) -> None:
+    def end(ended: Ending, **_: bool) -> None:
         ends.append(ended)
         raise LedgerError("the disk is full", rule="ledger.disk")
 
@@ -78,7 +78,7 @@ def test_an_outcome_that_cannot_be_written_releases_nothing(
 def test_a_ledger_that_fails_does_not_hide_a_misissuance(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def end(*_: Ended, **__: bool) -> None:
+    def end(*_: Ending, **__: bool) -> None:
         raise LedgerError("the disk is full", rule="ledger.disk")
 
     monkeypatch.setattr(world.ledger, "end", end)

@@ -12,7 +12,7 @@ from bridge.ledger.archive.feed import FeedTask
 from bridge.ledger.archive.feeder import Feeder
 from bridge.ledger.archive.feedprocess import FeederProcess
 from bridge.ledger.chain import Row, microseconds, read_rows
-from bridge.ledger.events import Ended, Intent
+from bridge.ledger.events import Ending, Intent
 from bridge.ledger.heads import HeadKey, HeadSink
 from bridge.ledger.journal.journal import Journal, JournalOptions
 from bridge.ledger.journal.segments import DiskFile, JournalFile
@@ -58,7 +58,7 @@ def make_intent(number: int = 1, **changed: Any) -> Intent:
     return Intent(**values | changed)
 
 
-def make_ended(number: int = 1, kind: str = "issued", **changed: Any) -> Ended:
+def make_ended(number: int = 1, kind: str = "issued", **changed: Any) -> Ending:
     values: dict[str, Any] = {
         "kind": kind,
         "attempt": f"{number:032x}",
@@ -72,7 +72,7 @@ def make_ended(number: int = 1, kind: str = "issued", **changed: Any) -> Ended:
         "certificate_sha256": f"{number + 9:064x}",
         "status": "OK",
     }
-    return Ended(**values | changed)
+    return Ending(**values | changed)
 
 
 class FaultyDisk:

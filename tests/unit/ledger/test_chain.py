@@ -8,15 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge.ledger.chain import canonical, encode, link, parse
+from bridge.ledger.archive.schema import entries
+from bridge.ledger.chain import canonical, encode, entry, link, parse
 from bridge.ledger.events import (
+    COLUMNS,
     Closed,
-    Ended,
+    Ending,
     Event,
     Intent,
     Opened,
     Summary,
-    to_fields,
 )
 from tests.unit.ledger.support import make_ended, make_intent
 
@@ -28,12 +29,18 @@ VALUES: dict[object, st.SearchStrategy[Any]] = {
 }
 
 
+def to_fields(event: Event) -> dict[str, Any]:
+    return {**dataclasses.asdict(event), "kind": event.kind}
+
+
 def rows_of(event: type[Event]) -> st.SearchStrategy[Event]:
     values = {field.name: VALUES[field.type] for field in dataclasses.fields(event)}
     return st.builds(event, **values)
 
 
-EVENTS = st.one_of([rows_of(kind) for kind in (Intent, Ended, Summary, Opened, Closed)])
+EVENTS = st.one_of(
+    [rows_of(kind) for kind in (Intent, Ending, Summary, Opened, Closed)]
+)
 
 
 @given(EVENTS, st.integers(0, 2**60), st.integers(0, 2**53))
@@ -76,3 +83,9 @@ def test_a_row_whose_chain_fields_have_other_types_is_none(
 def test_bytes_that_are_no_row_are_refused(line: bytes) -> None:
     with pytest.raises(ValueError, match=r"."):
         parse(line)
+
+
+def test_an_entry_has_the_columns_of_the_archive() -> None:
+    row = parse(link(encode(make_intent(), 1), "0" * 64, 0))
+    assert set(entry("w0", row)) == set(COLUMNS)
+    assert tuple(column.name for column in entries.columns) == COLUMNS
