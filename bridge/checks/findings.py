@@ -46,7 +46,7 @@ def given_pair(config: BridgeConfig) -> Iterator[Finding]:
 
     part, what = "fronts.istio.tls", "serving certificate"
     try:
-        pair = read_key_pair(config.resolve(tls.certificate), config.resolve(tls.key))
+        pair = read_key_pair(tls.certificate, tls.key)
     except BridgeError as error:
         yield Finding(part, what, "FAILED", str(error))
         return

@@ -19,9 +19,7 @@ def ledger_places(config: BridgeConfig) -> Iterator[tuple[str, str, str]]:
         Key, what is fine with it, and what is wrong with it: empty for nothing.
     """
     ledger = config.ledger
-    journal = config.resolve(ledger.journal)
-    sink = config.resolve(ledger.heads.sink)
-    key = config.resolve(ledger.heads.key) if ledger.heads.key else None
+    journal, sink, key = ledger.journal, ledger.heads.sink, ledger.heads.key
     places: tuple[tuple[str, str, Callable[[], None]], ...] = (
         ("journal", f"can be written: {journal}", lambda: _try_journal(journal)),
         ("archive", "can be opened", lambda: _try_archive(config)),
@@ -62,7 +60,7 @@ def _try_archive(config: BridgeConfig) -> None:
         return
     if url.database in (None, "", ":memory:"):
         raise ConfigError("expected a file: sqlite:///FILE")
-    path = config.resolve(Path(url.database))
+    path = Path(url.database)
     _try_file(path)
     if path.exists():
         with path.open("rb") as file:

@@ -115,8 +115,8 @@ def _places_of(
     read = config.read(config_file)
     section = read.ledger
     if public_key is None and section.heads.key is not None:
-        public_key = read.resolve(section.heads.key).with_suffix(".pub")
-    return read.resolve(section.journal), read.resolve(section.heads.sink), public_key
+        public_key = section.heads.key.with_suffix(".pub")
+    return section.journal, section.heads.sink, public_key
 
 
 def _tell_verified(report: Report, compared: Comparison | None, output: str) -> None:
@@ -148,7 +148,6 @@ def attest_journal(
     read = config.read(config_file)
     attested = attest(
         read.ledger,
-        read.resolve,
         writer=writer,
         operator=_operator(),
         reason=reason,
@@ -266,7 +265,7 @@ def _open(config_file: Path) -> "tuple[Archive, Callable[..., Query]]":
     from bridge.ledger.archive.queries import Query  # noqa: PLC0415 - see the top
 
     read = config.read(config_file)
-    return Archive.open(read.ledger.archive, read.resolve, make=False), Query
+    return Archive.open(read.ledger.archive, make=False), Query
 
 
 def _writer_line(writer: WriterReport) -> str:

@@ -97,10 +97,6 @@ class BridgeConfig(Section):
         """The folder of the file: relative paths are relative to it."""
         return self._base
 
-    def resolve(self, path: Path) -> Path:
-        """Return `path`, relative to the folder of the configuration file."""
-        return self._base / path
-
     def problems(self) -> Sequence[Problem]:
         """Return what only shows when sections are held together.
 
@@ -251,12 +247,12 @@ def parse(text: str, path: Path) -> BridgeConfig:
     """Check `text`, the content of the file at `path`. Raises as `read` does."""
     tree = _tree(text, path)
     try:
-        config = BridgeConfig.model_validate(tree)
+        config = _validated(tree, path)
     except ValidationError as error:
-        raise ConfigError(listed(path, _all_of(_mended(tree, error)))) from None
+        raise ConfigError(listed(path, _all_of(_mended(tree, error, path)))) from None
     if problems := config.problems():
         raise ConfigError(listed(path, problems))
-    return _placed(config, path)
+    return config
 
 
 def rest(path: Path) -> BridgeConfig | None:
@@ -273,10 +269,9 @@ def rest(path: Path) -> BridgeConfig | None:
     except (OSError, ValueError, ConfigError):
         return None
     try:
-        config: BridgeConfig | None = BridgeConfig.model_validate(tree)
+        return _validated(tree, path)
     except ValidationError as error:
-        config = _mended(tree, error).config
-    return None if config is None else _placed(config, path)
+        return _mended(tree, error, path).config
 
 
 def _tree(text: str, path: Path) -> Mapping[Any, Any]:
@@ -289,15 +284,17 @@ def _tree(text: str, path: Path) -> Mapping[Any, Any]:
     return tree
 
 
-def _placed(config: BridgeConfig, path: Path) -> BridgeConfig:
-    # Not resolved: where the file is a symbolic link that is swapped, as Kubernetes
+def _validated(tree: object, path: Path) -> BridgeConfig:
+    # Links are not followed: where the file is a link that is swapped, as Kubernetes
     # does, the folder that it stands in stays, and the folder behind it goes.
-    config._path, config._base = path, path.absolute().parent  # noqa: SLF001 - no keys
+    base = path.absolute().parent
+    config = BridgeConfig.model_validate(tree, context={"base": base})
+    config._path, config._base = path, base  # noqa: SLF001 - no keys
     return config
 
 
-def _mended(tree: object, error: ValidationError) -> Mended[BridgeConfig]:
-    return Mended(tree, error, BridgeConfig.model_validate)
+def _mended(tree: object, error: ValidationError, path: Path) -> Mended[BridgeConfig]:
+    return Mended(tree, error, lambda mended: _validated(mended, path))
 
 
 def _all_of(mended: Mended[BridgeConfig]) -> list[Problem]:

@@ -6,7 +6,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
 
 from bridge.dns_names import is_address, is_host, is_label, is_subdomain
 from bridge.errors import BridgeError
@@ -20,6 +20,7 @@ _LONGEST = timedelta(days=3660)
 _PASSWORD = re.compile(
     r"://[^/?#@]*:[^/?#]*@|[?&;](?:password|passwd|pwd)=", re.IGNORECASE
 )
+_SQLITE_FILE = re.compile(r"(sqlite[\w+]*://[^/?]*/)([^?]+)(.*)", re.DOTALL)
 _IPV4 = re.compile(r"[0-9.]+")
 _NOT_SHOWN = "one that is not shown"
 
@@ -101,6 +102,17 @@ def _archive(value: object) -> object:
     )
 
 
+def _archive_file(value: str, info: ValidationInfo) -> str:
+    # The database of a SQLite URL ends at a question mark, and has no escapes.
+    match = _SQLITE_FILE.fullmatch(value)
+    if match is None or match[2] == ":memory:":
+        return value
+    path = _base(info) / match[2]
+    if "?" in str(path):
+        raise ValueError('expected a file in a folder without "?" in its name')
+    return f"{match[1]}{path}{match[3]}"
+
+
 def _namespace(value: str) -> str:
     if not is_label(value):
         raise ValueError(
@@ -148,10 +160,14 @@ def require_https(url: str) -> str:
     return url
 
 
-def _file(value: Path) -> Path:
+def _file(value: Path, info: ValidationInfo) -> Path:
     if value == Path() or not str(value).isprintable():
         raise ValueError("expected the path of a file, in printable characters")
-    return value
+    return _base(info) / value
+
+
+def _base(info: ValidationInfo) -> Path:
+    return info.context["base"] if info.context else Path()
 
 
 def _different(values: tuple[str, ...]) -> tuple[str, ...]:
@@ -200,6 +216,8 @@ HttpsURL = Annotated[str, AfterValidator(require_https)]
 PositiveNumber = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 TrustDomainName = Annotated[str, AfterValidator(_trust_domain)]
 Address = Annotated[str, BeforeValidator(_address)]
-ArchiveURL = Annotated[str, BeforeValidator(_archive)]
+ArchiveURL = Annotated[str, BeforeValidator(_archive), AfterValidator(_archive_file)]
+"""The file of a SQLite database is made absolute, as a `FilePath` is."""
 FilePath = Annotated[Path, Field(strict=False), AfterValidator(_file)]
-"""Relative to the folder of the configuration file."""
+"""Absolute once it is read: relative paths are relative to the folder `base` of the
+validation context, the folder of the configuration file."""

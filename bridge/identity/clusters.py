@@ -98,7 +98,7 @@ def _cluster(
         namespaces=namespaces_of(entry, index),
         tokens=entry.tokens,
         keyring=Keyring(
-            _source(config, entry.tokens),
+            _source(entry.tokens),
             partial(owners.claim, entry.name),
             max_age=entry.tokens.max_key_age,
             floor=entry.tokens.refresh_floor,
@@ -107,11 +107,10 @@ def _cluster(
     )
 
 
-def _source(config: BridgeConfig, entry: TokensConfig) -> KeySource:
+def _source(entry: TokensConfig) -> KeySource:
     if entry.file is not None:
-        return FileSource(config.resolve(entry.file))
-    ca_file = None if entry.ca_file is None else config.resolve(entry.ca_file)
-    return URLSource(entry.url or "", entry.issuer, ca_file)
+        return FileSource(entry.file)
+    return URLSource(entry.url or "", entry.issuer, entry.ca_file)
 
 
 def _impossible_namespaces(entry: ClusterConfig, index: int) -> list[str]:

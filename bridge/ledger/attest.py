@@ -7,7 +7,6 @@ has is kept there under another name.
 """
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,7 +55,6 @@ class _End:
 
 def attest(
     config: LedgerConfig,
-    resolve: Callable[[Path], Path],
     *,
     writer: str,
     operator: str,
@@ -67,7 +65,6 @@ def attest(
 
     Args:
         config: Section `ledger` of the configuration.
-        resolve: Makes a path of the configuration absolute.
         writer: Whose journal it is. No server may be at work on it.
         operator: Who answers for it.
         reason: Why.
@@ -81,17 +78,17 @@ def attest(
     """
     if not (operator.strip() and reason.strip()):
         raise ConfigError("--reason: expected who and why, in words")
-    _require_known(config, resolve, writer)
-    folder = make_folder(resolve(config.journal), writer)
+    _require_known(config, writer)
+    folder = make_folder(config.journal, writer)
     held = lock(folder)
     try:
-        key = head_key(config, resolve)
-        sink = HeadSink(resolve(config.heads.sink))
+        key = head_key(config)
+        sink = HeadSink(config.heads.sink)
         published = sink.newest(writer)
         ahead = ahead_of(folder)
         end = _verified_end(folder, writer)
         _require_same_journal(folder, end, sink, key)
-        kept = _keep_in_archive(config, resolve, writer, end, clock)
+        kept = _keep_in_archive(config, writer, end, clock)
         if not (kept or end.spoiled or ahead) and _is_vouched_for(published, end, key):
             raise LedgerError(
                 f"{folder}: there is nothing to attest: the journal holds its newest "
@@ -109,15 +106,13 @@ def attest(
     return Attestation(head=head, published=published, torn=torn, kept=kept)
 
 
-def _require_known(
-    config: LedgerConfig, resolve: Callable[[Path], Path], writer: str
-) -> None:
+def _require_known(config: LedgerConfig, writer: str) -> None:
     # A mistyped name must not become a journal: it would be on record for good.
-    folder = resolve(config.journal)
-    published = HeadSink(resolve(config.heads.sink)).newest(writer)
+    folder = config.journal
+    published = HeadSink(config.heads.sink).newest(writer)
     if (folder / writer).is_dir() or published is not None:
         return
-    if writer not in _archived(config, resolve):
+    if writer not in _archived(config):
         there = sorted(path.name for path in folder.glob("*/"))
         raise LedgerError(
             f"{folder}: nothing is known of a journal {writer!r}; there is "
@@ -126,10 +121,10 @@ def _require_known(
         )
 
 
-def _archived(config: LedgerConfig, resolve: Callable[[Path], Path]) -> list[str]:
+def _archived(config: LedgerConfig) -> list[str]:
     from bridge.ledger.archive.archive import Archive  # noqa: PLC0415 - slow
 
-    archive = Archive.open(config.archive, resolve)
+    archive = Archive.open(config.archive)
     try:
         return archive.writers()
     finally:
@@ -252,14 +247,13 @@ def _move_spoiled(end: _End) -> Path | None:
 
 def _keep_in_archive(
     config: LedgerConfig,
-    resolve: Callable[[Path], Path],
     writer: str,
     end: _End,
     clock: Clock,
 ) -> int:
     from bridge.ledger.archive.archive import START, Archive, Position  # noqa: PLC0415 - slow
 
-    archive = Archive.open(config.archive, resolve)
+    archive = Archive.open(config.archive)
     try:
         last: Position = START
         if end.head.seq >= 0:

@@ -107,7 +107,6 @@ class Ledger:
     def open(  # noqa: PLR0913 - each is a value of its own
         cls,
         config: LedgerConfig,
-        resolve: Callable[[Path], Path],
         *,
         writer: str,
         version: str,
@@ -123,7 +122,6 @@ class Ledger:
 
         Args:
             config: Section `ledger` of the configuration.
-            resolve: Makes a path of the configuration absolute.
             writer: The name of this writer, the same after a restart.
             version: Of the bridge.
             clock: Gives each row its time.
@@ -136,9 +134,8 @@ class Ledger:
             LedgerError: The journal cannot be used, or not trusted; or the head cannot
                 be published.
         """
-        folder = resolve(config.journal)
-        key = head_key(config, resolve)
-        sink = HeadSink(resolve(config.heads.sink))
+        folder, key = config.journal, head_key(config)
+        sink = HeadSink(config.heads.sink)
         newest = _newest_head(sink, key, folder / writer)
         with ExitStack() as undo:
             journal = Journal.open(
@@ -156,7 +153,6 @@ class Ledger:
                 folder=journal.folder,
                 durable=lambda: journal.head,
                 archive=config.archive,
-                resolve=resolve,
                 clock=clock,
                 max_lag=config.max_lag,
             )
@@ -319,7 +315,7 @@ def _with_head(options: JournalOptions, newest: SignedHead | None) -> JournalOpt
     return replace(options, published=newest.tip, attested=attested)
 
 
-def head_key(config: LedgerConfig, resolve: Callable[[Path], Path]) -> HeadKey:
+def head_key(config: LedgerConfig) -> HeadKey:
     """Return the key of the heads: the configured one, or the one beside the journal.
 
     Raises:
@@ -327,5 +323,5 @@ def head_key(config: LedgerConfig, resolve: Callable[[Path], Path]) -> HeadKey:
         LedgerError: It cannot be made.
     """
     if config.heads.key is not None:
-        return HeadKey.load(resolve(config.heads.key))
-    return HeadKey.load_or_make(resolve(config.journal) / "heads.key")
+        return HeadKey.load(config.heads.key)
+    return HeadKey.load_or_make(config.journal / "heads.key")

@@ -6,7 +6,7 @@ without an outcome, and rows that the archive never gets.
 """
 
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from pathlib import Path
 
 from bridge.config import LedgerConfig
@@ -22,7 +22,6 @@ _log = logging.getLogger(__name__)
 
 def settle(
     config: LedgerConfig,
-    resolve: Callable[[Path], Path],
     *,
     ours: Collection[str],
     version: str,
@@ -32,7 +31,6 @@ def settle(
 
     Args:
         config: Section `ledger` of the configuration.
-        resolve: Makes a path of the configuration absolute.
         ours: Writers that run, or are about to.
         version: Of the bridge.
         clock: Gives each row its time.
@@ -42,14 +40,14 @@ def settle(
         stays as it is.
     """
     settled: list[str] = []
-    for folder in sorted(resolve(config.journal).iterdir()):
+    for folder in sorted(config.journal.iterdir()):
         if not folder.is_dir() or folder.name in ours or is_locked(folder):
             continue
         try:
-            if _is_in_order(folder, _fed(config, resolve, folder.name)):
+            if _is_in_order(folder, _fed(config, folder.name)):
                 continue
             ledger = Ledger.open(
-                config, resolve, writer=folder.name, version=version, clock=clock
+                config, writer=folder.name, version=version, clock=clock
             )
             ledger.close()
         except (BridgeError, OSError) as error:
@@ -74,12 +72,12 @@ def _is_in_order(folder: Path, fed: int) -> bool:
     return bool(last.values["reason"] == "shutdown")
 
 
-def _fed(config: LedgerConfig, resolve: Callable[[Path], Path], writer: str) -> int:
+def _fed(config: LedgerConfig, writer: str) -> int:
     # How far the archive has read. Imported here: see `bridge.ledger.archive.archive`.
     from bridge.ledger.archive.archive import Archive  # noqa: PLC0415 - see above
 
     try:
-        archive = Archive.open(config.archive, resolve)
+        archive = Archive.open(config.archive)
     except LedgerError as error:
         _log.info("the archive does not say how far it is: %s", error)
         return -1

@@ -157,7 +157,6 @@ class Process:
         parts.callback(snapshots.close)
         ledger = Ledger.open(
             config.ledger,
-            config.resolve,
             writer=self._role.writer,
             version=__version__,
             clock=clock,
@@ -211,7 +210,6 @@ class Process:
         def run() -> None:
             settle(
                 config.ledger,
-                config.resolve,
                 ours=ours,
                 version=__version__,
                 clock=clock,

@@ -215,8 +215,6 @@ def _istio(config: BridgeConfig) -> IstioConfig:
 def _source(config: BridgeConfig, issue: IssueServing) -> CertificateSource:
     tls = _istio(config).tls
     if tls.certificate is not None and tls.key is not None:
-        return FileCertificateSource(
-            config.resolve(tls.certificate), config.resolve(tls.key)
-        )
+        return FileCertificateSource(tls.certificate, tls.key)
     ttl = tls.ttl or min(_DEFAULT_SERVING_TTL, config.issuance.max_ttl)
     return IssuedCertificateSource(issue, tls.dns_names, ttl)

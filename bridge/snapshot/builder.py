@@ -99,7 +99,7 @@ class Assembly:
         Raises:
             ConfigError: The file cannot be read or holds anything else.
         """
-        path = self.config.resolve(self.config.trust_anchors)
+        path = self.config.trust_anchors
         source = f"trust_anchors: {path}"
         return parse_certificates(_content(path, source), source)
 
@@ -112,8 +112,7 @@ class Assembly:
         """
         config = self.config.issuing_cas[name]
         where = f"issuing_cas.{name}"
-        chain_file = self.config.resolve(config.chain) if config.chain else None
-        source = f"{where}.chain: {chain_file}" if chain_file else where
+        source = f"{where}.chain: {config.chain}" if config.chain else where
         ca = self._opened(name)
         try:
             description = ca.describe()
@@ -155,7 +154,7 @@ class Assembly:
         return PluginContext(
             name=name,
             base=self.config.base,
-            chain=self.config.resolve(config.chain) if config.chain else None,
+            chain=config.chain,
             clock=self.clock,
             warn=self.warn,
         )

@@ -159,7 +159,6 @@ def _issuance(config: BridgeConfig) -> Iterator[tuple[Issuance, Metrics]]:
         parts.callback(snapshot.clusters.close)
         ledger = Ledger.open(
             config.ledger,
-            config.resolve,
             writer="bench",
             version=__version__,
             clock=clock,

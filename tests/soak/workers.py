@@ -81,9 +81,7 @@ def _cpu_seconds(bridge: Supervised) -> float:
 def _await_agreement(bridge: Supervised) -> None:
     # Nobody asks any more, so the archive comes to the end of the journals.
     until = time.monotonic() + _AGREE_SECONDS
-    archive = Archive.open(
-        "sqlite:///archive.db", lambda path: bridge.folder / path, make=False
-    )
+    archive = Archive.open(f"sqlite:///{bridge.folder}/archive.db", make=False)
     try:
         while not (found := compare(bridge.folder / "journal", archive)).agrees:
             if found.problems or time.monotonic() > until:

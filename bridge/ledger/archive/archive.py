@@ -8,7 +8,6 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain
 from operator import itemgetter
-from pathlib import Path
 from typing import Any, NamedTuple, Self, TypeVar
 
 import sqlalchemy as sa
@@ -57,14 +56,11 @@ class Archive:
         }
 
     @classmethod
-    def open(
-        cls, url: str, resolve: Callable[[Path], Path], *, make: bool = True
-    ) -> Self:
+    def open(cls, url: str, *, make: bool = True) -> Self:
         """Open the archive at `url`.
 
         Args:
-            url: A SQLAlchemy URL; a SQLite file is relative as `resolve` says.
-            resolve: Makes a path absolute.
+            url: A SQLAlchemy URL; the file of a SQLite database is absolute.
             make: Make the database or bring its tables up to date. Otherwise it is
                 only read, and has to be there.
 
@@ -72,7 +68,7 @@ class Archive:
             ConfigError: The URL cannot be used.
             LedgerError: The database cannot be opened, or has other tables.
         """
-        return cls(Database.open(url, resolve, make=make))
+        return cls(Database.open(url, make=make))
 
     def moved(self) -> bool:
         """Return whether the file is no longer the one that was opened.

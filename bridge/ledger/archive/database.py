@@ -3,7 +3,7 @@
 import fcntl
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
@@ -36,9 +36,9 @@ class Database:
         self._identity: _Identity | None = None
 
     @classmethod
-    def open(cls, url: str, resolve: Callable[[Path], Path], *, make: bool) -> Self:
+    def open(cls, url: str, *, make: bool) -> Self:
         """Open the database at `url`. See `Archive.open`."""
-        engine, path = _engine(url, resolve, make=make)
+        engine, path = _engine(url, make=make)
         database = cls(engine, path)
         try:
             with _prepared(path, make=make):
@@ -72,9 +72,7 @@ def failed(error: SQLAlchemyError) -> LedgerError:
     )
 
 
-def _engine(
-    url: str, resolve: Callable[[Path], Path], *, make: bool
-) -> tuple[sa.Engine, Path | None]:
+def _engine(url: str, *, make: bool) -> tuple[sa.Engine, Path | None]:
     try:
         parsed = sa.make_url(url)
         if parsed.get_backend_name() != "sqlite":
@@ -86,8 +84,8 @@ def _engine(
         ) from error
     if parsed.database in (None, "", ":memory:"):
         raise ConfigError(f"ledger.archive: expected a file: sqlite:///FILE ({url!r})")
-    path = resolve(Path(parsed.database))
-    engine = sa.create_engine(parsed.set(database=str(path)))
+    path = Path(parsed.database)
+    engine = sa.create_engine(parsed)
 
     def prepare(connection: Any, _record: object) -> None:
         # Python's driver begins a transaction before INSERT and its like, and none

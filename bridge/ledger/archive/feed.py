@@ -58,8 +58,6 @@ class FeedTask:
     """Returns the journal's tip."""
     archive: str
     """The URL of the archive. It may hold a password."""
-    resolve: Callable[[Path], Path]
-    """Makes a path in it absolute."""
     clock: Clock
     """Says how far behind the archive is."""
     max_lag: LagConfig = _NO_HURRY

@@ -82,4 +82,4 @@ def _open_archive(task: FeedTask) -> "Archive":
     # On the thread: the import takes longer than all the rest of the start.
     from bridge.ledger.archive.archive import Archive  # noqa: PLC0415 - see above
 
-    return Archive.open(task.archive, task.resolve)
+    return Archive.open(task.archive)

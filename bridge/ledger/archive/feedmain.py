@@ -159,7 +159,7 @@ def _open_archive(order: FeedOrder) -> "Archive":
     # callers that waited: it would not come to its end, or to that of the server.
     from bridge.ledger.archive.archive import Archive  # noqa: PLC0415 - see above
 
-    return Archive.open(order.archive, order.resolve)
+    return Archive.open(order.archive)
 
 
 def _follow_parent() -> None:

@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from bridge.ledger.archive.feeding import Goal, Report
@@ -17,8 +16,6 @@ class FeedOrder:
     """The writer's; its name is the writer's."""
     archive: str
     """The URL of the archive: it may hold a password, which is for nobody else."""
-    base: str
-    """The folder that a path in it is relative to."""
     entries: int
     """How many rows behind issuing stops."""
     seconds: float
@@ -32,10 +29,6 @@ class FeedOrder:
     def line(self) -> bytes:
         """Return the line."""
         return _line(asdict(self))
-
-    def resolve(self, path: Path) -> Path:
-        """Return `path`, absolute."""
-        return Path(self.base) / path
 
 
 class Told(NamedTuple):

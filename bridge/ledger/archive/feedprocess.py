@@ -6,7 +6,6 @@ import select
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import IO
 
 from bridge.ledger.archive.feed import Attended, FeedTask
@@ -145,7 +144,6 @@ class FeederProcess(Attended):
         return FeedOrder(
             folder=str(task.folder),
             archive=task.archive,
-            base=str(task.resolve(Path())),
             entries=task.max_lag.entries,
             seconds=task.max_lag.seconds,
         )

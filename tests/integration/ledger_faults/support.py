@@ -45,9 +45,7 @@ def workload_rows(bridge: Bridge, kind: str) -> list[dict[str, Any]]:
 
 def compared(bridge: Bridge, archive: str = "archive.db") -> Comparison:
     """Hold the archive against the journals."""
-    opened = Archive.open(
-        f"sqlite:///{archive}", lambda path: bridge.folder / path, make=False
-    )
+    opened = Archive.open(f"sqlite:///{bridge.folder / archive}", make=False)
     try:
         return compare(bridge.folder / "journal", opened)
     finally:

@@ -19,7 +19,6 @@ from tests.unit.ledger.support import (
     fed,
     make_ended,
     make_intent,
-    within,
 )
 
 CONFIG = """
@@ -41,13 +40,11 @@ def config_file(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def running(tmp_path: Path, config_file: Path) -> Iterator[Ledger]:
+def running(config_file: Path) -> Iterator[Ledger]:
     from bridge import config  # noqa: PLC0415 - the fixture is its only user
 
     section = config.read(config_file).ledger
-    ledger = Ledger.open(
-        section, within(tmp_path), writer="w0", version="1", clock=SetClock()
-    )
+    ledger = Ledger.open(section, writer="w0", version="1", clock=SetClock())
     for number in range(3):
         ledger.intend(make_intent(number))
         ledger.end(make_ended(number))

@@ -94,8 +94,36 @@ def test_a_file_is_read_and_its_folder_is_the_base(tmp_path: Path) -> None:
     path.write_text(DESIGN)
     config = read(path)
     assert config.base == tmp_path
-    assert config.resolve(config.trust_anchors) == tmp_path / "roots.pem"
-    assert config.resolve(Path("/etc/roots.pem")) == Path("/etc/roots.pem")
+    assert config.trust_anchors == tmp_path / "roots.pem"
+    assert config.ledger.archive == f"sqlite:///{tmp_path}/archive.db"
+
+
+@pytest.mark.parametrize(
+    ("written", "read_as"),
+    [
+        ("sqlite:///a.db", "sqlite:////etc/meshca/a.db"),
+        ("sqlite:////var/a.db", "sqlite:////var/a.db"),
+        (
+            "sqlite+pysqlite:///a.db?timeout=3",
+            "sqlite+pysqlite:////etc/meshca/a.db?timeout=3",
+        ),
+        ("postgresql://db.example/ledger", "postgresql://db.example/ledger"),
+    ],
+)
+def test_the_file_of_a_sqlite_archive_is_made_absolute(
+    written: str, read_as: str
+) -> None:
+    changed = yaml.safe_load(DESIGN)
+    changed["ledger"]["archive"] = written
+    changed["trust_anchors"] = "/run/roots.pem"
+    config = parse(yaml.safe_dump(changed), Path("/etc/meshca/bridge.yaml"))
+    assert config.ledger.archive == read_as
+    assert config.trust_anchors == Path("/run/roots.pem")
+
+
+def test_a_sqlite_archive_below_a_question_mark_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"ledger\.archive: expected a file in a"):
+        parse(DESIGN, Path("/etc/why?/bridge.yaml"))
 
 
 def test_a_value_cannot_be_changed_after_the_load() -> None:

@@ -2,7 +2,6 @@
 
 import os
 import threading
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -179,8 +178,7 @@ def make_task(journal: Journal, folder: Path, **changed: Any) -> FeedTask:
     values: dict[str, Any] = {
         "folder": journal.folder,
         "durable": lambda: journal.head,
-        "archive": "sqlite:///archive.db",
-        "resolve": within(folder),
+        "archive": archive_url(folder),
         "clock": SetClock(),
     }
     return FeedTask(**values | changed)
@@ -193,14 +191,14 @@ def fed(ledger: Ledger) -> bool:
     return feeder._desk._seq is not None and ledger.lag()[0] == 0
 
 
-def make_config(**changed: Any) -> LedgerConfig:
+def make_config(folder: Path, **changed: Any) -> LedgerConfig:
     values: dict[str, Any] = {
         "journal": "journal/",
         "archive": "sqlite:///archive.db",
         "heads": {"sink": "heads.jsonl"},
     }
-    return LedgerConfig.model_validate(values | changed)
+    return LedgerConfig.model_validate(values | changed, context={"base": folder})
 
 
-def within(folder: Path) -> Callable[[Path], Path]:
-    return lambda path: folder / path
+def archive_url(folder: Path, name: str = "archive.db") -> str:
+    return f"sqlite:///{folder / name}"

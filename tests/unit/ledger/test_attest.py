@@ -19,10 +19,10 @@ from tests.unit.cli.test_ledger import CONFIG
 from tests.unit.ledger.support import (
     SetClock,
     all_rows,
+    archive_url,
     make_config,
     make_ended,
     make_intent,
-    within,
 )
 
 COMMAND = re.escape("`meshca ledger attest -c FILE --writer w0 --reason TEXT`")
@@ -30,8 +30,7 @@ COMMAND = re.escape("`meshca ledger attest -c FILE --writer w0 --reason TEXT`")
 
 def open_ledger(folder: Path, writer: str = "w0") -> Ledger:
     return Ledger.open(
-        make_config(archive="sqlite:///a.db"),
-        within(folder),
+        make_config(folder, archive="sqlite:///a.db"),
         writer=writer,
         version="1",
         clock=SetClock(),
@@ -161,7 +160,7 @@ def test_what_is_lost_is_refused_until_an_operator_has_attested_it(
     assert f"kim attested it to end at row {last} on" in report.writers[0].attested[0]
 
     # Nothing is lost that somebody still has: neither rows nor what was torn off.
-    archive = Archive.open("sqlite:///a.db", within(folder), make=False)
+    archive = Archive.open(archive_url(folder, "a.db"), make=False)
     compared = compare(folder / "journal", archive)
     archived = {found["hash"] for found in archive.search(Query())}
     archive.close()
@@ -220,8 +219,7 @@ def test_another_journal_is_not_attested(folder: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.mkdir()
     ledger = Ledger.open(
-        make_config(),
-        within(other),
+        make_config(other),
         writer="w0",
         version="another",
         clock=SetClock(),
@@ -272,7 +270,7 @@ def test_the_other_writers_are_not_touched(folder: Path) -> None:
     cut(folder)
     attest(folder)
     open_ledger(folder, "w1").close()
-    archive = Archive.open("sqlite:///a.db", within(folder), make=False)
+    archive = Archive.open(archive_url(folder, "a.db"), make=False)
     assert "w1" in archive.writers()
     archive.close()
     writers = [head.writer for _, head in HeadSink(folder / "heads.jsonl").read()]
@@ -299,7 +297,7 @@ def test_verify_compares_with_the_archive_when_told(folder: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "archive: 8 rows agree" in result.stdout
     (folder / "a.db").unlink()
-    Archive.open("sqlite:///a.db", within(folder)).close()
+    Archive.open(archive_url(folder, "a.db")).close()
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 0
     assert "8 of w0 to come" in result.stdout

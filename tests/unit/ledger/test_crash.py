@@ -15,20 +15,20 @@ from tests.unit.ledger.support import (
     NOW,
     SetClock,
     all_rows,
+    archive_url,
     make_config,
-    within,
 )
 
 WRITER = """
 import sys, threading
 from pathlib import Path
 from tests.unit.ledger.support import SetClock, make_config, make_ended, make_intent
-from tests.unit.ledger.support import within
+from tests.unit.ledger.support import archive_url
 from bridge.ledger.ledger import Ledger
 
 folder, first = Path(sys.argv[1]), int(sys.argv[2])
 ledger = Ledger.open(
-    make_config(), within(folder), writer="w0", version="1", clock=SetClock()
+    make_config(folder), writer="w0", version="1", clock=SetClock()
 )
 
 def work(start):
@@ -72,8 +72,7 @@ def test_no_acknowledged_intent_is_lost_and_each_gets_one_outcome(
     for life in range(2):
         told |= run_and_kill(tmp_path, life * 1_000_000, rows)
     ledger = Ledger.open(
-        make_config(),
-        within(tmp_path),
+        make_config(tmp_path),
         writer="w0",
         version="1",
         clock=SetClock(NOW),
@@ -89,7 +88,7 @@ def test_no_acknowledged_intent_is_lost_and_each_gets_one_outcome(
     assert sorted(intents) == sorted(outcomes)
     report = verify(tmp_path / "journal", tmp_path / "heads.jsonl")
     assert report.intact, report
-    archive = Archive.open("sqlite:///archive.db", within(tmp_path), make=False)
+    archive = Archive.open(archive_url(tmp_path), make=False)
     archived = [row["hash"] for row in archive.search(Query())]
     archive.close()
     assert sorted(archived) == sorted(row.digest for row in found)

@@ -19,11 +19,11 @@ from tests.unit.ledger.support import (
     NOW,
     SetClock,
     all_rows,
+    archive_url,
     fed,
     make_config,
     make_ended,
     make_intent,
-    within,
 )
 
 
@@ -34,8 +34,7 @@ def clock() -> SetClock:
 
 def open_ledger(folder: Path, clock: SetClock, **changed: Any) -> Ledger:
     return Ledger.open(
-        make_config(**changed),
-        within(folder),
+        make_config(folder, **changed),
         writer="w0",
         version="1.2.3",
         clock=clock,
@@ -50,7 +49,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 
 def archived(folder: Path) -> list[str]:
-    archive = Archive.open("sqlite:///archive.db", within(folder), make=False)
+    archive = Archive.open(archive_url(folder), make=False)
     found = [row["kind"] for row in archive.search(Query())]
     archive.close()
     return found

@@ -26,7 +26,6 @@ class FaultyWorld(World):
     def open_ledger(self) -> Ledger:
         return Ledger.open(
             self.config.ledger,
-            self.config.resolve,
             writer="bridge",
             version="1",
             clock=self.clock,

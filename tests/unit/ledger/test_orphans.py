@@ -12,24 +12,22 @@ from tests.unit.ledger.support import (
     SetClock,
     abandon,
     all_rows,
+    archive_url,
     make_config,
     make_ended,
     make_intent,
     open_journal,
     publish,
-    within,
 )
 
 
 def settled(folder: Path, *ours: str) -> list[str]:
-    return settle(
-        make_config(), within(folder), ours=ours, version="1.2.3", clock=SetClock()
-    )
+    return settle(make_config(folder), ours=ours, version="1.2.3", clock=SetClock())
 
 
 def opened(folder: Path, writer: str) -> Ledger:
     return Ledger.open(
-        make_config(), within(folder), writer=writer, version="1.2.3", clock=SetClock()
+        make_config(folder), writer=writer, version="1.2.3", clock=SetClock()
     )
 
 
@@ -46,7 +44,7 @@ def test_a_writer_that_was_killed_gets_its_outcomes_and_reaches_the_archive(
     abandon(journal)
     assert settled(tmp_path, "w0", "w1") == ["w3"]
     assert kinds(tmp_path, "w3")[-2:] == ["unknown", "closed"]
-    archive = Archive.open("sqlite:///archive.db", within(tmp_path), make=False)
+    archive = Archive.open(archive_url(tmp_path), make=False)
     assert archive.position("w3").head.seq == len(kinds(tmp_path, "w3")) - 1
     archive.close()
     report = verify(tmp_path / "journal", tmp_path / "heads.jsonl")

@@ -30,11 +30,11 @@ from tests.unit.ledger.support import (
     SetClock,
     abandon,
     all_rows,
+    archive_url,
     make_ended,
     make_intent,
     make_task,
     open_journal,
-    within,
 )
 
 URL = "sqlite:///archive.db"
@@ -42,7 +42,7 @@ URL = "sqlite:///archive.db"
 
 @pytest.fixture
 def archive(tmp_path: Path) -> Iterator[Archive]:
-    archive = Archive.open(URL, within(tmp_path))
+    archive = Archive.open(archive_url(tmp_path))
     yield archive
     archive.close()
 
@@ -187,7 +187,7 @@ def test_an_archive_that_cannot_be_opened_yet_is_tried_again(
 
     def open_archive() -> Archive:
         try:
-            return Archive.open(URL, within(later))
+            return Archive.open(archive_url(later))
         except LedgerError:
             failed.set()
             raise
@@ -205,7 +205,7 @@ def test_an_archive_that_cannot_be_opened_yet_is_tried_again(
         pass
     feeder.stop(20)
     assert feeder.problem() is None
-    archive = Archive.open(URL, within(later), make=False)
+    archive = Archive.open(archive_url(later), make=False)
     assert len(bodies(archive)) == len(all_rows(journal.folder))
     archive.close()
 
@@ -220,13 +220,13 @@ def test_a_feeder_that_ends_tries_again_until_its_time_is_over(
         tries.append(1)
         if len(tries) < 3:
             raise LedgerError("it is locked", rule=RETRY_RULE)
-        return Archive.open(URL, within(tmp_path))
+        return Archive.open(archive_url(tmp_path))
 
     feeder = Feeder(make_task(journal, tmp_path), open_archive)
     feeder._desk.stop(20)
     feeder.start()
     feeder.stop(20)
-    archive = Archive.open(URL, within(tmp_path), make=False)
+    archive = Archive.open(archive_url(tmp_path), make=False)
     assert bodies(archive) == [row.line for row in all_rows(journal.folder)]
     archive.close()
 
@@ -350,19 +350,19 @@ def test_search(
     ],
 )
 def test_an_archive_that_cannot_be(
-    tmp_path: Path, url: str, error: type[BridgeError], reason: str
+    url: str, error: type[BridgeError], reason: str
 ) -> None:
     with pytest.raises(error, match=reason):
-        Archive.open(url, within(tmp_path))
+        Archive.open(url)
 
 
 def test_a_reader_makes_nothing(tmp_path: Path) -> None:
     with pytest.raises(LedgerError, match="cannot be opened"):
-        Archive.open(URL, within(tmp_path), make=False)
+        Archive.open(archive_url(tmp_path), make=False)
     assert list(tmp_path.iterdir()) == []
     sqlite3.connect(tmp_path / "archive.db").close()
     with pytest.raises(LedgerError, match="start the server once"):
-        Archive.open(URL, within(tmp_path), make=False)
+        Archive.open(archive_url(tmp_path), make=False)
 
 
 _DIES_IN_THE_MIDDLE = """
@@ -381,7 +381,7 @@ def count(connection, cursor, statement, *_):
         if len(statements) == int(sys.argv[1]):
             os.kill(os.getpid(), 9)
 
-Archive.open("sqlite:///archive.db", Path.cwd().joinpath)
+Archive.open(f"sqlite:///{Path.cwd()}/archive.db")
 """
 
 
@@ -395,32 +395,32 @@ def test_a_process_that_dies_while_it_makes_the_tables_spoils_nothing(
         check=False,
     )
     assert died.returncode == -signal.SIGKILL
-    archive = Archive.open(URL, within(tmp_path))
+    archive = Archive.open(archive_url(tmp_path))
     assert archive.position("w0") == START
     archive.close()
 
 
 def test_an_archive_of_a_later_version_is_left_alone(tmp_path: Path) -> None:
-    Archive.open(URL, within(tmp_path)).close()
+    Archive.open(archive_url(tmp_path)).close()
     connection = sqlite3.connect(tmp_path / "archive.db")
     connection.execute("UPDATE alembic_version SET version_num = '9999'")
     connection.commit()
     connection.close()
     with pytest.raises(LedgerError, match="another version"):
-        Archive.open(URL, within(tmp_path))
+        Archive.open(archive_url(tmp_path))
 
 
 def test_a_file_that_is_no_database(tmp_path: Path) -> None:
     (tmp_path / "archive.db").write_text("this is a text, and a rather long one" * 99)
     with pytest.raises(LedgerError, match="does not answer"):
-        Archive.open(URL, within(tmp_path))
+        Archive.open(archive_url(tmp_path))
 
 
 def test_a_search_that_takes_its_time_does_not_hold_up_the_feeder(
     tmp_path: Path, journal: Journal, archive: Archive
 ) -> None:
     feed(journal, archive)
-    reader = Archive.open(URL, within(tmp_path), make=False)
+    reader = Archive.open(archive_url(tmp_path), make=False)
     found = iter(reader.search(Query()))
     next(found)
     journal.append_durable(make_intent(11))

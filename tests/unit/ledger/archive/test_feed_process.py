@@ -28,11 +28,11 @@ from bridge.ledger.verify import Comparison, compare
 from tests.support.harness import processes
 from tests.unit.ledger.support import (
     SetClock,
+    archive_url,
     fed,
     make_config,
     make_ended,
     make_intent,
-    within,
 )
 
 _ROOT = Path(__file__).parents[4]
@@ -65,8 +65,7 @@ def open_ledger(
     **changed: object,
 ) -> Ledger:
     return Ledger.open(
-        make_config(**changed),
-        within(folder),
+        make_config(folder, **changed),
         writer="w0",
         version="1",
         clock=clock or SetClock(),
@@ -98,7 +97,7 @@ def write(ledger: Ledger, *numbers: int) -> None:
 
 
 def compared(folder: Path) -> Comparison:
-    archive = Archive.open("sqlite:///archive.db", within(folder), make=False)
+    archive = Archive.open(archive_url(folder), make=False)
     try:
         return compare(folder / "journal", archive)
     finally:
@@ -199,7 +198,7 @@ def test_one_that_breaks_off_in_its_words_is_followed_by_another(
     feeder_of(ledger).stop(0)
     ledger.close()
     told = {FeedOrder.read(line) for line in orders.read_bytes().splitlines()}
-    assert [order.archive for order in told] == ["sqlite:///archive.db"]
+    assert [order.archive for order in told] == [archive_url(tmp_path)]
 
 
 TELLS_AND_WAITS = """
@@ -420,11 +419,10 @@ from pathlib import Path
 from bridge.ledger.archive.feedprocess import FeederProcess
 from bridge.ledger.ledger import Ledger
 from tests.unit.ledger.support import SetClock, make_config, make_ended, make_intent
-from tests.unit.ledger.support import within
+from tests.unit.ledger.support import archive_url
 
 ledger = Ledger.open(
-    make_config(max_lag={"entries": 100_000, "seconds": 9_999}),
-    within(Path(sys.argv[1])),
+    make_config(Path(sys.argv[1]), max_lag={"entries": 100_000, "seconds": 9_999}),
     writer="w0",
     version="1",
     clock=SetClock(),
@@ -474,7 +472,7 @@ def test_it_ends_with_its_writer_and_the_next_goes_on_at_once(
 def test_it_ends_with_its_writer_in_the_middle_of_its_work(
     tmp_path: Path, parent: "subprocess.Popen[str]"
 ) -> None:
-    archive = Archive.open("sqlite:///archive.db", within(tmp_path))
+    archive = Archive.open(archive_url(tmp_path))
     other = sqlite3.connect(tmp_path / "archive.db", isolation_level=None)
     other.execute("BEGIN EXCLUSIVE")
     assert parent.stdout is not None

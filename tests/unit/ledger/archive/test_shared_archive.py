@@ -17,11 +17,11 @@ from bridge.ledger.ledger import Ledger
 from bridge.ledger.verify import Comparison, compare, verify
 from tests.unit.ledger.support import (
     SetClock,
+    archive_url,
     fed,
     make_config,
     make_ended,
     make_intent,
-    within,
 )
 
 URL = "sqlite:///archive.db"
@@ -38,8 +38,7 @@ def wait_until(condition: Callable[[], object]) -> None:
 
 def open_ledger(folder: Path, writer: str = "w0", **changed: object) -> Ledger:
     return Ledger.open(
-        make_config(**changed),
-        within(folder),
+        make_config(folder, **changed),
         writer=writer,
         version="1",
         clock=SetClock(),
@@ -47,7 +46,7 @@ def open_ledger(folder: Path, writer: str = "w0", **changed: object) -> Ledger:
 
 
 def compared(folder: Path) -> Comparison:
-    archive = Archive.open(URL, within(folder), make=False)
+    archive = Archive.open(archive_url(folder), make=False)
     try:
         return compare(folder / "journal", archive)
     finally:
@@ -58,11 +57,11 @@ OPENER = """
 import sys
 from pathlib import Path
 from bridge.ledger.archive.archive import START, Archive, Position
-from tests.unit.ledger.support import within
+from tests.unit.ledger.support import archive_url
 sys.stdout.write("up\\n")
 sys.stdout.flush()
 for name in sys.stdin:
-    Archive.open(f"sqlite:///{name.strip()}", within(Path(sys.argv[1]))).close()
+    Archive.open(archive_url(Path(sys.argv[1]), name.strip())).close()
     sys.stdout.write("ok\\n")
     sys.stdout.flush()
 """
@@ -99,12 +98,12 @@ WRITER = """
 import sys, threading
 from pathlib import Path
 from tests.unit.ledger.support import SetClock, make_config, make_ended, make_intent
-from tests.unit.ledger.support import within
+from tests.unit.ledger.support import archive_url
 from bridge.ledger.ledger import Ledger
 
 folder, writer, rows = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 ledger = Ledger.open(
-    make_config(), within(folder), writer=writer, version="1", clock=SetClock()
+    make_config(folder), writer=writer, version="1", clock=SetClock()
 )
 troubles = set()
 for number in range(rows):
@@ -210,7 +209,7 @@ def test_a_second_look_in_the_same_process_keeps_the_log_of_the_first(
     log = tmp_path / "archive.db-wal"
     held = log.stat().st_ino
     # As a server looks how far writers were fed that run no more.
-    Archive.open(URL, within(tmp_path)).close()
+    Archive.open(archive_url(tmp_path)).close()
     leave = "import sqlite3, sys; c = sqlite3.connect(sys.argv[1]); "
     leave += "c.execute('SELECT COUNT(*) FROM entries').fetchall(); c.close()"
     subprocess.run(
@@ -347,10 +346,10 @@ def test_what_a_deleted_archive_left_beside_it_does_not_spoil_the_next_one(
 ) -> None:
     end = Position(1, Head(1, 1, "a" * 64))
     later = Position(2, Head(1, 2, "b" * 64))
-    old = Archive.open(URL, within(tmp_path))
+    old = Archive.open(archive_url(tmp_path))
     old.add("w0", START, end, [])
     (tmp_path / "archive.db").unlink()
-    new = Archive.open(URL, within(tmp_path))
+    new = Archive.open(archive_url(tmp_path))
     assert old.moved()
     assert not new.moved()
     new.add("w1", START, end, [])
