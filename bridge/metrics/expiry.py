@@ -1,8 +1,8 @@
-"""When the certificates end that the bridge depends on, for Prometheus."""
+"""The expiry of the certificates that the bridge depends on, for Prometheus."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -10,7 +10,7 @@ from prometheus_client.registry import Collector
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CertificateExpiry:
-    """One certificate that the bridge depends on, and when it ends."""
+    """The expiry of one certificate that the bridge depends on."""
 
     issuing_ca: str
     """The name in the configuration; empty for an anchor and the listener's own."""
@@ -24,12 +24,12 @@ class CertificateExpiry:
 
 
 class Expiries(Collector):
-    """When they end, by who reports them.
+    """The expiry of all certificates, by owner.
 
-    A gauge per label set would go on showing a certificate that was replaced.
+    A gauge per label set would still show a certificate that was replaced.
 
     Args:
-        now: The time that what is left is reckoned from.
+        now: Returns the time from which the remaining seconds are counted.
     """
 
     def __init__(self, now: Callable[[], datetime]) -> None:
@@ -37,15 +37,15 @@ class Expiries(Collector):
         self._by_owner: dict[str, tuple[CertificateExpiry, ...]] = {}
 
     def replace(self, owner: str, certificates: tuple[CertificateExpiry, ...]) -> None:
-        """Show these in place of what `owner` showed before."""
+        """Set the certificates of `owner`, in place of earlier ones."""
         self._by_owner = {**self._by_owner, owner: certificates}
 
     def collect(self) -> Iterator[Metric]:
-        """Yield ours, and what Istio and Linkerd call the same."""
+        """Yield each metric, under the bridge's name and under the meshes' names."""
         known = [item for items in self._by_owner.values() for item in items]
         family = GaugeMetricFamily(
             "meshca_certificate_expiry_timestamp_seconds",
-            "When a certificate ends that the bridge depends on.",
+            "Unix time at which a certificate that the bridge depends on expires.",
             labels=("issuing_ca", "tier", "subject", "serial"),
         )
         for item in known:
@@ -66,12 +66,15 @@ class Expiries(Collector):
         if not ends:
             return
         prefix = f"citadel_server_{name}_expiry"
+        what = "trust anchor" if "anchor" in tiers else "CA certificate of a chain"
         yield GaugeMetricFamily(
-            f"{prefix}_timestamp", "When the first of them ends.", value=min(ends)
+            f"{prefix}_timestamp",
+            f"Unix time at which the first {what} expires.",
+            value=min(ends),
         )
         yield GaugeMetricFamily(
             f"{prefix}_seconds",
-            "Seconds until then.",
+            f"Seconds until the first {what} expires.",
             value=min(ends) - self._now().timestamp(),
         )
 
@@ -80,14 +83,10 @@ class Expiries(Collector):
     ) -> Iterator[Metric]:
         # The first is linkerd-identity's; it has none for the anchors.
         ends = [item.not_after.timestamp() for item in known if item.tier == tier]
+        what = "trust anchor" if tier == "anchor" else "issuing CA"
         if ends:
             yield GaugeMetricFamily(
                 f"{name}_cert_ttl_seconds",
-                "Seconds until the first of them ends.",
+                f"Seconds until the first {what} expires.",
                 value=min(ends) - self._now().timestamp(),
             )
-
-
-def utc_now() -> datetime:
-    """Return the time."""
-    return datetime.now(UTC)

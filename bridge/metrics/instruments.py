@@ -1,11 +1,11 @@
-"""What the process counts and measures, for Prometheus.
+"""The metrics of a process, for Prometheus.
 
-Every number belongs to one `Metrics` value with a registry of its own: two servers in
-one process do not mix, and nothing is counted at import. Looking a child up by its
-labels costs several times what counting does, so children that the path of a request
-uses are looked up once, here.
+Every metric belongs to one `Metrics` value with a registry of its own: two servers in
+one process do not mix, and nothing is counted at import. To look up a child by its
+labels costs several times what counting does, so the children that a request needs are
+looked up once, here.
 
-What the meshes' own CAs count stands beside ours, see `bridge.metrics.compatibility`.
+The metrics of the meshes' own CAs are in `bridge.metrics.compatibility`.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -27,8 +27,8 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
 from bridge.metrics.compatibility import CitadelMetrics, ServiceMetrics
-from bridge.metrics.expiry import CertificateExpiry, Expiries, utc_now
-from bridge.metrics.histogram import Tally, TallyFamily
+from bridge.metrics.expiry import CertificateExpiry, Expiries
+from bridge.system.clock import system_clock
 
 STEPS = (
     "identify",
@@ -53,9 +53,9 @@ SHED_REASONS = (
     "cluster",
     "backend",
 )
-"""Why a call was dropped: too many under way, waited too long, other messages of its
-connection did not come, too little time left, the caller has left, the identity or the
-cluster asks too often, the issuing CA has no free place."""
+"""Why a call was shed: too many under way, waited too long, other messages of its
+connection did not arrive, too little time left, the caller has left, the identity or
+the cluster asks too often, the issuing CA has no free place."""
 
 _SHORT = (25e-6, 50e-6, 1e-4, 25e-5, 5e-4, 1e-3, 25e-4, 5e-3, 0.01, 0.05, 0.1, 0.5, 1.0)
 _LONG = (1e-3, 25e-4, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -63,9 +63,9 @@ _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
 class BackendMetrics:
-    """What is measured of one issuing CA, looked up once."""
+    """The metrics of one issuing CA, looked up once."""
 
-    def __init__(self, calls: Counter, seconds: TallyFamily, issuing_ca: str) -> None:
+    def __init__(self, calls: Counter, seconds: Histogram, issuing_ca: str) -> None:
         self._calls = calls
         self._issuing_ca = issuing_ca
         self._results: dict[str, Counter] = {}
@@ -89,7 +89,7 @@ class Metrics:
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         self.citadel = CitadelMetrics()
-        self._expiries = Expiries(now or utc_now)
+        self._expiries = Expiries(now or system_clock)
         for collector in (_Adapter(self.citadel.collect), self._expiries):
             self.registry.register(collector)
         ProcessCollector(registry=self.registry)
@@ -109,12 +109,12 @@ class Metrics:
             )
         return child
 
-    def request_seconds(self, front: str) -> Tally:
+    def request_seconds(self, front: str) -> Histogram:
         """Return the histogram of the time from arrival to answer."""
         return self._request_seconds.labels(front)
 
     def service(self, method: str) -> ServiceMetrics:
-        """Return what is counted of a method under the names of Go's servers.
+        """Return the metrics of a method under the names of Go's servers.
 
         Args:
             method: The path of the call. May be asked for once.
@@ -134,18 +134,18 @@ class Metrics:
     def watch_archive(
         self, rows: Callable[[], float], seconds: Callable[[], float]
     ) -> None:
-        """Show how far the archive is behind the journal, asked at each scrape."""
+        """Set the functions that return the archive's lag, called at each scrape."""
         self._archive_lag_rows.set_function(rows)
         self._archive_lag_seconds.set_function(seconds)
 
     def show_certificates(
         self, owner: str, certificates: Iterable[CertificateExpiry]
     ) -> None:
-        """Show when certificates end, in place of what `owner` showed before.
+        """Set the expiry of an owner's certificates, in place of earlier ones.
 
         Args:
-            owner: Who reports: the name of an issuing CA, `anchors`, `serving`.
-            certificates: All that it has now.
+            owner: The name of an issuing CA, `anchors` or `serving`.
+            certificates: All that the owner has now.
         """
         self._expiries.replace(owner, tuple(certificates))
 
@@ -160,12 +160,12 @@ class Metrics:
         self._request_count = self._counter(
             "meshca_requests", "Calls by how they ended.", "front", "code"
         )
-        self._request_seconds = self._tallies(
-            "meshca_request_seconds", "From arrival to answer.", "front", _LONG
+        self._request_seconds = self._histogram(
+            "meshca_request_seconds", "From arrival to answer.", _LONG, "front"
         )
         self._requests: dict[tuple[str, str], Counter] = {}
-        steps = self._tallies(
-            "meshca_step_seconds", "One step of a request.", "step", _SHORT
+        steps = self._histogram(
+            "meshca_step_seconds", "One step of a request.", _SHORT, "step"
         )
         self.steps = {step: steps.labels(step) for step in STEPS}
         """By the names in `STEPS`: how long the step took."""
@@ -186,8 +186,8 @@ class Metrics:
             "issuing_ca",
             "result",
         )
-        self._backend_seconds = self._tallies(
-            "meshca_backend_seconds", "One call of an issuing CA.", "issuing_ca", _LONG
+        self._backend_seconds = self._histogram(
+            "meshca_backend_seconds", "One call of an issuing CA.", _LONG, "issuing_ca"
         )
         self._backends: dict[str, BackendMetrics] = {}
         self._misissued = self._counter(
@@ -221,15 +221,10 @@ class Metrics:
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(name, text, labels, registry=self.registry)
 
-    def _histogram(self, name: str, text: str, buckets: Sequence[float]) -> Histogram:
-        return Histogram(name, text, buckets=buckets, registry=self.registry)
-
-    def _tallies(
-        self, name: str, text: str, label: str, bounds: Sequence[float]
-    ) -> TallyFamily:
-        family = TallyFamily(name, text, label, bounds)
-        self.registry.register(_Adapter(family.collect))
-        return family
+    def _histogram(
+        self, name: str, text: str, buckets: Sequence[float], *labels: str
+    ) -> Histogram:
+        return Histogram(name, text, labels, buckets=buckets, registry=self.registry)
 
 
 class _Adapter(Collector):

@@ -1,8 +1,6 @@
-import timeit
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from prometheus_client import Histogram
 
 from bridge.metrics.compatibility import CITADEL_SIGN_ERRORS
 from bridge.metrics.expiry import CertificateExpiry
@@ -153,23 +151,3 @@ def test_two_values_do_not_mix() -> None:
     one, other = Metrics(), Metrics()
     one.ttl_clamped.inc()
     assert sample(other, "meshca_ttl_clamped_total") == 0
-
-
-def test_steps_cost_less_than_looking_them_up() -> None:
-    # Two things in one run, since the machine may be busy: all of one request costs
-    # 11 us, and the steps alone over 20 if each were looked up by its label.
-    metrics = Metrics()
-    found = [child for child in metrics.steps.values() for _ in range(50)]
-    by_label = Histogram("steps", "As steps are.", ["step"], registry=None)
-
-    def bound() -> None:
-        for child in found:
-            child.observe(0.0002)
-
-    def looked_up() -> None:
-        for _ in found:
-            by_label.labels("sign").observe(0.0002)
-
-    assert min(timeit.repeat(bound, number=1, repeat=9)) < min(
-        timeit.repeat(looked_up, number=1, repeat=9)
-    )
