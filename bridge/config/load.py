@@ -103,7 +103,7 @@ class BridgeConfig(Section):
         Returns:
             Path of the key, value, expectation, for each problem.
         """
-        addresses = {**self.fronts.addresses(), "admin.listen": self.admin.listen}
+        addresses = {**self.fronts.addresses(), **self.admin.addresses()}
         return [
             *self._unknown_issuing_cas(),
             *self._ambiguous_clusters(),

@@ -279,3 +279,15 @@ class AdminConfig(Section):
 
     listen: Address = "127.0.0.1:9990"
     """HTTP: `/healthz`, `/readyz`, `/metrics`, and Linkerd's `/ping` and `/ready`."""
+    grpc_listen: Address | None = None
+    """gRPC health (`grpc.health.v1`) and reflection. Without it neither is served: the
+    ports of the fronts answer only the CA's method. It has no authentication, and who
+    can reach it can keep it busy, so use the loopback address or restrict access to it.
+    With several workers, each answers for itself."""
+
+    def addresses(self) -> dict[str, str]:
+        """Return each address to listen on, by key."""
+        found = {"admin.listen": self.listen}
+        if self.grpc_listen is not None:
+            found["admin.grpc_listen"] = self.grpc_listen
+        return found

@@ -229,6 +229,7 @@ class Process:
             "Istio front with client certificates": self.server.mtls_address,
             "Linkerd front": self.server.linkerd_address,
             "health and metrics": self.server.admin_address,
+            "gRPC health": self.server.health_address,
         }
         return {what: address for what, address in found.items() if address}
 

@@ -45,7 +45,7 @@ class _HeadersStayOut(logging.Filter):
 _HEADERS_STAY_OUT = _HeadersStayOut()
 
 
-class Issuance(Protocol):
+class IssuanceProcedure(Protocol):
     """The part of `bridge.issuance.procedure.Issuance` that a front needs."""
 
     def issue(self, call: Call) -> Issued:
@@ -95,7 +95,7 @@ class Front(grpc.GenericRpcHandler, ABC):  # type: ignore[misc]  # grpc has no t
 
     def __init__(
         self,
-        issuance: Issuance,
+        issuance: IssuanceProcedure,
         metrics: Metrics,
         pools: Pools,
         settings: FrontSettings,

@@ -1,82 +1,155 @@
-"""grpc.health.v1 and reflection, beside the CA's own service."""
+"""Readiness as gRPC health, with reflection, on `admin.grpc_listen`.
+
+The address has no authentication, and a call on it holds a thread for as long as its
+peer likes. So it shares no port, thread or connection with the CA.
+"""
 
 import logging
 import threading
 from collections.abc import Callable, Mapping
-from functools import partial
-from typing import Any
 
 import grpc
-from grpc_health.v1 import health
+from grpc_health.v1 import health, health_pb2_grpc
 from grpc_health.v1.health_pb2 import HealthCheckResponse
-from grpc_reflection.v1alpha import reflection, reflection_pb2
+from grpc_reflection.v1alpha import reflection
 
-from bridge.errors import OverloadedError
-from bridge.server.front import has_too_long_headers, headers_refusal
-from bridge.server.healthcalls import HealthCalls, Statuses, refusal
-from bridge.server.transport.auxiliary_calls import SideCalls
+from bridge.server.listener import bind, grpc_options
 from bridge.server.transport.call_pool import SteadyPool
 
+LISTEN = "admin.grpc_listen"
+"""The key of the address."""
+_THREADS = 8
+"""Also the bound on concurrent calls: one more is refused at once."""
+_CONNECTION_SECONDS = 60
+"""The longest life of a connection, and so of a call that its peer keeps open."""
 _INTERVAL_SECONDS = 1.0
-_REFLECTION = f"/{reflection.SERVICE_NAME}/ServerReflectionInfo"
-_MOST_WAITING = 16
-"""Calls for reflection behind the one that runs, which may take for ever."""
+_CUT_SECONDS = 2.0
 _log = logging.getLogger(__name__)
 
 
-class Health:
-    """Answers gRPC health checks by readiness, and pushes changes to watchers.
+class HealthServer:
+    """Serves `grpc.health.v1` and reflection with grpcio's own servicers.
 
     Args:
-        problems: What stands against being ready; empty when ready.
-        services: The services that have a state, besides the server as a whole.
+        listen: `host:port`.
+        services: The services that have a status, besides the server as a whole.
+        shares_ports: Other processes listen on the same port (SO_REUSEPORT).
     """
 
     def __init__(
-        self,
-        problems: Callable[[], Mapping[str, str]],
-        services: tuple[str, ...] = (),
+        self, listen: str, services: tuple[str, ...], *, shares_ports: bool
+    ) -> None:
+        self._listen = listen
+        self._services = ("", *services)
+        # In blocking mode, a watcher that reads nothing holds a thread of the pool. In
+        # the other mode it would hold the servicer's lock, and with it every caller.
+        self._servicer = health.HealthServicer(experimental_non_blocking=False)
+        self._pool = SteadyPool(_THREADS, "health")
+        self._grpc = grpc.server(
+            self._pool,
+            options=grpc_options(
+                shares_ports=shares_ports, age_seconds=_CONNECTION_SECONDS
+            ),
+            maximum_concurrent_rpcs=_THREADS,
+        )
+        health_pb2_grpc.add_HealthServicer_to_server(self._servicer, self._grpc)
+        shown = (*services, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(shown, self._grpc)
+        self.address = ""
+        """`host:port` as bound; empty before `open`."""
+
+    def put(self, *, ready: bool) -> None:
+        """Set the status of every service, and send it to the watchers."""
+        known = HealthCheckResponse.ServingStatus
+        status = known.SERVING if ready else known.NOT_SERVING
+        for service in self._services:
+            self._servicer.set(service, status)
+
+    def open(self) -> None:
+        """Listen.
+
+        Raises:
+            ConfigError: The address cannot be listened on.
+            RuntimeError: The system gives no more threads.
+        """
+        self._pool.start()
+        self.address = bind(self._grpc, LISTEN, self._listen)
+        self._grpc.start()
+
+    def close(self) -> None:
+        """End every call and every thread. May be repeated, or before `open`."""
+        if not self._grpc.stop(None).wait(_CUT_SECONDS) or not self._pool.close(
+            _CUT_SECONDS
+        ):
+            _log.error("%s did not close in time", LISTEN)
+
+
+class Health:
+    """Looks at readiness once a second, logs each change, and serves it by gRPC.
+
+    Args:
+        problems: Returns what stands against being ready; empty when ready.
+        server: Serves the status; None where `admin.grpc_listen` is not set.
+    """
+
+    def __init__(
+        self, problems: Callable[[], Mapping[str, str]], server: HealthServer | None
     ) -> None:
         self._problems = problems
-        self._services = ("", *services)
-        self._statuses = Statuses()
+        self._server = server
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="health")
         self._ready: bool | None = None
-        self._told: set[str] | None = None
+        self._logged: set[str] | None = None
         self._was_ready = False
         self._looking = threading.Lock()
         self.look()
 
-    def add_to(self, server: grpc.Server, side: SideCalls) -> None:
-        """Register the service.
+    @property
+    def address(self) -> str:
+        """`host:port` of gRPC health as bound; empty if it is not served."""
+        return self._server.address if self._server else ""
 
-        Args:
-            server: Runs its calls on the pool of `side`.
-            side: Has their messages.
-        """
-        server.add_generic_rpc_handlers((HealthCalls(self._statuses, side),))
-
-    def look(self) -> bool:
-        """Ask for the problems, tell watchers what changed, return whether ready."""
+    def look(self) -> None:
+        """Ask for the problems; log and serve what has changed."""
         with self._looking:
             problems = self._problems()
             ready = not problems
-            if {*problems} != self._told:
-                self._tell(problems)
+            if {*problems} != self._logged:
+                self._log_change(problems)
             if ready is not self._ready and not self._closing.is_set():
                 self._ready = ready
-                self._say(ready=ready)
-        return ready
+                self._put(ready=ready)
 
-    def _say(self, *, ready: bool) -> None:
-        known = HealthCheckResponse.ServingStatus
-        status = known.SERVING if ready else known.NOT_SERVING
-        self._statuses.put(dict.fromkeys(self._services, status))
+    def open(self) -> None:
+        """Listen, where `admin.grpc_listen` is set. See `HealthServer.open`."""
+        if self._server is not None:
+            self._server.open()
 
-    def _tell(self, problems: Mapping[str, str]) -> None:
+    def start(self) -> None:
+        """Look once a second from now on."""
+        self._thread.start()
+
+    def drain(self) -> None:
+        """Serve NOT_SERVING from now on, whatever the problems. May be repeated."""
+        self._closing.set()
+        if self._thread.ident is not None:
+            self._thread.join()
+        with self._looking:
+            self._put(ready=False)
+
+    def close(self) -> None:
+        """Stop serving, after `drain`. May be repeated."""
+        if self._server is not None:
+            self._server.close()
+
+    def _put(self, *, ready: bool) -> None:
+        if self._server is not None:
+            self._server.put(ready=ready)
+
+    def _log_change(self, problems: Mapping[str, str]) -> None:
         # By part: a reason may hold numbers that change each time.
-        self._told = {*problems}
+        self._logged = {*problems}
         if not problems:
             _log.info("ready again" if self._was_ready else "ready")
             self._was_ready = True
@@ -87,62 +160,9 @@ class Health:
         else:
             _log.info("not ready yet: %s", reasons)
 
-    def start(self) -> None:
-        """Look once a second."""
-        self._thread.start()
-
-    def drain(self) -> None:
-        """Say NOT_SERVING from now on, whatever the problems are. May be repeated."""
-        self._closing.set()
-        if self._thread.ident is not None:
-            self._thread.join()
-        with self._looking:
-            self._say(ready=False)
-
     def _run(self) -> None:
         while not self._closing.wait(_INTERVAL_SECONDS):
             try:
                 self.look()
             except Exception:  # noqa: BLE001 - the edge of a thread that must not end
-                _log.exception("readiness could not be told")
-
-
-def add_reflection(
-    server: grpc.Server, pool: SteadyPool, refusals: SteadyPool, service: str
-) -> None:
-    """Let tools list the services and read their messages.
-
-    Args:
-        server: Not started yet.
-        pool: Runs it. A reflection call holds a thread for as long as the peer likes:
-            it must not be one that anything else waits for.
-        refusals: Tells a peer that its call is one too many to wait for that.
-        service: The API that is served beside health and reflection.
-    """
-    server.add_generic_rpc_handlers((_Reflection(pool, refusals, service),))
-
-
-class _Reflection(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no types
-    def __init__(self, pool: SteadyPool, refusals: SteadyPool, service: str) -> None:
-        names = (service, health.SERVICE_NAME, reflection.SERVICE_NAME)
-        behavior: Any = partial(
-            reflection.ReflectionServicer(names).ServerReflectionInfo
-        )
-        behavior.experimental_thread_pool = pool
-        self._pool = pool
-        self._handler = grpc.stream_stream_rpc_method_handler(
-            behavior,
-            reflection_pb2.ServerReflectionRequest.FromString,
-            reflection_pb2.ServerReflectionResponse.SerializeToString,
-        )
-        busy = OverloadedError("too many calls wait", rule="overload.in-flight")
-        self._too_many = refusal(busy, refusals)
-        self._too_long = refusal(headers_refusal(), refusals)
-
-    def service(self, handler_call_details: Any) -> Any:
-        if handler_call_details.method != _REFLECTION:
-            return None
-        if has_too_long_headers(handler_call_details.invocation_metadata):
-            return self._too_long
-        is_full = self._pool.waiting >= _MOST_WAITING
-        return self._too_many if is_full else self._handler
+                _log.exception("readiness could not be looked at")

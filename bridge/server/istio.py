@@ -1,6 +1,6 @@
-"""Istio's CA API. Translates; decides nothing."""
+"""Istio's CA API: translates calls, and decides nothing."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -14,8 +14,7 @@ from bridge.identity.caller import (
 from bridge.issuance.call import Call, Issued
 from bridge.metrics.instruments import Metrics
 from bridge.resilience.budget import Budget
-from bridge.server.front import Front, FrontSettings, Issuance, Pools
-from bridge.server.grpc_health import add_reflection
+from bridge.server.front import Front, FrontSettings, IssuanceProcedure, Pools
 from bridge.server.listener import Listener
 from bridge.server.messages import ResponseWriter, read_request
 from bridge.server.serving_certificate import (
@@ -25,7 +24,6 @@ from bridge.server.serving_certificate import (
     IssueServing,
     ServingCertificate,
 )
-from bridge.server.transport.call_pool import CallPool, SteadyPool
 from bridge.system.clock import Clock
 
 SERVICE = "istio.v1.auth.IstioCertificateService"
@@ -47,7 +45,7 @@ class IstioFront(Front):
 
     def __init__(
         self,
-        issuance: Issuance,
+        issuance: IssuanceProcedure,
         metrics: Metrics,
         pools: Pools,
         settings: FrontSettings,
@@ -79,8 +77,8 @@ class IstioFront(Front):
 
 
 def _credential(context: Any, settings: FrontSettings) -> Credential:
-    # Where a client certificate was asked for, the listener let nobody in without one:
-    # there it is the credential, and headers count for nothing.
+    # A port that requires a client certificate rejects any connection without one.
+    # There the certificate is the credential, and the headers are ignored.
     certificates = settings.has_certificates and context.auth_context().get(
         _CERTIFICATES
     )
@@ -99,7 +97,9 @@ def _credential(context: Any, settings: FrontSettings) -> Credential:
 
 
 class IstioListener(Listener):
-    """Opens once there is a serving certificate, which is renewed in the background.
+    """The listeners of Istio's front, with TLS.
+
+    They open once there is a serving certificate, which is renewed in the background.
 
     Args:
         config: The whole configuration, with an Istio front.
@@ -107,9 +107,9 @@ class IstioListener(Listener):
         metrics: See `Listener`.
         shares_ports: See `Listener`.
         issue_serving: Issues the listener's own certificate.
-        anchors_pem: Returns the trust anchors that client certificates lead to; asked
-            at each new connection.
-        clock: The time that the serving certificate is renewed by.
+        anchors_pem: Returns the trust anchors for client certificates, in PEM; called
+            for each new connection.
+        clock: Tells when the serving certificate is due for renewal.
     """
 
     front = IstioFront
@@ -119,7 +119,7 @@ class IstioListener(Listener):
     def __init__(  # noqa: PLR0913 - the server passes each by keyword
         self,
         config: BridgeConfig,
-        issuance: Issuance,
+        issuance: IssuanceProcedure,
         metrics: Metrics,
         *,
         shares_ports: bool = False,
@@ -135,8 +135,6 @@ class IstioListener(Listener):
         )
         """The listener's certificate."""
         super().__init__(config, issuance, metrics, shares_ports=shares_ports)
-        self._reflection = SteadyPool(1, "reflection")
-        add_reflection(self.grpc, self._reflection, self.pools.refusals, SERVICE)
 
     @staticmethod
     def bounds(config: BridgeConfig) -> tuple[int, float]:
@@ -170,8 +168,8 @@ class IstioListener(Listener):
         """See `Listener.can_open`."""
         return self.serving.pair is not None
 
-    def start(self) -> None:
-        """See `Listener.start`."""
+    def start_background(self) -> None:
+        """See `Listener.start_background`."""
         self.serving.start()
 
     def problems(self) -> dict[str, str]:
@@ -198,12 +196,8 @@ class IstioListener(Listener):
         return commit
 
     def stop_background(self) -> None:
-        """See `Listener.rest`."""
+        """See `Listener.stop_background`."""
         self.serving.close()
-
-    def _all_pools(self) -> Iterator[CallPool | SteadyPool]:
-        yield from super()._all_pools()
-        yield self._reflection
 
 
 def _istio(config: BridgeConfig) -> IstioConfig:

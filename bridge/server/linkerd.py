@@ -1,7 +1,7 @@
-"""Linkerd's identity API. Translates; decides nothing.
+"""Linkerd's identity API: translates calls, and decides nothing.
 
-The wire is DER in both directions, whatever the comments of Linkerd's own definition
-say.
+Certificates and CSRs are DER in both directions, although the comments of Linkerd's
+own definition say otherwise.
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from bridge.identity.caller import TokenCredential
 from bridge.issuance.call import Call, Issued
 from bridge.metrics.instruments import Metrics
 from bridge.resilience.budget import Budget
-from bridge.server.front import Front, FrontSettings, Issuance, Pools
+from bridge.server.front import Front, FrontSettings, IssuanceProcedure, Pools
 from bridge.server.listener import Listener
 from bridge.server.messages import parse_message
 
@@ -31,7 +31,7 @@ class LinkerdFront(Front):
 
     def __init__(
         self,
-        issuance: Issuance,
+        issuance: IssuanceProcedure,
         metrics: Metrics,
         pools: Pools,
         settings: FrontSettings,
@@ -47,7 +47,7 @@ class LinkerdFront(Front):
         return handler
 
     def ended(self, code: str, seconds: float) -> None:
-        """See `Front.ended`: also under the names that Linkerd's dashboards know."""
+        """See `Front.ended`: also counts under the names of Linkerd's dashboards."""
         super().ended(code, seconds)
         self._service.handled(code)
         self._service.seconds.observe(seconds)
@@ -55,9 +55,9 @@ class LinkerdFront(Front):
     def translate(
         self, message: bytes, context: Any, settings: FrontSettings, budget: Budget
     ) -> Call:
-        """See `Front.translate`: the token is in the message, headers are none."""
+        """See `Front.translate`: the token is in the message."""
         request = parse_message(CertifyRequest, message, "a CertifyRequest")
-        # What is no ASCII stays something else, and is refused as a token.
+        # Bytes that are not ASCII stay different characters, and fail as a token.
         token = request.token.decode("latin-1")
         return Call(
             front=self.name,
@@ -80,12 +80,15 @@ class LinkerdFront(Front):
 
 
 class LinkerdListener(Listener):
-    """Clear HTTP/2 with any number of streams: the sidecar brings all calls in one."""
+    """The listener of Linkerd's front: clear HTTP/2, behind a sidecar.
+
+    The number of streams has no bound: the sidecar sends all calls in one connection.
+    """
 
     front = LinkerdFront
     service = SERVICE
-    # A proxy that is given up comes back only after 10 s, and in a burst the messages
-    # of honest ones are late, too: they are waited for.
+    # A proxy whose call is given up asks again only after 10 s. In a burst the messages
+    # of honest proxies are late, too.
     message_seconds = 5.0
     honest_seconds = 1.0
     is_behind_proxy = True
@@ -93,7 +96,7 @@ class LinkerdListener(Listener):
     def __init__(
         self,
         config: BridgeConfig,
-        issuance: Issuance,
+        issuance: IssuanceProcedure,
         metrics: Metrics,
         *,
         shares_ports: bool = False,
@@ -121,11 +124,11 @@ class LinkerdListener(Listener):
         """See `Listener.addresses`."""
         return {_LISTEN: (self._listen, None)}
 
-    def start(self) -> None:
-        """See `Listener.start`: there is nothing."""
+    def start_background(self) -> None:
+        """See `Listener.start_background`: there is nothing to start."""
 
     def stop_background(self) -> None:
-        """See `Listener.rest`: there is nothing."""
+        """See `Listener.stop_background`: there is nothing to stop."""
 
 
 def _linkerd(config: BridgeConfig) -> LinkerdConfig:

@@ -1,16 +1,16 @@
-"""One server process, put together from parts that are already built."""
+"""One server process: the fronts, gRPC health and the admin address, put together."""
 
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from bridge.admin.endpoints import PARTS, Admin, Views
 from bridge.config import BridgeConfig
 from bridge.errors import ConfigError
 from bridge.metrics.instruments import Metrics
-from bridge.server.front import Issuance
-from bridge.server.grpc_health import Health
+from bridge.server.front import IssuanceProcedure
+from bridge.server.grpc_health import Health, HealthServer
 from bridge.server.istio import IstioListener
 from bridge.server.linkerd import LinkerdListener
 from bridge.server.listener import Listener
@@ -21,24 +21,24 @@ from bridge.system.clock import Clock
 
 _FLUSH_SECONDS = 0.5
 _CUT_SECONDS = 2.0
-"""How long the end waits for what should take no time: it comes, whatever hangs."""
+"""The longest wait for what should take no time. The process ends all the same."""
 _log = logging.getLogger(__name__)
 
 
 class Server:
-    """The fronts, their health, and the admin address.
+    """The fronts, gRPC health, and the admin address.
 
     Args:
         config: The whole configuration.
         issuance: Decides and issues.
         issue_serving: Issues the certificate of Istio's listener.
-        anchors_pem: Returns the trust anchors that client certificates lead to; asked
-            at each new connection.
-        metrics: Shown at /metrics.
-        clock: The time that the serving certificate is renewed by.
-        problems: What stands against being ready, by part (`admin.PARTS`); the
-            server adds its listeners and their certificate.
-        warnings: What does not, and is shown beside it.
+        anchors_pem: Returns the trust anchors for client certificates, in PEM; called
+            for each new connection.
+        metrics: Served at /metrics.
+        clock: Tells when the serving certificate is due for renewal.
+        problems: Returns what stands against being ready, by part
+            (`bridge.admin.endpoints.PARTS`); the server adds those of its listeners.
+        warnings: Returns what needs attention and does not stand against it.
         shares_ports: Other processes listen on the same ports (SO_REUSEPORT).
         admin_address: Where to serve health and metrics in place of `admin.listen`.
     """
@@ -46,7 +46,7 @@ class Server:
     def __init__(  # noqa: PLR0913 - the composition root passes each by keyword
         self,
         config: BridgeConfig,
-        issuance: Issuance,
+        issuance: IssuanceProcedure,
         *,
         issue_serving: IssueServing,
         anchors_pem: Callable[[], bytes],
@@ -84,15 +84,14 @@ class Server:
             istio.serving.on_pair = lambda: self._open_late(istio)
             listeners.append(istio)
         if config.fronts.linkerd is not None:
-            listeners.append(
-                LinkerdListener(config, issuance, metrics, shares_ports=shares_ports)
+            linkerd = LinkerdListener(
+                config, issuance, metrics, shares_ports=shares_ports
             )
+            listeners.append(linkerd)
         self._listeners = tuple(listeners)
         self._health = Health(
-            self.problems, tuple(listener.service for listener in listeners)
+            self.problems, _health_server(config, listeners, shares_ports=shares_ports)
         )
-        for listener in listeners:
-            self._health.add_to(listener.grpc, listener.side)
         metrics.in_flight.set_function(
             lambda: sum(listener.pools.calls.count for listener in listeners)
         )
@@ -113,6 +112,11 @@ class Server:
         return self._ports().get("fronts.linkerd.listen", "")
 
     @property
+    def health_address(self) -> str:
+        """`host:port` of gRPC health as bound; empty if it is not served."""
+        return self._health.address
+
+    @property
     def admin_address(self) -> str:
         """`host:port` of the admin address as bound."""
         return self._admin.address
@@ -131,7 +135,7 @@ class Server:
         return found
 
     def warnings(self) -> dict[str, str]:
-        """Return what wants attention although it does not stop the bridge."""
+        """Return what needs attention and does not stand against being ready."""
         found = dict(self._warnings())
         for listener in self._listeners:
             found |= listener.warnings()
@@ -140,8 +144,8 @@ class Server:
     def start(self) -> None:
         """Listen, and return.
 
-        Without a serving certificate, because no issuing CA answers, the port of
-        Istio's front stays shut; it follows as soon as there is one.
+        Without a serving certificate, because no issuing CA answers, the ports of
+        Istio's front stay closed. They open as soon as there is one.
 
         Raises:
             ConfigError: An address cannot be listened on, or the system gives fewer
@@ -156,24 +160,24 @@ class Server:
             self.drain(0)
             raise
         for listener in self._listeners:
-            listener.start()
+            listener.start_background()
         self._health.look()
         self._health.start()
 
     def prepare(
         self, config: BridgeConfig, issue_serving: IssueServing
     ) -> Callable[[], None]:
-        """Make ready for another configuration with the same listeners and threads.
+        """Prepare for another configuration with the same listeners and threads.
 
         Args:
             config: The other configuration.
-            issue_serving: Issues by it, before it is in service.
+            issue_serving: Issues a serving certificate by the other configuration.
 
         Returns:
-            What puts it in service. It does not fail.
+            A function that puts the configuration in service, and never raises.
 
         Raises:
-            BridgeError: There is no serving certificate as it wants it.
+            BridgeError: The other configuration yields no serving certificate.
         """
         commits = [
             listener.prepare(config, issue_serving) for listener in self._listeners
@@ -182,30 +186,30 @@ class Server:
         def commit() -> None:
             for each in commits:
                 each()
-            # It may have brought what a listener had to wait for.
+            # A listener that waited for its certificate may open now.
             for listener in self._listeners:
                 self._open_late(listener)
 
         return commit
 
     def drain(self, grace: float) -> None:
-        """Stop in order: say so, finish the calls under way, close. May be repeated.
+        """Report NOT_SERVING, finish the running calls, and close. May be repeated.
 
         Args:
-            grace: Seconds that calls under way may take; what is left then is cut off.
+            grace: Seconds that running calls may take. What is left then is cut off.
         """
         began = time.monotonic()
         with self._listening:
             self._draining = True
         self._health.drain()
         if self._shares_ports:
-            leave_to_others(self._ports().values(), grace)
+            leave_to_others([*self._ports().values(), *self._health_ports()], grace)
         for listener in self._listeners:
             listener.stop_background()
         ended = [listener.stop(grace) for listener in self._listeners]
         for listener, left in zip(self._listeners, _left(began, grace), strict=False):
             listener.pools.calls.wait_until_idle(left)
-        # Only watchers of our health are left, or replies on their way out.
+        # Only replies on their way out are left.
         for event, left in zip(ended, _left(began, grace), strict=False):
             event.wait(min(left, _FLUSH_SECONDS))
         for event in [listener.stop(0) for listener in self._listeners]:
@@ -213,12 +217,16 @@ class Server:
                 _log.error("the listeners did not close in time")
         for listener in self._listeners:
             listener.close()
+        self._health.close()
         self._admin.close()
         self._drained.set()
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until `drain` is done; False if that takes longer."""
         return self._drained.wait(timeout)
+
+    def _health_ports(self) -> tuple[str, ...]:
+        return (self._health.address,) if self._health.address else ()
 
     def _ports(self) -> dict[str, str]:
         return {
@@ -230,6 +238,7 @@ class Server:
     def _start_threads(self) -> None:
         self._admin.start()
         try:
+            self._health.open()
             for listener in self._listeners:
                 listener.start_threads()
         except RuntimeError as error:
@@ -243,7 +252,7 @@ class Server:
         except Exception as error:  # noqa: BLE001 - who calls has to go on
             known, self._failure = self._failure, str(error)
             if self._failure != known:
-                _log.error("a front does not open: %s", error)
+                _log.error("a front cannot listen: %s", error)
 
     def _open(self, listener: Listener) -> None:
         with self._listening:
@@ -257,6 +266,15 @@ def _parts(config: BridgeConfig) -> tuple[str, ...]:
 
 
 def _left(began: float, grace: float) -> Iterator[float]:
-    # Asked again for each listener: they share the time.
+    # The listeners share the time.
     while True:
         yield max(0.0, began + grace - time.monotonic())
+
+
+def _health_server(
+    config: BridgeConfig, listeners: Sequence[Listener], *, shares_ports: bool
+) -> HealthServer | None:
+    if config.admin.grpc_listen is None:
+        return None
+    services = tuple(listener.service for listener in listeners)
+    return HealthServer(config.admin.grpc_listen, services, shares_ports=shares_ports)

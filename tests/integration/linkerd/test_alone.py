@@ -25,6 +25,7 @@ from tests.support.clients.istio_raw import MAIN, MAIN_ECDSA, MOST_WAIT_SECONDS
 from tests.support.clients.linkerd_raw import SUFFIX, Certify, channel, new_csr, token
 from tests.support.harness.real_process import MESHCA, Bridge
 from tests.support.harness.workers import await_true
+from tests.support.parts import netports
 from tests.support.parts.pki import bundle, new_root
 from tests.vectors.generate_linkerd import IDENTITY
 
@@ -64,11 +65,15 @@ def linkerd(**changed: Any) -> Mapping[str, Any]:
 
 
 def test_a_bridge_for_linkerd_alone_is_ready_and_issues(tmp_path: Path) -> None:
-    with alone(tmp_path) as bridge, Certify(bridge) as certify:
+    health = netports.address()
+    admin = {"listen": netports.address(), "grpc_listen": health}
+    bridge = alone(tmp_path, admin=admin)
+    bridge.admin = admin["listen"]
+    with bridge, Certify(bridge) as certify, grpc.insecure_channel(health) as channel:
         assert certify.ask().names == [x509.DNSName(IDENTITY)]
         assert bridge.get("/ping") == (200, "pong\n")
         assert bridge.get("/ready") == (200, "ok\n")
-        stub = health_pb2_grpc.HealthStub(certify.channel)
+        stub = health_pb2_grpc.HealthStub(channel)
         for service in ("", SERVICE):
             asked = health_pb2.HealthCheckRequest(service=service)
             assert stub.Check(asked, timeout=MOST_WAIT_SECONDS).status == 1

@@ -149,7 +149,12 @@ def linkerd_server(
         raise AssertionError("it needs no serving certificate")
 
     text = _CONFIG.format(
-        listen=_ANY, mtls_listen=_ANY, limits="{threads: 2}", tls="{}", fronts=""
+        listen=_ANY,
+        mtls_listen=_ANY,
+        limits="{threads: 2}",
+        tls="{}",
+        fronts="",
+        grpc_listen="",
     )
     tree = yaml.safe_load(text)
     tree["fronts"] = {"linkerd": {"listen": listen, "cluster": "second"}}
@@ -165,7 +170,7 @@ def linkerd_server(
     )
 
 
-def istio_config(
+def istio_config(  # noqa: PLR0913 - what differs between the tests, each by name
     folder: Path,
     *,
     listen: str = _ANY,
@@ -173,10 +178,16 @@ def istio_config(
     limits: str = "{threads: 2}",
     tls: str = _ISSUED_TLS,
     fronts: str = "",
+    has_health: bool = False,
 ) -> BridgeConfig:
     """Return a configuration with Istio's front; the values are in YAML."""
     text = _CONFIG.format(
-        listen=listen, mtls_listen=mtls_listen, limits=limits, tls=tls, fronts=fronts
+        listen=listen,
+        mtls_listen=mtls_listen,
+        limits=limits,
+        tls=tls,
+        fronts=fronts,
+        grpc_listen=f', grpc_listen: "{_ANY}"' if has_health else "",
     )
     return parse(text, folder / "bridge.yaml")
 
@@ -193,6 +204,7 @@ class Served:
         limits: str = "{threads: 2}",
         tls: str = _ISSUED_TLS,
         fronts: str = "",
+        has_health: bool = False,
         clock: Clock = system_clock,
         issue_serving: Callable[[Sequence[str], timedelta], KeyPair] | None = None,
         anchors_pem: Callable[[], bytes] | None = None,
@@ -208,6 +220,7 @@ class Served:
             limits=limits,
             tls=tls,
             fronts=fronts,
+            has_health=has_health,
         )
         self.server = Server(
             self.config,
@@ -263,6 +276,13 @@ class Served:
         """Return a call that takes and gives bytes."""
         return self.channel(client).unary_unary(METHOD)
 
+    def health_channel(self) -> Any:
+        """Connect to gRPC health."""
+        options = [("grpc.use_local_subchannel_pool", 1)]
+        channel = grpc.insecure_channel(self.server.health_address, options)
+        self._channels.append(channel)
+        return channel
+
     def stub(self, client: KeyPair | None = None) -> Any:
         """Return a call that takes and gives messages."""
         return self.channel(client).unary_unary(
@@ -300,5 +320,5 @@ trust_anchors: roots.pem
 issuance: {{issuing_cas: [seoul-1]}}
 limits: {limits}
 ledger: {{journal: journal, archive: "sqlite:///a.db", heads: {{sink: heads.jsonl}}}}
-admin: {{listen: "127.0.0.1:0"}}
+admin: {{listen: "127.0.0.1:0"{grpc_listen}}}
 """

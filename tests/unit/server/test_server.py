@@ -20,7 +20,7 @@ NOT_SERVING = 2
 
 def test_draining_finishes_the_calls_under_way(tmp_path: Path) -> None:
     held, waits = Held(), threading.Event()
-    with Served(tmp_path) as served:
+    with Served(tmp_path, has_health=True) as served:
         calls = served.listener.pools.calls
         wait_until_idle = calls.wait_until_idle
 
@@ -36,7 +36,7 @@ def test_draining_finishes_the_calls_under_way(tmp_path: Path) -> None:
             assert held.began.acquire(timeout=WAIT_SECONDS)
         while served.counted("meshca_in_flight") < 4:
             threading.Event().wait(0.005)
-        watching = health_pb2_grpc.HealthStub(served.channel()).Watch(
+        watching = health_pb2_grpc.HealthStub(served.health_channel()).Watch(
             HealthCheckRequest(), timeout=WAIT_SECONDS
         )
         assert next(watching).status != NOT_SERVING
@@ -101,7 +101,7 @@ def test_draining_ends_although_grpc_serves_no_more(
             raise RuntimeError("can't start new thread")
 
         with monkeypatch.context() as patch:
-            patch.setattr(served.listener.grpc, "stop", stop)
+            patch.setattr(served.listener._grpc, "stop", stop)
             served.server.drain(0)
         assert served.server.wait(0)
 
