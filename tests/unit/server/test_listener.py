@@ -71,7 +71,7 @@ def test_linkerd_is_served_while_istio_waits_for_its_certificate(
 NOT_THERE = "{certificate: absent.pem, key: absent.key}"
 
 
-def test_a_change_that_brings_the_first_certificate_opens_the_door(
+def test_a_change_that_brings_the_first_certificate_opens_the_listener(
     tmp_path: Path,
 ) -> None:
     with Served(tmp_path, tls=NOT_THERE) as served:
@@ -82,7 +82,7 @@ def test_a_change_that_brings_the_first_certificate_opens_the_door(
         assert served.stub()(IstioCertificateRequest(csr="pem")).cert_chain
 
 
-def test_a_door_that_does_not_open_is_told_and_tried_again(
+def test_a_listener_that_cannot_open_is_logged_and_tried_again(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -102,7 +102,7 @@ def test_a_door_that_does_not_open_is_told_and_tried_again(
             taken.close()
             for _ in range(2):
                 served.serving.on_pair()
-            assert caplog.text.count("a front does not open") == 1
+            assert caplog.text.count("a front cannot listen") == 1
             assert served.server.problems() == {}
             assert served.stub()(IstioCertificateRequest(csr="pem")).cert_chain
 
