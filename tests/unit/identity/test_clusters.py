@@ -302,10 +302,10 @@ def test_every_problem_of_a_configuration_is_told_at_once(tmp_path: Path) -> Non
     assert str(caught.value) == (
         'clusters[0].namespaces: expected names of namespaces, or "*" '
         "(found 'Shop')\n"
-        "clusters[0].tokens.file: prod.json: cannot be read: No such file or "
-        "directory\n"
-        "clusters[1].tokens.file: dev.json: expected a JWK Set with at least one key "
-        'under "keys"'
+        f"clusters[0].tokens.file: {tmp_path}/prod.json: cannot be read: No such file "
+        "or directory\n"
+        f"clusters[1].tokens.file: {tmp_path}/dev.json: expected a JWK Set with at "
+        'least one key under "keys"'
     )
 
 

@@ -84,7 +84,7 @@ def test_each_problem_names_the_file_and_the_key_first(tmp_path: Path) -> None:
         f"{file}: trust_anchors: {tmp_path}/roots.pem: {why}",
         f"{file}: issuing_cas.a.options.key: {tmp_path}/a.key: {why}",
         f"{file}: issuing_cas.b.chain: {tmp_path}/b.pem: {why}",
-        f"{file}: clusters[0].tokens.file: jwks.json: {why}",
+        f"{file}: clusters[0].tokens.file: {tmp_path}/jwks.json: {why}",
     ]
 
 
