@@ -10,7 +10,8 @@ from datetime import UTC, datetime, timedelta
 import typer
 
 from bridge.ledger.events import (
-    Attested,
+    EARLIER_KINDS,
+    Accepted,
     Closed,
     Intent,
     Opened,
@@ -19,10 +20,12 @@ from bridge.ledger.events import (
     Summary,
 )
 
-KINDS = tuple(
-    kind.kind for kind in (Intent, Summary, Opened, Closed, Resumed, Attested)
-) + tuple(str(outcome.value) for outcome in Outcome)
-"""Of the ledger's entries."""
+KINDS = (
+    *(row.kind for row in (Intent, Summary, Opened, Closed, Resumed, Accepted)),
+    *(outcome.value for outcome in Outcome),
+    *EARLIER_KINDS,
+)
+"""Kinds of the ledger's entries."""
 
 _SPAN = re.compile(r"([0-9]{1,9})([smhd])")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}

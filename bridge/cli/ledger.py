@@ -129,37 +129,50 @@ def _tell_verified(report: Report, compared: Comparison | None, output: str) -> 
         typer.echo(_archive_line(compared))
 
 
-@app.command("attest")
-def attest_journal(
+@app.command("accept")
+def accept_journal(
     *,
     config_file: ConfigFile,
     writer: Annotated[str, typer.Option(help="Whose journal: the name of its folder.")],
     reason: Annotated[str, typer.Option(help="Why; it stays on record.")],
 ) -> None:
-    """Let a journal go on that its published heads do not vouch for.
+    """Accept a journal that does not hold its published heads.
 
     For when a journal, its heads or their key are lost for good, and you have looked at
-    what is left. A signed line with your name and the reason goes to the heads, and a
-    row into the journal when it is opened next. Nothing is erased. The server of this
-    journal has to be stopped.
+    what is left. A signed line with your name and the reason goes to the heads. The
+    next start of the server writes a row `accepted` into the journal. Nothing is
+    erased. Stop the server of this journal first.
     """
-    from bridge.ledger.attest import attest  # noqa: PLC0415 - needed once in a life
+    from bridge.ledger.accept import accept  # noqa: PLC0415 - rarely needed
 
     read = config.read(config_file)
-    attested = attest(
+    accepted = accept(
         read.ledger,
         writer=writer,
         operator=_operator(),
         reason=reason,
         clock=system_clock,
     )
-    head, published = attested.head, attested.published
-    before = f"row {published.seq}" if published else "nothing"
-    typer.echo(f"{writer}: goes on after row {head.seq}; {before} was published")
-    if attested.torn:
-        typer.echo(f"what does not chain is in {attested.torn}")
-    if attested.kept:
-        typer.echo(f"the archive keeps {attested.kept} rows that the journal lost")
+    head, published = accepted.head, accepted.published
+    before = f"row {published.seq}" if published else "no row"
+    typer.echo(f"{writer}: accepted up to row {head.seq}; {before} was published")
+    if accepted.torn:
+        typer.echo(f"the rows that do not chain are in {accepted.torn}")
+    if accepted.kept:
+        typer.echo(f"the archive keeps {accepted.kept} rows that the journal lost")
+
+
+@app.command(
+    "attest",
+    hidden=True,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)
+def attest_journal() -> None:
+    """Name the command that took the place of this one."""
+    raise typer.BadParameter(
+        "`meshca ledger attest` is called `meshca ledger accept` now, with the same "
+        "options"
+    )
 
 
 def _operator() -> str:
@@ -278,7 +291,7 @@ def _writer_line(writer: WriterReport) -> str:
     ]
     if writer.live:
         parts.append("being written")
-    parts.extend(writer.attested)
+    parts.extend(writer.accepted)
     parts.extend(f"torn entry kept in {path}" for path in writer.torn)
     return ", ".join(parts)
 

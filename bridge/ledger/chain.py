@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from bridge.errors import LedgerError
 from bridge.ledger.events import (
     COLUMNS,
-    Attested,
+    Accepted,
     Closed,
     Ending,
     Event,
@@ -220,7 +220,7 @@ def _shape(event: type[Event]) -> _Shape:
 
 _SHAPES: Mapping[type[Event], _Shape] = {
     event: _shape(event)
-    for event in (Intent, Ending, Summary, Opened, Closed, Resumed, Attested)
+    for event in (Intent, Ending, Summary, Opened, Closed, Resumed, Accepted)
 }
 
 

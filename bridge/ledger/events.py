@@ -180,15 +180,21 @@ class Resumed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Attested:
-    """An operator looked at this journal and let it go on from the row before."""
+class Accepted:
+    """An operator accepted this journal, which ends at the row before.
 
-    kind: ClassVar[str] = "attested"
+    In journals of earlier versions the kind of this row is `attested`.
+    """
+
+    kind: ClassVar[str] = "accepted"
 
     by: str
-    """Who the operator is, as the operating system knows him."""
+    """The name of the operator in the operating system."""
     detail: str
     """The reason that the operator gave."""
 
 
-Event = Intent | Ending | Summary | Opened | Closed | Resumed | Attested
+Event = Intent | Ending | Summary | Opened | Closed | Resumed | Accepted
+
+EARLIER_KINDS = ("attested", "restored")
+"""Kinds of rows that only journals of earlier versions have."""

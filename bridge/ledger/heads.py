@@ -46,11 +46,18 @@ class SignedHead:
     """SHA-256 of the public key's SubjectPublicKeyInfo in DER."""
     signature: str = ""
     """Ed25519, 128 hex digits."""
+    accepted_by: str = ""
+    """The operator who accepted a journal that ends here, whatever was published
+    before; empty for a head that a server published."""
     attested_by: str = ""
-    """The operator who let the journal go on from here, whatever was published before;
-    empty for a head that a server published."""
+    """The same, in a line of an earlier version."""
     reason: str = ""
-    """Why the operator did."""
+    """Why the operator accepted it."""
+
+    @property
+    def operator(self) -> str:
+        """The operator who accepted the journal, or empty."""
+        return self.accepted_by or self.attested_by
 
     @property
     def tip(self) -> Head:
@@ -116,14 +123,14 @@ class HeadKey:
                 ) from error
         return cls.load(path)
 
-    def sign(self, writer: str, head: Head, at: int, **attestation: str) -> SignedHead:
+    def sign(self, writer: str, head: Head, at: int, **acceptance: str) -> SignedHead:
         """Sign the tip of a writer's chain.
 
         Args:
             writer: Whose it is.
             head: The tip.
             at: Microseconds since 1970-01-01 UTC.
-            attestation: `attested_by` and `reason`, of an attestation.
+            acceptance: `accepted_by` and `reason`, if an operator accepts a journal.
         """
         values: dict[str, Any] = {
             "writer": writer,
@@ -132,7 +139,7 @@ class HeadKey:
             "head": head.digest,
             "at": at,
             "key_id": self.key_id,
-            **attestation,
+            **acceptance,
         }
         signature = self._key.sign(SignedHead(**values).message())
         return SignedHead(**values, signature=signature.hex())

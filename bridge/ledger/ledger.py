@@ -13,7 +13,7 @@ from bridge.config import LedgerConfig
 from bridge.errors import LedgerError
 from bridge.ledger.archive.feed import Feed, FeedTask, MakeFeed
 from bridge.ledger.archive.feeder import Feeder
-from bridge.ledger.events import Attested, Ending, Intent, Summary
+from bridge.ledger.events import Accepted, Ending, Intent, Summary
 from bridge.ledger.heads import HeadKey, HeadPublisher, HeadSink, SignedHead, problem_of
 from bridge.ledger.journal.journal import Journal, JournalOptions, unobserved
 from bridge.ledger.journal.recovery import require_new
@@ -309,10 +309,10 @@ def _newest_head(sink: HeadSink, key: HeadKey, folder: Path) -> SignedHead | Non
 def _with_head(options: JournalOptions, newest: SignedHead | None) -> JournalOptions:
     if newest is None:
         return options
-    attested = None
-    if newest.attested_by:
-        attested = Attested(by=newest.attested_by, detail=newest.reason)
-    return replace(options, published=newest.tip, attested=attested)
+    accepted = None
+    if newest.operator:
+        accepted = Accepted(by=newest.operator, detail=newest.reason)
+    return replace(options, published=newest.tip, accepted=accepted)
 
 
 def head_key(config: LedgerConfig) -> HeadKey:

@@ -43,8 +43,8 @@ class WriterReport:
     """Attempts without an outcome. A running server has some at any moment."""
     heads: int = 0
     """Published heads that verified."""
-    attested: list[str] = field(default_factory=list)
-    """What operators let this journal lose, and why."""
+    accepted: list[str] = field(default_factory=list)
+    """Where operators accepted that this journal ends, and why."""
     torn: list[str] = field(default_factory=list)
     """Files that hold what a crash tore off, moved aside by a later start."""
     live: bool = False
@@ -151,7 +151,7 @@ def _collect(
             if problem := problem_of(head, key):
                 strange[head.writer].append(f"{sink}:{number}: {problem}")
                 continue
-            if head.attested_by:
+            if head.operator:
                 # What was published before, of later rows or by a key that is lost, an
                 # operator has let go. This line stays in the file, and in the report.
                 strange.pop(head.writer, None)
@@ -178,8 +178,8 @@ class _Verifier:
         self._open: dict[str, None] = {}
         self._heads: dict[int, list[_Published]] = defaultdict(list)
         for number, head in heads:
-            if head.attested_by:
-                result.attested.append(_attestation(head))
+            if head.operator:
+                result.accepted.append(_acceptance(head))
             if head.seq >= 0:
                 self._heads[head.seq].append((number, head))
 
@@ -226,10 +226,10 @@ class _Verifier:
                 self._result.heads += 1
 
 
-def _attestation(head: SignedHead) -> str:
+def _acceptance(head: SignedHead) -> str:
     at = datetime.fromtimestamp(head.at / 1e6, UTC)
     return (
-        f"{head.attested_by} attested it to end at row {head.seq} on "
+        f"{head.operator} accepted that it ends at row {head.seq} on "
         f"{at:%Y-%m-%dT%H:%M:%SZ}: {head.reason}"
     )
 

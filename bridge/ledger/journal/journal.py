@@ -15,7 +15,7 @@ from typing import Self
 
 from bridge.errors import LedgerError
 from bridge.ledger.chain import Head, encode, microseconds
-from bridge.ledger.events import Attested, Closed, Event
+from bridge.ledger.events import Accepted, Closed, Event
 from bridge.ledger.journal import segments
 from bridge.ledger.journal.group_commit import GroupCommit
 from bridge.ledger.journal.recovery import recover
@@ -46,7 +46,7 @@ class JournalOptions:
     open_file: Callable[[Path], JournalFile] = DiskFile
     published: Head | None = None
     """The newest published head: a journal that does not hold it is refused."""
-    attested: Attested | None = None
+    accepted: Accepted | None = None
     """Put on record at the start: why an operator let this journal go on."""
 
 
@@ -124,8 +124,8 @@ class Journal:
         try:
             tail = recover(path, writer, options.published)
             events: list[Event] = [*tail.unknown]
-            if options.attested:
-                events.append(options.attested)
+            if options.accepted:
+                events.append(options.accepted)
             journal._writer.begin(tail.head, events)
         except BaseException:
             # First: a segment that has no whole first row gets no last one.

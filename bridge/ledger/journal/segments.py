@@ -262,5 +262,5 @@ def way_out(writer: str) -> str:
     """Return what an operator may do who has lost something."""
     return (
         "if it is lost, look at what is left, stop the server, and run `meshca ledger "
-        f"attest -c FILE --writer {writer} --reason TEXT`"
+        f"accept -c FILE --writer {writer} --reason TEXT`"
     )

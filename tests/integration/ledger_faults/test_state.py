@@ -126,7 +126,7 @@ def lose_heads(bridge: Bridge) -> None:
 
 
 @pytest.mark.parametrize("fault", [cut, restore, edit, reorder, lose_heads])
-def test_a_journal_that_is_not_vouched_for_is_refused_until_it_is_attested(
+def test_a_journal_without_its_published_heads_is_refused_until_it_is_accepted(
     bridge: Bridge, fault: Callable[[Bridge], None]
 ) -> None:
     with bridge:
@@ -135,7 +135,7 @@ def test_a_journal_that_is_not_vouched_for_is_refused_until_it_is_attested(
     whole = segment(bridge).read_bytes()
     heads = (bridge.folder / "heads.jsonl").read_bytes()
     fault(bridge)
-    with pytest.raises(RuntimeError, match="meshca ledger attest -c FILE"):
+    with pytest.raises(RuntimeError, match="meshca ledger accept -c FILE"):
         bridge.__enter__()
     # Put back, it serves.
     spoiled = segment(bridge).read_bytes()
@@ -150,16 +150,16 @@ def test_a_journal_that_is_not_vouched_for_is_refused_until_it_is_attested(
     segment(bridge).write_bytes(spoiled)
     if fault is lose_heads:
         (bridge.folder / "heads.jsonl").unlink()
-    attested = bridge.run(
-        "ledger", "attest", "--writer", "bridge", "--reason", "the node was lost"
+    accepted = bridge.run(
+        "ledger", "accept", "--writer", "bridge", "--reason", "the node was lost"
     )
-    assert attested.returncode == 0, attested.stderr
+    assert accepted.returncode == 0, accepted.stderr
     with bridge:
         assert status(bridge) == "OK"
-    assert bridge.rows(kind="attested", detail="the node was lost")
+    assert bridge.rows(kind="accepted", detail="the node was lost")
     checked = bridge.run("ledger", "verify", "--archive")
     assert checked.returncode == 0, checked.stderr
-    assert "attested it to end at row" in checked.stdout
+    assert "accepted that it ends at row" in checked.stdout
 
 
 def test_a_power_cut_in_a_write_needs_nobody(bridge: Bridge) -> None:

@@ -106,7 +106,7 @@ def test_a_head_is_published_when_it_has_moved(tmp_path: Path, key: HeadKey) -> 
     assert [head.seq for _, head in sink.read()] == [7, 8]
     assert json.loads(sink.path.read_text().splitlines()[0]).keys() == {
         field.name for field in dataclasses.fields(SignedHead)
-    } - {"attested_by", "reason"}
+    } - {"accepted_by", "attested_by", "reason"}
 
 
 def test_the_newest_head_of_a_writer_is_found_from_the_end(
@@ -153,7 +153,7 @@ def test_a_journal_that_was_cut_behind_its_published_head_is_refused(
     published = journal.head
     abandon(journal)
     cut(tmp_path, 3)
-    with pytest.raises(LedgerError, match="meshca ledger attest -c FILE --writer w0"):
+    with pytest.raises(LedgerError, match="meshca ledger accept -c FILE --writer w0"):
         open_journal(tmp_path, published=published)
 
 
@@ -170,7 +170,7 @@ def test_a_journal_that_was_written_anew_is_refused(
 ) -> None:
     published = journal.head._replace(digest="00" * 32, seq=2)
     abandon(journal)
-    with pytest.raises(LedgerError, match="meshca ledger attest -c FILE --writer w0"):
+    with pytest.raises(LedgerError, match="meshca ledger accept -c FILE --writer w0"):
         open_journal(tmp_path, published=published)
 
 

@@ -321,7 +321,7 @@ def test_a_journal_that_is_older_than_its_published_head_is_refused(
     path = tmp_path / "journal" / "w0" / "00000001.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join(lines[:-1]))
-    with pytest.raises(LedgerError, match="meshca ledger attest -c FILE --writer w0"):
+    with pytest.raises(LedgerError, match="meshca ledger accept -c FILE --writer w0"):
         open_ledger(tmp_path, clock)
     path.write_bytes(b"".join(lines))
     open_ledger(tmp_path, clock).close()

@@ -85,7 +85,7 @@ def test_a_gap_with_a_row_behind_it_is_no_tear(
     *before, last = segment.read_bytes().splitlines(keepends=True)
     spoiled = b"".join(before) + tail.rstrip(b"\n") + b"\n" + last
     segment.write_bytes(spoiled)
-    with pytest.raises(LedgerError, match=r"00000001.jsonl:3: .*meshca ledger attest"):
+    with pytest.raises(LedgerError, match=r"00000001.jsonl:3: .*meshca ledger accept"):
         open_journal(tmp_path)
     assert segment.read_bytes() == spoiled
 

@@ -1,9 +1,10 @@
-"""The operator's way out, when a journal, its heads or their key are lost for good.
+"""Accept a journal that a server refuses: an operator answers for what is lost.
 
-A server refuses a journal that its published heads do not vouch for. Whoever has looked
-and knows why puts a signed line into the sink: from this row on, and for this reason.
-Nothing is erased: what does not chain is moved aside, and what only the archive still
-has is kept there under another name.
+A server refuses a journal that does not hold its published heads. An operator who has
+looked, and knows why, accepts it: a signed line in the sink says from which row on, who
+accepted it, and the reason. Nothing is erased. Rows that do not chain are moved into a
+file beside the segment, and the archive keeps rows that the journal lost under another
+name.
 """
 
 import os
@@ -30,17 +31,17 @@ _NAME_CHARACTERS = 40
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Attestation:
-    """What was attested."""
+class Acceptance:
+    """What an operator accepted."""
 
     head: SignedHead
     """The line in the sink."""
     published: SignedHead | None
     """The newest head before it."""
     torn: Path | None
-    """Where what did not chain was moved."""
+    """The file with the rows that do not chain."""
     kept: int
-    """Rows that only the archive still has."""
+    """How many rows only the archive still has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,31 +54,31 @@ class _End:
     spoiled: bool
 
 
-def attest(
+def accept(
     config: LedgerConfig,
     *,
     writer: str,
     operator: str,
     reason: str,
     clock: Clock,
-) -> Attestation:
-    """Let the journal of `writer` go on from its last row that verifies.
+) -> Acceptance:
+    """Accept the journal of `writer` up to its last row that verifies.
 
     Args:
         config: Section `ledger` of the configuration.
-        writer: Whose journal it is. No server may be at work on it.
-        operator: Who answers for it.
-        reason: Why.
+        writer: The writer of the journal. Its server has to be stopped.
+        operator: The name of the operator who accepts it.
+        reason: Why the operator accepts it.
         clock: Gives the line its time.
 
     Raises:
         ConfigError: The key of the heads, or the archive, cannot be used.
-        LedgerError: Nothing is known of such a journal, a server writes it, nothing is
-            wrong with it, it is not the one that the heads before its end belong to, it
-            is broken before its last segment, or something cannot be written.
+        LedgerError: No such journal is known, a server writes it, or nothing is wrong
+            with it. The journal is not the one that its published heads belong to, or
+            it is broken before its last segment. A file cannot be written.
     """
     if not (operator.strip() and reason.strip()):
-        raise ConfigError("--reason: expected who and why, in words")
+        raise ConfigError("--reason: expected a reason, and the name of the operator")
     _require_known(config, writer)
     folder = make_folder(config.journal, writer)
     held = lock(folder)
@@ -89,21 +90,22 @@ def attest(
         end = _verified_end(folder, writer)
         _require_same_journal(folder, end, sink, key)
         kept = _keep_in_archive(config, writer, end, clock)
-        if not (kept or end.spoiled or ahead) and _is_vouched_for(published, end, key):
+        is_lossy = kept or end.spoiled or ahead is not None
+        if not is_lossy and _holds_published(published, end, key):
             raise LedgerError(
-                f"{folder}: there is nothing to attest: the journal holds its newest "
+                f"{folder}: there is nothing to accept: the journal holds its newest "
                 "published head",
-                rule="ledger.attest",
+                rule="ledger.accept",
             )
         torn = _move_spoiled(end)
         at = microseconds(clock)
-        head = key.sign(writer, end.head, at, attested_by=operator, reason=reason)
+        head = key.sign(writer, end.head, at, accepted_by=operator, reason=reason)
         sink.append(head)
         if ahead is not None:
             ahead.rename(folder / f"{ahead.name}.{at}.torn")
     finally:
         os.close(held)
-    return Attestation(head=head, published=published, torn=torn, kept=kept)
+    return Acceptance(head=head, published=published, torn=torn, kept=kept)
 
 
 def _require_known(config: LedgerConfig, writer: str) -> None:
@@ -113,11 +115,11 @@ def _require_known(config: LedgerConfig, writer: str) -> None:
     if (folder / writer).is_dir() or published is not None:
         return
     if writer not in _archived(config):
-        there = sorted(path.name for path in folder.glob("*/"))
+        found = sorted(path.name for path in folder.glob("*/"))
         raise LedgerError(
-            f"{folder}: nothing is known of a journal {writer!r}; there is "
-            f"{', '.join(there) or 'none'}",
-            rule="ledger.attest",
+            f"{folder}: there is no journal {writer!r}; the journals are: "
+            f"{', '.join(found) or 'none'}",
+            rule="ledger.accept",
         )
 
 
@@ -140,7 +142,7 @@ def _verified_end(folder: Path, writer: str) -> _End:
             raise LedgerError(
                 f"{path}: at byte {reading.offset}: {problem}, and that is not only "
                 "the end of the last segment. Put the journal back as it was; or move "
-                "its folder away, and attest the empty one",
+                "its folder away, and accept the empty one",
                 rule="ledger.chain",
             )
         if problem:
@@ -185,8 +187,8 @@ class _Reading:
         return _End(head, path, offset, digests, spoiled)
 
     def _step_back(self, line: bytes) -> None:
-        # A row that comes next, and says that the one before was another: either of
-        # the two may be the one that was changed.
+        # The row has the right number and another `prev`: either this row or the one
+        # before it was changed, so neither is kept.
         try:
             row = parse(line.removesuffix(b"\n"))
         except ValueError:
@@ -209,15 +211,15 @@ def _problem(chain: Chain, line: bytes) -> str:
 def _require_same_journal(
     folder: Path, end: _End, sink: HeadSink, key: HeadKey
 ) -> None:
-    # Heads of the rows that are there have to be theirs, or this is another journal.
-    # What an earlier attestation let go is out of it.
+    # A published head of a row that is here has to be the head of this row, or this is
+    # another journal. Heads of rows that an earlier acceptance gave up do not count.
     if not sink.path.exists():
         return
     mine: list[tuple[int, SignedHead]] = []
     for number, head in sink.read():
         if head.writer != folder.name or problem_of(head, key.public_key()):
             continue
-        if head.attested_by:
+        if head.operator:
             mine = [each for each in mine if each[1].seq <= head.seq]
         mine.append((number, head))
     for number, head in mine:
@@ -225,12 +227,12 @@ def _require_same_journal(
             raise LedgerError(
                 f"{folder}: row {head.seq} is not the one whose head is {sink.path}:"
                 f"{number}: this is another journal. Put the right one back; or move "
-                "the folder away, and attest the empty one",
+                "the folder away, and accept the empty one",
                 rule="ledger.cut",
             )
 
 
-def _is_vouched_for(published: SignedHead | None, end: _End, key: HeadKey) -> bool:
+def _holds_published(published: SignedHead | None, end: _End, key: HeadKey) -> bool:
     if published is None:
         return not end.digests
     if problem_of(published, key.public_key()):

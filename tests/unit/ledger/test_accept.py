@@ -12,7 +12,8 @@ from bridge.cli.ledger import app
 from bridge.errors import BridgeError, LedgerError
 from bridge.ledger.archive.archive import Archive
 from bridge.ledger.archive.queries import Query
-from bridge.ledger.heads import HeadSink
+from bridge.ledger.chain import Head
+from bridge.ledger.heads import HeadKey, HeadSink
 from bridge.ledger.ledger import Ledger
 from bridge.ledger.verify import compare, verify
 from tests.unit.cli.test_ledger import CONFIG
@@ -25,7 +26,7 @@ from tests.unit.ledger.support import (
     make_intent,
 )
 
-COMMAND = re.escape("`meshca ledger attest -c FILE --writer w0 --reason TEXT`")
+COMMAND = re.escape("`meshca ledger accept -c FILE --writer w0 --reason TEXT`")
 
 
 def open_ledger(folder: Path, writer: str = "w0") -> Ledger:
@@ -106,7 +107,7 @@ FAULTS: list[tuple[Callable[[Path], None], str, int]] = [
 ]
 
 
-def attest(
+def accept(
     folder: Path,
     reason: str = "the node's disk died",
     writer: str = "w0",
@@ -115,7 +116,7 @@ def attest(
     return CliRunner(env=env).invoke(
         app,
         [
-            "attest",
+            "accept",
             *("-c", str(folder / "bridge.yaml")),
             *("--writer", writer, "--reason", reason),
         ],
@@ -128,7 +129,7 @@ def test_the_file_of_an_earlier_version_is_kept_and_shows_in_verify(
     kill_an_earlier_version(folder)
     report = verify(folder / "journal", folder / "heads.jsonl")
     assert "ahead: an earlier version" in report.writers[0].problems[0]
-    assert attest(folder).exit_code == 0
+    assert accept(folder).exit_code == 0
     (kept,) = segment(folder).parent.glob("ahead.*.torn")
     assert kept.stat().st_size == 1 << 20
 
@@ -136,7 +137,7 @@ def test_the_file_of_an_earlier_version_is_kept_and_shows_in_verify(
 @pytest.mark.parametrize(
     ("fault", "reason", "last"), FAULTS, ids=lambda value: getattr(value, "__name__", 0)
 )
-def test_what_is_lost_is_refused_until_an_operator_has_attested_it(
+def test_what_is_lost_is_refused_until_an_operator_has_accepted_it(
     folder: Path, fault: Callable[[Path], None], reason: str, last: int
 ) -> None:
     whole = [row.digest for row in all_rows(folder / "journal/w0")]
@@ -144,20 +145,21 @@ def test_what_is_lost_is_refused_until_an_operator_has_attested_it(
     with pytest.raises(LedgerError, match=rf"{reason}.*{COMMAND}"):
         open_ledger(folder)
 
-    result = attest(folder, SUDO_USER="kim")
+    result = accept(folder, SUDO_USER="kim")
     assert result.exit_code == 0, result.output
-    assert f"goes on after row {last}; " in result.stdout
+    assert f"accepted up to row {last}; " in result.stdout
 
     ledger = open_ledger(folder)
     ledger.intend(make_intent(20))
     ledger.end(make_ended(20))
     ledger.close()
     rows = all_rows(folder / "journal/w0")
-    (row,) = (row for row in rows if row.kind == "attested")
+    (row,) = (row for row in rows if row.kind == "accepted")
     assert (row.values["by"], row.values["detail"]) == ("kim", "the node's disk died")
     report = verify(folder / "journal", folder / "heads.jsonl")
     assert report.intact, report
-    assert f"kim attested it to end at row {last} on" in report.writers[0].attested[0]
+    (told,) = report.writers[0].accepted
+    assert told.startswith(f"kim accepted that it ends at row {last} on")
 
     # Nothing is lost that somebody still has: neither rows nor what was torn off.
     archive = Archive.open(archive_url(folder, "a.db"), make=False)
@@ -174,35 +176,35 @@ def test_what_is_lost_is_refused_until_an_operator_has_attested_it(
 def test_an_edit_is_kept_beside_the_journal(folder: Path) -> None:
     edit(folder)
     spoiled = segment(folder).read_bytes().splitlines(keepends=True)
-    result = attest(folder)
+    result = accept(folder)
     torn = segment(folder).with_name("00000001.jsonl.torn")
-    assert f"what does not chain is in {torn}" in result.stdout
+    assert f"the rows that do not chain are in {torn}" in result.stdout
     assert torn.read_bytes() == b"".join(spoiled[3:])
 
 
 def test_a_journal_that_is_in_order_needs_no_operator(folder: Path) -> None:
     before = (folder / "heads.jsonl").read_bytes()
-    result = attest(folder)
-    assert "there is nothing to attest" in str(result.exception)
+    result = accept(folder)
+    assert "there is nothing to accept" in str(result.exception)
     assert (folder / "heads.jsonl").read_bytes() == before
 
 
 def test_a_name_that_nobody_knows_does_not_become_a_journal(folder: Path) -> None:
-    result = attest(folder, writer="w00")
-    assert "nothing is known of a journal 'w00'; there is w0" in str(result.exception)
+    result = accept(folder, writer="w00")
+    assert "there is no journal 'w00'; the journals are: w0" in str(result.exception)
     assert [path.name for path in (folder / "journal").glob("*/")] == ["w0"]
 
 
-def test_what_only_the_archive_knows_of_is_attested(folder: Path) -> None:
+def test_what_only_the_archive_knows_of_is_accepted(folder: Path) -> None:
     shutil.rmtree(folder / "journal/w0")
     (folder / "heads.jsonl").unlink()
-    result = attest(folder)
+    result = accept(folder)
     assert "the archive keeps 8 rows that the journal lost" in result.stdout
 
 
 def test_a_journal_that_is_being_written_is_left_alone(folder: Path) -> None:
     ledger = open_ledger(folder)
-    result = attest(folder)
+    result = accept(folder)
     assert "another process writes this journal" in str(result.exception)
     ledger.close()
 
@@ -210,12 +212,12 @@ def test_a_journal_that_is_being_written_is_left_alone(folder: Path) -> None:
 @pytest.mark.parametrize("reason", ["", "  "])
 def test_a_reason_is_wanted(folder: Path, reason: str) -> None:
     cut(folder)
-    result = attest(folder, reason)
+    result = accept(folder, reason)
     assert isinstance(result.exception, BridgeError)
-    assert "expected who and why" in str(result.exception)
+    assert "expected a reason" in str(result.exception)
 
 
-def test_another_journal_is_not_attested(folder: Path, tmp_path: Path) -> None:
+def test_another_journal_is_not_accepted(folder: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.mkdir()
     ledger = Ledger.open(
@@ -226,23 +228,23 @@ def test_another_journal_is_not_attested(folder: Path, tmp_path: Path) -> None:
     )
     ledger.close()
     segment(folder).write_bytes(segment(other).read_bytes())
-    result = attest(folder)
+    result = accept(folder)
     assert "this is another journal" in str(result.exception)
     segment(folder).unlink()
-    assert attest(folder).exit_code == 0
+    assert accept(folder).exit_code == 0
 
 
-def test_a_break_before_the_last_segment_is_not_attested(folder: Path) -> None:
+def test_a_break_before_the_last_segment_is_not_accepted(folder: Path) -> None:
     open_ledger(folder).close()
     edit(folder)
-    result = attest(folder)
+    result = accept(folder)
     assert "not only the end of the last segment" in str(result.exception)
     assert segment(folder, 2).exists()
 
 
-def test_an_attestation_is_signed(folder: Path) -> None:
+def test_an_acceptance_is_signed(folder: Path) -> None:
     cut(folder)
-    attest(folder)
+    accept(folder)
     sink = folder / "heads.jsonl"
     sink.write_bytes(sink.read_bytes().replace(b"disk died", b"disk lied"))
     with pytest.raises(LedgerError, match="the signature of the head is wrong"):
@@ -251,13 +253,35 @@ def test_an_attestation_is_signed(folder: Path) -> None:
     assert "the signature of the head is wrong" in report.problems[0]
 
 
-def test_a_second_attestation_may_follow_the_first(folder: Path) -> None:
+def test_the_former_name_of_the_command_names_the_new_one(folder: Path) -> None:
+    options = ["-c", str(folder / "bridge.yaml"), "--writer", "w0", "--reason", "x"]
+    result = CliRunner().invoke(app, ["attest", *options])
+    assert result.exit_code == 2
+    assert "meshca ledger accept" in result.stderr
+    assert "attest " not in CliRunner().invoke(app, ["--help"]).stdout
+
+
+def test_a_ledger_that_an_earlier_version_accepted_is_read(folder: Path) -> None:
     cut(folder)
-    attest(folder)
+    key = HeadKey.load(folder / "journal/heads.key")
+    last = all_rows(folder / "journal/w0")[-1]
+    head = key.sign(
+        "w0", Head(1, last.seq, last.digest), 1, attested_by="kim", reason="lost"
+    )
+    HeadSink(folder / "heads.jsonl").append(head)
+    open_ledger(folder).close()
+    report = verify(folder / "journal", folder / "heads.jsonl")
+    assert report.intact
+    assert report.writers[0].accepted[0].startswith("kim accepted that it ends")
+
+
+def test_a_second_acceptance_may_follow_the_first(folder: Path) -> None:
+    cut(folder)
+    accept(folder)
     keep_lines(segment(folder), 2)
     with pytest.raises(LedgerError, match="ends at row 1"):
         open_ledger(folder)
-    result = attest(folder)
+    result = accept(folder)
     assert result.exit_code == 0, result.exception
     open_ledger(folder).close()
     assert verify(folder / "journal", folder / "heads.jsonl").intact
@@ -268,7 +292,7 @@ def test_the_other_writers_are_not_touched(folder: Path) -> None:
     ledger.intend(make_intent(30))
     ledger.close()
     cut(folder)
-    attest(folder)
+    accept(folder)
     open_ledger(folder, "w1").close()
     archive = Archive.open(archive_url(folder, "a.db"), make=False)
     assert "w1" in archive.writers()
