@@ -20,7 +20,7 @@ from bridge.errors import (
 )
 from bridge.identity.caller import Caller, TokenCredential
 from bridge.issuance.call import Call
-from bridge.issuance.selection import Term, usable_issuers
+from bridge.issuance.selection import Validity, usable_issuers
 from bridge.issuance.signing import Signing
 from bridge.policy.issuance_policy import Lifetime, require_no_impersonation
 from bridge.policy.linkerd_names import (
@@ -167,7 +167,7 @@ class Linkerd:
         if seen is snapshot and when == second and not self._signing.any_stopped:
             return
         policy, route = snapshot.rules.top, snapshot.rules.reachable[call.front]
-        term = Term(ttl=policy.default_ttl, backdate=policy.backdate, now=now)
+        term = Validity(ttl=policy.default_ttl, backdate=policy.backdate, now=now)
         usable_issuers(snapshot, route, (), term, self._signing)
         self._usable = snapshot, second
 

@@ -12,7 +12,8 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
 )
 
-from bridge.issuance.selection import Subject, Term, leaf_request, usable_issuers
+from bridge.issuance.procedure import attempt
+from bridge.issuance.selection import Subject, Validity, leaf_request, usable_issuers
 from bridge.issuance.signing import Origin, Signed, Signing, new_id, new_serial
 from bridge.ledger.events import Purpose
 from bridge.policy.rules import ISTIO
@@ -63,7 +64,7 @@ class OwnCertificates:
             key.public_key(), tuple(x509.DNSName(name) for name in dns_names)
         )
         policy = snapshot.rules.policy_of(ISTIO)  # only its listener has one
-        term = Term(ttl=ttl, backdate=policy.backdate, now=now)
+        term = Validity(ttl=ttl, backdate=policy.backdate, now=now)
         issuers = usable_issuers(
             snapshot, policy.issuing_cas, subject.names, term, self._signing
         )
@@ -72,11 +73,11 @@ class OwnCertificates:
         )
         budget = Budget.of_seconds(_SERVING_SECONDS)
 
-        def attempt(issuer: Issuer) -> Signed:
+        def sign_by(issuer: Issuer) -> Signed:
             request = leaf_request(subject, issuer, term)
-            return self._signing.attempt(issuer, request, origin, budget)
+            return attempt(self._signing, issuer, request, origin, budget)
 
-        signed = over_issuers(issuers, attempt, budget)
+        signed = over_issuers(issuers, sign_by, budget)
         chain = [encode_certificate(signed.leaf_der), *signed.issuer.intermediates_pem]
         return KeyPair(
             certificate_chain_pem="".join(chain).encode("ascii"),
@@ -119,7 +120,7 @@ class OwnCertificates:
         origin = Origin(
             request=new_id(), purpose=Purpose.PROBE, generation=snapshot.generation
         )
-        self._signing.attempt(issuer, request, origin, Budget.of_seconds(timeout))
+        attempt(self._signing, issuer, request, origin, Budget.of_seconds(timeout))
 
 
 def _subject(

@@ -1,15 +1,23 @@
-"""The one path from a CSR to a chain, in numbered steps.
+"""The one path from a request to a certificate, in numbered steps.
 
-Every front and every backend meet here. The steps are those of the design; the fronts
-only translate (1), `bridge.issuance.meshes` has what differs between them in
-2 to 5, and
-`bridge.issuance.signing` does 6 to 9 for one attempt.
+1. Front: translates the message to a `Call`, and decides nothing (`bridge.server`).
+2. Identify the caller from its credential, never from the CSR.
+3. Admit: rate limit and policy decide names, lifetime and issuing CAs.
+4. CSR: proof of possession, and a strong key. Linkerd's front wants it before step 2.
+5. Constrain the names by every certificate of the chain, and by the configuration.
+6. Prepare, and record the intent durably. If that fails, nothing is signed.
+7. Sign, inside the deadline. Failover repeats 5 to 7 with an intent of its own.
+8. Verify the answer. A difference is a mis-issuance: recorded, and never released.
+9. Record the outcome, then reply.
+
+`bridge.issuance.meshes` has what differs between the meshes in steps 2 to 5.
 """
 
 import logging
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -17,19 +25,19 @@ from bridge.errors import BridgeError, CallerError, LedgerError, OverloadedError
 from bridge.identity.caller import Caller
 from bridge.issuance.call import Call, Issued
 from bridge.issuance.meshes import Istio, Linkerd, Mesh
-from bridge.issuance.selection import Subject, Term, leaf_request, usable_issuers
+from bridge.issuance.selection import Subject, Validity, leaf_request, usable_issuers
 from bridge.issuance.signing import Origin, Signed, Signing, describe, new_id
 from bridge.ledger.events import Ending, Outcome, Purpose
 from bridge.ledger.ledger import Ledger
 from bridge.metrics.instruments import Metrics
 from bridge.policy.issuance_policy import Lifetime, valid_until
 from bridge.policy.rate_limit import CEILING_RULES
+from bridge.resilience.budget import Budget
 from bridge.resilience.failover import over_issuers
 from bridge.snapshot.model import Issuer, Snapshot
+from bridge.spi import LeafRequest
 from bridge.system.clock import Clock
 from bridge.system.logs import on_one_line
-
-__all__ = ["Call", "Issuance", "Issued"]
 
 _log = logging.getLogger(__name__)
 
@@ -41,6 +49,55 @@ class _Trace:
     request: str = field(default_factory=new_id)
     caller: Caller | None = None
     attempted: bool = False
+
+
+class Watch:
+    """Measures how long each step takes."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._steps = metrics.steps
+        self._began = time.perf_counter()
+
+    def lap(self, step: str) -> None:
+        """End a step: one of `STEPS`, or "" for time that belongs to none."""
+        now = time.perf_counter()
+        if step:
+            self._steps[step].observe(now - self._began)
+        self._began = now
+
+
+def attempt(
+    signing: Signing,
+    issuer: Issuer,
+    request: LeafRequest,
+    origin: Origin,
+    budget: Budget,
+) -> Signed:
+    """Have one issuing CA sign a request: steps 6 to 9, for every certificate.
+
+    Raises:
+        OverloadedError: The budget is spent; nothing was signed.
+        LedgerError: The intent is not on disk; nothing was signed.
+        BackendError: The issuing CA failed, or its answer is refused.
+    """
+    watch = Watch(signing.metrics)
+    # (6) Prepare, and record the intent.
+    prepared, proven = signing.prepare(issuer, request, origin)
+    budget.require()
+    watch.lap("prepare")
+    intent = signing.intend(issuer, prepared, origin)
+    watch.lap("record")
+    with signing.outcome_of(intent) as under_way:
+        # (7) Sign.
+        budget.require()
+        issued = signing.sign(issuer, prepared, budget)
+        watch.lap("sign")
+        # (8) Verify.
+        leaf = signing.verify(under_way, issuer, prepared, issued, proven)
+        watch.lap("verify")
+        # (9) Record the outcome; on disk first where the backend chose the serial.
+        signing.record_issued(under_way, leaf, durable=not prepared.tbs)
+    return Signed(issuer, leaf, issued.leaf)
 
 
 class Issuance:
@@ -90,7 +147,7 @@ class Issuance:
                 are those above a ceiling once they are too many for rows).
         """
         trace = _Trace(call.front)
-        with _OnRecord(self, trace):
+        with self._on_record(trace):
             return self._issue(call, trace)
 
     def refuse(self, error: BridgeError, *, front: str) -> None:
@@ -98,12 +155,12 @@ class Issuance:
         self._record(_Trace(front), error)
 
     def _issue(self, call: Call, trace: _Trace) -> Issued:
-        watch = _Watch(self._metrics)
+        watch = Watch(self._metrics)
         snapshot, now = self._snapshot(), self._clock()
         mesh, budget = self._meshes[call.front], call.budget
         budget.require()
         mesh.begin(call)
-        # (4) CSR, where it comes first.
+        # (4) CSR, where the mesh wants it before the credential.
         csr = mesh.csr(call, snapshot, now, None) if mesh.csr_first else None
         watch.lap("csr" if csr else "")
         # (2) Identify.
@@ -113,7 +170,7 @@ class Issuance:
         snapshot.ceilings.require(call.front, caller, time.monotonic())
         grant = mesh.admit(call, caller, snapshot)
         watch.lap("admit")
-        # (4) CSR, where it does not.
+        # (4) CSR.
         if csr is None:
             csr = mesh.csr(call, snapshot, now, grant)
             watch.lap("csr")
@@ -123,23 +180,40 @@ class Issuance:
         # (5) Constrain.
         mesh.require_trust_domain(caller, grant, snapshot)
         lifetime, backdate = grant.lifetime, snapshot.rules.top.backdate
-        term = Term(ttl=lifetime.ttl, backdate=backdate, now=now)
+        term = Validity(ttl=lifetime.ttl, backdate=backdate, now=now)
         issuers = usable_issuers(
             snapshot, grant.route, grant.names, term, self._signing
         )
         watch.lap("constrain")
-        # (6) to (9), for one issuing CA after the other.
         origin = _origin(trace, caller, snapshot)
 
-        def attempt(issuer: Issuer) -> Signed:
+        def sign_by(issuer: Issuer) -> Signed:
             request = leaf_request(subject, issuer, term)
             budget.require()
             trace.attempted = True
-            return self._signing.attempt(issuer, request, origin, budget)
+            # (6) to (9).
+            return attempt(self._signing, issuer, request, origin, budget)
 
-        signed = over_issuers(issuers, attempt, budget)
+        signed = over_issuers(issuers, sign_by, budget)
         self._note_lifetime(lifetime, signed, now)
+        # (9) Reply.
         return self._answer(snapshot, signed, now)
+
+    @contextmanager
+    def _on_record(self, trace: _Trace) -> Iterator[None]:
+        # Whatever error leaves this block gets its row and its count, foreseen or not.
+        citadel = self._metrics.citadel if trace.front == "istio" else None
+        if citadel is not None:
+            citadel.csr_count.inc()
+        try:
+            yield
+        except BaseException as error:
+            if citadel is not None:
+                citadel.failed(error)
+            self._record(trace, error)
+            raise
+        if citadel is not None:
+            citadel.success_cert_issuance_count.inc()
 
     def _answer(self, snapshot: Snapshot, signed: Signed, now: datetime) -> Issued:
         ends = min(signed.leaf.not_valid_after_utc, signed.issuer.chain.not_after)
@@ -171,7 +245,7 @@ class Issuance:
         status, rule = "INTERNAL", "internal"
         if isinstance(error, BridgeError):
             status, rule = self._status_name(error, trace.front), error.rule
-        ended = Ending(
+        ending = Ending(
             kind=(
                 Outcome.REFUSED
                 if is_excess or isinstance(error, CallerError)
@@ -188,68 +262,33 @@ class Issuance:
             detail=describe(error),
         )
         try:
-            if not self._write(ended, caller, is_excess=is_excess):
+            if not self._write(ending, caller, is_excess=is_excess):
                 return  # counted: the log is filled no faster than the ledger
         except LedgerError:
             # The refusal stands whether or not it could be written down; the ledger
             # itself tells readiness that it is shut, and nothing is signed any more.
             _log.exception("a refusal could not be put on record")
-        _tell(ended)
+        _tell(ending)
 
-    def _write(self, ended: Ending, caller: Caller | None, *, is_excess: bool) -> bool:
+    def _write(self, ending: Ending, caller: Caller | None, *, is_excess: bool) -> bool:
         if caller is None:
-            return self._ledger.refuse_unauthenticated(ended)
+            return self._ledger.refuse_unauthenticated(ending)
         if is_excess:
-            return self._ledger.refuse_excess(ended)
-        self._ledger.end(ended)
+            return self._ledger.refuse_excess(ending)
+        self._ledger.end(ending)
         return True
 
 
-class _Watch:
-    # Which step took how long.
-    def __init__(self, metrics: Metrics) -> None:
-        self._steps = metrics.steps
-        self._began = time.perf_counter()
-
-    def lap(self, step: str) -> None:
-        now = time.perf_counter()
-        if step:
-            self._steps[step].observe(now - self._began)
-        self._began = now
-
-
-class _OnRecord:
-    # Whatever leaves this block as an error gets its row and its count: also what
-    # nobody foresaw.
-    def __init__(self, issuance: Issuance, trace: _Trace) -> None:
-        self._issuance = issuance
-        self._trace = trace
-
-        self._citadel = issuance._metrics.citadel if trace.front == "istio" else None  # noqa: SLF001 - one class in two parts
-
-    def __enter__(self) -> None:
-        if self._citadel is not None:
-            self._citadel.csr_count.inc()
-
-    def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
-        if error is not None:
-            if self._citadel is not None:
-                self._citadel.failed(error)
-            self._issuance._record(self._trace, error)  # noqa: SLF001 - see above
-        elif self._citadel is not None:
-            self._citadel.success_cert_issuance_count.inc()
-
-
-def _tell(ended: Ending) -> None:
-    who = f"{ended.cluster} {ended.caller}".strip() or "nobody known"
-    said = f"{ended.kind} {ended.rule}: {ended.detail}"
+def _tell(ending: Ending) -> None:
+    who = f"{ending.cluster} {ending.caller}".strip() or "nobody known"
+    said = f"{ending.kind} {ending.rule}: {ending.detail}"
     _log.info(
         "%s (front %s, caller %s, status %s, request %s)",
         on_one_line(said),
-        ended.front,
+        ending.front,
         on_one_line(who),
-        ended.status,
-        ended.request,
+        ending.status,
+        ending.request,
     )
 
 

@@ -16,7 +16,7 @@ from bridge.spi import LeafRequest
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subject:
-    """What a leaf is for."""
+    """The key and the names of a leaf."""
 
     public_key: CertificatePublicKeyTypes
     spki: bytes
@@ -27,8 +27,8 @@ class Subject:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Term:
-    """How long a leaf is to live."""
+class Validity:
+    """How long a leaf is valid."""
 
     ttl: timedelta
     """From `now` to notAfter."""
@@ -42,7 +42,7 @@ def usable_issuers(
     snapshot: Snapshot,
     route: Sequence[str],
     names: Sequence[x509.GeneralName],
-    term: Term,
+    term: Validity,
     signing: Signing,
 ) -> list[Issuer]:
     """Return the issuing CAs of `route` that may sign `names`, in order; never none.
@@ -77,7 +77,7 @@ def usable_issuers(
 
 
 def _require_usable(
-    issuer: Issuer, names: Sequence[x509.GeneralName], term: Term, signing: Signing
+    issuer: Issuer, names: Sequence[x509.GeneralName], term: Validity, signing: Signing
 ) -> None:
     issuer.chain.constraints.require_permitted(names)
     if signing.stopped(issuer) is not None:
@@ -85,7 +85,7 @@ def _require_usable(
     _window(issuer, term)
 
 
-def leaf_request(subject: Subject, issuer: Issuer, term: Term) -> LeafRequest:
+def leaf_request(subject: Subject, issuer: Issuer, term: Validity) -> LeafRequest:
     """Decide every field of a leaf.
 
     Args:
@@ -108,7 +108,7 @@ def leaf_request(subject: Subject, issuer: Issuer, term: Term) -> LeafRequest:
     )
 
 
-def _window(issuer: Issuer, term: Term) -> tuple[datetime, datetime]:
+def _window(issuer: Issuer, term: Validity) -> tuple[datetime, datetime]:
     window = validity(term.now, term.ttl, term.backdate, issuer.chain.not_after)
     if window is None:
         raise BackendUnavailableError(

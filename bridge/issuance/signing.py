@@ -1,7 +1,9 @@
-"""One attempt at one issuing CA: prepare, record, sign, verify, record.
+"""Have one issuing CA sign a request, with a record before and after.
 
-Steps 6 to 9 of a request. A workload's certificate, the listener's own and a probe take
-the same way, so none of them can be signed without being on record.
+The parts of steps 6 to 9, which `procedure.attempt` puts in order. A workload's
+certificate, the listener's own and a probe are signed by them alike, so none of them
+is signed without a record.
+
 """
 
 import hashlib
@@ -9,9 +11,9 @@ import logging
 import os
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Self
 
 from cryptography import x509
 
@@ -32,9 +34,11 @@ from bridge.snapshot.model import Issuer
 from bridge.spi import IssuedChain, LeafRequest, Prepared
 
 _SERIALS_AT_ONCE = 64
+_LONGEST_DETAIL = 500
 _octets: list[bytes] = []
 """Random octets for serial numbers, each taken once: `list.pop` is atomic."""
 _names = random.Random()  # noqa: S311 - seeded by the system; names, not secrets
+_log = logging.getLogger(__name__)
 
 
 def new_id() -> str:
@@ -47,59 +51,32 @@ def new_serial() -> int:
     try:
         octets = _octets.pop()
     except IndexError:
-        # The system is asked for many at once. No process of ours is a fork of one
-        # that has issued, so nobody else has these.
+        # One system call gets many. No process is a fork of one that has issued, so
+        # no other process has these octets.
         fresh = os.urandom(16 * _SERIALS_AT_ONCE)
         octets = fresh[:16]
         _octets.extend(fresh[at : at + 16] for at in range(16, len(fresh), 16))
     return int.from_bytes(octets, "big") >> 1 | 1 << 126
 
 
-_LONGEST_DETAIL = 500
-
-
 def stopped_error() -> BackendBrokenError:
-    """Return what is said of an issuing CA that was stopped."""
+    """Build the error of an issuing CA that was stopped."""
     return BackendBrokenError(
         "the issuing CA is stopped after a mis-issuance", rule="issuer.stopped"
     )
 
 
 def describe(error: BaseException) -> str:
-    """Return what operators are told of an error, at most 500 characters."""
+    """Return the text of an error for operators, at most 500 characters."""
     if not isinstance(error, BridgeError):
         return type(error).__name__
     text = f"{error}: {error.detail}" if error.detail else str(error)
     return text[:_LONGEST_DETAIL]
 
 
-def outcome_of(error: BaseException) -> Outcome:
-    """Return how an attempt ended that raised `error` before an answer came."""
-    if isinstance(error, CallerError):
-        return Outcome.REFUSED
-    if isinstance(error, OverloadedError):
-        return Outcome.FAILED
-    if isinstance(error, BridgeError) and not error.certificate_may_exist:
-        return Outcome.FAILED
-    return Outcome.UNKNOWN
-
-
-__all__ = [
-    "Origin",
-    "Signed",
-    "Signing",
-    "describe",
-    "new_id",
-    "new_serial",
-    "stopped_error",
-]
-
-_log = logging.getLogger(__name__)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Origin:
-    """On whose behalf something is signed, as the ledger tells it."""
+    """The caller and purpose of a signature, as the ledger records them."""
 
     request: str
     purpose: Purpose = Purpose.WORKLOAD
@@ -113,15 +90,31 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class Signed:
-    """A certificate that was verified against what was asked for."""
+    """A certificate that was verified against its request."""
 
     issuer: Issuer
     leaf: x509.Certificate
     leaf_der: bytes
 
 
+@dataclass(slots=True)
+class Attempt:
+    """What is known of an attempt between its intent and its outcome."""
+
+    intent: Intent
+    certificate: bytes = b""
+    """The leaf in DER, once the issuing CA has answered."""
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the certificate; empty while there is none."""
+        if not self.certificate:
+            return ""
+        return hashlib.sha256(self.certificate).hexdigest()
+
+
 class Signing:
-    """Has certificates signed, each one on record before and after.
+    """The steps around a signature, each with its record. For all threads.
 
     Args:
         ledger: Where intents and outcomes go.
@@ -136,73 +129,75 @@ class Signing:
         status_name: Callable[[BridgeError, str], str],
     ) -> None:
         self._ledger = ledger
-        self._metrics = metrics
+        self.metrics = metrics
+        """What is measured on the way."""
         self._status_name = status_name
         self._stopped: dict[str, str] = {}
 
     def stopped(self, issuer: Issuer) -> str | None:
         """Return why `issuer` may not be used until an operator acts, or None.
 
-        To give it another certificate is such an act; its key is proven anew then.
+        Another certificate for the issuing CA is such an act; its key is proven again.
         """
         return self._stopped.get(issuer.certificate_sha256)
 
     @property
     def any_stopped(self) -> bool:
-        """Whether there is one that may not be used until an operator acts."""
+        """Whether an issuing CA may not be used until an operator acts."""
         return bool(self._stopped)
 
-    def attempt(
-        self, issuer: Issuer, request: LeafRequest, origin: Origin, budget: Budget
-    ) -> Signed:
-        """Have `request` signed by `issuer`.
-
-        Raises:
-            OverloadedError: The budget is spent; nothing was signed.
-            LedgerError: The intent is not on disk; nothing was signed.
-            BackendError: The issuing CA failed, or its answer is refused.
-        """
-        steps = self._metrics.steps
-        began = time.perf_counter()
-        # (6) Prepare and record.
-        prepared, proven = self._prepare(issuer, request, origin)
-        intent = _intent(issuer, prepared, origin)
-        budget.require()
-        recorded = time.perf_counter()
-        steps["prepare"].observe(recorded - began)
-        self._intend(intent, issuer, origin)
-        steps["record"].observe(time.perf_counter() - recorded)
-        with _Attempt(self, intent) as attempt:
-            # (7) Sign.
-            budget.require()
-            began = time.perf_counter()
-            issued = self._sign(issuer, prepared, budget)
-            signed = time.perf_counter()
-            steps["sign"].observe(signed - began)
-            # (8) Verify.
-            attempt.certificate = issued.leaf
-            leaf = require_as_prepared(prepared, issued, issuer.pinned, proven)
-            steps["verify"].observe(time.perf_counter() - signed)
-            # (9) Record.
-            attempt.issued(leaf, durable=not prepared.tbs)
-        return Signed(issuer, leaf, issued.leaf)
-
-    def _prepare(
+    def prepare(
         self, issuer: Issuer, request: LeafRequest, origin: Origin
     ) -> tuple[Prepared, bytes]:
-        with _Unintended(self, issuer, origin):
+        """Have `issuer` prepare a request (6).
+
+        Returns:
+            What was prepared, and the TBSCertificate that it must hold: see
+            `require_profile`.
+
+        Raises:
+            BackendError: The issuing CA cannot prepare it, or was stopped.
+        """
+        with self._before_intent(issuer, origin):
             # Another request may have stopped it since this one chose it.
             if self.stopped(issuer) is not None:
                 raise stopped_error()
             prepared = issuer.ca.prepare(request)
             return prepared, require_profile(prepared, issuer.pinned)
 
-    def _intend(self, intent: Intent, issuer: Issuer, origin: Origin) -> None:
-        with _Unintended(self, issuer, origin):
-            self._ledger.intend(intent)
+    def intend(self, issuer: Issuer, prepared: Prepared, origin: Origin) -> Intent:
+        """Record the intent durably (6). If that fails, nothing may be signed.
 
-    def _sign(self, issuer: Issuer, prepared: Prepared, budget: Budget) -> IssuedChain:
-        backend = self._metrics.backend(issuer.name)
+        Raises:
+            LedgerError: The intent is not on disk.
+        """
+        intent = _intent(issuer, prepared, origin)
+        with self._before_intent(issuer, origin):
+            self._ledger.intend(intent)
+        return intent
+
+    @contextmanager
+    def outcome_of(self, intent: Intent) -> Iterator[Attempt]:
+        """Record an outcome for whatever error leaves the block, foreseen or not."""
+        attempt = Attempt(intent)
+        try:
+            yield attempt
+        except BaseException as error:
+            if isinstance(error, MisissuedError):
+                self._stop(intent, error)
+            # A certificate that came back exists, whatever went wrong after that.
+            outcome = Outcome.UNKNOWN if attempt.certificate else _outcome(error)
+            ending = intent.ending(outcome, certificate_sha256=attempt.digest)
+            self._end_with(ending, error)
+            raise
+
+    def sign(self, issuer: Issuer, prepared: Prepared, budget: Budget) -> IssuedChain:
+        """Have `issuer` sign what was prepared, inside the budget (7).
+
+        Raises:
+            BackendError: The issuing CA failed.
+        """
+        backend = self.metrics.backend(issuer.name)
         timeout = min(issuer.timeout_seconds, budget.remaining())
         began = time.perf_counter()
         result = "internal"
@@ -217,23 +212,80 @@ class Signing:
             backend.called(result)
         return issued
 
-    def _end_with(self, ended: Ending, error: BaseException) -> None:
+    def verify(
+        self,
+        attempt: Attempt,
+        issuer: Issuer,
+        prepared: Prepared,
+        issued: IssuedChain,
+        proven: bytes,
+    ) -> x509.Certificate:
+        """Verify an answer against what was prepared (8).
+
+        Raises:
+            MisissuedError: It is something else: it is never released.
+        """
+        attempt.certificate = issued.leaf
+        return require_as_prepared(prepared, issued, issuer.pinned, proven)
+
+    def record_issued(
+        self, attempt: Attempt, leaf: x509.Certificate, *, durable: bool
+    ) -> None:
+        """Record the outcome `issued` (9).
+
+        Args:
+            attempt: Has the certificate.
+            leaf: The same, read.
+            durable: Return only when the row is on disk: where the backend chose the
+                serial number.
+
+        Raises:
+            LedgerError: The outcome cannot be recorded.
+        """
+        ending = attempt.intent.ending(
+            Outcome.ISSUED,
+            serial=f"{leaf.serial_number:x}",
+            certificate_sha256=attempt.digest,
+            status="OK",
+        )
+        self._ledger.end(ending, durable=durable)
+
+    @contextmanager
+    def _before_intent(self, issuer: Issuer, origin: Origin) -> Iterator[None]:
+        # An error that leaves this block ends a call that never became an attempt.
+        try:
+            yield
+        except BaseException as error:
+            ending = Ending(
+                kind=Outcome.FAILED.value,
+                attempt="",
+                request=origin.request,
+                purpose=origin.purpose.value,
+                front=origin.front,
+                cluster=origin.cluster,
+                caller=origin.caller,
+                issuing_ca=issuer.name,
+            )
+            self._end_with(ending, error)
+            raise
+
+    def _end_with(self, ending: Ending, error: BaseException) -> None:
         status, rule = "INTERNAL", "internal"
         if isinstance(error, BridgeError):
-            status, rule = self._status_name(error, ended.front), error.rule
+            status, rule = self._status_name(error, ending.front), error.rule
         try:
             self._ledger.end(
-                replace(ended, status=status, rule=rule, detail=describe(error))
+                replace(ending, status=status, rule=rule, detail=describe(error))
             )
         except LedgerError:
-            # What went wrong first is what the caller is told. An intent stays open,
-            # and is closed as `unknown` when the journal is opened again.
+            # The caller is told the first error. The intent stays open, and is closed
+            # as `unknown` when the journal is opened again.
             _log.exception("the end of a request could not be put on record")
 
     def _stop(self, intent: Intent, error: MisissuedError) -> None:
         issuing_ca = intent.issuing_ca
         self._stopped[intent.issuer_sha256] = str(error)
-        self._metrics.misissued(issuing_ca).inc()
+        self.metrics.misissued(issuing_ca).inc()
         _log.critical(
             "MIS-ISSUANCE by issuing CA %s, which is stopped until it gets another "
             "certificate or the bridge is restarted: %s (%s) %s",
@@ -244,70 +296,15 @@ class Signing:
         )
 
 
-class _Unintended:
-    # Before the intent is on disk. An error that leaves this block ends a call that
-    # never became an attempt.
-    def __init__(self, signing: Signing, issuer: Issuer, origin: Origin) -> None:
-        self._signing = signing
-        self._issuer = issuer
-        self._origin = origin
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
-        if error is None:
-            return
-        origin = self._origin
-        ended = Ending(
-            kind=Outcome.FAILED.value,
-            attempt="",
-            request=origin.request,
-            purpose=origin.purpose.value,
-            front=origin.front,
-            cluster=origin.cluster,
-            caller=origin.caller,
-            issuing_ca=self._issuer.name,
-        )
-        self._signing._end_with(ended, error)  # noqa: SLF001 - one class in two parts
-
-
-class _Attempt:
-    # Between the intent and the outcome. Whatever leaves this block, an outcome is
-    # written: also for an error that nobody foresaw.
-    def __init__(self, signing: Signing, intent: Intent) -> None:
-        self._signing = signing
-        self._intent = intent
-        self.certificate = b""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def issued(self, leaf: x509.Certificate, *, durable: bool) -> None:
-        digest = hashlib.sha256(self.certificate).hexdigest()
-        self._signing._ledger.end(  # noqa: SLF001 - one class in two parts
-            self._intent.ending(
-                Outcome.ISSUED,
-                serial=f"{leaf.serial_number:x}",
-                certificate_sha256=digest,
-                status="OK",
-            ),
-            durable=durable,
-        )
-
-    def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
-        if error is None:
-            return
-        signing = self._signing
-        if isinstance(error, MisissuedError):
-            signing._stop(self._intent, error)  # noqa: SLF001 - see above
-        digest = hashlib.sha256(self.certificate).hexdigest()
-        ended = self._intent.ending(
-            # A certificate that came back exists, whatever went wrong after that.
-            Outcome.UNKNOWN if self.certificate else outcome_of(error),
-            certificate_sha256=digest if self.certificate else "",
-        )
-        signing._end_with(ended, error)  # noqa: SLF001 - see above
+def _outcome(error: BaseException) -> Outcome:
+    # The outcome of an attempt that raised `error` before an answer came.
+    if isinstance(error, CallerError):
+        return Outcome.REFUSED
+    if isinstance(error, OverloadedError):
+        return Outcome.FAILED
+    if isinstance(error, BridgeError) and not error.certificate_may_exist:
+        return Outcome.FAILED
+    return Outcome.UNKNOWN
 
 
 def _intent(issuer: Issuer, prepared: Prepared, origin: Origin) -> Intent:

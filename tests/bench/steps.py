@@ -31,7 +31,8 @@ from bridge._proto.linkerd_identity_pb2 import CertifyRequest
 from bridge.config import BridgeConfig, read
 from bridge.hierarchy.throwaway import KeyAlgorithm
 from bridge.identity.caller import TokenCredential
-from bridge.issuance.procedure import Call, Issuance
+from bridge.issuance.call import Call
+from bridge.issuance.procedure import Issuance
 from bridge.issuance.signing import Signing
 from bridge.ledger.ledger import Ledger
 from bridge.metrics.instruments import STEPS, Metrics

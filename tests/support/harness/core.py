@@ -19,8 +19,9 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from bridge.config import parse
 from bridge.errors import LedgerError
 from bridge.identity.caller import Credential, TokenCredential
+from bridge.issuance.call import Call, Issued
 from bridge.issuance.own_certificates import OwnCertificates
-from bridge.issuance.procedure import Call, Issuance, Issued
+from bridge.issuance.procedure import Issuance
 from bridge.issuance.signing import Signing
 from bridge.ledger.ledger import Ledger
 from bridge.metrics.instruments import Metrics

@@ -21,7 +21,7 @@ from cryptography.x509.oid import NameOID
 from bridge._proto.istio_ca_pb2 import IstioCertificateRequest, IstioCertificateResponse
 from bridge.config import BridgeConfig, parse
 from bridge.errors import BridgeError
-from bridge.issuance.procedure import Call, Issued
+from bridge.issuance.call import Call, Issued
 from bridge.metrics.instruments import Metrics
 from bridge.server.istio import METHOD, IstioListener
 from bridge.server.server import Server

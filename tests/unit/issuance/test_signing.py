@@ -258,18 +258,18 @@ def test_a_ca_that_is_stopped_meanwhile_is_not_asked(world: World) -> None:
     fake = world.cas["a"]
     fake.lie = lie_called("extra name")
     second_is_there, first_is_over = threading.Event(), threading.Event()
-    attempt = world.signing.attempt
+    prepare = world.signing.prepare
 
     def late(*arguments: Any) -> Any:
         second_is_there.set()
         assert first_is_over.wait(10)
-        return attempt(*arguments)
+        return prepare(*arguments)
 
     with ThreadPoolExecutor(1) as pool:
-        world.signing.attempt = late  # type: ignore[method-assign, assignment]
+        world.signing.prepare = late  # type: ignore[method-assign, assignment]
         second = pool.submit(world.issue)
         assert second_is_there.wait(10)
-        world.signing.attempt = attempt  # type: ignore[method-assign]
+        world.signing.prepare = prepare  # type: ignore[method-assign]
         with pytest.raises(MisissuedError, match="issued certificate is refused"):
             world.issue()
         first_is_over.set()

@@ -19,7 +19,7 @@ from bridge.errors import (
     TTLError,
 )
 from bridge.identity.caller import Caller, TokenCredential
-from bridge.issuance.procedure import Call, Issued
+from bridge.issuance.call import Call, Issued
 from bridge.policy.issuance_policy import IssuancePolicy
 from bridge.policy.rules import Rules
 from bridge.resilience.budget import Budget
