@@ -1,8 +1,8 @@
-"""A row as one line of bytes, and the chain that joins the lines.
+"""The chain: a row as one line of bytes, joined to the line before by its hash.
 
-A line is canonical JSON: sorted keys, no blanks, UTF-8 with only what JSON demands
-escaped (RFC 8785, as far as strings and integers go). Lines are put together by hand,
-because the signing path pays for it: a template per kind of row, made once.
+A line is canonical JSON: sorted keys, no blanks, UTF-8 with only the escapes that JSON
+demands (RFC 8785, for strings and integers). Each kind of row has a template, made
+once, because the signing path pays for every line.
 """
 
 import json
@@ -35,39 +35,40 @@ GENESIS = "0" * 64
 CHAIN_RULE = "ledger.chain"
 """The rule of a journal that does not verify."""
 
-# JSON escapes control characters, so this one never stands in a finished row: it marks
-# the two places that only the chain can fill.
+# JSON escapes control characters, so no finished row has this one. It marks the two
+# values that only the chain knows.
 _HOLE = "\0"
 
 
 class Head(NamedTuple):
-    """The tip of a writer's chain."""
+    """The last row of a writer's chain."""
 
     segment: int
     seq: int
-    """Of the last row; -1 before the first."""
+    """The number of the row; -1 before the first."""
     digest: str
-    """SHA-256 of the last line without its newline, 64 hex digits."""
+    """SHA-256 of the line without its newline, 64 hex digits."""
 
 
 class Pending:
-    """An encoded row that waits for its place in the chain, and for the disk."""
+    """An encoded row that is not yet in the chain and not yet on disk."""
 
-    __slots__ = ("done", "gate", "leads", "parts")
+    __slots__ = ("done", "leads", "parts", "wakeup")
 
     def __init__(self, parts: list[str]) -> None:
         self.parts = parts
         self.done = False
         """Set once the row is on disk."""
         self.leads = False
-        """Set when whoever waits for the row is to write it, and all others."""
-        self.gate: Lock | None = None
-        """Held until one of the two is set, or until there is no hope of it."""
+        """Set when the caller that waits for the row is the next leader."""
+        self.wakeup: Lock | None = None
+        """The lock that a waiting caller sleeps on; released when one of the two is
+        set, or when the row cannot be written."""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of a journal, read back."""
+    """A line of a journal that was read."""
 
     seq: int
     prev: str
@@ -77,7 +78,7 @@ class Row:
     line: bytes
     """Without its newline."""
     values: Mapping[str, Any]
-    """Every field, `seq`, `prev` and `at` included."""
+    """All fields, with `seq`, `prev` and `at`."""
 
 
 def canonical(values: Mapping[str, object]) -> bytes:
@@ -95,7 +96,7 @@ def microseconds(clock: Clock) -> int:
 
 
 def encode(event: Event, at: int) -> Pending:
-    """Encode `event`, all but its place in the chain."""
+    """Encode `event` without its number and the hash of the row before."""
     template, values_of, encoders = _SHAPES[type(event)]
     values = zip(encoders, values_of(event), strict=True)
     text = template % (at, *[encoder(value) for encoder, value in values])
@@ -109,7 +110,7 @@ def link(row: Pending, prev: str, seq: int) -> bytes:
 
 
 def parse(line: bytes) -> Row:
-    """Read one line back.
+    """Read one line.
 
     Raises:
         ValueError: The line is not a row.
@@ -131,8 +132,8 @@ def read_rows(path: Path, *, live: bool = False) -> Iterator[Row]:
 
     Args:
         path: The segment's file.
-        live: A writer may be at work on the file: an unfinished last line ends the
-            reading and is no error.
+        live: A writer may have the file open: an unfinished last line ends the reading
+            and is no error.
 
     Raises:
         LedgerError: A line is not a row, or the last one is torn. The message names
@@ -156,7 +157,7 @@ def broken(path: Path, number: int, reason: str) -> LedgerError:
 
 
 class Chain:
-    """Follows the rows of one writer and knows where the next one has to join."""
+    """The chain of one writer, followed row by row."""
 
     def __init__(self, writer: str, head: Head | None = None) -> None:
         self.writer = writer
@@ -164,12 +165,12 @@ class Chain:
         self._starts = False
 
     def enter(self, segment: int) -> None:
-        """Go on to a segment's first row."""
+        """Continue with the first row of a segment."""
         self.head = self.head._replace(segment=segment)
         self._starts = True
 
     def problem(self, row: Row) -> str:
-        """Return why `row` does not join, or nothing and go on to it."""
+        """Advance to `row` and return nothing, or return why `row` is not the next."""
         if row.seq != self.head.seq + 1:
             return f"expected seq {self.head.seq + 1}, found {row.seq}"
         if row.prev != self.head.digest:

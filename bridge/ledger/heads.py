@@ -1,7 +1,8 @@
-"""Signed heads: the tips of the journals, kept where a journal's owner cannot reach.
+"""Signed heads: the last rows of the journals, published in a sink.
 
-A chain shows an edit, but neither a cut tail nor a whole rewrite. A head that was
-published elsewhere shows both: the journal has to hold the row with this hash.
+A chain shows an edit, but neither a cut tail nor a complete replacement. A head in a
+file that the owner of the journal cannot edit shows both: the journal has to hold the
+row with this hash.
 """
 
 import fcntl
@@ -26,14 +27,14 @@ from bridge.ledger.journal.segments import sync_folder
 from bridge.system.clock import Clock
 
 _CONTEXT = b"meshca-bridge ledger head\n"
-"""Signed in front of the head, so that the signature is good for nothing else."""
+"""The first bytes of what is signed, so that the signature fits nothing else."""
 _OTHERS_BITS = 0o077
 _BLOCK_BYTES = 1 << 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SignedHead:
-    """One line of a sink."""
+    """A signed head: one line of a sink."""
 
     writer: str
     segment: int
@@ -61,11 +62,11 @@ class SignedHead:
 
     @property
     def tip(self) -> Head:
-        """The head as the journal knows it."""
+        """The head without its signature."""
         return Head(self.segment, self.seq, self.head)
 
     def message(self) -> bytes:
-        """Return what the signature is over."""
+        """Return the bytes that are signed."""
         values = self.values()
         values.pop("signature", None)
         return _CONTEXT + canonical(values)
@@ -87,7 +88,8 @@ class HeadKey:
         """Read the key at `path` (PKCS#8 in PEM, readable by its owner alone).
 
         Raises:
-            ConfigError: There is no such file, it is no such key, or others read it.
+            ConfigError: There is no such file, it holds no such key, or other users can
+                read it.
         """
         try:
             mode, data = path.stat().st_mode, path.read_bytes()
@@ -108,11 +110,11 @@ class HeadKey:
 
     @classmethod
     def load_or_make(cls, path: Path) -> Self:
-        """Read the key at `path`, made first when absent, with `.pub` beside it.
+        """Read the key at `path`; make it first when absent, with `.pub` beside it.
 
         Raises:
             ConfigError: See `load`.
-            LedgerError: It cannot be made.
+            LedgerError: The key cannot be made.
         """
         if not path.exists():
             try:
@@ -124,11 +126,11 @@ class HeadKey:
         return cls.load(path)
 
     def sign(self, writer: str, head: Head, at: int, **acceptance: str) -> SignedHead:
-        """Sign the tip of a writer's chain.
+        """Sign the head of a writer's chain.
 
         Args:
-            writer: Whose it is.
-            head: The tip.
+            writer: The name of the writer.
+            head: The last row of its chain.
             at: Microseconds since 1970-01-01 UTC.
             acceptance: `accepted_by` and `reason`, if an operator accepts a journal.
         """
@@ -150,7 +152,7 @@ class HeadKey:
 
 
 def key_id(key: Ed25519PublicKey) -> str:
-    """Return the name of a key: SHA-256 of its SubjectPublicKeyInfo in DER."""
+    """Return the ID of a key: SHA-256 of its SubjectPublicKeyInfo in DER."""
     der = key.public_bytes(
         serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
     )
@@ -161,7 +163,7 @@ def load_public_key(path: Path) -> Ed25519PublicKey:
     """Read a public key in PEM.
 
     Raises:
-        LedgerError: There is no such file, or it is no Ed25519 key.
+        LedgerError: There is no such file, or it holds no Ed25519 key.
     """
     try:
         key = serialization.load_pem_public_key(path.read_bytes())
@@ -174,7 +176,7 @@ def load_public_key(path: Path) -> Ed25519PublicKey:
 
 
 def problem_of(head: SignedHead, key: Ed25519PublicKey) -> str:
-    """Return why the signature is not `key`'s, or nothing."""
+    """Return why the signature does not verify with `key`, or nothing."""
     if head.key_id != key_id(key):
         return "the head is signed by a key that is not this journal's"
     try:
@@ -185,7 +187,7 @@ def problem_of(head: SignedHead, key: Ed25519PublicKey) -> str:
 
 
 def parse_head(line: bytes) -> SignedHead | None:
-    """Read one line of a sink; None if it is none."""
+    """Read one line of a sink; return None if it is no head."""
     try:
         values = json.loads(line)
         head = SignedHead(**values)
@@ -197,7 +199,7 @@ def parse_head(line: bytes) -> SignedHead | None:
 
 
 def _make_once(path: Path) -> None:
-    # Workers that start together make one key: the second finds the first one's.
+    # Workers that start together make one key: the second finds that of the first.
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     fd = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -218,8 +220,8 @@ def _make(path: Path) -> None:
     public = key.public_key().public_bytes(
         serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
     )
-    # Whole or not at all: a crash in here must not leave half a key. The public half
-    # comes first, so that a key never stands alone.
+    # Each file appears whole: a crash must not leave half a key. The public key comes
+    # first, so that no private key is without its public key.
     _place(path.with_suffix(".pub"), public, 0o644)
     _place(path, private, 0o600)
     sync_folder(path.parent)
@@ -242,10 +244,10 @@ class HeadSink:
         self.path = path
 
     def append(self, head: SignedHead) -> None:
-        """Write one head and return when the disk has it.
+        """Write one head and return when it is on disk.
 
         Raises:
-            LedgerError: It may not be on disk.
+            LedgerError: The head may not be on disk.
         """
         line = canonical(head.values()) + b"\n"
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
@@ -254,10 +256,11 @@ class HeadSink:
             try:
                 size = os.fstat(fd).st_size
                 if size and os.pread(fd, 1, size - 1) != b"\n":
-                    # A crash tore the line before: it stays, and ours gets its own.
+                    # A crash tore the line before. It stays, and the head gets a line
+                    # of its own.
                     line = b"\n" + line
                 if os.write(fd, line) != len(line):
-                    raise OSError("the disk took only a part")
+                    raise OSError("the disk wrote only a part")
                 os.fsync(fd)
             finally:
                 os.close(fd)
@@ -303,7 +306,7 @@ class HeadSink:
 
 
 class HeadPublisher:
-    """Signs a writer's head and hands it to the sink, whenever it has moved."""
+    """Signs the head of a writer and appends it to the sink, if there are new rows."""
 
     def __init__(self, writer: str, key: HeadKey, sink: HeadSink, clock: Clock) -> None:
         self._writer = writer
@@ -313,7 +316,7 @@ class HeadPublisher:
         self._published: Head | None = None
 
     def publish(self, head: Head) -> None:
-        """Publish `head`, unless it was the last one published.
+        """Publish `head`, unless it is the last published head.
 
         Raises:
             LedgerError: See `HeadSink.append`.

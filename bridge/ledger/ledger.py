@@ -1,4 +1,4 @@
-"""The ledger as the core sees it: one object, four verbs."""
+"""The ledger of one writer: records intents, outcomes and refusals."""
 
 import threading
 from collections import Counter
@@ -19,6 +19,7 @@ from bridge.ledger.journal.journal import Journal, JournalOptions, unobserved
 from bridge.ledger.journal.recovery import require_new
 from bridge.ledger.journal.segment_writer import ObserveCommit
 from bridge.ledger.journal.segments import way_out
+from bridge.system.background import BackgroundLoop
 from bridge.system.clock import Clock
 
 _DETAIL_CHARACTERS = 500
@@ -26,15 +27,15 @@ _TICK_SECONDS = 0.25
 _CATCH_UP_SECONDS = 5.0
 _HEADS_OVERDUE = timedelta(seconds=60)
 _BRAKE_SECONDS = 0.1
-"""How long an intent waits where the archive is as far behind as it may be."""
+"""How long an intent waits when the archive is at its bound behind the journal."""
 _JOURNAL_DEFAULTS = JournalOptions()
 
 
 class RefusalMeter:
-    """Counts per second; above the rate, calls only show in a summary.
+    """Decides which refused calls get a row; the others are counted in a summary.
 
-    Anybody who reaches the port can cause such rows, or any workload that asks without
-    end, and must not be able to fill the disk with them.
+    Anybody who reaches the port can cause such calls, and so can a workload that asks
+    without pause. They must not fill the disk.
     """
 
     def __init__(self, per_second: int) -> None:
@@ -48,7 +49,7 @@ class RefusalMeter:
         """Return whether this call gets a row; otherwise it is counted.
 
         Args:
-            rule: The rule that the call broke. `due` has been told the time before.
+            rule: The rule that the call broke. Call `due` before, with the time.
         """
         with self._lock:
             if self._admitted < self._per_second:
@@ -58,7 +59,7 @@ class RefusalMeter:
             return False
 
     def due(self, second: int) -> Summary | None:
-        """Begin a new second, if `second` is one; return what the one before left."""
+        """Begin `second` if it is a new one; return the counts of the one before."""
         with self._lock:
             if second == self._second:
                 return None
@@ -72,7 +73,7 @@ class RefusalMeter:
 class Ledger:
     """Journal, published heads and archive of one writer. Safe between threads.
 
-    What it proves and what it cannot: `bridge.ledger.journal.journal.Journal`.
+    `bridge.ledger.journal.journal.Journal` says what the ledger proves.
     """
 
     def __init__(
@@ -90,18 +91,14 @@ class Ledger:
         self._feeder = feeder
         self._publisher = publisher
         self._clock = clock
-        # Whom nobody knows must not be able to crowd out those who are known.
+        # Two meters: unauthenticated calls must not use up the rate of known callers.
         self._refusals = RefusalMeter(config.refusals_per_second)
         self._excess = RefusalMeter(config.refusals_per_second)
         self._tried = self._published = clock()
         self._heads_trouble = ""
-        self._closing = threading.Event()
-        self._pause: Callable[[float], object] = self._closing.wait
-        self._thread = threading.Thread(
-            target=self._tick_often,
-            name=f"ledger-heads-{journal.folder.name}",
-            daemon=True,
-        )
+        name = f"ledger-heads-{journal.folder.name}"
+        self._loop = BackgroundLoop(name, lambda: self._tick(clock()), _TICK_SECONDS)
+        self._pause: Callable[[float], object] = self._loop.wait
 
     @classmethod
     def open(  # noqa: PLR0913 - each is a value of its own
@@ -115,7 +112,7 @@ class Ledger:
         options: JournalOptions = _JOURNAL_DEFAULTS,
         make_feed: MakeFeed = Feeder,
     ) -> Self:
-        """Open everything and publish the first head.
+        """Open the journal and publish the first head.
 
         The archive is opened beside it: what it complains of shows in `problem`, and in
         `intend`.
@@ -123,16 +120,16 @@ class Ledger:
         Args:
             config: Section `ledger` of the configuration.
             writer: The name of this writer, the same after a restart.
-            version: Of the bridge.
+            version: The version of the bridge.
             clock: Gives each row its time.
-            observe_commit: Is told the seconds and the rows of each commit.
+            observe_commit: Gets the seconds and the number of rows of each commit.
             options: Sizes and times of the journal.
             make_feed: Makes what feeds the archive: a thread, or a process.
 
         Raises:
             ConfigError: The key of the heads cannot be used.
-            LedgerError: The journal cannot be used, or not trusted; or the head cannot
-                be published.
+            LedgerError: The journal cannot be used, or does not hold its published
+                head; or the first head cannot be published.
         """
         folder, key = config.journal, head_key(config)
         sink = HeadSink(config.heads.sink)
@@ -160,11 +157,11 @@ class Ledger:
             ledger = cls(config, journal, feeder, publisher, clock)
             undo.pop_all()
         feeder.start()
-        ledger._thread.start()
+        ledger._loop.start()
         return ledger
 
     def intend(self, intent: Intent) -> None:
-        """Record an intent; after the return, and only then, sign.
+        """Record an intent. Sign only after the return.
 
         Raises:
             LedgerError: The intent may not be on disk, or the archive is too far
@@ -182,11 +179,11 @@ class Ledger:
 
         Args:
             ending: The outcome; a detail that is too long is cut.
-            durable: Return only when it is on disk: for a certificate whose serial
+            durable: Return when the outcome is on disk, for a certificate whose serial
                 number the backend chose.
 
         Raises:
-            LedgerError: It is not, or may not be, on record.
+            LedgerError: The outcome is not, or may not be, on record.
         """
         if len(ending.detail) > _DETAIL_CHARACTERS:
             ending = replace(ending, detail=ending.detail[:_DETAIL_CHARACTERS])
@@ -196,10 +193,10 @@ class Ledger:
             self._journal.append(ending)
 
     def refuse_unauthenticated(self, ending: Ending) -> bool:
-        """Record a call of nobody we know: a row, or one count in a summary.
+        """Record an unauthenticated call: a row, or a count in a summary.
 
         Returns:
-            Whether it has a row of its own.
+            Whether the call has a row of its own.
 
         Raises:
             LedgerError: The journal is shut.
@@ -207,7 +204,7 @@ class Ledger:
         return self._end_metered(ending, self._refusals)
 
     def refuse_excess(self, ending: Ending) -> bool:
-        """Record a call above a caller's ceiling. As `refuse_unauthenticated`."""
+        """Record a call above a rate limit. See `refuse_unauthenticated`."""
         return self._end_metered(ending, self._excess)
 
     def _end_metered(self, ending: Ending, meter: RefusalMeter) -> bool:
@@ -218,7 +215,7 @@ class Ledger:
         return True
 
     def problem(self) -> str | None:
-        """Return why nothing may be issued, or None."""
+        """Return why no certificate may be issued, or None."""
         refusal = self._refusal()
         return refusal and refusal[1]
 
@@ -227,15 +224,14 @@ class Ledger:
         return self._feeder.lag()
 
     def close(self) -> None:
-        """Write what waits, publish the head, let the archive catch up, and close.
+        """Write all waiting rows, publish the head, let the archive catch up.
 
-        Takes no longer than some seconds. What the archive has not got by then, it
-        gets after the next start.
+        Takes some seconds at most. The archive gets the other rows after the next
+        start.
         """
-        self._closing.set()
-        self._thread.join()
+        self._loop.close()
         with suppress(LedgerError):
-            # No second is -1: whatever has been counted comes out.
+            # No second is -1, so this writes all counts.
             self._summarize(-1)
         with suppress(LedgerError):
             self._journal.finish()
@@ -261,22 +257,18 @@ class Ledger:
         return None
 
     def _brake(self) -> float:
-        # From half of the way to where issuing stops it gets slower and slower: under a
-        # load that leaves the feeder too little of the core, it gets what it needs, and
-        # callers wait for a moment instead of being refused. Since the refusals were
-        # looked at it may have fallen behind by a whole journal: no moment is longer.
+        # From half of `max_lag.entries` on each intent waits longer, up to the bound.
+        # Under a load that leaves the feeder too little of the core, callers then wait
+        # for a moment and are not refused. `min`: since `_refusal` the archive may have
+        # fallen behind by more than the bound.
         most = self._max_lag.entries
         half = most / 2
         return _BRAKE_SECONDS * (min(self._feeder.behind(), most) - half) / half
 
-    def _tick_often(self) -> None:
-        while not self._closing.wait(_TICK_SECONDS):
-            self._tick(self._clock())
-
     def _tick(self, now: datetime) -> None:
         with suppress(LedgerError):
             self._summarize(int(now.timestamp()))
-        # Also when the clock has gone back.
+        # A clock that was set back counts as the end of the interval.
         if timedelta() <= now - self._tried < self._heads_interval:
             return
         self._tried = now
@@ -319,8 +311,8 @@ def head_key(config: LedgerConfig) -> HeadKey:
     """Return the key of the heads: the configured one, or the one beside the journal.
 
     Raises:
-        ConfigError: It cannot be used.
-        LedgerError: It cannot be made.
+        ConfigError: The key cannot be used.
+        LedgerError: The key cannot be made.
     """
     if config.heads.key is not None:
         return HeadKey.load(config.heads.key)

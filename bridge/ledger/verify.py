@@ -1,4 +1,7 @@
-"""Reading journals without a server: every row, every link, every published head."""
+"""Verification of journals: every row, every link, every published head, the archive.
+
+No server has to run.
+"""
 
 import re
 from collections import defaultdict
@@ -23,7 +26,7 @@ if TYPE_CHECKING:
     from bridge.ledger.archive.archive import Archive
 
 ASIDE = ".lost-"
-"""In the name that the archive keeps rows under which their journal has lost."""
+"""Part of the name under which the archive keeps rows that their journal lost."""
 _SET_ASIDE = re.compile(rf".+{re.escape(ASIDE)}\d+")
 _OUTCOMES = frozenset(Outcome)
 _Published = tuple[int, SignedHead]
@@ -32,13 +35,13 @@ _Published = tuple[int, SignedHead]
 
 @dataclass(slots=True)
 class WriterReport:
-    """What one writer's journal holds."""
+    """The result for the journal of one writer."""
 
     writer: str
     rows: int = 0
     segments: int = 0
     head: Head | None = None
-    """Of the last row that verified."""
+    """The last row that verified."""
     open_intents: list[str] = field(default_factory=list)
     """Attempts without an outcome. A running server has some at any moment."""
     heads: int = 0
@@ -46,29 +49,29 @@ class WriterReport:
     accepted: list[str] = field(default_factory=list)
     """Where operators accepted that this journal ends, and why."""
     torn: list[str] = field(default_factory=list)
-    """Files that hold what a crash tore off, moved aside by a later start."""
+    """Files with bytes that a crash left, moved aside by a later start."""
     live: bool = False
-    """A server is writing this journal."""
+    """Whether a server writes this journal."""
     problems: list[str] = field(default_factory=list)
     """Each names file and line."""
 
 
 @dataclass(slots=True)
 class Report:
-    """What a folder of journals holds."""
+    """The result for a folder of journals."""
 
     writers: list[WriterReport] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
-    """Those that belong to no one writer."""
+    """Problems that do not belong to one writer."""
 
     @property
     def intact(self) -> bool:
-        """Whether everything verified."""
+        """Whether all journals verified."""
         return not self.problems and not any(each.problems for each in self.writers)
 
 
 def read_journal(folder: Path) -> Iterator[tuple[str, Row]]:
-    """Yield writer and row, writer by writer, in order; the chain is not checked.
+    """Yield writer and row, one writer after the other; the chain is not checked.
 
     Raises:
         LedgerError: A line is not a row.
@@ -79,7 +82,7 @@ def read_journal(folder: Path) -> Iterator[tuple[str, Row]]:
 
 
 def read_writer(folder: Path) -> Iterator[Row]:
-    """Yield the rows of the one writer in `folder`. See `read_journal`."""
+    """Yield the rows of the writer in `folder`. See `read_journal`."""
     live = is_locked(folder)
     files = segments(folder)
     for number, file in files:
@@ -89,22 +92,22 @@ def read_writer(folder: Path) -> Iterator[Row]:
 def verify(
     folder: Path, heads_sink: Path | None = None, public_key: Path | None = None
 ) -> Report:
-    """Recompute every chain under `folder` and hold it against the published heads.
+    """Recompute every chain under `folder` and compare it with the published heads.
 
-    May be run on the journals of a running server.
+    A server may be running.
 
     Args:
-        folder: Holds one folder per writer.
-        heads_sink: The file of published heads; without it, a cut tail stays unseen.
-        public_key: Of the heads; `heads.pub` in `folder` by default.
+        folder: Has one folder for each writer.
+        heads_sink: The file of published heads. Without it a cut tail is not found.
+        public_key: The key of the heads; `heads.pub` in `folder` by default.
 
     Returns:
-        A report; `intact` is False when anything does not verify.
+        A report; `intact` is False if a part does not verify.
 
     Raises:
-        LedgerError: There is nothing to verify.
+        LedgerError: There is no journal.
     """
-    # Before the journals: a head that comes later may belong to rows not yet seen.
+    # Heads first: a head that is published later may belong to rows read too early.
     live = {path.name: is_locked(path) for path in writers(folder)}
     report = Report()
     heads: dict[str, list[_Published]] = defaultdict(list)
@@ -127,7 +130,7 @@ def writers(folder: Path) -> list[Path]:
     """Return the folders of all writers, in the order of their names.
 
     Raises:
-        LedgerError: There is none.
+        LedgerError: There is no such folder.
     """
     try:
         found = sorted(path for path in folder.iterdir() if path.is_dir())
@@ -152,8 +155,8 @@ def _collect(
                 strange[head.writer].append(f"{sink}:{number}: {problem}")
                 continue
             if head.operator:
-                # What was published before, of later rows or by a key that is lost, an
-                # operator has let go. This line stays in the file, and in the report.
+                # The operator gave up what was published before: heads of later rows,
+                # and heads by a lost key. This line stays in the sink and the report.
                 strange.pop(head.writer, None)
                 before = heads[head.writer]
                 before[:] = [each for each in before if each[1].seq <= head.seq]
@@ -236,31 +239,31 @@ def _acceptance(head: SignedHead) -> str:
 
 @dataclass(slots=True)
 class Comparison:
-    """How the archive stands to the journals."""
+    """The result of a comparison of the archive with the journals."""
 
     equal: int = 0
-    """Rows that are the same in both."""
+    """How many rows are the same in both."""
     behind: dict[str, int] = field(default_factory=dict)
-    """Rows by writer that the archive has not got yet."""
+    """How many rows of each writer the archive does not have yet."""
     aside: list[str] = field(default_factory=list)
-    """Names under which the archive keeps what a journal has lost."""
+    """Names under which the archive keeps rows that a journal lost."""
     problems: list[str] = field(default_factory=list)
     """Each names writer and row."""
 
     @property
     def agrees(self) -> bool:
-        """Whether each row is in both, exactly once, and the same."""
+        """Whether each row is in both once, and the same."""
         return not self.problems and not self.behind
 
 
 def compare(folder: Path, archive: "Archive") -> Comparison:
-    """Hold every row of the journals under `folder` against `archive`.
+    """Compare every row of the journals under `folder` with `archive`.
 
-    May be run beside a server: its newest rows count as `behind`.
+    A server may be running: its newest rows count as `behind`.
 
     Raises:
-        LedgerError: There is no journal, a line of one is no row, or the archive does
-            not answer.
+        LedgerError: There is no journal, a line is not a row, or the archive does not
+            answer.
     """
     result = Comparison()
     known = set(archive.writers())
@@ -279,8 +282,8 @@ def compare(folder: Path, archive: "Archive") -> Comparison:
 
 
 class _Archived:
-    # Looks at the first row at once: the archive is read as of now, and the journal,
-    # which is ahead of it, later.
+    # Reads the first row at once: the archive has to be read before the journal, which
+    # has more rows.
     def __init__(self, rows: Generator[Mapping[str, Any]]) -> None:
         self._rows = rows
         self._first = next(rows, None)

@@ -1,9 +1,9 @@
 """Group commit: callers in flight at the same time share one write and one sync.
 
-There is no thread between a caller and the disk. The first caller that finds nobody
-writing leads: it writes everything that waits, its own row among it. The others sleep,
-each on a lock of its own; the leader wakes those whose rows it wrote, and one of the
-rest leads next.
+There is no thread between a caller and the disk. The first caller that finds no other
+caller writing is the leader: it writes all rows that wait, its own among them. The
+other callers sleep, each on a lock of its own. The leader wakes the callers whose rows
+it wrote, and one of the others is the next leader.
 """
 
 import threading
@@ -13,9 +13,9 @@ from bridge.errors import LedgerError
 from bridge.ledger.chain import Pending
 
 NO_ROOM_RULE = "ledger.room"
-"""The rule of an error of the disk that is gone when there is room again."""
+"""The rule of an error that ends when the disk has room again."""
 SHUT_RULE = "ledger.shut"
-"""The rule of an error that lasts until a restart has looked."""
+"""The rule of an error that ends with a restart, which reads the journal again."""
 
 Write = Callable[[Sequence[Pending]], None]
 """Returns when all rows are on disk. An error of rule `NO_ROOM_RULE` stalls the queue,
@@ -27,12 +27,12 @@ _BATCH_ROWS = 2048
 
 
 class GroupCommit:
-    """Rows that wait for the disk, and whose turn it is to write them.
+    """A queue of rows, and the choice of the caller that writes them.
 
-    `write` and `mend` are called by one thread at a time. When there is no room on the
-    disk, the queue stalls: whoever waits is refused, rows that nobody waits for are
-    kept, and `mend` ends it. After any other error everything is refused: what the file
-    ends in is not known.
+    One thread at a time calls `write` and `mend`. When the disk has no room, the queue
+    stalls: callers that wait are refused, rows that no caller waits for are kept, and
+    `mend` ends the stall. After any other error every row is refused, because it is not
+    known what the file ends in.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class GroupCommit:
         self._mend = mend
         self._pending_rows = pending_rows
         self._patience_seconds = patience_seconds
-        # Guards what follows; held for moments, never across the disk.
+        # Guards the fields below. No thread holds it while it waits for the disk.
         self._mutex = threading.Lock()
         self._pending: list[Pending] = []
         self._led = False
@@ -57,7 +57,7 @@ class GroupCommit:
 
     @property
     def shut(self) -> tuple[str, str] | None:
-        """By which rule nothing is written now, or ever more, and why; or None."""
+        """The rule by which no row is written, and the reason; or None."""
         if self._shut:
             return SHUT_RULE, self._shut
         if self._stalled:
@@ -77,16 +77,17 @@ class GroupCommit:
             self._pending.append(row)
 
     def wait(self, row: Pending, *, last: bool = False) -> None:
-        """Queue `row` and return when it, and all before it, are on disk.
+        """Queue `row` and return when it and all rows before it are on disk.
 
         Args:
-            row: May have no parts: then it only waits for the rows before it.
+            row: With no parts it is not written, and the call waits for the rows before
+                it.
             last: Refuse everything after this row.
 
         Raises:
             LedgerError: The row may not be on disk.
         """
-        gate: threading.Lock | None = None
+        wakeup: threading.Lock | None = None
         with self._mutex:
             self._require_open()
             if self._stalled:
@@ -94,13 +95,13 @@ class GroupCommit:
             self._ended = last
             self._pending.append(row)
             if self._led:
-                row.gate = gate = threading.Lock()
-                gate.acquire()
+                row.wakeup = wakeup = threading.Lock()
+                wakeup.acquire()
             self._led = True
-        if gate is not None:
-            if self._sleep(row, gate):
+        if wakeup is not None:
+            if self._sleep(row, wakeup):
                 return
-            row.gate = None
+            row.wakeup = None
         try:
             while not row.done:
                 self._commit(row)
@@ -108,7 +109,7 @@ class GroupCommit:
             self._hand_over()
 
     def flush(self) -> None:
-        """Return when everything queued so far is on disk. Raises as `wait` does."""
+        """Return when all queued rows are on disk. Raises as `wait` does."""
         if self._pending:
             self.wait(Pending([]))
 
@@ -116,7 +117,7 @@ class GroupCommit:
         """Try to end a stall.
 
         Raises:
-            LedgerError: It goes on, or the queue is shut now.
+            LedgerError: The stall continues, or the queue is shut now.
         """
         with self._mutex:
             if self._led or self._shut or not self._stalled:
@@ -140,7 +141,7 @@ class GroupCommit:
     def _refused(self) -> LedgerError:
         if self._stalled and not self._shut:
             return LedgerError(
-                "the ledger's disk takes no more",
+                "the ledger's disk has no room",
                 rule=NO_ROOM_RULE,
                 detail=self._stalled,
             )
@@ -150,18 +151,18 @@ class GroupCommit:
             detail=self._shut,
         )
 
-    # Returns True when the row is on disk, False when it is this caller's turn to lead.
-    def _sleep(self, row: Pending, gate: threading.Lock) -> bool:
+    # Returns True when the row is on disk, False when this caller is the next leader.
+    def _sleep(self, row: Pending, wakeup: threading.Lock) -> bool:
         try:
-            woken = gate.acquire(timeout=self._patience_seconds)
+            woken = wakeup.acquire(timeout=self._patience_seconds)
         except BaseException:
             self._leave(row)
             raise
         if not woken:
             with self._mutex:
                 if not (row.done or row.leads or self._shut or self._stalled):
-                    # The row may still get to the disk; nobody waits for it any more.
-                    row.gate = None
+                    # The row may still be written; no caller waits for it any more.
+                    row.wakeup = None
                     raise LedgerError(
                         "the ledger's disk does not answer", rule="ledger.slow"
                     )
@@ -171,10 +172,10 @@ class GroupCommit:
             return False
         raise self._refused()
 
-    # A caller was interrupted in its sleep: nobody may wait for it to lead.
+    # A sleeping caller was interrupted, so it cannot be the leader.
     def _leave(self, row: Pending) -> None:
         with self._mutex:
-            row.gate = None
+            row.wakeup = None
         if row.leads and not row.done:
             self._hand_over()
 
@@ -185,7 +186,7 @@ class GroupCommit:
             batch = self._pending[:_BATCH_ROWS]
             del self._pending[:_BATCH_ROWS]
         if not batch:
-            self._shut = "a row that somebody waits for is lost"
+            self._shut = "a row that a caller waits for is not in the queue"
             raise self._refused()
         try:
             self._write(batch)
@@ -207,10 +208,10 @@ class GroupCommit:
         else:
             self._shut = reason
 
-    # After a write without room. Who waits is told and will not sign, or release, what
-    # the row is about; the rest are written when there is room.
+    # After a write without room. Callers that wait get an error, and do not sign or
+    # release a certificate. The other rows are written when there is room.
     def _keep(self, batch: Sequence[Pending], own: Pending) -> None:
-        kept = [row for row in batch if row.gate is None]
+        kept = [row for row in batch if row.wakeup is None]
         self._pending = [row for row in (*kept, *self._pending) if row is not own]
 
     def _hand_over(self) -> None:
@@ -222,19 +223,19 @@ class GroupCommit:
                 return
             if self._stalled:
                 _wake(self._pending)
-                self._pending = [row for row in self._pending if row.gate is None]
+                self._pending = [row for row in self._pending if row.wakeup is None]
                 self._led = False
                 return
             for row in self._pending:
-                if row.gate is not None:
+                if row.wakeup is not None:
                     row.leads = True
-                    row.gate.release()
+                    row.wakeup.release()
                     return
             self._led = False
 
 
 def _wake(rows: Sequence[Pending], leader: Pending | None = None) -> None:
     for row in rows:
-        gate = row.gate
-        if gate is not None and row is not leader:
-            gate.release()
+        wakeup = row.wakeup
+        if wakeup is not None and row is not leader:
+            wakeup.release()

@@ -1,11 +1,11 @@
-"""The part of the ledger that a signature waits for: an append-only, chained file.
+"""The journal: the append-only, chained file that a signature waits for.
 
-One writer, one folder, one open segment. `group_commit` decides when rows are written,
-`segment_writer` writes them, and `recovery` reads what a start finds in the folder.
+A journal has one writer, one folder, and one open segment. `group_commit` decides when
+rows are written, `segment_writer` writes them, and `recovery` verifies the folder at a
+start.
 """
 
 import os
-import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -21,13 +21,14 @@ from bridge.ledger.journal.group_commit import GroupCommit
 from bridge.ledger.journal.recovery import recover
 from bridge.ledger.journal.segment_writer import ObserveCommit, SegmentWriter
 from bridge.ledger.journal.segments import DiskFile, JournalFile
+from bridge.system.background import BackgroundLoop
 from bridge.system.clock import Clock
 
 _MEND_SECONDS = 0.5
 
 
 def unobserved(_seconds: float, _rows: int) -> None:
-    """Tell nobody."""
+    """Ignore a commit."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,30 +36,30 @@ class JournalOptions:
     """Sizes and times of a journal, and the file that it writes to."""
 
     segment_bytes: int = 16 << 20
-    """A segment that has grown to this is closed and the next one begun. A start reads
-    the last one whole, and has little time for it."""
+    """A segment of this size is closed, and the next one begins. A start reads the
+    last one whole, which must not take long."""
     flush_seconds: float = 0.05
-    """The longest that a row waits for a batch of somebody else."""
+    """The longest time that a row waits for the batch of another row."""
     pending_rows: int = 100_000
-    """More waiting rows than this are refused."""
+    """More waiting rows are refused."""
     patience_seconds: float = 5.0
     """How long a caller waits while the disk does not answer."""
     open_file: Callable[[Path], JournalFile] = DiskFile
     published: Head | None = None
-    """The newest published head: a journal that does not hold it is refused."""
+    """The newest published head. A journal that does not hold it is refused."""
     accepted: Accepted | None = None
-    """Put on record at the start: why an operator let this journal go on."""
+    """The row for a journal that an operator accepted; the start writes it."""
 
 
 _DEFAULTS = JournalOptions()
 
 
 class Journal:
-    """One writer's journal, open for appending. Safe to share between threads.
+    """The journal of one writer, open for appending. Safe to share between threads.
 
-    The chain shows an edit to whoever kept a later hash. It cannot by itself show that
-    the newest rows were cut off or that everything was written anew: that is what the
-    published heads are for.
+    The chain shows an edit to anybody who kept a later hash. The chain alone does not
+    show that the newest rows were cut off, or that all rows were replaced. The
+    published heads show that.
     """
 
     def __init__(
@@ -66,7 +67,7 @@ class Journal:
     ) -> None:
         """Prepare; `open` is the way to get one."""
         self.folder = folder
-        """Holds the segments of this writer."""
+        """The folder with the segments of this writer."""
         self._clock = clock
         self._options = options
         self._writer = SegmentWriter(
@@ -84,10 +85,9 @@ class Journal:
             patience_seconds=options.patience_seconds,
         )
         self._lock_fd = -1
-        self._closing = threading.Event()
-        self._flusher = threading.Thread(
-            target=self._flush_often, name=f"ledger-flush-{folder.name}", daemon=True
-        )
+        self._mend_at = 0.0
+        name = f"ledger-flush-{folder.name}"
+        self._flusher = BackgroundLoop(name, self._flush, options.flush_seconds)
 
     @classmethod
     def open(
@@ -100,17 +100,17 @@ class Journal:
         observe_commit: ObserveCommit = unobserved,
         options: JournalOptions = _DEFAULTS,
     ) -> Self:
-        """Verify the end of the journal, settle what it left open, begin a segment.
+        """Verify the end of the journal, write missing outcomes, begin a segment.
 
-        Every own intent without an outcome gets the outcome `unknown` by the rule
+        Every intent without an outcome gets the outcome `unknown` by the rule
         `ledger.restart`, in the same write as the new segment's first row.
 
         Args:
-            folder: Holds one folder per writer; made when absent.
+            folder: Has one folder for each writer; made when absent.
             writer: The name of this writer, the same after a restart.
-            version: Of the bridge, for the segment's first row.
+            version: The version of the bridge, for the segment's first row.
             clock: Gives each row its time.
-            observe_commit: Is told the seconds and the rows of each commit.
+            observe_commit: Gets the seconds and the number of rows of each commit.
             options: Sizes, times, and the file to write to.
 
         Raises:
@@ -128,7 +128,7 @@ class Journal:
                 events.append(options.accepted)
             journal._writer.begin(tail.head, events)
         except BaseException:
-            # First: a segment that has no whole first row gets no last one.
+            # Before `close`: a segment without a whole first row gets no last row.
             journal._writer.close()
             journal.close()
             raise
@@ -137,34 +137,34 @@ class Journal:
 
     @property
     def head(self) -> Head:
-        """The tip: everything up to it is on disk."""
+        """The last row that is on disk."""
         return self._writer.head
 
     def problem(self) -> str | None:
-        """Return why nothing can be written, or None."""
+        """Return why no row can be written, or None."""
         refusal = self.refusal()
         return refusal and refusal[1]
 
     def refusal(self) -> tuple[str, str] | None:
-        """Return by which rule nothing can be written, and why; or None."""
+        """Return the rule by which no row can be written, and the reason; or None."""
         since = self._writer.busy_since
         if since and time.perf_counter() - since > self._options.patience_seconds:
             return "ledger.slow", f"{self.folder}: the disk does not answer"
         return self._queue.shut
 
     def append_durable(self, event: Event) -> None:
-        """Write one row and return when the disk has it.
+        """Write one row and return when it is on disk.
 
         Raises:
-            LedgerError: The row may not be on disk. With rule `ledger.room`, the disk
-                is full, and rows are taken again when it is not. After any other
-                failed write every later call raises too: what the file ends in is not
-                known until a restart has looked.
+            LedgerError: The row may not be on disk. With rule `ledger.room` the disk is
+                full, and later calls succeed once there is room. After any other failed
+                write every later call raises as well, until a restart has read the
+                journal: it is not known what the file ends in.
         """
         self._queue.wait(encode(event, microseconds(self._clock)))
 
     def append(self, event: Event) -> None:
-        """Queue one row; it is written with the next batch, or soon.
+        """Queue one row; it is written with the next batch, or after a short time.
 
         Raises:
             LedgerError: Too many rows wait, or the journal is shut.
@@ -172,24 +172,22 @@ class Journal:
         self._queue.add(encode(event, microseconds(self._clock)))
 
     def flush(self) -> None:
-        """Return when everything that was appended so far is on disk.
+        """Return when all appended rows are on disk.
 
         Raises:
-            LedgerError: It cannot be written, or the disk does not answer.
+            LedgerError: A row cannot be written, or the disk does not answer.
         """
         self._queue.flush()
 
     def finish(self) -> None:
-        """Write what waits and the segment's last row, and take no more.
+        """Write all waiting rows and the segment's last row; refuse later rows.
 
         The folder stays locked until `close`.
 
         Raises:
-            LedgerError: Something could not be written.
+            LedgerError: A row could not be written.
         """
-        self._closing.set()
-        if self._flusher.is_alive():
-            self._flusher.join()
+        self._flusher.close()
         with suppress(LedgerError):
             self._queue.mend()
         if not self._writer.is_open:
@@ -200,19 +198,17 @@ class Journal:
             self._writer.close()
 
     def close(self) -> None:
-        """Finish and give up the folder. What cannot be written is left behind."""
+        """Finish and unlock the folder. Rows that cannot be written are dropped."""
         with suppress(LedgerError):
             self.finish()
         if self._lock_fd >= 0:
             os.close(self._lock_fd)
             self._lock_fd = -1
 
-    def _flush_often(self) -> None:
-        mend_at = 0.0
-        while not self._closing.wait(self._options.flush_seconds):
-            # Whoever appends next gets the error; `problem` shows it meanwhile.
-            with suppress(LedgerError):
-                if time.monotonic() >= mend_at:
-                    mend_at = time.monotonic() + _MEND_SECONDS
-                    self._queue.mend()
-                self._queue.flush()
+    def _flush(self) -> None:
+        # The next caller of `append` gets the error; until then `problem` shows it.
+        with suppress(LedgerError):
+            if time.monotonic() >= self._mend_at:
+                self._mend_at = time.monotonic() + _MEND_SECONDS
+                self._queue.mend()
+            self._queue.flush()

@@ -1,4 +1,4 @@
-"""What a start finds in a journal: its verified end, and what a crash left behind."""
+"""Recovery: a start verifies the end of a journal and repairs what a crash left."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -32,13 +32,13 @@ RESTART_RULE = "ledger.restart"
 """The rule of the outcome that a restart gives to an attempt that had none."""
 
 _REACH_MICROSECONDS = 60_000_000
-"""An attempt is over long before this: its deadline is seconds away."""
+"""The longest time that an attempt can take. Its deadline is some seconds."""
 _OUTCOMES = frozenset(Outcome)
 
 
 @dataclass(frozen=True, slots=True)
 class Tail:
-    """Where a journal ended, and what it left open."""
+    """The end of a journal, and the outcomes that it lacks."""
 
     head: Head
     unknown: list[Ending]
@@ -75,7 +75,7 @@ def recover(folder: Path, writer: str, published: Head | None = None) -> Tail:
             if last.kind != Closed.kind:
                 rewrite(path)
         left = _open_intents(ends, newest)
-        # A crash may have left a last segment without a row: its number is taken.
+        # A crash may leave a last segment without a row, and its number is taken.
         head = head._replace(segment=files[-1][0] if files else 0)
         return Tail(head, [_unknown(intent) for intent in left.values()])
     except OSError as error:
@@ -90,13 +90,13 @@ def recover(folder: Path, writer: str, published: Head | None = None) -> Tail:
 
 
 def require_new(folder: Path, sink: Path) -> None:
-    """Raise unless nothing was ever put on record in a journal without a head.
+    """Raise if a journal that has no published head holds an intent or an outcome.
 
-    A server publishes its first head before it takes the first intent: a journal that
-    holds more than openings has lost the heads that were published of it.
+    A server publishes its first head before its first intent. So the heads of such a
+    journal are lost.
 
     Raises:
-        LedgerError: It holds more, or it is no journal.
+        LedgerError: The journal holds such rows, or it cannot be read.
     """
     if not folder.is_dir():
         return
@@ -117,13 +117,13 @@ def require_new(folder: Path, sink: Path) -> None:
 def move_torn_aside(folder: Path, published: Head | None) -> None:
     """Move what follows the last row of the last segment into a file `.torn` beside it.
 
-    A row is on disk, whole, before anybody is told so. What a crash leaves behind the
-    last of them may be anything: a part of a row, NUL bytes, newlines among them. It is
-    moved if nothing after it is a row, and if no head was published of a row in there.
-    Whether the rows before it are in order is for the caller to see.
+    A caller is told of a row after the whole row is on disk. After the last row a crash
+    may leave any bytes: a part of a row, NUL bytes, newlines among them. They are moved
+    if no row follows them, and if no head of a row among them was published. The caller
+    checks the rows before them.
 
     Raises:
-        LedgerError: A row in there was published.
+        LedgerError: A head of a row among these bytes was published.
         OSError: The disk fails.
     """
     files = [path for _, path in segments(folder)]
@@ -141,7 +141,7 @@ def move_torn_aside(folder: Path, published: Head | None) -> None:
 
 
 def readable(path: Path) -> tuple[int, Row | None]:
-    """Return where the last row of a segment ends, in bytes, and this row."""
+    """Return the byte offset at which the last row of a segment ends, and this row."""
     size = path.stat().st_size
     if not size:
         return 0, None
@@ -151,7 +151,7 @@ def readable(path: Path) -> tuple[int, Row | None]:
         return size, last
     data = path.read_bytes()
     lines = data.split(b"\n")
-    # The last one has no newline: whatever it is, it is no whole row.
+    # The last line has no newline, so it is no whole row.
     end = size - len(lines.pop())
     while lines:
         line = lines.pop()
@@ -167,7 +167,7 @@ _End = tuple[int, Path, Row, Row]
 
 
 class _Attempts:
-    # What the rows of one segment opened and ended.
+    # The attempts that the rows of one segment open and end.
 
     def __init__(self) -> None:
         self.opened: dict[str, Mapping[str, Any]] = {}
@@ -210,7 +210,7 @@ def _linked(ends: list[_End], writer: str, newest: _Attempts) -> Chain:
 
 def _require_contains(folder: Path, head: Head, published: Head) -> None:
     if published.seq < 0:
-        return  # an operator let it begin anew
+        return  # an operator accepted the empty journal
     found = head.digest if head.seq == published.seq else None
     path = segment_path(folder, published.segment)
     if found is None and published.seq < head.seq and path.exists():
@@ -221,8 +221,8 @@ def _require_contains(folder: Path, head: Head, published: Head) -> None:
 
 
 def _open_intents(ends: list[_End], newest: _Attempts) -> dict[str, Mapping[str, Any]]:
-    # Backwards, from the newest segment to where everything older is settled: a start
-    # gives an outcome to all that the run before left open.
+    # Backwards from the newest segment, until all earlier attempts have their outcomes:
+    # each start gives an outcome to every attempt that the last run left open.
     left: dict[str, Mapping[str, Any]] = {}
     over: set[str] = set()
     for path in _unsettled(ends):
@@ -265,8 +265,8 @@ def _unsettled(ends: list[_End]) -> Iterator[Path]:
 
 
 def _start_was_complete(path: Path) -> bool:
-    # A start writes its opening and all outcomes of the run before in one go. A row of
-    # any other kind shows that this write was finished.
+    # A start writes its first row and all outcomes of the last run in one write. A row
+    # of any other kind shows that this write was complete.
     return any(
         row.kind != Opened.kind and row.values.get("rule") != RESTART_RULE
         for row in read_rows(path)

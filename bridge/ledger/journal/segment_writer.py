@@ -1,4 +1,4 @@
-"""The file that one writer's rows go to: each on disk, chained, or known not to be."""
+"""The segment writer: chains the rows of one writer and brings them to the disk."""
 
 import errno
 import os
@@ -16,23 +16,24 @@ from bridge.ledger.journal.segments import JournalFile
 from bridge.system.clock import Clock
 
 ObserveCommit = Callable[[float, int], None]
-"""Is told of each commit: its seconds and its rows."""
+"""Gets the seconds and the number of rows of each commit."""
 
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
-"""What a disk says that takes no more now, and has lost nothing that it took before."""
+"""Errors of a disk that has no room and has lost no row."""
 _ROOM_BYTES = 1 << 20
-"""Less than this is no room to go on in: the next batch would find the disk full."""
+"""The free space that ends a stall. With less, the next batch fails again."""
 
 
 class SegmentWriter:
     """Writes one segment after the other. One thread at a time may call it.
 
     Args:
-        folder: The writer's; its name is the writer's.
-        version: Of the bridge, for the first row of each segment.
-        clock: Gives the rows of its own their time.
-        segment_bytes: A segment that has grown to this is closed.
+        folder: The folder of the writer; its name is the writer's.
+        version: The version of the bridge, for the first row of each segment.
+        clock: Gives the time for rows of the segment writer itself.
+        segment_bytes: A segment of this size is closed.
         open_file: Makes the file of a segment.
+        observe: Gets the seconds and the number of rows of each commit.
     """
 
     def __init__(
@@ -46,11 +47,11 @@ class SegmentWriter:
         observe: ObserveCommit,
     ) -> None:
         self.head = Head(0, -1, "")
-        """The tip: everything up to it is on disk."""
+        """The last row that is on disk."""
         self.busy_since = 0.0
-        """When the write under way began, by `time.perf_counter`; 0 without one."""
+        """When the current write began, by `time.perf_counter`; 0 without one."""
         self.observe = observe
-        """Is told of each commit."""
+        """Gets the seconds and the number of rows of each commit."""
         self._folder = folder
         self._version = version
         self._clock = clock
@@ -68,10 +69,10 @@ class SegmentWriter:
         return self._file is not None
 
     def begin(self, head: Head, events: Sequence[Event]) -> None:
-        """Begin the segment after `head`, with `events` in the write of its first row.
+        """Begin the segment after `head`; one write has its first row and `events`.
 
         Raises:
-            LedgerError: It cannot be written.
+            LedgerError: The segment cannot be written.
         """
         self.head, self._segment = head, head.segment
         self._begin_segment(events)
@@ -80,8 +81,9 @@ class SegmentWriter:
         """Write `batch` and return when the disk has it.
 
         Raises:
-            LedgerError: It may not be on disk. With rule `ledger.room` it is not, and
-                `mend` may end that; otherwise what the file ends in is not known.
+            LedgerError: The batch may not be on disk. With rule `ledger.room` it is
+                not, and `mend` may end that. With any other rule it is not known what
+                the file ends in.
         """
         rows = [row for row in batch if row.parts]
         if not rows:
@@ -93,11 +95,11 @@ class SegmentWriter:
         self._append(rows)
 
     def mend(self) -> None:
-        """Bring the file back to its last durable row, and go on after it.
+        """Cut the file after its last durable row, and continue there.
 
-        For a write that found no room. Every row up to `head` was synced before it, and
-        of what came later nobody was told that it is on disk: the file is cut there.
-        What a failed sync leaves is not known, so there is no mending that.
+        For a write that failed for want of room. Every row up to `head` was synced
+        before, and no caller was told that a later row is on disk. There is no such way
+        back from a failed sync, because it is not known what it leaves.
 
         Raises:
             LedgerError: See `write`.
@@ -120,17 +122,17 @@ class SegmentWriter:
         self._full_since, self._full = 0, ""
 
     def close(self) -> None:
-        """Release the file, unless a write hangs: closing it would hang as well."""
+        """Close the file, unless a write hangs: then closing it would hang as well."""
         if self._file is not None and not self.busy_since:
             self._file.close()
             self._file = None
 
     def own(self, event: Event) -> Pending:
-        """Encode a row that is the writer's own."""
+        """Encode a row of the segment writer itself."""
         return encode(event, microseconds(self._clock))
 
     def _give_up_segment(self) -> None:
-        # It has no row: the next one may have its number.
+        # The segment has no row, so its number is free.
         self.close()
         segments.segment_path(self._folder, self._segment).unlink(missing_ok=True)
         self._segment -= 1
@@ -156,7 +158,7 @@ class SegmentWriter:
             self._put(data)
         finally:
             self.busy_since = 0.0
-        # Only now: the head in memory never runs ahead of the disk.
+        # After the write: the head in memory is never newer than the disk.
         self.head = head
         self.observe(time.perf_counter() - started, len(rows))
 
@@ -194,7 +196,7 @@ class SegmentWriter:
         self._full_since = self._full_since or int(self._clock().timestamp())
         self._full = detail
         return LedgerError(
-            "the ledger's disk takes no more", rule=NO_ROOM_RULE, detail=detail
+            "the ledger's disk has no room", rule=NO_ROOM_RULE, detail=detail
         )
 
     def _failed(self, error: OSError) -> LedgerError:
@@ -208,8 +210,8 @@ class SegmentWriter:
 def _write_all(file: JournalFile, data: bytes) -> None:
     written = file.write(data)
     while written < len(data):
-        # A disk that is nearly full takes a part; the next attempt says why.
+        # A disk that is nearly full writes a part; the next attempt gets the error.
         more = file.write(data[written:])
         if more <= 0:
-            raise OSError("the disk took no byte")
+            raise OSError("the disk wrote no byte")
         written += more

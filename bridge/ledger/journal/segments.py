@@ -18,26 +18,26 @@ _AHEAD = "ahead"
 
 
 class JournalFile(Protocol):
-    """A segment that is being written. Raises `OSError` as the disk does."""
+    """A segment that is being written. Every method raises `OSError`."""
 
     def write(self, data: bytes) -> int:
-        """Append `data`, or the first bytes of it; return how many."""
+        """Append `data`, or its first bytes; return how many."""
 
     def sync(self) -> None:
-        """Return when everything written is on disk."""
+        """Return when all written bytes are on disk."""
 
     def cut(self, size: int) -> None:
-        """Drop what follows the first `size` bytes; return when the disk has."""
+        """Drop all bytes after the first `size`; return when that is on disk."""
 
     def close(self) -> None:
-        """Release the file."""
+        """Close the file."""
 
 
 class DiskFile:
     """A segment on a real disk. See `JournalFile`."""
 
     def __init__(self, path: Path) -> None:
-        # O_EXCL: a segment is never written by two.
+        # O_EXCL: a segment has one writer.
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         self._fd = os.open(path, flags, 0o600)
         try:
@@ -77,7 +77,7 @@ def make_folder(folder: Path, writer: str) -> Path:
     """Return the folder of `writer` under `folder`, made when absent.
 
     Raises:
-        LedgerError: The name cannot be a folder's, or the folder cannot be made.
+        LedgerError: The name is no name of a folder, or the folder cannot be made.
     """
     if not _WRITER.fullmatch(writer):
         raise LedgerError(f"{writer!r} cannot name a writer of the ledger")
@@ -92,10 +92,10 @@ def make_folder(folder: Path, writer: str) -> Path:
 
 
 def lock(folder: Path) -> int:
-    """Take the folder of a writer; return the descriptor that holds it.
+    """Lock the folder of a writer; return the descriptor that holds the lock.
 
     Raises:
-        LedgerError: Another process holds it; the message names its pid.
+        LedgerError: Another process holds the lock; the message names its pid.
     """
     path = folder / "lock"
     try:
@@ -120,7 +120,7 @@ def lock(folder: Path) -> int:
 
 
 def is_locked(folder: Path) -> bool:
-    """Return whether a writer is at work in `folder`."""
+    """Return whether a process writes the journal in `folder`."""
     try:
         fd = os.open(folder / "lock", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
@@ -135,20 +135,24 @@ def is_locked(folder: Path) -> bool:
 
 
 def segment_path(folder: Path, number: int) -> Path:
-    """Return the file of a segment; the first has the number 1."""
+    """Return the path of a segment; the first has the number 1."""
     return folder / f"{number:08d}.jsonl"
 
 
 def segments(folder: Path) -> list[tuple[int, Path]]:
-    """Return number and file of each segment, in order."""
+    """Return number and path of each segment, in order."""
     found = ((_SEGMENT.fullmatch(path.name), path) for path in folder.iterdir())
     return sorted((int(match[1]), path) for match, path in found if match)
 
 
 def after_last_newline(path: Path, skip: int = 0) -> bytes:
-    """Return the bytes after the last newline; `skip` leaves that many at the end out.
+    """Return the bytes after the last newline.
 
-    Reads from the end: a last line is short, and a segment is not.
+    Reads from the end, because a line is short and a segment is long.
+
+    Args:
+        path: The segment.
+        skip: Ignore that many bytes at the end.
     """
     with path.open("rb") as file:
         start, found = file.seek(0, os.SEEK_END) - skip, b""
@@ -164,21 +168,21 @@ def require_ends_in(path: Path, size: int, head: Head) -> None:
     """Raise unless the first `size` bytes of a segment end in the row of `head`.
 
     Raises:
-        LedgerError: Somebody changed the file under its writer.
-        OSError: It cannot be read.
+        LedgerError: The file was changed while its writer had it open.
+        OSError: The file cannot be read.
     """
     beyond = path.stat().st_size - size
     last = after_last_newline(path, beyond + 1) if beyond >= 0 else b""
     if sha256(last).hexdigest() != head.digest:
         raise LedgerError(
-            f"{path}: this is not what was written: somebody changed the journal",
+            f"{path}: the journal does not end in the row that was written last",
             rule="ledger.chain",
-            detail=f"{path}: somebody changed the journal while its disk was full",
+            detail=f"{path}: the journal was changed while its disk was full",
         )
 
 
 def unusable(path: Path, error: OSError) -> LedgerError:
-    """Build the error of a file that the disk does not give us."""
+    """Build the error of a file that cannot be read or written."""
     return LedgerError(
         f"{path}: the journal cannot be used: {error.strerror or error}",
         rule="ledger.write",
@@ -186,12 +190,12 @@ def unusable(path: Path, error: OSError) -> LedgerError:
 
 
 def set_aside(path: Path, size: int) -> None:
-    """Keep the first `size` bytes of a segment, and the rest in a file beside it."""
+    """Cut a segment to its first `size` bytes; move the rest into a file `.torn`."""
     with path.open("rb") as file:
         file.seek(size)
         torn = file.read()
-    # Appending: after a crash in here, the next start writes them a second time rather
-    # than overwriting anything.
+    # Appends: if this process dies here, the next start writes the bytes a second time
+    # and overwrites none.
     aside = path.with_name(f"{path.name}.torn")
     fd = os.open(aside, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
     with os.fdopen(fd, "wb") as file:
@@ -259,7 +263,7 @@ def cut_error(folder: Path, last_seq: int, published: Head) -> LedgerError:
 
 
 def way_out(writer: str) -> str:
-    """Return what an operator may do who has lost something."""
+    """Return what an operator can do when a journal, or its heads, are lost."""
     return (
         "if it is lost, look at what is left, stop the server, and run `meshca ledger "
         f"accept -c FILE --writer {writer} --reason TEXT`"

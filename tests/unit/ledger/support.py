@@ -157,8 +157,7 @@ def open_journal(folder: Path, writer: str = "w0", **options: Any) -> Journal:
 
 def abandon(journal: Journal) -> None:
     """End a journal as a killed process would: no last row, nothing flushed."""
-    journal._closing.set()
-    journal._flusher.join()
+    journal._flusher.close()
     journal._writer.close()
     journal.close()
 
