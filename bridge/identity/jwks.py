@@ -1,34 +1,35 @@
-"""A JSON Web Key Set, read into the keys that may verify a token.
+"""Read a JSON Web Key Set into the keys that may verify a token.
 
-A key says itself with which algorithms it may be used: what a token's header claims
-never decides that.
+The key decides with which algorithms it may be used; a token's header never does. Keys
+are built by PyJWT when the set is loaded; what PyJWT accepts and a mesh must not use is
+refused here.
 
 Source:
     RFC 7517, sections 4 and 5; RFC 7518, sections 3.1 and 6.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from jwt import PyJWK, PyJWTError
 
 from bridge.errors import ConfigError, CSRError
 from bridge.identity import jose
-from bridge.x509.key_quality import require_good_key, require_good_rsa
+from bridge.x509.key_quality import require_good_key
 
 _RSA_ALGORITHMS = frozenset({"RS256", "RS384", "RS512"})
-_CURVES: dict[object, tuple[ec.EllipticCurve, int, str]] = {
-    "P-256": (ec.SECP256R1(), 32, "ES256"),
-    "P-384": (ec.SECP384R1(), 48, "ES384"),
-}
-ALGORITHMS = _RSA_ALGORITHMS | {name for _, _, name in _CURVES.values()}
+_CURVES: dict[object, str] = {"P-256": "ES256", "P-384": "ES384"}
+_COORDINATE = {"P-256": 43, "P-384": 64}
+"""Characters of a coordinate: RFC 7518, 6.2.1.2 wants its full length."""
+_MODULUS = range(171, 700)
+"""Characters of an RSA modulus of 1024 to 4096 bits, with some zeros before it."""
+ALGORITHMS = _RSA_ALGORITHMS | set(_CURVES.values())
 """Every algorithm that a token may name."""
 _PRIVATE = frozenset({"d", "p", "q", "dp", "dq", "qi", "oth", "k"})
 _LONGEST_KID = 256
-PublicKey = rsa.RSAPublicKey | ec.EllipticCurvePublicKey
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +37,16 @@ class VerificationKey:
     """One key of a cluster's API server."""
 
     kid: str | None
-    public_key: PublicKey
-    algorithms: frozenset[str]
-    """With which it may be used: all of its type, or the one that its JWK names."""
+    by_algorithm: Mapping[str, PyJWK]
+    """The key for each algorithm with which it may be used: all of its type, or the one
+    that its JWK names."""
     sha256: str
     """Of the SubjectPublicKeyInfo in DER: the same key under another ID is equal."""
+
+    @property
+    def algorithms(self) -> frozenset[str]:
+        """The algorithms with which the key may be used."""
+        return frozenset(self.by_algorithm)
 
 
 def parse_jwks(document: bytes) -> tuple[VerificationKey, ...]:
@@ -90,19 +96,28 @@ def _key(entry: object, where: str) -> VerificationKey | None:
         raise ConfigError(f"{where}: a private key has no place here")
     if not _is_for_verifying(entry):
         return None
-    try:
-        public_key, algorithms = _public_key(entry)
-    except CSRError as error:
-        raise ConfigError(f"{where}: {error}") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{where}: not a valid key: {error}") from None
-    if "alg" in entry:
-        algorithms &= {entry["alg"]}
+    algorithms = _algorithms(entry)
     if not algorithms:
         return None
+    try:
+        _require_encoded(entry)
+        keys = {name: PyJWK(entry, algorithm=name) for name in sorted(algorithms)}
+        public_key = next(iter(keys.values())).key
+        require_good_key(public_key, what="key set")
+    except CSRError as error:
+        raise ConfigError(f"{where}: {error}") from None
+    except (ValueError, TypeError, PyJWTError) as error:
+        raise ConfigError(f"{where}: not a valid key: {error}") from None
     spki = public_key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     digest = hashlib.sha256(spki).hexdigest()
-    return VerificationKey(_kid(entry, where), public_key, algorithms, digest)
+    return VerificationKey(_kid(entry, where), keys, digest)
+
+
+def _algorithms(entry: dict[str, Any]) -> frozenset[str]:
+    own = (
+        _RSA_ALGORITHMS if entry["kty"] == "RSA" else frozenset({_CURVES[entry["crv"]]})
+    )
+    return own & {entry["alg"]} if "alg" in entry else own
 
 
 def _is_for_verifying(entry: dict[str, Any]) -> bool:
@@ -117,27 +132,17 @@ def _is_for_verifying(entry: dict[str, Any]) -> bool:
     )
 
 
-def _public_key(entry: dict[str, Any]) -> tuple[PublicKey, frozenset[str]]:
-    if entry["kty"] == "RSA":
-        n, e = (int.from_bytes(jose.base64url(_text(entry, name))) for name in "ne")
-        # Before the key is built: a modulus of a megabyte would take its time.
-        require_good_rsa(n, e, what="key set")
-        return rsa.RSAPublicNumbers(e, n).public_key(), _RSA_ALGORITHMS
-    curve, size, algorithm = _CURVES[entry["crv"]]
-    x, y = (jose.base64url(_text(entry, name)) for name in "xy")
-    if len(x) != size or len(y) != size:
-        raise ValueError("a coordinate has the wrong length")
-    numbers = ec.EllipticCurvePublicNumbers(int.from_bytes(x), int.from_bytes(y), curve)
-    public_key = numbers.public_key()
-    require_good_key(public_key, what="key set")
-    return public_key, frozenset({algorithm})
-
-
-def _text(entry: dict[str, Any], name: str) -> str:
-    value = entry.get(name)
-    if not isinstance(value, str):
-        raise TypeError(f"{name!r} is missing or no text")
-    return value
+def _require_encoded(entry: dict[str, Any]) -> None:
+    # PyJWT reads more than one encoding of a number, and numbers of any length.
+    for name in "ne" if entry["kty"] == "RSA" else "xy":
+        value = entry.get(name)
+        if not isinstance(value, str):
+            raise TypeError(f"{name!r} is missing or no text")
+        jose.require_base64url(value)
+        if entry["kty"] == "EC" and len(value) != _COORDINATE[entry["crv"]]:
+            raise ValueError("a coordinate has the wrong length")
+        if name == "n" and len(value) not in _MODULUS:
+            raise ValueError("an RSA key has 2048, 3072 or 4096 bits")
 
 
 def _kid(entry: dict[str, Any], where: str) -> str | None:

@@ -1,5 +1,7 @@
 """Base64url and JSON with one reading each."""
 
+import base64
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,17 +11,18 @@ from tests.support.parts.tokens import base64url
 
 
 @given(st.binary(max_size=200))
-def test_what_an_encoder_writes_is_read_back(data: bytes) -> None:
-    assert jose.base64url(base64url(data)) == data
+def test_what_an_encoder_writes_is_accepted(data: bytes) -> None:
+    jose.require_base64url(base64url(data))
 
 
 @given(st.text(max_size=60) | st.text("AQgw-_+/= \n", max_size=12))
-def test_nothing_else_is_read(text: str) -> None:
+def test_nothing_else_is_accepted(text: str) -> None:
     try:
-        data = jose.base64url(text)
+        jose.require_base64url(text)
     except ValueError:
         return
-    assert base64url(data) == text
+    padded = text + "=" * (-len(text) % 4)
+    assert base64url(base64.urlsafe_b64decode(padded)) == text
 
 
 @pytest.mark.parametrize(
@@ -28,7 +31,7 @@ def test_nothing_else_is_read(text: str) -> None:
 )
 def test_a_second_spelling_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="base64url"):
-        jose.base64url(text)
+        jose.require_base64url(text)
 
 
 @pytest.mark.parametrize(
