@@ -1,4 +1,8 @@
-"""`meshca hierarchy`: the offline side. So far, a throwaway hierarchy to try with."""
+"""`meshca hierarchy`: the offline side. So far, a throwaway hierarchy to try with.
+
+`meshca hierarchy init` is the name of the ceremony on an offline machine, which is not
+part of this version.
+"""
 
 from pathlib import Path
 from typing import Annotated
@@ -34,12 +38,24 @@ _USAGE_ERROR = 2
 
 @app.callback()
 def _group() -> None:
-    # With a callback, the one command that there is so far is called by its name.
     pass
 
 
+@app.command(
+    "init",
+    hidden=True,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)
+def init() -> None:
+    """Name the command that took the place of this one."""
+    raise typer.BadParameter(
+        "`meshca hierarchy init` is called `meshca hierarchy throwaway` now, with the "
+        "same options"
+    )
+
+
 @app.command()
-def init(  # noqa: PLR0913 - one parameter for each option
+def throwaway(  # noqa: PLR0913 - one parameter for each option
     folder: Annotated[
         Path, typer.Argument(metavar="FOLDER", help="Made with mode 0700 if absent.")
     ],
@@ -49,29 +65,33 @@ def init(  # noqa: PLR0913 - one parameter for each option
         typer.Option(metavar="NAME", help="Such as corp.example; may be repeated."),
     ],
     region: Annotated[
-        str, typer.Option(metavar="NAME", help="Whose intermediate it is.")
+        str, typer.Option(metavar="NAME", help="The region of the intermediate.")
     ] = "eu",
     data_plane: Annotated[
         list[DataPlane] | None,
         typer.Option(
-            help="Which proxies will verify leaves; may be repeated.",
+            help="The proxies that will verify leaves; may be repeated.",
             show_default=DataPlane.SIDECAR,
         ),
     ] = None,
     permit_dns: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="One more DNS name, and what is below it."),
+        typer.Option(metavar="NAME", help="One more DNS name, with its subdomains."),
     ] = None,
     key: Annotated[
         KeyAlgorithm, typer.Option(help="Key of each of the three CAs.")
     ] = "p256",
     layout: Annotated[
-        Layout, typer.Option(help="Files of the issuing CA: plain, Secret, or Istio's.")
+        Layout,
+        typer.Option(
+            help="Files of the issuing CA: a key with its chain, a kubernetes.io/tls "
+            "folder, or Istio's cacerts folder."
+        ),
     ] = "key",
 ) -> None:
     """Make a throwaway root, regional intermediate and issuing CA in FOLDER.
 
-    Nothing is overwritten. The keys are for trying things: the root was never offline.
+    Nothing is overwritten. Use the keys to try things only: the root was never offline.
     """
     try:
         domains = tuple(TrustDomain(name) for name in trust_domain)
@@ -92,8 +112,8 @@ def init(  # noqa: PLR0913 - one parameter for each option
     warn(WARNING)
 
 
-def _require_valid(hierarchy: Hierarchy, planes: frozenset[DataPlane]) -> None:
-    # Before the first file: a hierarchy that the bridge would refuse is not handed out.
+def _require_valid(hierarchy: Hierarchy, data_planes: frozenset[DataPlane]) -> None:
+    # Before the first file is written: the bridge must accept what is written.
     chain = validate_chain(
         hierarchy.issuing.certificate,
         (hierarchy.intermediate.certificate,),
@@ -101,7 +121,7 @@ def _require_valid(hierarchy: Hierarchy, planes: frozenset[DataPlane]) -> None:
         now=system_clock(),
         source="the new hierarchy",
     )
-    if DataPlane.LINKERD in planes:
+    if DataPlane.LINKERD in data_planes:
         path = [certificate for _, certificate in chain.tiers()]
         require_verifiable(path, with_uri=True, source="the new hierarchy")
 
@@ -112,12 +132,12 @@ def _show(hierarchy: Hierarchy, written: tuple[Path, ...]) -> None:
         typer.echo(f"{'  ' * depth}{_line(tier)}")
     for note in hierarchy.notes:
         typer.echo(f"note: {note}")
-    typer.echo("\nA thief of the issuing CA's key could make these accept:")
+    typer.echo("\nIf the issuing key were compromised, these would accept:")
     chain = [tier.certificate for tier in reversed(tiers)]
     for exposure in exposure_of(chain):
         typer.echo(f"  {exposure.data_plane}: {exposure.accepts}")
         if exposure.narrower:
-            typer.echo(f"    less with: {exposure.narrower}")
+            typer.echo(f"    to limit this: {exposure.narrower}")
     typer.echo("\nWritten:")
     for path in written:
         typer.echo(f"  {path}")

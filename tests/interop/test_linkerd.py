@@ -210,7 +210,7 @@ def _throwaway() -> Authority:
         pytest.param(_excluding, id="another domain excluded"),
         pytest.param(_under_rsa, id="P-256 under an RSA root"),
         pytest.param(_mixed, id="Ed25519 under RSA under P-521"),
-        pytest.param(_throwaway, id="hierarchy init --data-plane linkerd"),
+        pytest.param(_throwaway, id="hierarchy throwaway --data-plane linkerd"),
     ],
 )
 def test_proxies_speak_under_chains_of_each_shape(tmp_path: Path, shape: Any) -> None:

@@ -1,4 +1,4 @@
-"""`meshca hierarchy init`, as a person meets it."""
+"""`meshca hierarchy throwaway`, as a person sees it."""
 
 import subprocess
 from collections.abc import Sequence
@@ -17,18 +17,23 @@ from bridge.x509.pem import parse_certificates
 DOMAIN = ("--trust-domain", "corp.example")
 
 
-def init(folder: Path, *arguments: str) -> tuple[int, str, str]:
+def throwaway(folder: Path, *arguments: str) -> tuple[int, str, str]:
     result = CliRunner().invoke(
-        app, ["init", str(folder), *arguments], catch_exceptions=False
+        app, ["throwaway", str(folder), *arguments], catch_exceptions=False
     )
     return result.exit_code, result.stdout, result.stderr
 
 
-def test_it_says_what_it_wrote_and_what_a_thief_could_do(tmp_path: Path) -> None:
+def test_it_shows_what_it_wrote_and_what_a_compromised_key_could_do(
+    tmp_path: Path,
+) -> None:
     folder = tmp_path / "pki"
-    status, out, err = init(folder, *DOMAIN, "--region", "kr", "--layout", "cacerts")
+    status, out, err = throwaway(
+        folder, *DOMAIN, "--region", "kr", "--layout", "cacerts"
+    )
     assert status == 0
     assert "    CN=Throwaway issuing CA kr " in out
+    assert "If the issuing key were compromised" in out
     for plane in ("sidecar", "ambient", "linkerd"):
         assert f"\n  {plane}: " in out
     written = [line.strip() for line in out.partition("\nWritten:\n")[2].splitlines()]
@@ -46,14 +51,14 @@ def test_a_rustls_peer_costs_the_uri_constraint(
     tmp_path: Path, planes: Sequence[str], *, is_noted: bool
 ) -> None:
     options = [part for plane in planes for part in ("--data-plane", plane)]
-    _, out, _ = init(tmp_path / "pki", *DOMAIN, *options)
+    _, out, _ = throwaway(tmp_path / "pki", *DOMAIN, *options)
     assert ("note: URI names are not constrained" in out) is is_noted
 
 
 def test_a_hierarchy_for_linkerd_is_one_that_its_proxies_can_verify(
     tmp_path: Path,
 ) -> None:
-    init(tmp_path / "pki", *DOMAIN, "--data-plane", "linkerd")
+    throwaway(tmp_path / "pki", *DOMAIN, "--data-plane", "linkerd")
     sidecars = make(ThrowawaySpec(trust_domains=(TrustDomain("corp.example"),)))
     _require_valid(sidecars, frozenset({DataPlane.SIDECAR}))
     with pytest.raises(ConfigError, match="has a URI constraint, under which linkerd2"):
@@ -62,10 +67,10 @@ def test_a_hierarchy_for_linkerd_is_one_that_its_proxies_can_verify(
 
 def test_nothing_is_overwritten(tmp_path: Path) -> None:
     folder = tmp_path / "pki"
-    init(folder, *DOMAIN)
+    throwaway(folder, *DOMAIN)
     before = {path: path.read_bytes() for path in folder.iterdir()}
     with pytest.raises(ConfigError, match=r"expected none of these files: root\.pem"):
-        init(folder, *DOMAIN)
+        throwaway(folder, *DOMAIN)
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
 
 
@@ -82,7 +87,7 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
 def test_a_bad_argument_is_status_2(
     tmp_path: Path, arguments: Sequence[str], complaint: str
 ) -> None:
-    status, out, err = init(tmp_path / "pki", *arguments)
+    status, out, err = throwaway(tmp_path / "pki", *arguments)
     assert (status, out) == (2, "")
     assert complaint in err
     assert not (tmp_path / "pki").exists()
@@ -92,9 +97,16 @@ def test_a_bad_argument_is_status_2(
 @pytest.mark.parametrize("key", ["p256", "p384", "p521", "rsa2048", "ed25519"])
 def test_openssl_accepts_the_chain(tmp_path: Path, key: str) -> None:
     folder = tmp_path / "pki"
-    init(folder, *DOMAIN, "--key", key)
+    throwaway(folder, *DOMAIN, "--key", key)
     assert len(parse_certificates((folder / "chain.pem").read_bytes(), "chain")) == 2
     files = ("-CAfile", "roots.pem", "-untrusted", "intermediate.pem", "issuing.pem")
     subprocess.run(
         ["openssl", "verify", "-x509_strict", *files], cwd=folder, check=True
     )
+
+
+def test_the_old_name_of_the_command_names_the_new_one(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["init", str(tmp_path / "pki"), *DOMAIN])
+    assert result.exit_code == 2
+    assert "throwaway" in result.stderr
+    assert not (tmp_path / "pki").exists()
