@@ -113,6 +113,17 @@ def anchors(document: Path) -> set[str]:
     return {re.sub(r"[^\w -]", "", name.lower()).replace(" ", "-") for name in found}
 
 
+def test_every_room_of_the_product_is_listed_for_contributors() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+    rooms = {
+        f"{path.name}/" if path.is_dir() else path.name
+        for path in (ROOT / "bridge").iterdir()
+        if not path.name.startswith("_") and path.suffix in {"", ".py"}
+    }
+    assert len(rooms) > 20
+    assert {room for room in rooms if f"`{room}`" not in text} == set()
+
+
 def test_the_readme_is_short() -> None:
     lines = (ROOT / "README.md").read_text("utf-8").splitlines()
     assert len(lines) <= README_LINES
