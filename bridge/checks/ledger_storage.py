@@ -1,4 +1,4 @@
-"""Where the ledger would write: tried as it is, with nothing made and nothing left."""
+"""Tries the places where the ledger would write; makes nothing, and leaves nothing."""
 
 import os
 import stat
@@ -16,7 +16,7 @@ def ledger_places(config: BridgeConfig) -> Iterator[tuple[str, str, str]]:
     """Try every place of `ledger`.
 
     Yields:
-        Key, what is fine with it, and what is wrong with it: empty for nothing.
+        Key, what is good about it, and its problem; empty if it has none.
     """
     ledger = config.ledger
     journal, sink, key = ledger.journal, ledger.heads.sink, ledger.heads.key
@@ -36,31 +36,18 @@ def ledger_places(config: BridgeConfig) -> Iterator[tuple[str, str, str]]:
 
 
 def _try_journal(folder: Path) -> None:
-    # It is made with all that is above it.
+    # It is made with all folders above it.
     while not os.path.lexists(folder):
         folder = folder.parent
     _try_folder(folder)
 
 
 def _try_archive(config: BridgeConfig) -> None:
-    import sqlalchemy as sa  # noqa: PLC0415 - takes its time
-    from sqlalchemy.exc import SQLAlchemyError  # noqa: PLC0415 - see above
+    from bridge.ledger.archive.database import sqlite_file  # noqa: PLC0415 - slow
 
-    try:
-        url = sa.make_url(config.ledger.archive)
-        # Imports the driver, and connects to nothing.
-        sa.create_engine(url).dispose()
-    except ImportError as error:
-        raise ConfigError(f"its database driver is not installed: {error}") from error
-    except (SQLAlchemyError, TypeError, ValueError) as error:
-        raise ConfigError(
-            f"expected a SQLAlchemy URL, such as sqlite:///archive.db: {error}"
-        ) from error
-    if url.get_backend_name() != "sqlite":
+    path = sqlite_file(config.ledger.archive)
+    if path is None:
         return
-    if url.database in (None, "", ":memory:"):
-        raise ConfigError("expected a file: sqlite:///FILE")
-    path = Path(url.database)
     _try_file(path)
     if path.exists():
         with path.open("rb") as file:
@@ -92,7 +79,7 @@ def _try_folder(folder: Path) -> None:
     if not folder.is_dir():
         raise ConfigError(f"{folder} is not a folder")
     try:
-        # What a folder's mode says is not what a mount or /proc does.
+        # A mount or /proc may not allow what the mode of a folder allows.
         with tempfile.NamedTemporaryFile(dir=folder, prefix=".meshca-check-") as file:
             file.write(b"x")
             file.flush()
@@ -101,7 +88,7 @@ def _try_folder(folder: Path) -> None:
 
 
 def _try_key(path: Path | None, journal: Path) -> None:
-    from bridge.ledger.heads import HeadKey  # noqa: PLC0415 - as above
+    from bridge.ledger.heads import HeadKey  # noqa: PLC0415 - slow
 
     own = journal / "heads.key"
     if path is not None:

@@ -10,7 +10,7 @@ from bridge.policy.rules import Rules
 _MOST_NAMES = 4
 
 
-def terms(config: BridgeConfig, rules: Rules) -> Iterator[tuple[str, str]]:
+def rule_summary(config: BridgeConfig, rules: Rules) -> Iterator[tuple[str, str]]:
     """Yield each rule, then what those get by each front whom no rule lists.
 
     Args:
@@ -23,7 +23,7 @@ def terms(config: BridgeConfig, rules: Rules) -> Iterator[tuple[str, str]]:
     for index, rule in enumerate(config.issuance.rules):
         what = "no certificate" if rule.refuse else _told(rules.top.under(rule))
         yield f"rules[{index}]: {_whom(rule)}", what
-    for front in config.asking():
+    for front in config.callers_by_front():
         policy = rules.of_others(front)
         others = "everybody else" if config.issuance.rules else "everybody"
         yield f"{front}: {others}", _told(policy) if policy else "no certificate"

@@ -31,11 +31,11 @@ def serve(
     try:
         source = ConfigText.read(config)
     except ConfigError as error:
-        raise _further().with_rest(error, config) from error
+        raise _checks().with_other_problems(error, config) from error
     try:
         _serve(source, log_level)
     except BridgeError as error:
-        raise _further().with_places(error, source.config) from error
+        raise _checks().with_ledger_problems(error, source.config) from error
 
 
 def _serve(source: ConfigText, log_level: str) -> None:
@@ -52,8 +52,8 @@ def _serve(source: ConfigText, log_level: str) -> None:
         serve_alone(source)
 
 
-def _further() -> ModuleType:
-    # It opens backends, and is of use after a failure only.
-    from bridge.checks import startup  # noqa: PLC0415 - see above
+def _checks() -> ModuleType:
+    # Opens backends, and is needed after a failure only.
+    from bridge.checks import findings  # noqa: PLC0415 - see above
 
-    return startup
+    return findings

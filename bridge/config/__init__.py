@@ -3,11 +3,18 @@
 The face of the package: other packages import from here.
 """
 
+from bridge.config.consistency import SECTIONS
 from bridge.config.load import (
+    ConfigText,
+    PartialConfig,
+    parse,
+    read,
+    read_sections,
+)
+from bridge.config.schema import (
     BridgeConfig,
     CeilingConfig,
     ClusterConfig,
-    ConfigText,
     IssuanceConfig,
     IssuingCAConfig,
     IstioConfig,
@@ -18,13 +25,10 @@ from bridge.config.load import (
     RuleConfig,
     ServingConfig,
     TokensConfig,
-    complain,
-    parse,
-    read,
-    rest,
 )
 
 __all__ = [
+    "SECTIONS",
     "BridgeConfig",
     "CeilingConfig",
     "ClusterConfig",
@@ -36,11 +40,11 @@ __all__ = [
     "LedgerConfig",
     "LimitsConfig",
     "LinkerdConfig",
+    "PartialConfig",
     "RuleConfig",
     "ServingConfig",
     "TokensConfig",
-    "complain",
     "parse",
     "read",
-    "rest",
+    "read_sections",
 ]

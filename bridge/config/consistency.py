@@ -1,120 +1,301 @@
-"""What is wrong with the rules of `issuance`, held against the rest of the file."""
+"""Checks of the configuration that need more than one section.
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+A check names the sections that it needs. Of a file that has errors, only those checks
+run whose sections could be read.
+"""
+
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import combinations
 
 from bridge.config.diagnostics import Plain, Problem
-from bridge.config.first_match import FirstMatch, Listed
-from bridge.config.terms import IssuanceConfig, RuleConfig
+from bridge.config.first_match import FirstMatch
+from bridge.config.schema import BridgeConfig, RuleConfig
 from bridge.config.types import written
+from bridge.dns_names import is_host
 
-_PLACE = "issuance.rules"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Known:
-    """What the other sections have."""
-
-    asking: Mapping[str, Collection[str]]
-    """The fronts that are configured, each with the clusters of its callers."""
-    clusters: frozenset[str]
-    aliases: Mapping[str, str]
-    """Other names of clusters, with the name that counts."""
+SECTIONS = frozenset(BridgeConfig.model_fields)
+"""The top-level keys of the file."""
+_RULES = "issuance.rules"
+_EVERY_HOST = frozenset({"0.0.0.0", "[::]", "::", "*"})  # noqa: S104 - compared only
+_Check = Callable[[BridgeConfig], Iterator[Problem]]
 
 
-def listed(rule: RuleConfig) -> Listed:
-    """Return what a rule lists: fronts, clusters, namespaces, service accounts."""
-    return tuple(
-        None if names is None else frozenset(names)
-        for names in (
-            rule.fronts,
-            rule.clusters,
-            rule.namespaces,
-            rule.service_accounts,
+def consistency_problems(
+    config: BridgeConfig, sections: Collection[str] = SECTIONS
+) -> Iterator[Problem]:
+    """Yield what only shows when sections are compared with each other.
+
+    Args:
+        config: Has at least `sections`.
+        sections: The top-level keys that could be read.
+    """
+    for check, needed in _CHECKS.items():
+        if needed.issubset(sections):
+            yield from check(config)
+
+
+# References between sections.
+
+
+def _unknown_issuing_cas(config: BridgeConfig) -> Iterator[Problem]:
+    known = ", ".join(config.issuing_cas)
+    for path, names in config.issuance.routes().items():
+        for index, name in enumerate(names):
+            if name not in config.issuing_cas:
+                expected = f"expected a name under issuing_cas: {known}"
+                yield f"{path}[{index}]", name, expected
+
+
+def _ambiguous_clusters(config: BridgeConfig) -> Iterator[Problem]:
+    seen: set[str] = set()
+    for index, cluster in enumerate(config.clusters):
+        for name in (cluster.name, *cluster.aliases):
+            if name in seen:
+                expected = "expected each name and alias in one cluster only"
+                yield f"clusters[{index}]", name, expected
+            seen.add(name)
+
+
+def _unknown_linkerd_cluster(config: BridgeConfig) -> Iterator[Problem]:
+    front = config.fronts.linkerd
+    if front is not None and config.linkerd_cluster() is None:
+        known = ", ".join(cluster.name for cluster in config.clusters)
+        expected = f"expected a name under clusters: {known}"
+        yield "fronts.linkerd.cluster", front.cluster, expected
+
+
+def _wrong_linkerd_names(config: BridgeConfig) -> Iterator[Problem]:
+    front = config.fronts.linkerd
+    if front is None:
+        return
+    domain = config.linkerd_trust_domain()
+    if not is_host(domain):
+        expected = (
+            "expected a trust domain that is a DNS name: Linkerd's identities are"
         )
-    )
+        yield "fronts.linkerd.trust_domain", domain, expected
+    of_istio = {config.trust_domain_of(cluster) for cluster in config.clusters}
+    if front.spiffe_uri and config.fronts.istio and domain in of_istio:
+        expected = (
+            "expected false, or another fronts.linkerd.trust_domain: the Istio "
+            f"front issues SPIFFE IDs of {domain} under the same trust anchors, "
+            "and a peer of either mesh could not tell the two apart"
+        )
+        yield "fronts.linkerd.spiffe_uri", front.spiffe_uri, expected
 
 
-def rule_problems(issuance: IssuanceConfig, known: Known) -> Iterator[Problem]:
-    """Yield each rule's key that cannot be meant, and each rule that cannot match."""
-    for index, rule in enumerate(issuance.rules):
-        place = f"{_PLACE}[{index}]"
-        yield from _unknown_names(place, rule, known)
-        yield from _impossible_bounds(place, rule, issuance)
-    yield from _idle(issuance.rules, known)
+def _short_serving_certificate(config: BridgeConfig) -> Iterator[Problem]:
+    ttl = config.fronts.istio.tls.ttl if config.fronts.istio else None
+    backdate = config.issuance.backdate
+    if ttl is not None and ttl <= backdate:
+        expected = (
+            f"expected more than issuance.backdate ({written(backdate)}): half of "
+            "its life would be over when it is issued"
+        )
+        yield "fronts.istio.tls.ttl", ttl, expected
 
 
-def _unknown_names(place: str, rule: RuleConfig, known: Known) -> Iterator[Problem]:
-    for index, front in enumerate(rule.fronts or ()):
-        if front not in known.asking:
-            expected = f"expected a front that is configured: {_all(known.asking)}"
-            yield f"{place}.fronts[{index}]", front, expected
-    for index, name in enumerate(rule.clusters or ()):
-        if name not in known.clusters:
-            meant = known.aliases.get(name)
-            expected = f"expected a name under clusters: {_all(known.clusters)}"
-            if meant is not None:
+def _shared_addresses(config: BridgeConfig) -> Iterator[Problem]:
+    addresses = {**config.fronts.addresses(), **config.admin.addresses()}
+    # Port 0 is another one each time, and some hosts are every host.
+    before: list[tuple[str, str, str]] = []
+    for key, address in addresses.items():
+        host, _, port = address.rpartition(":")
+        port = str(int(port))
+        if port == "0":
+            continue
+        for other, other_host, other_port in before:
+            same = host == other_host or not _EVERY_HOST.isdisjoint({host, other_host})
+            if port == other_port and same:
+                yield key, address, f"expected another port than that of {other}"
+        before.append((key, host, port))
+
+
+# Rules of `issuance`.
+
+
+def _unknown_names_of_rules(config: BridgeConfig) -> Iterator[Problem]:
+    fronts = config.callers_by_front()
+    clusters = [cluster.name for cluster in config.clusters]
+    names = {
+        alias: cluster.name for cluster in config.clusters for alias in cluster.aliases
+    }
+    for place, rule in _rules(config):
+        for index, front in enumerate(rule.fronts or ()):
+            if front not in fronts:
+                expected = f"expected a front that is configured: {_all(fronts)}"
+                yield f"{place}.fronts[{index}]", front, expected
+        for index, name in enumerate(rule.clusters or ()):
+            if name in clusters:
+                continue
+            expected = f"expected a name under clusters: {_all(clusters)}"
+            if name in names:
                 expected = (
-                    f"expected the name of a cluster; this is an alias of {meant}"
+                    f"expected the name of a cluster; this is an alias of {names[name]}"
                 )
             yield f"{place}.clusters[{index}]", name, expected
-    yield from _foreign_clusters(place, rule, known)
 
 
-def _foreign_clusters(place: str, rule: RuleConfig, known: Known) -> Iterator[Problem]:
-    fronts = known.asking.keys() & (rule.fronts or known.asking.keys())
-    callers = {cluster for front in fronts for cluster in known.asking[front]}
-    named = known.clusters & set(rule.clusters or ())
-    if named and callers and not named & callers:
-        expected = (
-            f"expected a cluster whose callers ask by {_all(fronts)}: {_all(callers)}"
-        )
-        yield f"{place}.clusters", rule.clusters, expected
-
-
-def _impossible_bounds(
-    place: str, rule: RuleConfig, issuance: IssuanceConfig
-) -> Iterator[Problem]:
-    low = issuance.min_ttl if rule.min_ttl is None else rule.min_ttl
-    high = issuance.max_ttl if rule.max_ttl is None else rule.max_ttl
-    if low < issuance.min_ttl:
-        expected = (
-            f"expected no less than issuance.min_ttl, {written(issuance.min_ttl)}"
-        )
-        yield f"{place}.min_ttl", Plain(written(low)), expected
-    if high > issuance.max_ttl:
-        expected = (
-            f"expected no more than issuance.max_ttl, {written(issuance.max_ttl)}"
-        )
-        yield f"{place}.max_ttl", Plain(written(high)), expected
-    if low > high:
-        key = "min_ttl" if rule.max_ttl is None else "max_ttl"
-        expected = (
-            "expected min_ttl <= max_ttl, with the top level's where one is left out"
-        )
-        found = f"min_ttl {written(low)}, max_ttl {written(high)}"
-        yield f"{place}.{key}", Plain(found), expected
-    elif rule.default_ttl is not None and not low <= rule.default_ttl <= high:
-        expected = (
-            f"expected {written(low)} to {written(high)}, the bounds of this rule"
-        )
-        yield f"{place}.default_ttl", Plain(written(rule.default_ttl)), expected
-
-
-def _idle(rules: Sequence[RuleConfig], known: Known) -> Iterator[Problem]:
-    """Yield rules that earlier ones leave nobody to."""
-    match = FirstMatch([listed(rule) for rule in rules])
-    every = (frozenset(known.asking), known.clusters, None, None)
-    for index in range(len(rules)):
-        covering = sorted(match.covering(index, every))
-        if covering:
-            names = " and ".join(f"{_PLACE}[{earlier}]" for earlier in covering)
+def _clusters_without_the_front(config: BridgeConfig) -> Iterator[Problem]:
+    callers = config.callers_by_front()
+    clusters = {cluster.name for cluster in config.clusters}
+    for place, rule in _rules(config):
+        fronts = callers.keys() & (rule.fronts or callers.keys())
+        possible = {cluster for front in fronts for cluster in callers[front]}
+        named = clusters & set(rule.clusters or ())
+        if named and possible and named.isdisjoint(possible):
             expected = (
-                "expected callers whom no earlier rule matches; all of these are "
-                f"matched by {names}: put the narrower rule first, or take it out"
+                f"expected a cluster whose callers use {_all(fronts)}: {_all(possible)}"
             )
-            yield f"{_PLACE}[{index}]", Plain("a rule without effect"), expected
+            yield f"{place}.clusters", rule.clusters, expected
+
+
+def _impossible_limits_of_rules(config: BridgeConfig) -> Iterator[Problem]:
+    top = config.issuance
+    for place, rule in _rules(config):
+        low = top.min_ttl if rule.min_ttl is None else rule.min_ttl
+        high = top.max_ttl if rule.max_ttl is None else rule.max_ttl
+        if low < top.min_ttl:
+            expected = f"expected no less than issuance.min_ttl, {written(top.min_ttl)}"
+            yield f"{place}.min_ttl", Plain(written(low)), expected
+        if high > top.max_ttl:
+            expected = f"expected no more than issuance.max_ttl, {written(top.max_ttl)}"
+            yield f"{place}.max_ttl", Plain(written(high)), expected
+        if low > high:
+            key = "min_ttl" if rule.max_ttl is None else "max_ttl"
+            expected = (
+                "expected min_ttl <= max_ttl; a key that is left out has the top "
+                "level's value"
+            )
+            found = f"min_ttl {written(low)}, max_ttl {written(high)}"
+            yield f"{place}.{key}", Plain(found), expected
+        elif rule.default_ttl is not None and not low <= rule.default_ttl <= high:
+            expected = (
+                f"expected {written(low)} to {written(high)}, the limits of this rule"
+            )
+            yield f"{place}.default_ttl", Plain(written(rule.default_ttl)), expected
+
+
+def _rules_that_never_match(config: BridgeConfig) -> Iterator[Problem]:
+    match = FirstMatch([rule.conditions for rule in config.issuance.rules])
+    clusters = frozenset(cluster.name for cluster in config.clusters)
+    every = (frozenset(config.callers_by_front()), clusters, None, None)
+    for index, (place, _) in enumerate(_rules(config)):
+        if covering := sorted(match.covering(index, every)):
+            names = " and ".join(f"{_RULES}[{earlier}]" for earlier in covering)
+            expected = (
+                "expected callers that no earlier rule matches; all of these are "
+                f"matched by {names}: put the narrower rule first, or remove it"
+            )
+            yield place, Plain("a rule that can never match"), expected
+
+
+def _rules(config: BridgeConfig) -> Iterator[tuple[str, RuleConfig]]:
+    for index, rule in enumerate(config.issuance.rules):
+        yield f"{_RULES}[{index}]", rule
 
 
 def _all(names: Collection[str]) -> str:
     return ", ".join(sorted(names))
+
+
+# Clusters whose callers a client certificate does not tell apart. A certificate has
+# trust domain, namespace and service account, and not the cluster of its workload.
+# Where two clusters may have the same name, a rule for one of them would end with the
+# first certificate.
+
+
+@dataclass(frozen=True, slots=True)
+class _Pair:
+    # Two clusters of one trust domain, and the namespaces that both may have; `None` is
+    # all.
+    names: tuple[str, str]
+    keys: tuple[str, str]
+    both: frozenset[str] | None
+
+    def is_split_by(self, rule: RuleConfig) -> bool:
+        # Whether a certificate that both may have would escape the rule.
+        if rule.clusters is None or "istio" not in (rule.fronts or ("istio",)):
+            return False
+        listed = [name in rule.clusters for name in self.names]
+        return any(listed) and not all(listed) and self.shared_by(rule) != frozenset()
+
+    def shared_by(self, rule: RuleConfig) -> frozenset[str] | None:
+        listed = None if rule.namespaces is None else frozenset(rule.namespaces)
+        return _common(self.both, listed)
+
+    def explain(self, shared: frozenset[str] | None, what: str) -> str:
+        one, other = self.keys
+        namespace = "any namespace" if shared is None else f"namespace {min(shared)}"
+        return (
+            f"{' and '.join(self.names)}: a client certificate does not identify its "
+            "cluster. With fronts.istio.mtls_listen, clusters that share a trust "
+            f"domain and a namespace (here {namespace}) must share {what}. Let "
+            f"{one}.trust_domain and {other}.trust_domain differ, let {one}.namespaces "
+            f"and {other}.namespaces have none in common, or remove mtls_listen"
+        )
+
+
+def _rules_that_certificates_escape(config: BridgeConfig) -> Iterator[Problem]:
+    pairs = list(_indistinguishable_clusters(config))
+    for place, rule in _rules(config):
+        split = next((pair for pair in pairs if pair.is_split_by(rule)), None)
+        if split is not None:
+            told = split.explain(split.shared_by(rule), "their rules")
+            expected = f"expected both or neither of {told}"
+            yield f"{place}.clusters", rule.clusters, expected
+
+
+def _limits_that_certificates_escape(config: BridgeConfig) -> Iterator[Problem]:
+    pair = next(_indistinguishable_clusters(config), None)
+    if config.limits.per_cluster is not None and pair is not None:
+        told = pair.explain(pair.both, "a rate limit")
+        expected = f"expected no rate limit for each of {told}"
+        yield "limits.per_cluster", Plain("a rate limit for each cluster"), expected
+
+
+def _indistinguishable_clusters(config: BridgeConfig) -> Iterator[_Pair]:
+    istio = config.fronts.istio
+    if istio is None or istio.mtls_listen is None:
+        return
+    entries = [
+        (cluster, f"clusters[{index}]", cluster.allowed_namespaces(is_first=not index))
+        for index, cluster in enumerate(config.clusters)
+    ]
+    for (one, key, allowed), (other, other_key, other_allowed) in combinations(
+        entries, 2
+    ):
+        both = _common(allowed, other_allowed)
+        same = config.trust_domain_of(one) == config.trust_domain_of(other)
+        if same and both != frozenset():
+            yield _Pair((one.name, other.name), (key, other_key), both)
+
+
+def _common(
+    one: frozenset[str] | None, other: frozenset[str] | None
+) -> frozenset[str] | None:
+    if one is None or other is None:
+        return other if one is None else one
+    return one & other
+
+
+_CHECKS: Mapping[_Check, frozenset[str]] = {
+    _unknown_issuing_cas: frozenset({"issuance", "issuing_cas"}),
+    _ambiguous_clusters: frozenset({"clusters"}),
+    _unknown_linkerd_cluster: frozenset({"fronts", "clusters"}),
+    _wrong_linkerd_names: frozenset({"fronts", "clusters", "trust_domain"}),
+    _unknown_names_of_rules: frozenset({"issuance", "fronts", "clusters"}),
+    _clusters_without_the_front: frozenset({"issuance", "fronts", "clusters"}),
+    _impossible_limits_of_rules: frozenset({"issuance"}),
+    _rules_that_never_match: frozenset({"issuance", "fronts", "clusters"}),
+    _rules_that_certificates_escape: frozenset(
+        {"issuance", "fronts", "clusters", "trust_domain"}
+    ),
+    _limits_that_certificates_escape: frozenset(
+        {"limits", "fronts", "clusters", "trust_domain"}
+    ),
+    _short_serving_certificate: frozenset({"fronts", "issuance"}),
+    _shared_addresses: frozenset({"fronts", "admin"}),
+}
+"""Each check, with the sections that it needs."""

@@ -1,7 +1,7 @@
-"""What is wrong with a file of the configuration, told so that it can be mended."""
+"""The problems of a configuration file: each with key, value and expectation."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
 from difflib import get_close_matches
 from pathlib import Path
@@ -16,7 +16,6 @@ Problem = tuple[str, object, str]
 
 _SHOWN_CHARACTERS = 80
 _MANY = (tuple, dict)
-_EVERY_HOST = frozenset({"0.0.0.0", "[::]", "::", "*"})  # noqa: S104 - compared only
 _SECRET = re.compile("pass|pin|secret|token|credential|key", re.IGNORECASE)
 
 
@@ -97,26 +96,6 @@ def section_of(annotation: Any) -> type[BaseModel] | None:
         found = (section_of(each) for each in get_args(annotation))
         return next((each for each in found if each is not None), None)
     return None
-
-
-def doubled(addresses: Mapping[str, str]) -> Iterator[Problem]:
-    """Yield each address that another key has already; empty ones do not count.
-
-    Args:
-        addresses: `host:port` by key. Port 0 is another one each time, and the hosts
-            `0.0.0.0` and `[::]` are every host.
-    """
-    before: list[tuple[str, str, str]] = []
-    for key, address in addresses.items():
-        host, _, port = address.rpartition(":")
-        if not port or int(port) == 0:
-            continue
-        port = str(int(port))
-        for other, other_host, other_port in before:
-            same = host == other_host or not _EVERY_HOST.isdisjoint({host, other_host})
-            if port == other_port and same:
-                yield key, address, f"expected another port than that of {other}"
-        before.append((key, host, port))
 
 
 def _part(part: int | str) -> str:

@@ -10,8 +10,8 @@ from functools import reduce
 from itertools import product
 from operator import and_
 
-Listed = Sequence[frozenset[str] | None]
-"""What a rule lists, by dimension; `None` is everything."""
+Conditions = Sequence[frozenset[str] | None]
+"""The values that a rule lists, by dimension; `None` is every value."""
 
 
 class FirstMatch:
@@ -23,7 +23,7 @@ class FirstMatch:
 
     __slots__ = ("_masks", "_others", "_rules")
 
-    def __init__(self, rules: Sequence[Listed]) -> None:
+    def __init__(self, rules: Sequence[Conditions]) -> None:
         self._rules = rules
         self._others: list[int] = []
         """Rules that take what no rule lists, by dimension."""
@@ -48,7 +48,7 @@ class FirstMatch:
             found &= others if value is None else masks.get(value, others)
         return _lowest(found) if found > 0 else None
 
-    def covering(self, index: int, all_values: Listed) -> frozenset[int]:
+    def covering(self, index: int, all_values: Conditions) -> frozenset[int]:
         """Return the rules before `index` that leave it nothing; none if it can match.
 
         Args:

@@ -4,24 +4,36 @@
 """
 
 from datetime import timedelta
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
-from bridge.config.section import Section
+from bridge.config.first_match import Conditions
 from bridge.config.types import (
     Address,
     ArchiveURL,
     ClusterName,
+    Different,
     Duration,
     FilePath,
     Hosts,
     HttpsURL,
+    IssuerNames,
     Label,
     Name,
     Names,
+    Namespaces,
     PositiveDuration,
     PositiveNumber,
+    ServiceAccounts,
     Some,
     Text,
     TrustDomainName,
@@ -31,6 +43,13 @@ from bridge.config.types import (
     require_https,
     written,
 )
+
+
+class Section(BaseModel):
+    """A section of the file: all its keys are known, and it does not change."""
+
+    # A misspelt key must stop the process: an ignored limit is no limit.
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class ServingConfig(Section):
@@ -125,7 +144,7 @@ class FrontsConfig(Section):
         return self
 
     def addresses(self) -> dict[str, str]:
-        """Return what is listened on, by key."""
+        """Return the addresses that are listened on, by key."""
         found = {
             "fronts.istio.listen": self.istio.listen if self.istio else None,
             "fronts.istio.mtls_listen": self.istio.mtls_listen if self.istio else None,
@@ -192,6 +211,17 @@ class ClusterConfig(Section):
     the first cluster and none for the others."""
     tokens: TokensConfig
 
+    def allowed_namespaces(self, *, is_first: bool) -> frozenset[str] | None:
+        """Return the namespaces whose callers get certificates; `None` is all.
+
+        Args:
+            is_first: Whether it is the first of `clusters`. The namespaces of another
+                cluster are other people's: by default, none of them is allowed.
+        """
+        if self.namespaces is None:
+            return None if is_first else frozenset()
+        return None if "*" in self.namespaces else frozenset(self.namespaces)
+
 
 class IssuingCAConfig(Section):
     """`issuing_cas.<name>`: one issuing CA and how to reach it."""
@@ -203,7 +233,7 @@ class IssuingCAConfig(Section):
     that finds the chain itself."""
     timeout: PositiveDuration = timedelta(seconds=5)
     """The longest that one signature may take."""
-    options: dict[str, object] = {}  # noqa: RUF012 - pydantic copies it
+    options: dict[str, object] = {}
     """The options of the plugin; see below. Secrets are given as paths of files."""
 
 
@@ -279,6 +309,7 @@ class AdminConfig(Section):
 
     listen: Address = "127.0.0.1:9990"
     """HTTP: `/healthz`, `/readyz`, `/metrics`, and Linkerd's `/ping` and `/ready`."""
+
     grpc_listen: Address | None = None
     """gRPC health (`grpc.health.v1`) and reflection. Without it neither is served: the
     ports of the fronts answer only the CA's method. It has no authentication, and who
@@ -290,4 +321,209 @@ class AdminConfig(Section):
         found = {"admin.listen": self.listen}
         if self.grpc_listen is not None:
             found["admin.grpc_listen"] = self.grpc_listen
+        return found
+
+
+Fronts = Annotated[
+    tuple[Literal["istio", "linkerd"], ...], Field(strict=False), Different
+]
+
+
+class RuleConfig(Section):
+    """`issuance.rules[]`: other conditions for some callers. The first match applies.
+
+    A rule matches a caller that is listed under each of its first four keys. A key that
+    is left out matches every caller.
+    """
+
+    fronts: Annotated[Fronts, Some] | None = None
+    """The mesh of the caller. Only fronts that are configured."""
+    clusters: Annotated[Names, Some] | None = None
+    """Names of clusters, not aliases."""
+    namespaces: Annotated[Namespaces, Some] | None = None
+    """The namespace of the caller, as its credential proves it."""
+    service_accounts: Annotated[ServiceAccounts, Some] | None = None
+    """Names without the namespace. `namespaces` says which namespaces are meant."""
+    refuse: bool = False
+    """`true`: these callers get no certificate. `false` alone: these callers get what
+    the top level says."""
+    default_ttl: WholeSeconds | None = None
+    """By default `issuance.default_ttl`, brought inside the limits of the rule.
+    Linkerd's proxies request no lifetime, so this is what they get."""
+    min_ttl: WholeSeconds | None = None
+    """By default `issuance.min_ttl`, and not below it."""
+    max_ttl: WholeSeconds | None = None
+    """By default `issuance.max_ttl`, and not above it."""
+    on_excess_ttl: Literal["refuse", "clamp"] | None = None
+    """By default `issuance.on_excess_ttl`. Istio's agents request 24h unless told
+    otherwise, so a shorter `max_ttl` needs `clamp`."""
+    issuing_cas: Annotated[IssuerNames, Some] | None = None
+    """In order of preference. By default `issuance.issuing_cas`. Failover stays inside
+    the list."""
+
+    @property
+    def conditions(self) -> Conditions:
+        """What a caller must match: front, cluster, namespace, service account."""
+        return tuple(
+            None if names is None else frozenset(names)
+            for names in (
+                self.fronts,
+                self.clusters,
+                self.namespaces,
+                self.service_accounts,
+            )
+        )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_not_null(cls, value: object) -> object:
+        # A list that lost its last entry would match everybody, or allow everything.
+        if value is None:
+            raise ValueError("expected a value; leave the key out for its default")
+        return value
+
+    @model_validator(mode="after")
+    def _says_one_thing(self) -> Self:
+        given = self.model_fields_set - {
+            "fronts",
+            "clusters",
+            "namespaces",
+            "service_accounts",
+        }
+        if not given:
+            raise ValueError(
+                "expected what applies to these callers: refuse, a TTL, on_excess_ttl "
+                "or issuing_cas (refuse: false gives them what the top level says)"
+            )
+        if self.refuse and given != {"refuse"}:
+            raise ValueError("a rule with refuse: true has no TTL and no issuing CA")
+        return self
+
+
+class IssuanceConfig(Section):
+    """`issuance`: limits that no caller and no backend can widen."""
+
+    default_ttl: WholeSeconds = timedelta(hours=24)
+    """The lifetime where the caller requests none."""
+    min_ttl: WholeSeconds = timedelta(minutes=5)
+    """The shortest lifetime that may be requested."""
+    max_ttl: WholeSeconds = timedelta(hours=24)
+    """The longest lifetime that may be requested."""
+    on_excess_ttl: Literal["refuse", "clamp"] = "refuse"
+    """What to do with a requested lifetime outside the limits."""
+    backdate: WholeSeconds = timedelta(minutes=2)
+    """How far notBefore lies in the past, for peers whose clock is slow."""
+    issuing_cas: Annotated[IssuerNames, Some]
+    """In order of preference. The next one is used while an earlier one is down."""
+    cert_signers: dict[Text, IssuerNames] = {}
+    """From a value of Istio's `CertSigner` to a list of issuing CAs. A value that is
+    not listed is refused."""
+    rules: Annotated[tuple[RuleConfig, ...], Field(strict=False)] = ()
+    """Other conditions for some callers, all inside the limits above."""
+    csr_names: Literal["ignore", "strict"] = "ignore"
+    """`strict` refuses a CSR that asks for any name but the caller's."""
+
+    @model_validator(mode="after")
+    def _is_ordered(self) -> Self:
+        if not self.min_ttl <= self.default_ttl <= self.max_ttl:
+            raise WrongError(
+                "expected min_ttl <= default_ttl <= max_ttl",
+                f"min_ttl {written(self.min_ttl)}, default_ttl "
+                f"{written(self.default_ttl)}, max_ttl {written(self.max_ttl)}",
+            )
+        if self.backdate >= self.min_ttl:
+            raise WrongError(
+                "expected backdate below min_ttl: a leaf that is born past its "
+                "half-life is asked for again without a pause",
+                f"backdate {written(self.backdate)}, min_ttl {written(self.min_ttl)}",
+            )
+        for name, chosen in self.cert_signers.items():
+            if not chosen:
+                raise ValueError(f"cert_signers.{name} names no issuing CA")
+        return self
+
+    def routes(self) -> dict[str, tuple[str, ...]]:
+        """Return each list of issuing CAs, by the path of its key."""
+        return {
+            "issuance.issuing_cas": self.issuing_cas,
+            **{
+                f"issuance.cert_signers.{name}": names
+                for name, names in self.cert_signers.items()
+            },
+            **{
+                f"issuance.rules[{index}].issuing_cas": rule.issuing_cas
+                for index, rule in enumerate(self.rules)
+                if rule.issuing_cas is not None
+            },
+        }
+
+
+class BridgeConfig(Section):
+    """The whole file."""
+
+    trust_domain: TrustDomainName
+    """The trust domain of every SPIFFE ID that is issued, such as `corp.example`."""
+    workers: Annotated[int, Field(ge=0, le=64)] = 0
+    """Processes that serve, under a parent that supervises them; 0 is one process."""
+    fronts: FrontsConfig
+    clusters: Annotated[tuple[ClusterConfig, ...], Field(strict=False), Some]
+    issuing_cas: Annotated[dict[Name, IssuingCAConfig], Field(min_length=1)]
+    trust_anchors: FilePath
+    """PEM file. Workloads get these certificates as their roots, and every chain must
+    lead to one of them. Read at the start and at each reload: after a change of this
+    file alone, send SIGHUP."""
+    issuance: IssuanceConfig
+    limits: LimitsConfig = LimitsConfig()
+    ledger: LedgerConfig
+    admin: AdminConfig = AdminConfig()
+
+    _path: Path = Path()
+    _base: Path = Path()
+
+    @field_validator("*")
+    @classmethod
+    def _keep(cls, value: object, info: ValidationInfo) -> object:
+        # Each section that could be read, for a file whose other sections could not.
+        if info.context is not None and info.field_name is not None:
+            info.context.sections[info.field_name] = value
+        return value
+
+    @property
+    def path(self) -> Path:
+        """The file, as it was named."""
+        return self._path
+
+    @property
+    def base(self) -> Path:
+        """The folder of the file: relative paths are relative to it."""
+        return self._base
+
+    def trust_domain_of(self, cluster: ClusterConfig) -> str:
+        """Return the trust domain of a cluster's callers."""
+        return cluster.trust_domain or self.trust_domain
+
+    def linkerd_cluster(self) -> ClusterConfig | None:
+        """Return the cluster whose tokens Linkerd's callers show, if there is one."""
+        front = self.fronts.linkerd
+        wanted = front.cluster if front else None
+        if wanted is None:
+            return self.clusters[0]
+        fitting = (one for one in self.clusters if wanted in (one.name, *one.aliases))
+        return next(fitting, None)
+
+    def linkerd_trust_domain(self) -> str:
+        """Return the trust domain of Linkerd's names."""
+        front, cluster = self.fronts.linkerd, self.linkerd_cluster()
+        if front is not None and front.trust_domain is not None:
+            return front.trust_domain
+        return self.trust_domain_of(cluster) if cluster else self.trust_domain
+
+    def callers_by_front(self) -> dict[str, tuple[str, ...]]:
+        """Return each front that is configured, with the clusters of its callers."""
+        found: dict[str, tuple[str, ...]] = {}
+        if self.fronts.istio is not None:
+            found["istio"] = tuple(cluster.name for cluster in self.clusters)
+        if self.fronts.linkerd is not None:
+            cluster = self.linkerd_cluster()
+            found["linkerd"] = (cluster.name,) if cluster else ()
         return found

@@ -2,6 +2,7 @@
 
 import re
 import urllib.parse
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,6 +24,16 @@ _PASSWORD = re.compile(
 _SQLITE_FILE = re.compile(r"(sqlite[\w+]*://[^/?]*/)([^?]+)(.*)", re.DOTALL)
 _IPV4 = re.compile(r"[0-9.]+")
 _NOT_SHOWN = "one that is not shown"
+
+
+@dataclass(frozen=True, slots=True)
+class ValidationState:
+    """The context of a validation: what validators need, and what they found."""
+
+    base: Path
+    """The folder of the configuration file: relative paths are relative to it."""
+    sections: dict[str, Any] = field(default_factory=dict)
+    """The top-level values that could be read."""
 
 
 class WrongError(ValueError):
@@ -167,7 +178,7 @@ def _file(value: Path, info: ValidationInfo) -> Path:
 
 
 def _base(info: ValidationInfo) -> Path:
-    return info.context["base"] if info.context else Path()
+    return info.context.base if info.context else Path()
 
 
 def _different(values: tuple[str, ...]) -> tuple[str, ...]:
@@ -219,5 +230,4 @@ Address = Annotated[str, BeforeValidator(_address)]
 ArchiveURL = Annotated[str, BeforeValidator(_archive), AfterValidator(_archive_file)]
 """The file of a SQLite database is made absolute, as a `FilePath` is."""
 FilePath = Annotated[Path, Field(strict=False), AfterValidator(_file)]
-"""Absolute once it is read: relative paths are relative to the folder `base` of the
-validation context, the folder of the configuration file."""
+"""Absolute once it is read: see `ValidationState.base`."""

@@ -12,7 +12,6 @@ from functools import lru_cache, partial
 from typing import Self
 
 from bridge.config import BridgeConfig, ClusterConfig, TokensConfig
-from bridge.config.alike import namespaces_of
 from bridge.dns_names import is_label
 from bridge.errors import (
     AuthenticationError,
@@ -95,7 +94,7 @@ def _cluster(
     return Cluster(
         name=entry.name,
         trust_domain=TrustDomain(entry.trust_domain or config.trust_domain),
-        namespaces=namespaces_of(entry, index),
+        namespaces=entry.allowed_namespaces(is_first=index == 0),
         tokens=entry.tokens,
         keyring=Keyring(
             _source(entry.tokens),

@@ -10,14 +10,13 @@ from dataclasses import dataclass
 from itertools import chain
 
 from bridge.config import IssuanceConfig, RuleConfig
-from bridge.config.consistency import listed
 from bridge.config.first_match import FirstMatch
 from bridge.errors import DeniedError
 from bridge.identity.caller import Caller
 from bridge.policy.issuance_policy import IssuancePolicy
 
 ISTIO, LINKERD = "istio", "linkerd"
-Asking = Mapping[str, Collection[str]]
+CallersByFront = Mapping[str, Collection[str]]
 """The fronts that are configured, each with the names of its callers' clusters."""
 
 
@@ -34,15 +33,15 @@ Routes = Mapping[str, Mapping[str, tuple[Whom, ...]]]
 for each of them one caller of each rule that leads there."""
 
 
-def routes_of(config: IssuanceConfig, asking: Asking) -> Routes:
+def routes_of(config: IssuanceConfig, callers: CallersByFront) -> Routes:
     """Find out where calls can be led.
 
     Args:
         config: The section, with its rules.
-        asking: See there.
+        callers: The fronts that are configured, with the clusters of their callers.
     """
     found: dict[str, dict[str, tuple[Whom, ...]]] = {}
-    for front, clusters in asking.items():
+    for front, clusters in callers.items():
         led = found[front] = {}
         for policy, whom in _policies(config, front, clusters):
             for name in _issuing_cas(policy, with_signers=front == ISTIO):
@@ -58,7 +57,7 @@ def _policies(
         if not rule.refuse and _is_for(rule, front, clusters):
             whom = Whom(_first(rule.namespaces), _first(rule.service_accounts))
             yield top.under(rule), whom
-    match = FirstMatch([listed(rule) for rule in config.rules])
+    match = FirstMatch([rule.conditions for rule in config.rules])
     others = ((front, cluster, None, None) for cluster in clusters)
     if not config.rules or None in map(match.index, others):
         yield top, Whom()
@@ -97,17 +96,17 @@ class Rules:
     """By front, the names of all issuing CAs in its routes."""
 
     @classmethod
-    def of(cls, config: IssuanceConfig, asking: Asking) -> "Rules":
+    def of(cls, config: IssuanceConfig, callers: CallersByFront) -> "Rules":
         """Take the rules out of the configuration.
 
         Args:
             config: The section.
-            asking: The fronts that are configured, with the clusters of their callers.
+            callers: The fronts that are configured, with the clusters of their callers.
         """
         top = IssuancePolicy.of(config)
         policies = [None if rule.refuse else top.under(rule) for rule in config.rules]
-        match = FirstMatch([listed(rule) for rule in config.rules])
-        routes = routes_of(config, asking)
+        match = FirstMatch([rule.conditions for rule in config.rules])
+        routes = routes_of(config, callers)
         return cls(
             top,
             policies,

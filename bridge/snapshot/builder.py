@@ -5,13 +5,13 @@ All that is wrong is found in one go: an operator mends a file once, not once an
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from bridge.config import BridgeConfig, IssuingCAConfig
+from bridge.config import SECTIONS, BridgeConfig, IssuingCAConfig
 from bridge.dataplanes.linkerd import require_verifiable
 from bridge.errors import BridgeError, ConfigError, PluginError
 from bridge.identity.clusters import ClusterRegistry
@@ -38,6 +38,9 @@ class Assembly:
     """Tells the operator something that is legal and unwise."""
     buckets: Buckets | None = None
     """Of the ceilings of all workers; None where one process serves."""
+    sections: frozenset[str] = SECTIONS
+    """The sections of `config` that could be read; only `problems` needs fewer than
+    all."""
 
     def snapshot(self, previous: ClusterRegistry | None = None) -> Snapshot:
         """Build everything that requests decide by.
@@ -48,37 +51,11 @@ class Assembly:
         Raises:
             ConfigError: The message lists every problem of every part, one a line.
         """
-        problems: list[BridgeError] = []
-        anchors: tuple[x509.Certificate, ...] = ()
-        try:
-            anchors = self.anchors()
-        except BridgeError as error:
-            problems.append(error)
-        issuers: dict[str, Issuer] = {}
-        for name in self.config.issuing_cas:
-            try:
-                if anchors:
-                    issuers[name] = self.issuer(name, anchors)
-                else:
-                    # Its chain leads nowhere, and what else is wrong is told all the
-                    # same.
-                    self._opened(name).close()
-            except BridgeError as error:
-                problems.append(error)
-        clusters = None
-        try:
-            clusters = ClusterRegistry.build(
-                self.config, clock=self.clock, previous=previous
-            )
-        except BridgeError as error:
-            problems.append(error)
-        problems += self._unequal(issuers)
-        if problems or clusters is None:
-            for issuer in issuers.values():
-                issuer.ca.close()
-            if clusters is not None:
-                clusters.close()
-            raise _all_of(problems, self.config.path)
+        parts = self._parts(previous)
+        clusters, anchors, issuers = parts.clusters, parts.anchors, parts.issuers
+        if parts.problems or clusters is None:
+            parts.close()
+            raise _all_of(parts.problems, self.config.path)
         rules = self._rules()
         return Snapshot(
             generation=1,
@@ -92,6 +69,42 @@ class Assembly:
             probe_names=self._probe_names(rules),
             linkerd=self._linkerd(),
         )
+
+    def problems(self) -> list[str]:
+        """Open what `sections` describe, close it, and return every problem."""
+        parts = self._parts(None)
+        parts.close()
+        return str(_all_of(parts.problems, self.config.path)).splitlines()
+
+    def _parts(self, previous: ClusterRegistry | None) -> "_Parts":
+        parts = _Parts()
+        if self._has("trust_anchors"):
+            try:
+                parts.anchors = self.anchors()
+            except BridgeError as error:
+                parts.problems.append(error)
+        for name in self.config.issuing_cas if self._has("issuing_cas") else ():
+            try:
+                if parts.anchors:
+                    parts.issuers[name] = self.issuer(name, parts.anchors)
+                else:
+                    # No chain can be validated. Other problems show nevertheless.
+                    self._opened(name).close()
+            except BridgeError as error:
+                parts.problems.append(error)
+        if self._has("clusters", "trust_domain"):
+            try:
+                parts.clusters = ClusterRegistry.build(
+                    self.config, clock=self.clock, previous=previous
+                )
+            except BridgeError as error:
+                parts.problems.append(error)
+        if self._has("issuance"):
+            parts.problems += self._unequal(parts.issuers)
+        return parts
+
+    def _has(self, *sections: str) -> bool:
+        return self.sections.issuperset(sections)
 
     def anchors(self) -> tuple[x509.Certificate, ...]:
         """Read the trust anchors.
@@ -123,7 +136,8 @@ class Assembly:
                 now=self.clock(),
                 source=source,
             )
-            self._require_verifiable(name, chain, source)
+            if self._has("fronts", "clusters", "issuance"):
+                self._require_verifiable(name, chain, source)
             certificates = (description.certificate, *description.intermediates)
             encoded = tuple(item.public_bytes(Encoding.DER) for item in certificates)
             pinned = PinnedIssuer(description.certificate, encoded)
@@ -202,7 +216,7 @@ class Assembly:
         return x509.DNSName(f"meshca_probe.{namespaces[0]}{linkerd.suffix}")
 
     def _rules(self) -> Rules:
-        return Rules.of(self.config.issuance, self.config.asking())
+        return Rules.of(self.config.issuance, self.config.callers_by_front())
 
     def _require_verifiable(
         self, name: str, chain: ValidatedChain, source: str
@@ -229,6 +243,21 @@ class Assembly:
                     )
                 )
         return found
+
+
+@dataclass(slots=True)
+class _Parts:
+    # What was opened for a snapshot, and what could not be.
+    anchors: tuple[x509.Certificate, ...] = ()
+    issuers: dict[str, Issuer] = field(default_factory=dict)
+    clusters: ClusterRegistry | None = None
+    problems: list[BridgeError] = field(default_factory=list)
+
+    def close(self) -> None:
+        for issuer in self.issuers.values():
+            issuer.ca.close()
+        if self.clusters is not None:
+            self.clusters.close()
 
 
 def _content(path: Path, source: str) -> bytes:

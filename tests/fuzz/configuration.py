@@ -7,6 +7,7 @@ the file.
 from pathlib import Path
 
 from bridge.config import parse
+from bridge.config.consistency import consistency_problems
 from bridge.errors import ConfigError
 from tests.fuzz.engine import main
 
@@ -25,7 +26,11 @@ def run(data: bytes) -> None:
         return
     if parse(text, FILE) != found:
         raise AssertionError("read twice, it says two things")
-    if not found.clusters or not found.issuance.issuing_cas or found.problems():
+    if (
+        not found.clusters
+        or not found.issuance.issuing_cas
+        or [*consistency_problems(found)]
+    ):
         raise AssertionError("a configuration that can do nothing was accepted")
 
 

@@ -72,20 +72,39 @@ def failed(error: SQLAlchemyError) -> LedgerError:
     )
 
 
-def _engine(url: str, *, make: bool) -> tuple[sa.Engine, Path | None]:
+def sqlite_file(url: str) -> Path | None:
+    """Return the file of a SQLite database; None for another database.
+
+    Connects to nothing.
+
+    Raises:
+        ConfigError: The URL cannot be used.
+    """
     try:
         parsed = sa.make_url(url)
-        if parsed.get_backend_name() != "sqlite":
-            return sa.create_engine(parsed, pool_pre_ping=True), None
-    except (SQLAlchemyError, ImportError) as error:
+        # Imports the driver.
+        sa.create_engine(parsed).dispose()
+    except ImportError as error:
+        raise ConfigError(f"its database driver is not installed: {error}") from error
+    except (SQLAlchemyError, TypeError, ValueError) as error:
         raise ConfigError(
-            f"ledger.archive: expected a SQLAlchemy URL of an installed database "
-            f"driver, such as sqlite:///archive.db: {error}"
+            f"expected a SQLAlchemy URL, such as sqlite:///archive.db: {error}"
         ) from error
+    if parsed.get_backend_name() != "sqlite":
+        return None
     if parsed.database in (None, "", ":memory:"):
-        raise ConfigError(f"ledger.archive: expected a file: sqlite:///FILE ({url!r})")
-    path = Path(parsed.database)
-    engine = sa.create_engine(parsed)
+        raise ConfigError("expected a file: sqlite:///FILE")
+    return Path(parsed.database)
+
+
+def _engine(url: str, *, make: bool) -> tuple[sa.Engine, Path | None]:
+    try:
+        path = sqlite_file(url)
+    except ConfigError as error:
+        raise ConfigError(f"ledger.archive: {error}") from error
+    if path is None:
+        return sa.create_engine(url, pool_pre_ping=True), None
+    engine = sa.create_engine(url)
 
     def prepare(connection: Any, _record: object) -> None:
         # Python's driver begins a transaction before INSERT and its like, and none

@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge.config.first_match import FirstMatch, Listed
+from bridge.config.first_match import Conditions, FirstMatch
 
 
-def rule(first: str | None, second: str | None) -> Listed:
+def rule(first: str | None, second: str | None) -> Conditions:
     """Return a rule of two dimensions; each a letter per value, None for all."""
     return tuple(None if text is None else frozenset(text) for text in (first, second))
 
@@ -41,7 +41,7 @@ LETTERS = st.none() | st.text("abc", min_size=1, max_size=2)
 MANY = st.lists(st.builds(rule, LETTERS, LETTERS), min_size=1, max_size=6)
 
 
-def by_search(rules: Sequence[Listed], values: tuple[str, ...]) -> int | None:
+def by_search(rules: Sequence[Conditions], values: tuple[str, ...]) -> int | None:
     for index, listed in enumerate(rules):
         if all(
             some is None or value in some
@@ -52,7 +52,7 @@ def by_search(rules: Sequence[Listed], values: tuple[str, ...]) -> int | None:
 
 
 @given(rules=MANY)
-def test_it_finds_what_a_search_finds(rules: list[Listed]) -> None:
+def test_it_finds_what_a_search_finds(rules: list[Conditions]) -> None:
     match = FirstMatch(rules)
     for values in product("abc?", repeat=2):
         assert match.index(values) == by_search(rules, values)
@@ -78,14 +78,16 @@ def test_it_finds_what_a_search_finds(rules: list[Listed]) -> None:
     ],
 )
 def test_it_says_which_rules_leave_the_last_nothing(
-    rules: list[Listed], every: tuple[str | None, str | None], covering: set[int]
+    rules: list[Conditions], every: tuple[str | None, str | None], covering: set[int]
 ) -> None:
     found = FirstMatch(rules).covering(len(rules) - 1, rule(*every))
     assert found == covering
 
 
 @given(rules=MANY)
-def test_a_rule_is_covered_exactly_if_nothing_reaches_it(rules: list[Listed]) -> None:
+def test_a_rule_is_covered_exactly_if_nothing_reaches_it(
+    rules: list[Conditions],
+) -> None:
     # `?` is the value that no rule lists; in the first dimension there is none.
     match, every = FirstMatch(rules), (frozenset("abc"), None)
     reached = {match.index(values) for values in product("abc", "abc?")}

@@ -1,6 +1,5 @@
 import re
 from collections.abc import Iterator
-from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from bridge.config import BridgeConfig, complain, parse, read, rest
+from bridge.config import SECTIONS, BridgeConfig, parse, read, read_sections
 from bridge.errors import ConfigError
 
 FILE = Path("bridge.yaml")
@@ -281,33 +280,31 @@ def test_all_problems_of_a_file_are_told_at_once() -> None:
     assert all(line.startswith(f"{FILE}: ") and "(found " in line for line in found)
 
 
-def test_a_wrong_value_hides_no_rule_that_holds_keys_together() -> None:
-    # Of every kind: of a key, of a section, and of several sections.
+def test_a_section_that_cannot_be_read_hides_only_what_depends_on_it() -> None:
     changed = put("limits.deadlin", "10s")
     changed["trust_domain"] = "Corp"
-    changed["fronts"]["istio"]["tls"] = {"certificate": "c", "ttl": "1.5s"}
-    changed["clusters"][0]["tokens"] |= {"url": "https://a", "verify": "x"}
+    changed["fronts"]["istio"]["tls"]["ttl"] = "1m"
+    changed["admin"]["listen"] = "0.0.0.0:15012"
     changed["clusters"].append(changed["clusters"][0])
-    changed["issuance"] |= {"min_ttl": "30h", "csr_names": "x"}
+    changed["issuance"] |= {"rules": [{"fronts": ["linkerd"], "max_ttl": "48h"}]}
     changed["issuance"]["issuing_cas"] = ["other"]
+    changed["issuing_cas"]["seoul-1"]["timeout"] = "soon"
     changed["ledger"]["heads"] = {}
-    found = problems(changed)
-    assert sorted(line.split(": ")[1] for line in found) == [
-        "clusters[0].tokens",
-        "clusters[0].tokens.verify",
+    told = sorted(line.split(": ")[1] for line in problems(changed))
+    assert told == [
+        "admin.listen",
         "clusters[1]",
-        "clusters[1].tokens",
-        "clusters[1].tokens.verify",
-        "fronts.istio.tls",
         "fronts.istio.tls.ttl",
-        "issuance",
-        "issuance.csr_names",
-        "issuance.issuing_cas[0]",
+        "issuance.rules[0].fronts[0]",
+        "issuance.rules[0].max_ttl",
+        "issuing_cas.seoul-1.timeout",
         "ledger.heads.sink",
         "limits.deadlin",
         "trust_domain",
     ]
-    assert "stand-in" not in "".join(found)
+    changed["issuing_cas"]["seoul-1"]["timeout"] = "1s"
+    (more,) = [line for line in problems(changed) if "a name under issuing_cas" in line]
+    assert "issuance.issuing_cas[0]" in more
 
 
 # Two things that are wrong and of which one would bring about the other.
@@ -331,7 +328,7 @@ def test_a_wrong_value_hides_no_rule_that_holds_keys_together() -> None:
     ],
     ids=str,
 )
-def test_nothing_is_told_of_a_value_that_stands_in(wrong: dict[str, object]) -> None:
+def test_an_error_brings_about_no_other(wrong: dict[str, object]) -> None:
     changed = tree()
     for where, value in wrong.items():
         *above, last = where.split(".")
@@ -343,36 +340,6 @@ def test_nothing_is_told_of_a_value_that_stands_in(wrong: dict[str, object]) -> 
         BridgeConfig.model_validate(changed)
     found = problems(changed)
     assert len(found) == len(refusal.value.errors())
-    assert "stand-in" not in "".join(found)
-
-
-@pytest.mark.parametrize(
-    "where",
-    [
-        *("trust_domain", "fronts", "fronts.istio.listen", "fronts.istio.tls"),
-        *("clusters", "clusters.0", "clusters.0.name", "clusters.0.tokens"),
-        *("clusters.0.tokens.verify", "clusters.0.tokens.issuer", "issuing_cas"),
-        *("issuing_cas.seoul-1", "issuing_cas.seoul-1.plugin", "trust_anchors"),
-        *("issuance", "issuance.issuing_cas", "ledger", "ledger.journal"),
-        *("ledger.archive", "ledger.heads", "ledger.heads.sink"),
-        *("limits.per_identity.rate", "limits.per_cluster.burst"),
-    ],
-)
-def test_whatever_is_wrong_the_rest_is_read(tmp_path: Path, where: str) -> None:
-    changed = put("limits.per_identity", {"rate": 1, "burst": 1})
-    changed["limits"]["per_cluster"] = {"rate": 1, "burst": 1}
-    node: Any = changed
-    *above, last = where.split(".")
-    for part in above:
-        node = node[int(part) if part.isdigit() else part]
-    node[int(last) if last.isdigit() else last] = []
-    path = tmp_path / "bridge.yaml"
-    path.write_text(yaml.safe_dump(changed))
-    with pytest.raises(ConfigError, match=re.escape(str(path))):
-        read(path)
-    found = rest(path)
-    assert found is not None
-    assert found.base == tmp_path
 
 
 def _places(node: object, above: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
@@ -385,7 +352,7 @@ def _places(node: object, above: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ..
 
 
 @pytest.mark.parametrize("value", [None, 7, "", "x", [], {}, {1: 2}, [{}]], ids=str)
-def test_whatever_stands_anywhere_the_rest_is_read(
+def test_whatever_stands_anywhere_the_other_sections_are_read(
     tmp_path: Path, value: object
 ) -> None:
     path = tmp_path / "bridge.yaml"
@@ -395,22 +362,25 @@ def test_whatever_stands_anywhere_the_rest_is_read(
             node = node[part]
         node[last] = value
         path.write_text(yaml.safe_dump(changed))
-        with suppress(ConfigError):
-            read(path)
-        assert rest(path) is not None, (*above, last)
+        found = read_sections(path)
+        assert found is not None
+        assert found.config.base == tmp_path
+        assert found.sections >= SECTIONS - {(*above, last)[0]}, (*above, last)
 
 
 def test_a_key_that_is_no_text_does_not_end_the_reading(tmp_path: Path) -> None:
     path = tmp_path / "bridge.yaml"
     path.write_text(yaml.safe_dump(tree() | {1: 2, None: {}}))
-    assert rest(path) is not None
+    found = read_sections(path)
+    assert found is not None
+    assert found.sections == SECTIONS
 
 
-def test_of_what_is_no_configuration_there_is_no_rest(tmp_path: Path) -> None:
+def test_a_file_that_is_no_mapping_has_no_sections(tmp_path: Path) -> None:
     path = tmp_path / "bridge.yaml"
-    assert rest(path) is None
+    assert read_sections(path) is None
     path.write_text("- a")
-    assert rest(path) is None
+    assert read_sections(path) is None
 
 
 def test_a_key_that_is_wrong_is_named_as_it_stands() -> None:
@@ -665,11 +635,6 @@ def test_a_file_that_cannot_be_read_is_a_configuration_error(
     with pytest.raises(ConfigError, match=reason) as refusal:
         read(path)
     assert str(refusal.value).startswith(f"{path}: cannot be read: ")
-
-
-def test_parts_complain_in_the_same_form() -> None:
-    error = complain(FILE, "ledger.journal", timedelta(minutes=1), "expected a folder")
-    assert str(error) == f"{FILE}: ledger.journal: expected a folder (found 0:01:00)"
 
 
 YAML_TEXT = st.text() | st.text("{}[]:,-&*!|>'\"#%@? \n\tabn0159~.<=ye", max_size=60)

@@ -9,9 +9,8 @@ import yaml
 from cryptography import x509
 from typer.testing import CliRunner
 
-from bridge.checks.findings import fronts
+from bridge.checks.findings import _linkerd_names, _once, fronts
 from bridge.cli import app, demo_scenario
-from bridge.cli.check import _linkerd_names, _once
 from bridge.policy.linkerd_names import LinkerdNames
 from bridge.policy.rules import Whom
 from bridge.spiffe import TrustDomain
@@ -167,7 +166,7 @@ def test_places_are_told_together_with_what_else_is_wrong(tmp_path: Path) -> Non
     assert f"{path}: ledger.journal: cannot write in /proc" in told
 
 
-def test_a_key_that_is_wrong_hides_nothing_that_is_wrong_with_files(
+def test_backends_and_files_of_good_sections_are_tried_when_another_is_wrong(
     tmp_path: Path,
 ) -> None:
     def spoil(tree: dict[str, Any], folder: Path) -> None:
@@ -189,6 +188,39 @@ def test_a_key_that_is_wrong_hides_nothing_that_is_wrong_with_files(
         "clusters[0].tokens.file",
         "ledger.journal",
     ]
+
+
+SPOILED = {
+    "trust_domain": "clusters[0].tokens.file",
+    "clusters": "clusters[0].tokens.file",
+    "issuing_cas": "issuing_cas.other.plugin",
+    "ledger": "ledger.journal",
+    "trust_anchors": "",
+    "fronts": "",
+    "issuance": "",
+    "limits": "",
+    "admin": "",
+}
+
+
+@pytest.mark.parametrize(("section", "hidden"), SPOILED.items())
+def test_a_section_that_cannot_be_read_is_not_tried(
+    tmp_path: Path, section: str, hidden: str
+) -> None:
+    def spoil(tree: dict[str, Any], folder: Path) -> None:
+        tree["issuing_cas"]["other"] = {"plugin": "nothing"}
+        tree["ledger"]["journal"] = "/proc/x"
+        (folder / "jwks.json").unlink()
+        if isinstance(tree.get(section, {}), dict):
+            tree.setdefault(section, {})["unknown"] = 7
+        else:
+            tree[section] = 7
+
+    path = written(tmp_path, spoil)
+    result = CliRunner().invoke(app, ["check", "-c", str(path)])
+    told = "\n".join(str(result.exception).splitlines())
+    for line in {*SPOILED.values()} - {""}:
+        assert (f": {line}: " in told) == (line != hidden)
 
 
 def test_the_same_of_several_tiers_is_told_once() -> None:
@@ -300,14 +332,14 @@ def test_an_example_for_linkerd_is_no_longer_than_a_name_can_be(
 
 def test_an_issuing_ca_that_no_call_is_led_to_is_noted(tmp_path: Path) -> None:
     found = findings(written(tmp_path, rules()))
-    assert "no call is led to it" in found["other", "names"]["detail"]
+    assert "no call is routed to it" in found["other", "names"]["detail"]
     assert ("demo", "names") not in found
 
 
 def test_a_rule_that_cannot_be_meant_is_refused(tmp_path: Path) -> None:
     path = written(tmp_path, rules({"refuse": True}, {"max_ttl": "1h"}))
     result = CliRunner().invoke(app, ["check", "-c", str(path)])
-    assert f"{path}: issuance.rules[1]: expected callers whom no earlier" in str(
+    assert f"{path}: issuance.rules[1]: expected callers that no earlier" in str(
         result.exception
     )
 
