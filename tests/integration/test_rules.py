@@ -234,7 +234,7 @@ def test_rules_are_taken_by_a_reload_or_refused_as_a_whole(
         served.change(issuance__rules=[{"refuse": True}, {"max_ttl": "1h"}])
         served.await_reloads("refused")
         said = json.loads(served.get("/readyz")[1])["warnings"]["configuration"]
-        assert "issuance.rules[1]: expected callers whom no earlier rule" in said
+        assert "issuance.rules[1]: expected callers that no earlier rule" in said
         served.ask()
         served.change(issuance__rules=[{"namespaces": ["shop"], "refuse": True}])
         served.await_reloads("ok")
