@@ -15,6 +15,7 @@ from grpc_reflection.v1alpha import reflection
 
 from bridge.server.listener import bind, grpc_options
 from bridge.server.transport.call_pool import SteadyPool
+from bridge.system.background import BackgroundLoop
 
 LISTEN = "admin.grpc_listen"
 """The key of the address."""
@@ -97,8 +98,7 @@ class Health:
     ) -> None:
         self._problems = problems
         self._server = server
-        self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="health")
+        self._loop = BackgroundLoop("health", self.look, _INTERVAL_SECONDS)
         self._ready: bool | None = None
         self._logged: set[str] | None = None
         self._was_ready = False
@@ -117,7 +117,7 @@ class Health:
             ready = not problems
             if {*problems} != self._logged:
                 self._log_change(problems)
-            if ready is not self._ready and not self._closing.is_set():
+            if ready is not self._ready and not self._loop.is_closing:
                 self._ready = ready
                 self._put(ready=ready)
 
@@ -128,13 +128,11 @@ class Health:
 
     def start(self) -> None:
         """Look once a second from now on."""
-        self._thread.start()
+        self._loop.start()
 
     def drain(self) -> None:
         """Serve NOT_SERVING from now on, whatever the problems. May be repeated."""
-        self._closing.set()
-        if self._thread.ident is not None:
-            self._thread.join()
+        self._loop.close()
         with self._looking:
             self._put(ready=False)
 
@@ -159,10 +157,3 @@ class Health:
             _log.warning("not ready: %s", reasons)
         else:
             _log.info("not ready yet: %s", reasons)
-
-    def _run(self) -> None:
-        while not self._closing.wait(_INTERVAL_SECONDS):
-            try:
-                self.look()
-            except Exception:  # noqa: BLE001 - the edge of a thread that must not end
-                _log.exception("readiness could not be looked at")

@@ -21,6 +21,7 @@ from bridge.errors import BridgeError, ConfigError
 from bridge.metrics.expiry import CertificateExpiry
 from bridge.metrics.instruments import Metrics
 from bridge.server.tls_credentials import credentials
+from bridge.system.background import BackgroundLoop
 from bridge.system.clock import Clock
 from bridge.x509.key_pair import KeyPair, read_key_pair
 
@@ -155,8 +156,10 @@ class ServingCertificate:
         self._metrics = metrics
         self._state = _State()
         self._refreshing = threading.Lock()
-        self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="serving-certificate")
+        self._failures = 0
+        self._loop = BackgroundLoop(
+            "serving-certificate", self._step, self._pause, is_immediate=True
+        )
         self.on_pair: Callable[[], None] = lambda: None
         """Called from the thread after each look that leaves one in service."""
 
@@ -250,35 +253,27 @@ class ServingCertificate:
 
     def start(self) -> None:
         """Begin to renew in the background."""
-        self._thread.start()
+        self._loop.start()
 
     def close(self) -> None:
         """Stop renewing. May be called twice, or before `start`."""
-        self._closing.set()
-        if self._thread.ident is not None:
-            self._thread.join()
+        self._loop.close()
 
-    def _run(self) -> None:
-        failures = 0
-        wait = 0.0
-        while not self._closing.wait(wait):
-            try:
-                failures = 0 if self.refresh() else failures + 1
-                if self._state.pair is not None:
-                    self.on_pair()
-            except Exception:  # noqa: BLE001 - the edge of a thread that must not end
-                _log.exception("the renewal of the serving certificate broke off")
-                failures += 1
-            wait = self._pause(failures)
+    def _step(self) -> None:
+        before, self._failures = self._failures, self._failures + 1
+        is_refreshed = self.refresh()
+        if self._state.pair is not None:
+            self.on_pair()
+        self._failures = 0 if is_refreshed else before + 1
 
-    def _pause(self, failures: int) -> float:
-        # Between two looks; after a failure first a second, then longer, and spread.
+    def _pause(self) -> float:
+        # Seconds until the next step: after a failure first one, then more, and spread.
         pair, longest = self._state.pair, _LONGEST_WAIT_SECONDS
         if pair is not None:
             life = (pair.not_after - pair.not_before).total_seconds()
             longest = max(_SHORTEST_WAIT_SECONDS, min(longest, life / 50))
-        if failures:
-            retry = _FIRST_RETRY_SECONDS * 2 ** min(failures - 1, 10)
+        if self._failures:
+            retry = _FIRST_RETRY_SECONDS * 2 ** min(self._failures - 1, 10)
             longest = min(longest, retry)
         return longest * random.uniform(0.5, 1.0)  # noqa: S311 - spreads load
 

@@ -19,6 +19,7 @@ class BackgroundLoop:
         step: Is run after each wait.
         interval: Seconds to wait before each step, or a function that returns them.
         is_immediate: Run the first step without a wait.
+        at_end: Is run by the thread when the loop has ended.
     """
 
     def __init__(
@@ -28,10 +29,12 @@ class BackgroundLoop:
         interval: float | Callable[[], float],
         *,
         is_immediate: bool = False,
+        at_end: Callable[[], object] = lambda: None,
     ) -> None:
         self._step = step
         self._interval = interval
         self._is_immediate = is_immediate
+        self._at_end = at_end
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
@@ -82,6 +85,7 @@ class BackgroundLoop:
                 name = self._thread.name
                 _log.exception("unexpected error in the background loop %s", name)
             seconds = self._seconds()
+        self._at_end()
 
     def _seconds(self) -> float:
         interval = self._interval

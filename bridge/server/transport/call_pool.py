@@ -25,6 +25,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from bridge.server.transport.message_reader import MessageReader
+from bridge.system.background import BackgroundLoop
 
 _SWEEP_SECONDS = 0.1
 _CROWDED = 4
@@ -154,8 +155,8 @@ class CallPool(ThreadPoolExecutor):
             threading.Thread(target=self._work, name=f"call_{number}", daemon=True)
             for number in range(threads)
         ]
-        self._workers.append(
-            threading.Thread(target=self._sweep, name="overdue-calls", daemon=True)
+        self._sweeper = BackgroundLoop(
+            "overdue-calls", self._look, _SWEEP_SECONDS, at_end=self._settle_turns
         )
 
     @property
@@ -172,6 +173,7 @@ class CallPool(ThreadPoolExecutor):
         try:
             for thread in self._workers:
                 thread.start()
+            self._sweeper.start()
         except RuntimeError:
             self._end()
             raise
@@ -209,20 +211,31 @@ class CallPool(ThreadPoolExecutor):
     def close(self, timeout: float) -> bool:
         """Take no more, and wait for what runs; False if that takes longer."""
         self._end()
-        return _joined(self._workers, timeout)
+        return self._ended(timeout)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: FBT001, FBT002 - the standard library's signature
         """See `Executor.shutdown`."""
         self._end()
         super().shutdown(wait, cancel_futures=cancel_futures)
         if wait:
-            _joined(self._workers, math.inf)
+            self._ended(math.inf)
 
     def _end(self) -> None:
         if not self._closing.is_set():
             self._closing.set()
+            self._sweeper.stop()
             for _ in range(self._width):
                 self._queue.put(None)
+
+    def _ended(self, timeout: float) -> bool:
+        until = time.monotonic() + timeout
+        is_over = _joined(self._workers, timeout)
+        left = None if timeout == math.inf else max(0.0, until - time.monotonic())
+        return self._sweeper.close(left) and is_over
+
+    def _settle_turns(self) -> None:
+        if self._is_crowded:
+            SWITCH_INTERVAL.leave()
 
     def _queued(self, ticket: "_Ticket", since: float) -> None:
         ticket.since = since
@@ -247,15 +260,6 @@ class CallPool(ThreadPoolExecutor):
             del self._live[ticket]
             if self._is_idle_wanted and not self._live:
                 self._idle.set()
-
-    def _sweep(self) -> None:
-        while not self._closing.wait(_SWEEP_SECONDS):
-            try:
-                self._look()
-            except Exception:  # noqa: BLE001 - the edge of a thread that must not end
-                _log.exception("overdue calls could not be looked for")
-        if self._is_crowded:
-            SWITCH_INTERVAL.leave()
 
     def _look(self) -> None:
         self._let_listener_in()

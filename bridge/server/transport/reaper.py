@@ -8,13 +8,12 @@ connections come in on reads late. So one that waits alone is let wait for long;
 when many wait at the same time, and so hold up others, they are given up sooner.
 """
 
-import logging
-import threading
 import time
 from collections.abc import Callable
 from typing import Protocol
 
-_log = logging.getLogger(__name__)
+from bridge.system.background import BackgroundLoop
+
 _LOOK_SECONDS = 0.05
 _MOST_LATE_SECONDS = 0.1
 """Counted of the time between two looks: in the rest, this process did not run."""
@@ -68,18 +67,17 @@ class Reaper:
         self._hostile_until = 0.0
         self._given_up: dict[str, tuple[float, int]] = {}
         self._watched: dict[int, tuple[float, Waiting]] = {}
-        self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="stalled-calls")
+        self._looked = 0.0
+        self._loop = BackgroundLoop("stalled-calls", self._step, _LOOK_SECONDS)
 
     def start(self) -> None:
         """Begin to look."""
-        self._thread.start()
+        self._looked = time.monotonic()
+        self._loop.start()
 
     def close(self) -> None:
         """Stop looking. May be called twice, or before `start`."""
-        self._closing.set()
-        if self._thread.ident is not None:
-            self._thread.join()
+        self._loop.close()
 
     def watch(self, call: Waiting) -> None:
         """Watch `call` until it is forgotten or given up."""
@@ -141,15 +139,10 @@ class Reaper:
         if strikes >= _STRIKES:
             self._hostile_until = until
 
-    def _run(self) -> None:
-        last = time.monotonic()
-        while not self._closing.wait(_LOOK_SECONDS):
-            last, before = time.monotonic(), last
-            try:
-                self.look(last - before)
-                self._forgive()
-            except Exception:  # noqa: BLE001 - the edge of a thread that must not end
-                _log.exception("a stalled call could not be given up")
+    def _step(self) -> None:
+        before, self._looked = self._looked, time.monotonic()
+        self.look(self._looked - before)
+        self._forgive()
 
     def _forgive(self) -> None:
         # In the order that they were given up.

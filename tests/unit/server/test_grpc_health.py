@@ -73,7 +73,7 @@ def test_health_is_not_serving_before_the_certificate_and_after_a_drain_began(
         assert held.began.acquire(timeout=WAIT_SECONDS)
         ending = threading.Thread(target=served.server.drain, args=(WAIT_SECONDS,))
         ending.start()
-        await_true(served.server._health._closing.is_set)
+        await_true(lambda: served.server._health._loop.is_closing)
         await_true(lambda: check(served, SERVICE) == NOT_SERVING)
         held.release.set()
         running.result(WAIT_SECONDS)

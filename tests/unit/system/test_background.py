@@ -97,6 +97,13 @@ def test_the_interval_may_change_from_step_to_step(
     assert steps.count == 2
 
 
+def test_the_thread_runs_what_comes_at_the_end(steps: _Steps) -> None:
+    loop = BackgroundLoop("ending", lambda: None, _NEVER_SECONDS, at_end=steps)
+    loop.start()
+    assert loop.close()
+    assert (steps.count, steps.thread) == (1, "ending")
+
+
 def test_a_loop_that_was_not_started_can_be_closed_twice(steps: _Steps) -> None:
     loop = BackgroundLoop("unused", steps, 0.001)
     assert loop.close()

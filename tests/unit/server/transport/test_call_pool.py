@@ -140,7 +140,7 @@ def test_overdue_calls_are_looked_for_again_whatever_goes_wrong_once(
     pool.submit(ran.set)
     assert ran.wait(WAIT_SECONDS)
     work.release.set()
-    assert "overdue calls could not be looked for" in caplog.text
+    assert "unexpected error in the background loop overdue-calls" in caplog.text
 
 
 def test_waiting_for_idle_gives_up(pool: CallPool) -> None:
