@@ -28,7 +28,7 @@ from bridge.identity.caller import (
     TokenCredential,
 )
 from bridge.identity.jwks import VerificationKey
-from bridge.identity.key_sources import FileSource, KeySource, URLSource
+from bridge.identity.key_sources import KeyFile, KeySource, URLSource
 from bridge.identity.keyring import KeyOwners, Keyring
 from bridge.spiffe import SpiffeID, TrustDomain
 from bridge.system.clock import Clock
@@ -108,7 +108,7 @@ def _cluster(
 
 def _source(entry: TokensConfig) -> KeySource:
     if entry.file is not None:
-        return FileSource(entry.file)
+        return KeyFile(entry.file)
     return URLSource(entry.url or "", entry.issuer, entry.ca_file)
 
 
@@ -154,7 +154,7 @@ def _read(cluster: Cluster) -> Sequence[VerificationKey] | BridgeError:
 def _inherit(cluster: Cluster, previous: Sequence[Cluster]) -> None:
     for before in previous:
         if before.name == cluster.name and before.tokens == cluster.tokens:
-            cluster.keyring.inherit(before.keyring)
+            before.keyring.copy_to(cluster.keyring)
 
 
 def _place(entry: TokensConfig) -> str:
@@ -170,7 +170,8 @@ class ClusterRegistry:
     def __init__(
         self, clusters: Sequence[Cluster], names: Mapping[str, Cluster], clock: Clock
     ) -> None:
-        self._clusters = clusters
+        self.clusters = clusters
+        """In the order of the configuration."""
         self._names = names
         self._clock = clock
 
@@ -188,7 +189,7 @@ class ClusterRegistry:
         Raises:
             ConfigError: See `read_clusters`.
         """
-        kept = previous._clusters if previous else ()  # noqa: SLF001 - its own class
+        kept = previous.clusters if previous else ()
         clusters = read_clusters(config, clock=clock, previous=kept)
         names = {
             name: cluster
@@ -244,18 +245,18 @@ class ClusterRegistry:
         now = self._clock()
         return [
             f"cluster {cluster.name}: {problem}"
-            for cluster in self._clusters
+            for cluster in self.clusters
             for problem in cluster.keyring.problems(now)
         ]
 
     def start(self) -> None:
         """Refresh keys in the background from now on."""
-        for cluster in self._clusters:
+        for cluster in self.clusters:
             cluster.keyring.start()
 
     def close(self) -> None:
         """End the background refresh. Requests under way may finish."""
-        for cluster in self._clusters:
+        for cluster in self.clusters:
             cluster.keyring.close()
 
     def _named(self, name: str) -> Cluster:
@@ -306,7 +307,7 @@ class ClusterRegistry:
             return cluster.keyring.key(kid, now)
         except AuthenticationError as error:
             # The usual reason is an agent that was told the wrong cluster ID.
-            for other in self._clusters:
+            for other in self.clusters:
                 if other is not cluster and other.keyring.has(kid):
                     error.detail += (
                         f"; clusterid means {cluster.name}, the key is {other.name}'s"
@@ -318,7 +319,7 @@ class ClusterRegistry:
     ) -> Caller:
         spiffe_id = client_certificate.spiffe_id_of(credential.leaf, now=now)
         domain = spiffe_id.trust_domain
-        fitting = [one for one in self._clusters if one.trust_domain == domain]
+        fitting = [one for one in self.clusters if one.trust_domain == domain]
         if not fitting:
             raise AuthenticationError(
                 "the certificate is of a foreign trust domain",

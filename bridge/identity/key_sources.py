@@ -42,7 +42,7 @@ class KeySource(Protocol):
         """
 
 
-class FileSource:
+class KeyFile:
     """A file, also one of a mounted ConfigMap. See KeySource.
 
     Not for several threads at once.

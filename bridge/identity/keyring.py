@@ -220,10 +220,10 @@ class Keyring:
         self._failure = ""
         return foreign
 
-    def inherit(self, other: "Keyring") -> None:
-        """Take over what `other`, with the same source, knew last."""
-        if (state := other._state) is not None:  # noqa: SLF001 - one of our own
-            self.adopt(tuple(state.keys.values()), state.confirmed)
+    def copy_to(self, other: "Keyring") -> None:
+        """Give the keys that were read last to `other`, which has the same source."""
+        if (state := self._state) is not None:
+            other.adopt(tuple(state.keys.values()), state.confirmed)
 
     def failed(self, error: BridgeError) -> None:
         """Keep why a reading failed, for `problems`."""

@@ -31,7 +31,7 @@ from bridge.ledger.events import Ending, Outcome, Purpose
 from bridge.ledger.ledger import Ledger
 from bridge.metrics.instruments import Metrics
 from bridge.policy.issuance_policy import Lifetime, valid_until
-from bridge.policy.rate_limit import CEILING_RULES
+from bridge.policy.rate_limit import RATE_LIMIT_RULES
 from bridge.resilience.budget import Budget
 from bridge.resilience.failover import over_issuers
 from bridge.snapshot.model import Issuer, Snapshot
@@ -167,7 +167,7 @@ class Issuance:
         trace.caller = caller = mesh.identify(call, snapshot, now)
         watch.lap("identify")
         # (3) Admit.
-        snapshot.ceilings.require(call.front, caller, time.monotonic())
+        snapshot.rate_limits.require(call.front, caller, time.monotonic())
         grant = mesh.admit(call, caller, snapshot)
         watch.lap("admit")
         # (4) CSR.
@@ -238,7 +238,9 @@ class Issuance:
             )
 
     def _record(self, trace: _Trace, error: BaseException) -> None:
-        is_excess = isinstance(error, OverloadedError) and error.rule in CEILING_RULES
+        is_excess = (
+            isinstance(error, OverloadedError) and error.rule in RATE_LIMIT_RULES
+        )
         if trace.attempted or (isinstance(error, OverloadedError) and not is_excess):
             return  # an attempt has an outcome of its own; shed calls are only counted
         caller = trace.caller

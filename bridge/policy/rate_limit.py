@@ -1,8 +1,8 @@
-"""How often one caller may ask: a rate, and a burst that covers restarts.
+"""Limit how often one caller may ask: a rate, and a burst that covers restarts.
 
-A deployment that restarts asks once per pod, all pods with one identity, at once: that
-is what the burst is for. What comes again and again above the rate is a loop somewhere,
-and would fill ledger and disk.
+When a deployment restarts, each of its pods asks once, at the same moment and with one
+identity: the burst allows that. Calls that stay above the rate come from a loop, and
+would fill ledger and disk.
 """
 
 import fcntl
@@ -26,28 +26,32 @@ _SLOT = struct.Struct("=Qd")
 """The hash of a key, and when its bucket is full again."""
 _SLOTS = 1 << 17
 _PROBES = 8
+RATE_LIMIT_RULES = frozenset({"overload.identity", "overload.cluster"})
+_MOST_KEYS = 100_000
+_CLOCK_SECONDS = 2.0**-24
+"""60 ns: the largest error of a sum with the time, in the first 34 years of a host."""
 
 
-class Buckets(Protocol):
-    """Where a ceiling keeps what callers have used up. Safe between threads."""
+class BucketStore(Protocol):
+    """Stores the token buckets of a rate limit. Safe between threads."""
 
     def take(self, key: str, now: float, step: float, slack: float) -> bool:
-        """Take one from the bucket of `key`; False, and nothing taken, if it is empty.
+        """Take one token from the bucket of `key`; return False if it is empty.
 
         Args:
             key: Whose bucket.
             now: Seconds of a clock that never goes back.
-            step: Seconds in which one comes back.
-            slack: Seconds in which an empty bucket fills up.
+            step: Seconds until one token comes back.
+            slack: Seconds until an empty bucket is full.
         """
 
 
 class OwnBuckets:
-    """Those of this process.
+    """The buckets of one process. See BucketStore.
 
     Args:
-        most_keys: Of more keys than this, those that were silent longest are forgotten,
-            which can only let a call pass.
+        most_keys: Beyond this number, the bucket that was used longest ago is dropped.
+            That can only admit a call.
     """
 
     def __init__(self, most_keys: int) -> None:
@@ -56,7 +60,7 @@ class OwnBuckets:
         self._lock = threading.Lock()
 
     def take(self, key: str, now: float, step: float, slack: float) -> bool:
-        """See `Buckets.take`."""
+        """See `BucketStore.take`."""
         with self._lock:
             full_at = max(self._full_at.get(key, now), now) + step
             if full_at - now > slack:
@@ -69,20 +73,20 @@ class OwnBuckets:
 
 
 class SharedBuckets:
-    """Those of all workers, in a file that they map into their memory.
+    """The buckets of all workers, in a file that each maps into its memory.
 
-    Each hash has a few places. Where all are taken by buckets that are not full, a
-    call passes uncounted.
+    Each hash has a few slots. If buckets that are not full occupy all of them, a call
+    is admitted and not counted.
 
     Args:
-        path: Made if it is absent; private to the bridge.
+        path: Created if absent; private to the bridge.
     """
 
     def __init__(self, path: Path) -> None:
         """Open the file.
 
         Raises:
-            ConfigError: It cannot be made, or there is no room for it.
+            ConfigError: The file cannot be created, or the disk has no room for it.
         """
         self._threads = threading.Lock()
         size = (_SLOTS + _PROBES) * _SLOT.size
@@ -103,8 +107,8 @@ class SharedBuckets:
             ) from error
 
     def take(self, key: str, now: float, step: float, slack: float) -> bool:
-        """See `Buckets.take`; `now` has to be of a clock that all processes share."""
-        # Never 0, which is a slot that nobody had.
+        """See `BucketStore.take`; all processes share the clock of `now`."""
+        # Never 0, which is an unused slot.
         digest = int.from_bytes(blake2b(key.encode(), digest_size=8).digest()) | 1
         first = (digest >> 1) % _SLOTS
         with self._alone():
@@ -129,8 +133,8 @@ class SharedBuckets:
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        # A lock of the file is one of the process: its threads have to take turns, too.
-        # It ends with the process, however that ends.
+        # The lock of the file belongs to the process, so its threads need a lock of
+        # their own. The kernel releases the file's lock when the process ends.
         with self._threads:
             fcntl.lockf(self._fd, fcntl.LOCK_EX)
             try:
@@ -140,33 +144,28 @@ class SharedBuckets:
 
 
 def _fill(fd: int, size: int) -> None:
-    # Written, not only made that long: a place that finds no room on a full disk when
-    # it is first used would end the process, without an error (SIGBUS).
+    # Written, and not only extended: on a full disk, the first use of a page without a
+    # block would end the process without an error (SIGBUS).
     before = os.fstat(fd).st_size
     try:
         while (filled := os.fstat(fd).st_size) < size:
             os.pwrite(fd, bytes(size - filled), filled)
     except OSError:
-        # What else needs the disk gets its last room back.
+        # Other writers need the disk's last room.
         os.ftruncate(fd, before)
         raise
 
 
-CEILING_RULES = frozenset({"overload.identity", "overload.cluster"})
-_MOST_KEYS = 100_000
-_CLOCK_SECONDS = 2.0**-24
-"""60 ns: the most that a sum with the time is off, in the first 34 years of a host."""
+class RateLimit:
+    """Limits calls by a token bucket per key.
 
-
-class Ceiling:
-    """A token bucket per key, kept as one number: when the bucket will be full again.
+    A bucket is kept as one number: the time at which it will be full again.
 
     Args:
         rate: Calls a second, on average.
         burst: Calls that may come at once; at least 1.
-        most_keys: Of more keys than this, those that were silent longest are forgotten,
-            which can only let a call pass.
-        shared: Holds the buckets, in place of this process alone.
+        most_keys: See `OwnBuckets`.
+        shared: Holds the buckets of all workers; None where one process serves.
 
     Source:
         The generic cell rate algorithm, ITU-T I.371.
@@ -177,18 +176,18 @@ class Ceiling:
         rate: float,
         burst: int,
         most_keys: int = _MOST_KEYS,
-        shared: Buckets | None = None,
+        shared: BucketStore | None = None,
     ) -> None:
         self._step = 1.0 / rate
-        # A small grace for each step: sums of steps are not exact, and neither is a sum
-        # with the time, whose last digit is worth the more the longer the host is up.
+        # A small tolerance for each step: sums of floats are not exact, and the error
+        # of a sum with the time grows with the uptime of the host.
         self._slack = burst * (self._step * (1 + 1e-9) + _CLOCK_SECONDS)
         self._buckets = shared or OwnBuckets(most_keys)
-        # What is shared is shared with ceilings of other kinds and sizes.
+        # Rate limits of another kind or size use the same store.
         self._prefix = f"{rate} {burst} " if shared else ""
 
     def admits(self, key: str, now: float) -> bool:
-        """Count a call of `key`; False, and not counted, if it is one too many.
+        """Count a call of `key`; return False, uncounted, if it exceeds the limit.
 
         Args:
             key: Whose bucket.
@@ -198,32 +197,34 @@ class Ceiling:
 
 
 @dataclass(frozen=True, slots=True)
-class Ceilings:
-    """The ceilings of one configuration; None where there is none."""
+class RateLimits:
+    """The rate limits of one configuration; None where there is none."""
 
-    per_cluster: Ceiling | None
-    per_identity: Ceiling | None
+    per_cluster: RateLimit | None
+    per_identity: RateLimit | None
 
     @classmethod
-    def of(cls, config: LimitsConfig, shared: Buckets | None = None) -> "Ceilings":
-        """Make them, all buckets full, or as those that share them have left them."""
+    def of(
+        cls, config: LimitsConfig, shared: BucketStore | None = None
+    ) -> "RateLimits":
+        """Create the rate limits; buckets are full, or as other workers left them."""
         return cls(
-            _ceiling(config.per_cluster, shared),
-            _ceiling(config.per_identity, shared),
+            _rate_limit(config.per_cluster, shared),
+            _rate_limit(config.per_identity, shared),
         )
 
     def require(self, front: str, caller: Caller, now: float) -> None:
         """Count a call of `caller`.
 
         Args:
-            front: That the call came by. One account has an identity in each mesh,
-                and a restart in one of them is none in the other.
-            caller: Authenticated: nobody can spend what is another's.
+            front: The front of the call. One account has an identity in each mesh, and
+                each identity has a bucket.
+            caller: Authenticated, so no caller can use up another's bucket.
             now: `time.monotonic()`.
 
         Raises:
-            OverloadedError: It is one too many (`overload.identity`,
-                `overload.cluster`); the caller should come back later.
+            OverloadedError: The call exceeds a limit (`overload.identity`,
+                `overload.cluster`); the caller should try again later.
         """
         identity = f"{front} {caller.spiffe_id}"
         if self.per_identity and not self.per_identity.admits(identity, now):
@@ -236,5 +237,7 @@ class Ceilings:
             )
 
 
-def _ceiling(config: CeilingConfig | None, shared: Buckets | None) -> Ceiling | None:
-    return Ceiling(config.rate, config.burst, shared=shared) if config else None
+def _rate_limit(
+    config: CeilingConfig | None, shared: BucketStore | None
+) -> RateLimit | None:
+    return RateLimit(config.rate, config.burst, shared=shared) if config else None

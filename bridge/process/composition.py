@@ -124,7 +124,7 @@ class Process:
         new = assembly.snapshot(current.clusters)
         if config.limits == self._config.limits:
             # What callers have used up stays used up.
-            new = replace(new, ceilings=current.ceilings)
+            new = replace(new, rate_limits=current.rate_limits)
 
         def prepare(proven: Snapshot) -> Callable[[], None]:
             own = OwnCertificates(lambda: proven, signing, self._clock)

@@ -17,7 +17,7 @@ from bridge.errors import BridgeError, ConfigError, PluginError
 from bridge.identity.clusters import ClusterRegistry
 from bridge.policy.issued import PinnedIssuer
 from bridge.policy.linkerd_names import LinkerdNames
-from bridge.policy.rate_limit import Buckets, Ceilings
+from bridge.policy.rate_limit import BucketStore, RateLimits
 from bridge.policy.rules import LINKERD, Rules, Whom
 from bridge.registry import load
 from bridge.snapshot.model import Issuer, Snapshot
@@ -36,8 +36,8 @@ class Assembly:
     clock: Clock
     warn: Callable[[str], None]
     """Tells the operator something that is legal and unwise."""
-    buckets: Buckets | None = None
-    """Of the ceilings of all workers; None where one process serves."""
+    buckets: BucketStore | None = None
+    """The rate limits of all workers; None where one process serves."""
     sections: frozenset[str] = SECTIONS
     """The sections of `config` that could be read; only `problems` needs fewer than
     all."""
@@ -65,7 +65,7 @@ class Assembly:
             trust_domains=self._trust_domains(),
             rules=rules,
             clusters=clusters,
-            ceilings=Ceilings.of(self.config.limits, self.buckets),
+            rate_limits=RateLimits.of(self.config.limits, self.buckets),
             probe_names=self._probe_names(rules),
             linkerd=self._linkerd(),
         )

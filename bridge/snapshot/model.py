@@ -9,7 +9,7 @@ from bridge.identity.clusters import ClusterRegistry
 from bridge.metrics.expiry import CertificateExpiry
 from bridge.policy.issued import PinnedIssuer
 from bridge.policy.linkerd_names import LinkerdNames
-from bridge.policy.rate_limit import Ceilings
+from bridge.policy.rate_limit import RateLimits
 from bridge.policy.rules import Rules
 from bridge.spi import Description, IssuingCA
 from bridge.spiffe import TrustDomain
@@ -62,7 +62,7 @@ class Snapshot:
     """Those that some cluster's callers have; the bridge's own first."""
     rules: Rules
     clusters: ClusterRegistry
-    ceilings: Ceilings
+    rate_limits: RateLimits
     probe_names: Mapping[str, tuple[x509.GeneralName, ...]]
     """What a probe certificate of an issuing CA is for: no caller can have these."""
     linkerd: LinkerdNames | None = None

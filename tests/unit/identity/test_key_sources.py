@@ -11,7 +11,7 @@ import pytest
 
 from bridge.errors import BackendUnavailableError, ConfigError
 from bridge.identity import key_sources
-from bridge.identity.key_sources import FileSource, URLSource
+from bridge.identity.key_sources import KeyFile, URLSource
 from tests.support.parts.keyserver import DISCOVERY_PATH, JWKS_PATH, KeyServer
 
 SET = b'{"keys": []}'
@@ -156,7 +156,7 @@ def test_trust_anchors_that_are_none_are_refused(tmp_path: Path) -> None:
 def test_a_file_tells_that_it_changed(tmp_path: Path) -> None:
     path = tmp_path / "jwks.json"
     path.write_bytes(SET)
-    source = FileSource(path)
+    source = KeyFile(path)
     assert source.changed()
     assert source.read() == SET
     assert not source.changed()
@@ -172,13 +172,13 @@ def test_a_file_tells_that_it_changed(tmp_path: Path) -> None:
 
 
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
-    missing = FileSource(tmp_path / "missing")
+    missing = KeyFile(tmp_path / "missing")
     with pytest.raises(ConfigError, match="cannot be read"):
         missing.read()
-    folder = FileSource(tmp_path)
+    folder = KeyFile(tmp_path)
     with pytest.raises(ConfigError, match="cannot be read"):
         folder.read()
     large = tmp_path / "large"
     large.write_bytes(b" " * (1024 * 1024 + 1))
     with pytest.raises(ConfigError, match="at most"):
-        FileSource(large).read()
+        KeyFile(large).read()

@@ -13,7 +13,7 @@ import pytest
 from bridge.errors import AuthenticationError, BackendUnavailableError
 from bridge.identity import keyring as keyring_module
 from bridge.identity.jwks import VerificationKey
-from bridge.identity.key_sources import FileSource, KeySource, URLSource
+from bridge.identity.key_sources import KeyFile, KeySource, URLSource
 from bridge.identity.keyring import KeyOwners, Keyring
 from tests.support.parts.keyserver import KeyServer
 from tests.support.parts.tokens import TokenIssuer
@@ -66,7 +66,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def local(path: Path, clock: HandClock) -> Keyring:
-    keyring = make(FileSource(path), clock)
+    keyring = make(KeyFile(path), clock)
     keyring.adopt(keyring.read(), clock())
     return keyring
 
@@ -242,7 +242,7 @@ def test_a_changed_file_is_read_when_a_key_is_unknown(
 def test_a_started_keyring_notices_a_removed_key_in_its_file(
     path: Path, clock: HandClock
 ) -> None:
-    keyring = make(FileSource(path), clock)
+    keyring = make(KeyFile(path), clock)
     seen = told(keyring)
     keyring.start()
     try:
@@ -285,7 +285,7 @@ def test_the_only_key_of_a_set_without_ids_needs_none(
 ) -> None:
     entry = {name: value for name, value in A.jwk().items() if name != "kid"}
     path.write_text(json.dumps({"keys": [entry]}))
-    keyring = make(FileSource(path), clock)
+    keyring = make(KeyFile(path), clock)
     keyring.adopt(keyring.read(), clock())
     assert keyring.key(None, clock()).kid is None
     refuse(keyring, "a", clock())
@@ -295,20 +295,20 @@ def test_a_key_that_becomes_another_clusters_is_not_taken_over(
     path: Path, clock: HandClock
 ) -> None:
     owners = KeyOwners()
-    keyring = make(FileSource(path), clock, owners)
+    keyring = make(KeyFile(path), clock, owners)
     keyring.adopt(keyring.read(), clock())
-    owners.claim("two", make(FileSource(path), clock).read())  # A is the first's
+    owners.claim("two", make(KeyFile(path), clock).read())  # A is the first's
     path.write_text(json.dumps(document(A, B)))
     other = TokenIssuer(algorithm="ES256", kid="b", key=B.key)
     other.write_jwks(path.with_name("two.json"))
-    owners.claim("two", make(FileSource(path.with_name("two.json")), clock).read())
+    owners.claim("two", make(KeyFile(path.with_name("two.json")), clock).read())
     refuse(keyring, "b", clock())
     assert keyring.key("a", clock()).kid == "a"
     assert keyring.problems(clock()) == ["the key 'b' is not used: it is also two's"]
 
 
 def test_a_key_that_its_cluster_gave_up_is_free(path: Path, clock: HandClock) -> None:
-    owners, keys = KeyOwners(), make(FileSource(path), clock).read()
+    owners, keys = KeyOwners(), make(KeyFile(path), clock).read()
     assert owners.claim("one", keys) == {}
     assert owners.claim("two", keys) == {keys[0].sha256: "one"}
     assert owners.claim("one", ()) == {}

@@ -14,7 +14,7 @@ from bridge.config import CeilingConfig, LimitsConfig
 from bridge.errors import AuthenticationError, ConfigError, OverloadedError
 from bridge.identity.caller import Caller
 from bridge.policy import rate_limit as module
-from bridge.policy.rate_limit import Ceiling, Ceilings, SharedBuckets
+from bridge.policy.rate_limit import RateLimit, RateLimits, SharedBuckets
 from bridge.spiffe import SpiffeID
 from tests.support.harness.core import CALLER, World
 
@@ -28,35 +28,40 @@ def caller(name: str = "web", cluster: str = "east") -> Caller:
 
 
 def test_a_burst_passes_and_the_next_call_does_not() -> None:
-    ceiling = Ceiling(rate=2, burst=3)
-    assert [ceiling.admits("a", 100.0) for _ in range(4)] == [True, True, True, False]
+    rate_limit = RateLimit(rate=2, burst=3)
+    assert [rate_limit.admits("a", 100.0) for _ in range(4)] == [
+        True,
+        True,
+        True,
+        False,
+    ]
 
 
 def test_the_rate_lets_one_more_pass_after_its_time() -> None:
-    ceiling = Ceiling(rate=2, burst=1)
-    assert ceiling.admits("a", 100.0)
-    assert not ceiling.admits("a", 100.4)
-    assert ceiling.admits("a", 100.5)
+    rate_limit = RateLimit(rate=2, burst=1)
+    assert rate_limit.admits("a", 100.0)
+    assert not rate_limit.admits("a", 100.4)
+    assert rate_limit.admits("a", 100.5)
 
 
 def test_a_refused_call_costs_nothing() -> None:
-    ceiling = Ceiling(rate=1, burst=1)
-    assert ceiling.admits("a", 0.0)
-    assert not any(ceiling.admits("a", 0.1 * n) for n in range(1, 9))
-    assert ceiling.admits("a", 1.0)
+    rate_limit = RateLimit(rate=1, burst=1)
+    assert rate_limit.admits("a", 0.0)
+    assert not any(rate_limit.admits("a", 0.1 * n) for n in range(1, 9))
+    assert rate_limit.admits("a", 1.0)
 
 
 def test_keys_do_not_share_a_bucket() -> None:
-    ceiling = Ceiling(rate=1, burst=1)
-    assert ceiling.admits("a", 0.0)
-    assert ceiling.admits("b", 0.0)
+    rate_limit = RateLimit(rate=1, burst=1)
+    assert rate_limit.admits("a", 0.0)
+    assert rate_limit.admits("b", 0.0)
 
 
 def test_of_too_many_keys_the_most_silent_is_forgotten() -> None:
-    ceiling = Ceiling(rate=0.001, burst=1, most_keys=2)
-    assert [ceiling.admits(key, 0.0) for key in "abc"] == [True, True, True]
-    assert not ceiling.admits("c", 0.0)
-    assert ceiling.admits("a", 0.0)
+    rate_limit = RateLimit(rate=0.001, burst=1, most_keys=2)
+    assert [rate_limit.admits(key, 0.0) for key in "abc"] == [True, True, True]
+    assert not rate_limit.admits("c", 0.0)
+    assert rate_limit.admits("a", 0.0)
 
 
 @given(
@@ -67,10 +72,10 @@ def test_of_too_many_keys_the_most_silent_is_forgotten() -> None:
 def test_never_more_than_the_burst_and_the_rate_allow(
     gaps: list[float], rate: float, burst: int
 ) -> None:
-    ceiling, now, admitted = Ceiling(rate, burst), 0.0, 0
+    rate_limit, now, admitted = RateLimit(rate, burst), 0.0, 0
     for gap in gaps:
         now += gap
-        admitted += ceiling.admits("a", now)
+        admitted += rate_limit.admits("a", now)
         assert admitted <= burst + rate * now + 1e-4 + 1e-6 * len(gaps)
 
 
@@ -83,11 +88,11 @@ def test_never_more_than_the_burst_and_the_rate_allow(
 def test_a_burst_passes_however_long_the_host_is_up(
     uptime: float, rate: float, burst: int
 ) -> None:
-    ceiling = Ceiling(rate, burst)
-    assert all(ceiling.admits("a", uptime) for _ in range(burst))
+    rate_limit = RateLimit(rate, burst)
+    assert all(rate_limit.admits("a", uptime) for _ in range(burst))
     if rate <= 10_000:
-        assert not ceiling.admits("a", uptime)
-        assert ceiling.admits("a", uptime + 1.001 / rate)
+        assert not rate_limit.admits("a", uptime)
+        assert rate_limit.admits("a", uptime + 1.001 / rate)
 
 
 @pytest.mark.parametrize(
@@ -97,53 +102,55 @@ def test_a_burst_passes_however_long_the_host_is_up(
         ({"per_cluster": CeilingConfig(rate=1, burst=1)}, "overload.cluster"),
     ],
 )
-def test_the_rule_says_whose_ceiling_it_was(
+def test_the_rule_names_the_limit_that_was_exceeded(
     limits: dict[str, CeilingConfig], rule: str
 ) -> None:
-    ceilings = Ceilings.of(LimitsConfig(**limits))  # type: ignore[arg-type]
-    ceilings.require("istio", caller(), 0.0)
+    rate_limits = RateLimits.of(LimitsConfig(**limits))  # type: ignore[arg-type]
+    rate_limits.require("istio", caller(), 0.0)
     with pytest.raises(OverloadedError, match="asks too often") as caught:
-        ceilings.require("istio", caller(), 0.0)
+        rate_limits.require("istio", caller(), 0.0)
     assert caught.value.rule == rule
 
 
 def test_a_loud_identity_does_not_use_up_what_its_cluster_may() -> None:
-    ceilings = Ceilings.of(
+    rate_limits = RateLimits.of(
         LimitsConfig(
             per_identity=CeilingConfig(rate=1, burst=1),
             per_cluster=CeilingConfig(rate=1, burst=2),
         )
     )
-    ceilings.require("istio", caller("loud"), 0.0)
+    rate_limits.require("istio", caller("loud"), 0.0)
     for _ in range(5):
         with pytest.raises(OverloadedError, match="identity"):
-            ceilings.require("istio", caller("loud"), 0.0)
-    ceilings.require("istio", caller("quiet"), 0.0)
+            rate_limits.require("istio", caller("loud"), 0.0)
+    rate_limits.require("istio", caller("quiet"), 0.0)
 
 
-def test_one_account_has_a_ceiling_in_each_mesh() -> None:
-    ceilings = Ceilings.of(LimitsConfig(per_identity=CeilingConfig(rate=1, burst=1)))
+def test_one_account_has_a_limit_in_each_mesh() -> None:
+    rate_limits = RateLimits.of(
+        LimitsConfig(per_identity=CeilingConfig(rate=1, burst=1))
+    )
     for front in ("istio", "linkerd"):
-        ceilings.require(front, caller(), 0.0)
+        rate_limits.require(front, caller(), 0.0)
         with pytest.raises(OverloadedError, match="identity"):
-            ceilings.require(front, caller(), 0.0)
+            rate_limits.require(front, caller(), 0.0)
 
 
-def test_without_configuration_there_is_no_ceiling() -> None:
-    ceilings = Ceilings.of(LimitsConfig())
+def test_without_configuration_there_is_no_limit() -> None:
+    rate_limits = RateLimits.of(LimitsConfig())
     for _ in range(1000):
-        ceilings.require("istio", caller(), 0.0)
+        rate_limits.require("istio", caller(), 0.0)
 
 
 # On the whole way of a request.
 
 
-def ceilings(**limits: Any) -> dict[str, Any]:
+def rate_limits(**limits: Any) -> dict[str, Any]:
     return {"limits": limits}
 
 
 def test_a_burst_is_served_and_what_is_above_it_is_on_record(tmp_path: Path) -> None:
-    limits = ceilings(per_identity={"rate": 0.001, "burst": 3})
+    limits = rate_limits(per_identity={"rate": 0.001, "burst": 3})
     with World(tmp_path, overrides=limits) as made:
         for _ in range(3):
             made.issue()
@@ -158,7 +165,7 @@ def test_a_burst_is_served_and_what_is_above_it_is_on_record(tmp_path: Path) -> 
 
 
 def test_a_loop_gets_a_summary_and_not_a_row_for_each_call(tmp_path: Path) -> None:
-    overrides = ceilings(per_cluster={"rate": 0.001, "burst": 1})
+    overrides = rate_limits(per_cluster={"rate": 0.001, "burst": 1})
     overrides["ledger"] = {"refusals_per_second": 2}
     with World(tmp_path, overrides=overrides) as made:
         made.issue()
@@ -172,7 +179,7 @@ def test_a_loop_gets_a_summary_and_not_a_row_for_each_call(tmp_path: Path) -> No
 
 
 def test_whom_nobody_knows_does_not_use_up_the_rows_of_callers(tmp_path: Path) -> None:
-    overrides = ceilings(per_identity={"rate": 0.001, "burst": 1})
+    overrides = rate_limits(per_identity={"rate": 0.001, "burst": 1})
     overrides["ledger"] = {"refusals_per_second": 1}
     with World(tmp_path, overrides=overrides) as made:
         for _ in range(2):
@@ -189,21 +196,21 @@ TAKER = """
 import sys
 from pathlib import Path
 from bridge.policy.rate_limit import SharedBuckets
-from bridge.policy.rate_limit import Ceiling
-ceiling = Ceiling(0.001, 500, shared=SharedBuckets(Path(sys.argv[1])))
+from bridge.policy.rate_limit import RateLimit
+rate_limit = RateLimit(0.001, 500, shared=SharedBuckets(Path(sys.argv[1])))
 sys.stdin.read(1)
-print(sum(ceiling.admits("a", 100.0) for _ in range(400)))
+print(sum(rate_limit.admits("a", 100.0) for _ in range(400)))
 """
 
 
 def opened(tmp_path: Path) -> SharedBuckets:
-    return SharedBuckets(tmp_path / "ceilings")
+    return SharedBuckets(tmp_path / "rate_limits")
 
 
 def test_processes_take_from_one_bucket_and_none_counts_in_vain(
     tmp_path: Path,
 ) -> None:
-    command = [sys.executable, "-c", TAKER, str(tmp_path / "ceilings")]
+    command = [sys.executable, "-c", TAKER, str(tmp_path / "rate_limits")]
     pipe = subprocess.PIPE
     takers = [
         subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) for _ in range(2)
@@ -216,7 +223,7 @@ def test_the_disk_has_room_for_every_place_before_the_first_call(
     tmp_path: Path,
 ) -> None:
     opened(tmp_path)
-    found = (tmp_path / "ceilings").stat()
+    found = (tmp_path / "rate_limits").stat()
     assert found.st_blocks * 512 >= found.st_size
 
 
@@ -226,40 +233,42 @@ def test_a_disk_without_room_is_named_and_left_as_it_was(tmp_path: Path) -> None
     try:
         with pytest.raises(
             ConfigError,
-            match=rf"^limits: {tmp_path}/ceilings: .*: File too large \(it ",
+            match=rf"^limits: {tmp_path}/rate_limits: .*: File too large \(it ",
         ):
             opened(tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert (tmp_path / "ceilings").stat().st_size == 0
+    assert (tmp_path / "rate_limits").stat().st_size == 0
 
 
 def test_a_folder_that_is_gone_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"no/ceilings: .*No such file or directory"):
+    with pytest.raises(
+        ConfigError, match=r"no/rate_limits: .*No such file or directory"
+    ):
         opened(tmp_path / "no")
 
 
 def test_what_others_have_counted_stays_when_the_file_is_opened(tmp_path: Path) -> None:
-    first = Ceiling(0.001, 1, shared=opened(tmp_path))
+    first = RateLimit(0.001, 1, shared=opened(tmp_path))
     assert first.admits("a", 100.0)
-    assert not Ceiling(0.001, 1, shared=opened(tmp_path)).admits("a", 100.0)
+    assert not RateLimit(0.001, 1, shared=opened(tmp_path)).admits("a", 100.0)
 
 
 def test_the_rate_and_the_burst_are_those_of_one_process(tmp_path: Path) -> None:
-    ceilings = [Ceiling(2, 3, shared=opened(tmp_path)) for _ in range(2)]
-    both = [ceilings[n % 2].admits("a", 100.0) for n in range(4)]
+    rate_limits = [RateLimit(2, 3, shared=opened(tmp_path)) for _ in range(2)]
+    both = [rate_limits[n % 2].admits("a", 100.0) for n in range(4)]
     assert both == [True, True, True, False]
-    assert not ceilings[1].admits("a", 100.4)
-    assert ceilings[1].admits("a", 100.5)
+    assert not rate_limits[1].admits("a", 100.4)
+    assert rate_limits[1].admits("a", 100.5)
 
 
-def test_keys_and_ceilings_do_not_share_a_bucket(tmp_path: Path) -> None:
+def test_keys_and_limits_do_not_share_a_bucket(tmp_path: Path) -> None:
     shared = opened(tmp_path)
-    ceiling, other = Ceiling(1, 1, shared=shared), Ceiling(1, 2, shared=shared)
-    assert ceiling.admits("a", 100.0)
-    assert ceiling.admits("b", 100.0)
+    rate_limit, other = RateLimit(1, 1, shared=shared), RateLimit(1, 2, shared=shared)
+    assert rate_limit.admits("a", 100.0)
+    assert rate_limit.admits("b", 100.0)
     assert other.admits("a", 100.0)
-    assert not ceiling.admits("a", 100.0)
+    assert not rate_limit.admits("a", 100.0)
 
 
 def test_where_all_places_are_taken_a_call_passes(
@@ -267,8 +276,8 @@ def test_where_all_places_are_taken_a_call_passes(
 ) -> None:
     monkeypatch.setattr(module, "_SLOTS", 1)
     monkeypatch.setattr(module, "_PROBES", 2)
-    ceiling = Ceiling(1, 1, shared=opened(tmp_path))
-    assert [ceiling.admits(key, 100.0) for key in "abcc"] == [True] * 4
+    rate_limit = RateLimit(1, 1, shared=opened(tmp_path))
+    assert [rate_limit.admits(key, 100.0) for key in "abcc"] == [True] * 4
     # A bucket that is full again leaves its place.
-    assert ceiling.admits("c", 101.5)
-    assert not ceiling.admits("c", 101.6)
+    assert rate_limit.admits("c", 101.5)
+    assert not rate_limit.admits("c", 101.6)
