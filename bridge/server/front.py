@@ -1,8 +1,8 @@
-"""What every front has in common: taking calls in, shedding, and the outermost layer.
+"""The part that every front shares: accepting calls, shedding, the outermost layer.
 
-Calls are taken as a stream of one message (the wire is the same): what is to be shed
-is known before its message is received, so it costs no more than its headers, and a
-message that never comes can be given up.
+A front accepts a unary call as a stream of one message, which is the same on the wire.
+So a call can be shed before its message is received, at the cost of its headers alone,
+and a message that never arrives can be given up.
 """
 
 import logging
@@ -36,8 +36,8 @@ _transport_log = logging.getLogger("grpc._cython.cygrpc")
 
 
 class _HeadersStayOut(logging.Filter):
-    # grpc writes every header that is not UTF-8 into the log, with a traceback: tokens
-    # too, and from anybody, a mebibyte a call.
+    # grpc logs every header that is not UTF-8, with a traceback. Any peer may send one,
+    # of up to a mebibyte, and it may be a token.
     def filter(self, record: logging.LogRecord) -> bool:
         return not str(record.msg).startswith("Invalid encoding on ")
 
@@ -57,39 +57,42 @@ class IssuanceProcedure(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pools:
-    """Who runs a call, and who tells a peer that nobody will."""
+    """The threads of one front."""
 
     calls: CallPool
+    """Runs calls."""
     refusals: SteadyPool
+    """Answers the calls that are shed."""
     reaper: Reaper
+    """Gives up the calls whose message does not arrive."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FrontSettings:
-    """What a change of the configuration may change."""
+    """The settings of a front that a reload may change."""
 
     audiences: frozenset[str]
-    """That a token has to be for."""
+    """A token must be for one of these audiences."""
     deadline_seconds: float
-    """The longest that a call may take; clients set none."""
+    """The longest that a call may take. Clients of neither mesh set a deadline."""
     cluster: str = ""
-    """Whose tokens callers show, where the API does not say."""
+    """The cluster of the callers, where the API does not name it."""
     has_certificates: bool = False
-    """One of the ports asks for a client certificate."""
+    """One of the ports requires a client certificate."""
 
 
 class Front(grpc.GenericRpcHandler, ABC):  # type: ignore[misc]  # grpc has no types
-    """Serves one method of one mesh's API. Translates; decides nothing.
+    """Serves one method of one mesh's API: translates calls, and decides nothing.
 
     Args:
         issuance: Decides and issues.
         metrics: Counts calls by how they ended.
-        pools: The threads.
-        settings: To begin with.
+        pools: The threads of the front.
+        settings: The settings until the first `change`.
     """
 
     name: ClassVar[str]
-    """As the ledger and the metrics have it."""
+    """The front's name in the ledger and in the metrics."""
     method: ClassVar[str]
     """The path of the call."""
 
@@ -111,7 +114,7 @@ class Front(grpc.GenericRpcHandler, ABC):  # type: ignore[misc]  # grpc has no t
     def translate(
         self, message: bytes, context: Any, settings: FrontSettings, budget: Budget
     ) -> Call:
-        """Take the values out of a message and its context.
+        """Read a message and the headers of its call.
 
         Raises:
             BridgeError: The message cannot be read.
@@ -119,14 +122,14 @@ class Front(grpc.GenericRpcHandler, ABC):  # type: ignore[misc]  # grpc has no t
 
     @abstractmethod
     def reply(self, issued: Issued) -> bytes:
-        """Write the answer."""
+        """Write the message that answers a call."""
 
     def change(self, settings: FrontSettings) -> None:
-        """Take other settings, from the next call on; all at once."""
+        """Use other settings from the next call on."""
         self._settings = settings
 
     def service(self, handler_call_details: Any) -> Any:
-        """Take a call in; runs when it arrives, before any thread is free for it."""
+        """Return the handler of a call. Runs on grpc's thread when the call arrives."""
         if handler_call_details.method != self.method:
             return None
         arrived = time.monotonic()
@@ -135,7 +138,7 @@ class Front(grpc.GenericRpcHandler, ABC):  # type: ignore[misc]  # grpc has no t
         if has_too_long_headers(handler_call_details.invocation_metadata):
             excess = _LONG_HEADERS
         behavior = partial(self._handle, arrived, excess)
-        # grpc runs a handler on the pool that it names.
+        # grpc runs a handler on the pool that the handler names.
         behavior.experimental_thread_pool = (  # type: ignore[attr-defined]
             pools.refusals if excess else pools.calls
         )
@@ -148,31 +151,31 @@ class Front(grpc.GenericRpcHandler, ABC):  # type: ignore[misc]  # grpc has no t
         messages: IncomingMessage | Iterator[bytes],
         context: Any,
     ) -> bytes:
-        # The outermost layer: whatever happens, the peer is told no more than fits.
+        # The outermost layer: whatever happens, the peer gets a status of our table.
         try:
             reply = self._answer(arrived, excess, messages, context)
         except BridgeError as error:
             code, text = status_of(error, self.name)
             if isinstance(error, OverloadedError):
                 self._metrics.shed[_reason(error)].inc()
-                if not context.is_active():  # it gets no answer, whatever we say
+                if not context.is_active():  # the peer has left and gets no answer
                     code = grpc.StatusCode.CANCELLED
         except BaseException as error:
-            # Of every kind: a panic in Rust is no `Exception`, and a call that nobody
-            # ends stays open for ever at a peer without a deadline.
+            # Every kind: a panic in Rust is no `Exception`, and a call that is not
+            # ended stays open for ever at a peer without a deadline.
             if isinstance(error, grpc.RpcError) and not context.is_active():
-                # The peer left while its message was on the way. A plugin may raise
-                # the same, and grpc would tell the peer its text.
+                # The peer left before its message arrived. While the peer is there,
+                # such an error is a plugin's, and grpc would send its text to the peer.
                 self._ended("CANCELLED", arrived)
                 self._metrics.shed["gone"].inc()
                 raise
-            _log.exception("a call failed in a way that nobody foresaw")
+            _log.exception("a call failed by an unexpected error")
             code, text = BUG
         else:
             self._ended("OK", arrived)
             return reply
         self._ended(code.name, arrived)
-        # Ends the call with trailers only. Raises, by its contract.
+        # Ends the call with trailers only. `abort` always raises.
         context.abort(code, text)
         raise AssertionError  # pragma: no cover - abort does not return
 
@@ -184,19 +187,19 @@ class Front(grpc.GenericRpcHandler, ABC):  # type: ignore[misc]  # grpc has no t
         context: Any,
     ) -> bytes:
         if excess == _LONG_HEADERS:
-            raise self._recorded(headers_refusal())
+            raise self._recorded(_headers_error())
         if excess:
             raise _overloaded(excess)
         pools = self._pools
-        # The pool has waited for the message already, where it can.
+        # As a rule the pool has received the message already.
         incoming = messages if isinstance(messages, IncomingMessage) else None
         if pools.calls.is_overdue(incoming.since if incoming else arrived):
             raise _overloaded("queue")
         settings = self._settings
         deadline = min(
             arrived + settings.deadline_seconds,
-            # Without a deadline of the client's this is 9.2e18. Never `or`: 0.0 is one
-            # that has passed.
+            # 9.2e18 for a client without a deadline. Not `or`: 0.0 is a deadline that
+            # has passed.
             time.monotonic() + context.time_remaining(),
         )
         budget = Budget(deadline, context.is_active)
@@ -211,8 +214,8 @@ class Front(grpc.GenericRpcHandler, ABC):  # type: ignore[misc]  # grpc has no t
         return reply
 
     def _recorded(self, error: BridgeError) -> BridgeError:
-        # Not where it is raised: what holds an error there is held by it, and with it
-        # the headers.
+        # Recorded before it is raised: the traceback of a raised error holds the
+        # headers.
         self._issuance.refuse(error, front=self.name)
         return error
 
@@ -243,7 +246,7 @@ class Front(grpc.GenericRpcHandler, ABC):  # type: ignore[misc]  # grpc has no t
             raise
 
     def ended(self, code: str, seconds: float) -> None:
-        """Count a call that ended with `code`, `seconds` after it came."""
+        """Count a call that ended with `code`, `seconds` after it arrived."""
         self._metrics.requests(self.name, code).inc()
         self._seconds.observe(seconds)
 
@@ -253,9 +256,9 @@ class Front(grpc.GenericRpcHandler, ABC):  # type: ignore[misc]  # grpc has no t
 
 def _overloaded(excess: str) -> OverloadedError:
     text = {
-        "in_flight": "the CA has all the calls that it can take",
+        "in_flight": "the CA has as many calls as it can take",
         "queue": "the CA could not begin with the call in time",
-        "stalled": "several calls of this connection have left their messages out",
+        "stalled": "several calls of this connection have sent no message",
     }
     return OverloadedError(text[excess], rule=f"overload.{excess.replace('_', '-')}")
 
@@ -266,13 +269,20 @@ def _reason(error: OverloadedError) -> str:
 
 
 def has_too_long_headers(headers: Iterable[tuple[str, str | bytes]] | None) -> bool:
-    """Say whether a call with these headers must not wait."""
+    """Tell whether the headers of a call are too long to be held while it waits.
+
+    A header that was sent once can be repeated with one byte on the wire, and thousands
+    of calls may wait, each with its headers.
+
+    Source:
+        RFC 7541, 6.1 and 7.3.
+    """
     held = 0
     for name, value in headers or ():
         held += _EACH_BYTES + len(name) + len(value)
     return held > LONGEST_HEADERS_BYTES
 
 
-def headers_refusal() -> RequestError:
-    """Return what a peer is told whose headers are too long."""
+def _headers_error() -> RequestError:
+    """Return the error for a call whose headers are too long."""
     return RequestError("the headers of the call are too long", rule="request.headers")

@@ -1,7 +1,7 @@
-"""Messages between bytes and values: any that comes, and Istio's two.
+"""Reads and writes messages: one reader for every API, and Istio's two messages.
 
-The transport answers a message that it cannot parse with INTERNAL, which Istio's client
-sends again four times. Here it is a `RequestError` like any other refusal.
+grpc itself would answer a message that it cannot parse with INTERNAL, after which
+Istio's client tries again four times. Here such a message is a `RequestError`.
 """
 
 from dataclasses import dataclass
@@ -14,27 +14,27 @@ from bridge._proto.istio_ca_pb2 import IstioCertificateRequest
 from bridge.errors import RequestError
 
 LONGEST_REQUEST_BYTES = 64 * 1024
-"""A CSR of an RSA key of 4096 bits has 2 KiB; what is larger is not parsed at all."""
+"""A longer message is not parsed. A CSR of an RSA key of 4096 bits has 2 KiB."""
 
 _CERT_CHAIN_TAG = b"\x0a"  # field 1, length-delimited
 _Kind = TypeVar("_Kind", bound=Message)
 
 
 def shortened(message: bytes) -> bytes:
-    """Return `message`, or what is enough of it to be refused: many wait at a time."""
+    """Return `message`, or as much of it as shows that it is too long."""
     return message[: LONGEST_REQUEST_BYTES + 1]
 
 
 def parse_message(kind: type[_Kind], message: bytes, called: str) -> _Kind:
-    """Parse a message, if it is short enough to be parsed at all.
+    """Parse a message that is not too long.
 
     Args:
-        kind: What it is to be.
-        message: As it came.
-        called: `kind` in a sentence, with its article.
+        kind: The class of the message.
+        message: The bytes, as received.
+        called: The name of `kind` with its article, for the error.
 
     Raises:
-        RequestError: It is too long, or is no such message.
+        RequestError: The message is too long, or is not of this kind.
     """
     if len(message) > LONGEST_REQUEST_BYTES:
         raise RequestError(
@@ -52,21 +52,21 @@ def parse_message(kind: type[_Kind], message: bytes, called: str) -> _Kind:
 
 @dataclass(frozen=True, slots=True)
 class CertificateRequest:
-    """What an `IstioCertificateRequest` says."""
+    """The values of an `IstioCertificateRequest`."""
 
     csr: str
     ttl_seconds: int
     cert_signer: str
     impersonated: str | None
-    """None where the metadata has no such key."""
+    """None if the metadata has no such key."""
 
 
 def read_request(message: bytes) -> CertificateRequest:
     """Read an `IstioCertificateRequest`.
 
     Raises:
-        RequestError: It is too long, is no such message, or has a value of the wrong
-            type in the metadata.
+        RequestError: The message is too long, is of another kind, or its metadata has a
+            value of the wrong type.
     """
     request = parse_message(
         IstioCertificateRequest, message, "an IstioCertificateRequest"
@@ -97,8 +97,8 @@ def _text(metadata: Struct, key: str) -> str | None:
 class ResponseWriter:
     """Writes `IstioCertificateResponse` messages.
 
-    All but the leaf is the same from call to call, so its bytes are kept: as long as
-    the very same chain and anchors come, only the leaf is encoded.
+    Only the leaf differs from call to call. The bytes of chain and anchors are kept,
+    and are used again for as long as the same objects come.
     """
 
     def __init__(self) -> None:
@@ -112,11 +112,11 @@ class ResponseWriter:
         Args:
             leaf_pem: One certificate.
             chain_pem: One certificate per element, issuing CA first; may be empty.
-            anchors_pem: All trust anchors; clients take the last element for them.
+            anchors_pem: All trust anchors. Clients read them from the last element.
 
         Raises:
-            ValueError: There is no leaf or no anchor, or one lacks its last newline:
-                some clients join the elements without a separator.
+            ValueError: An element is empty, or lacks its last newline. Some clients
+                join the elements without a separator.
         """
         kept_chain, kept_anchors, tail = self._kept
         if chain_pem is not kept_chain or anchors_pem is not kept_anchors:

@@ -1,8 +1,7 @@
-"""The listener's certificate: where it comes from, and how it is replaced in service.
+"""The serving certificate of Istio's front: its sources, and its renewal.
 
-A renewal needs no restart and cuts no connection, see `tls_credentials`. One that
-fails leaves the old certificate in service: the listener outlives the loss of any
-backend.
+A renewal needs no restart and ends no connection, see `tls_credentials`. If a renewal
+fails, the old certificate stays in service: the listener needs no backend until then.
 """
 
 import logging
@@ -26,7 +25,7 @@ from bridge.system.clock import Clock
 from bridge.x509.key_pair import KeyPair, read_key_pair
 
 PART = "serving certificate"
-"""What readiness calls it."""
+"""The name of this part in readiness."""
 
 _LONGEST_WAIT_SECONDS = 30.0
 _SHORTEST_WAIT_SECONDS = 0.1
@@ -35,32 +34,32 @@ _log = logging.getLogger(__name__)
 
 
 class CertificateSource(Protocol):
-    """Where a serving certificate comes from."""
+    """The source of a serving certificate."""
 
     @property
     def name(self) -> str:
-        """What operators call it."""
+        """The name of the source, for operators."""
 
     def fetch(self) -> KeyPair:
-        """Return a certificate and its key, new or as they are now.
+        """Return a new certificate, or the current one of the files, with its key.
 
         Raises:
-            BridgeError: There is none to be had now.
+            BridgeError: The source yields none now.
         """
 
     def is_due(self, current: KeyPair, now: datetime) -> bool:
-        """Say whether `fetch` should be asked for a successor of `current`."""
+        """Tell whether `current` is due for renewal by `fetch`."""
 
 
 IssueServing = Callable[[Sequence[str], timedelta], KeyPair]
-"""`OwnCertificates.issue_serving`: DNS names and lifetime to a new certificate."""
+"""`OwnCertificates.issue_serving`: takes DNS names and a lifetime."""
 
 
 class IssuedCertificateSource:
-    """Has the bridge issue the certificate to itself, through the one path.
+    """Has the bridge issue the certificate to itself, recorded like any other.
 
-    Renewal is due at a point between 1/2 and 2/3 of the certificate's life, drawn once
-    per certificate, so that replicas that started together do not renew together.
+    Renewal is due at a random point between 1/2 and 2/3 of the certificate's lifetime,
+    so that replicas that started together do not renew together.
     """
 
     name = "the serving certificate"
@@ -90,7 +89,7 @@ class IssuedCertificateSource:
 
 
 class FileCertificateSource:
-    """Reads the certificate and its key from files that somebody else renews."""
+    """Reads the certificate and its key from files that another program renews."""
 
     def __init__(self, certificate: Path, key: Path) -> None:
         self._certificate = certificate
@@ -110,9 +109,10 @@ class FileCertificateSource:
         return self._read
 
     def is_due(self, current: KeyPair, now: datetime) -> bool:
-        """See `CertificateSource.is_due`: when a file is another than it was.
+        """See `CertificateSource.is_due`: due when a file has changed.
 
-        Or when one that was not valid yet, and so is not `current`, has become so.
+        Also due when a certificate that was not valid yet at the last fetch is valid
+        now.
         """
         if self._state() != self._seen:
             return True
@@ -120,8 +120,8 @@ class FileCertificateSource:
         return read is not None and read is not current and not read.fault(now)
 
     def _state(self) -> object:
-        # Inode and time: Kubernetes swaps a symbolic link, others write a new file. And
-        # mode: a key that strangers can read is taken once they cannot.
+        # Inode and time: Kubernetes swaps a symbolic link, others write a new file.
+        # Mode: a key that others can read is refused, and accepted once they cannot.
         try:
             states = [path.stat() for path in (self._certificate, self._key)]
         except OSError as error:
@@ -134,18 +134,18 @@ class FileCertificateSource:
 
 @dataclass(frozen=True, slots=True)
 class _State:
-    # What is in service. Swapped as a whole, so a reader needs no lock.
+    # Replaced as a whole, so a reader needs no lock.
     pair: KeyPair | None = None
     failure: str = ""
 
 
 class ServingCertificate:
-    """The certificate that is in service, kept fresh by a thread.
+    """The certificate in service, renewed by a thread.
 
     Args:
-        source: Where it comes from.
-        clock: The time that renewal is reckoned from.
-        metrics: Shows when it ends.
+        source: Yields certificates.
+        clock: Tells when renewal is due.
+        metrics: Shows when the certificate expires.
     """
 
     def __init__(
@@ -161,23 +161,23 @@ class ServingCertificate:
             "serving-certificate", self._step, self._pause, is_immediate=True
         )
         self.on_pair: Callable[[], None] = lambda: None
-        """Called from the thread after each look that leaves one in service."""
+        """Called by the thread after each check, while a certificate is in service."""
 
     @property
     def pair(self) -> KeyPair | None:
-        """What is in service; None before the first."""
+        """The certificate in service; None before the first."""
         return self._state.pair
 
     def refresh(self) -> bool:
-        """Fetch a certificate if there is none or the time has come.
+        """Fetch a certificate if there is none, or renewal is due.
 
         Returns:
-            False if that was tried and failed; the old one stays.
+            False if the fetch failed; the old certificate stays in service.
         """
         with self._refreshing:
             current = self._state.pair
             if current is not None and not self._source.is_due(current, self._clock()):
-                # A file that was bad and is as it was before is bad still.
+                # A bad file that has not changed is not read again.
                 return True
             try:
                 pair = self.fetch(self._source)
@@ -195,11 +195,11 @@ class ServingCertificate:
         return True
 
     def fetch(self, source: CertificateSource) -> KeyPair:
-        """Return what `source` has, if it may replace what is in service.
+        """Return the certificate of `source`, if it may replace the one in service.
 
         Raises:
-            BridgeError: There is none to be had now, or it is not valid while the one
-                in service is.
+            BridgeError: The source yields none now, or it is not valid while the one in
+                service is.
         """
         pair, current, now = source.fetch(), self._state.pair, self._clock()
         fault = pair.fault(now)
@@ -208,7 +208,7 @@ class ServingCertificate:
         return pair
 
     def change(self, source: CertificateSource, pair: KeyPair) -> None:
-        """Put `pair` in service, and renew from `source` from now on."""
+        """Put `pair` in service, and renew it from `source` from now on."""
         leaf = x509.load_pem_x509_certificate(pair.certificate_chain_pem)
         with self._refreshing:
             self._source = source
@@ -218,7 +218,7 @@ class ServingCertificate:
     def problems(self) -> dict[str, str]:
         """Return why connections cannot be served; empty while they can.
 
-        A renewal that failed is no such reason as long as the old certificate is valid.
+        A failed renewal is a warning for as long as the old certificate is valid.
         """
         state = self._state
         if state.pair is None:
@@ -230,7 +230,7 @@ class ServingCertificate:
         return {}
 
     def warnings(self) -> dict[str, str]:
-        """Return what does not stop the listener yet and will."""
+        """Return the last failed renewal, while the old certificate is in service."""
         state = self._state
         if state.pair is None or not state.failure:
             return {}
@@ -240,11 +240,10 @@ class ServingCertificate:
     def credentials(
         self, client_anchors_pem: Callable[[], bytes] | None = None
     ) -> grpc.ServerCredentials:
-        """Return credentials for a port that follow every renewal.
+        """Return credentials for a port, which follow every renewal.
 
         Args:
-            client_anchors_pem: If given, a client must show a certificate that leads
-                to one of these trust anchors; asked at each new connection.
+            client_anchors_pem: See `bridge.server.tls_credentials.credentials`.
 
         Raises:
             RuntimeError: There is no certificate yet.

@@ -1,9 +1,9 @@
-"""From the bridge's errors to gRPC status codes: one table, for every front.
+"""Maps the bridge's errors to gRPC status codes: one table for each front.
 
-Istio's client calls up to five times on UNAVAILABLE, RESOURCE_EXHAUSTED, ABORTED and
-INTERNAL, so what asking again cannot mend gets another code. DEADLINE_EXCEEDED and
-CANCELLED are never sent: Istio's client does not try again after those, although the
-failure may pass.
+After UNAVAILABLE, RESOURCE_EXHAUSTED, ABORTED and INTERNAL, Istio's client tries again,
+up to four times. An error that another try cannot cure has another code. The bridge
+never sends DEADLINE_EXCEEDED or CANCELLED: Istio's client does not try again after
+these, although the failure may pass.
 """
 
 import grpc
@@ -45,7 +45,7 @@ STATUS: dict[type[BridgeError], grpc.StatusCode] = {
     MisissuedError: grpc.StatusCode.FAILED_PRECONDITION,
     LedgerError: grpc.StatusCode.UNAVAILABLE,
 }
-"""An error takes the code of the nearest of its classes; one without is a bug."""
+"""An error has the code of its nearest class. An error without a code is a bug."""
 
 LINKERD: dict[type[BridgeError], grpc.StatusCode] = STATUS | {
     AuthenticationError: grpc.StatusCode.FAILED_PRECONDITION,
@@ -56,33 +56,34 @@ LINKERD: dict[type[BridgeError], grpc.StatusCode] = STATUS | {
     OverloadedError: grpc.StatusCode.UNAVAILABLE,
     BackendThrottledError: grpc.StatusCode.UNAVAILABLE,
 }
-"""The same at Linkerd's front, as linkerd-identity has it. Proxies ignore the code."""
+"""The table of Linkerd's front, as linkerd-identity has it. Proxies ignore the code."""
 
 _COLUMNS = {"istio": STATUS, "linkerd": LINKERD}
 
 BUG = (grpc.StatusCode.INTERNAL, "internal error; the log of the CA has the details")
-"""What a peer is told of anything that nobody foresaw."""
+"""The answer to a peer after an unexpected error."""
 
 _LEDGER_TEXT = "ledger: the CA cannot put issuances on record now"
 _LONGEST_TEXT = 500
 _LONGEST_NAMES = 1000
-"""Of Linkerd's texts: two names and some words."""
+"""The longest text for Linkerd: it holds two names."""
 _LINKERD_WORDS = "linkerd."
 _LINKERD_UNKNOWN = "authentication token could not be authenticated"
 
 
 def status_of(error: BridgeError, front: str = "istio") -> tuple[grpc.StatusCode, str]:
-    """Return the status code of `error`, and what the peer is told.
+    """Return the status code of `error`, and the text for the peer.
 
-    The text names the rule first, but for what Linkerd has words of its own. Of an
-    error that an operator has to mend it says nothing else: its message is about our
-    files and addresses.
+    The text begins with the rule, except where linkerd-identity has a text of its own.
+    The message of an `OperatorError` names files and addresses, and is not sent to the
+    peer.
     """
     column = _COLUMNS.get(front, STATUS)
     for kind in type(error).__mro__:
         code = column.get(kind)
         if code is not None:
-            # JSON, and so a token, may say what UTF-8 cannot: grpc would break off.
+            # A token's JSON may hold characters that UTF-8 cannot encode. grpc would
+            # fail.
             said = _text(error, front).encode("utf-8", "replace").decode("utf-8")
             return code, said
     return BUG

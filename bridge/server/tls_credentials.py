@@ -1,7 +1,7 @@
-"""What a TLS port shows and asks for, as grpc wants to be told.
+"""The TLS credentials of a port, which follow every change of the certificate.
 
-grpc asks for the certificate at each new connection, so a new one needs no restart and
-cuts no connection.
+grpc asks for the certificate at each new connection. So a renewal needs no restart, and
+ends no connection.
 """
 
 from collections.abc import Callable
@@ -17,16 +17,16 @@ def credentials(
     pair: Callable[[], KeyPair | None],
     client_anchors_pem: Callable[[], bytes] | None = None,
 ) -> grpc.ServerCredentials:
-    """Return credentials for a port that follow every change.
+    """Return the dynamic credentials of a port.
 
     Args:
-        pair: The certificate that is in service; asked at each new connection.
-        client_anchors_pem: If given, a client must show a certificate that leads to
-            one of these trust anchors; asked at each new connection.
+        pair: Returns the certificate in service; called at each new connection.
+        client_anchors_pem: If given, a client must present a certificate that chains to
+            one of these trust anchors; called at each new connection.
 
     Raises:
         RuntimeError: There is no certificate yet.
-        ConfigError: There are no trust anchors where some were to be.
+        ConfigError: Clients are to be verified, and there are no trust anchors.
     """
     port = DynamicCredentials(pair, client_anchors_pem)
     return grpc.dynamic_ssl_server_credentials(
@@ -37,7 +37,9 @@ def credentials(
 
 
 class DynamicCredentials:
-    """One port's view of what it shows: grpc wants None while nothing has changed.
+    """The certificate configuration of one port, as grpc asks for it.
+
+    grpc expects None for as long as nothing has changed.
 
     Args:
         pair: See `credentials`.
@@ -54,7 +56,7 @@ class DynamicCredentials:
         self._last: tuple[KeyPair, bytes | None] | None = None
 
     def configuration(self) -> Any:
-        """Return what grpc is to show from now on.
+        """Return the certificate configuration for new connections.
 
         Raises:
             RuntimeError: There is no certificate yet.
@@ -62,7 +64,7 @@ class DynamicCredentials:
         """
         pair = self._pair()
         if pair is None:
-            raise RuntimeError("credentials are asked for before there are any")
+            raise RuntimeError("there is no certificate yet")
         anchors = self._client_anchors_pem() if self._client_anchors_pem else None
         if anchors is not None and not anchors.strip():
             raise ConfigError("there are no trust anchors to verify clients with")
@@ -73,9 +75,9 @@ class DynamicCredentials:
         )
 
     def changed_configuration(self) -> Any:
-        """Return `configuration` if there is another than before, else None."""
-        # Called by grpc at each new connection, from a thread of its own. None keeps
-        # what is in service; so does an error, but noisily.
+        """Return `configuration` if it has changed since the last call, else None."""
+        # grpc calls this at each new connection. None keeps the certificate that is in
+        # service. So does an error, which grpc also logs.
         pair = self._pair()
         anchors = self._client_anchors_pem() if self._client_anchors_pem else None
         if (

@@ -20,7 +20,7 @@ is mounted with an fsGroup."""
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeyPair:
-    """A certificate of the bridge's own listener, with its key, in PEM."""
+    """A certificate chain and the private key of its leaf, in PEM."""
 
     certificate_chain_pem: bytes
     private_key_pem: bytes
