@@ -1,7 +1,7 @@
-"""Health and metrics over HTTP, on an address of their own.
+"""Health and metrics over HTTP, on `admin.listen`.
 
-It shows names, counts and reasons, takes no input, and has no authentication: by
-default it listens on the loopback address only.
+The pages show names, counts and reasons. They take no input and need no authentication:
+by default the address is on the loopback interface.
 """
 
 import json
@@ -26,11 +26,11 @@ PARTS = (
     "token keys",
     "serving certificate",
 )
-"""What has to be right for the bridge to be ready; a key of `problems` begins with one
-of these, such as `issuing CAs: seoul-1`."""
+"""The parts of readiness. A key of `problems` begins with one of these, such as
+`issuing CAs: seoul-1`."""
 
 UNIX = "unix:"
-"""What the address of a Unix socket begins with."""
+"""The prefix of the address of a Unix socket."""
 
 _TIMEOUT_SECONDS = 5.0
 _JSON = "application/json"
@@ -40,21 +40,21 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Views:
-    """What there is to show, asked at each request."""
+    """The functions behind the pages, called for each request."""
 
     problems: Callable[[], Mapping[str, str]]
-    """What stands against being ready, by part."""
+    """Returns what stands against being ready, by part."""
     warnings: Callable[[], Mapping[str, str]]
-    """What does not, and wants somebody's attention."""
+    """Returns what needs attention and does not stand against it."""
     metrics: Callable[[], tuple[bytes, str]]
-    """The text of a scrape and its content type."""
+    """Returns the text of a scrape and its content type."""
     readiness: Callable[[], dict[str, object]] | None = None
-    """What /readyz shows; by default the function `readiness` of the two above."""
+    """Returns what /readyz shows; by default `readiness` of problems and warnings."""
     parts: tuple[str, ...] = PARTS
-    """Those that there are."""
+    """The parts that this bridge has."""
 
     def state(self) -> dict[str, object]:
-        """Return what /readyz shows now."""
+        """Return the content of /readyz."""
         if self.readiness is None:
             return readiness(self.problems(), self.warnings(), self.parts)
         return self.readiness()
@@ -64,8 +64,8 @@ class Admin:
     """Serves /healthz, /readyz, /metrics, and Linkerd's /ping and /ready.
 
     Args:
-        listen: `host:port`; port 0 takes a free one. Or `unix:PATH`.
-        views: What to show.
+        listen: `host:port`, where port 0 takes a free one, or `unix:PATH`.
+        views: The functions behind the pages.
 
     Raises:
         ConfigError: The address cannot be listened on.
@@ -81,7 +81,7 @@ class Admin:
             raise ConfigError(
                 f"admin.listen: cannot listen on {listen}: {error.strerror}"
             ) from error
-        # The argument is how often it looks whether it should end.
+        # 0.1 s between two looks whether to end.
         self._thread = threading.Thread(
             target=self._server.serve_forever, args=(0.1,), name="admin"
         )
@@ -96,11 +96,11 @@ class Admin:
         return f"[{text}]:{port}" if ":" in text else f"{text}:{port}"
 
     def start(self) -> None:
-        """Begin to serve."""
+        """Start the thread."""
         self._thread.start()
 
     def close(self) -> None:
-        """Stop, and release the address. May be called twice, or before `start`."""
+        """Stop serving, and release the address. Repeatable, also before `start`."""
         if self._thread.is_alive():
             self._server.shutdown()
             self._thread.join()
@@ -118,7 +118,7 @@ def readiness(
     warnings: Mapping[str, str],
     parts: tuple[str, ...] = PARTS,
 ) -> dict[str, object]:
-    """Return what /readyz shows: every part, `ok` or why it is not."""
+    """Return the content of /readyz: for each part `ok`, or why it is not."""
     fine = {
         part: "ok"
         for part in parts
@@ -132,7 +132,7 @@ def readiness(
 
 
 class _Server(ThreadingHTTPServer):
-    # A peer that sends nothing must not hold up the end of the process.
+    # A peer that sends nothing must not keep the process from ending.
     daemon_threads = True
     block_on_close = False
 
@@ -143,11 +143,11 @@ class _Server(ThreadingHTTPServer):
         super().__init__(address, _Handler)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        _log.debug("a request for the admin address broke off", exc_info=True)
+        _log.debug("a request for the admin address failed", exc_info=True)
 
 
 class _UnixServer(_Server):
-    # For the parent of a worker: no port, and nobody else may open it.
+    # For the parent of a worker. No other user may open the socket.
     address_family = socket.AF_UNIX
 
     def __init__(self, path: str, views: Views) -> None:
@@ -156,7 +156,7 @@ class _UnixServer(_Server):
         ThreadingHTTPServer.__init__(self, path, _Handler)  # type: ignore[arg-type]  # a socket's path is its address
 
     def server_bind(self) -> None:
-        # Past HTTPServer, which would ask for the name of a host.
+        # Not of HTTPServer, which would look up the name of a host.
         TCPServer.server_bind(self)
 
     def server_close(self) -> None:
@@ -186,7 +186,7 @@ class _Handler(BaseHTTPRequestHandler):
         views = self.server.views
         match self.path.partition("?")[0]:
             case "/healthz" | "/ping" as page:
-                # /ping and /ready are Linkerd's, to the letter: its tools know them.
+                # /ping and /ready answer exactly as Linkerd's, for Linkerd's tools.
                 alive = b"pong\n" if page == "/ping" else b"alive\n"
                 return HTTPStatus.OK, _PLAIN, alive
             case "/readyz":

@@ -1,4 +1,4 @@
-"""A client of the Istio front, as a workload would be one: for trying and debugging."""
+"""A client of the Istio front that asks as a workload would, for debugging."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,13 +23,13 @@ _SHORTEST_CHAIN = 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IstioRequest:
-    """What to ask for, and how to prove who asks."""
+    """A request: the certificate to ask for, and the credential of the caller."""
 
     address: str
     roots: bytes = field(repr=False)
     """Trust anchors for the bridge's own certificate, PEM."""
     roots_name: str = ""
-    """What people call them, such as their file."""
+    """The name of the trust anchors in messages, such as their file."""
     token: str | None = field(default=None, repr=False)
     certificate: bytes | None = None
     """A client certificate chain instead of a token, PEM."""
@@ -45,7 +45,7 @@ class IstioRequest:
 
 @dataclass(frozen=True, slots=True)
 class IstioReply:
-    """What came back, and the key that it is for."""
+    """The reply to a request, with the private key of the certificate."""
 
     cert_chain: tuple[str, ...]
     """Leaf, each intermediate, then the trust anchors in the last element; PEM."""
@@ -56,9 +56,9 @@ def ask(wanted: IstioRequest) -> IstioReply:
     """Make a key and ask for a certificate.
 
     Raises:
-        BackendRefusedError: The bridge answered no, or did not answer: the message has
-            its status and words.
-        MisissuedError: The answer is not for the key, or not in Istio's form.
+        BackendRefusedError: The bridge refused the request or did not answer. The
+            message has its status and text.
+        MisissuedError: The certificate is not for the key, or not in Istio's form.
     """
     key = _new_key(wanted.key)
     message = IstioCertificateRequest(
@@ -88,7 +88,7 @@ def ask(wanted: IstioRequest) -> IstioReply:
 
 
 def _advice(details: str, wanted: IstioRequest) -> str:
-    # What the TLS library says is true, and tells nobody what to do.
+    # The text of the TLS library does not say what to do.
     text = details.lower()
     if "hostname verification" in text or "peer name" in text:
         name = wanted.server_name or wanted.address.rpartition(":")[0]
@@ -113,7 +113,7 @@ def _new_key(kind: str) -> _Key:
 
 
 def _csr(key: _Key) -> str:
-    # As istio-agent's: the names in it are ignored anyway.
+    # As the CSR of istio-agent. The bridge ignores the names in a CSR.
     builder = x509.CertificateSigningRequestBuilder(x509.Name([]))
     return builder.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM).decode("ascii")
 

@@ -1,7 +1,7 @@
-"""A client of Linkerd's front, as a proxy would be one: for trying and debugging.
+"""A client of Linkerd's front that asks as a proxy would, for debugging.
 
-Key and CSR have the shape that linkerd's proxy-identity gives them, and the answer is
-looked at as linkerd2-proxy looks at it before it takes a certificate for its own.
+The key and the CSR have the form of Linkerd's proxy-identity. The answer is checked as
+linkerd2-proxy checks it before it uses a certificate.
 """
 
 from collections.abc import Callable, Sequence
@@ -35,11 +35,11 @@ _COMMON_NAME = bytes.fromhex("0603550403")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinkerdRequest:
-    """What to ask for, and how to prove who asks."""
+    """A request: the certificate to ask for, and the credential of the caller."""
 
     address: str
     anchors: Sequence[x509.Certificate]
-    """As the proxy has them in its environment."""
+    """The trust anchors of the proxy."""
     identity: str
     token: bytes = field(repr=False)
     timeout_seconds: float = 15.0
@@ -47,7 +47,7 @@ class LinkerdRequest:
 
 @dataclass(frozen=True, slots=True)
 class LinkerdReply:
-    """What came back, once a proxy would take it, and the key that it is for."""
+    """The reply to a request that a proxy would accept, with the private key."""
 
     leaf: x509.Certificate
     chain: ValidatedChain
@@ -60,12 +60,12 @@ class LinkerdReply:
 
 
 def certify(wanted: LinkerdRequest, clock: Clock = system_clock) -> LinkerdReply:
-    """Make a key, ask for a certificate, and look at it as the proxy does.
+    """Make a key, ask for a certificate, and check it as the proxy does.
 
     Raises:
-        BackendRefusedError: The bridge answered no, or did not answer: the message has
-            its status and words.
-        MisissuedError: A proxy would not take the answer.
+        BackendRefusedError: The bridge refused the request or did not answer. The
+            message has its status and text.
+        MisissuedError: A proxy would reject the answer.
     """
     key = ec.generate_private_key(ec.SECP256R1())
     request = CertifyRequest(
@@ -73,7 +73,7 @@ def certify(wanted: LinkerdRequest, clock: Clock = system_clock) -> LinkerdReply
         token=wanted.token,
         certificate_signing_request=proxy_csr(key, wanted.identity),
     )
-    # In the clear, as the proxy speaks with an identity service on its own pod.
+    # Without TLS, as the proxy reaches an identity service on its own pod.
     with grpc.insecure_channel(wanted.address) as channel:
         try:
             stub: Any = IdentityStub(channel)  # type: ignore[no-untyped-call] # generated
@@ -88,8 +88,8 @@ def certify(wanted: LinkerdRequest, clock: Clock = system_clock) -> LinkerdReply
 def proxy_csr(key: ec.EllipticCurvePrivateKey, identity: str) -> bytes:
     """Write a CSR as proxy-identity does: common name and one DNS name; DER.
 
-    `cryptography` makes no common name of more than 64 characters, which most
-    identities are, so the subject is put in by hand.
+    Most identities are longer than 64 characters, the longest common name that
+    `cryptography` accepts, so the subject is encoded here.
 
     Source:
         linkerd/linkerd2, proxy-identity/main.go.
@@ -111,7 +111,7 @@ def _accepted(
     wanted: LinkerdRequest,
     now: datetime,
 ) -> LinkerdReply:
-    # In the order of linkerd2-proxy, whose Store::set_certificate this is.
+    # The checks of linkerd2-proxy's Store::set_certificate, in its order.
     if not reply.HasField("valid_until"):
         raise MisissuedError("the answer does not say how long it is valid")
     valid_until = reply.valid_until.ToDatetime(UTC)
@@ -159,5 +159,5 @@ def _san(leaf: x509.Certificate) -> list[str]:
 
 
 def is_identity(text: str) -> bool:
-    """Tell whether `text` can be an identity that a proxy is told to have."""
+    """Tell whether `text` can be the identity of a proxy."""
     return is_host(text) and ".identity." in text

@@ -1,1 +1,1 @@
-"""The wire: fronts, listeners, health, metrics."""
+"""The wire: fronts, listeners and gRPC health."""

@@ -1,16 +1,15 @@
-"""Which calls run, which wait, and which are refused at once.
+"""Pools of threads: which calls run, which wait, and which are refused.
 
-Work that cannot be finished in time must not be begun: without a bound, an overloaded
-CA signs certificates that nobody waits for any more. The bound is on the time that a
-call has waited, and what is above it is answered by a thread of its own, so that a
-refusal does not queue behind the work.
+Without a bound, an overloaded CA signs certificates whose callers have given up. The
+bound is on the time that a call has waited. A thread of its own answers the calls above
+it, so that a refusal does not wait behind the work.
 
-Nobody is refused sooner, as long as there is room for the call: Istio's client asks
-five times and waits 1.5 s in all between, so refusals at once would use up the attempts
-of a whole mesh before it can be served.
+As long as there is room for a call, it is not refused sooner. Istio's client tries five
+times, with 1.5 s of waiting in all. Immediate refusals would use up the attempts of a
+whole mesh before it can be served.
 
-There is no lock of ours on the way of a call: several threads would stand in line for
-it. Adding to and taking from a dict are atomic, and that is all that is needed.
+A call takes no lock of this module, since several threads would wait for it. Adding to
+a dict and removing from it are atomic, which is enough.
 """
 
 import logging
@@ -29,25 +28,28 @@ from bridge.system.background import BackgroundLoop
 
 _SWEEP_SECONDS = 0.1
 _CROWDED = 4
-"""So many calls that wait for each thread are a crowd."""
+"""The pool is crowded when more calls than this wait for each thread."""
 _SWITCH_SECONDS = sys.getswitchinterval()
 _CROWDED_SWITCH_SECONDS = 0.0005
 _log = logging.getLogger(__name__)
 
 
 class SwitchInterval:
-    """Counts what is crowded: the interval is the process's, and pools share it."""
+    """Shortens Python's switch interval while any pool of the process is crowded.
+
+    The switch interval is how long a thread may run Python while others want to.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._count = 0
 
     def enter(self) -> None:
-        """Count one more, and let threads take short turns."""
+        """Count one more crowded pool, and set the short interval."""
         self._change(1)
 
     def leave(self) -> None:
-        """Count one less; turns are the usual ones when it was the last."""
+        """Count one less; set the usual interval when it was the last."""
         self._change(-1)
 
     def _change(self, by: int) -> None:
@@ -58,18 +60,18 @@ class SwitchInterval:
 
 
 SWITCH_INTERVAL = SwitchInterval()
-"""Those of this process."""
+"""The counter of this process."""
 
 
 class SteadyPool(ThreadPoolExecutor):
-    """Threads that are all there from the start, and a `submit` that never raises.
+    """A pool that starts all threads at once, and whose `submit` never raises.
 
     grpc submits on the one thread that serves a listener. An error there, such as
     "can't start new thread", would end that thread, and with it the server.
 
     Args:
-        threads: How many.
-        name: What their names begin with.
+        threads: The number of threads.
+        name: The prefix of their names.
     """
 
     def __init__(self, threads: int, name: str) -> None:
@@ -82,7 +84,8 @@ class SteadyPool(ThreadPoolExecutor):
         Raises:
             RuntimeError: The system gives no more threads.
         """
-        # A thread is started where none is idle, and none is while all wait for all.
+        # The executor starts a thread when none is idle. None is idle while each waits
+        # at the barrier for all others.
         together = threading.Barrier(self._width)
         try:
             begin = super().submit
@@ -96,7 +99,7 @@ class SteadyPool(ThreadPoolExecutor):
     def submit(
         self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any
     ) -> "Future[Any]":
-        """See `Executor.submit`; what cannot be run is in the future."""
+        """See `Executor.submit`; an error is set in the future."""
         try:
             return super().submit(fn, *args, **kwargs)
         except RuntimeError as error:  # the pool is closed
@@ -104,29 +107,36 @@ class SteadyPool(ThreadPoolExecutor):
 
     @property
     def waiting(self) -> int:
-        """What no thread has begun with."""
+        """The number of calls that no thread has begun with."""
         return self._work_queue.qsize()
 
     def close(self, timeout: float) -> bool:
-        """Take no more, and wait for what runs; False if that takes longer."""
+        """Refuse new calls, and wait for running ones.
+
+        Args:
+            timeout: The longest to wait, in seconds.
+
+        Returns:
+            Whether none is left.
+        """
         self.shutdown(wait=False)
         return _joined(tuple(self._threads), timeout)
 
 
 class CallPool(ThreadPoolExecutor):
-    """Runs calls; what has waited too long is run by a thread of its own.
+    """Runs calls. A thread of its own runs the overdue ones, which refuses them.
 
-    The code of a call looks at its age first, so running an overdue one refuses it.
+    The code of a call first looks at the call's age.
 
-    It is an executor because grpc takes no other pool, and has threads of its own:
-    what an executor does for the future of a call, which nobody asks for, costs more
-    than a hundredth of the call.
+    The pool is an executor because grpc accepts no other. It has threads of its own: an
+    executor's work for the future of a call, which nobody reads, costs more than a
+    hundredth of the call.
 
     Args:
-        threads: How many calls run at a time.
-        in_flight: How many may wait or run at a time.
+        threads: The number of calls that run at a time.
+        in_flight: The most calls that wait or run.
         queue_seconds: The longest that a call may wait.
-        reader: Where calls are until they can be run.
+        reader: Receives the messages of calls; None where grpc receives them.
     """
 
     def __init__(
@@ -150,7 +160,7 @@ class CallPool(ThreadPoolExecutor):
         self._is_idle_wanted = False
         self._idle = threading.Event()
         self._closing = threading.Event()
-        # Daemons: work that hangs holds up no end.
+        # Daemons, so that a call that hangs does not keep the process from ending.
         self._workers = [
             threading.Thread(target=self._work, name=f"call_{number}", daemon=True)
             for number in range(threads)
@@ -161,11 +171,11 @@ class CallPool(ThreadPoolExecutor):
 
     @property
     def count(self) -> int:
-        """Calls that wait or run."""
+        """The number of calls that wait or run."""
         return len(self._live)
 
     def start(self) -> None:
-        """Start every thread, and begin to look for overdue calls.
+        """Start every thread.
 
         Raises:
             RuntimeError: The system gives no more threads.
@@ -179,20 +189,20 @@ class CallPool(ThreadPoolExecutor):
             raise
 
     def excess(self) -> str:
-        """Return why a call that comes now is one too many, or an empty text."""
+        """Return why a call that arrives now is refused; empty if it is not."""
         return "in_flight" if len(self._live) >= self.in_flight else ""
 
     def is_overdue(self, since: float) -> bool:
-        """Say whether a call that waits since then has waited too long."""
+        """Tell whether a call has waited too long, if it waits since `since`."""
         return time.monotonic() - since > self.queue_seconds
 
     def submit(
         self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any
     ) -> "Future[Any]":
-        """Run a call, once its message is there where there are reader.
+        """Run a call, once its message has arrived.
 
         Returns:
-            Of no use: it says nothing, as grpc asks it nothing.
+            A future that never has a result: grpc does not read it.
         """
         if self._closing.is_set():
             return _refused(RuntimeError("cannot run a call after the end"))
@@ -209,7 +219,14 @@ class CallPool(ThreadPoolExecutor):
         return not self._live or self._idle.wait(timeout)
 
     def close(self, timeout: float) -> bool:
-        """Take no more, and wait for what runs; False if that takes longer."""
+        """Refuse new calls, and wait for running ones.
+
+        Args:
+            timeout: The longest to wait, in seconds.
+
+        Returns:
+            Whether none is left.
+        """
         self._end()
         return self._ended(timeout)
 
@@ -245,37 +262,37 @@ class CallPool(ThreadPoolExecutor):
     def _work(self) -> None:
         while (ticket := self._queue.get()) is not None:
             self._run(ticket)
-            del ticket  # what it holds is not held until the next one comes
+            del ticket  # or its call would be held until the next one arrives
 
     def _run(self, ticket: "_Ticket") -> None:
         if self._waiting.pop(ticket, ticket) is ticket:
-            return  # the sweeper had it
+            return  # the thread for overdue calls has run it
         if self._reader is not None:
             self._reader.admit_next()
         try:
             ticket.fn(*ticket.args, **ticket.kwargs)
-        except BaseException:  # noqa: BLE001 - whatever it is, the thread must not end
-            _log.exception("a call broke off")
+        except BaseException:  # noqa: BLE001 - the edge of a thread that must not end
+            _log.exception("a call ended with an error")
         finally:
             del self._live[ticket]
             if self._is_idle_wanted and not self._live:
                 self._idle.set()
 
     def _look(self) -> None:
-        self._let_listener_in()
+        self._set_switch_interval()
         if self._reader is not None:
             self._reader.release_overdue(self.is_overdue)
-        # In the order that they came. A copy is atomic; to read them one by one is not,
-        # and a collection on the way may let other threads in.
+        # In the order of arrival. Copying a dict is atomic; iterating over it is not: a
+        # garbage collection may switch to other threads.
         for ticket in self._waiting.copy():
             if not self.is_overdue(ticket.since):
                 break
             self._run(ticket)
 
-    def _let_listener_in(self) -> None:
-        # One thread takes in all calls and sends all refusals. It stands in line for
-        # Python's lock behind every thread that works: with turns of 5 ms, calls would
-        # grow old where nobody looks at their age.
+    def _set_switch_interval(self) -> None:
+        # grpc's one thread accepts all calls and sends all refusals. It waits for the
+        # GIL behind every thread that works. With an interval of 5 ms, calls would be
+        # overdue before the pool sees them.
         is_crowded = len(self._waiting) > self._width * _CROWDED
         if is_crowded is not self._is_crowded:
             self._is_crowded = is_crowded
@@ -283,7 +300,7 @@ class CallPool(ThreadPoolExecutor):
 
 
 class _Unobserved(Future[Any]):
-    # grpc counts the calls under way with it, for a bound that is not set.
+    # grpc counts running calls by this callback, for a bound that is not set.
     def add_done_callback(self, fn: Callable[["Future[Any]"], object]) -> None:
         pass
 
@@ -292,7 +309,7 @@ _UNOBSERVED = _Unobserved()
 
 
 def _joined(threads: Collection[threading.Thread], timeout: float) -> bool:
-    # What was not started has ended.
+    # A thread that was not started counts as ended.
     until = time.monotonic() + timeout
     for thread in threads:
         if thread.ident is not None:
@@ -308,14 +325,14 @@ def _refused(error: RuntimeError) -> "Future[Any]":
 
 
 class _Ticket:
-    # A call. Whoever takes it out of the queue first runs it.
+    # One call. The first thread that removes it from `_waiting` runs it.
     __slots__ = ("args", "fn", "kwargs", "since")
 
     def __init__(
         self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
         self.since = 0.0
-        """From when on it has waited for us."""
+        """When the call began to wait for a thread."""
         self.fn = fn
         self.args = args
         self.kwargs = kwargs
@@ -323,7 +340,7 @@ class _Ticket:
     def then(
         self, run: "Callable[[_Ticket, float], None]"
     ) -> Callable[[tuple[Any, ...], float], None]:
-        """Return what has it run with other arguments."""
+        """Return a function that calls `run` with this call and its new arguments."""
 
         def ready(args: tuple[Any, ...], since: float) -> None:
             self.args = args

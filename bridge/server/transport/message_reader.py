@@ -1,16 +1,16 @@
-"""Waits for the messages of calls: without a thread, and not without an end.
+"""Receives the messages of calls without a thread, and with a time limit.
 
-grpc begins to receive a message where a handler asks for it, and has the handler's
-thread wait. Here the receiving begins when the call arrives, and a call gets a thread
-when its message is there: a peer that never sends one holds no thread, and nobody is
-put to sleep and woken up again for a message that comes at once.
+grpc begins to receive a message when a handler asks for it, and the handler's thread
+waits. Here the bridge begins to receive when the call arrives, and the call gets a
+thread when its message is there. So a peer that never sends its message holds no
+thread, and no thread is put to sleep and woken up for a message that arrives at once.
 
-grpc also knows no time limit there, and one way to wake who waits: to cancel the call.
-The client then sees CANCELLED, after which Istio's does not ask again. Who waits here
-can be told that it is enough.
+grpc has no time limit for a message, and only one way to wake the thread: to cancel the
+call. The client then sees CANCELLED, after which Istio's client does not try again.
+Here the wait can be ended, and the call is answered.
 
-All this is done with names that grpc does not promise. Where they are missing, a thread
-waits as grpc has it, and the call is cancelled after all; a test says so.
+This module uses private names of grpc (decision 11). If they are missing, a thread
+waits as grpc does, and the call is cancelled. Two tests fail then.
 """
 
 import logging
@@ -25,7 +25,7 @@ from bridge.server.transport.reaper import Reaper
 
 _ITERATOR = ("_state", "_call", "_raise_or_start_receive_message", "_look_for_request")
 _THUNK = 4
-"""Where grpc's work for a pool has what returns the messages of the call."""
+"""Index of the function that returns a call's messages, in what grpc submits."""
 _log = logging.getLogger(__name__)
 
 
@@ -33,8 +33,8 @@ class IncomingMessage:
     """The message of one call.
 
     Args:
-        messages: As grpc hands them to a handler that takes a stream.
-        end: Called by `give_up`, with this.
+        messages: The iterator that grpc passes to a handler for a stream.
+        end: Called by `give_up` with this object.
     """
 
     __slots__ = ("_end", "_has_begun", "_messages", "since")
@@ -46,13 +46,13 @@ class IncomingMessage:
         self._end = end
         self._has_begun = False
         self.since = time.monotonic()
-        """From when on it waits for us, and no longer for its peer."""
+        """When the call began to wait for the bridge, and not for its peer."""
 
     def begin(self, done: Callable[[], None]) -> None:
         """Begin to receive.
 
         Args:
-            done: Called once, when there is a message or will be none.
+            done: Called once, when the message has arrived or none will arrive.
 
         Raises:
             grpc.RpcError: The peer has left.
@@ -60,20 +60,20 @@ class IncomingMessage:
         """
         self._has_begun = True
         messages = self._messages
-        with messages._state.condition:  # noqa: SLF001 - see the top
-            call = messages._call  # noqa: SLF001
-            messages._call = _Announcing(call, done)  # noqa: SLF001
+        with messages._state.condition:
+            call = messages._call
+            messages._call = _Announcing(call, done)
             try:
-                messages._raise_or_start_receive_message()  # noqa: SLF001
+                messages._raise_or_start_receive_message()
             finally:
-                messages._call = call  # noqa: SLF001 - or they would hold each other
+                messages._call = call  # or the two would refer to each other
 
     def skip(self) -> None:
-        """Do not begin to receive: it is as if the call had no message."""
+        """Never begin to receive: `take` finds no message."""
         self._has_begun = True
 
     def take(self) -> bytes | None:
-        """Return the message, or None for a call that ends without one.
+        """Return the message; None for a call that ends without one.
 
         Raises:
             OverloadedError: `give_up` was called (`overload.stalled`).
@@ -82,57 +82,58 @@ class IncomingMessage:
         if not self._has_begun:
             return next(self._messages, None)
         found: bytes | None = None
-        with self._messages._state.condition:  # noqa: SLF001 - see the top
+        with self._messages._state.condition:
             try:
-                found = self._messages._look_for_request()  # noqa: SLF001
+                found = self._messages._look_for_request()
             except StopIteration:
                 return None
         if found is None:
             raise OverloadedError(
-                "the message of the call has not come", rule="overload.stalled"
+                "the message of the call has not arrived", rule="overload.stalled"
             )
         return found
 
     def give_up(self) -> None:
-        """Have whoever waits wait no longer."""
+        """End the wait for the message."""
         self._end(self)
 
     def peer(self) -> str:
-        """Return the connection that the call came on."""
+        """Return the name of the call's connection."""
         return peer_of(self._messages)
 
 
 class MessageReader:
-    """The calls whose messages are on their way, a bounded number of them.
+    """Receives the messages of a bounded number of calls at a time; the others wait.
 
-    The others wait in line: each message under way may take its length of memory, and
-    one that is received and then shed was received in vain.
+    Each message that is being received may take memory for its length. A message that
+    is received and then shed was received in vain.
 
     Args:
-        reaper: Looks at the clock.
-        most: How many.
+        reaper: Ends the wait for messages that do not arrive.
+        most: The most messages at a time.
     """
 
     def __init__(self, reaper: Reaper, most: int) -> None:
         self._reaper = reaper
         self._most = most
         self.waiting: Callable[[], int] = int
-        """Returns how many calls have their message and wait for a thread."""
+        """Returns the number of calls that have their message and wait for a thread."""
         self._under_way: dict[IncomingMessage, Callable[[], None]] = {}
         self._line: deque[tuple[IncomingMessage, Callable[[], None]]] = deque()
 
     def begin(
         self, work: tuple[Any, ...], ready: Callable[[tuple[Any, ...], float], None]
     ) -> bool:
-        """Wait for the message of a call that grpc wants to be run.
+        """Begin to receive the message of a call that grpc has submitted.
 
         Args:
-            work: What grpc gave its pool.
-            ready: Called with what is to be run instead, and since when it waits for
-                us, once the message is there or is not waited for any longer.
+            work: The arguments that grpc submitted.
+            ready: Called once, when the message has arrived or the wait for it has
+                ended, with the arguments to run instead and when the call began to
+                wait.
 
         Returns:
-            False where there is nothing to wait for; `ready` will not be called.
+            False if there is no message to receive; `ready` will not be called.
         """
         messages = _messages(work)
         if messages is None or self._reaper.is_hostile(partial(peer_of, messages)):
@@ -150,24 +151,24 @@ class MessageReader:
         return True
 
     def admit_next(self) -> None:
-        """Let in from the line whom there is room for."""
+        """Begin to receive for the calls in line, as long as there is room."""
         while self._line and self._has_room():
             try:
                 following = self._line.popleft()
-            except IndexError:  # somebody else was first
+            except IndexError:  # another thread was first
                 return
             self._begin(*following)
 
     def release_overdue(self, is_overdue: Callable[[float], bool]) -> None:
-        """Run what has stood in line for too long."""
+        """Run the calls that have waited in line too long, without their message."""
         while self._line:
             try:
                 first = self._line.popleft()
-            except IndexError:  # somebody else was first
+            except IndexError:  # another thread was first
                 break
             incoming, run = first
-            # Judged in our hands: of two looks at the line, the second may see another
-            # call, whose message would be left out although its time is not up.
+            # Removed before it is judged: another look at the line might find another
+            # call, which would be run without its message although it is not overdue.
             if not is_overdue(incoming.since):
                 self._line.appendleft(first)
                 break
@@ -180,7 +181,7 @@ class MessageReader:
         self._reaper.watch(incoming)
         try:
             incoming.begin(partial(self._end, incoming))
-        except Exception:  # noqa: BLE001 - grpc's thread must not end; `take` says why
+        except Exception:  # noqa: BLE001 - grpc's thread must not end; `take` raises it
             self._settle(incoming)
 
     def _end(self, incoming: IncomingMessage) -> None:
@@ -192,16 +193,16 @@ class MessageReader:
 
     def _settle(self, incoming: IncomingMessage) -> None:
         run = self._under_way.pop(incoming, None)
-        if run is not None:  # its message and its end may both come
+        if run is not None:  # the message may arrive at the end of the wait
             self._reaper.forget(incoming)
             if not self._line:
-                # Otherwise we are behind, and the whole time is ours.
+                # With calls in line, the whole time counts as waiting for the bridge.
                 incoming.since = time.monotonic()
             run()
 
 
 class _Announcing:
-    # grpc's call, as far as an iterator of messages uses it.
+    # grpc's call, with the one method that an iterator of messages uses.
     __slots__ = ("_call", "_done")
 
     def __init__(self, call: Any, done: Callable[[], None]) -> None:
@@ -221,17 +222,17 @@ class _Announcing:
 
 
 def can_announce(messages: object) -> bool:
-    """Say whether this version of grpc has what `IncomingMessage.begin` needs."""
+    """Tell whether this version of grpc has the names `IncomingMessage` needs."""
     return all(hasattr(messages, name) for name in _ITERATOR)
 
 
 def peer_of(messages: Any) -> str:
-    """Return the connection that a call came on."""
-    return bytes(messages._call.peer()).decode("utf-8", "replace")  # noqa: SLF001 - see the top
+    """Return the name of a call's connection."""
+    return bytes(messages._call.peer()).decode("utf-8", "replace")
 
 
 def _messages(work: tuple[Any, ...]) -> Any:
-    # What grpc gives a pool is its own affair, too.
+    # The arguments that grpc submits are not part of its API either.
     try:
         found = work[_THUNK]()
     except (IndexError, TypeError):

@@ -1,11 +1,11 @@
-"""Gives up calls whose message does not come.
+"""Gives up calls whose message does not arrive.
 
-A message is waited for without an end: grpc has no time limit there, and a peer needs
-no credential to begin a call. So somebody else looks at the clock.
+grpc waits for a message without a time limit, and a peer needs no credential to begin a
+call. The reaper sets the limit.
 
-An honest message comes with its call, but not always soon: a server that a thousand
-connections come in on reads late. So one that waits alone is let wait for long; only
-when many wait at the same time, and so hold up others, they are given up sooner.
+An honest message arrives with its call, but not always soon: a server with a thousand
+new connections reads late. So a few calls may wait for long. When many wait at a time,
+and so hold up others, they are given up sooner.
 """
 
 import time
@@ -16,15 +16,16 @@ from bridge.system.background import BackgroundLoop
 
 _LOOK_SECONDS = 0.05
 _MOST_LATE_SECONDS = 0.1
-"""Counted of the time between two looks: in the rest, this process did not run."""
+"""The most that counts of the time between two looks. In the rest, the process did not
+run."""
 _HONEST_SECONDS = 0.5
 _HOSTILE_PART = 0.2
-"""Of the honest seconds, while there are hostile connections."""
+"""The part of the honest seconds that counts while there are hostile connections."""
 _STRIKES = 3
-"""So many calls of one connection that were given up make it hostile: Istio's client
-asks again over the connection that it has, so one or two may be bad luck."""
+"""A connection is hostile once this many of its calls were given up. One or two may be
+bad luck: Istio's client tries again over the connection that it has."""
 _MEMORY_SECONDS = 10.0
-"""So long is a call that was given up remembered."""
+"""How long a call that was given up counts."""
 _MOST_PEERS = 10_000
 _NEVER = (0.0, 0)
 
@@ -33,21 +34,21 @@ class Waiting(Protocol):
     """A call whose message is waited for."""
 
     def give_up(self) -> None:
-        """Wake whoever waits for the message: it is not waited for any longer."""
+        """End the wait for the message."""
 
     def peer(self) -> str:
         """Return the connection that the call came on."""
 
 
 class Reaper:
-    """Gives up calls that are watched for too long, or that are too many.
+    """Gives up calls that wait for too long, or of which too many wait.
 
     Args:
-        seconds: The longest that a message is waited for.
-        most: So many are too many to be waited for at a time, but for a moment.
-        honest_seconds: That moment: calls that wait for longer are fewer than `most`.
-        knows_peers: Who is given up is known by its connection for a while. Not where
-            somebody in front of us brings the calls of all in one.
+        seconds: The longest wait for a message.
+        most: When this many calls wait longer than `honest_seconds`, they are given up.
+        honest_seconds: See `most`.
+        knows_peers: A connection stands for one peer, and is hostile for a while after
+            several of its calls were given up. False behind a proxy.
     """
 
     def __init__(
@@ -62,7 +63,7 @@ class Reaper:
         self._most = most
         self._honest_seconds = honest_seconds
         self._knows_peers = knows_peers
-        # Seconds in which this process ran: what it was held up for, no peer pays for.
+        # Seconds in which this process ran. A peer does not pay for the others.
         self._now = 0.0
         self._hostile_until = 0.0
         self._given_up: dict[str, tuple[float, int]] = {}
@@ -84,21 +85,21 @@ class Reaper:
         self._watched[id(call)] = (self._now, call)
 
     def forget(self, call: Waiting) -> None:
-        """Watch it no longer. May be repeated."""
+        """Stop watching `call`. May be repeated."""
         self._watched.pop(id(call), None)
 
     def is_hostile(self, peer: Callable[[], str]) -> bool:
-        """Say whether several calls of this connection were given up of late."""
+        """Tell whether several calls of this connection were given up lately."""
         if not self._given_up:
             return False
         until, strikes = self._given_up.get(peer(), _NEVER)
         return strikes >= _STRIKES and until > self._now
 
     def look(self, seconds: float) -> None:
-        """Give up what is to be given up.
+        """Give up the calls that have waited for too long.
 
         Args:
-            seconds: Since the last look.
+            seconds: The time since the last look.
         """
         self._now += min(seconds, _MOST_LATE_SECONDS)
         now = self._now
@@ -121,7 +122,7 @@ class Reaper:
         return tuple(self._watched.copy().values())  # a copy is atomic
 
     def _give_up(self, call: Waiting) -> None:
-        # Once: whoever waits may need some looks to wake up.
+        # Forgotten first, so that no later look gives it up again.
         self.forget(call)
         try:
             if self._knows_peers:
@@ -145,7 +146,7 @@ class Reaper:
         self._forgive()
 
     def _forgive(self) -> None:
-        # In the order that they were given up.
+        # In the order in which their calls were given up.
         for peer, (until, _) in tuple(self._given_up.items()):
             if until > self._now:
                 return

@@ -1,8 +1,8 @@
-"""Closes the listener before the house: no new connections, while the old ones go on.
+"""Stops listening before the process ends: no new connections, the old ones go on.
 
-grpc closes its listeners and whatever is in a TLS handshake at once. A worker that
-others follow on the same port has to let the handshakes finish: their clients would
-see a connection that breaks.
+grpc closes its listening sockets together with every connection in a TLS handshake. A
+worker that shares its port with others has to let the handshakes finish, or their
+clients would see a broken connection.
 """
 
 import os
@@ -16,10 +16,10 @@ _HANDSHAKE_SECONDS = 0.3
 
 
 def leave_to_others(addresses: Iterable[str], seconds: float) -> None:
-    """Let no more connections in, and wait until those that came have shaken hands.
+    """Close the listening sockets, and wait until TLS handshakes have finished.
 
     Args:
-        addresses: `host:port` of listeners of this process, which others share.
+        addresses: `host:port` of listeners of this process whose ports others share.
         seconds: The longest to wait.
     """
     if close_listeners({int(each.rpartition(":")[2]) for each in addresses}):
@@ -27,15 +27,15 @@ def leave_to_others(addresses: Iterable[str], seconds: float) -> None:
 
 
 def close_listeners(ports: Collection[int]) -> int:
-    """Let no more connections in on `ports`; return how many sockets that closed.
+    """Close the listening sockets on `ports`; return how many there were.
 
-    What has been accepted is not touched. The kernel gives new connections to the
-    other processes that listen on the port.
+    Accepted connections go on. The kernel gives new connections to the other processes
+    that listen on the port.
     """
     closed = 0
     for each in _listening(ports):
         with each, suppress(OSError):
-            # Of the socket itself, whichever descriptor it is reached by.
+            # Shuts down the socket itself, also for grpc's descriptor of it.
             each.shutdown(socket.SHUT_RD)
             closed += 1
     return closed
@@ -44,16 +44,16 @@ def close_listeners(ports: Collection[int]) -> int:
 def _listening(ports: Collection[int]) -> Iterator[socket.socket]:
     for path in Path("/proc/self/fd").iterdir():
         try:
-            # Of sockets only: whoever closes a copy of a file's descriptor gives up all
-            # POSIX locks of the process on the file, such as SQLite's on the archive.
+            # Sockets only: closing a copy of a file's descriptor releases all POSIX
+            # locks of the process on that file, such as SQLite's on the archive.
             if not path.is_socket():
                 continue
             copy = os.dup(int(path.name))
         except OSError:
-            continue  # it was closed meanwhile
+            continue  # closed meanwhile
         try:
             found = socket.socket(fileno=copy)
-        except OSError:  # no socket any more
+        except OSError:  # no longer a socket
             os.close(copy)
             continue
         if _is_listening(found, ports):

@@ -160,7 +160,7 @@ def test_a_call_that_fails_is_counted_out_and_ends_no_thread(
     pool.submit(fail)
     assert pool.wait_until_idle(WAIT_SECONDS)
     assert pool.count == 0
-    assert "a call broke off" in caplog.text
+    assert "a call ended with an error" in caplog.text
     Work(pool).release.set()
 
 

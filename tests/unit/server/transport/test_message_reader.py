@@ -131,7 +131,7 @@ def test_who_is_given_up_is_told_so_once() -> None:
     hall.begin(call)
     ((_, waiting),) = hall.reaper._watched.values()
     waiting.give_up()
-    with pytest.raises(OverloadedError, match="has not come") as refusal:
+    with pytest.raises(OverloadedError, match="has not arrived") as refusal:
         hall.taken()
     assert refusal.value.rule == "overload.stalled"
     call.arrive(b"late")
