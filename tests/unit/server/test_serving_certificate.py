@@ -211,7 +211,7 @@ def test_the_end_of_the_serving_certificate_is_a_metric() -> None:
 def test_credentials_before_there_is_a_certificate_are_a_bug() -> None:
     source = IssuedCertificateSource(ListenerCA().issue_serving, ["a"], DAY)
     serving = ServingCertificate(source, Hands(), Metrics())
-    with pytest.raises(RuntimeError, match="before there are any"):
+    with pytest.raises(RuntimeError, match="there is no certificate yet"):
         serving.credentials()
 
 
