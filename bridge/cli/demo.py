@@ -1,15 +1,19 @@
 """`meshca demo`: the main job, for real, on throwaway keys."""
 
 import hashlib
+import http.client
 import logging
+import queue
 import shlex
 import signal
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack, closing, contextmanager, suppress
+from http import HTTPStatus
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -21,10 +25,10 @@ from bridge.cli import demolinkerd
 from bridge.cli.chain_tree import chain_tree
 from bridge.cli.console import complain, results
 from bridge.client.istio import IstioReply, IstioRequest, ask
-from bridge.config import read
+from bridge.config import ConfigText
 from bridge.errors import BackendRefusedError, LedgerError, MisissuedError
 from bridge.ledger.verify import read_journal, verify
-from bridge.process.composition import Process
+from bridge.process import parent
 from bridge.spiffe import SpiffeID
 from bridge.system.clock import system_clock
 from bridge.system.linux import harden
@@ -35,6 +39,13 @@ app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
 Result = TypeVar("Result")
 _out = results()
 _NAMESPACE, _ACCOUNT = "shop", "web"
+_ISTIO, _ISTIO_MTLS = "fronts.istio.listen", "fronts.istio.mtls_listen"
+_LINKERD = "fronts.linkerd.listen"
+_LOOK_SECONDS = 0.02
+_PATIENCE_SECONDS = 5.0
+
+Addresses = Mapping[str, str]
+"""Where the bridge listens, `host:port` by the key of the configuration."""
 
 
 @app.command()
@@ -70,12 +81,13 @@ def demo(
             "making an offline root, a regional intermediate and an issuing CA",
             lambda: stage.prepare(folder, system_clock),
         )
-        process = Process(read(scenario.configuration), warn=lambda _text: None)
-        with _running(process):
+        with _running(scenario.configuration) as addresses:
             _out.print("\n[bold]Istio[/]")
-            _show(scenario, process)
+            _show(scenario, addresses)
             _out.print("\n[bold]Linkerd[/]")
-            wanted = demolinkerd.wish(scenario, process, _NAMESPACE, _ACCOUNT)
+            wanted = demolinkerd.request(
+                scenario, addresses[_LINKERD], _NAMESPACE, _ACCOUNT
+            )
             demolinkerd.show(scenario, wanted, _say)
             _out.print("\n[bold]refused[/]")
             _refusal(scenario)
@@ -83,31 +95,48 @@ def demo(
             took = time.monotonic() - began
             _out.print(f"\n[bold green]all as it must be[/], in {took:.1f} s")
             if keep:
-                _keep(scenario, process)
+                _keep(scenario, addresses)
         _require_ledger(scenario)
 
 
 @contextmanager
-def _running(process: Process) -> Iterator[None]:
-    _say("starting the bridge", process.start)
-    try:
-        yield
-    finally:
-        process.stop()
+def _running(configuration: Path) -> Iterator[Addresses]:
+    # As `meshca serve` runs it, with the parent in a thread of this process.
+    source = ConfigText.read(configuration)
+    events: parent.Events = queue.SimpleQueue()
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(parent.run, source, events, log_level="ERROR")
+        try:
+            admin = source.config.admin.listen
+            _say("starting the bridge", lambda: _await_ready(admin, running))
+            yield {**source.config.fronts.addresses(), "admin.listen": admin}
+        finally:
+            events.put(signal.SIGTERM)
+        running.result()
 
 
-def _show(scenario: stage.Scenario, process: Process) -> None:
+def _await_ready(admin: str, running: "Future[None]") -> None:
+    while not wait((running,), _LOOK_SECONDS).done:
+        connection = http.client.HTTPConnection(admin, timeout=_PATIENCE_SECONDS)
+        with suppress(OSError), closing(connection):
+            connection.request("GET", "/readyz")
+            if connection.getresponse().status == HTTPStatus.OK:
+                return
+    running.result()
+
+
+def _show(scenario: stage.Scenario, addresses: Addresses) -> None:
     wanted = f"spiffe://{stage.TRUST_DOMAIN}/ns/{_NAMESPACE}/sa/{_ACCOUNT}"
     asked: dict[str, IstioReply] = {}
     for key in ("rsa2048", "p256"):
         asked[key] = _say(
             f"asking with a service-account token of {_NAMESPACE}/{_ACCOUNT}, "
             f"{key} key",
-            lambda key=key: ask(_request(scenario, process, key=key)),  # type: ignore[misc]
+            lambda key=key: ask(_request(scenario, addresses, key=key)),  # type: ignore[misc]
         )
     _say(
         "asking again with that certificate instead of a token",
-        lambda: ask(_renewal(scenario, process, asked["p256"])),
+        lambda: ask(_renewal(scenario, addresses, asked["p256"])),
     )
     certificates = _certificates(asked["p256"])
     _out.print()
@@ -119,12 +148,12 @@ def _show(scenario: stage.Scenario, process: Process) -> None:
 
 def _request(
     scenario: stage.Scenario,
-    process: Process,
+    addresses: Addresses,
     *,
     key: str = "p256",
 ) -> IstioRequest:
     return IstioRequest(
-        address=process.server.istio_address,
+        address=addresses[_ISTIO],
         roots=scenario.roots.read_bytes(),
         token=scenario.cluster.token(_NAMESPACE, _ACCOUNT, system_clock()),
         cluster=scenario.cluster.name,
@@ -134,10 +163,10 @@ def _request(
 
 
 def _renewal(
-    scenario: stage.Scenario, process: Process, answer: IstioReply
+    scenario: stage.Scenario, addresses: Addresses, answer: IstioReply
 ) -> IstioRequest:
     return IstioRequest(
-        address=process.server.mtls_address,
+        address=addresses[_ISTIO_MTLS],
         roots=scenario.roots.read_bytes(),
         certificate="".join(answer.cert_chain[:-1]).encode("ascii"),
         certificate_key=answer.key_pem,
@@ -182,16 +211,13 @@ def _checks(
 
 def _refusal(scenario: stage.Scenario) -> None:
     # The same bridge with a mistake in its configuration: the chain holds all the same.
-    process = Process(read(scenario.mistaken), warn=lambda _text: None)
-    process.start()
-    try:
-        ask(_request(scenario, process))
-    except BackendRefusedError as error:
-        answer = str(error).partition(": ")[2]
-    else:
-        raise MisissuedError("a name outside the constraints was not refused")
-    finally:
-        process.stop()
+    with _running(scenario.mistaken) as addresses:
+        try:
+            ask(_request(scenario, addresses))
+        except BackendRefusedError as error:
+            answer = str(error).partition(": ")[2]
+        else:
+            raise MisissuedError("a name outside the constraints was not refused")
     if "constraint.permitted" not in answer:
         raise MisissuedError(f"a name was refused for another reason: {answer}")
     _out.print(
@@ -224,7 +250,7 @@ def _called() -> str:
     return "meshca" if path.name == "__main__.py" else shlex.quote(str(path))
 
 
-def _keep(scenario: stage.Scenario, process: Process) -> None:
+def _keep(scenario: stage.Scenario, addresses: Addresses) -> None:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
@@ -233,15 +259,15 @@ def _keep(scenario: stage.Scenario, process: Process) -> None:
         scenario.cluster.token(_NAMESPACE, _ACCOUNT, system_clock()), "ascii"
     )
     _out.print(f"\nleft running; everything is in {scenario.folder}", markup=False)
-    for what, address in process.addresses().items():
+    for what, address in addresses.items():
         _out.print(f"  {what}: {address}", markup=False)
     _out.print(
-        f"  {_called()} request --address {process.server.istio_address} --roots "
+        f"  {_called()} request --address {addresses[_ISTIO]} --roots "
         f"{scenario.roots} --token-file {token} --server-name {stage.SERVER_NAME}",
         markup=False,
     )
     linkerd = scenario.folder / "linkerd-token"
-    wanted = demolinkerd.wish(scenario, process, _NAMESPACE, _ACCOUNT)
+    wanted = demolinkerd.request(scenario, addresses[_LINKERD], _NAMESPACE, _ACCOUNT)
     linkerd.write_bytes(wanted.token)
     _out.print(
         f"  {_called()} request --front linkerd --address {wanted.address} --roots "

@@ -4,6 +4,9 @@ Everything is throwaway and lies in one folder: keys, configuration, ledger.
 """
 
 import json
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -104,21 +107,35 @@ def prepare(folder: Path, clock: Clock) -> Scenario:
     )
     (folder / "jwks.json").write_text(cluster.jwks(), "utf-8")
     scenario = Scenario(folder, hierarchy, cluster)
-    good = _configuration(cluster, TRUST_DOMAIN, "journal")
-    good["fronts"] |= {"linkerd": {"listen": "127.0.0.1:0"}}
-    bad = _configuration(cluster, FOREIGN_TRUST_DOMAIN, "mistaken-journal")
+    linkerd, *addresses = _free_addresses(7)
+    good = _configuration(cluster, TRUST_DOMAIN, "journal", addresses[:3])
+    good["fronts"] |= {"linkerd": {"listen": linkerd}}
+    journal = "mistaken-journal"
+    bad = _configuration(cluster, FOREIGN_TRUST_DOMAIN, journal, addresses[3:])
     for path, content in ((scenario.configuration, good), (scenario.mistaken, bad)):
         path.write_text(yaml.safe_dump(content, sort_keys=False), "utf-8")
     return scenario
 
 
-def _configuration(cluster: Cluster, trust_domain: str, journal: str) -> dict[str, Any]:
+def _free_addresses(number: int) -> Iterator[str]:
+    # All are bound before the first is released: each is another one.
+    with ExitStack() as stack:
+        for _ in range(number):
+            probe = stack.enter_context(socket.socket())
+            probe.bind(("127.0.0.1", 0))
+            yield f"127.0.0.1:{probe.getsockname()[1]}"
+
+
+def _configuration(
+    cluster: Cluster, trust_domain: str, journal: str, addresses: Sequence[str]
+) -> dict[str, Any]:
+    istio, istio_mtls, admin = addresses
     return {
         "trust_domain": TRUST_DOMAIN,
         "fronts": {
             "istio": {
-                "listen": "127.0.0.1:0",
-                "mtls_listen": "127.0.0.1:0",
+                "listen": istio,
+                "mtls_listen": istio_mtls,
                 "audiences": [ISTIO_AUDIENCE],
                 "tls": {"dns_names": [SERVER_NAME, "localhost"]},
             }
@@ -148,5 +165,5 @@ def _configuration(cluster: Cluster, trust_domain: str, journal: str) -> dict[st
             "archive": f"sqlite:///{journal}.db",
             "heads": {"sink": f"{journal}-heads.jsonl"},
         },
-        "admin": {"listen": "127.0.0.1:0"},
+        "admin": {"listen": admin},
     }

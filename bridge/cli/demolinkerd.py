@@ -14,7 +14,6 @@ from bridge.cli.console import results
 from bridge.client.linkerd import LinkerdReply, LinkerdRequest, certify
 from bridge.errors import BackendRefusedError, LedgerError, MisissuedError
 from bridge.ledger.verify import read_journal
-from bridge.process.composition import Process
 from bridge.system.clock import system_clock
 from bridge.x509.pem import parse_certificates
 
@@ -30,16 +29,16 @@ def identity_of(namespace: str, service_account: str) -> str:
     )
 
 
-def wish(
-    scenario: stage.Scenario, process: Process, namespace: str, service_account: str
+def request(
+    scenario: stage.Scenario, address: str, namespace: str, service_account: str
 ) -> LinkerdRequest:
-    """Ask as a proxy of that service account would."""
+    """Return what a proxy of that service account asks for."""
     token = scenario.cluster.token(
         namespace, service_account, system_clock(), stage.LINKERD_AUDIENCE
     )
     roots = scenario.roots
     return LinkerdRequest(
-        address=process.server.linkerd_address,
+        address=address,
         anchors=parse_certificates(roots.read_bytes(), str(roots)),
         identity=identity_of(namespace, service_account),
         token=token.encode("ascii"),

@@ -39,6 +39,7 @@ from bridge.config.types import (
     TrustDomainName,
     UpToAMinute,
     WholeSeconds,
+    WorkerCount,
     WrongError,
     require_https,
     written,
@@ -463,8 +464,9 @@ class BridgeConfig(Section):
 
     trust_domain: TrustDomainName
     """The trust domain of every SPIFFE ID that is issued, such as `corp.example`."""
-    workers: Annotated[int, Field(ge=0, le=64)] = 0
-    """Processes that serve, under a parent that supervises them; 0 is one process."""
+    workers: WorkerCount = 1
+    """Processes that serve, each on a core of its own, under a parent that supervises
+    and replaces them."""
     fronts: FrontsConfig
     clusters: Annotated[tuple[ClusterConfig, ...], Field(strict=False), Some]
     issuing_cas: Annotated[dict[Name, IssuingCAConfig], Field(min_length=1)]

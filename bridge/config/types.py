@@ -194,6 +194,15 @@ def _some(values: tuple[Any, ...]) -> tuple[Any, ...]:
     return values
 
 
+def _worker_count(value: object) -> object:
+    if value == 0 and type(value) is int:
+        raise ValueError(
+            "expected 1 to 64: a bridge always runs its workers under a parent; write "
+            "1 in place of 0"
+        )
+    return value
+
+
 Some = AfterValidator(_some)
 Different = AfterValidator(_different)
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
@@ -213,6 +222,7 @@ ServiceAccounts = Annotated[
     Field(strict=False),
     Different,
 ]
+WorkerCount = Annotated[int, BeforeValidator(_worker_count), Field(ge=1, le=64)]
 Duration = Annotated[timedelta, BeforeValidator(_duration)]
 PositiveDuration = Annotated[Duration, AfterValidator(_positive)]
 UpToAMinute = Annotated[PositiveDuration, AfterValidator(_up_to_a_minute)]

@@ -135,6 +135,10 @@ class Keyring:
         state = self._state
         return state is not None and kid in state.keys
 
+    def has_keys(self, now: datetime) -> bool:
+        """Return whether there are keys that can still be believed."""
+        return self._believed(now) is not None
+
     def _believed(self, now: datetime) -> _State | None:
         state = self._state
         if state is None or now - state.confirmed > self._max_age:

@@ -1,1 +1,1 @@
-"""How the bridge runs: one process, or a parent and its workers."""
+"""How the bridge runs: a parent process and its workers."""

@@ -1,15 +1,13 @@
-"""One process of the bridge, from a configuration to listeners and back."""
+"""The composition root: builds, starts and stops everything that serves."""
 
 import gc
 import logging
 import threading
 from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
-from dataclasses import replace
 
 from bridge import __version__
 from bridge.config import BridgeConfig
-from bridge.errors import ConfigError
 from bridge.issuance.own_certificates import OwnCertificates
 from bridge.issuance.procedure import Issuance
 from bridge.issuance.signing import Signing
@@ -18,7 +16,7 @@ from bridge.ledger.ledger import Ledger
 from bridge.ledger.orphans import settle
 from bridge.metrics.instruments import Metrics
 from bridge.policy.rate_limit import SharedBuckets
-from bridge.process.role import ALONE, ProcessRole
+from bridge.process.role import ALONE, WITHOUT_KEYS, ProcessRole
 from bridge.server.server import Server
 from bridge.server.status import status_name
 from bridge.snapshot.builder import Assembly
@@ -31,20 +29,20 @@ _log = logging.getLogger(__name__)
 _PROBE_SECONDS = 10.0
 _SETTLE_SECONDS = 6.0
 _COLLECT_AFTER = (50_000, 20, 100)
-"""Objects made and kept; and of the younger collections, how many to an older one."""
+"""Thresholds of the garbage collector, see `gc.set_threshold`."""
 
 
 class Process:
-    """Everything that serves, put together; the composition root.
+    """Everything that serves in one process. Serves one configuration until it stops.
 
     Args:
-        config: What to serve.
-        clock: The time that everything is reckoned from.
-        warn: Tells the operator something that is legal and unwise.
-        role: Where this process stands.
+        config: The configuration.
+        clock: The time.
+        warn: Tells the operator of a setting that is legal and unwise.
+        role: What the process is in the bridge.
 
     Raises:
-        ConfigError: There is no room for what is counted for all workers together.
+        ConfigError: There is no room for the rate limits that all workers share.
     """
 
     def __init__(
@@ -65,46 +63,43 @@ class Process:
         )
         self._clock = clock
         self.metrics = Metrics(__version__, clock)
-        """What it measures."""
-        self.warnings: Callable[[], Mapping[str, str]] = dict
-        """More to show beside readiness, by part."""
+        """What the process measures."""
         self._parts = ExitStack()
-        self._snapshots: Snapshots | None = None
-        self._signing: Signing | None = None
         self._server: Server | None = None
 
     @property
     def server(self) -> Server:
-        """The server, once started.
+        """The server of a started process.
 
         Raises:
-            RuntimeError: It is not.
+            RuntimeError: The process is not started.
         """
         if self._server is None:
             raise RuntimeError("the process is not started")
         return self._server
 
     def start(self) -> None:
-        """Build, prove and listen. Returns once the listeners are up, or will be.
+        """Build, prove and listen. Return when the listeners are open, or will be.
 
         Raises:
             ConfigError: The configuration, or a file that it names, cannot be used; the
-                message lists all that is wrong. Nothing is left running.
+                message lists every problem. Nothing is left running.
             LedgerError: The ledger cannot be opened.
         """
         with ExitStack() as parts:
             self._start(parts)
             self._parts = parts.pop_all()
-        # What was made at load lives as long as the process: no collection need look.
+        # Objects made at load live as long as the process: no collection looks at them.
         gc.collect()
         gc.freeze()
-        # A request leaves no cycles behind; looking for them after every 700 objects
-        # takes a fourteenth of the processor.
+        # A request leaves no cycles. To look for them after every 700 objects takes a
+        # fourteenth of the processor.
         gc.set_threshold(*_COLLECT_AFTER)
         if (trimmer := Trimmer.of_this_process()) is not None:
             trimmer.start()
             self._parts.callback(trimmer.close)
 
+<<<<<<< HEAD
     def reload(self, config: BridgeConfig) -> None:
         """Put another configuration in service: as a whole, or not at all.
 
@@ -138,8 +133,10 @@ class Process:
         )
         self._config, self._assembly = config, assembly
 
+=======
+>>>>>>> 11681b8 (One way to run: a parent and its workers; a reload always replaces workers)
     def stop(self) -> None:
-        """Finish what is under way, and close everything. May be repeated."""
+        """Finish the calls under way, and close everything. May be repeated."""
         self._parts.close()
         _log.info("stopped in order")
 
@@ -153,7 +150,6 @@ class Process:
             metrics,
             linger_seconds=_linger_seconds(config),
         )
-        self._snapshots = snapshots
         parts.callback(snapshots.close)
         ledger = Ledger.open(
             config.ledger,
@@ -168,7 +164,6 @@ class Process:
         metrics.watch_archive(lambda: ledger.lag()[0], lambda: ledger.lag()[1])
         signing = Signing(ledger, metrics, status_name)
         own = OwnCertificates(snapshots.current, signing, clock)
-        self._signing = signing
         issuance = Issuance(
             snapshot=snapshots.current,
             ledger=ledger,
@@ -192,7 +187,7 @@ class Process:
             metrics=metrics,
             clock=clock,
             problems=lambda: _problems(snapshots, ledger),
-            warnings=lambda: {**_warnings(snapshots), **self.warnings()},
+            warnings=lambda: _warnings(snapshots),
             shares_ports=self._role.shares_ports,
             admin_address=self._role.admin,
         )
@@ -204,7 +199,7 @@ class Process:
             _log.info("%s on %s", what, address)
 
     def _settle(self, parts: ExitStack, ours: Collection[str]) -> None:
-        # Beside the service: it may take seconds, and nobody waits for it.
+        # In a thread: it may take seconds, and the start does not wait for it.
         config, clock = self._config, self._clock
 
         def run() -> None:
@@ -223,7 +218,7 @@ class Process:
         self.server.drain(self._config.limits.drain.total_seconds())
 
     def addresses(self) -> Mapping[str, str]:
-        """Return what listens where, `host:port`; only what is up."""
+        """Return the open listeners by name, each as `host:port`."""
         found = {
             "Istio front": self.server.istio_address,
             "Istio front with client certificates": self.server.mtls_address,
@@ -235,33 +230,16 @@ class Process:
 
 
 def _buckets(config: BridgeConfig, role: ProcessRole) -> SharedBuckets | None:
-    # Workers take a configuration once: no reload gives one a ceiling later.
     is_counted = config.limits.per_identity or config.limits.per_cluster
     return SharedBuckets(role.shared) if role.shared and is_counted else None
 
 
 def _linger_seconds(config: BridgeConfig) -> float:
-    # The longest that a call may go on with what it began with.
+    # The longest that a call may use the issuing CA that it began with.
     deadlines = [config.limits.deadline]
     if config.fronts.linkerd is not None:
         deadlines.append(config.fronts.linkerd.deadline)
     return max(deadlines).total_seconds() + 1
-
-
-def _require_changeable(old: BridgeConfig, new: BridgeConfig) -> None:
-    before, after = old.fronts.addresses(), new.fronts.addresses()
-    fixed = {
-        "workers": (old.workers, new.workers),
-        **{key: (before.get(key), after.get(key)) for key in {**before, **after}},
-        "limits.threads": (old.limits.threads, new.limits.threads),
-        "ledger": (old.ledger, new.ledger),
-        "admin": (old.admin, new.admin),
-    }
-    if changed := [key for key, (before, after) in fixed.items() if before != after]:
-        raise ConfigError(
-            f"{', '.join(changed)}: cannot be changed while one process runs: restart, "
-            "or use workers"
-        )
 
 
 def _observer(metrics: Metrics) -> Callable[[float, int], None]:
@@ -284,12 +262,15 @@ def _problems(snapshots: Snapshots, ledger: Ledger) -> dict[str, str]:
 
 
 def _warnings(snapshots: Snapshots) -> dict[str, str]:
-    # One issuing CA that signs is enough to serve; what ails another is still told.
+    # One issuing CA that signs is enough to serve; problems of another are warnings.
     found: dict[str, str] = {}
     if snapshots.ready() and snapshots.problems():
         found["issuing CAs"] = _sentence(snapshots.problems())
-    if stale := snapshots.current().clusters.problems():
+    clusters = snapshots.current().clusters
+    if stale := clusters.problems():
         found["token keys"] = "; ".join(stale)
+    if absent := clusters.without_keys():
+        found[WITHOUT_KEYS] = ", ".join(absent)
     return found
 
 

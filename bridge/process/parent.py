@@ -1,4 +1,7 @@
-"""`meshca serve` with workers: signals, the file of the configuration, and the end."""
+"""The parent process of `meshca serve`: signals, reloads, the admin address, the end.
+
+The parent imports neither grpc nor the ledger's database: it serves no certificate.
+"""
 
 import logging
 import os
@@ -7,60 +10,129 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 
 from prometheus_client import CollectorRegistry, disable_created_metrics
 
-from bridge.admin.endpoints import Admin
-from bridge.config import ConfigText
+from bridge.admin.endpoints import Admin, Views
+from bridge.config import BridgeConfig, ConfigText
 from bridge.errors import ConfigError
 from bridge.process.merged_views import Pages
 from bridge.process.reload import ConfigFile, Reloads
 from bridge.process.supervisor import Supervisor, WorkerDefaults
 from bridge.process.worker_process import Spawn, WorkerProcess
+from bridge.system.linux import harden
 
 _BUSY_SECONDS = 0.03
 _IDLE_SECONDS = 0.5
 _log = logging.getLogger(__name__)
 
+Events = queue.SimpleQueue[int]
+"""Numbers of signals; `put` may be called in a signal handler."""
 
-def supervise(
-    source: ConfigText, *, log_level: str = "INFO", spawn: Spawn = WorkerProcess
-) -> None:
-    """Run workers until SIGTERM or SIGINT, and return when the last has gone.
+
+def serve(source: ConfigText, *, log_level: str = "INFO") -> None:
+    """Run workers until SIGTERM or SIGINT, and return when the last has ended.
+
+    SIGHUP, or a change of the file, reloads the configuration.
 
     Args:
         source: The first configuration.
-        log_level: Of the workers.
-        spawn: Starts a worker.
+        log_level: The lowest level that workers log.
 
     Raises:
         ConfigError: The configuration cannot be used; nothing is left running.
     """
-    events: queue.SimpleQueue[int] = queue.SimpleQueue()
+    events: Events = queue.SimpleQueue()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
         signal.signal(number, lambda got, _frame: events.put(got))
+    harden()
+    run(source, events, log_level=log_level)
+
+
+def run(
+    source: ConfigText,
+    events: Events,
+    *,
+    log_level: str = "INFO",
+    spawn: Spawn = WorkerProcess,
+) -> None:
+    """Run workers until `events` has a SIGTERM. See `serve`.
+
+    Args:
+        source: The first configuration.
+        events: Numbers of signals, whoever sends them.
+        log_level: The lowest level that workers log.
+        spawn: Starts a worker.
+    """
     with ExitStack() as parts:
         folder = tempfile.mkdtemp(prefix="meshca-")
         parts.callback(shutil.rmtree, folder, ignore_errors=True)
         disable_created_metrics()  # type: ignore[no-untyped-call]
         registry = CollectorRegistry()
         reloads = Reloads(registry)
-        surroundings = WorkerDefaults(
+        defaults = WorkerDefaults(
             folder=folder, cpus=sorted(os.sched_getaffinity(0)), log_level=log_level
         )
-        supervisor = Supervisor(source, spawn, surroundings, reloads)
+        admin = _AdminAddress()
+        parts.callback(admin.close)
+        supervisor = Supervisor(source, spawn, defaults, reloads, [admin])
         pages = Pages(supervisor, reloads, registry)
         parts.callback(pages.close)
         # Before any worker: an address in use means that another bridge runs.
-        admin = Admin(source.config.admin.listen, pages.views())
-        parts.callback(admin.close)
+        admin.open(source.config, pages.views())
         parts.callback(supervisor.kill)
-        admin.start()
-        _log.info("health and metrics on %s", admin.address)
-        _Loop(source, supervisor, reloads, events.get).run()
+        _Loop(source, supervisor, reloads, events).run()
     _log.info("stopped in order")
+
+
+class _AdminAddress:
+    # The admin address in service and, during a reload, the one that follows it. See
+    # `Replaceable`.
+    def __init__(self) -> None:
+        self._listen = ""
+        self._views: Views | None = None
+        self._current: Admin | None = None
+        self._next: tuple[str, Admin] | None = None
+
+    def open(self, config: BridgeConfig, views: Views) -> None:
+        self._views = views
+        self.prepare(config)
+        self.commit()
+
+    def prepare(self, config: BridgeConfig) -> None:
+        listen = config.admin.listen
+        if listen == self._listen or self._views is None:
+            return
+        new = Admin(listen, self._views)
+        try:
+            new.start()
+        except RuntimeError as error:
+            new.close()
+            raise ConfigError(
+                "admin.listen: the system gives no more threads", detail=str(error)
+            ) from error
+        self._next = listen, new
+
+    def commit(self) -> None:
+        if self._next is None:
+            return
+        old = self._current
+        self._listen, self._current = self._next
+        self._next = None
+        _log.info("health and metrics on %s", self._current.address)
+        if old is not None:
+            old.close()
+
+    def discard(self) -> None:
+        if self._next is not None:
+            self._next[1].close()
+            self._next = None
+
+    def close(self) -> None:
+        self.discard()
+        if self._current is not None:
+            self._current.close()
 
 
 class _Loop:
@@ -69,13 +141,13 @@ class _Loop:
         source: ConfigText,
         supervisor: Supervisor,
         reloads: Reloads,
-        wait: Callable[[bool, float], int],
+        events: Events,
     ) -> None:
         self._path = source.path
         self._file = ConfigFile(source.path, source.text)
         self._supervisor = supervisor
         self._reloads = reloads
-        self._wait = wait
+        self._events = events
         self._look_at = time.monotonic() + _IDLE_SECONDS
         self._refusal: ConfigError | None = None
 
@@ -84,7 +156,7 @@ class _Loop:
         while not supervisor.is_over:
             try:
                 wait = _IDLE_SECONDS if supervisor.is_settled else _BUSY_SECONDS
-                event = self._wait(True, wait)  # noqa: FBT003 - `SimpleQueue.get`
+                event = self._events.get(timeout=wait)
             except queue.Empty:
                 event = 0
             now = time.monotonic()

@@ -7,21 +7,25 @@ from pathlib import Path
 from typing import Self
 
 REFUSED = 78
-"""The exit status of a worker that cannot use the configuration (EX_CONFIG)."""
+"""The exit status of a worker that cannot use its configuration, or a file or ledger
+that it names (EX_CONFIG)."""
+WITHOUT_KEYS = "clusters without token keys"
+"""The warning in a worker's readiness that names clusters, separated by commas."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessRole:
-    """Where a process stands: alone, or as one of several workers."""
+    """What a process is in a bridge: one of its workers, or on its own in a test."""
 
     writer: str = "bridge"
     """Its name in the ledger."""
     settles_beside: Collection[str] | None = ()
-    """Writers whose journals it does not settle, but its own; None: it settles none."""
+    """Writers that run now: at its start the process settles its own journal and those
+    of all others. None: it settles no journal."""
     shares_ports: bool = False
-    """Others listen on the same ports. That must be meant, never happen."""
+    """Whether other processes listen on the same ports, on purpose (SO_REUSEPORT)."""
     admin: str | None = None
-    """The admin address in place of the configured one."""
+    """The admin address in place of `admin.listen`."""
     shared: Path | None = None
     """The file of what is counted for all workers together."""
 
@@ -37,13 +41,13 @@ class WorkerOrder:
     """
 
     path: str
-    """Of the configuration file; what is relative in it is relative to its folder."""
+    """The configuration file; relative paths in it start from its folder."""
     text: str
-    """Its content, as the parent checked it. The worker does not read the file."""
+    """The content, as the parent checked it. The worker does not read the file."""
     writer: str
-    """Name in the ledger, and of the worker."""
-    cpu: int
-    """The core that it keeps to."""
+    """The worker's name, also in the ledger."""
+    cpu: int | None
+    """The core that the worker keeps to; None: any."""
     folder: str
     """Private to the parent and its workers."""
     log_level: str = "INFO"

@@ -1,8 +1,8 @@
 """The workers of each configuration, and how one configuration follows another.
 
 A reload starts workers beside the old ones, and ends the old ones when the new ones are
-ready: whatever a configuration changes, it is either in service as a whole or not at
-all. All of it is driven by `tick`, with the time as its argument.
+ready. Either all of a configuration takes effect or none. The supervisor is driven by
+`tick`, with the time as its argument.
 """
 
 import logging
@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count, islice
+from typing import Protocol
 
 from bridge.config import BridgeConfig, ConfigText
 from bridge.errors import ConfigError
@@ -24,6 +25,23 @@ _MARGIN_SECONDS = 7.0
 _log = logging.getLogger(__name__)
 
 
+class Replaceable(Protocol):
+    """A part of the parent that a reload replaces together with the workers."""
+
+    def prepare(self, config: BridgeConfig) -> None:
+        """Make the part of another configuration, beside the one in service.
+
+        Raises:
+            ConfigError: It cannot be made.
+        """
+
+    def commit(self) -> None:
+        """Put what was prepared in service, and end what it replaces."""
+
+    def discard(self) -> None:
+        """End what was prepared, if anything was."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerDefaults:
     """What all workers have in common."""
@@ -31,7 +49,7 @@ class WorkerDefaults:
     folder: str
     """Private to the parent and its workers."""
     cpus: Sequence[int]
-    """The cores that the workers may use; one each, in turn."""
+    """The cores that the workers may use; where there are several workers, one each."""
     log_level: str = "INFO"
 
 
@@ -54,6 +72,9 @@ class _Generation:
         refused = (worker.reason for worker in self.workers if worker.is_refused)
         return next(refused, "")
 
+    def without_keys(self) -> frozenset[str]:
+        return frozenset().union(*(worker.without_keys() for worker in self.workers))
+
 
 class Supervisor:
     """Starts, watches and replaces workers.
@@ -61,20 +82,23 @@ class Supervisor:
     Args:
         source: The first configuration.
         spawn: Starts a worker.
-        surroundings: What all workers have in common.
-        reloads: Is told what becomes of a change.
+        defaults: What all workers have in common.
+        reloads: Counts the reloads and keeps the last refusal.
+        parts: Parts of the parent that a reload replaces with the workers.
     """
 
     def __init__(
         self,
         source: ConfigText,
         spawn: Spawn,
-        surroundings: WorkerDefaults,
+        defaults: WorkerDefaults,
         reloads: Reloads,
+        parts: Sequence[Replaceable] = (),
     ) -> None:
         self._spawn = spawn
-        self._surroundings = surroundings
+        self._defaults = defaults
         self._reloads = reloads
+        self._parts = parts
         self._restarts: Counter[str] = Counter()
         self._leaving: list[_Generation] = []
         self._next: _Generation | None = None
@@ -84,27 +108,25 @@ class Supervisor:
 
     @property
     def config(self) -> BridgeConfig:
-        """What is in service."""
+        """The configuration in service."""
         return self._current.source.config
 
     @property
     def is_over(self) -> bool:
-        """Whether everything has ended after `stop`."""
+        """Whether every worker has ended after `stop`."""
         return self._is_stopping and not self._leaving
 
     @property
     def is_settled(self) -> bool:
         """Whether nothing is expected to happen soon."""
-        is_whole = self._is_proven and all(
-            worker.child for worker in self._current.workers
-        )
-        return is_whole and self._next is None and not self._leaving
+        is_whole = all(worker.child for worker in self._current.workers)
+        return self._is_proven and is_whole and self._next is None and not self._leaving
 
     def workers(self) -> tuple[Worker, ...]:
         """Return every worker: the serving ones first, then others. For threads."""
         others = (self._next, *self._leaving)
         generations = (self._current, *(each for each in others if each is not None))
-        # One that is on its way out is in two of them for a moment.
+        # A generation that begins to leave is in two places for a moment.
         return tuple(
             dict.fromkeys(worker for each in generations for worker in each.workers)
         )
@@ -127,8 +149,7 @@ class Supervisor:
             now: Seconds of a clock that never goes back.
 
         Raises:
-            ConfigError: The first configuration cannot be used, says a worker that
-                has tried.
+            ConfigError: A worker has tried the first configuration and cannot use it.
         """
         for worker in self.workers():
             worker.tick(now)
@@ -141,34 +162,31 @@ class Supervisor:
     def reload(self, source: ConfigText, now: float) -> None:
         """Begin to replace the workers by those of another configuration.
 
-        Whatever comes of it, `Reloads` is told.
+        `Reloads` is told whether they serve or are refused.
         """
         if self._is_stopping:
             return
-        if self._next is not None:
-            self._leave(self._next, now)
-            self._next = None
+        self._abandon_next(now)
         try:
-            _require_replaceable(self.config, source.config)
+            for part in self._parts:
+                part.prepare(source.config)
         except ConfigError as error:
-            self._reloads.refused(error)
+            self._refuse(error)
             return
         self._next = self._generation(source, taken=self.workers())
         self._next.ready_by = now + _READY_SECONDS
         _log.info("a new configuration: starting its workers")
 
     def stop(self, now: float) -> None:
-        """Begin to end everything; what is under way is finished."""
+        """Begin to end every worker; calls under way are finished."""
         if self._is_stopping:
             return
         self._is_stopping = self._is_proven = True
-        for generation in (self._next, self._current):
-            if generation is not None:
-                self._leave(generation, now)
-        self._next = None
+        self._abandon_next(now)
+        self._leave(self._current, now)
 
     def kill(self) -> None:
-        """End everything at once."""
+        """End every worker at once."""
         for worker in self.workers():
             worker.kill()
 
@@ -179,15 +197,39 @@ class Supervisor:
             raise ConfigError(refusal)
 
     def _look_at_next(self, new: _Generation, now: float) -> None:
-        if new.is_ready:
+        lost = self._lost_keys(new) if new.is_ready else frozenset[str]()
+        if new.is_ready and not lost:
             old, self._current, self._next = self._current, new, None
             self._is_proven = True
+            for part in self._parts:
+                part.commit()
             self._leave(old, now)
             self._reloads.done()
         elif (why := new.refusal()) or now >= new.ready_by:
+            self._abandon_next(now)
+            self._refuse(ConfigError(why or _unready(new.workers, lost)))
+
+    def _lost_keys(self, new: _Generation) -> frozenset[str]:
+        # Token keys start empty in new workers. Where the keys of a cluster cannot be
+        # read now, the workers in service still have them: its callers must not lose
+        # them by a reload.
+        absent = new.without_keys()
+        if not absent:
+            return absent
+        known = {cluster.name for cluster in self.config.clusters}
+        return (absent & known) - self._current.without_keys()
+
+    def _refuse(self, error: ConfigError) -> None:
+        for part in self._parts:
+            part.discard()
+        self._reloads.refused(error)
+
+    def _abandon_next(self, now: float) -> None:
+        if self._next is not None:
+            self._leave(self._next, now)
             self._next = None
-            self._leave(new, now)
-            self._reloads.refused(ConfigError(why or _unready(new.workers)))
+            for part in self._parts:
+                part.discard()
 
     def _look_at_leaving(self) -> None:
         gone = [each for each in self._leaving if each.is_gone]
@@ -203,19 +245,22 @@ class Supervisor:
             worker.stop(now, drain + _MARGIN_SECONDS)
 
     def _generation(self, source: ConfigText, taken: Sequence[Worker]) -> _Generation:
-        # A journal has one writer: a name is free when its worker has gone.
+        # A journal has one writer: a name is free when its worker has ended.
         free = _free_names({worker.order.writer for worker in taken})
         names = tuple(islice(free, source.config.workers))
-        around = self._surroundings
+        defaults = self._defaults
+        # The scheduler places a single worker: the workers of other bridges on the
+        # machine would keep to the same core.
+        cpus = defaults.cpus if names[1:] else [None]
         workers = [
             Worker(
                 WorkerOrder(
                     path=str(source.path),
                     text=source.text,
                     writer=writer,
-                    cpu=around.cpus[index % len(around.cpus)],
-                    folder=around.folder,
-                    log_level=around.log_level,
+                    cpu=cpus[index % len(cpus)],
+                    folder=defaults.folder,
+                    log_level=defaults.log_level,
                     settles_beside=None if index else names,
                 ),
                 self._spawn,
@@ -229,19 +274,12 @@ def _free_names(taken: Collection[str]) -> Iterator[str]:
     return (name for index in count() if (name := f"w{index}") not in taken)
 
 
-def _require_replaceable(old: BridgeConfig, new: BridgeConfig) -> None:
-    changed = []
-    if not new.workers:
-        changed.append("workers (to 0)")
-    if old.admin != new.admin:
-        changed.append("admin.listen")
-    if changed:
-        raise ConfigError(
-            f"{' and '.join(changed)} cannot be changed while the bridge runs: restart"
+def _unready(workers: Sequence[Worker], lost: Collection[str]) -> str:
+    if lost:
+        return (
+            f"its workers have no token keys of {', '.join(sorted(lost))}, and those "
+            "in service have"
         )
-
-
-def _unready(workers: Sequence[Worker]) -> str:
     reasons = (
         f"{worker.order.writer} {worker.reason or 'runs and is not ready'}"
         for worker in workers

@@ -1,7 +1,7 @@
-"""One worker: `python -m bridge.process.worker`, told by its parent what to serve.
+"""The worker process: `python -m bridge.process.worker`, with an order from its parent.
 
-It pins itself to its core before anything is imported that starts threads, and goes
-when the parent goes: the end of its standard input is the parent's end.
+The worker pins itself to its core before anything is imported that starts threads. It
+drains and ends when the parent ends, which it sees at its standard input.
 """
 
 import contextlib
@@ -11,24 +11,26 @@ import signal
 import threading
 from pathlib import Path
 
-from bridge.process.role import REFUSED, WorkerOrder
+from bridge.process.role import REFUSED, ProcessRole, WorkerOrder
 from bridge.system.child_process import follow_parent, read_order
 from bridge.system.linux import harden, poll_without_hops, take_turns
 from bridge.system.logs import set_up
 
 _MARGIN_SECONDS = 5.0
 """Between the end of the drain and the end by force."""
+_WAKE_SECONDS = 0.25
 _log = logging.getLogger(__name__)
 
 
 def main() -> int:
     """Serve as the order on standard input says; return the exit status."""
     order = WorkerOrder.read(read_order())
-    os.sched_setaffinity(0, {order.cpu})
+    if order.cpu is not None:
+        os.sched_setaffinity(0, {order.cpu})
     set_up(order.log_level, who=f"{order.writer} ")
     asked_to_stop, is_orphan = threading.Event(), threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: asked_to_stop.set())
-    # Those are for the parent, which tells its workers what to do.
+    # These two are for the parent, which tells its workers what to do.
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
 
@@ -46,13 +48,11 @@ def _serve(
     order: WorkerOrder, asked_to_stop: threading.Event, is_orphan: threading.Event
 ) -> int:
     poll_without_hops()
-    # On its core only now, and with the parent watched: these take their time.
+    # Imported only now, on its core and with the parent watched: it takes a second.
     from bridge.admin.endpoints import UNIX  # noqa: PLC0415
     from bridge.config import parse  # noqa: PLC0415 - see above
-    from bridge.errors import BridgeError, ConfigError, PluginError  # noqa: PLC0415
+    from bridge.errors import BridgeError, OperatorError  # noqa: PLC0415
     from bridge.process.composition import Process  # noqa: PLC0415
-    from bridge.process.role import ProcessRole  # noqa: PLC0415
-    from bridge.process.standalone import await_signal, end_by_force  # noqa: PLC0415
 
     harden()
     take_turns()
@@ -68,20 +68,40 @@ def _serve(
         process = Process(config, role=role, warn=logging.getLogger("bridge").warning)
         process.start()
     except BridgeError as error:
-        _log.error("%s", f"{error} {error.detail}".rstrip())
-        # The disk may be full, which may be the reason: the log has it in any case.
-        with contextlib.suppress(OSError):
+        try:
             order.reason.write_text(f"{error}\n{error.detail}".strip())
-        return REFUSED if isinstance(error, ConfigError | PluginError) else 1
-    await_signal(asked_to_stop)
-    end_by_force(config.limits.drain.total_seconds() + _MARGIN_SECONDS)
+        except OSError:  # the disk may be full, which may be the reason
+            _log.error("%s", f"{error} {error.detail}".rstrip())
+        # A worker of a parent that died may still have the journal: try again later.
+        is_locked = error.rule == "ledger.locked"
+        return REFUSED if isinstance(error, OperatorError) and not is_locked else 1
+    _await_signal(asked_to_stop)
+    _end_by_force(config.limits.drain.total_seconds() + _MARGIN_SECONDS)
     process.stop()
     if is_orphan.is_set():
-        # Nobody else is left to take it away; the last worker finds it empty.
+        # No parent is left to remove the folder; the last worker finds it empty.
         order.shared.unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             Path(order.folder).rmdir()
     return 0
+
+
+def _await_signal(happened: threading.Event) -> None:
+    # A signal that comes just before the wait begins does not end the wait: its handler
+    # runs when the thread wakes next, so the thread wakes now and then.
+    while not happened.wait(_WAKE_SECONDS):
+        pass
+
+
+def _end_by_force(seconds: float) -> None:
+    # A call that hangs in a library cannot be stopped from inside.
+    def end() -> None:
+        _log.error("could not end in order within %.0f s", seconds)
+        os._exit(1)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
 
 
 if __name__ == "__main__":

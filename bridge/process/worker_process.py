@@ -6,7 +6,7 @@ import socket
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from bridge.process.role import REFUSED, WorkerOrder
+from bridge.process.role import REFUSED, WITHOUT_KEYS, WorkerOrder
 from bridge.system.child_process import (
     Child,
     ChildProcess,
@@ -92,6 +92,12 @@ class Worker(SupervisedChild[RunningWorker]):
             if answer is not None and answer.get("ready") is True:
                 self._ready = child
         return child is not None and child is self._ready
+
+    def without_keys(self) -> frozenset[str]:
+        """Return the clusters whose token keys the process does not have."""
+        answer = readiness(self.child, _ASK_SECONDS) if self.child is not None else None
+        warnings = answer.get("warnings", {}) if answer is not None else {}
+        return frozenset(filter(None, warnings.get(WITHOUT_KEYS, "").split(", ")))
 
     def _spawned(self) -> RunningWorker:
         child = self._spawn(self.order)

@@ -198,7 +198,8 @@ class SupervisedChild(Generic[C]):
         if now - self._began >= _STEADY_SECONDS:
             self._wait = _FIRST_WAIT_SECONDS
         self.reason, self._due = reason, now + self._wait
-        _log.error("%s: %s; restarted in %.1f s", self.name, reason, self._wait)
+        line = "; ".join(reason.splitlines())
+        _log.error("%s: %s; restarted in %.1f s", self.name, line, self._wait)
         self._wait = min(self._wait * 2, _LONGEST_WAIT_SECONDS)
 
 

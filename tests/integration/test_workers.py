@@ -14,7 +14,8 @@ import pytest
 
 from bridge.errors import BackendRefusedError
 from bridge.process.role import REFUSED, WorkerOrder
-from tests.support.harness.workers import Supervised, await_true, is_alive
+from tests.support.harness.processes import is_alive
+from tests.support.harness.workers import Supervised, await_true
 
 pytestmark = pytest.mark.xdist_group("workers")
 

@@ -86,13 +86,13 @@ class Ground:
         return path
 
     def bridge(
-        self, name: str, *, workers: int = 0, core: str | None = SERVER_CORE
+        self, name: str, *, workers: int = 1, core: str | None = SERVER_CORE
     ) -> Supervised:
         """Make a bridge that is not started yet.
 
         Args:
             name: Of its folder.
-            workers: 0 for one process.
+            workers: How many serve.
             core: That it keeps to; None for all.
         """
         return Supervised(

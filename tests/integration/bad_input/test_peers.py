@@ -43,11 +43,11 @@ def served_at_once(wire: Wire) -> None:
 
 
 def descriptors(bridge: Bridge) -> int:
-    return len(list(Path(f"/proc/{bridge.pid}/fd").iterdir()))
+    return len(list(Path(f"/proc/{bridge.worker}/fd").iterdir()))
 
 
 def threads(bridge: Bridge) -> int:
-    return len(list(Path(f"/proc/{bridge.pid}/task").iterdir()))
+    return len(list(Path(f"/proc/{bridge.worker}/task").iterdir()))
 
 
 def eventually(holds: Callable[[], bool], seconds: float = GIVEN_UP_SECONDS) -> bool:

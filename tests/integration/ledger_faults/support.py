@@ -66,4 +66,4 @@ def await_archive(bridge: Bridge) -> None:
 
 def segment(bridge: Bridge, number: int = 1) -> Path:
     """Return a segment of the only writer."""
-    return bridge.folder / f"journal/bridge/{number:08d}.jsonl"
+    return bridge.folder / f"journal/w0/{number:08d}.jsonl"

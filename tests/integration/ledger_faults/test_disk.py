@@ -65,7 +65,7 @@ def _ledger_of(kind: str) -> dict[str, object]:
 def test_a_full_disk_stops_signing_and_a_free_one_lets_it_go_on(served: Served) -> None:
     bridge, disk = served.bridge, served.disk
     with bridge:
-        pid, granted = bridge.pid, 0
+        pid, granted = bridge.worker, 0
         for _ in range(_FIRST):
             assert status(bridge) == "OK"
             granted += 1
@@ -88,7 +88,7 @@ def test_a_full_disk_stops_signing_and_a_free_one_lets_it_go_on(served: Served) 
         for _ in range(_LAST):
             assert status(bridge) == "OK"
             granted += 1
-        assert bridge.pid == pid
+        assert bridge.worker == pid
     assert len(workload_rows(bridge, "intent")) == granted
     assert len(workload_rows(bridge, "issued")) == granted
     assert bridge.rows(kind="resumed")
@@ -104,7 +104,7 @@ def test_a_bridge_that_is_restarted_on_a_full_disk_serves_after_that(
         disk.fill(bridge)
         while status(bridge) == "OK":
             pass
-        bridge.signal(9)
+        bridge.kill()
     if isinstance(disk, Tmpfs):
         with pytest.raises(RuntimeError, match="did not start"):
             bridge.__enter__()

@@ -77,7 +77,7 @@ def test_a_restart_gives_what_was_left_open_the_outcome_unknown(tmp_path: Path) 
     with bridge:
         assert status(bridge) == "OK"
         await_true(lambda: workload_rows(bridge, "issued"))
-        bridge.signal(9)
+        bridge.kill()
     # As if the process had died between the intent and the outcome.
     (intent,) = workload_rows(bridge, "intent")
     lines = segment(bridge).read_bytes().splitlines(keepends=True)

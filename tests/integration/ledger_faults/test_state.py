@@ -151,7 +151,7 @@ def test_a_journal_without_its_published_heads_is_refused_until_it_is_accepted(
     if fault is lose_heads:
         (bridge.folder / "heads.jsonl").unlink()
     accepted = bridge.run(
-        "ledger", "accept", "--writer", "bridge", "--reason", "the node was lost"
+        "ledger", "accept", "--writer", "w0", "--reason", "the node was lost"
     )
     assert accepted.returncode == 0, accepted.stderr
     with bridge:
@@ -165,7 +165,7 @@ def test_a_journal_without_its_published_heads_is_refused_until_it_is_accepted(
 def test_a_power_cut_in_a_write_needs_nobody(bridge: Bridge) -> None:
     with bridge:
         assert status(bridge) == "OK"
-        bridge.signal(9)
+        bridge.kill()
     with segment(bridge).open("ab") as file:
         file.write(bytes(700) + b"\n" + bytes(300))
     with bridge:

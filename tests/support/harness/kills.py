@@ -13,7 +13,8 @@ from pathlib import Path
 
 from bridge.ledger.verify import verify
 from tests.support.clients.holders import Held, Holders
-from tests.support.harness.workers import Supervised, await_true, is_alive
+from tests.support.harness.processes import is_alive
+from tests.support.harness.workers import Supervised, await_true
 
 WORKER, PARENT, ALL = "a worker", "the parent", "the parent and all workers"
 _MOST_WORKER_KILLS = 6

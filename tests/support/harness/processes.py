@@ -1,5 +1,7 @@
 """Processes that a served bridge starts."""
 
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
 _FEEDER = b"bridge.ledger.archive.feedmain"
@@ -8,6 +10,40 @@ _FEEDER = b"bridge.ledger.archive.feedmain"
 def feeders(pid: int) -> list[int]:
     """Return the processes that feed archives for `pid`, or for its workers."""
     return [one for one in descendants(pid) if _FEEDER in _command(one)]
+
+
+def workers(pid: int) -> list[int]:
+    """Return the worker processes of the parent `pid`."""
+    # One that is ending has no command any more, and may hold its sockets still: it is
+    # a worker until it is gone.
+    path = Path(f"/proc/{pid}/task/{pid}/children")
+    found = (int(one) for one in path.read_text().split())
+    return [one for one in found if _FEEDER not in _command(one)]
+
+
+def is_alive(pid: int) -> bool:
+    """Return whether a process has not ended, with all its threads and sockets."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        threads = list(Path(f"/proc/{pid}/task").iterdir())
+    except OSError:
+        return False
+    # The first thread is a zombie before the others have ended, and only the last one
+    # of them closes the sockets.
+    return state != "Z" or len(threads) > 1
+
+
+def await_gone(pids: Sequence[int], seconds: float) -> None:
+    """Wait until none of the processes is alive.
+
+    Raises:
+        TimeoutError: One still is after `seconds`.
+    """
+    deadline = time.monotonic() + seconds
+    while any(map(is_alive, pids)):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"one of {pids} is still there")
+        time.sleep(0.02)
 
 
 def descendants(pid: int) -> list[int]:

@@ -6,7 +6,9 @@ of a cluster's tokens, the configuration) and serves until the block ends.
 
 import contextlib
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -116,10 +118,16 @@ class Bridge:
 
     @property
     def pid(self) -> int:
-        """The process that serves."""
+        """The parent process."""
         if self._process is None:
             raise RuntimeError("the bridge is not running")
         return self._process.pid
+
+    @property
+    def worker(self) -> int:
+        """The only worker process."""
+        (found,) = processes.workers(self.pid)
+        return found
 
     @property
     def feeders(self) -> list[int]:
@@ -202,6 +210,15 @@ class Bridge:
         self._process.send_signal(number)
         self._process.wait(timeout=_STOP_SECONDS)
         self._process = None
+
+    def kill(self) -> None:
+        """End the parent and its workers at once, as a node that dies does."""
+        workers = processes.workers(self.pid)
+        self.signal(signal.SIGKILL)
+        for pid in workers:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        processes.await_gone(workers, _STOP_SECONDS)
 
     def log(self) -> str:
         """Return the end of what the process wrote."""

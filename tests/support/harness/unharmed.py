@@ -21,9 +21,9 @@ def unharmed(made: Bridge, *clients: type[Certify | Wire]) -> Iterator[Bridge]:
     """
     write_keys(made)
     with made as served:
-        before = served.pid
+        before = served.worker
         yield served
-        assert served.pid == before, "the process is another one"
+        assert served.worker == before, "the process is another one"
         for client in clients:
             _require_unharmed(served, client)
         assert "Traceback" not in served.log(), served.log()

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from bridge.client.istio import IstioReply, IstioRequest, ask
+from tests.support.harness import processes
 from tests.support.harness.real_process import SERVER_NAME, Bridge
 
 WAIT_SECONDS = 20.0
@@ -29,24 +30,13 @@ def await_true(what: Callable[[], object]) -> None:
         time.sleep(0.02)
 
 
-def is_alive(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-        threads = list(Path(f"/proc/{pid}/task").iterdir())
-    except OSError:
-        return False
-    # The first thread is a zombie before the others have ended, and only the last one
-    # of them closes the sockets.
-    return state != "Z" or len(threads) > 1
-
-
 class Supervised(Bridge):
     """See `Bridge`."""
 
     def __init__(
         self,
         folder: Path,
-        workers: int,
+        workers: int = 1,
         overrides: Mapping[str, Any] | None = None,
         **more: Any,
     ) -> None:
@@ -67,10 +57,7 @@ class Supervised(Bridge):
 
     def children(self) -> list[int]:
         """Return the worker processes."""
-        # The first thread starts them, and no feeder. One that ends is here until it is
-        # gone, with its sockets.
-        path = Path(f"/proc/{self.pid}/task/{self.pid}/children")
-        return [int(pid) for pid in path.read_text().split()]
+        return processes.workers(self.pid)
 
     @property
     def is_gone(self) -> bool:
@@ -104,7 +91,7 @@ class Supervised(Bridge):
 
     def await_reloads(self, result: str, count: int = 1) -> None:
         await_true(lambda: self.metric("meshca_reloads_total", result=result) == count)
-        if result == "ok" and self.children():
+        if result == "ok":
             # Workers of before take connections until they have heard of it.
             up = "meshca_worker_up"
             await_true(lambda: len(self.children()) == self.metric(up))

@@ -51,9 +51,9 @@ class FileLimit:
 
     def fill(self, bridge: Bridge) -> None:
         """See `SmallDisk.fill`."""
-        (last,) = (bridge.folder / "journal/bridge").glob("*.jsonl")
+        (last,) = (bridge.folder / "journal/w0").glob("*.jsonl")
         resource.prlimit(
-            bridge.pid,
+            bridge.worker,
             resource.RLIMIT_FSIZE,
             (last.stat().st_size + 100, resource.RLIM_INFINITY),
         )
@@ -61,7 +61,7 @@ class FileLimit:
     def free(self, bridge: Bridge) -> None:
         """See `SmallDisk.free`."""
         unlimited = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
-        resource.prlimit(bridge.pid, resource.RLIMIT_FSIZE, unlimited)
+        resource.prlimit(bridge.worker, resource.RLIMIT_FSIZE, unlimited)
 
 
 @contextmanager

@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -26,7 +27,9 @@ def serve(folder: Path, **changed: Any) -> list[str]:
     assert done.returncode == 1
     assert done.stdout == ""
     lines = [line.removeprefix(f"{path}: ") for line in done.stderr.splitlines()]
-    return [line.split(": ")[0] for line in lines if "Z INFO " not in line]
+    return [
+        line.split(": ")[0] for line in lines if not re.search("Z (INFO|ERROR) ", line)
+    ]
 
 
 NOWHERE = {

@@ -18,7 +18,7 @@ FILE = Path("bridge.yaml")
 # The shape of the design, without what comes with later parts (Linkerd, PKCS#11).
 DESIGN = """
 trust_domain: corp.example
-workers: 0
+workers: 1
 fronts:
   istio:
     listen: "0.0.0.0:15012"
@@ -136,7 +136,9 @@ BAD_VALUES: list[tuple[str, object, str]] = [
     ("trust_domain", ..., "is required (found nothing)"),
     ("trust_domain", "Corp", "a trust domain has 1 to 255 of the characters"),
     ("trust_domain", 7, "Input should be a valid string (found 7)"),
-    ("workers", -1, "Input should be greater than or equal to 0 (found -1)"),
+    ("workers", -1, "Input should be greater than or equal to 1 (found -1)"),
+    ("workers", 0, "workers under a parent; write 1 in place of 0 (found 0)"),
+    ("workers", False, "Input should be a valid integer (found False)"),
     ("workers", 65, "Input should be less than or equal to 64 (found 65)"),
     ("fronts", {}, "expected a front: istio, linkerd, or both"),
     ("fronts.istio.listen", "15012", "such as \"0.0.0.0:15012\" (found '15012')"),

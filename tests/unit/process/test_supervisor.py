@@ -1,15 +1,14 @@
 import json
-import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from prometheus_client import CollectorRegistry
 
-from bridge.config import ConfigText, parse
+from bridge.config import BridgeConfig, ConfigText, parse
 from bridge.errors import ConfigError
 from bridge.process.reload import Reloads
-from bridge.process.role import REFUSED, WorkerOrder
+from bridge.process.role import REFUSED, WITHOUT_KEYS, WorkerOrder
 from bridge.process.supervisor import Supervisor, WorkerDefaults
 
 CONFIG = """
@@ -20,13 +19,13 @@ fronts:
 clusters:
   - name: Kubernetes
     tokens: {{verify: jwks, file: jwks.json, issuer: "https://issuer.example"}}
+{clusters}
 issuing_cas:
   seoul-1: {{plugin: file, chain: chain.pem}}
 trust_anchors: roots.pem
 issuance: {{issuing_cas: [seoul-1]}}
 limits: {{drain: 5s}}
 ledger: {{journal: journal, archive: "sqlite:///a.db", heads: {{sink: heads.jsonl}}}}
-admin: {{listen: "{admin}"}}
 """
 
 
@@ -38,6 +37,7 @@ class FakeChild:
         self.pid = pid
         self.status: int | None = None
         self.is_ready = True
+        self.without_keys = ""
         self.obeys = True
         self.words = ""
         self.signals: list[str] = []
@@ -60,7 +60,8 @@ class FakeChild:
     def get(self, page: str, timeout: float) -> tuple[int, str]:
         if self.status is not None:
             raise ConnectionRefusedError
-        return 200, json.dumps({"ready": self.is_ready})
+        warnings = {WITHOUT_KEYS: self.without_keys} if self.without_keys else {}
+        return 200, json.dumps({"ready": self.is_ready, "warnings": warnings})
 
 
 class Nursery:
@@ -80,10 +81,29 @@ class Nursery:
         return [child.order.writer for child in self.born if child.status is None]
 
 
-def source(workers: int = 2, admin: str = "127.0.0.1:9990") -> ConfigText:
+def source(workers: int = 2, clusters: str = "") -> ConfigText:
     path = Path("/etc/meshca/bridge.yaml")
-    text = CONFIG.format(workers=workers, admin=admin)
+    text = CONFIG.format(workers=workers, clusters=clusters)
     return ConfigText(path, text, parse(text, path))
+
+
+class FakePart:
+    """A part of the parent that keeps what it was asked to do."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.error: ConfigError | None = None
+
+    def prepare(self, config: BridgeConfig) -> None:
+        self.asked.append(f"prepare {config.workers}")
+        if self.error is not None:
+            raise self.error
+
+    def commit(self) -> None:
+        self.asked.append("commit")
+
+    def discard(self) -> None:
+        self.asked.append("discard")
 
 
 class Supervision:
@@ -92,8 +112,9 @@ class Supervision:
         self.registry = CollectorRegistry()
         self.reloads = Reloads(self.registry)
         around = WorkerDefaults(folder="/run/m", cpus=[4, 7])
+        self.part = FakePart()
         self.supervisor = Supervisor(
-            source(workers), self.nursery, around, self.reloads
+            source(workers), self.nursery, around, self.reloads, [self.part]
         )
 
     def counted(self, result: str) -> float:
@@ -184,22 +205,90 @@ def test_a_newer_configuration_takes_the_place_of_one_that_is_not_ready_yet() ->
     assert one.counted("ok") == 1
 
 
-FIXED = [
-    (source(0), r"^workers \(to 0\) cannot be changed"),
-    (source(2, "127.0.0.1:9991"), r"^admin\.listen cannot be changed"),
+def test_a_part_of_the_parent_is_replaced_with_the_workers() -> None:
+    one = Supervision()
+    one.supervisor.tick(0)
+    one.nursery.prepare = lambda child: setattr(child, "is_ready", False)
+    one.supervisor.reload(source(1), 1)
+    one.supervisor.tick(1)
+    assert one.part.asked == ["prepare 1"]
+    one.nursery.born[-1].is_ready = True
+    one.supervisor.tick(2)
+    assert one.part.asked == ["prepare 1", "commit"]
+
+
+def test_a_part_that_cannot_be_prepared_refuses_the_configuration() -> None:
+    one = Supervision()
+    one.supervisor.tick(0)
+    one.part.error = ConfigError("admin.listen: cannot listen")
+    one.supervisor.reload(source(1), 1)
+    one.supervisor.tick(1)
+    assert one.part.asked == ["prepare 1", "discard"]
+    assert one.counted("refused") == 1
+    assert "cannot listen" in one.reloads.warnings()["configuration"]
+    assert one.nursery.alive() == ["w0", "w1"]
+
+
+def test_a_part_is_discarded_with_workers_that_are_refused() -> None:
+    one = Supervision(workers=1)
+    one.supervisor.tick(0)
+    one.nursery.prepare = lambda child: setattr(child, "status", REFUSED)
+    one.supervisor.reload(source(1), 1)
+    one.supervisor.tick(1)
+    one.supervisor.tick(1)
+    assert "commit" not in one.part.asked
+    assert one.part.asked[-1] == "discard"
+
+
+SECOND = """
+  - name: second
+    tokens: {verify: jwks, file: jwks2.json, issuer: "https://second.example"}
+"""
+# Clusters without token keys: of the old workers, of the new ones; is it replaced?
+KEYS = [
+    ("", "", True),
+    ("", "Kubernetes", False),
+    ("", "Kubernetes, second", False),
+    ("Kubernetes", "Kubernetes", True),
+    ("", "second", True),  # its keys could not be read before either
 ]
 
 
-@pytest.mark.parametrize(("changed", "words"), FIXED)
-def test_what_a_parent_cannot_change_is_named(changed: ConfigText, words: str) -> None:
-    one = Supervision()
+@pytest.mark.parametrize(("old", "new", "is_replaced"), KEYS)
+def test_a_reload_does_not_lose_the_token_keys_of_a_cluster(
+    old: str, new: str, *, is_replaced: bool
+) -> None:
+    one = Supervision(workers=1)
+    one.nursery.prepare = lambda child: setattr(child, "without_keys", old)
     one.supervisor.tick(0)
-    one.supervisor.reload(changed, 1)
+    one.nursery.prepare = lambda child: setattr(child, "without_keys", new)
+    one.supervisor.reload(source(1, SECOND), 1)
+    for now in (1, 2, 30.9, 31):
+        one.supervisor.tick(now)
+    assert (one.counted("ok"), one.counted("refused")) == (is_replaced, not is_replaced)
+    assert one.nursery.alive() == (["w1"] if is_replaced else ["w0"])
+    if not is_replaced:
+        told = one.reloads.warnings()["configuration"]
+        assert "its workers have no token keys of Kubernetes, and those" in told
+
+
+def test_new_workers_serve_as_soon_as_they_have_the_keys() -> None:
+    one = Supervision(workers=1)
+    one.supervisor.tick(0)
+    one.nursery.prepare = lambda child: setattr(child, "without_keys", "Kubernetes")
+    one.supervisor.reload(source(1), 1)
     one.supervisor.tick(1)
-    said = one.reloads.warnings()["configuration"].partition("serves: ")[2]
-    assert one.counted("refused") == 1
-    assert re.search(words, said)
-    assert len(one.nursery.born) == 2
+    assert one.nursery.alive() == ["w0", "w1"]
+    one.nursery.born[-1].without_keys = ""
+    one.supervisor.tick(2)
+    one.supervisor.tick(2)
+    assert one.nursery.alive() == ["w1"]
+
+
+def test_a_single_worker_keeps_to_no_core() -> None:
+    one = Supervision(workers=1)
+    one.supervisor.tick(0)
+    assert [child.order.cpu for child in one.nursery.born] == [None]
 
 
 def test_a_first_configuration_that_is_refused_is_an_error() -> None:
