@@ -99,42 +99,6 @@ class Process:
             trimmer.start()
             self._parts.callback(trimmer.close)
 
-<<<<<<< HEAD
-    def reload(self, config: BridgeConfig) -> None:
-        """Put another configuration in service: as a whole, or not at all.
-
-        Requests under way finish by what they began with. Files that the configuration
-        names are read anew, whether or not the configuration itself has changed.
-
-        Raises:
-            BridgeError: It cannot serve, or changes what one process cannot change
-                while it runs. Nothing has changed.
-        """
-        _require_changeable(self._config, config)
-        signing, snapshots = self._signing, self._snapshots
-        if signing is None or snapshots is None:
-            raise RuntimeError("the process is not started")
-        assembly = replace(self._assembly, config=config)
-        current = snapshots.current()
-        new = assembly.snapshot(current.clusters)
-        if config.limits == self._config.limits:
-            # What callers have used up stays used up.
-            new = replace(new, rate_limits=current.rate_limits)
-
-        def prepare(proven: Snapshot) -> Callable[[], None]:
-            own = OwnCertificates(lambda: proven, signing, self._clock)
-            return self.server.prepare(config, own.issue_serving)
-
-        snapshots.replace(
-            assembly,
-            new,
-            linger_seconds=_linger_seconds(config),
-            prepare=prepare,
-        )
-        self._config, self._assembly = config, assembly
-
-=======
->>>>>>> 11681b8 (One way to run: a parent and its workers; a reload always replaces workers)
     def stop(self) -> None:
         """Finish the calls under way, and close everything. May be repeated."""
         self._parts.close()
