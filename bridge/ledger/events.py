@@ -15,6 +15,7 @@ class Purpose(StrEnum):
     """What a certificate is for."""
 
     WORKLOAD = "workload"
+    """A workload of a mesh."""
     SERVING = "serving"
     """The bridge's own listener."""
     PROBE = "probe"
@@ -25,6 +26,7 @@ class Outcome(StrEnum):
     """How an attempt, or a call, ended."""
 
     ISSUED = "issued"
+    """The certificate was verified and released."""
     REFUSED = "refused"
     """A rule refused it; nothing was signed."""
     FAILED = "failed"
@@ -44,9 +46,11 @@ class Intent:
     request: str
     """32 hex digits; the attempts of one call share it."""
     purpose: str
+    """One of `Purpose`."""
     front: str
     """`istio`, `linkerd`, or empty for what the bridge asks for itself."""
     cluster: str
+    """The caller's cluster, as the configuration names it; may be empty."""
     caller: str
     """The authenticated identity, as a SPIFFE ID."""
     credential: str
@@ -66,7 +70,9 @@ class Intent:
     names: list[str]
     """Subject alternative names in order, `URI:...` or `DNS:...`."""
     not_before: int
+    """When the requested validity begins."""
     not_after: int
+    """When the requested validity ends."""
     tbs_sha256: str
     """Empty where the backend builds it."""
 
@@ -137,7 +143,9 @@ class Summary:
     kind: ClassVar[str] = "summary"
 
     since: int
+    """When the time span begins."""
     until: int
+    """When the time span ends."""
     rules: dict[str, int]
     """How many calls broke which rule."""
 
@@ -155,6 +163,7 @@ class Opened:
     version: str
     """Of the bridge."""
     format: int = 1
+    """The version of the format of the rows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

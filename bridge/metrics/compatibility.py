@@ -111,7 +111,7 @@ class ServiceMetrics:
         )
         self.seconds = Histogram(
             "grpc_server_handling_seconds",
-            "From arrival to answer.",
+            "Seconds from arrival to answer.",
             labels,
             buckets=_GO_BUCKETS,
             registry=registry,

@@ -93,9 +93,11 @@ class Metrics:
         for collector in (_Adapter(self.citadel.collect), self._expiries):
             self.registry.register(collector)
         ProcessCollector(registry=self.registry)
-        Info("meshca_build", "What is running.", registry=self.registry).info(
-            {"version": version, "python": python_version()}
-        )
+        Info(
+            "meshca_build",
+            "The versions of the bridge and of Python.",
+            registry=self.registry,
+        ).info({"version": version, "python": python_version()})
         self._define_requests()
         self._define_backends()
         self._define_ledger()
@@ -158,36 +160,41 @@ class Metrics:
 
     def _define_requests(self) -> None:
         self._request_count = self._counter(
-            "meshca_requests", "Calls by how they ended.", "front", "code"
+            "meshca_requests", "Calls that ended, by status code.", "front", "code"
         )
         self._request_seconds = self._histogram(
-            "meshca_request_seconds", "From arrival to answer.", _LONG, "front"
+            "meshca_request_seconds", "Seconds from arrival to answer.", _LONG, "front"
         )
         self._requests: dict[tuple[str, str], Counter] = {}
         steps = self._histogram(
-            "meshca_step_seconds", "One step of a request.", _SHORT, "step"
+            "meshca_step_seconds", "Seconds of one step of a request.", _SHORT, "step"
         )
         self.steps = {step: steps.labels(step) for step in STEPS}
         """By the names in `STEPS`: how long the step took."""
         self.in_flight = Gauge(
-            "meshca_in_flight", "Calls under way.", registry=self.registry
+            "meshca_in_flight", "Calls in progress.", registry=self.registry
         )
-        shed = self._counter("meshca_shed", "Calls turned away or given up.", "reason")
+        shed = self._counter(
+            "meshca_shed", "Calls refused or given up, by reason.", "reason"
+        )
         self.shed = {reason: shed.labels(reason) for reason in SHED_REASONS}
         """By the names in `SHED_REASONS`."""
         self.ttl_clamped = self._counter(
-            "meshca_ttl_clamped", "Lifetimes cut to what the issuing CA can give."
+            "meshca_ttl_clamped", "Lifetimes shortened to what the issuing CA can give."
         )
 
     def _define_backends(self) -> None:
         self._backend_calls = self._counter(
             "meshca_backend_calls",
-            "Calls of an issuing CA: ok, or the rule of the error.",
+            "Calls of an issuing CA, by result: ok, or the rule of the error.",
             "issuing_ca",
             "result",
         )
         self._backend_seconds = self._histogram(
-            "meshca_backend_seconds", "One call of an issuing CA.", _LONG, "issuing_ca"
+            "meshca_backend_seconds",
+            "Seconds of one call of an issuing CA.",
+            _LONG,
+            "issuing_ca",
         )
         self._backends: dict[str, BackendMetrics] = {}
         self._misissued = self._counter(
@@ -202,7 +209,7 @@ class Metrics:
 
     def _define_ledger(self) -> None:
         self.journal_commit_seconds = self._histogram(
-            "meshca_journal_commit_seconds", "One durable write.", _SHORT
+            "meshca_journal_commit_seconds", "Seconds of one durable write.", _SHORT
         )
         self.journal_batch_rows = self._histogram(
             "meshca_journal_batch_rows", "Rows that shared one durable write.", _ROWS

@@ -55,7 +55,7 @@ class Reloads:
         self._refusal = ""
         self._results = Counter(
             "meshca_reloads",
-            "Changes of the configuration by what became of them.",
+            "Reloads of the configuration, by result.",
             ["result"],
             registry=registry,
         )
@@ -68,7 +68,7 @@ class Reloads:
         )
         self._generation = Gauge(
             "meshca_config_generation",
-            "Configurations that have been in service, this one included.",
+            "Configurations that have taken effect, this one included.",
             registry=registry,
         )
         self._successful.set(1)

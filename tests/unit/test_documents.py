@@ -170,3 +170,9 @@ def test_every_metric_that_the_code_names_is_in_the_reference() -> None:
     }
     assert len(named) > 10
     assert named <= listed | {f"{name}_info" for name in listed}
+
+
+@pytest.mark.parametrize("document", sorted((ROOT / "docs/reference").glob("*.md")))
+def test_the_reference_describes_everything_that_it_lists(document: Path) -> None:
+    text = document.read_text("utf-8")
+    assert re.findall(r"^\| (`[^|]+`) \|(?:.*\|)?  \|$", text, re.MULTILINE) == []

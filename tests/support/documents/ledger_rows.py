@@ -54,7 +54,9 @@ def _names(kind: type[Any]) -> str:
 
 
 def _fields(kind: type[Any]) -> Iterator[tuple[str, str, str]]:
-    texts, types = of_attributes(kind), annotations(kind)
+    # An outcome repeats fields of the intent: they are described there.
+    texts = of_attributes(events.Intent) | of_attributes(kind)
+    types = annotations(kind)
     for field in fields(kind):
         if field.name != "kind":
             yield _row(field.name, types.get(field.name, ""), texts.get(field.name, ""))
