@@ -252,7 +252,7 @@ class ClusterRegistry:
     def without_keys(self) -> list[str]:
         """Return the names of the clusters that have no keys to verify tokens by."""
         now = self._clock()
-        return [one.name for one in self._clusters if not one.keyring.has_keys(now)]
+        return [one.name for one in self.clusters if not one.keyring.has_keys(now)]
 
     def start(self) -> None:
         """Refresh keys in the background from now on."""

@@ -349,11 +349,13 @@ def test_a_key_server_that_is_down_is_a_problem_and_no_error(
     registry = built(configuration)
     (problem,) = registry.problems()
     assert problem.startswith("cluster prod: has no keys yet: https://127.0.0.1:")
+    assert registry.without_keys() == ["prod"]
     with pytest.raises(BridgeError, match="too old"):
         identify(registry, shown(token()))
     server.show(prod.jwks())
     recovered = built(configuration)
     assert recovered.problems() == []
+    assert recovered.without_keys() == []
     assert identify(recovered, shown(token())).cluster == "prod"
     # The server is down again, and the configuration is loaded anew.
     server.answers.clear()
