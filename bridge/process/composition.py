@@ -23,7 +23,7 @@ from bridge.snapshot.builder import Assembly
 from bridge.snapshot.model import Issuer, Snapshot
 from bridge.snapshot.store import Snapshots
 from bridge.system.clock import Clock, system_clock
-from bridge.system.memory import Trimmer
+from bridge.system.linux import bound_malloc
 
 _log = logging.getLogger(__name__)
 _PROBE_SECONDS = 10.0
@@ -86,6 +86,7 @@ class Process:
                 message lists every problem. Nothing is left running.
             LedgerError: The ledger cannot be opened.
         """
+        bound_malloc()
         with ExitStack() as parts:
             self._start(parts)
             self._parts = parts.pop_all()
@@ -95,9 +96,6 @@ class Process:
         # A request leaves no cycles. To look for them after every 700 objects takes a
         # fourteenth of the processor.
         gc.set_threshold(*_COLLECT_AFTER)
-        if (trimmer := Trimmer.of_this_process()) is not None:
-            trimmer.start()
-            self._parts.callback(trimmer.close)
 
     def stop(self) -> None:
         """Finish the calls under way, and close everything. May be repeated."""

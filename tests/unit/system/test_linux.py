@@ -24,6 +24,57 @@ def test_a_process_leaves_no_core_dump_and_takes_all_files_that_it_may_have() ->
     assert done.stdout.splitlines() == ["True", "(0, 0)"]
 
 
+MALLOC = """
+import ctypes, os, threading
+from bridge.system.linux import bound_malloc
+library = ctypes.CDLL(None)
+library.malloc.restype, library.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+PAGE = os.sysconf("SC_PAGE_SIZE")
+
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * PAGE
+
+{call}
+blocks = (ctypes.c_void_p * 300)()
+before = resident()
+library.free(library.malloc(16 << 20))  # by default it raises the threshold to 32 MiB
+for number in range(300):
+    blocks[number] = ctypes.memset(library.malloc(64 << 10), 1, 64 << 10)
+for block in blocks:
+    library.free(block)
+print("kept" if resident() - before > 8 << 20 else "returned")
+together = threading.Barrier(8)
+
+def work():
+    library.malloc(1000)
+    together.wait()
+
+threads = [threading.Thread(target=work) for _ in range(8)]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+library.malloc_info(0, ctypes.c_void_p.in_dll(library, "stdout"))
+library.fflush(None)
+"""
+
+
+@pytest.mark.parametrize(
+    ("call", "memory", "is_few"),
+    [("", "kept", False), ("bound_malloc()", "returned", True)],
+    ids=["by default", "bounded"],
+)
+def test_freed_memory_is_returned_and_threads_share_two_pools(
+    call: str, memory: str, *, is_few: bool
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-u", "-c", MALLOC.format(call=call)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.splitlines()[0] == memory
+    assert (done.stdout.count("<heap nr=") <= 2) is is_few
+
+
 @pytest.mark.parametrize(
     ("chosen", "found"),
     [
