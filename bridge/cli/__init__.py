@@ -1,4 +1,4 @@
-"""What the program `meshca` can be asked to do: one module per command."""
+"""The command line of `meshca`: one module for each command."""
 
 import os
 import sys
@@ -19,8 +19,7 @@ _GROUPS = frozenset({"hierarchy", "ledger"})
 
 
 class _Commands(TyperGroup):
-    # Imports only the command that was asked for: `serve` has to be ready within a
-    # second and a half.
+    # Imports only the command that is run: `serve` has to be ready within two seconds.
     def list_commands(self, ctx: Any) -> list[str]:
         return list(_COMMANDS)
 
@@ -65,8 +64,8 @@ def _options(
 
 
 def main() -> None:
-    """Run the command line; what goes wrong is a sentence and exit status 1."""
-    # What fails is told in a sentence; the transport's own lines say it in C++.
+    """Run the command line; print an error as a sentence, with exit status 1."""
+    # Errors are printed as a sentence; gRPC's own log lines are switched off.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         app()
@@ -76,7 +75,7 @@ def main() -> None:
             complain(error.detail, style="dim")
         sys.exit(1)
     except OSError as error:
-        # Of a file that was named, the system's reason is enough.
+        # With the name of the file, the system's reason is enough.
         if error.filename is None:
             raise
         complain(f"{error.filename}: {error.strerror}")

@@ -1,4 +1,4 @@
-"""How commands speak: results to stdout, complaints to stderr."""
+"""The output of commands: results to stdout, errors and warnings to stderr."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -20,7 +20,7 @@ _WIDE = 240
 
 
 def results() -> Console:
-    """Return where results go: stdout; in a pipe plain, and never cut to a width."""
+    """Return the console for results: stdout; in a pipe plain, without a width."""
     plain = not Console().is_terminal
     return Console(soft_wrap=True, highlight=False, width=_WIDE if plain else None)
 

@@ -1,4 +1,4 @@
-"""`meshca demo`: the main job, for real, on throwaway keys."""
+"""`meshca demo`: run a bridge on throwaway keys and get certificates from it."""
 
 import hashlib
 import http.client
@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import replace
+from datetime import timedelta
 from http import HTTPStatus
 from pathlib import Path
 from typing import Annotated, TypeVar
@@ -21,10 +23,10 @@ import typer
 from cryptography import x509
 
 from bridge.cli import demo_scenario as stage
-from bridge.cli import demolinkerd
 from bridge.cli.chain_tree import chain_tree
 from bridge.cli.console import complain, results
 from bridge.client.istio import IstioReply, IstioRequest, ask
+from bridge.client.linkerd import LinkerdReply, LinkerdRequest, certify
 from bridge.config import ConfigText
 from bridge.errors import BackendRefusedError, LedgerError, MisissuedError
 from bridge.ledger.verify import read_journal, verify
@@ -45,26 +47,26 @@ _LOOK_SECONDS = 0.02
 _PATIENCE_SECONDS = 5.0
 
 Addresses = Mapping[str, str]
-"""Where the bridge listens, `host:port` by the key of the configuration."""
+"""The addresses of the bridge, `host:port` by the key of the configuration."""
 
 
 @app.command()
 def demo(
     *,
     keep: Annotated[
-        bool, typer.Option("--keep", help="Leave it running until Ctrl-C.")
+        bool, typer.Option("--keep", help="Keep the bridge running until Ctrl-C.")
     ] = False,
     folder: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="Where to put everything; new or empty."),
+        typer.Option(metavar="FOLDER", help="The folder for all files; new or empty."),
     ] = None,
 ) -> None:
     """Run a bridge under a throwaway hierarchy and get certificates from it.
 
     Makes an offline root, a regional intermediate and an issuing CA with name
-    constraints; serves both fronts, Istio's and Linkerd's, on the loopback address;
-    asks as a workload of each mesh would; checks what comes back; and shows refusals.
-    Exits with 1 if anything is not as it must be.
+    constraints. Serves both fronts, Istio's and Linkerd's, on the loopback address.
+    Requests certificates as a workload of each mesh would, checks them, and shows
+    refusals. Exits with 1 if a check fails.
     """
     logging.basicConfig(level="ERROR")
     harden()
@@ -85,15 +87,15 @@ def demo(
             _out.print("\n[bold]Istio[/]")
             _show(scenario, addresses)
             _out.print("\n[bold]Linkerd[/]")
-            wanted = demolinkerd.request(
+            wanted = _linkerd_request(
                 scenario, addresses[_LINKERD], _NAMESPACE, _ACCOUNT
             )
-            demolinkerd.show(scenario, wanted, _say)
+            _show_linkerd(scenario, wanted)
             _out.print("\n[bold]refused[/]")
             _refusal(scenario)
-            demolinkerd.refusal(wanted, demolinkerd.identity_of("payments", "api"))
+            _show_linkerd_refusal(wanted, _identity_of("payments", "api"))
             took = time.monotonic() - began
-            _out.print(f"\n[bold green]all as it must be[/], in {took:.1f} s")
+            _out.print(f"\n[bold green]every check passed[/], in {took:.1f} s")
             if keep:
                 _keep(scenario, addresses)
         _require_ledger(scenario)
@@ -130,12 +132,12 @@ def _show(scenario: stage.Scenario, addresses: Addresses) -> None:
     asked: dict[str, IstioReply] = {}
     for key in ("rsa2048", "p256"):
         asked[key] = _say(
-            f"asking with a service-account token of {_NAMESPACE}/{_ACCOUNT}, "
+            f"requesting with a service-account token of {_NAMESPACE}/{_ACCOUNT}, "
             f"{key} key",
             lambda key=key: ask(_request(scenario, addresses, key=key)),  # type: ignore[misc]
         )
     _say(
-        "asking again with that certificate instead of a token",
+        "renewing with that certificate instead of a token",
         lambda: ask(_renewal(scenario, addresses, asked["p256"])),
     )
     certificates = _certificates(asked["p256"])
@@ -206,11 +208,11 @@ def _checks(
     rows = read_journal(scenario.folder / "journal")
     if not any(row.values.get("tbs_sha256") == digest for _, row in rows):
         raise LedgerError("the certificate is not on record")
-    yield f"the ledger had it before it was signed: TBS digest {digest[:16]}..."
+    yield f"the ledger recorded it before it was signed: TBS digest {digest[:16]}..."
 
 
 def _refusal(scenario: stage.Scenario) -> None:
-    # The same bridge with a mistake in its configuration: the chain holds all the same.
+    # The same bridge with a mistake in its configuration: the chain still refuses.
     with _running(scenario.mistaken) as addresses:
         try:
             ask(_request(scenario, addresses))
@@ -224,6 +226,77 @@ def _refusal(scenario: stage.Scenario) -> None:
         f"  spiffe://{stage.FOREIGN_TRUST_DOMAIN}/ns/{_NAMESPACE}/sa/{_ACCOUNT}, which "
         "a mistaken configuration\n  allows and the chain's name constraints do not:"
     )
+    _out.print(f"  {answer}", markup=False)
+
+
+def _identity_of(namespace: str, service_account: str) -> str:
+    return (
+        f"{service_account}.{namespace}.serviceaccount.identity.linkerd."
+        f"{stage.TRUST_DOMAIN}"
+    )
+
+
+def _linkerd_request(
+    scenario: stage.Scenario, address: str, namespace: str, service_account: str
+) -> LinkerdRequest:
+    token = scenario.cluster.token(
+        namespace, service_account, system_clock(), stage.LINKERD_AUDIENCE
+    )
+    roots = scenario.roots
+    return LinkerdRequest(
+        address=address,
+        anchors=parse_certificates(roots.read_bytes(), str(roots)),
+        identity=_identity_of(namespace, service_account),
+        token=token.encode("ascii"),
+    )
+
+
+def _show_linkerd(scenario: stage.Scenario, wanted: LinkerdRequest) -> None:
+    answer = _say(
+        "requesting over Linkerd's API, without TLS, as a proxy does",
+        lambda: certify(wanted),
+    )
+    _out.print()
+    _out.print(chain_tree(answer.certificates()))
+    _out.print("\n[bold]checked[/]")
+    for text in _linkerd_checks(scenario, answer, wanted.identity):
+        _out.print(f"  ok  {text}")
+
+
+def _linkerd_checks(
+    scenario: stage.Scenario, answer: LinkerdReply, identity: str
+) -> Iterator[str]:
+    leaf = answer.leaf
+    yield "a proxy accepts it, by its own checks: path to the root, usages, name, key"
+    names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName)
+    if [*names.value] != [x509.DNSName(identity)] or not names.critical:
+        raise MisissuedError(f"the leaf's names are not {identity} alone")
+    if leaf.subject.rdns:
+        raise MisissuedError("the leaf has a subject")
+    yield f"its only name is {identity}; the CSR's subject is gone"
+    left = leaf.not_valid_after_utc - answer.valid_until
+    if left <= timedelta(0):
+        raise MisissuedError("the proxy is given an expiry after the real one")
+    early = f"the proxy is given an expiry {left.seconds // 60} minutes early"
+    yield f"{early}, to spread renewals"
+    digest = hashlib.sha256(leaf.tbs_certificate_bytes).hexdigest()
+    rows = read_journal(scenario.folder / "journal")
+    if not any(row.values.get("tbs_sha256") == digest for _, row in rows):
+        raise LedgerError("the certificate is not on record")
+    yield f"the ledger recorded it before it was signed: TBS digest {digest[:16]}..."
+
+
+def _show_linkerd_refusal(wanted: LinkerdRequest, other: str) -> None:
+    # Asks for the name of another workload, with a token of its own.
+    try:
+        certify(replace(wanted, identity=other))
+    except BackendRefusedError as error:
+        answer = str(error).partition(": ")[2]
+    else:
+        raise MisissuedError("another workload's identity was not refused")
+    if "did not match provided token" not in answer:
+        raise MisissuedError(f"an identity was refused for another reason: {answer}")
+    _out.print(f"  {other}, with the token of another workload:", markup=False)
     _out.print(f"  {answer}", markup=False)
 
 
@@ -258,7 +331,7 @@ def _keep(scenario: stage.Scenario, addresses: Addresses) -> None:
     token.write_text(
         scenario.cluster.token(_NAMESPACE, _ACCOUNT, system_clock()), "ascii"
     )
-    _out.print(f"\nleft running; everything is in {scenario.folder}", markup=False)
+    _out.print(f"\nleft running; all files are in {scenario.folder}", markup=False)
     for what, address in addresses.items():
         _out.print(f"  {what}: {address}", markup=False)
     _out.print(
@@ -267,7 +340,7 @@ def _keep(scenario: stage.Scenario, addresses: Addresses) -> None:
         markup=False,
     )
     linkerd = scenario.folder / "linkerd-token"
-    wanted = demolinkerd.request(scenario, addresses[_LINKERD], _NAMESPACE, _ACCOUNT)
+    wanted = _linkerd_request(scenario, addresses[_LINKERD], _NAMESPACE, _ACCOUNT)
     linkerd.write_bytes(wanted.token)
     _out.print(
         f"  {_called()} request --front linkerd --address {wanted.address} --roots "

@@ -1,6 +1,6 @@
-"""What the demo needs around the bridge: a hierarchy, a cluster's tokens, a file.
+"""The surroundings of the demo: a hierarchy, a cluster's tokens, a configuration.
 
-Everything is throwaway and lies in one folder: keys, configuration, ledger.
+Keys, configuration and ledger are throwaway, and in one folder.
 """
 
 import json
@@ -32,7 +32,7 @@ _TOKEN_LIFE = timedelta(hours=1)
 
 
 @dataclass(frozen=True, slots=True)
-class Cluster:
+class DemoCluster:
     """Stands in for the API server: signs service-account tokens in its format."""
 
     name: str
@@ -71,11 +71,11 @@ class Cluster:
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """A folder that holds everything, and the cluster that asks."""
+    """The folder of the demo, and the cluster whose workloads request certificates."""
 
     folder: Path
     hierarchy: Hierarchy
-    cluster: Cluster
+    cluster: DemoCluster
 
     @property
     def configuration(self) -> Path:
@@ -100,7 +100,7 @@ def prepare(folder: Path, clock: Clock) -> Scenario:
     )
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     write(hierarchy, folder / "hierarchy")
-    cluster = Cluster(
+    cluster = DemoCluster(
         "Kubernetes",
         "https://kubernetes.default.svc",
         ec.generate_private_key(ec.SECP256R1()),
@@ -127,7 +127,7 @@ def _free_addresses(number: int) -> Iterator[str]:
 
 
 def _configuration(
-    cluster: Cluster, trust_domain: str, journal: str, addresses: Sequence[str]
+    cluster: DemoCluster, trust_domain: str, journal: str, addresses: Sequence[str]
 ) -> dict[str, Any]:
     istio, istio_mtls, admin = addresses
     return {

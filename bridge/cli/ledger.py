@@ -1,4 +1,4 @@
-"""`meshca ledger`: what was issued, to whom, and why not; with or without the server.
+"""`meshca ledger`: show what was issued, to whom, and what was refused.
 
 `bridge.cli` adds `app` to the command line and prints every `BridgeError`.
 """
@@ -6,8 +6,10 @@
 import getpass
 import json
 import os
+import re
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,7 +17,6 @@ import typer
 from rich.console import Console
 
 from bridge import config
-from bridge.cli import asked
 from bridge.cli.console import OUTPUT_HELP, OutputOption
 from bridge.cli.ledger_output import (
     ExportOutput,
@@ -26,6 +27,16 @@ from bridge.cli.ledger_output import (
     write_csv,
 )
 from bridge.errors import ConfigError
+from bridge.ledger.events import (
+    EARLIER_KINDS,
+    Accepted,
+    Closed,
+    Intent,
+    Opened,
+    Outcome,
+    Resumed,
+    Summary,
+)
 from bridge.ledger.verify import Comparison, Report, WriterReport, compare, verify
 from bridge.system.clock import system_clock
 
@@ -34,10 +45,22 @@ if TYPE_CHECKING:
     from bridge.ledger.archive.archive import Archive
     from bridge.ledger.archive.queries import Query
 
+_KINDS = (
+    *(row.kind for row in (Intent, Summary, Opened, Closed, Resumed, Accepted)),
+    *(outcome.value for outcome in Outcome),
+    *EARLIER_KINDS,
+)
+"""The kinds of the ledger's entries."""
+
+_SPAN = re.compile(r"([0-9]{1,9})([smhd])")
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+_DIGITS = re.compile(r"[0-9a-f]+")
+_DIGEST_DIGITS = 64
+
 app = typer.Typer(
     add_completion=False,
     rich_markup_mode="markdown",
-    help="Look at the ledger.",
+    help="Verify, search and export the ledger.",
     no_args_is_help=True,
 )
 
@@ -49,7 +72,7 @@ Since = Annotated[
     str,
     typer.Option(
         metavar="TIME",
-        help="From then on, in UTC: 2026-11-23T08:00, or 24h for the last 24 hours.",
+        help="Since this time, in UTC: 2026-11-23T08:00, or 24h for the last 24 hours.",
     ),
 ]
 
@@ -63,26 +86,29 @@ def verify_journals(
     ] = None,
     journal: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="Instead: a folder of journals."),
+        typer.Option(metavar="FOLDER", help="A folder of journals, instead of -c."),
     ] = None,
     heads: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="The heads that were published."),
+        typer.Option(metavar="FILE", help="The published heads."),
     ] = None,
     public_key: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Of the heads; beside the journal if not."),
+        typer.Option(
+            metavar="FILE",
+            help="The public key of the heads. By default beside the journal.",
+        ),
     ] = None,
     archive: Annotated[
         bool,
-        typer.Option("--archive", help="Hold every row against the archive, too."),
+        typer.Option("--archive", help="Compare every row with the archive, too."),
     ] = False,
     output: OutputOption = "text",
 ) -> None:
-    """Recompute every chain and hold it against the published heads.
+    """Recompute every hash chain and compare it with the published heads.
 
-    Exits with 1 when something does not verify, naming file and line. The server may
-    be running.
+    Exits with 1 and names file and line if something does not verify. The server may be
+    running.
     """
     if archive and config_file is None:
         raise typer.BadParameter("--archive: expected -c FILE, which names the archive")
@@ -99,7 +125,7 @@ def verify_journals(
         compared = _compared(config_file, journal)
     _tell_verified(report, compared, output)
     if heads is None:
-        _complain("no published heads given: a tail that was cut off stays unseen")
+        _complain("no published heads given: a tail that was cut off cannot be found")
     problems = [*report.problems, *(compared.problems if compared else ())]
     for writer in report.writers:
         problems += writer.problems
@@ -133,8 +159,8 @@ def _tell_verified(report: Report, compared: Comparison | None, output: str) -> 
 def accept_journal(
     *,
     config_file: ConfigFile,
-    writer: Annotated[str, typer.Option(help="Whose journal: the name of its folder.")],
-    reason: Annotated[str, typer.Option(help="Why; it stays on record.")],
+    writer: Annotated[str, typer.Option(help="The name of the journal's folder.")],
+    reason: Annotated[str, typer.Option(help="The reason. It is recorded.")],
 ) -> None:
     """Accept a journal that does not hold its published heads.
 
@@ -203,31 +229,35 @@ def search(  # noqa: PLR0913 - options of a command
     config_file: ConfigFile,
     serial: Annotated[str, typer.Option(help="Serial number, in hex.")] = "",
     caller: Annotated[str, typer.Option(help="SPIFFE ID of the caller.")] = "",
-    certificate: Annotated[str, typer.Option(help="SHA-256 of its DER.")] = "",
+    certificate: Annotated[
+        str, typer.Option(help="Certificate fingerprint (SHA-256).")
+    ] = "",
     key: Annotated[str, typer.Option(help="SHA-256 of the public key's DER.")] = "",
-    kind: Annotated[str, typer.Option(help=", ".join(asked.KINDS))] = "",
+    kind: Annotated[str, typer.Option(help=", ".join(_KINDS))] = "",
     since: Since = "",
-    until: Annotated[str, typer.Option(metavar="TIME", help="Before then.")] = "",
-    limit: Annotated[int, typer.Option(min=1, help="The newest that many.")] = 100,
+    until: Annotated[str, typer.Option(metavar="TIME", help="Before this time.")] = "",
+    limit: Annotated[
+        int, typer.Option(min=1, help="The number of entries; the newest are shown.")
+    ] = 100,
     output: Annotated[
         SearchOutput, typer.Option("--output", "-o", help=OUTPUT_HELP)
     ] = SearchOutput.TEXT,
 ) -> None:
     """Find entries of the archive, oldest first.
 
-    What matches brings the other entries of the same attempt along. The server may be
-    running; its newest entries arrive within a second. In a pipe, the columns are time,
-    kind, caller, issuing CA, serial number, not after and rule, with tabs between them.
-    Exits with 1 when nothing matches.
+    An entry that matches is shown with the other entries of the same attempt. The
+    server may be running; its newest entries arrive within a second. In a pipe, the
+    columns are time, kind, caller, issuing CA, serial number, not after and rule, with
+    tabs between them. Exits with 1 when nothing matches.
     """
     wanted = {
-        "serial": asked.serial(serial),
+        "serial": _parsed_serial(serial),
         "caller": caller,
-        "certificate": asked.digest(certificate, "--certificate"),
-        "key": asked.digest(key, "--key"),
-        "kind": asked.kind(kind),
-        "since": asked.moment(since, "--since"),
-        "until": asked.moment(until, "--until"),
+        "certificate": _parsed_digest(certificate, "--certificate"),
+        "key": _parsed_digest(key, "--key"),
+        "kind": _parsed_kind(kind),
+        "since": _parsed_moment(since, "--since"),
+        "until": _parsed_moment(until, "--until"),
         "limit": limit,
     }
     archive, query = _open(config_file)
@@ -260,7 +290,7 @@ def export(
     With `jsonl`, each line is the journal's own, byte by byte: its SHA-256 is what the
     next row of the same writer repeats.
     """
-    begin = asked.moment(since, "--since")
+    begin = _parsed_moment(since, "--since")
     archive, query = _open(config_file)
     try:
         rows = archive.search(query(since=begin))
@@ -298,3 +328,55 @@ def _writer_line(writer: WriterReport) -> str:
 
 def _complain(text: str) -> None:
     Console(stderr=True).print(text, style="red", markup=False, soft_wrap=True)
+
+
+# Options. A value that is mistyped is refused: the answer would be `nothing found`,
+# and read as `it was never issued`.
+
+
+def _parsed_serial(value: str) -> str:
+    """Return a serial number in hex digits, as tools write it or empty."""
+    digits = _plain(value).removeprefix("0x")
+    if value and not _DIGITS.fullmatch(digits):
+        raise _bad("--serial", "hex digits, such as 0a:1b or 0x0a1b", value)
+    return digits
+
+
+def _parsed_digest(value: str, option: str) -> str:
+    """Return a SHA-256 in hex digits, as tools write it or empty."""
+    digits = _plain(value)
+    if value and not (len(digits) == _DIGEST_DIGITS and _DIGITS.fullmatch(digits)):
+        raise _bad(option, "a SHA-256 in 64 hex digits", value)
+    return digits
+
+
+def _parsed_kind(value: str) -> str:
+    """Return the kind of an entry, or empty."""
+    if value and value not in _KINDS:
+        raise _bad("--kind", f"one of {', '.join(_KINDS)}", value)
+    return value
+
+
+def _parsed_moment(value: str, option: str) -> int | None:
+    """Return a time or a span before now in microseconds since 1970-01-01 UTC."""
+    if not value:
+        return None
+    try:
+        if match := _SPAN.fullmatch(value):
+            found = datetime.now(UTC) - timedelta(**{_UNITS[match[2]]: int(match[1])})
+        else:
+            found = datetime.fromisoformat(value)
+    except (ValueError, OverflowError):
+        expected = "a time such as 2026-11-23T08:00, or a span such as 24h"
+        raise _bad(option, expected, value) from None
+    if found.tzinfo is None:
+        found = found.replace(tzinfo=UTC)
+    return round(found.timestamp() * 1e6)
+
+
+def _plain(value: str) -> str:
+    return value.replace(":", "").strip().lower()
+
+
+def _bad(option: str, expected: str, found: str) -> typer.BadParameter:
+    return typer.BadParameter(f"{option}: expected {expected} (found {found!r})")

@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from bridge.cli.chain_tree import print_chain
 from bridge.cli.console import OutputOption
-from bridge.client.istio import IstioRequest, ask
+from bridge.client.istio import IstioReply, IstioRequest, ask
 from bridge.client.linkerd import LinkerdReply, LinkerdRequest, certify, is_identity
 from bridge.dns_names import is_address
 from bridge.errors import ConfigError
@@ -27,7 +27,7 @@ app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
 def request(  # noqa: PLR0913 - each is an option of its own
     *,
     address: Annotated[
-        str, typer.Option(metavar="HOST:PORT", help="Where the bridge listens.")
+        str, typer.Option(metavar="HOST:PORT", help="The address of the bridge.")
     ],
     roots: Annotated[
         Path,
@@ -53,13 +53,13 @@ def request(  # noqa: PLR0913 - each is an option of its own
         typer.Option(metavar="FILE", exists=True, dir_okay=False, help="Its key."),
     ] = None,
     front: Annotated[
-        Literal["istio", "linkerd"], typer.Option(help="Which mesh's API.")
+        Literal["istio", "linkerd"], typer.Option(help="The mesh whose API is used.")
     ] = "istio",
     identity: Annotated[
         str,
         typer.Option(
             metavar="NAME",
-            help="For Linkerd: the name that the workload's proxy has.",
+            help="For Linkerd: the identity of the workload's proxy.",
         ),
     ] = "",
     cluster: Annotated[str, typer.Option(help="Value of the clusterid header.")] = "",
@@ -72,7 +72,7 @@ def request(  # noqa: PLR0913 - each is an option of its own
             metavar="SECONDS",
             min=0,
             max=_LONGEST,
-            help="Wanted lifetime; 0: the default.",
+            help="Requested lifetime; 0 is the default.",
         ),
     ] = 0,
     cert_signer: Annotated[str, typer.Option(help="Istio's CertSigner.")] = "",
@@ -89,20 +89,20 @@ def request(  # noqa: PLR0913 - each is an option of its own
     ] = None,
     output: OutputOption = "text",
 ) -> None:
-    """Make a key, ask for a certificate over a mesh's API, check and show it."""
+    """Make a key, request a certificate over a mesh's API, check it and show it."""
     _require_usable(address, token_file, certificate, key_file, out)
     _require_sendable({"--cluster": cluster, "--cert-signer": cert_signer})
     if front == "linkerd":
         foreign = [certificate, cluster, ttl, cert_signer, server_name, key != "p256"]
         _require_linkerd(identity, token_file, foreign)
-        wish = LinkerdRequest(
+        wanted = LinkerdRequest(
             address=address,
             anchors=parse_certificates(roots.read_bytes(), f"--roots {roots}"),
             identity=identity,
             token=token_file.read_bytes() if token_file else b"",
             timeout_seconds=timeout,
         )
-        _show_certified(certify(wish), roots, out, output)
+        _show_linkerd(certify(wanted), roots, out, output)
         return
     if identity:
         raise typer.BadParameter("--identity is part of Linkerd's API only")
@@ -122,6 +122,10 @@ def request(  # noqa: PLR0913 - each is an option of its own
             timeout_seconds=timeout,
         )
     )
+    _show_istio(answer, out, output)
+
+
+def _show_istio(answer: IstioReply, out: Path | None, output: str) -> None:
     if out is not None:
         write_new(
             out,
@@ -143,7 +147,7 @@ def request(  # noqa: PLR0913 - each is an option of its own
     )
 
 
-def _show_certified(
+def _show_linkerd(
     answer: LinkerdReply, roots: Path, out: Path | None, output: str
 ) -> None:
     *below, _ = answer.certificates()
@@ -163,7 +167,7 @@ def _show_certified(
         typer.echo(json.dumps(shown))
         return
     print_chain(answer.certificates())
-    typer.echo(f"valid until {valid_until}, says the answer")
+    typer.echo(f"the reply says: valid until {valid_until}")
 
 
 def _require_linkerd(
@@ -190,7 +194,7 @@ def _require_usable(
     key_file: Path | None,
     out: Path | None,
 ) -> None:
-    # Before anything is asked for: what is issued is on record.
+    # Before the request: every certificate that is issued is recorded.
     if (certificate is None) != (key_file is None):
         raise typer.BadParameter("expected --certificate and --key-file together")
     if certificate is not None and token_file is not None:
@@ -203,7 +207,7 @@ def _require_usable(
 
 
 def _require_sendable(values: Mapping[str, str]) -> None:
-    # The transport would answer for the bridge, and not say what it minds.
+    # The transport would refuse these values without naming the option.
     for option, value in values.items():
         if not (value.isascii() and value.isprintable()):
             raise typer.BadParameter(
@@ -215,7 +219,7 @@ _RESULTS = ("key.pem", "chain.pem", "roots.pem")
 
 
 def _roots(path: Path) -> bytes:
-    # The TLS library says of bad anchors that the handshake failed, and no more.
+    # With bad anchors, the TLS library only says that the handshake failed.
     data = path.read_bytes()
     parse_certificates(data, f"--roots {path}")
     return data

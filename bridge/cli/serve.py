@@ -23,10 +23,11 @@ def serve(
         typer.Option(help="The lowest level of log lines on stderr."),
     ] = "info",
 ) -> None:
-    """Run the bridge until SIGTERM or SIGINT, then finish what is under way.
+    """Run the bridge until SIGTERM or SIGINT, then finish the requests in progress.
 
     A small parent process starts `workers` processes that serve. SIGHUP, or a change of
-    the file, reloads the configuration: new workers replace the old ones.
+    the file, reloads the configuration: new workers replace the old ones. Either all of
+    it takes effect or none.
     """
     set_up(log_level.upper())
     try:

@@ -96,9 +96,7 @@ def _tree(text: str, path: Path) -> Mapping[Any, Any]:
 
 
 def _sections(tree: Mapping[Any, Any], path: Path) -> PartialConfig:
-    # Links are not followed: where the file is a link that is swapped, as Kubernetes
-    # does, the folder that it stands in stays, and the folder behind it goes.
-    state = ValidationState(path.absolute().parent)
+    state = ValidationState(path)
     sections, problems = SECTIONS, list[Problem]()
     try:
         config = BridgeConfig.model_validate(tree, context=state)
@@ -106,7 +104,7 @@ def _sections(tree: Mapping[Any, Any], path: Path) -> PartialConfig:
         problems = [_problem(item) for item in error.errors()]
         sections -= {str(item["loc"][0]) for item in error.errors()}
         config = BridgeConfig.model_construct(**state.sections)
-    config._path, config._base = path, state.base  # noqa: SLF001 - no keys
+        config.model_post_init(state)
     problems += consistency_problems(config, sections)
     return PartialConfig(config, sections, tuple(problems))
 

@@ -38,6 +38,7 @@ from bridge.config.types import (
     Text,
     TrustDomainName,
     UpToAMinute,
+    ValidationState,
     WholeSeconds,
     WorkerCount,
     WrongError,
@@ -481,6 +482,11 @@ class BridgeConfig(Section):
 
     _path: Path = Path()
     _base: Path = Path()
+
+    def model_post_init(self, state: ValidationState | None) -> None:
+        """Keep where the configuration was read from."""
+        if state is not None:
+            self._path, self._base = state.path, state.base
 
     @field_validator("*")
     @classmethod

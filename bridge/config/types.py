@@ -30,10 +30,19 @@ _NOT_SHOWN = "one that is not shown"
 class ValidationState:
     """The context of a validation: what validators need, and what they found."""
 
-    base: Path
-    """The folder of the configuration file: relative paths are relative to it."""
+    path: Path
+    """The configuration file, as it was named."""
     sections: dict[str, Any] = field(default_factory=dict)
     """The top-level values that could be read."""
+
+    @property
+    def base(self) -> Path:
+        """The folder of the file: relative paths are relative to it.
+
+        Links are not followed. Kubernetes swaps the link: the folder of the link stays,
+        and the folder behind it goes.
+        """
+        return self.path.absolute().parent
 
 
 class WrongError(ValueError):

@@ -36,7 +36,10 @@ LONGEST_FUNCTION = 50
 SHORTEST_MODULE = 60
 MOST_MODULES = 14
 SHORT = {
+    "bridge/cli/check.py": "a command has a module of its own",
+    "bridge/cli/console.py": "what every command prints by",
     "bridge/cli/plugins.py": "a command has a module of its own",
+    "bridge/cli/serve.py": "a command has a module of its own",
     "bridge/dns_names.py": "the lowest room: every other imports it",
     "bridge/identity/caller.py": "the one value that each credential becomes",
     "bridge/system/clock.py": "what is passed in wherever a time is asked for",
@@ -256,6 +259,7 @@ ACROSS = {
     "test_contract": "the errors and the plugin contract",
     "test_layout": "this file",
     "test_documents": "the documents",
+    "cli/test_commands": "what holds for all commands",
     "ledger/test_crash": "a process that is killed while it writes",
     "ledger/test_no_record_no_signature": "the procedure on the real ledger",
 }

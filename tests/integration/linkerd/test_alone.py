@@ -115,7 +115,7 @@ def test_the_demo_shows_both_meshes() -> None:
         "leaf web.shop.serviceaccount.identity.linkerd.corp.example",
         "constraint.permitted",
         "requested identity did not match provided token",
-        "all as it must be",
+        "every check passed",
     ):
         assert text in done.stdout
 

@@ -111,7 +111,7 @@ def test_verify_sees_a_cut_only_with_the_heads(tmp_path: Path) -> None:
     path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-1]))
     blind = run("verify", "--journal", journal)
     assert blind.exit_code == 0
-    assert "stays unseen" in blind.stderr
+    assert "cannot be found" in blind.stderr
     seeing = run("verify", "--journal", journal, "--heads", tmp_path / "heads.jsonl")
     assert seeing.exit_code == 1
     assert "heads.jsonl:2: row 8 of w0 was published" in seeing.stderr

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bridge.config import LedgerConfig
+from bridge.config.types import ValidationState
 from bridge.ledger.archive.feed import FeedTask
 from bridge.ledger.archive.feeder import Feeder
 from bridge.ledger.archive.feedprocess import FeederProcess
@@ -196,7 +197,8 @@ def make_config(folder: Path, **changed: Any) -> LedgerConfig:
         "archive": "sqlite:///archive.db",
         "heads": {"sink": "heads.jsonl"},
     }
-    return LedgerConfig.model_validate(values | changed, context={"base": folder})
+    state = ValidationState(folder / "bridge.yaml")
+    return LedgerConfig.model_validate(values | changed, context=state)
 
 
 def archive_url(folder: Path, name: str = "archive.db") -> str:
