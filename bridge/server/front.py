@@ -69,7 +69,7 @@ class Pools:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FrontSettings:
-    """The settings of a front that a reload may change."""
+    """The settings of a front that come from the configuration."""
 
     audiences: frozenset[str]
     """A token must be for one of these audiences."""
@@ -88,7 +88,7 @@ class Front(grpc.GenericRpcHandler, ABC):  # type: ignore[misc]  # grpc has no t
         issuance: Decides and issues.
         metrics: Counts calls by how they ended.
         pools: The threads of the front.
-        settings: The settings until the first `change`.
+        settings: From the configuration.
     """
 
     name: ClassVar[str]
@@ -123,10 +123,6 @@ class Front(grpc.GenericRpcHandler, ABC):  # type: ignore[misc]  # grpc has no t
     @abstractmethod
     def reply(self, issued: Issued) -> bytes:
         """Write the message that answers a call."""
-
-    def change(self, settings: FrontSettings) -> None:
-        """Use other settings from the next call on."""
-        self._settings = settings
 
     def service(self, handler_call_details: Any) -> Any:
         """Return the handler of a call. Runs on grpc's thread when the call arrives."""

@@ -180,21 +180,6 @@ class IstioListener(Listener):
         """See `Listener.warnings`."""
         return self.serving.warnings()
 
-    def prepare(
-        self, config: BridgeConfig, issue_serving: IssueServing
-    ) -> Callable[[], None]:
-        """See `Listener.prepare`."""
-        pair = self.serving.fetch(_source(config, issue_serving))
-        source = _source(config, self._issue_serving)
-        change = super().prepare(config, issue_serving)
-
-        def commit() -> None:
-            self._config = config
-            self.serving.change(source, pair)
-            change()
-
-        return commit
-
     def stop_background(self) -> None:
         """See `Listener.stop_background`."""
         self.serving.close()

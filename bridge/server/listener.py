@@ -7,7 +7,7 @@ its ports, and Istio's API must not be served without TLS.
 import logging
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import grpc
@@ -17,7 +17,6 @@ from bridge.config import BridgeConfig
 from bridge.errors import ConfigError
 from bridge.metrics.instruments import Metrics
 from bridge.server.front import Front, FrontSettings, IssuanceProcedure, Pools
-from bridge.server.serving_certificate import IssueServing
 from bridge.server.transport.call_pool import CallPool, SteadyPool
 from bridge.server.transport.message_reader import MessageReader
 from bridge.server.transport.reaper import Reaper
@@ -214,19 +213,6 @@ class Listener(ABC):
                 self._bound[key] = bind(self._grpc, key, address, credentials)
         self._grpc.start()
         self.ports = self._bound
-
-    def prepare(
-        self, config: BridgeConfig, issue_serving: IssueServing
-    ) -> Callable[[], None]:
-        """Prepare for another configuration; see `Server.prepare`."""
-
-        def commit() -> None:
-            self._front.change(self.settings(config))
-            calls = self.pools.calls
-            calls.in_flight, calls.queue_seconds = self.bounds(config)
-            self.pools.reaper.seconds = self._message_seconds(config)
-
-        return commit
 
     def stop(self, grace: float) -> threading.Event:
         """Refuse new calls; cut off running ones after `grace` seconds. Repeatable.

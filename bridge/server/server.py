@@ -164,34 +164,6 @@ class Server:
         self._health.look()
         self._health.start()
 
-    def prepare(
-        self, config: BridgeConfig, issue_serving: IssueServing
-    ) -> Callable[[], None]:
-        """Prepare for another configuration with the same listeners and threads.
-
-        Args:
-            config: The other configuration.
-            issue_serving: Issues a serving certificate by the other configuration.
-
-        Returns:
-            A function that puts the configuration in service, and never raises.
-
-        Raises:
-            BridgeError: The other configuration yields no serving certificate.
-        """
-        commits = [
-            listener.prepare(config, issue_serving) for listener in self._listeners
-        ]
-
-        def commit() -> None:
-            for each in commits:
-                each()
-            # A listener that waited for its certificate may open now.
-            for listener in self._listeners:
-                self._open_late(listener)
-
-        return commit
-
     def drain(self, grace: float) -> None:
         """Report NOT_SERVING, finish the running calls, and close. May be repeated.
 

@@ -180,7 +180,7 @@ class ServingCertificate:
                 # A bad file that has not changed is not read again.
                 return True
             try:
-                pair = self.fetch(self._source)
+                pair = self._fetch()
                 leaf = x509.load_pem_x509_certificate(pair.certificate_chain_pem)
             except BridgeError as error:
                 self._state = _State(current, str(error))
@@ -194,26 +194,14 @@ class ServingCertificate:
             self._show(leaf)
         return True
 
-    def fetch(self, source: CertificateSource) -> KeyPair:
-        """Return the certificate of `source`, if it may replace the one in service.
-
-        Raises:
-            BridgeError: The source yields none now, or it is not valid while the one in
-                service is.
-        """
+    def _fetch(self) -> KeyPair:
+        # A certificate that is not valid must not replace one that is.
+        source = self._source
         pair, current, now = source.fetch(), self._state.pair, self._clock()
         fault = pair.fault(now)
         if fault and current is not None and not current.fault(now):
             raise ConfigError(f"{source.name}: {fault}: expected one that is valid")
         return pair
-
-    def change(self, source: CertificateSource, pair: KeyPair) -> None:
-        """Put `pair` in service, and renew it from `source` from now on."""
-        leaf = x509.load_pem_x509_certificate(pair.certificate_chain_pem)
-        with self._refreshing:
-            self._source = source
-            self._state = _State(pair)
-            self._show(leaf)
 
     def problems(self) -> dict[str, str]:
         """Return why connections cannot be served; empty while they can.

@@ -21,10 +21,10 @@ from tests.support.harness.in_process_server import (
     Held,
     ListenerCA,
     Served,
-    istio_config,
 )
 from tests.support.parts import netports
 
+HOUR = timedelta(hours=1)
 LINKERD = 'linkerd: {listen: "127.0.0.1:0"}'
 REQUEST = CertifyRequest(identity="a").SerializeToString()
 
@@ -68,20 +68,6 @@ def test_linkerd_is_served_while_istio_waits_for_its_certificate(
         assert served.server.istio_address
 
 
-NOT_THERE = "{certificate: absent.pem, key: absent.key}"
-
-
-def test_a_change_that_brings_the_first_certificate_opens_the_listener(
-    tmp_path: Path,
-) -> None:
-    with Served(tmp_path, tls=NOT_THERE) as served:
-        served.serving.close()  # it has to open without the next look of the thread
-        assert "listeners" in served.server.problems()
-        served.server.prepare(istio_config(tmp_path), served.ca.issue_serving)()
-        assert served.server.problems() == {}
-        assert served.stub()(IstioCertificateRequest(csr="pem")).cert_chain
-
-
 def test_a_listener_that_cannot_open_is_logged_and_tried_again(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -89,13 +75,16 @@ def test_a_listener_that_cannot_open_is_logged_and_tried_again(
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         # The other port can be had, and is not asked for again.
         free = netports.address()
-        with Served(
-            tmp_path, tls=NOT_THERE, listen=free, mtls_listen=address
-        ) as served:
+        absent = "{certificate: absent.pem, key: absent.key}"
+        with Served(tmp_path, tls=absent, listen=free, mtls_listen=address) as served:
             served.serving.close()
-            issued = istio_config(tmp_path, listen=free, mtls_listen=address)
+            pair = served.ca.issue_serving(["meshca.istio-system.svc"], HOUR)
+            (tmp_path / "absent.pem").write_bytes(pair.certificate_chain_pem)
+            (tmp_path / "absent.key").touch(0o600)
+            (tmp_path / "absent.key").write_bytes(pair.private_key_pem)
+            assert served.serving.refresh()
             for _ in range(2):
-                served.server.prepare(issued, served.ca.issue_serving)()
+                served.serving.on_pair()
                 assert served.server.problems() == {
                     "listeners": f"fronts.istio.mtls_listen: cannot listen on {address}"
                 }

@@ -329,27 +329,7 @@ def test_a_bad_pair_leaves_the_old_one_in_service(
     assert serving.pair is not before
 
 
-@pytest.mark.parametrize(
-    ("now_bad", "complaint"),
-    [
-        pytest.param(expired, "tls.crt: ended", id="ended"),
-        pytest.param(not_valid_yet, "tls.crt: is not valid before", id="not valid yet"),
-    ],
-)
-def test_a_change_that_brings_a_bad_pair_is_refused(
-    tmp_path: Path, now_bad: Callable[[], KeyPair], complaint: str
-) -> None:
-    files = Files(tmp_path, ListenerCA())
-    with Served(tmp_path, tls="{certificate: tls.crt, key: tls.key}") as served:
-        before = served.serving.pair
-        files.put(now_bad())
-        with pytest.raises(ConfigError, match=f"{complaint} .*: expected one that is"):
-            served.server.prepare(served.config, served.ca.issue_serving)
-        assert served.serving.pair is before
-        assert served.server.problems() == {}
-
-
-def test_a_change_is_taken_with_a_pair_that_is_no_worse_than_the_old(
+def test_a_renewal_may_bring_a_pair_that_is_no_worse_than_the_old(
     tmp_path: Path,
 ) -> None:
     clock, files = Hands(), Files(tmp_path, ListenerCA())
@@ -357,7 +337,7 @@ def test_a_change_is_taken_with_a_pair_that_is_no_worse_than_the_old(
     with Served(tmp_path, tls=tls, clock=clock) as served:
         clock.now += 2 * DAY
         files.put(expired())
-        served.server.prepare(served.config, served.ca.issue_serving)()
+        assert served.serving.refresh()
         assert "it has expired" in served.server.problems()["serving certificate"]
 
 
