@@ -1,0 +1,129 @@
+"""The command blocks of the README, the tutorial and two guides, run as they stand.
+
+A block runs in the order of its document, all of them in one shell, in a clean folder
+that is the user's home. What stands in for the reader's machine:
+
+* `make demo` installs into `.venv` and runs `meshca demo`. Here `.venv` is the
+  environment of the tests, and only the second half is run.
+* `make test` is the run that this test is part of.
+* The ports of the documents are replaced by free ones.
+"""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.support.harness.real_process import MESHCA
+from tests.support.parts import netports
+from tests.support.parts.tokens import TokenIssuer
+
+ROOT = Path(__file__).parents[2]
+BLOCK = re.compile(r"^( *)```(\w+)\n(.*?)^ *```$", re.DOTALL | re.MULTILINE)
+PORTS = ("15012", "15013", "8080", "9990", "9991")
+PRELUDE = """
+set -eu
+make() {
+  case "$*" in
+    demo) .venv/bin/meshca demo ;;
+    test) echo "this is part of make test" ;;
+    *) echo "make $*: nothing stands for it here" >&2; return 2 ;;
+  esac
+}
+"""
+SECONDS = 600
+
+
+def blocks(document: str, language: str = "sh") -> list[str]:
+    text = (ROOT / document).read_text("utf-8")
+    found = [
+        textwrap.dedent(match[3])
+        for match in BLOCK.finditer(text)
+        if match[2] == language
+    ]
+    assert found, f"{document} has no block of {language}"
+    return found
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Iterator[Path]:
+    """A home with a clone in it that has been installed."""
+    clone = tmp_path / "clone"
+    clone.mkdir()
+    (clone / ".venv").symlink_to(sys.prefix)
+    yield tmp_path
+    # A block that failed leaves its server behind.
+    for file in tmp_path.rglob("bridge.pid"):
+        with suppress(ProcessLookupError, ValueError):
+            os.kill(int(file.read_text("utf-8")), signal.SIGKILL)
+
+
+def run(home: Path, script: list[str]) -> str:
+    """Run blocks in one shell; return what they print."""
+    text = "\n".join([PRELUDE, *script])
+    for port in PORTS:
+        text = re.sub(rf"\b{port}\b", str(netports.reserve()), text)
+    said = home / "said"
+    with said.open("w", encoding="utf-8") as output:
+        done = subprocess.run(
+            ["timeout", str(SECONDS), "bash", "-c", text],
+            cwd=home / "clone",
+            env={**os.environ, "HOME": str(home), "COLUMNS": "200"},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            check=False,
+        )
+    found = said.read_text("utf-8")
+    log = "".join(file.read_text("utf-8") for file in home.rglob("bridge.log"))
+    assert done.returncode == 0, f"{found[-4000:]}\n{log[-4000:]}"
+    return found
+
+
+def test_the_blocks_of_the_readme_run(home: Path) -> None:
+    assert "all as it must be" in run(home, blocks("README.md"))
+
+
+def test_the_blocks_of_the_tutorial_and_of_its_guides_run(home: Path) -> None:
+    *tutorial, stop = blocks("docs/tutorial.md")
+    guides = [
+        *blocks("docs/how-to/rotate-file-key.md"),
+        *blocks("docs/how-to/workers.md"),
+    ]
+    said = run(home, [*tutorial, *guides, stop])
+    assert "web/chain.pem: OK" in said
+    assert "PERMISSION_DENIED: rule.refuse" in said
+    assert "refused, exit status 1" in said
+    assert "Throwaway issuing CA eu 2" in said
+    assert re.search(r'^meshca_worker_up\{worker="\w+"\} 1.0$', said, re.MULTILINE)
+    assert ", 0 attempts without an outcome" in said.splitlines()[-1]
+
+
+@pytest.mark.parametrize("mesh", ["istio", "linkerd"])
+def test_the_configuration_of_the_guides_passes_check(home: Path, mesh: str) -> None:
+    (text,) = blocks("docs/how-to/install.md", "yaml")
+    configuration = yaml.safe_load(text)
+    data_plane = "sidecar"
+    if mesh == "linkerd":
+        (text,) = blocks("docs/how-to/linkerd.md", "yaml")
+        configuration |= yaml.safe_load(text)
+        data_plane = "linkerd"
+    TokenIssuer().write_jwks(home / "jwks.json")
+    (home / "bridge.yaml").write_text(yaml.safe_dump(configuration), "utf-8")
+    options = ["--trust-domain", "corp.example", "--data-plane", data_plane]
+    for command in (
+        ["hierarchy", "throwaway", "ca/", *options],
+        ["check", "-c", "bridge.yaml"],
+    ):
+        done = subprocess.run(
+            [MESHCA, *command], cwd=home, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
