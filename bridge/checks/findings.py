@@ -20,7 +20,7 @@ from bridge.dataplanes.planes import data_plane_problems
 from bridge.errors import BridgeError, ConfigError, DeniedError, SubjectError
 from bridge.hierarchy.replica import openssl_accepts, replicate
 from bridge.policy.linkerd_names import LinkerdNames
-from bridge.policy.rules import ISTIO, LINKERD, Whom
+from bridge.policy.rules import ISTIO, LINKERD, RoutedCaller
 from bridge.snapshot.builder import Assembly
 from bridge.snapshot.model import Issuer, Snapshot
 from bridge.spiffe import SpiffeID, TrustDomain
@@ -188,7 +188,9 @@ def _examples(
     yield x509.DNSName("meshca-check.invalid"), False
 
 
-def _linkerd_names(linkerd: LinkerdNames, whom: Whom) -> tuple[x509.GeneralName, ...]:
+def _linkerd_names(
+    linkerd: LinkerdNames, whom: RoutedCaller
+) -> tuple[x509.GeneralName, ...]:
     # An account has no identity in Linkerd if its name is too long for a label, or the
     # identity too long for a DNS name: then another account of the namespace is used.
     for one in (whom, replace(whom, service_account=None)):
@@ -198,13 +200,13 @@ def _linkerd_names(linkerd: LinkerdNames, whom: Whom) -> tuple[x509.GeneralName,
     return ()
 
 
-def _named(whom: Whom) -> tuple[str, str]:
+def _named(whom: RoutedCaller) -> tuple[str, str]:
     # An account with a dot in its name has no identity in Linkerd: the part before the
     # dot is used.
     return whom.namespace or "a", (whom.service_account or "b").partition(".")[0]
 
 
-def _spiffe_id(domain: TrustDomain, whom: Whom) -> SpiffeID:
+def _spiffe_id(domain: TrustDomain, whom: RoutedCaller) -> SpiffeID:
     return SpiffeID.of_service_account(domain, *_named(whom))
 
 

@@ -1,4 +1,4 @@
-"""What a front hands over, and what it gets back: values, nothing decided in them."""
+"""The request that a front passes to `Issuance.issue`, and the result."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -10,28 +10,28 @@ from bridge.x509.pem import encode_certificate
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
-    """What a front hands over: values as they came, nothing decided."""
+    """A request as a front received it. Nothing is decided yet (step 1)."""
 
     front: str
     """`istio` or `linkerd`."""
     csr: str | bytes
-    """PEM as text, or DER as bytes: whichever the mesh's API wants."""
+    """PEM as text or DER as bytes, as the mesh's API has it."""
     credential: Credential
     audiences: frozenset[str]
-    """Of the front: a token of one mesh is no credential for the other."""
+    """The front's audiences: a token of one mesh is no credential for the other."""
     identity: str = ""
-    """The name that is asked for, where the mesh's API says one (Linkerd)."""
+    """The requested name, where the mesh's API has one (Linkerd)."""
     ttl_seconds: int = 0
     cert_signer: str = ""
     impersonated: str | None = None
     """ztunnel's `ImpersonatedIdentity`; None where the key is absent."""
     budget: Budget
-    """How long the answer may take, and whether the caller is still there."""
+    """The deadline, and whether the caller still waits."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Issued:
-    """The answer; each text ends in a newline."""
+    """An issued certificate with its chain; each text ends in a newline."""
 
     leaf: bytes
     """DER."""
@@ -42,8 +42,8 @@ class Issued:
     anchors_pem: str
     """All trust anchors in one text."""
     valid_until: datetime
-    """When the caller is to have another one: before any certificate of the path ends,
-    and not at the same moment for all that ask together."""
+    """The expiry that the caller is given: before any certificate of the path expires,
+    and drawn at random to spread renewals."""
 
     @property
     def leaf_pem(self) -> str:

@@ -1,8 +1,8 @@
-"""What differs between the meshes on the one path of a request: rules, and their order.
+"""The rules that differ between the meshes, in steps 2 to 5 of a request.
 
-Istio's API names nobody: the credential does, and the CSR is read after it. Linkerd's
-asks for a name, which request, CSR and credential have to agree on, and has its CSR
-read first: whoever asks learns in this order what is wrong.
+Istio's API has no name: the credential gives it, and the CSR is read after the
+credential. Linkerd's API requests a name. Request, CSR and credential must agree on it,
+and the CSR is read first, because linkerd-identity reports errors in this order.
 """
 
 from collections.abc import Callable
@@ -40,47 +40,47 @@ from bridge.x509.csr import CSR, parse_csr, require_only_names
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grant:
-    """What an authenticated caller is given, if the rest is right."""
+    """The names, lifetime and issuing CAs that step 3 grants to a caller."""
 
     names: tuple[x509.GeneralName, ...]
-    """Of the leaf, in order."""
+    """The leaf's names, in order."""
     lifetime: Lifetime
     route: tuple[str, ...]
     """Names of issuing CAs, in order of preference."""
 
 
 class Mesh(Protocol):
-    """The rules of one mesh. Each method raises a `BridgeError` for what breaks one."""
+    """The rules of one mesh. A method raises a `BridgeError` if one is violated."""
 
     csr_first: bool
-    """The CSR is read before the credential is looked at."""
+    """Whether step 4 (CSR) comes before step 2 (identify)."""
 
     def begin(self, call: Call) -> None:
-        """Refuse what need not be looked into."""
+        """Refuse a request that is not complete, before step 2."""
 
     def csr(
         self, call: Call, snapshot: Snapshot, now: datetime, grant: Grant | None
     ) -> CSR:
-        """Read the CSR; `grant` is None where that comes first."""
+        """Read and check the CSR (4); `grant` is None if the CSR comes first."""
 
     def identify(self, call: Call, snapshot: Snapshot, now: datetime) -> Caller:
-        """Prove who is asking."""
+        """Identify the caller by its credential (2)."""
 
     def admit(self, call: Call, caller: Caller, snapshot: Snapshot) -> Grant:
-        """Decide what the caller may have."""
+        """Decide the names, the lifetime and the issuing CAs (3)."""
 
     def require_trust_domain(
         self, caller: Caller, grant: Grant, snapshot: Snapshot
     ) -> None:
-        """Hold the names to the configured trust domain.
+        """Require the configured trust domain of the names (5).
 
-        Said once more where names are constrained: a DNS constraint lets every URI SAN
-        pass, so this comparison may be all that holds an issuing CA to it.
+        The name constraints of a chain may not do so: a DNS constraint permits every
+        URI SAN.
         """
 
 
 class Istio:
-    """`CreateCertificate`: one SPIFFE ID, the credential's."""
+    """The rules of `CreateCertificate`: the leaf has the credential's SPIFFE ID."""
 
     csr_first = False
 
@@ -127,11 +127,11 @@ class Istio:
 
 
 class Linkerd:
-    """`Certify`: the DNS name that request, CSR and token agree on.
+    """The rules of `Certify`: request, CSR and token agree on the leaf's DNS name.
 
     Args:
-        signing: Knows which issuing CA is stopped.
-        ready: Whether an issuing CA has proven itself since the start.
+        signing: Knows which issuing CAs are stopped.
+        ready: Returns whether an issuing CA has signed since the start.
     """
 
     csr_first = True
@@ -154,14 +154,14 @@ class Linkerd:
     ) -> CSR:
         """See `Mesh.csr`."""
         csr = read_csr(call.csr if isinstance(call.csr, bytes) else b"")
-        # Between the two: is there an issuing CA that could sign anything at all?
+        # linkerd-identity checks its issuer between the CSR's form and its names.
         self._require_issuer(call, snapshot, now)
         require_csr_names(csr, call.identity)
         return csr
 
     def _require_issuer(self, call: Call, snapshot: Snapshot, now: datetime) -> None:
-        # Once a second: what this second's calls find is held against their own names
-        # and times before anything is signed.
+        # Checked once a second. Step 5 checks each request's own names and times again
+        # before anything is signed.
         second = now.replace(microsecond=0)
         seen, when = self._usable
         if seen is snapshot and when == second and not self._signing.any_stopped:

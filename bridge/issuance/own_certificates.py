@@ -1,4 +1,4 @@
-"""Certificates that the bridge asks for itself: its listener's, and probes."""
+"""Issue the bridge's own certificates: its listener's, and probes."""
 
 from collections.abc import Callable, Sequence
 from datetime import timedelta
@@ -31,12 +31,12 @@ _PROBE_LIFE = timedelta(hours=1)
 
 
 class OwnCertificates:
-    """Issues what the bridge needs for itself, on record like any other.
+    """Issues the bridge's own certificates, recorded like any other.
 
     Args:
-        snapshot: Returns what to decide by.
-        signing: Has a prepared request signed.
-        clock: The time that validity is reckoned from.
+        snapshot: Returns the current snapshot.
+        signing: The steps around a signature.
+        clock: The time that a validity starts from.
     """
 
     def __init__(
@@ -50,13 +50,13 @@ class OwnCertificates:
         """Issue the certificate of the bridge's own listener.
 
         Args:
-            dns_names: 1 or more, the first being the host that clients dial.
-            ttl: From now.
+            dns_names: 1 or more; the first is the host that clients dial.
+            ttl: The lifetime from now.
 
         Raises:
-            DeniedError: A name is outside the chain's constraints.
+            DeniedError: The chain's constraints do not permit a name.
             BackendError: No issuing CA signed it.
-            LedgerError: It could not be put on record.
+            LedgerError: It could not be recorded.
         """
         snapshot, now = self._snapshot(), self._clock()
         key = ec.generate_private_key(ec.SECP256R1())
@@ -89,19 +89,19 @@ class OwnCertificates:
         )
 
     def probe(self, issuer: Issuer, snapshot: Snapshot, *, timeout: float) -> None:
-        """Prove that `issuer` signs, and signs right.
+        """Verify that `issuer` signs correctly.
 
-        What its key signs is a well-formed certificate for a dedicated name whose
-        validity is already past.
+        The probe is a well-formed certificate for a name that no caller can have. It
+        has expired already.
 
         Args:
-            issuer: Need not be part of `snapshot` yet.
-            snapshot: Says whose names to use.
+            issuer: Need not be in `snapshot` yet.
+            snapshot: Has the names of the probe.
             timeout: Seconds.
 
         Raises:
-            BridgeError: It does not sign, or not right, or may not sign for the trust
-                domain that it is configured for.
+            BridgeError: The issuing CA does not sign, its answer is refused, or its
+                chain does not permit the names.
         """
         issuer.ca.check(timeout=timeout)
         key = ec.generate_private_key(ec.SECP256R1()).public_key()

@@ -44,7 +44,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class _Trace:
-    # What is known of a call when it ends, for its row in the ledger.
+    # The fields of a call that its row in the ledger needs.
     front: str
     request: str = field(default_factory=new_id)
     caller: Caller | None = None
@@ -104,14 +104,14 @@ class Issuance:
     """Issues certificates. Safe to share between threads.
 
     Args:
-        snapshot: Returns what to decide by; asked once per call.
-        ledger: Where refusals go.
-        signing: Has a prepared request signed, on record.
-        metrics: What is measured on the way.
-        clock: The time that validity is reckoned from.
-        status_name: The gRPC status that an error becomes at a front, by name.
-        ready: Whether an issuing CA has proven itself since the start.
-        draw: A number from 0 to 1, at random: see `valid_until`.
+        snapshot: Returns the current snapshot; called once per request.
+        ledger: Records refusals.
+        signing: The steps around a signature.
+        metrics: Counts the requests and times their steps.
+        clock: The time that a validity starts from.
+        status_name: Returns the name of the gRPC status of an error at a front.
+        ready: Returns whether an issuing CA has signed since the start.
+        draw: Returns a random number from 0 to 1: see `valid_until`.
     """
 
     def __init__(  # noqa: PLR0913 - the composition root passes each by keyword
@@ -142,16 +142,16 @@ class Issuance:
         """Issue a certificate for the caller of `call`.
 
         Raises:
-            BridgeError: Nothing was issued. Its class says who has to act, and the
-                ledger has a row for it (calls that are shed are only counted, and so
-                are those above a ceiling once they are too many for rows).
+            BridgeError: Nothing was issued. The class of the error says who has to
+                act. The ledger has a row for it. Shed calls are only counted, and so
+                are most calls above a rate limit.
         """
         trace = _Trace(call.front)
         with self._on_record(trace):
             return self._issue(call, trace)
 
     def refuse(self, error: BridgeError, *, front: str) -> None:
-        """Put on record that a front could not even read a call."""
+        """Record the refusal of a message that a front could not read."""
         self._record(_Trace(front), error)
 
     def _issue(self, call: Call, trace: _Trace) -> Issued:
@@ -231,10 +231,10 @@ class Issuance:
         if lifetime.clamped or cut:
             self._metrics.ttl_clamped.inc()
             _log.info(
-                "the lifetime of serial %x was bounded to end at %s: %s",
+                "the lifetime of serial %x was shortened to end at %s: %s",
                 signed.leaf.serial_number,
                 ends.isoformat(),
-                "the chain ends then" if cut else "the policy's bound",
+                "the chain expires then" if cut else "the limit of the policy",
             )
 
     def _record(self, trace: _Trace, error: BaseException) -> None:
@@ -242,7 +242,7 @@ class Issuance:
             isinstance(error, OverloadedError) and error.rule in RATE_LIMIT_RULES
         )
         if trace.attempted or (isinstance(error, OverloadedError) and not is_excess):
-            return  # an attempt has an outcome of its own; shed calls are only counted
+            return  # an attempt has its own outcome; shed calls are only counted
         caller = trace.caller
         status, rule = "INTERNAL", "internal"
         if isinstance(error, BridgeError):
@@ -267,9 +267,9 @@ class Issuance:
             if not self._write(ending, caller, is_excess=is_excess):
                 return  # counted: the log is filled no faster than the ledger
         except LedgerError:
-            # The refusal stands whether or not it could be written down; the ledger
-            # itself tells readiness that it is shut, and nothing is signed any more.
-            _log.exception("a refusal could not be put on record")
+            # The refusal stands even if it cannot be recorded. The ledger reports its
+            # failure to readiness, and nothing is signed any more.
+            _log.exception("a refusal could not be recorded")
         _tell(ending)
 
     def _write(self, ending: Ending, caller: Caller | None, *, is_excess: bool) -> bool:

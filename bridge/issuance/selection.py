@@ -1,4 +1,4 @@
-"""Step 5 of a request: which issuing CA may sign these names, and for how long."""
+"""Step 5 of a request: select the issuing CAs that may sign it, and for how long."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -45,19 +45,19 @@ def usable_issuers(
     term: Validity,
     signing: Signing,
 ) -> list[Issuer]:
-    """Return the issuing CAs of `route` that may sign `names`, in order; never none.
+    """Return the issuing CAs of `route` that may sign `names`, in order; at least one.
 
     Args:
-        snapshot: What the request decides by.
+        snapshot: The snapshot of the request.
         route: Names of issuing CAs, in order of preference.
-        names: The leaf's; held against the constraints of every tier.
-        term: The leaf's; a chain that ends too soon is of no use.
-        signing: Knows which issuing CA is stopped.
+        names: The leaf's names. Every certificate of a chain must permit them.
+        term: The leaf's validity. A chain that expires too soon is not usable.
+        signing: Knows which issuing CAs are stopped.
 
     Raises:
-        DeniedError: The names are outside the constraints of each of them.
-        BackendError: Those that may sign them are stopped, end too soon, or are not
-            ready.
+        DeniedError: None is usable, and the first does not permit the names.
+        BackendError: None is usable, and the first is stopped, expires too soon or is
+            not loaded.
     """
     usable: list[Issuer] = []
     refusal: BridgeError | None = None
@@ -90,11 +90,11 @@ def leaf_request(subject: Subject, issuer: Issuer, term: Validity) -> LeafReques
 
     Args:
         subject: Key and names.
-        issuer: Its chain's end bounds the leaf's.
-        term: The leaf's.
+        issuer: The leaf expires no later than any certificate of its chain.
+        term: The leaf's validity.
 
     Raises:
-        BackendUnavailableError: The chain ends too soon for a leaf of any use.
+        BackendUnavailableError: The chain expires too soon for a useful leaf.
     """
     not_before, not_after = _window(issuer, term)
     return LeafRequest(
@@ -112,7 +112,7 @@ def _window(issuer: Issuer, term: Validity) -> tuple[datetime, datetime]:
     window = validity(term.now, term.ttl, term.backdate, issuer.chain.not_after)
     if window is None:
         raise BackendUnavailableError(
-            "the issuing CA's chain ends too soon for a certificate of use",
+            "the issuing CA's chain expires too soon for a useful certificate",
             rule="issuer.expiring",
             detail=f"{issuer.name} ends {issuer.chain.not_after.isoformat()}",
         )

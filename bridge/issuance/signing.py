@@ -3,7 +3,6 @@
 The parts of steps 6 to 9, which `procedure.attempt` puts in order. A workload's
 certificate, the listener's own and a probe are signed by them alike, so none of them
 is signed without a record.
-
 """
 
 import hashlib
@@ -42,7 +41,7 @@ _log = logging.getLogger(__name__)
 
 
 def new_id() -> str:
-    """Return a unique name, 32 hex digits; time first: an index grows at one end."""
+    """Return a unique ID of 32 hex digits. It starts with the time, for indexes."""
     return f"{time.time_ns() // 1_000_000:012x}{_names.getrandbits(80):020x}"
 
 
@@ -117,9 +116,9 @@ class Signing:
     """The steps around a signature, each with its record. For all threads.
 
     Args:
-        ledger: Where intents and outcomes go.
-        metrics: What is measured on the way.
-        status_name: The gRPC status that an error becomes at a front, by name.
+        ledger: Records intents and outcomes.
+        metrics: Counts and times the calls of the issuing CAs.
+        status_name: Returns the name of the gRPC status of an error at a front.
     """
 
     def __init__(
@@ -130,7 +129,7 @@ class Signing:
     ) -> None:
         self._ledger = ledger
         self.metrics = metrics
-        """What is measured on the way."""
+        """The metrics of the process."""
         self._status_name = status_name
         self._stopped: dict[str, str] = {}
 
@@ -178,7 +177,7 @@ class Signing:
 
     @contextmanager
     def outcome_of(self, intent: Intent) -> Iterator[Attempt]:
-        """Record an outcome for whatever error leaves the block, foreseen or not."""
+        """Record the outcome of any error that leaves the block, expected or not."""
         attempt = Attempt(intent)
         try:
             yield attempt
@@ -223,7 +222,7 @@ class Signing:
         """Verify an answer against what was prepared (8).
 
         Raises:
-            MisissuedError: It is something else: it is never released.
+            MisissuedError: The answer differs. It is never released.
         """
         attempt.certificate = issued.leaf
         return require_as_prepared(prepared, issued, issuer.pinned, proven)
@@ -280,7 +279,7 @@ class Signing:
         except LedgerError:
             # The caller is told the first error. The intent stays open, and is closed
             # as `unknown` when the journal is opened again.
-            _log.exception("the end of a request could not be put on record")
+            _log.exception("the end of a request could not be recorded")
 
     def _stop(self, intent: Intent, error: MisissuedError) -> None:
         issuing_ca = intent.issuing_ca

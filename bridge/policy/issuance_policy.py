@@ -1,4 +1,4 @@
-"""What a caller may have: lifetime, names, issuing CA. Decided before anything else."""
+"""The issuance policy: lifetimes, issuing CAs and signers that a caller may have."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -11,16 +11,16 @@ from bridge.errors import DeniedError, RequestError, TTLError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lifetime:
-    """A lifetime inside the bounds."""
+    """A lifetime within the limits."""
 
     ttl: timedelta
     clamped: bool
-    """The caller asked for another one."""
+    """The requested lifetime was outside the limits."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IssuancePolicy:
-    """The limits of `issuance` in the configuration; nobody can widen them."""
+    """The limits of `issuance` in the configuration. No request can exceed them."""
 
     default_ttl: timedelta
     min_ttl: timedelta
@@ -33,7 +33,7 @@ class IssuancePolicy:
 
     @classmethod
     def of(cls, config: IssuanceConfig) -> "IssuancePolicy":
-        """Take the policy out of the configuration."""
+        """Build the policy of a configuration."""
         return cls(
             default_ttl=config.default_ttl,
             min_ttl=config.min_ttl,
@@ -46,17 +46,17 @@ class IssuancePolicy:
         )
 
     def lifetime(self, wanted_seconds: int) -> Lifetime:
-        """Decide how long a certificate lives from now.
+        """Decide the lifetime of a certificate, from now.
 
         Args:
-            wanted_seconds: As the caller wrote it, any 64-bit integer; 0 or less asks
-                for the default.
+            wanted_seconds: The requested lifetime, any 64-bit integer; 0 or less
+                requests the default.
 
         Raises:
-            TTLError: It is outside the bounds and the policy does not clamp.
+            TTLError: It is outside the limits, and the policy does not clamp.
 
         Source:
-            Istio's own CA: default for 0 or less, above the maximum refused.
+            Istio's own CA: the default for 0 or less; above the maximum, an error.
         """
         if wanted_seconds <= 0:
             return Lifetime(ttl=self.default_ttl, clamped=False)
@@ -70,7 +70,7 @@ class IssuancePolicy:
     def _bounded(self, bound: timedelta, what: str, rule: str) -> Lifetime:
         if self.on_excess_ttl == "refuse":
             raise TTLError(
-                f"the wanted lifetime is {what} of {bound.total_seconds():.0f} s",
+                f"the requested lifetime is {what} of {bound.total_seconds():.0f} s",
                 rule=rule,
             )
         return Lifetime(ttl=bound, clamped=True)
@@ -80,7 +80,8 @@ class IssuancePolicy:
 
         Raises:
             RequestError: The value is not empty and not configured.
-            DeniedError: It is, and this caller may have none of its issuing CAs.
+            DeniedError: The signer is configured, and the caller may use none of its
+                issuing CAs.
         """
         if not cert_signer:
             return self.issuing_cas
@@ -101,17 +102,17 @@ class IssuancePolicy:
         return found
 
     def under(self, rule: RuleConfig) -> "IssuancePolicy":
-        """Return the policy of those whom a rule matches.
+        """Return the policy of the callers that a rule matches.
 
         Args:
-            rule: One that was held against this policy when the file was read.
+            rule: A rule that was checked against this policy at load.
         """
         low, high = rule.min_ttl or self.min_ttl, rule.max_ttl or self.max_ttl
         wanted = rule.default_ttl or self.default_ttl
         allowed = rule.issuing_cas
         signers = self.cert_signers
         if allowed is not None:
-            # Whoever asks for a signer gets no issuing CA that the rule does not list.
+            # A signer leads to no issuing CA that the rule does not list.
             signers = {
                 signer: tuple(name for name in names if name in allowed)
                 for signer, names in signers.items()
@@ -130,11 +131,11 @@ class IssuancePolicy:
 def require_no_impersonation(impersonated: str | None) -> None:
     """Refuse a call on behalf of another workload.
 
-    Whether a node proxy may act for a pod is decided by asking the Kubernetes API which
-    pods run on its node. Without that, nobody may.
+    Only the Kubernetes API knows whether a pod runs on the node of the proxy that acts
+    for it. This version does not ask the API, so it refuses all such calls.
 
     Raises:
-        DeniedError: The caller asked for another identity than its own.
+        DeniedError: The caller requested the identity of another workload.
     """
     if impersonated is not None:
         raise DeniedError(
@@ -149,14 +150,14 @@ def validity(
 ) -> tuple[datetime, datetime] | None:
     """Return notBefore and notAfter in whole seconds, or None.
 
-    None means that the chain ends so soon that half of the validity would already be
-    past: proxies would ask again at once and without a pause.
+    None means that the chain expires so soon that half of the validity would already be
+    over: proxies would ask again at once, without a pause.
 
     Args:
         now: UTC.
         lifetime: From now to notAfter.
         backdate: From notBefore to now.
-        latest: The earliest notAfter of the chain.
+        latest: The first notAfter of the chain.
     """
     start = now.replace(microsecond=0)
     not_before, not_after = start - backdate, min(start + lifetime, latest)
@@ -172,13 +173,13 @@ MOST_SHARE = 0.05
 def valid_until(now: datetime, not_after: datetime, draw: float) -> datetime:
     """Return a time a few percent before `not_after`, and later than `now`.
 
-    Linkerd's proxies come back after 70 % of the time until then, without any
-    randomness of their own: those of one restart would come together for ever.
+    Linkerd's proxies renew after 70 % of the time until then, and add no randomness:
+    without the draw, proxies that start together would always renew together.
 
     Args:
         now: UTC.
-        not_after: The earliest end of all certificates on the path; after `now`.
-        draw: From 0 to 1, at random.
+        not_after: The first notAfter of all certificates on the path; after `now`.
+        draw: A random number from 0 to 1.
     """
     share = LEAST_SHARE + (MOST_SHARE - LEAST_SHARE) * draw
     return now + (not_after - now) * (1 - share)

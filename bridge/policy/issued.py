@@ -1,4 +1,4 @@
-"""Is what came back what was asked for? Held against the request before release."""
+"""Verify an issued certificate against its request, before it is released (step 8)."""
 
 from collections.abc import Sequence
 
@@ -26,11 +26,11 @@ _SAN = x509.SubjectAlternativeName.oid
 
 
 class PinnedIssuer:
-    """What is known of an issuing CA since load; made once, read for each leaf.
+    """The values of an issuing CA that every leaf is compared with; computed at load.
 
     Args:
-        certificate: Of the issuing CA.
-        intermediates: DER, issuing CA first: what follows every leaf.
+        certificate: The issuing CA's certificate.
+        intermediates: DER, issuing CA first: the chain that follows every leaf.
     """
 
     __slots__ = (
@@ -63,12 +63,12 @@ class PinnedIssuer:
 
 
 def require_profile(prepared: Prepared, issuer: PinnedIssuer) -> bytes:
-    """Prove, before anything is signed, that what will be signed is what was asked for.
+    """Verify, before anything is signed, that the TBSCertificate is the requested one.
 
     Args:
-        prepared: With a TBSCertificate; without one the backend builds it, and only
-            what comes back can be looked at.
-        issuer: The issuing CA as it was proven at load.
+        prepared: With a TBSCertificate. Without one the backend builds it, and only
+            the issued certificate can be verified.
+        issuer: The issuing CA as it was validated at load.
 
     Returns:
         The TBSCertificate that both encoders agree on, for `require_as_prepared`; empty
@@ -89,7 +89,7 @@ def require_profile(prepared: Prepared, issuer: PinnedIssuer) -> bytes:
     )
     if prepared.tbs != proven:
         raise BackendBrokenError(
-            "what the issuing CA prepared is not what was asked for",
+            "what the issuing CA prepared is not what was requested",
             rule="backend.prepared",
         )
     return proven
@@ -101,26 +101,26 @@ def require_as_prepared(
     issuer: PinnedIssuer,
     proven: bytes = b"",
 ) -> x509.Certificate:
-    """Prove that the leaf is what was prepared, signed by the pinned issuing CA.
+    """Verify that the leaf is the prepared one, signed by the pinned issuing CA.
 
     The issuing CA is outside this process, and its role or template may have been
-    edited since yesterday: its answer is untrusted input. That the pinned chain ends in
-    a trust anchor, and that the names are within every tier's constraints, is proven
-    before signing and does not depend on the answer.
+    edited meanwhile: its answer is untrusted input. That the pinned chain ends in a
+    trust anchor, and that every certificate of the chain permits the names, was
+    verified before signing and does not depend on the answer.
 
     Args:
-        prepared: What went on record.
+        prepared: The prepared request, as it was recorded.
         issued: The leaf, then the intermediates with the issuing CA first.
-        issuer: The issuing CA as it was proven at load.
-        proven: What `require_profile` returned for `prepared`; empty to look at every
+        issuer: The issuing CA as it was validated at load.
+        proven: The result of `require_profile` for `prepared`; empty to compare every
             field.
 
     Returns:
         The leaf.
 
     Raises:
-        MisissuedError: The leaf or the chain differs in anything. Only the first
-            difference is named.
+        MisissuedError: The leaf or the chain differs. Only the first difference is
+            named.
 
     Source:
         RFC 5280, 4.1 and 4.2; X509-SVID, 2, 4 and 5.2.
@@ -132,7 +132,7 @@ def require_as_prepared(
         tbs = leaf.tbs_certificate_bytes
         _require_signed(issued.leaf, leaf, tbs, issuer)
         if proven and tbs == proven:
-            return leaf  # byte for byte: nothing is left to differ
+            return leaf  # equal byte for byte, so every field is equal
         if prepared.tbs and tbs != prepared.tbs:
             raise _differs("tbs", "the TBSCertificate is not the prepared one")
         _require_fields(leaf, prepared, issuer)
@@ -145,8 +145,8 @@ def require_as_prepared(
 def _require_signed(
     der: bytes, leaf: x509.Certificate, tbs: bytes, issuer: PinnedIssuer
 ) -> None:
-    # The outer AlgorithmIdentifier and the encoding are not covered by the signature:
-    # the whole must be these three parts and not one byte more.
+    # The signature does not cover the outer AlgorithmIdentifier and the encoding: the
+    # certificate must consist of these three parts and no other byte.
     if der != splice(tbs, issuer.algorithm.der, leaf.signature):
         raise _differs("encoding", "the signature algorithm or the encoding differs")
     try:
@@ -162,12 +162,12 @@ def _require_fields(
     if leaf.version is not x509.Version.v3:
         raise _differs("version", "it is not version 3")
     if prepared.tbs and leaf.serial_number != request.serial:
-        raise _differs("serial", "the serial number is another one")
+        raise _differs("serial", "the serial number differs")
     serial = max(leaf.serial_number, 0)  # a negative one has bits too
     if serial.bit_length() not in _SERIAL_BITS and not prepared.tbs:
         raise _differs("serial", "the serial number is too short or too long")
     if leaf.issuer != issuer.subject:
-        raise _differs("issuer", "the issuer is another one")
+        raise _differs("issuer", "the issuer differs")
     if leaf.subject != _EMPTY:
         raise _differs("subject", "the subject is not empty")
     if leaf.not_valid_before_utc != request.not_before:
@@ -178,7 +178,7 @@ def _require_fields(
         Encoding.DER, PublicFormat.SubjectPublicKeyInfo
     )
     if spki != request.spki:
-        raise _differs("key", "the public key is another one")
+        raise _differs("key", "the public key differs")
 
 
 def _require_extensions(
@@ -220,7 +220,7 @@ def _differs(what: str, message: str, detail: str = "") -> MisissuedError:
 
 
 def names_of(request: LeafRequest) -> list[str]:
-    """Return the names as the ledger writes them, `URI:...` or `DNS:...`."""
+    """Return the names in the ledger's form, `URI:...` or `DNS:...`."""
     return [f"{_kind(name)}:{name.value}" for name in request.names]
 
 

@@ -1,7 +1,7 @@
-"""Linkerd's rules for a request: who may have which name, in whose words.
+"""Linkerd's rules for the names of a request, with linkerd-identity's messages.
 
-The texts are those of linkerd-identity to the letter, so errors of rules that begin
-with `linkerd.` are told to the peer as they are.
+The messages are linkerd-identity's, word for word. The peer therefore gets errors whose
+rule begins with `linkerd.` unchanged.
 
 Source:
     linkerd/linkerd2, pkg/identity/service.go and controller/identity/.
@@ -33,16 +33,16 @@ _KIND = "serviceaccount"
 _SUBJECT_PARTS = 4
 _LONGEST_SHOWN = 300
 _LONGEST_CSR = 4 * 1024
-"""Bytes. A proxy's has under 1,000, and reading the names of one that is full of them
-is work that anybody can ask for, without a token."""
+"""Bytes. A proxy's CSR has fewer than 1,000. A longer one could have many names, and a
+caller without a token could make the bridge read them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LinkerdNames:
-    """The names of one mesh, as the configuration has them."""
+    """The names of one Linkerd mesh, from the configuration."""
 
     cluster: str
-    """The one whose service accounts have them."""
+    """The cluster whose service accounts have these names."""
     control_plane_namespace: str
     trust_domain: TrustDomain
     with_uri: bool
@@ -50,22 +50,22 @@ class LinkerdNames:
 
     @cached_property
     def suffix(self) -> str:
-        """What every identity of this mesh ends in."""
+        """The ending of every identity of this mesh."""
         return f".{_KIND}.identity.{self.control_plane_namespace}.{self.trust_domain}"
 
     @cached_property
     def _uri(self) -> str:
-        # What every SPIFFE ID of this mesh begins with.
+        # The beginning of every SPIFFE ID of this mesh.
         return f"spiffe://{self.trust_domain}/"
 
     def require_cluster(self, name: str) -> None:
-        """Refuse the callers of another cluster.
+        """Refuse a caller of another cluster.
 
-        A front asks for those of one. It may have been told so before a reload, and
-        the names be those after it.
+        A front identifies the callers of one cluster. After a reload, the names can
+        belong to another one.
 
         Raises:
-            AuthenticationError: It is another one.
+            AuthenticationError: The caller's cluster is another one.
         """
         if name != self.cluster:
             raise AuthenticationError(
@@ -78,8 +78,8 @@ class LinkerdNames:
         """Return the identity of a service account.
 
         Raises:
-            SubjectError: One of the parts is no DNS-1123 label, as the name of a
-                service account with dots is none.
+            SubjectError: The namespace or the name is no DNS-1123 label. The name of a
+                service account with dots is not.
         """
         for part in (namespace, service_account):
             if not is_label(part):
@@ -89,7 +89,7 @@ class LinkerdNames:
     def leaf_names(
         self, identity: str, spiffe_id: SpiffeID
     ) -> tuple[x509.GeneralName, ...]:
-        """Return a leaf's names: a peer takes the first for who it speaks with.
+        """Return the names of a leaf. A peer uses the first one as the identity.
 
         Raises:
             DeniedError: The identity is longer than a DNS name can be.
@@ -105,7 +105,7 @@ class LinkerdNames:
         return name, x509.UniformResourceIdentifier(str(spiffe_id))
 
     def require_own(self, names: tuple[x509.GeneralName, ...]) -> None:
-        """Refuse names of another mesh, just before they are held to the constraints.
+        """Refuse names of another mesh, before the constraints are evaluated.
 
         Raises:
             DeniedError: A name is outside the trust domain.
@@ -126,17 +126,17 @@ class LinkerdNames:
 
 
 def not_ready() -> BackendUnavailableError:
-    """Return what is said before an issuing CA has proven itself."""
+    """Build the error of a call that comes before an issuing CA has signed a probe."""
     return BackendUnavailableError("cert issuer not ready yet", rule="linkerd.ready")
 
 
 def require_complete(
     identity: str, authorization: Sequence[str], csr: str | bytes
 ) -> None:
-    """Refuse a request that lacks something.
+    """Refuse a request that lacks the identity, the token or the CSR.
 
     Raises:
-        RequestError: The first thing that is missing.
+        RequestError: Names the first that is missing.
     """
     for value, what, rule in (
         (identity, "identity", "linkerd.identity"),
@@ -148,7 +148,7 @@ def require_complete(
 
 
 def read_csr(der: bytes) -> CSR:
-    """Read a CSR of a kind that proxies make.
+    """Read a CSR of the kind that Linkerd's proxies send.
 
     Raises:
         CSRError: See `parse_csr_der`; or it is longer than a proxy's can be
@@ -168,11 +168,11 @@ def read_csr(der: bytes) -> CSR:
 
 
 def require_csr_names(csr: CSR, identity: str) -> None:
-    """Hold the names of a CSR against the identity that is asked for.
+    """Compare the names of a CSR with the requested identity.
 
     Raises:
         CSRError: The names cannot be read.
-        MismatchError: They are not the identity, once, and nothing else.
+        MismatchError: They are not the identity, once and alone.
     """
     if asks_for_nothing_else(csr, identity):
         return
@@ -198,10 +198,10 @@ def require_csr_names(csr: CSR, identity: str) -> None:
 
 
 def require_requested(requested: str, found: str) -> None:
-    """Refuse another identity than the token's.
+    """Refuse a requested identity that is not the token's.
 
     Raises:
-        MismatchError: They differ in any byte.
+        MismatchError: They are not equal byte for byte.
     """
     if requested != found:
         raise _mismatch(
@@ -212,10 +212,10 @@ def require_requested(requested: str, found: str) -> None:
 
 
 def subject_error(subject: str) -> SubjectError:
-    """Return what is said of a token whose subject is no service account.
+    """Build the error of a token whose subject is no service account.
 
     Args:
-        subject: Of a token that is good otherwise.
+        subject: The subject of a token that is valid otherwise.
     """
     parts = subject.split(":")
     if len(parts) == _SUBJECT_PARTS and parts[0] == "system":
@@ -230,7 +230,7 @@ def subject_error(subject: str) -> SubjectError:
 
 
 def review_error(identity: str, error: BackendUnavailableError) -> ReviewError:
-    """Return what is said where the keys of the token's cluster cannot be had."""
+    """Build the error of a token whose cluster's keys are not available."""
     return ReviewError(
         f"error validating token for {identity}: {error}",
         rule="linkerd.review",

@@ -1,8 +1,8 @@
-"""Which terms hold for whom: the ordered rules of `issuance`, ready to be asked.
+"""The ordered rules of `issuance`: which policy applies to a caller.
 
-The first rule that matches a caller holds, alone; whom none matches gets what the top
-level of `issuance` says. Each rule's terms are made at load, so a request pays for one
-look-up, and for nothing where there are no rules.
+The first rule that matches a caller applies, alone. If none matches, the top level of
+`issuance` applies. The policy of each rule is built at load, so a request costs one
+look-up, and none where there are no rules.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -21,26 +21,26 @@ CallersByFront = Mapping[str, Collection[str]]
 
 
 @dataclass(frozen=True, slots=True)
-class Whom:
-    """One of those who are led to an issuing CA; `None` is anybody."""
+class RoutedCaller:
+    """Callers that a rule routes to an issuing CA; `None` stands for any."""
 
     namespace: str | None = None
     service_account: str | None = None
 
 
-Routes = Mapping[str, Mapping[str, tuple[Whom, ...]]]
-"""By front, the issuing CAs that some call by it can be led to, in order of preference;
-for each of them one caller of each rule that leads there."""
+Routes = Mapping[str, Mapping[str, tuple[RoutedCaller, ...]]]
+"""By front, the issuing CAs that its calls can reach, in order of preference. Each has
+one caller of every rule that routes to it."""
 
 
 def routes_of(config: IssuanceConfig, callers: CallersByFront) -> Routes:
-    """Find out where calls can be led.
+    """Return the issuing CAs that the calls of each front can reach.
 
     Args:
         config: The section, with its rules.
         callers: The fronts that are configured, with the clusters of their callers.
     """
-    found: dict[str, dict[str, tuple[Whom, ...]]] = {}
+    found: dict[str, dict[str, tuple[RoutedCaller, ...]]] = {}
     for front, clusters in callers.items():
         led = found[front] = {}
         for policy, whom in _policies(config, front, clusters):
@@ -51,16 +51,16 @@ def routes_of(config: IssuanceConfig, callers: CallersByFront) -> Routes:
 
 def _policies(
     config: IssuanceConfig, front: str, clusters: Collection[str]
-) -> Iterator[tuple[IssuancePolicy, Whom]]:
+) -> Iterator[tuple[IssuancePolicy, RoutedCaller]]:
     top = IssuancePolicy.of(config)
     for rule in config.rules:
         if not rule.refuse and _is_for(rule, front, clusters):
-            whom = Whom(_first(rule.namespaces), _first(rule.service_accounts))
+            whom = RoutedCaller(_first(rule.namespaces), _first(rule.service_accounts))
             yield top.under(rule), whom
     match = FirstMatch([rule.conditions for rule in config.rules])
     others = ((front, cluster, None, None) for cluster in clusters)
     if not config.rules or None in map(match.index, others):
-        yield top, Whom()
+        yield top, RoutedCaller()
 
 
 def _is_for(rule: RuleConfig, front: str, clusters: Collection[str]) -> bool:
@@ -87,9 +87,9 @@ class Rules:
     """The rules of one configuration. Made by `of`; for all threads."""
 
     top: IssuancePolicy
-    """For whom no rule matches."""
+    """The policy of a caller that no rule matches."""
     _policies: Sequence[IssuancePolicy | None]
-    """By rule; None where it refuses."""
+    """The policy of each rule; None where the rule refuses."""
     _match: FirstMatch | None
     routes: Routes
     reachable: Mapping[str, tuple[str, ...]]
@@ -97,7 +97,7 @@ class Rules:
 
     @classmethod
     def of(cls, config: IssuanceConfig, callers: CallersByFront) -> "Rules":
-        """Take the rules out of the configuration.
+        """Build the rules of a configuration.
 
         Args:
             config: The section.
@@ -116,12 +116,12 @@ class Rules:
         )
 
     def policy_for(self, front: str, caller: Caller) -> IssuancePolicy:
-        """Return the terms of a caller.
+        """Return the policy of a caller.
 
         Args:
-            front: That the call came by.
-            caller: Authenticated. One whose name is of no service account has no
-                namespace, and matches no rule that lists some.
+            front: The front of the call.
+            caller: The authenticated caller. Without a service account it has no
+                namespace, and matches no rule that lists namespaces.
 
         Raises:
             DeniedError: A rule refuses this caller.
@@ -143,16 +143,16 @@ class Rules:
         return policy
 
     def of_others(self, front: str) -> IssuancePolicy | None:
-        """Return the terms of whom no rule lists; None where such are refused."""
+        """Return the policy of callers that no rule lists; None if they are refused."""
         if self._match is None:
             return self.top
         index = self._match.index((front, *_ANYBODY))
         return self.top if index is None else self._policies[index]
 
     def policy_of(self, front: str) -> IssuancePolicy:
-        """Return the terms of a front itself: of what it needs for itself.
+        """Return the policy of the front's own certificates.
 
-        They are those of a caller whom no rule lists. Where such are refused, the top
-        level's: a front that serves a few needs its own certificate all the same.
+        It is the policy of a caller that no rule lists. If a rule refuses those, it is
+        the top level's: the front needs its own certificate all the same.
         """
         return self.of_others(front) or self.top

@@ -1,1 +1,1 @@
-"""One deadline for a call, and what happens when a backend fails."""
+"""The time budget of a call, and failover when a backend fails."""

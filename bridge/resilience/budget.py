@@ -1,4 +1,4 @@
-"""The time budget of one call: one deadline, handed to each step."""
+"""The time budget of one call: one deadline for all its steps."""
 
 import time
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from bridge.errors import OverloadedError
 
 RESERVE_SECONDS = 0.12
-"""Below this the answer would be late: 100 ms of work and 20 ms to return.
+"""With less than this left, the answer would be late: 100 ms of work, 20 ms to return.
 
 Source:
     Boulder, grpc/interceptors.go.
@@ -16,7 +16,7 @@ Source:
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """What is left of a call's time, and whether anybody still waits for it."""
+    """The deadline of a call, and whether its caller still waits."""
 
     deadline: float
     """A value of `time.monotonic()`."""
@@ -24,15 +24,15 @@ class Budget:
 
     @classmethod
     def of_seconds(cls, seconds: float) -> "Budget":
-        """Start a budget of `seconds` for work that nobody called for."""
+        """Start a budget of `seconds` for the bridge's own work."""
         return cls(time.monotonic() + seconds)
 
     def remaining(self) -> float:
-        """Return the seconds that are left; negative once they are over."""
+        """Return the seconds until the deadline; negative after it."""
         return self.deadline - time.monotonic()
 
     def require(self) -> None:
-        """Return if the next expensive step is worth its cost.
+        """Refuse the next expensive step if its result would be useless.
 
         Raises:
             OverloadedError: The caller has gone, or the answer would be late.

@@ -19,7 +19,7 @@ from bridge.errors import (
 from bridge.resilience.budget import RESERVE_SECONDS, Budget
 
 _MAY_PASS = (BackendUnavailableError, BackendAuthError, BackendThrottledError)
-"""Nothing was signed, and another try may succeed."""
+"""Errors after which nothing was signed and another try may succeed."""
 
 Target = TypeVar("Target")
 Result = TypeVar("Result")
@@ -28,16 +28,14 @@ Result = TypeVar("Result")
 def over_issuers(
     issuers: Sequence[Target], attempt: Callable[[Target], Result], budget: Budget
 ) -> Result:
-    """Try one issuing CA after the other, then all of them again with pauses.
+    """Try each issuing CA in turn, then all of them again with pauses.
 
-    Only an error after which no certificate can exist, and which may pass, leads to
-    another try.
+    Only a temporary error, after which no certificate can exist, leads to another try.
 
     Args:
-        issuers: 1 or more, in order of preference; the configuration declares them
-            equal.
-        attempt: Asks one of them.
-        budget: Of the whole call; no pause outlives it.
+        issuers: 1 or more, in order of preference, of one assurance.
+        attempt: Makes one attempt at an issuing CA.
+        budget: The call's budget; no pause goes beyond it.
 
     Raises:
         BackendError: The last one.
@@ -66,7 +64,7 @@ def _more_rounds(
     attempt: Callable[[Target], Result],
     budget: Budget,
 ) -> Result:
-    # Only a call in trouble pays for the retrying; its first round is over already.
+    # Only a call whose first round failed pays for tenacity.
     rounds = 0
 
     def again() -> Result:
@@ -89,7 +87,7 @@ def _more_rounds(
 
 
 def _wait(state: RetryCallState) -> float:
-    # A backend that says when to come back knows better than we do.
+    # The backend's own Retry-After wins if it is longer.
     error = state.outcome.exception() if state.outcome else None
     asked = getattr(error, "retry_after_seconds", 0.0)
     return max(asked, _BACKOFF(state))

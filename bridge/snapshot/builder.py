@@ -1,6 +1,6 @@
-"""Builds what a configuration describes: plugins loaded, chains proven, nothing signed.
+"""Build the snapshot of a configuration: load plugins, validate chains, sign nothing.
 
-All that is wrong is found in one go: an operator mends a file once, not once an error.
+Every problem is reported at once, so that an operator has to edit the file only once.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from bridge.identity.clusters import ClusterRegistry
 from bridge.policy.issued import PinnedIssuer
 from bridge.policy.linkerd_names import LinkerdNames
 from bridge.policy.rate_limit import BucketStore, RateLimits
-from bridge.policy.rules import LINKERD, Rules, Whom
+from bridge.policy.rules import LINKERD, RoutedCaller, Rules
 from bridge.registry import load
 from bridge.snapshot.model import Issuer, Snapshot
 from bridge.spi import IssuingCA, PluginContext
@@ -30,12 +30,12 @@ from bridge.x509.pem import encode_certificate, parse_certificates
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Assembly:
-    """How parts are built; the same for a start, a check and a change of files."""
+    """Builds snapshots and issuing CAs, for a start, a check or a change of files."""
 
     config: BridgeConfig
     clock: Clock
     warn: Callable[[str], None]
-    """Tells the operator something that is legal and unwise."""
+    """Warns the operator of a setting that is allowed but unwise."""
     buckets: BucketStore | None = None
     """The rate limits of all workers; None where one process serves."""
     sections: frozenset[str] = SECTIONS
@@ -43,13 +43,13 @@ class Assembly:
     all."""
 
     def snapshot(self, previous: ClusterRegistry | None = None) -> Snapshot:
-        """Build everything that requests decide by.
+        """Build the snapshot of the configuration.
 
         Args:
             previous: See `ClusterRegistry.build`.
 
         Raises:
-            ConfigError: The message lists every problem of every part, one a line.
+            ConfigError: The message lists every problem of every section, one a line.
         """
         parts = self._parts(previous)
         clusters, anchors, issuers = parts.clusters, parts.anchors, parts.issuers
@@ -110,7 +110,7 @@ class Assembly:
         """Read the trust anchors.
 
         Raises:
-            ConfigError: The file cannot be read or holds anything else.
+            ConfigError: The file cannot be read, or is no list of certificates.
         """
         path = self.config.trust_anchors
         source = f"trust_anchors: {path}"
@@ -190,20 +190,22 @@ class Assembly:
         )
 
     def _probe_names(self, rules: Rules) -> dict[str, tuple[x509.GeneralName, ...]]:
-        # Of the kind that its callers get, so that constraints which forbid them show.
+        # Names of the kind that callers get: a constraint that forbids them then shows.
         found: dict[str, tuple[x509.GeneralName, ...]] = {}
         for issuer in self.config.issuing_cas:
             led = {
                 front: whom[issuer]
                 for front, whom in rules.routes.items()
                 if issuer in whom
-            } or dict.fromkeys(rules.routes, (Whom(),))
+            } or dict.fromkeys(rules.routes, (RoutedCaller(),))
             found[issuer] = tuple(
                 self._probe_name(front, whom) for front, whom in led.items()
             )
         return found
 
-    def _probe_name(self, front: str, whom: tuple[Whom, ...]) -> x509.GeneralName:
+    def _probe_name(
+        self, front: str, whom: tuple[RoutedCaller, ...]
+    ) -> x509.GeneralName:
         linkerd = self._linkerd()
         if front != LINKERD or linkerd is None:
             uri = f"spiffe://{self.config.trust_domain}/meshca/probe"
@@ -211,8 +213,8 @@ class Assembly:
         namespaces = [one.namespace for one in whom]
         if None in namespaces:
             return x509.DNSName(f"meshca-probe{linkerd.suffix}")
-        # A chain for some namespaces may permit no name but theirs. No service account
-        # can have an underscore in its name.
+        # The constraints of a chain may permit only the names of some namespaces. The
+        # name of a service account cannot contain an underscore.
         return x509.DNSName(f"meshca_probe.{namespaces[0]}{linkerd.suffix}")
 
     def _rules(self) -> Rules:
@@ -221,15 +223,16 @@ class Assembly:
     def _require_verifiable(
         self, name: str, chain: ValidatedChain, source: str
     ) -> None:
-        # By the proxies of each mesh whose calls can be led to this issuing CA.
+        # The proxies of each mesh that can get leaves of this issuing CA must be able
+        # to verify its chain.
         front = self.config.fronts.linkerd
         if front is not None and name in self._rules().routes[LINKERD]:
             path = [certificate for _, certificate in chain.tiers()]
             require_verifiable(path, with_uri=front.spiffe_uri, source=source)
 
     def _unequal(self, issuers: Mapping[str, Issuer]) -> list[BridgeError]:
-        # A later issuing CA of a list stands in for an earlier one, so the list says
-        # that they are equal. From an HSM to a file they are not.
+        # Failover goes from an issuing CA to a later one of its list, so all of a list
+        # need the same assurance: failover from an HSM to a file would lower it.
         found: list[BridgeError] = []
         for path, names in self.config.issuance.routes().items():
             kinds = {

@@ -1,4 +1,4 @@
-"""What one request decides by: taken once, immutable; no rotation can mix two."""
+"""The immutable snapshot that one request uses from its start to its end."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ _TIERS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Issuer:
-    """One issuing CA that has been proven, with what can be made ready at load."""
+    """An issuing CA whose chain is validated, with the values computed at load."""
 
     name: str
     ca: IssuingCA
@@ -32,13 +32,13 @@ class Issuer:
     chain: ValidatedChain
     pinned: PinnedIssuer
     certificate_sha256: str
-    """Of the issuing CA's certificate in DER, 64 hex digits."""
+    """Fingerprint of the issuing CA's certificate in DER, 64 hex digits."""
     intermediates_pem: tuple[str, ...]
-    """Issuing CA first; each ends in a newline."""
+    """The chain without its trust anchor, issuing CA first; each ends in a newline."""
     timeout_seconds: float
 
     def expiries(self) -> Iterator[CertificateExpiry]:
-        """Yield when each certificate of the chain ends, the trust anchor's too."""
+        """Yield the expiry of each certificate of the chain and of its trust anchor."""
         for tier, certificate in self.chain.tiers():
             yield CertificateExpiry(
                 issuing_ca=self.name,
@@ -51,7 +51,7 @@ class Issuer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
-    """Everything that a request decides by."""
+    """The rules, keys and issuing CAs by which a request is decided."""
 
     generation: int
     issuers: Mapping[str, Issuer]
@@ -59,17 +59,17 @@ class Snapshot:
     anchors_pem: str
     """All trust anchors in one text, each certificate ending in a newline."""
     trust_domains: tuple[TrustDomain, ...]
-    """Those that some cluster's callers have; the bridge's own first."""
+    """The trust domains of all clusters; the bridge's own first."""
     rules: Rules
     clusters: ClusterRegistry
     rate_limits: RateLimits
     probe_names: Mapping[str, tuple[x509.GeneralName, ...]]
-    """What a probe certificate of an issuing CA is for: no caller can have these."""
+    """The names of each issuing CA's probe certificate. No caller can have them."""
     linkerd: LinkerdNames | None = None
-    """The names of Linkerd's mesh, where there is a front for it."""
+    """The names of Linkerd's mesh; None without a front for Linkerd."""
 
     def close(self) -> None:
-        """Release the issuing CAs and what the clusters read in the background."""
+        """Close the issuing CAs and end the background refresh of keys."""
         for issuer in self.issuers.values():
             issuer.ca.close()
         self.clusters.close()

@@ -1,8 +1,8 @@
-"""Holds the snapshot that requests decide by, and swaps what has changed.
+"""Hold the current snapshot, and swap in issuing CAs that have changed.
 
-A changed backend is built anew beside the old one, validated to the trust anchors and
-proven with a recorded probe; only then do new requests see it. A bad change leaves the
-old one serving and shows in `problems`.
+A changed issuing CA is built beside the old one, its chain is validated, and it signs a
+probe that is recorded. Only then do new requests use it. If a change is refused, the
+old issuing CA keeps serving, and `problems` says why.
 """
 
 import logging
@@ -24,20 +24,20 @@ _PROBE_SECONDS = 10.0
 _PROBE_AGAIN_SECONDS = 5.0
 _REFUSED_AGAIN_SECONDS = 60.0
 _STOP, _LOOK = "", " "
-# No issuing CA has such a name: what else there is to tell the thread.
+# Commands to the thread. No issuing CA has such a name.
 
 Probe = Callable[[Issuer, Snapshot], None]
 """Proves an issuing CA, or raises a `BridgeError`."""
 
 
 class Snapshots:
-    """The current snapshot, and the thread that keeps it right.
+    """Holds the current snapshot, and runs the thread that keeps it up to date.
 
     Args:
-        assembly: Builds the parts.
-        first: What to start with; this object closes its issuing CAs at the end.
-        metrics: Shows when the certificates of the chains end.
-        linger_seconds: How long requests may still use what was swapped out.
+        assembly: Builds snapshots and issuing CAs.
+        first: The first snapshot; `close` closes its issuing CAs.
+        metrics: Shows the expiry of the chains' certificates.
+        linger_seconds: How long a request may still use an issuing CA after its swap.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Snapshots:
         self._linger_seconds = linger_seconds
         self._changes: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._probe: Probe | None = None
-        self._unproven = dict.fromkeys(first.issuers, "has not been asked to sign yet")
+        self._unproven = dict.fromkeys(first.issuers, "has not been probed yet")
         self._refused: dict[str, str] = {}
         self._unproven_changes: set[str] = set()
         self._old: list[tuple[threading.Timer, _Closable]] = []
@@ -65,13 +65,13 @@ class Snapshots:
         self._show()
 
     def current(self) -> Snapshot:
-        """Return the snapshot; it never changes, and is never half new."""
+        """Return the current snapshot. It is immutable."""
         return self._current
 
     def start(self, probe: Probe) -> None:
-        """Prove every issuing CA, and begin to watch them.
+        """Probe every issuing CA, and start to watch their files.
 
-        One that cannot be proven now is tried again in the background.
+        An issuing CA that does not sign now is probed again in the background.
         """
         self._probe = probe
         for issuer in self._current.issuers.values():
@@ -87,20 +87,21 @@ class Snapshots:
         linger_seconds: float,
         prepare: Callable[[Snapshot], Callable[[], None]],
     ) -> None:
-        """Prove what another configuration describes, and put it in service.
+        """Probe the issuing CAs of another configuration, and put it in service.
 
-        An issuing CA that is new or has changed has to sign now. One that is as it was
-        and cannot is tried again later, as long as another one signs.
+        An issuing CA that is new or has changed has to sign now. An unchanged one that
+        does not sign is probed again later, as long as another one signs.
 
         Args:
-            assembly: Builds by the other configuration.
-            new: Built by it. Closed if it is refused.
+            assembly: Builds from the other configuration.
+            new: Its snapshot. Closed if it is refused.
             linger_seconds: See the class.
-            prepare: Is given the proven snapshot; what it returns is called when that
-                is in service.
+            prepare: Gets the new snapshot; its result is called once the snapshot is
+                in service.
 
         Raises:
-            BridgeError: It cannot serve, or `prepare` raised; nothing has changed.
+            BridgeError: The new configuration cannot serve, or `prepare` raised. The
+                old one keeps serving.
         """
         with self._changing:
             old = self._current
@@ -153,21 +154,21 @@ class Snapshots:
         return unproven
 
     def ready(self) -> bool:
-        """Return whether one issuing CA has signed since the start."""
+        """Return whether an issuing CA has signed since the start."""
         return len(self._unproven) < len(self._current.issuers)
 
     def problems(self) -> Mapping[str, str]:
-        """Return what is wrong, by issuing CA; empty when nothing is."""
+        """Return the current problem of each issuing CA that has one."""
         return {**self._unproven, **self._refused}
 
     def stop(self) -> None:
-        """End the thread: nothing is proven or swapped any more. May be repeated."""
+        """Stop the thread: no more probes and swaps. May be called again."""
         if self._thread.is_alive():
             self._changes.put(_STOP)
             self._thread.join()
 
     def close(self) -> None:
-        """End the thread and close every issuing CA."""
+        """Stop the thread and close every issuing CA."""
         self.stop()
         with self._changing:
             self._is_closed = True
@@ -185,7 +186,8 @@ class Snapshots:
     def _run(self) -> None:
         while True:
             waiting = self._unproven or self._unproven_changes
-            # No watch tells of a file's mode, or of the time that makes it good.
+            # A refused change is tried again: the watch does not see a file's mode, and
+            # a certificate may become valid.
             rest = _REFUSED_AGAIN_SECONDS if self._refused else None
             wait = _PROBE_AGAIN_SECONDS if waiting else rest
             try:
@@ -204,14 +206,14 @@ class Snapshots:
     def _guarded(self, name: str, step: Callable[[str], None]) -> None:
         try:
             with self._changing:
-                # A configuration that was replaced meanwhile may have had others.
+                # A reload in between may have removed this issuing CA.
                 if name in self._current.issuers:
                     step(name)
         except Exception as error:  # noqa: BLE001 - the edge of a thread, see below
-            # Were the thread to end here, a bug of a plugin would stop all rotation,
-            # and nobody would see it until a certificate runs out.
-            self._refused[name] = f"could not be looked at: {type(error).__name__}"
-            _log.exception("issuing CA %s could not be looked at", name)
+            # If the thread ended here, a bug in a plugin would stop every rotation, and
+            # nobody would notice until a certificate expires.
+            self._refused[name] = f"could not be examined: {type(error).__name__}"
+            _log.exception("issuing CA %s could not be examined", name)
 
     def _prove(self, issuer: Issuer) -> None:
         try:
@@ -243,7 +245,7 @@ class Snapshots:
         try:
             self._probe_with(issuer)
         except BridgeError as error:
-            # It may be the ledger or the network: what is there is tried again.
+            # The cause may be the ledger or the network, so it is tried again.
             self._unproven_changes.add(name)
             issuer.ca.close()
             self._refuse(name, error)
@@ -253,7 +255,7 @@ class Snapshots:
         self._swap(issuer)
 
     def _refuse(self, name: str, error: BridgeError) -> None:
-        text = f"a change is refused, the old one serves: {error}"
+        text = f"a change is refused, the old issuing CA serves: {error}"
         if self._refused.get(name) != text:
             _log.error("a change of issuing CA %s is refused: %s", name, error)
         self._refused[name] = text
@@ -276,7 +278,7 @@ class Snapshots:
         )
 
     def _retire(self, *parts: "_Closable") -> None:
-        # Requests under way may still use them.
+        # Closed later: requests in progress may still use them.
         for part in parts:
             timer = threading.Timer(self._linger_seconds, self._close_old, [part])
             timer.daemon = True

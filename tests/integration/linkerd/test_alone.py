@@ -164,8 +164,8 @@ def test_row_6_a_chain_that_ends_too_soon(tmp_path: Path) -> None:
         answer = certify.ask(csr=new_csr())
         assert answer.code == "UNAVAILABLE"
         assert answer.text == (
-            "issuer.expiring: the issuing CA's chain ends too soon for a certificate "
-            "of use"
+            "issuer.expiring: the issuing CA's chain expires too soon for a useful "
+            "certificate"
         )
         row = certify.new_outcome()
         assert (row["kind"], row["rule"]) == ("failed", "issuer.expiring")

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from bridge.checks.findings import _linkerd_names, _once, fronts
 from bridge.cli import app, demo_scenario
 from bridge.policy.linkerd_names import LinkerdNames
-from bridge.policy.rules import Whom
+from bridge.policy.rules import RoutedCaller
 from bridge.spiffe import TrustDomain
 from bridge.system.clock import system_clock
 from tests.support.harness.core import World
@@ -326,7 +326,7 @@ def test_an_example_for_linkerd_is_no_longer_than_a_name_can_be(
         trust_domain=TrustDomain(domain),
         with_uri=False,
     )
-    found = _linkerd_names(linkerd, Whom("n" * 63, "a" * 63 + ".more"))
+    found = _linkerd_names(linkerd, RoutedCaller("n" * 63, "a" * 63 + ".more"))
     assert [name.value.partition(".")[0] for name in found] == labels
 
 

@@ -207,7 +207,7 @@ def test_row_6_stands_between_the_csr_and_its_names(world: World) -> None:
     world.clock.now = NOW + timedelta(days=365)
     with pytest.raises(CSRError, match="DER"):
         world.issuance.issue(call(csr=WRONG_CSR))
-    with pytest.raises(BackendUnavailableError, match="ends too soon"):
+    with pytest.raises(BackendUnavailableError, match="expires too soon"):
         world.issuance.issue(call(csr=vector("odd-two-dns-names")))
 
 
@@ -397,7 +397,7 @@ def test_another_snapshot_or_another_second_is_looked_into_anew(world: World) ->
     ends = min(issuer.chain.not_after for issuer in served.issuers.values())
     world.clock.now = ends - timedelta(seconds=1)
     assert world.clock() > now
-    with pytest.raises(BackendUnavailableError, match="ends too soon"):
+    with pytest.raises(BackendUnavailableError, match="expires too soon"):
         world.issuance.issue(call(identity=OTHER, shown=token(now=world.clock())))
 
 

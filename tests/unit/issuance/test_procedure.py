@@ -345,7 +345,7 @@ def test_a_chain_that_ends_too_soon_is_refused_at_once(tmp_path: Path) -> None:
     ends = NOW + timedelta(minutes=2)
     with World(tmp_path, authorities=two_authorities(not_after=ends)) as world:
         budget = Budget.of_seconds(30)
-        with pytest.raises(BackendUnavailableError, match="ends too soon") as found:
+        with pytest.raises(BackendUnavailableError, match="expires too soon") as found:
             world.issue(budget=budget)
         assert budget.remaining() > 20
         (row,) = world.ended()

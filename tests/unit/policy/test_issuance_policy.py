@@ -53,7 +53,7 @@ def test_a_lifetime_outside_the_bounds_is_refused(
     wanted: int, granted: int | str, _clamped: int
 ) -> None:
     if isinstance(granted, str):
-        with pytest.raises(TTLError, match="the wanted lifetime is ") as refusal:
+        with pytest.raises(TTLError, match="the requested lifetime is ") as refusal:
             policy().lifetime(wanted)
         assert refusal.value.rule == granted
         return

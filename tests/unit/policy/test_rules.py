@@ -388,5 +388,5 @@ def test_what_ends_elsewhere_does_not_keep_a_namespace_from_its_issuing_ca(
     with World(tmp_path, authorities=authorities, overrides=overrides) as made:
         issued = made.issuance.issue(linkerd_call(made, "shop"))
         assert ends(issued) == NOW + timedelta(minutes=30)
-        with pytest.raises(BackendUnavailableError, match="ends too soon"):
+        with pytest.raises(BackendUnavailableError, match="expires too soon"):
             made.issuance.issue(linkerd_call(made, "bank"))

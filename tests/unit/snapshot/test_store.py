@@ -184,7 +184,9 @@ def test_a_change_to_a_chain_that_linkerds_proxies_cannot_verify_is_refused(
         world.write_authority("a", above.issue_ca("x", constraints=constraints))
         await_true(watched.snapshots.problems)
         told = watched.snapshots.problems()["a"]
-        assert told.startswith("a change is refused, the old one serves: issuing_cas.a")
+        assert told.startswith(
+            "a change is refused, the old issuing CA serves: issuing_cas.a"
+        )
         assert "has a directory name constraint, under which linkerd2-proxy" in told
         assert watched.snapshots.current().generation == 1
         watched.snapshots.close()
