@@ -1,4 +1,4 @@
-"""Who is asking: the credential as it came, and the caller that it proved."""
+"""The credential of a request, and the caller that it identifies."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,7 +8,7 @@ from bridge.spiffe import SpiffeID
 
 @dataclass(frozen=True, slots=True)
 class TokenCredential:
-    """What a front read from the request's metadata; nothing is decided yet."""
+    """A bearer token with its metadata, as a front received it. Nothing is verified."""
 
     authorization: tuple[str, ...]
     """Every value of the `authorization` header."""
@@ -38,4 +38,4 @@ class Caller:
     namespace: str = ""
     service_account: str = ""
     pod: str = ""
-    """`namespace/name/UID` of the pod that the token is bound to, where it says."""
+    """`namespace/name/UID` of the pod that the token is bound to; empty if none."""

@@ -17,22 +17,22 @@ _LONGEST_CERTIFICATE = 64 * 1024
 
 
 def spiffe_id_of(leaf: bytes, *, now: datetime) -> SpiffeID:
-    """Read whose certificate it is.
+    """Read the SPIFFE ID of a client certificate, and check its validity.
 
-    Its signature and chain are the TLS layer's business. That it was good when the
-    connection began says nothing about now: a connection may outlive a certificate.
+    The TLS layer has verified its signature and chain when the connection began. The
+    validity is checked again for each request: a connection can outlive a certificate.
 
     Args:
         leaf: One certificate in PEM or DER.
-        now: The time that its validity is held against.
+        now: The time of the request.
 
     Returns:
-        The name of a service account: no other workload gets certificates here.
+        The SPIFFE ID of a service account: no other workload gets certificates here.
 
     Raises:
-        AuthenticationError: It cannot be read, has expired, is a CA's, has not exactly
-            one URI SAN, or that is not a service account's SPIFFE ID. SANs of other
-            types are passed over.
+        AuthenticationError: The certificate cannot be read, has expired, is a CA's, or
+            has not exactly one URI SAN, the SPIFFE ID of a service account. SANs of
+            other types are ignored.
     """
     if len(leaf) > _LONGEST_CERTIFICATE:
         raise _refused("the certificate is too large", "certificate.parse")

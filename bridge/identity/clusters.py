@@ -1,7 +1,7 @@
-"""The registry of clusters: whose caller it is, and what that cluster may have.
+"""The registry of clusters: identifies callers, and limits each cluster's names.
 
-One credential belongs to one cluster. The caller says which (`clusterid`), and the
-keys of that cluster have to confirm it: its tokens are worth nothing elsewhere.
+A credential belongs to one cluster. The caller names it (`clusterid`), and the token is
+verified by the keys of that cluster alone.
 """
 
 from collections.abc import Mapping, Sequence
@@ -38,38 +38,38 @@ _READERS = 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cluster:
-    """One cluster, and the keys that its callers are known by."""
+    """One cluster, with the keys that verify its callers' tokens."""
 
     name: str
     trust_domain: TrustDomain
     namespaces: frozenset[str] | None
-    """`None` is all."""
+    """The namespaces that its callers may have names of; None for all."""
     tokens: TokensConfig
     keyring: Keyring
 
     def allows(self, namespace: str) -> bool:
-        """Say whether its callers may have names of this namespace."""
+        """Return whether its callers may have names of this namespace."""
         return self.namespaces is None or namespace in self.namespaces
 
 
 def read_clusters(
     config: BridgeConfig, *, clock: Clock, previous: Sequence[Cluster] = ()
 ) -> list[Cluster]:
-    """Make every cluster of the configuration and read its keys, all at a time.
+    """Build every cluster of the configuration, and read all keys in parallel.
 
-    A URL that does not answer is no error: the keys come later, and the keyring's
-    `problems` tells.
+    A URL that does not answer is no error. Its keys are fetched later, and the
+    keyring's `problems` reports it.
 
     Args:
         config: The whole configuration.
         clock: The time of key refreshes.
-        previous: The clusters before a reload: where a URL does not answer now, its
-            keys go on.
+        previous: The clusters before a reload. If a URL does not answer now, its keys
+            are kept.
 
     Raises:
-        ConfigError: A key file cannot be read or has no usable key, what a URL
-            answered is no key set, a key is weak or symmetric, two clusters have the
-            same key, or a namespace cannot exist. Lists every problem.
+        ConfigError: A key file cannot be read or has no usable key, the answer of a URL
+            is no key set, a key is weak or symmetric, two clusters have the same key,
+            or a namespace is no valid name. Lists every problem.
     """
     owners = KeyOwners()
     problems: list[str] = []
@@ -165,7 +165,7 @@ _SCHEME = "Bearer "
 
 
 class ClusterRegistry:
-    """The clusters of one configuration. Made by `build`; for all threads."""
+    """The clusters of one configuration. Built by `build`; for all threads."""
 
     def __init__(
         self, clusters: Sequence[Cluster], names: Mapping[str, Cluster], clock: Clock
@@ -179,7 +179,7 @@ class ClusterRegistry:
     def build(
         cls, config: BridgeConfig, *, clock: Clock, previous: Self | None = None
     ) -> Self:
-        """Make the registry; see `read_clusters` for how keys are read.
+        """Build the registry, and read the keys: see `read_clusters`.
 
         Args:
             config: The whole configuration.
@@ -196,34 +196,35 @@ class ClusterRegistry:
             for cluster, entry in zip(clusters, config.clusters, strict=True)
             for name in (entry.name, *entry.aliases)
         }
-        # Istio's agent sends an empty ID where it was told none.
+        # Istio's agent sends an empty ID if none is configured.
         return cls(clusters, {"": clusters[0]} | names, clock)
 
     def identify(
         self, credential: Credential, *, audiences: frozenset[str], now: datetime
     ) -> Caller:
-        """Prove who is asking.
+        """Identify the caller by its credential (2).
 
         Args:
-            credential: What the front was shown.
-            audiences: Of the front: a token must be for one of them.
+            credential: The credential that the front received.
+            audiences: The front's audiences: a token must have one of them.
             now: The time of the request.
 
         Raises:
-            AuthenticationError: The credential is absent, ambiguous or not good, or
-                its cluster is unknown.
-            BackendUnavailableError: The cluster's keys cannot be had; try again.
+            AuthenticationError: The credential is absent, ambiguous or invalid, or its
+                cluster is unknown.
+            BackendUnavailableError: The cluster has no keys now; the caller should try
+                again.
         """
         if isinstance(credential, CertificateCredential):
             return self._by_certificate(credential, now)
         return self._by_token(credential, audiences, now)
 
     def require_allowed(self, caller: Caller) -> None:
-        """Refuse a caller whose cluster may not have names of this namespace.
+        """Refuse a caller whose cluster may not have names of its namespace.
 
         Raises:
-            DeniedError: The namespace is not on the cluster's list, or there is no
-                such cluster.
+            DeniedError: The namespace is not on the cluster's list, or the cluster is
+                unknown.
         """
         if not self._named(caller.cluster).allows(caller.namespace):
             raise DeniedError(
@@ -241,7 +242,7 @@ class ClusterRegistry:
         return self._named(cluster).trust_domain
 
     def problems(self) -> list[str]:
-        """Return what is wrong with any cluster's keys, one sentence each."""
+        """Return the problems of all clusters' keys, one sentence each."""
         now = self._clock()
         return [
             f"cluster {cluster.name}: {problem}"
@@ -250,17 +251,17 @@ class ClusterRegistry:
         ]
 
     def without_keys(self) -> list[str]:
-        """Return the names of the clusters that have no keys to verify tokens by."""
+        """Return the names of the clusters that have no keys to verify tokens with."""
         now = self._clock()
         return [one.name for one in self.clusters if not one.keyring.has_keys(now)]
 
     def start(self) -> None:
-        """Refresh keys in the background from now on."""
+        """Start the background refresh of keys."""
         for cluster in self.clusters:
             cluster.keyring.start()
 
     def close(self) -> None:
-        """End the background refresh. Requests under way may finish."""
+        """Stop the background refresh. Requests in progress may finish."""
         for cluster in self.clusters:
             cluster.keyring.close()
 
@@ -274,7 +275,7 @@ class ClusterRegistry:
         self, credential: TokenCredential, audiences: frozenset[str], now: datetime
     ) -> Caller:
         token = _bearer_token(credential.authorization)
-        cluster = self._told(credential.cluster_ids)
+        cluster = self._named_by_header(credential.cluster_ids)
         key_of = partial(self._key, cluster)
         account = service_account_token.verify(
             token,
@@ -292,7 +293,7 @@ class ClusterRegistry:
             pod=account.pod,
         )
 
-    def _told(self, cluster_ids: Sequence[str]) -> Cluster:
+    def _named_by_header(self, cluster_ids: Sequence[str]) -> Cluster:
         if len(cluster_ids) > 1:
             raise AuthenticationError(
                 "clusterid is given more than once", rule="cluster.header"
@@ -311,7 +312,7 @@ class ClusterRegistry:
         try:
             return cluster.keyring.key(kid, now)
         except AuthenticationError as error:
-            # The usual reason is an agent that was told the wrong cluster ID.
+            # The usual cause is an agent with the wrong cluster ID.
             for other in self.clusters:
                 if other is not cluster and other.keyring.has(kid):
                     error.detail += (
@@ -332,8 +333,8 @@ class ClusterRegistry:
                 detail=str(spiffe_id)[:300],
             )
         namespace, name = spiffe_id.service_account or ("", "")
-        # Nothing in it says which of several: one that may have the name, if any. Where
-        # more than one may, nothing tells them apart, or the file is refused (`alike`).
+        # A certificate does not identify its cluster. The first cluster that may have
+        # the name is taken: the configuration is refused if a rule tells several apart.
         cluster = next((one for one in fitting if one.allows(namespace)), fitting[0])
         return Caller(
             spiffe_id=spiffe_id,
@@ -351,7 +352,7 @@ def _bearer_token(authorization: Sequence[str]) -> str:
         raise AuthenticationError(
             "authorization is given more than once", rule="token.repeated"
         )
-    # Letter for letter, as istiod compares it.
+    # Compared byte for byte, as istiod does.
     if not authorization[0].startswith(_SCHEME):
         raise AuthenticationError(
             'authorization must start with "Bearer "', rule="token.scheme"
@@ -359,5 +360,5 @@ def _bearer_token(authorization: Sequence[str]) -> str:
     return authorization[0][len(_SCHEME) :]
 
 
-# The pods of a deployment share a name: it need not be judged again for each.
+# The pods of a deployment share a name, so it is checked once for all of them.
 _name_of = lru_cache(maxsize=4096)(SpiffeID.of_service_account)

@@ -21,8 +21,8 @@ def require_base64url(text: str) -> None:
     """Refuse what is not the one unpadded base64url encoding of its bytes.
 
     Raises:
-        ValueError: It has another character, an impossible length, or bits that no
-            encoder writes.
+        ValueError: The text has another character, an impossible length, or unused
+            bits that are not zero.
     """
     rest = len(text) % 4
     if rest not in _LAST or not _BASE64URL.fullmatch(text):
@@ -36,8 +36,8 @@ def json_object(data: bytes) -> dict[str, Any]:
     """Read one JSON object, in UTF-8.
 
     Raises:
-        ValueError: It is anything else, a name is repeated in an object at any depth,
-            or it is nested beyond what the parser can follow.
+        ValueError: The text is not a JSON object, repeats a name in an object at any
+            depth, or is nested too deeply.
     """
     try:
         value = _DECODER.decode(data.decode("utf-8"))

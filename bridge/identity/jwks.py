@@ -38,22 +38,17 @@ class VerificationKey:
 
     kid: str | None
     by_algorithm: Mapping[str, PyJWK]
-    """The key for each algorithm with which it may be used: all of its type, or the one
-    that its JWK names."""
+    """The key for each allowed algorithm: all of its type, or the one that its JWK
+    names."""
     sha256: str
-    """Of the SubjectPublicKeyInfo in DER: the same key under another ID is equal."""
-
-    @property
-    def algorithms(self) -> frozenset[str]:
-        """The algorithms with which the key may be used."""
-        return frozenset(self.by_algorithm)
+    """Fingerprint of the SubjectPublicKeyInfo in DER; equal for a key with two IDs."""
 
 
 def parse_jwks(document: bytes) -> tuple[VerificationKey, ...]:
     """Read the keys of a JWK Set that may verify a token.
 
-    Keys of another type, curve, algorithm or use are passed over, as RFC 7517 wants it;
-    a key that makes the whole source doubtful is an error.
+    Keys of another type, curve, algorithm or use are ignored (RFC 7517, section 5). A
+    private, symmetric or weak key makes the whole set an error.
 
     Args:
         document: JSON in UTF-8.
@@ -62,8 +57,8 @@ def parse_jwks(document: bytes) -> tuple[VerificationKey, ...]:
         At least one key.
 
     Raises:
-        ConfigError: It is not a JWK Set or has no usable key; or a key is symmetric,
-            private, weak, malformed, without an ID among several, or shares its ID.
+        ConfigError: The document is not a JWK Set or has no usable key; or a key is
+            symmetric, private, weak or malformed, or has no ID of its own.
     """
     try:
         entries = jose.json_object(document).get("keys")
@@ -75,11 +70,11 @@ def parse_jwks(document: bytes) -> tuple[VerificationKey, ...]:
     keys = tuple(key for key in found if key is not None)
     if not keys:
         raise ConfigError("expected at least one RSA, P-256 or P-384 signature key")
-    _require_told_apart(keys)
+    _require_own_ids(keys)
     return keys
 
 
-def _require_told_apart(keys: Sequence[VerificationKey]) -> None:
+def _require_own_ids(keys: Sequence[VerificationKey]) -> None:
     kids = [key.kid for key in keys]
     if len(keys) > 1 and None in kids:
         raise ConfigError('expected a "kid" for every one of several keys')

@@ -1,6 +1,7 @@
-"""Where a cluster's keys come from: a file, a URL, or the API server's own word.
+"""The sources of a cluster's keys: a file, a URL, or OpenID Connect discovery.
 
-A source reads; when to read, and what to believe when it cannot, is the keyring's.
+A source only reads. The keyring decides when to read, and how long keys stay valid if
+the source fails.
 
 Source:
     OpenID Connect Discovery 1.0, section 4.
@@ -25,27 +26,27 @@ _ANSWER_SECONDS = 5.0
 
 
 class KeySource(Protocol):
-    """Something that holds a JWK Set."""
+    """A source of a JWK Set."""
 
     is_local: bool
-    """Whether `read` is quick, so that a request may wait for it."""
+    """Whether `read` is fast, so that a request may wait for it."""
 
     def changed(self) -> bool:
-        """Say whether there may be something else to read than the last time. Quick."""
+        """Return whether the document may have changed since it was read. Fast."""
 
     def read(self) -> bytes:
         """Return the document.
 
         Raises:
-            ConfigError: What is there cannot be right.
-            BackendUnavailableError: Nothing is there now (a URL only).
+            ConfigError: The source is wrong: unreadable, too large or malformed.
+            BackendUnavailableError: The URL does not answer now.
         """
 
 
 class KeyFile:
-    """A file, also one of a mounted ConfigMap. See KeySource.
+    """A key file, for example in a mounted ConfigMap. See KeySource.
 
-    Not for several threads at once.
+    One thread at a time may use it.
     """
 
     is_local = True
@@ -55,12 +56,12 @@ class KeyFile:
         self._seen: tuple[int, int, int] | None = None
 
     def changed(self) -> bool:
-        """See KeySource.changed: another time, size or inode."""
+        """See KeySource.changed: compares time, size and inode."""
         return self._stamp() != self._seen
 
     def read(self) -> bytes:
         """See KeySource.read."""
-        # Stamped before it is read: what is written meanwhile is a change again.
+        # The stamp is taken before the read, so a write in between is a change again.
         stamp = self._stamp()
         try:
             with self._path.open("rb") as file:
@@ -84,10 +85,10 @@ class URLSource:
     """A JWK Set behind a URL. See KeySource.
 
     Args:
-        url: Of the key set or, for discovery, empty.
-        issuer: Where `<issuer>/.well-known/openid-configuration` says the URL.
-        ca_file: Trust anchors in PEM; the system's if there is none.
-        seconds: The longest time that one answer may take.
+        url: The URL of the key set; empty for discovery.
+        issuer: For discovery, `<issuer>/.well-known/openid-configuration` has the URL.
+        ca_file: Trust anchors in PEM; the system's if None.
+        seconds: The time limit of one answer.
 
     Raises:
         ConfigError: `ca_file` cannot be used.
@@ -108,7 +109,7 @@ class URLSource:
         self._opener = _opener(_tls(ca_file))
 
     def changed(self) -> bool:
-        """See KeySource.changed: nobody knows before asking."""
+        """See KeySource.changed: always, because only a fetch can tell."""
         return True
 
     def read(self) -> bytes:
@@ -145,7 +146,7 @@ class URLSource:
 
 
 def _body(answer: http.client.HTTPResponse, ends: float) -> bytes:
-    # The timeout of a socket is that of one read: a slow drip would never meet it.
+    # The timeout of a socket limits one read, and not an answer that comes slowly.
     chunks: list[bytes] = []
     size = 0
     while chunk := answer.read1(_CHUNK):

@@ -1,8 +1,8 @@
-"""The keys of one cluster: cached, refreshed behind the requests, and not for ever.
+"""The keys of one cluster: cached, and refreshed in the background.
 
-A failed refresh leaves the old keys; a key that its source no longer shows is gone with
-the first refresh that succeeds; and keys that nobody could confirm for `max_key_age`
-are not believed. A request waits for a fetch only a moment, and only few of them do.
+If a refresh fails, the old keys stay. A key that the source no longer has is dropped by
+the next successful refresh. Keys that were not confirmed for `max_key_age` are no
+longer used. Only a few requests wait for a fetch, and only half a second.
 """
 
 import threading
@@ -24,7 +24,7 @@ _MOST_WAITING = 2
 _CLOSE_SECONDS = 1.0
 
 Claim = Callable[[Sequence[VerificationKey]], Mapping[str, str]]
-"""Takes keys for a cluster; returns by SHA-256 those that are another's, and whose."""
+"""Claims keys for a cluster; returns those of other clusters, as `KeyOwners.claim`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +34,10 @@ class _State:
 
 
 class KeyOwners:
-    """Which key belongs to which cluster: one key, one cluster.
+    """The cluster that each key belongs to. A key belongs to one cluster alone.
 
-    Whoever holds the key of a cluster can be anybody in it. A key that two clusters
-    show would let the one speak for the other.
+    The holder of a cluster's key can name any of its service accounts. If two clusters
+    had the same key, each could name those of the other.
     """
 
     def __init__(self) -> None:
@@ -45,10 +45,11 @@ class KeyOwners:
         self._lock = threading.Lock()
 
     def claim(self, cluster: str, keys: Sequence[VerificationKey]) -> dict[str, str]:
-        """Give `cluster` these keys in place of those it had.
+        """Replace the keys of `cluster`.
 
         Returns:
-            SHA-256 of each key that is another cluster's, and that cluster.
+            The fingerprint of each key that belongs to another cluster, and the name
+            of that cluster.
         """
         with self._lock:
             wanted = {key.sha256 for key in keys}
@@ -67,10 +68,10 @@ class Keyring:
     """The keys of one cluster. For all threads.
 
     Args:
-        source: Where they come from.
-        claim: Settles that they are no other cluster's.
-        max_age: How long keys are believed after they were last read.
-        floor: The shortest time between two fetches that a token's key ID asks for.
+        source: Reads the keys.
+        claim: Checks that no other cluster has them.
+        max_age: How long keys are used after they were last confirmed.
+        floor: The shortest time between two fetches for unknown key IDs.
         clock: The time of a refresh.
     """
 
@@ -109,9 +110,9 @@ class Keyring:
         """Return the key with this ID; `None` is the only key of a set without IDs.
 
         Raises:
-            AuthenticationError: There is no such key.
-            BackendUnavailableError: There are no keys that can still be believed, or
-                they are just being fetched: our fault, and worth another try.
+            AuthenticationError: The cluster has no such key.
+            BackendUnavailableError: The keys are too old, or are being fetched. The
+                caller should try again.
         """
         if (found := self._find(kid, now)) is None:
             self._look_again()
@@ -131,12 +132,12 @@ class Keyring:
         )
 
     def has(self, kid: str | None) -> bool:
-        """Say whether there is a key with this ID."""
+        """Return whether the cluster has a key with this ID."""
         state = self._state
         return state is not None and kid in state.keys
 
     def has_keys(self, now: datetime) -> bool:
-        """Return whether there are keys that can still be believed."""
+        """Return whether there are keys that are not too old."""
         return self._believed(now) is not None
 
     def _believed(self, now: datetime) -> _State | None:
@@ -156,7 +157,7 @@ class Keyring:
         with self._changed:
             self._wanted = True
             if not self._busy and self._due_in() > 0:
-                return  # too soon; the worker comes back to it
+                return  # too soon; the background thread does it later
             self._start()
             self._changed.notify_all()
             if self._waiting >= _MOST_WAITING or not self._wait_for_round():
@@ -175,9 +176,9 @@ class Keyring:
             self._waiting -= 1
 
     def refresh(self, *, always: bool = False) -> None:
-        """Read the keys if they may be others, or were not confirmed for a while.
+        """Read the keys if they may have changed or their confirmation is due.
 
-        What goes wrong is kept for `problems`.
+        An error is kept for `problems`.
         """
         with self._reading:
             now = self._looked = self._clock()
@@ -195,11 +196,11 @@ class Keyring:
             self._tried = self._clock()
 
     def read(self) -> tuple[VerificationKey, ...]:
-        """Read the keys, and change nothing.
+        """Read the keys from the source, without using them.
 
         Raises:
-            ConfigError: They cannot be right.
-            BackendUnavailableError: They cannot be had now.
+            ConfigError: The source or its keys are wrong.
+            BackendUnavailableError: The source does not answer now.
         """
         with self._reading:
             self._tried = self._looked = self._clock()
@@ -208,10 +209,10 @@ class Keyring:
     def adopt(
         self, keys: Sequence[VerificationKey], confirmed: datetime
     ) -> Mapping[str, str]:
-        """Take these keys in place of those before, but none of another cluster's.
+        """Replace the keys by these, without those that belong to another cluster.
 
         Returns:
-            As `KeyOwners.claim` does.
+            The dropped keys, as `KeyOwners.claim`.
         """
         foreign = self._claim(keys)
         kept = {key.kid: key for key in keys if key.sha256 not in foreign}
@@ -230,11 +231,11 @@ class Keyring:
             other.adopt(tuple(state.keys.values()), state.confirmed)
 
     def failed(self, error: BridgeError) -> None:
-        """Keep why a reading failed, for `problems`."""
+        """Store the error of a read, for `problems`."""
         self._failure = error.detail or str(error)
 
     def problems(self, now: datetime) -> list[str]:
-        """Return what an operator should know, one sentence each."""
+        """Return the problems of the keys for an operator, one sentence each."""
         state, failure, found = self._state, self._failure, list(self._foreign)
         if state is None:
             return [f"has no keys yet: {failure}"]
@@ -247,12 +248,12 @@ class Keyring:
         return found
 
     def start(self) -> None:
-        """Refresh in the background from now on."""
+        """Start the background refresh."""
         with self._changed:
             self._start()
 
     def close(self) -> None:
-        """End the background refresh; a fetch under way is left to its time limit."""
+        """Stop the background refresh. A fetch in progress ends by its time limit."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -272,7 +273,7 @@ class Keyring:
             return 0.0
         pause = self._floor if self._wanted or self._failure else self._pause
         elapsed = (self._clock() - self._looked).total_seconds()
-        # A clock that was set back must not stop the refreshing.
+        # If the clock is set back, the refresh must go on.
         return pause - elapsed if elapsed >= 0 else 0.0
 
     def _work(self) -> None:

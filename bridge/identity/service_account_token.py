@@ -45,16 +45,16 @@ KeyLookup = Callable[[str | None, datetime], VerificationKey]
 
 @dataclass(frozen=True, slots=True)
 class ServiceAccount:
-    """Who a good token speaks for."""
+    """The service account of a verified token."""
 
     namespace: str
     name: str
     pod: str = ""
-    """`namespace/name/UID` of the pod that the token is bound to, where it says."""
+    """`namespace/name/UID` of the pod that the token is bound to; empty if none."""
 
 
 def shown(value: object) -> str:
-    """Show what stood in a header, for the log: escaped, and not endless."""
+    """Return a header's value for the log: escaped, and shortened."""
     text = repr(value)
     return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
 
@@ -67,20 +67,19 @@ def verify(
     key_of: KeyLookup,
     now: datetime,
 ) -> ServiceAccount:
-    """Verify a token and return who it speaks for.
+    """Verify a token and return its service account.
 
     Args:
         token: In JWS compact serialization, without a scheme.
-        issuer: What `iss` must be, letter for letter.
-        audiences: `aud` must name at least one of them.
-        key_of: Finds the issuer's key.
-        now: The time that `exp`, `nbf` and `iat` are held against.
+        issuer: The required value of `iss`, compared byte for byte.
+        audiences: `aud` must contain at least one of them.
+        key_of: Returns the issuer's key.
+        now: The time that `exp`, `nbf` and `iat` are compared with.
 
     Raises:
-        AuthenticationError: The token is not good. Neither message nor detail repeats
-            any part of it but the algorithm, the key ID, the issuer, the audiences
-            and the end.
-        BackendUnavailableError: `key_of` cannot tell.
+        AuthenticationError: The token is refused. Message and detail repeat nothing of
+            it but the algorithm, the key ID, the issuer, the audiences and the expiry.
+        BackendUnavailableError: `key_of` has no keys now.
     """
     if len(token) > LONGEST_TOKEN:
         raise _refused(f"a token has at most {LONGEST_TOKEN} bytes", "token.size")
@@ -88,8 +87,8 @@ def verify(
     if len(parts) != 3 or not token.isascii():  # noqa: PLR2004 - JWS compact form
         raise _refused("a token has three parts, in ASCII", "token.format")
     algorithm, kid = _header(parts[0])
-    key = key_of(kid, now)
-    if algorithm not in key.algorithms:
+    key = key_of(kid, now).by_algorithm.get(algorithm)
+    if key is None:
         raise _refused(
             "the token's algorithm is not that of the key",
             "token.algorithm",
@@ -97,9 +96,7 @@ def verify(
         )
     _require_base64url(parts[1], parts[2])
     try:
-        jws = _JWS.decode_complete(
-            token, key.by_algorithm[algorithm], algorithms=[algorithm]
-        )
+        jws = _JWS.decode_complete(token, key, algorithms=[algorithm])
     except InvalidTokenError:
         # Not chained: the error may quote the token.
         raise _refused(
@@ -137,9 +134,8 @@ def _object(data: bytes) -> dict[str, Any]:
         ) from None
 
 
-@lru_cache(
-    maxsize=256
-)  # all tokens of a key have the same header; refusals are not kept
+# All tokens of a key have the same header. Refusals are not cached.
+@lru_cache(maxsize=256)
 def _header(part: str) -> tuple[str, str | None]:
     if len(part) > _LONGEST_HEADER:
         raise _refused("the token's header is too long", "token.size")
@@ -203,7 +199,7 @@ def _time(claims: dict[str, Any], name: str) -> float | None:
     if name not in claims:
         return None
     value = claims[name]
-    # A bool is an int, and 1e999 is a float: neither is a time.
+    # In Python a bool is an int, and 1e999 is a float (infinity): neither is a time.
     if type(value) not in (int, float) or not 0 <= value < _END_OF_TIME:
         raise _refused("the token's times are not seconds since 1970", "token.time")
     return float(value)
@@ -230,8 +226,8 @@ def _service_account(claims: dict[str, Any]) -> ServiceAccount:
 
 
 def _bound_pod(bound: object, namespace: str, name: str) -> str:
-    # The API server writes subject and claim from one object. Where they differ,
-    # somebody else wrote the token.
+    # The API server writes subject and claim from one object. If they differ, the
+    # token is not one of its own.
     account = bound.get("serviceaccount") if isinstance(bound, dict) else None
     if (
         not isinstance(bound, dict)

@@ -203,7 +203,7 @@ def test_a_signer_does_not_lead_out_of_the_rule(istio: Wire) -> None:
 @pytest.mark.parametrize(
     ("front", "code"), [("istio", "RESOURCE_EXHAUSTED"), ("linkerd", "UNAVAILABLE")]
 )
-def test_whoever_asks_without_end_meets_a_ceiling(
+def test_a_caller_in_a_loop_meets_a_rate_limit(
     bridge: Bridge, istio: Wire, linkerd: Certify, front: str, code: str
 ) -> None:
     # Each pod of a restart gets its own.

@@ -118,7 +118,7 @@ def test_a_request_that_lacks_a_part(certify: Certify, part: str, row: str) -> N
     require_refused(certify, lacking[part](), INVALID, row)
 
 
-def test_what_is_missing_is_told_in_order(certify: Certify) -> None:
+def test_what_is_missing_is_reported_in_order(certify: Certify) -> None:
     nothing = certify.send(b"")
     require_refused(certify, nothing, INVALID, "missing identity")
     only_identity = certify.ask(credential="", csr=b"")

@@ -289,7 +289,7 @@ def test_a_certificate_of_a_foreign_trust_domain_is_refused(
         registry.identify(credential, audiences=AUDIENCES, now=NOW)
 
 
-def test_every_problem_of_a_configuration_is_told_at_once(tmp_path: Path) -> None:
+def test_every_problem_of_a_configuration_is_reported_at_once(tmp_path: Path) -> None:
     entries = [
         cluster(tmp_path, "prod", namespaces=["Shop", "*"]),
         cluster(tmp_path, "dev"),
@@ -319,7 +319,7 @@ def test_two_clusters_with_one_key_are_refused(tmp_path: Path) -> None:
         built(configuration)
 
 
-def test_trust_anchors_of_a_key_server_that_are_missing_are_told(
+def test_missing_trust_anchors_of_a_key_server_are_reported(
     tmp_path: Path,
 ) -> None:
     keys = {"verify": "jwks", "url": "https://127.0.0.1:1/", "issuer": "https://x"}

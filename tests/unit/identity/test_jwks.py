@@ -42,7 +42,7 @@ def test_a_key_says_what_it_is_for(
     changes: dict[str, object], algorithms: set[str]
 ) -> None:
     (key,) = parse(rsa_jwk() | changes)
-    assert (key.kid, set(key.algorithms)) == ("r", algorithms)
+    assert (key.kid, set(key.by_algorithm)) == ("r", algorithms)
 
 
 def test_without_an_algorithm_a_key_is_good_for_those_of_its_type() -> None:
@@ -50,7 +50,7 @@ def test_without_an_algorithm_a_key_is_good_for_those_of_its_type() -> None:
     found = parse(
         _without("alg"), public_jwk(p384, kid="p384"), ec_jwk() | {"alg": "ES256"}
     )
-    assert [set(key.algorithms) for key in found] == [
+    assert [set(key.by_algorithm) for key in found] == [
         {"RS256", "RS384", "RS512"},
         {"ES384"},
         {"ES256"},
@@ -157,7 +157,7 @@ def test_what_is_no_key_set_is_refused(document: bytes, match: str) -> None:
         parse_jwks(document)
 
 
-def test_keys_that_cannot_be_told_apart_are_refused() -> None:
+def test_keys_without_an_id_of_their_own_are_refused() -> None:
     same = ec_jwk() | {"kid": "r"}
     none = {name: value for name, value in ec_jwk().items() if name != "kid"}
     with pytest.raises(ConfigError, match="of its own"):

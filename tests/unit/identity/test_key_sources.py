@@ -122,7 +122,7 @@ def test_an_answer_in_drips_meets_the_limit_too() -> None:
         key_sources._body(dripping, time.monotonic() - 1)
 
 
-def test_a_server_that_others_vouch_for_is_not_believed(server: KeyServer) -> None:
+def test_a_key_server_under_another_trust_anchor_is_refused(server: KeyServer) -> None:
     server.answers[JWKS_PATH] = (200, {}, SET)
     source = URLSource(server.jwks_url, "")
     with pytest.raises(BackendUnavailableError, match="cannot be fetched") as caught:
@@ -131,14 +131,14 @@ def test_a_server_that_others_vouch_for_is_not_believed(server: KeyServer) -> No
     assert server.requests == []
 
 
-def test_a_server_under_another_name_is_not_believed(server: KeyServer) -> None:
+def test_a_key_server_under_another_name_is_refused(server: KeyServer) -> None:
     url = server.jwks_url.replace("127.0.0.1", "localhost")
     source = URLSource(url, "", server.ca_file)
     with pytest.raises(BackendUnavailableError, match="cannot be fetched"):
         source.read()
 
 
-def test_nobody_listens() -> None:
+def test_a_url_without_a_server_is_unavailable() -> None:
     source = URLSource("https://127.0.0.1:1/jwks", "")
     with pytest.raises(BackendUnavailableError, match="cannot be fetched"):
         source.read()

@@ -113,7 +113,7 @@ def unavailable(keyring: Keyring, kid: str, now: datetime) -> str:
     return str(caught.value)
 
 
-def test_a_known_key_asks_nobody(
+def test_a_known_key_needs_no_fetch(
     server: KeyServer, remote: Keyring, clock: HandClock
 ) -> None:
     clock.pass_(hours=23)
@@ -187,7 +187,7 @@ def test_two_may_wait_for_a_fetch_and_the_third_is_answered_at_once(
         assert [one.result(timeout=5).kid for one in first] == ["b", "b"]
 
 
-def test_keys_that_cannot_be_confirmed_are_believed_for_a_while(
+def test_keys_that_cannot_be_confirmed_are_used_until_their_max_age(
     server: KeyServer, remote: Keyring, clock: HandClock
 ) -> None:
     server.answers.clear()
@@ -307,7 +307,9 @@ def test_a_key_that_becomes_another_clusters_is_not_taken_over(
     assert keyring.problems(clock()) == ["the key 'b' is not used: it is also two's"]
 
 
-def test_a_key_that_its_cluster_gave_up_is_free(path: Path, clock: HandClock) -> None:
+def test_a_key_that_its_cluster_dropped_can_be_claimed(
+    path: Path, clock: HandClock
+) -> None:
     owners, keys = KeyOwners(), make(KeyFile(path), clock).read()
     assert owners.claim("one", keys) == {}
     assert owners.claim("two", keys) == {keys[0].sha256: "one"}

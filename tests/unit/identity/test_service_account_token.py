@@ -341,7 +341,7 @@ def test_a_bad_form_is_refused(rule: str, make: Callable[[], str]) -> None:
     assert refusal(make()).rule == rule
 
 
-def test_no_audience_asked_for_is_none_granted() -> None:
+def test_without_configured_audiences_every_token_is_refused() -> None:
     token = issuer().token(now=NOW)
     with pytest.raises(AuthenticationError, match="another audience"):
         verify(token, audiences=frozenset())
@@ -406,7 +406,7 @@ _JSON = st.recursive(
     value=_JSON,
 )
 @settings(max_examples=300, deadline=None)
-def test_whatever_a_claim_holds_nobody_else_comes_out(
+def test_no_value_of_a_claim_leads_to_another_account(
     claim: str, value: object
 ) -> None:
     token = issuer("ES256").token(now=NOW, claims={claim: value})

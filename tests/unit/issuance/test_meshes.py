@@ -95,7 +95,7 @@ def test_the_lifetime_is_the_default(world: World) -> None:
 
 
 @pytest.mark.parametrize(("draw", "share"), [(0.0, 0.99), (1.0, 0.95)])
-def test_a_proxy_is_told_to_come_back_some_percent_before_the_end(
+def test_a_proxy_is_given_an_expiry_some_percent_before_the_end(
     world: World, draw: float, share: float
 ) -> None:
     world.draw = draw
@@ -104,7 +104,7 @@ def test_a_proxy_is_told_to_come_back_some_percent_before_the_end(
 
 
 @pytest.mark.parametrize("tier", [0, 1, 2], ids=["anchor", "intermediate", "issuing"])
-def test_nothing_outlives_the_chain_not_even_the_anchor(
+def test_no_expiry_is_after_that_of_the_chain_or_the_anchor(
     tmp_path: Path, tier: int
 ) -> None:
     ends = [NOW + timedelta(days=365)] * 3
@@ -184,7 +184,7 @@ def odd(name: str) -> Callable[[], Call]:
         ),
     ],
 )
-def test_the_first_thing_that_is_wrong_is_told(
+def test_the_first_error_is_reported(
     world: World, made: Callable[[], Call], kind: type[BridgeError], rule: str
 ) -> None:
     with pytest.raises(kind, match=r".") as refusal:
@@ -385,7 +385,7 @@ def test_an_issuing_ca_that_is_stopped_within_the_second_is_not_passed_over(
         world.issuance.issue(call(identity=OTHER))
 
 
-def test_another_snapshot_or_another_second_is_looked_into_anew(world: World) -> None:
+def test_another_snapshot_or_another_second_is_checked_again(world: World) -> None:
     world.issuance.issue(call())
     served, now = world.snapshot, world.clock()
     world.snapshot = replace(served, issuers={})
@@ -409,6 +409,6 @@ def test_istios_counters_do_not_count_linkerds_calls(world: World) -> None:
     assert world.metrics.citadel.success_cert_issuance_count._value.get() == 0
 
 
-def test_without_the_front_nobody_has_a_linkerd_identity(tmp_path: Path) -> None:
+def test_without_the_front_no_caller_has_a_linkerd_identity(tmp_path: Path) -> None:
     with World(tmp_path) as world:
         assert world.snapshot.linkerd is None

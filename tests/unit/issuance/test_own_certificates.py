@@ -120,7 +120,7 @@ def test_a_probe_of_a_ca_that_does_not_answer_signs_nothing(world: World) -> Non
     assert not world.cas["a"].called
 
 
-def test_a_probe_finds_a_lie(world: World) -> None:
+def test_a_probe_detects_a_misissuance(world: World) -> None:
     world.cas["a"].lie = lie_called("CA:TRUE")
     with pytest.raises(MisissuedError, match="issued certificate is refused"):
         world.own.probe(world.snapshot.issuers["a"], world.snapshot, timeout=5)

@@ -324,7 +324,7 @@ def test_a_signer_of_istio_leads_to_its_issuing_cas(tmp_path: Path) -> None:
         assert len(world.cas["a"].called) == 1
 
 
-def test_a_life_is_clamped_where_the_policy_says_so(tmp_path: Path) -> None:
+def test_a_lifetime_is_clamped_where_the_policy_says_so(tmp_path: Path) -> None:
     overrides = {"issuance": {"on_excess_ttl": "clamp", "max_ttl": "24h"}}
     with World(tmp_path, overrides=overrides) as world:
         leaf = leaf_of(world.issue(ttl_seconds=2**62).leaf_pem)

@@ -151,7 +151,7 @@ def test_a_backend_that_comes_back_is_asked_again(world: World) -> None:
     assert [row["issuing_ca"] for row in world.ended()][::2] == ["a", "b", "a", "b"]
 
 
-def test_when_all_are_down_the_last_error_is_told_inside_the_budget(
+def test_when_all_are_down_the_last_error_is_returned_inside_the_budget(
     world: World,
 ) -> None:
     for name, ca in world.cas.items():
@@ -188,7 +188,7 @@ def test_a_ca_that_cannot_prepare_leaves_one_row_and_no_intent(
     assert (row["caller"], row["issuing_ca"]) == (CALLER, "a")
 
 
-def test_a_backend_that_hangs_holds_up_nobody_else(tmp_path: Path) -> None:
+def test_a_backend_that_hangs_does_not_delay_other_requests(tmp_path: Path) -> None:
     overrides = {"issuance": {"cert_signers": {"b": ["b"]}}}
     with World(tmp_path, overrides=overrides) as world, ThreadPoolExecutor(1) as pool:
         hanging = world.cas["a"]
@@ -221,7 +221,7 @@ def test_a_backend_gets_its_own_timeout_or_what_is_left(world: World) -> None:
         *("version 4", "no intermediates", "later notAfter"),
     ],
 )
-def test_a_lie_is_not_released_and_stops_the_ca(
+def test_a_misissuance_is_not_released_and_stops_the_ca(
     world: World, lie: str, *, builds_tbs: bool
 ) -> None:
     fake = world.cas["a"]

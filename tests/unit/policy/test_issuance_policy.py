@@ -94,7 +94,7 @@ def test_a_signer_that_is_not_configured_is_refused(cert_signer: str) -> None:
     assert repr(cert_signer) in refusal.value.detail
 
 
-def test_nobody_may_act_for_another() -> None:
+def test_no_caller_may_act_for_another_workload() -> None:
     require_no_impersonation(None)
     for impersonated in ("", "spiffe://corp.example/ns/shop/sa/web"):
         with pytest.raises(DeniedError, match="acting for another workload"):

@@ -51,7 +51,9 @@ def test_an_honest_certificate_passes(kind: str, *, builds_tbs: bool) -> None:
 
 
 @pytest.mark.parametrize(("lie", "builds_tbs", "rule"), BOTH)
-def test_each_lie_breaks_its_rule(lie: Lie, rule: str, *, builds_tbs: bool) -> None:
+def test_each_deviation_breaks_its_rule(
+    lie: Lie, rule: str, *, builds_tbs: bool
+) -> None:
     ca = LyingCA(CHAIN, builds_tbs=builds_tbs, lie=lie)
     prepared = ca.prepare(request())
     issued = ca.issue(prepared, timeout=1)
@@ -106,7 +108,7 @@ def test_the_order_of_the_names_is_part_of_the_request() -> None:
         require_as_prepared(prepared, issued, pinned())
 
 
-def test_a_certificate_for_an_earlier_request_is_another_one() -> None:
+def test_a_certificate_for_an_earlier_request_is_refused() -> None:
     ca = LyingCA(CHAIN)
     earlier, prepared = ca.prepare(request()), ca.prepare(request())
     issued = ca.issue(earlier, timeout=1)
@@ -170,7 +172,7 @@ def test_names_are_written_with_their_kind() -> None:
     assert names_of(made) == [f"URI:{URI.value}", "DNS:a.example"]
 
 
-def test_the_honest_lie_changes_nothing() -> None:
+def test_a_certificate_without_deviation_is_accepted() -> None:
     ca = LyingCA(CHAIN)
     prepared = ca.prepare(request())
     issued = ca.answer(prepared, honest)

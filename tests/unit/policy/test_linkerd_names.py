@@ -105,7 +105,7 @@ def test_a_name_of_another_mesh_does_not(name: x509.GeneralName) -> None:
         (("x", (), b""), "missing token"),
     ],
 )
-def test_what_is_missing_is_told_in_order(
+def test_what_is_missing_is_reported_in_order(
     parts: tuple[str, tuple[str, ...], bytes], text: str
 ) -> None:
     with pytest.raises(RequestError, match=f"^{text}$"):
@@ -154,7 +154,7 @@ STRANGER, THIRD = x509.DNSName("api.shop"), x509.DNSName("db.shop")
         pytest.param("", [URI, IP, DNS], "ips", id="11 before 12"),
     ],
 )
-def test_of_several_rows_the_first_is_told(
+def test_of_several_errors_the_first_is_reported(
     common_name: str, names: list[x509.GeneralName], rule: str
 ) -> None:
     csr = read_csr(csr_of(common_name, names))
@@ -181,7 +181,7 @@ def test_a_key_that_no_proxy_makes_is_refused(name: str) -> None:
     assert one.value.rule == "csr.key-type"
 
 
-def test_any_other_fault_of_a_csr_is_told_as_it_is() -> None:
+def test_any_other_fault_of_a_csr_is_reported_unchanged() -> None:
     with pytest.raises(CSRError, match="SHA-256, SHA-384 or SHA-512"):
         read_csr(vector("bad-sha1"))
 
@@ -211,7 +211,7 @@ def test_the_requested_identity_is_the_tokens_to_the_letter() -> None:
         ("system:a:b:c", "Username must be in form system:TYPE:NS:SA: system:a:b:c"),
     ],
 )
-def test_a_subject_is_refused_in_linkerds_words(subject: str, text: str) -> None:
+def test_a_subject_is_refused_with_linkerds_message(subject: str, text: str) -> None:
     assert str(subject_error(subject)) == text
 
 
@@ -230,7 +230,7 @@ def test_a_subject_is_not_repeated_without_end() -> None:
         ),
     ],
 )
-def test_what_is_not_the_callers_fault_has_linkerds_words(
+def test_an_error_of_the_bridge_has_linkerds_message(
     error: BridgeError, text: str
 ) -> None:
     assert str(error) == text

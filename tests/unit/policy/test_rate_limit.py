@@ -178,7 +178,9 @@ def test_a_loop_gets_a_summary_and_not_a_row_for_each_call(tmp_path: Path) -> No
     assert summary["rules"] == {"overload.cluster": 3}
 
 
-def test_whom_nobody_knows_does_not_use_up_the_rows_of_callers(tmp_path: Path) -> None:
+def test_unauthenticated_calls_do_not_use_up_the_rows_of_callers(
+    tmp_path: Path,
+) -> None:
     overrides = rate_limits(per_identity={"rate": 0.001, "burst": 1})
     overrides["ledger"] = {"refusals_per_second": 1}
     with World(tmp_path, overrides=overrides) as made:

@@ -80,7 +80,7 @@ WHOM = [
 
 
 @pytest.mark.parametrize(("whom", "matches"), WHOM, ids=str)
-def test_a_rule_is_for_whom_all_of_its_lists_name(
+def test_a_rule_matches_callers_that_are_on_all_its_lists(
     whom: dict[str, Any], *, matches: bool
 ) -> None:
     found = terms({**whom, "issuing_cas": ["c"]})
@@ -99,12 +99,14 @@ def test_the_first_rule_that_matches_holds_alone() -> None:
 
 
 @pytest.mark.parametrize("given", [(), ({"namespaces": ["bank"], "refuse": True},)])
-def test_whom_no_rule_matches_gets_the_top_level(given: tuple[Any, ...]) -> None:
+def test_a_caller_that_no_rule_matches_gets_the_top_level(
+    given: tuple[Any, ...],
+) -> None:
     found = rules(*given)
     assert found.policy_for("istio", caller()) is found.top
 
 
-def test_whoever_is_refused_is_denied_and_the_operator_is_told_by_which_rule() -> None:
+def test_a_refused_caller_is_denied_and_the_operator_is_told_by_which_rule() -> None:
     found = rules(
         {"namespaces": ["bank"], "max_ttl": "1h"},
         {"namespaces": ["shop"], "service_accounts": ["web"], "refuse": True},
@@ -159,7 +161,7 @@ def test_a_default_is_brought_inside_the_bounds_of_its_rule(
     ("rule", "mode"),
     [({"on_excess_ttl": "clamp"}, "clamp"), ({"max_ttl": "1h"}, "refuse")],
 )
-def test_a_wish_beyond_the_bounds_is_met_as_the_rule_says_or_the_top_level(
+def test_the_rule_or_the_top_level_handles_an_excessive_lifetime(
     rule: dict[str, Any], mode: str
 ) -> None:
     assert terms(rule).on_excess_ttl == mode
@@ -205,7 +207,7 @@ def test_a_signer_that_is_asked_for_stays_inside_what_the_rule_lists(
         ),
     ],
 )
-def test_what_a_front_needs_for_itself_is_as_of_whom_no_rule_lists(
+def test_the_own_certificate_of_a_front_has_the_policy_of_unlisted_callers(
     given: list[dict[str, Any]], issuing_cas: tuple[str, ...]
 ) -> None:
     assert rules(*given).policy_of("istio").issuing_cas == issuing_cas
@@ -262,7 +264,7 @@ def test_a_refusal_by_rule_is_on_record_and_signs_nothing(tmp_path: Path) -> Non
     assert "issuance.rules[1]" in row["detail"]
 
 
-def test_the_default_life_is_that_of_the_rule(tmp_path: Path) -> None:
+def test_the_default_lifetime_is_that_of_the_rule(tmp_path: Path) -> None:
     with world(tmp_path, {"namespaces": ["shop"], "default_ttl": "30m"}) as made:
         assert ends(made.issue(ttl_seconds=0)) == NOW + timedelta(minutes=30)
         other = made.issue(ttl_seconds=0, token=made.token("bank"))
@@ -270,7 +272,7 @@ def test_the_default_life_is_that_of_the_rule(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", ["refuse", "clamp"])
-def test_the_longest_life_is_that_of_the_rule(tmp_path: Path, mode: str) -> None:
+def test_the_longest_lifetime_is_that_of_the_rule(tmp_path: Path, mode: str) -> None:
     rule = {"namespaces": ["shop"], "max_ttl": "30m", "on_excess_ttl": mode}
     with world(tmp_path, rule) as made:
         assert ends(made.issue(token=made.token("bank"))) == NOW + timedelta(hours=1)

@@ -110,7 +110,7 @@ def test_after_a_round_there_is_a_pause_and_another_round(pauses: Pauses) -> Non
 
 
 @pytest.mark.usefixtures("pauses")
-def test_the_rounds_end_with_the_budget_and_the_last_error_is_told() -> None:
+def test_the_rounds_end_with_the_budget_and_the_last_error_is_raised() -> None:
     last = BackendUnavailableError("b is down")
     issuers = Issuers(a=[DOWN], b=[last])
     budget = Budget.of_seconds(3)
@@ -127,7 +127,7 @@ def test_a_backend_says_when_to_come_back(pauses: Pauses) -> None:
     assert pauses.slept == [2.5]
 
 
-def test_nobody_waits_for_what_comes_too_late(pauses: Pauses) -> None:
+def test_no_pause_goes_beyond_the_budget(pauses: Pauses) -> None:
     later = BackendThrottledError("slow", retry_after_seconds=9.95)
     with pytest.raises(BackendThrottledError, match="slow"):
         over_issuers(["a"], Issuers(a=[later, "1"]), Budget.of_seconds(10))
@@ -161,7 +161,7 @@ def gone() -> bool:
         (0, gone, "overload.deadline"),
     ],
 )
-def test_work_that_nobody_waits_for_is_not_done(
+def test_work_without_a_waiting_caller_is_not_done(
     seconds: float, is_active: Callable[[], bool], rule: str, pauses: Pauses
 ) -> None:
     budget = Budget(pauses.now + seconds, is_active)

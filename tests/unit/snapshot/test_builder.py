@@ -11,7 +11,7 @@ from tests.support.harness.core import World
 from tests.support.parts.pki import Authority, bundle, new_root
 
 
-def test_all_that_is_wrong_with_all_parts_is_told_at_once(tmp_path: Path) -> None:
+def test_every_problem_of_every_section_is_reported_at_once(tmp_path: Path) -> None:
     world = World(tmp_path, fake=False)
     (tmp_path / "a.key").write_bytes(new_root().key_pem())
     (tmp_path / "b.pem").write_text("no certificate")
@@ -97,7 +97,9 @@ def test_a_chain_that_ends_early_asks_for_an_intermediate(tmp_path: Path) -> Non
     assert str(refusal.value).splitlines()[0].endswith("an intermediate missing?")
 
 
-def test_a_plugin_that_cannot_be_loaded_is_told_by_its_key(tmp_path: Path) -> None:
+def test_a_plugin_that_cannot_be_loaded_is_reported_with_its_key(
+    tmp_path: Path,
+) -> None:
     issuing_cas = {"a": {"plugin": "pkcs11"}, "b": {"plugin": "ours"}}
     world = World(tmp_path, fake=False, overrides={"issuing_cas": issuing_cas})
     with pytest.raises(ConfigError, match=r"issuing_cas\.a\.plugin: ") as refusal:

@@ -145,7 +145,7 @@ def test_a_change_that_does_not_fit_leaves_the_old_one(watched: Watched) -> None
     assert watched.snapshots.current().generation == 1
 
 
-def test_a_refused_change_is_taken_once_it_is_good_whoever_tells(
+def test_a_refused_change_is_accepted_once_it_is_valid(
     watched: Watched, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     # The message says `run chmod 600`, and that changes neither time nor content.
