@@ -51,7 +51,7 @@ class _Trace:
     attempted: bool = False
 
 
-class Watch:
+class StepTimer:
     """Measures how long each step takes."""
 
     def __init__(self, metrics: Metrics) -> None:
@@ -80,21 +80,21 @@ def attempt(
         LedgerError: The intent is not on disk; nothing was signed.
         BackendError: The issuing CA failed, or its answer is refused.
     """
-    watch = Watch(signing.metrics)
+    timer = StepTimer(signing.metrics)
     # (6) Prepare, and record the intent.
     prepared, proven = signing.prepare(issuer, request, origin)
     budget.require()
-    watch.lap("prepare")
+    timer.lap("prepare")
     intent = signing.intend(issuer, prepared, origin)
-    watch.lap("record")
+    timer.lap("record")
     with signing.outcome_of(intent) as under_way:
         # (7) Sign.
         budget.require()
         issued = signing.sign(issuer, prepared, budget)
-        watch.lap("sign")
+        timer.lap("sign")
         # (8) Verify.
         leaf = signing.verify(under_way, issuer, prepared, issued, proven)
-        watch.lap("verify")
+        timer.lap("verify")
         # (9) Record the outcome; on disk first where the backend chose the serial.
         signing.record_issued(under_way, leaf, durable=not prepared.tbs)
     return Signed(issuer, leaf, issued.leaf)
@@ -155,25 +155,25 @@ class Issuance:
         self._record(_Trace(front), error)
 
     def _issue(self, call: Call, trace: _Trace) -> Issued:
-        watch = Watch(self._metrics)
+        timer = StepTimer(self._metrics)
         snapshot, now = self._snapshot(), self._clock()
         mesh, budget = self._meshes[call.front], call.budget
         budget.require()
         mesh.begin(call)
         # (4) CSR, where the mesh wants it before the credential.
         csr = mesh.csr(call, snapshot, now, None) if mesh.csr_first else None
-        watch.lap("csr" if csr else "")
+        timer.lap("csr" if csr else "")
         # (2) Identify.
         trace.caller = caller = mesh.identify(call, snapshot, now)
-        watch.lap("identify")
+        timer.lap("identify")
         # (3) Admit.
         snapshot.rate_limits.require(call.front, caller, time.monotonic())
         grant = mesh.admit(call, caller, snapshot)
-        watch.lap("admit")
+        timer.lap("admit")
         # (4) CSR.
         if csr is None:
             csr = mesh.csr(call, snapshot, now, grant)
-            watch.lap("csr")
+            timer.lap("csr")
         subject = Subject(
             public_key=csr.public_key, spki=csr.spki, csr=csr.der, names=grant.names
         )
@@ -184,7 +184,7 @@ class Issuance:
         issuers = usable_issuers(
             snapshot, grant.route, grant.names, term, self._signing
         )
-        watch.lap("constrain")
+        timer.lap("constrain")
         origin = _origin(trace, caller, snapshot)
 
         def sign_by(issuer: Issuer) -> Signed:

@@ -291,7 +291,7 @@ def test_what_differs_from_the_request_is_not_signed(
         return replace(honest(later), request=request)
 
     monkeypatch.setattr(world.cas["a"], "prepare", longer)
-    with pytest.raises(BackendBrokenError, match="not what was asked for"):
+    with pytest.raises(BackendBrokenError, match="is not what was requested"):
         world.issue()
     (row,) = world.ended()
     assert (row["kind"], row["rule"]) == ("failed", "backend.prepared")
