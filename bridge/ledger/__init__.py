@@ -1,5 +1,5 @@
-"""The ledger: what was about to be signed, what came of it, and what was refused.
+"""The ledger: intents to sign, their outcomes, and refusals.
 
-`events` are the rows, `journal` is the hash-chained file on the signing path, `heads`
-are its signed tips, `archive` is the database behind it.
+`events` has the rows, `journal` the hash-chained file on the signing path, `heads` its
+signed heads, and `archive` the database that is fed from it.
 """

@@ -1,4 +1,4 @@
-"""A bridge whose ledger is in trouble, seen from a client and from an operator."""
+"""A bridge whose ledger has a fault, seen by a client and by an operator."""
 
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ def workload_rows(bridge: Bridge, kind: str) -> list[dict[str, Any]]:
 
 
 def compared(bridge: Bridge, archive: str = "archive.db") -> Comparison:
-    """Hold the archive against the journals."""
+    """Compare the archive with the journals."""
     opened = Archive.open(f"sqlite:///{bridge.folder / archive}", make=False)
     try:
         return compare(bridge.folder / "journal", opened)

@@ -1,4 +1,4 @@
-"""What is on record after each kind of call, sentence by sentence of the design."""
+"""The rows of each kind of call, one test for each sentence of the design."""
 
 import hashlib
 from pathlib import Path
@@ -52,7 +52,7 @@ def test_a_refusal_after_admission_is_a_row_and_no_intent(tmp_path: Path) -> Non
     assert not workload_rows(bridge, "intent")
 
 
-def test_calls_of_nobody_are_rows_up_to_a_rate_and_then_one_row_a_second(
+def test_unauthenticated_calls_are_rows_up_to_a_rate_and_then_one_a_second(
     tmp_path: Path,
 ) -> None:
     calls = 25
@@ -70,7 +70,7 @@ def test_calls_of_nobody_are_rows_up_to_a_rate_and_then_one_row_a_second(
     assert all(seconds.count(second) <= 2 for second in seconds)
 
 
-def test_a_restart_gives_what_was_left_open_the_outcome_unknown(tmp_path: Path) -> None:
+def test_a_restart_gives_open_attempts_the_outcome_unknown(tmp_path: Path) -> None:
     # The last head was published at the start: what comes later may be cut.
     overrides = {"ledger": {"heads": {"interval": "1m"}}}
     bridge = Bridge(tmp_path / "served", overrides=overrides)

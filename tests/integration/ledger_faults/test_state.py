@@ -66,7 +66,7 @@ def test_a_locked_archive_stops_signing_at_the_bound(hurried: Bridge) -> None:
     require_sound(bridge)
 
 
-def test_an_archive_that_is_deleted_in_use_is_made_anew(hurried: Bridge) -> None:
+def test_an_archive_that_is_deleted_in_use_is_made_again(hurried: Bridge) -> None:
     bridge = hurried
     archive = bridge.folder / "archive.db"
     with bridge:
@@ -81,7 +81,7 @@ def test_an_archive_that_is_deleted_in_use_is_made_anew(hurried: Bridge) -> None
     require_sound(bridge)
 
 
-def test_a_damaged_archive_is_named_and_made_anew_when_it_is_removed(
+def test_a_damaged_archive_is_named_and_made_again_when_it_is_removed(
     hurried: Bridge,
 ) -> None:
     bridge = hurried
@@ -137,7 +137,7 @@ def test_a_journal_without_its_published_heads_is_refused_until_it_is_accepted(
     fault(bridge)
     with pytest.raises(RuntimeError, match="meshca ledger accept -c FILE"):
         bridge.__enter__()
-    # Put back, it serves.
+    # The right journal is put back: the bridge serves.
     spoiled = segment(bridge).read_bytes()
     segment(bridge).write_bytes(whole)
     (bridge.folder / "heads.jsonl").write_bytes(heads)
@@ -146,7 +146,7 @@ def test_a_journal_without_its_published_heads_is_refused_until_it_is_accepted(
     for path in segment(bridge).parent.glob("*.jsonl"):
         if path != segment(bridge):
             path.unlink()
-    # Lost, it serves when an operator says so.
+    # The journal is lost: the bridge serves when an operator accepts it.
     segment(bridge).write_bytes(spoiled)
     if fault is lose_heads:
         (bridge.folder / "heads.jsonl").unlink()
@@ -162,7 +162,7 @@ def test_a_journal_without_its_published_heads_is_refused_until_it_is_accepted(
     assert "accepted that it ends at row" in checked.stdout
 
 
-def test_a_power_cut_in_a_write_needs_nobody(bridge: Bridge) -> None:
+def test_a_power_cut_in_a_write_needs_no_operator(bridge: Bridge) -> None:
     with bridge:
         assert status(bridge) == "OK"
         bridge.kill()

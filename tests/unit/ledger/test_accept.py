@@ -1,4 +1,4 @@
-"""What an operator has to look at, how it is said, and how the ledger goes on."""
+"""A journal that a start refuses: the message, the acceptance, and the next start."""
 
 import re
 import shutil
@@ -40,7 +40,7 @@ def open_ledger(folder: Path, writer: str = "w0") -> Ledger:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A stopped server's: rows 0 to 7, 0 and 7 published, all in the archive."""
+    """The ledger of a stopped server: rows 0 to 7 archived, heads 0 and 7 published."""
     (tmp_path / "bridge.yaml").write_text(CONFIG)
     ledger = open_ledger(tmp_path)
     for number in range(3):
@@ -137,7 +137,7 @@ def test_the_file_of_an_earlier_version_is_kept_and_shows_in_verify(
 @pytest.mark.parametrize(
     ("fault", "reason", "last"), FAULTS, ids=lambda value: getattr(value, "__name__", 0)
 )
-def test_what_is_lost_is_refused_until_an_operator_has_accepted_it(
+def test_a_journal_with_a_loss_is_refused_until_an_operator_accepts_it(
     folder: Path, fault: Callable[[Path], None], reason: str, last: int
 ) -> None:
     whole = [row.digest for row in all_rows(folder / "journal/w0")]
@@ -161,7 +161,7 @@ def test_what_is_lost_is_refused_until_an_operator_has_accepted_it(
     (told,) = report.writers[0].accepted
     assert told.startswith(f"kim accepted that it ends at row {last} on")
 
-    # Nothing is lost that somebody still has: neither rows nor what was torn off.
+    # The archive keeps every row.
     archive = Archive.open(archive_url(folder, "a.db"), make=False)
     compared = compare(folder / "journal", archive)
     archived = {found["hash"] for found in archive.search(Query())}
@@ -169,7 +169,7 @@ def test_what_is_lost_is_refused_until_an_operator_has_accepted_it(
     assert compared.agrees, compared
     assert archived >= set(whole)
     assert bool(compared.aside) is (last < 7)
-    # And the next start needs nobody.
+    # The next start needs no operator.
     open_ledger(folder).close()
 
 
@@ -189,13 +189,13 @@ def test_a_journal_that_is_in_order_needs_no_operator(folder: Path) -> None:
     assert (folder / "heads.jsonl").read_bytes() == before
 
 
-def test_a_name_that_nobody_knows_does_not_become_a_journal(folder: Path) -> None:
+def test_an_unknown_name_does_not_become_a_journal(folder: Path) -> None:
     result = accept(folder, writer="w00")
     assert "there is no journal 'w00'; the journals are: w0" in str(result.exception)
     assert [path.name for path in (folder / "journal").glob("*/")] == ["w0"]
 
 
-def test_what_only_the_archive_knows_of_is_accepted(folder: Path) -> None:
+def test_a_journal_that_only_the_archive_has_is_accepted(folder: Path) -> None:
     shutil.rmtree(folder / "journal/w0")
     (folder / "heads.jsonl").unlink()
     result = accept(folder)
@@ -210,7 +210,7 @@ def test_a_journal_that_is_being_written_is_left_alone(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("reason", ["", "  "])
-def test_a_reason_is_wanted(folder: Path, reason: str) -> None:
+def test_a_reason_is_required(folder: Path, reason: str) -> None:
     cut(folder)
     result = accept(folder, reason)
     assert isinstance(result.exception, BridgeError)
@@ -301,7 +301,7 @@ def test_the_other_writers_are_not_touched(folder: Path) -> None:
     assert writers.count("w1") == 4
 
 
-def test_a_start_that_never_got_to_its_first_head_needs_no_operator(
+def test_a_start_that_published_no_head_needs_no_operator(
     tmp_path: Path,
 ) -> None:
     sink = tmp_path / "heads.jsonl"
@@ -315,7 +315,7 @@ def test_a_start_that_never_got_to_its_first_head_needs_no_operator(
 
 
 @pytest.mark.usefixtures("folder")
-def test_verify_compares_with_the_archive_when_told(folder: Path) -> None:
+def test_verify_compares_with_the_archive_on_request(folder: Path) -> None:
     command = ["verify", "-c", str(folder / "bridge.yaml"), "--archive"]
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 0, result.output

@@ -1,4 +1,4 @@
-"""A process that is killed at any moment: what it was told is on disk, stays there."""
+"""A process that is killed at any moment: each acknowledged row stays on disk."""
 
 import signal
 import subprocess
@@ -49,7 +49,7 @@ for thread in threads:
 
 
 def run_and_kill(folder: Path, first: int, rows: int) -> set[str]:
-    """Return the attempts that the writer was told are on disk."""
+    """Run a writer and kill it; return the attempts that it was told are on disk."""
     command = [sys.executable, "-c", WRITER, str(folder), str(first)]
     told: set[str] = set()
     root = Path(__file__).parents[3]

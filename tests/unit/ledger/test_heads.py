@@ -1,4 +1,4 @@
-"""Signed heads: made, published, and held against the journal."""
+"""Signed heads: made, published, and compared with the journal."""
 
 import dataclasses
 import json
@@ -98,7 +98,9 @@ def test_a_key_file_that_cannot_be_used(
         HeadKey.load(tmp_path / "heads.key")
 
 
-def test_a_head_is_published_when_it_has_moved(tmp_path: Path, key: HeadKey) -> None:
+def test_a_head_is_published_when_there_are_new_rows(
+    tmp_path: Path, key: HeadKey
+) -> None:
     sink = HeadSink(tmp_path / "heads.jsonl")
     publisher = HeadPublisher("w0", key, sink, SetClock())
     for head in (TIP, TIP, TIP._replace(seq=8)):
@@ -147,7 +149,7 @@ def cut(folder: Path, rows: int) -> None:
     path.write_bytes(b"".join(lines[:rows]))
 
 
-def test_a_journal_that_was_cut_behind_its_published_head_is_refused(
+def test_a_journal_that_was_cut_before_its_published_head_is_refused(
     tmp_path: Path, journal: Journal
 ) -> None:
     published = journal.head
@@ -165,7 +167,7 @@ def test_a_journal_that_is_gone_is_refused(tmp_path: Path, journal: Journal) -> 
         open_journal(tmp_path, published=published)
 
 
-def test_a_journal_that_was_written_anew_is_refused(
+def test_a_journal_that_was_replaced_is_refused(
     tmp_path: Path, journal: Journal
 ) -> None:
     published = journal.head._replace(digest="00" * 32, seq=2)
@@ -174,7 +176,7 @@ def test_a_journal_that_was_written_anew_is_refused(
         open_journal(tmp_path, published=published)
 
 
-def test_a_journal_that_has_gone_on_since_is_opened(
+def test_a_journal_with_rows_after_its_published_head_is_opened(
     tmp_path: Path, journal: Journal
 ) -> None:
     published = journal.head
@@ -184,7 +186,7 @@ def test_a_journal_that_has_gone_on_since_is_opened(
     open_journal(tmp_path, published=published).close()
 
 
-def test_verify_holds_the_journals_against_the_heads(
+def test_verify_compares_the_journals_with_the_heads(
     tmp_path: Path, journal: Journal, key: HeadKey
 ) -> None:
     sink = HeadSink(tmp_path / "sink.jsonl")
@@ -200,7 +202,7 @@ def test_verify_holds_the_journals_against_the_heads(
     assert verify(tmp_path).intact, "without heads nobody can know"
 
 
-def test_verify_finds_a_journal_that_was_written_anew(
+def test_verify_finds_a_journal_that_was_replaced(
     tmp_path: Path, journal: Journal, key: HeadKey
 ) -> None:
     sink = HeadSink(tmp_path / "sink.jsonl")

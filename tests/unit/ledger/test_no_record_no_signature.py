@@ -1,4 +1,4 @@
-"""A row that is not on disk: the issuing CA is never asked, and the caller is told."""
+"""A row that is not on disk: the issuing CA is not asked, and the caller is refused."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -17,7 +17,7 @@ from tests.unit.ledger.support import FaultyDisk
 
 
 class FaultyWorld(World):
-    """A world whose journal is on a disk that fails when told to."""
+    """A world whose journal is on a disk that fails on demand."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)

@@ -1,4 +1,4 @@
-"""What a journal that somebody changed looks like to a start and to `verify`."""
+"""A changed journal: what a start and `verify` say of it."""
 
 import json
 from collections.abc import Callable
@@ -26,7 +26,7 @@ def edited(lines: list[bytes]) -> list[bytes]:
 
 
 def rechained(lines: list[bytes]) -> list[bytes]:
-    # An editor who forgets the sequence.
+    # An edit that does not renumber.
     row = json.loads(lines[3])
     return [*lines[:3], canonical({**row, "seq": 9}), *lines[4:]]
 
@@ -72,7 +72,7 @@ def test_a_changed_journal_is_refused_with_file_and_line(
         open_journal(folder)
 
 
-# The last segment is read row by row, and the ones before by their ends alone.
+# A start reads the last segment whole, and first and last row of the others.
 @pytest.mark.parametrize("later", [1, 3])
 def test_a_start_verifies_the_links_between_segments(folder: Path, later: int) -> None:
     for _ in range(later + 1):
@@ -83,7 +83,7 @@ def test_a_start_verifies_the_links_between_segments(folder: Path, later: int) -
     assert "00000003.jsonl:1" in verify(folder).writers[0].problems[0]
 
 
-def test_a_journal_of_another_writer_does_not_pass_for_ones_own(folder: Path) -> None:
+def test_a_journal_of_another_writer_is_refused(folder: Path) -> None:
     (folder / "w0").rename(folder / "w1")
     with pytest.raises(LedgerError, match="expected the opening of segment 1"):
         open_journal(folder, "w1")

@@ -65,7 +65,7 @@ def unsynced(folder: Path, synced: dict[int, int]) -> list[str]:
 
 
 @pytest.mark.parametrize("segment_bytes", [1, 3_000, 1 << 20])
-def test_a_power_cut_takes_no_row_that_somebody_was_told_of(
+def test_a_power_cut_takes_no_row_that_a_caller_was_told_of(
     tmp_path: Path, synced: dict[int, int], segment_bytes: int
 ) -> None:
     journal = open_journal(tmp_path, segment_bytes=segment_bytes)
@@ -80,7 +80,7 @@ def test_a_power_cut_takes_no_row_that_somebody_was_told_of(
     assert unsynced(journal.folder, synced) == []
 
 
-def test_rows_in_the_page_cache_alone_are_written_anew_at_a_start(
+def test_rows_in_the_page_cache_alone_are_written_again_at_a_start(
     tmp_path: Path, synced: dict[int, int]
 ) -> None:
     # The sync failed: a later one of the same file need not write these rows.
@@ -121,7 +121,7 @@ def test_a_start_without_room_leaves_the_last_segment_as_it_was(
     assert verify(tmp_path).intact
 
 
-def test_a_journal_closed_in_order_is_not_written_anew(tmp_path: Path) -> None:
+def test_a_journal_closed_in_order_is_not_written_again(tmp_path: Path) -> None:
     open_journal(tmp_path).close()
     path = tmp_path / "w0" / "00000001.jsonl"
     inode = path.stat().st_ino
@@ -273,7 +273,7 @@ def test_callers_behind_a_slow_sync_are_written_in_one_go(
     journal.close()
 
 
-def test_everybody_in_a_failed_batch_is_refused(
+def test_every_caller_in_a_failed_batch_is_refused(
     tmp_path: Path, disk: FaultyDisk
 ) -> None:
     journal = open_journal(tmp_path, open_file=disk.open)
@@ -305,7 +305,7 @@ NO_ROOM = [
 
 @pytest.mark.parametrize("room", [0, 1, 100, 900], ids=str)
 @pytest.mark.parametrize("error", NO_ROOM, ids=lambda error: str(error.strerror))
-def test_a_disk_without_room_stops_intents_and_lets_them_go_on_later(
+def test_a_disk_without_room_refuses_intents_until_it_has_room(
     tmp_path: Path, disk: FaultyDisk, error: OSError, room: int
 ) -> None:
     journal = open_journal(tmp_path, open_file=disk.open)
@@ -318,7 +318,7 @@ def test_a_disk_without_room_stops_intents_and_lets_them_go_on_later(
     assert journal.refusal() == ("ledger.room", f"{journal.folder}: {error.strerror}")
     with pytest.raises(LedgerError, match="has no room"):
         journal.append_durable(make_intent(3))
-    # Of an attempt that was under way; nobody waits for it.
+    # The outcome of an attempt under way; no caller waits for it.
     journal.append(make_ended(4, "failed"))
     with pytest.raises(LedgerError, match="has no room"):
         journal._queue.mend()
@@ -418,7 +418,7 @@ def test_a_sync_that_fails_in_mending_shuts_the_journal(
     journal.close()
 
 
-def test_everybody_behind_a_full_disk_is_refused_and_outcomes_are_kept(
+def test_every_caller_behind_a_full_disk_is_refused_and_outcomes_are_kept(
     tmp_path: Path, disk: FaultyDisk
 ) -> None:
     journal = open_journal(tmp_path, open_file=disk.open)
@@ -562,7 +562,7 @@ def test_a_disk_that_does_not_answer_is_not_waited_for_for_ever(
     assert verify(tmp_path).intact
 
 
-def test_a_closed_journal_takes_nothing(tmp_path: Path) -> None:
+def test_a_closed_journal_refuses_rows(tmp_path: Path) -> None:
     journal = open_journal(tmp_path)
     journal.close()
     with pytest.raises(LedgerError, match="closed"):

@@ -1,4 +1,4 @@
-"""What may stand behind the last row after a crash or a power cut, and what may not."""
+"""Bytes after the last row: those of a crash are moved aside, others are refused."""
 
 from pathlib import Path
 
@@ -62,7 +62,7 @@ def test_a_tail_without_a_row_is_kept_aside(
 
 
 @pytest.mark.parametrize("tail", TAILS.values(), ids=TAILS)
-def test_a_tail_that_was_published_is_no_tear(
+def test_a_tail_whose_head_was_published_is_refused(
     tmp_path: Path, segment: Path, tail: bytes
 ) -> None:
     journal = open_journal(tmp_path)
@@ -79,7 +79,7 @@ def test_a_tail_that_was_published_is_no_tear(
 
 
 @pytest.mark.parametrize("tail", TAILS.values(), ids=TAILS)
-def test_a_gap_with_a_row_behind_it_is_no_tear(
+def test_a_gap_with_a_row_behind_it_is_refused(
     tmp_path: Path, segment: Path, tail: bytes
 ) -> None:
     *before, last = segment.read_bytes().splitlines(keepends=True)
@@ -90,7 +90,7 @@ def test_a_gap_with_a_row_behind_it_is_no_tear(
     assert segment.read_bytes() == spoiled
 
 
-def test_a_row_at_the_end_that_does_not_chain_is_no_tear(
+def test_a_row_at_the_end_that_does_not_chain_is_refused(
     tmp_path: Path, segment: Path
 ) -> None:
     segment.write_bytes(segment.read_bytes() + ROW)
@@ -98,9 +98,7 @@ def test_a_row_at_the_end_that_does_not_chain_is_no_tear(
         open_journal(tmp_path)
 
 
-def test_a_segment_of_nothing_but_damage_is_kept_aside(
-    tmp_path: Path, segment: Path
-) -> None:
+def test_a_segment_without_a_row_is_kept_aside(tmp_path: Path, segment: Path) -> None:
     second = segment.with_name("00000002.jsonl")
     second.write_bytes(bytes(4096))
     open_journal(tmp_path).close()
@@ -108,7 +106,7 @@ def test_a_segment_of_nothing_but_damage_is_kept_aside(
     assert verify(tmp_path).intact
 
 
-def test_a_tail_of_an_earlier_segment_is_no_tear(tmp_path: Path, segment: Path) -> None:
+def test_a_tail_of_an_earlier_segment_is_refused(tmp_path: Path, segment: Path) -> None:
     open_journal(tmp_path).close()
     segment.write_bytes(segment.read_bytes() + bytes(9) + b"\n")
     with pytest.raises(LedgerError, match=r"00000001.jsonl:1: its first or its last"):
