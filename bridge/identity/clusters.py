@@ -52,9 +52,7 @@ class Cluster:
         return self.namespaces is None or namespace in self.namespaces
 
 
-def read_clusters(
-    config: BridgeConfig, *, clock: Clock, previous: Sequence[Cluster] = ()
-) -> list[Cluster]:
+def read_clusters(config: BridgeConfig, *, clock: Clock) -> list[Cluster]:
     """Build every cluster of the configuration, and read all keys in parallel.
 
     A URL that does not answer is no error. Its keys are fetched later, and the
@@ -63,8 +61,6 @@ def read_clusters(
     Args:
         config: The whole configuration.
         clock: The time of key refreshes.
-        previous: The clusters before a reload. If a URL does not answer now, its keys
-            are kept.
 
     Raises:
         ConfigError: A key file cannot be read or has no usable key, the answer of a URL
@@ -81,7 +77,7 @@ def read_clusters(
         except ConfigError as error:
             problems.append(f"clusters[{index}].tokens.ca_file: {error}")
     if len(clusters) == len(config.clusters):
-        problems += _load(clusters, clock, previous)
+        problems += _load(clusters, clock)
     if problems:
         raise ConfigError("\n".join(problems))
     return clusters
@@ -121,9 +117,7 @@ def _impossible_namespaces(entry: ClusterConfig, index: int) -> list[str]:
     ]
 
 
-def _load(
-    clusters: Sequence[Cluster], clock: Clock, previous: Sequence[Cluster]
-) -> list[str]:
+def _load(clusters: Sequence[Cluster], clock: Clock) -> list[str]:
     with ThreadPoolExecutor(min(_READERS, len(clusters))) as pool:
         answers = list(pool.map(_read, clusters))
     now, problems = clock(), list[str]()
@@ -132,7 +126,6 @@ def _load(
         if isinstance(answer, ConfigError):
             problems.append(f"{where}: {_place(cluster.tokens)}: {answer}")
         elif isinstance(answer, BridgeError):
-            _inherit(cluster, previous)
             cluster.keyring.failed(answer)
         else:
             foreign = cluster.keyring.adopt(answer, now)
@@ -149,12 +142,6 @@ def _read(cluster: Cluster) -> Sequence[VerificationKey] | BridgeError:
         return cluster.keyring.read()
     except (ConfigError, BackendUnavailableError) as error:
         return error
-
-
-def _inherit(cluster: Cluster, previous: Sequence[Cluster]) -> None:
-    for before in previous:
-        if before.name == cluster.name and before.tokens == cluster.tokens:
-            before.keyring.copy_to(cluster.keyring)
 
 
 def _place(entry: TokensConfig) -> str:
@@ -176,21 +163,17 @@ class ClusterRegistry:
         self._clock = clock
 
     @classmethod
-    def build(
-        cls, config: BridgeConfig, *, clock: Clock, previous: Self | None = None
-    ) -> Self:
+    def build(cls, config: BridgeConfig, *, clock: Clock) -> Self:
         """Build the registry, and read the keys: see `read_clusters`.
 
         Args:
             config: The whole configuration.
             clock: The time of key refreshes.
-            previous: The registry before a reload.
 
         Raises:
             ConfigError: See `read_clusters`.
         """
-        kept = previous.clusters if previous else ()
-        clusters = read_clusters(config, clock=clock, previous=kept)
+        clusters = read_clusters(config, clock=clock)
         names = {
             name: cluster
             for cluster, entry in zip(clusters, config.clusters, strict=True)

@@ -225,11 +225,6 @@ class Keyring:
         self._failure = ""
         return foreign
 
-    def copy_to(self, other: "Keyring") -> None:
-        """Give the keys that were read last to `other`, which has the same source."""
-        if (state := self._state) is not None:
-            other.adopt(tuple(state.keys.values()), state.confirmed)
-
     def failed(self, error: BridgeError) -> None:
         """Store the error of a read, for `problems`."""
         self._failure = error.detail or str(error)

@@ -16,7 +16,7 @@ from bridge.ledger.ledger import Ledger
 from bridge.ledger.orphans import settle
 from bridge.metrics.instruments import Metrics
 from bridge.policy.rate_limit import SharedBuckets
-from bridge.process.role import ALONE, WITHOUT_KEYS, ProcessRole
+from bridge.process.role import ALONE, UNPROVEN, WITHOUT_KEYS, ProcessRole
 from bridge.server.server import Server
 from bridge.server.status import status_name
 from bridge.snapshot.builder import Assembly
@@ -231,8 +231,12 @@ def _warnings(snapshots: Snapshots) -> dict[str, str]:
     clusters = snapshots.current().clusters
     if stale := clusters.problems():
         found["token keys"] = "; ".join(stale)
-    if absent := clusters.without_keys():
-        found[WITHOUT_KEYS] = ", ".join(absent)
+    for warning, names in (
+        (WITHOUT_KEYS, clusters.without_keys()),
+        (UNPROVEN, snapshots.unproven()),
+    ):
+        if names:
+            found[warning] = ", ".join(names)
     return found
 
 

@@ -10,7 +10,8 @@ REFUSED = 78
 """The exit status of a worker that cannot use its configuration, or a file or ledger
 that it names (EX_CONFIG)."""
 WITHOUT_KEYS = "clusters without token keys"
-"""The warning in a worker's readiness that names clusters, separated by commas."""
+UNPROVEN = "issuing CAs that have not signed"
+"""Warnings in a worker's readiness whose text is names, separated by commas."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

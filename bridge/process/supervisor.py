@@ -15,7 +15,7 @@ from typing import Protocol
 from bridge.config import BridgeConfig, ConfigText
 from bridge.errors import ConfigError
 from bridge.process.reload import Reloads
-from bridge.process.role import WorkerOrder
+from bridge.process.role import UNPROVEN, WITHOUT_KEYS, WorkerOrder
 from bridge.process.worker_process import Spawn, Worker
 
 _READY_SECONDS = 30.0
@@ -72,8 +72,8 @@ class _Generation:
         refused = (worker.reason for worker in self.workers if worker.is_refused)
         return next(refused, "")
 
-    def without_keys(self) -> frozenset[str]:
-        return frozenset().union(*(worker.without_keys() for worker in self.workers))
+    def named(self, warning: str) -> frozenset[str]:
+        return frozenset().union(*(worker.named(warning) for worker in self.workers))
 
 
 class Supervisor:
@@ -197,8 +197,9 @@ class Supervisor:
             raise ConfigError(refusal)
 
     def _look_at_next(self, new: _Generation, now: float) -> None:
-        lost = self._lost_keys(new) if new.is_ready else frozenset[str]()
-        if new.is_ready and not lost:
+        is_ready = new.is_ready
+        losses = self._losses(new) if is_ready else []
+        if is_ready and not losses:
             old, self._current, self._next = self._current, new, None
             self._is_proven = True
             for part in self._parts:
@@ -206,18 +207,27 @@ class Supervisor:
             self._leave(old, now)
             self._reloads.done()
         elif (why := new.refusal()) or now >= new.ready_by:
+            why = why or "; ".join(losses) or _unready(new.workers)
             self._abandon_next(now)
-            self._refuse(ConfigError(why or _unready(new.workers, lost)))
+            self._refuse(ConfigError(why))
 
-    def _lost_keys(self, new: _Generation) -> frozenset[str]:
-        # Token keys start empty in new workers. Where the keys of a cluster cannot be
-        # read now, the workers in service still have them: its callers must not lose
-        # them by a reload.
-        absent = new.without_keys()
-        if not absent:
-            return absent
-        known = {cluster.name for cluster in self.config.clusters}
-        return (absent & known) - self._current.without_keys()
+    def _losses(self, new: _Generation) -> list[str]:
+        # What callers would lose although the new workers are ready.
+        before, after = self.config, new.source.config
+        losses: list[str] = []
+        # Token keys start empty in new workers. Where those of a cluster cannot be read
+        # now, the workers in service have them still.
+        absent = new.named(WITHOUT_KEYS) & {one.name for one in before.clusters}
+        if absent and (lost := absent - self._current.named(WITHOUT_KEYS)):
+            names = ", ".join(sorted(lost))
+            losses.append(f"no token keys of {names}, which the old workers have")
+        # An issuing CA that is as it was may be down, and others sign.
+        losses += (
+            f"issuing_cas.{name} has not signed"
+            for name in sorted(new.named(UNPROVEN))
+            if after.issuing_cas[name] != before.issuing_cas.get(name)
+        )
+        return losses
 
     def _refuse(self, error: ConfigError) -> None:
         for part in self._parts:
@@ -274,14 +284,9 @@ def _free_names(taken: Collection[str]) -> Iterator[str]:
     return (name for index in count() if (name := f"w{index}") not in taken)
 
 
-def _unready(workers: Sequence[Worker], lost: Collection[str]) -> str:
-    if lost:
-        return (
-            f"its workers have no token keys of {', '.join(sorted(lost))}, and those "
-            "in service have"
-        )
+def _unready(workers: Sequence[Worker]) -> str:
     reasons = (
-        f"{worker.order.writer} {worker.reason or 'runs and is not ready'}"
+        f"{worker.order.writer} {worker.why_unready()}"
         for worker in workers
         if not worker.is_ready
     )

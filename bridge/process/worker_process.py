@@ -3,10 +3,10 @@
 import http.client
 import json
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-from bridge.process.role import REFUSED, WITHOUT_KEYS, WorkerOrder
+from bridge.process.role import REFUSED, WorkerOrder
 from bridge.system.child_process import (
     Child,
     ChildProcess,
@@ -93,11 +93,20 @@ class Worker(SupervisedChild[RunningWorker]):
                 self._ready = child
         return child is not None and child is self._ready
 
-    def without_keys(self) -> frozenset[str]:
-        """Return the clusters whose token keys the process does not have."""
+    def named(self, warning: str) -> frozenset[str]:
+        """Return the names in a warning of the process, such as `WITHOUT_KEYS`."""
+        text = self._readiness().get("warnings", {}).get(warning, "")
+        return frozenset(filter(None, text.split(", ")))
+
+    def why_unready(self) -> str:
+        """Return why there is no process that is ready."""
+        parts = self._readiness().get("parts", {}).items()
+        problems = (f"{part}: {text}" for part, text in parts if text != "ok")
+        return self.reason or ", ".join(problems) or "runs and is not ready"
+
+    def _readiness(self) -> Mapping[str, Any]:
         answer = readiness(self.child, _ASK_SECONDS) if self.child is not None else None
-        warnings = answer.get("warnings", {}) if answer is not None else {}
-        return frozenset(filter(None, warnings.get(WITHOUT_KEYS, "").split(", ")))
+        return answer or {}
 
     def _spawned(self) -> RunningWorker:
         child = self._spawn(self.order)

@@ -42,16 +42,13 @@ class Assembly:
     """The sections of `config` that could be read; only `problems` needs fewer than
     all."""
 
-    def snapshot(self, previous: ClusterRegistry | None = None) -> Snapshot:
+    def snapshot(self) -> Snapshot:
         """Build the snapshot of the configuration.
-
-        Args:
-            previous: See `ClusterRegistry.build`.
 
         Raises:
             ConfigError: The message lists every problem of every section, one a line.
         """
-        parts = self._parts(previous)
+        parts = self._parts()
         clusters, anchors, issuers = parts.clusters, parts.anchors, parts.issuers
         if parts.problems or clusters is None:
             parts.close()
@@ -72,11 +69,11 @@ class Assembly:
 
     def problems(self) -> list[str]:
         """Open what `sections` describe, close it, and return every problem."""
-        parts = self._parts(None)
+        parts = self._parts()
         parts.close()
         return str(_all_of(parts.problems, self.config.path)).splitlines()
 
-    def _parts(self, previous: ClusterRegistry | None) -> "_Parts":
+    def _parts(self) -> "_Parts":
         parts = _Parts()
         if self._has("trust_anchors"):
             try:
@@ -94,9 +91,7 @@ class Assembly:
                 parts.problems.append(error)
         if self._has("clusters", "trust_domain"):
             try:
-                parts.clusters = ClusterRegistry.build(
-                    self.config, clock=self.clock, previous=previous
-                )
+                parts.clusters = ClusterRegistry.build(self.config, clock=self.clock)
             except BridgeError as error:
                 parts.problems.append(error)
         if self._has("issuance"):

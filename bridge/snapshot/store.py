@@ -11,20 +11,19 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Protocol
 
-from bridge.errors import BridgeError, ConfigError
+from bridge.errors import BridgeError
 from bridge.metrics.instruments import Metrics
 from bridge.snapshot.builder import Assembly
 from bridge.snapshot.model import Issuer, Snapshot
-from bridge.spi import Watcher
+from bridge.spi import IssuingCA, Watcher
 
 _log = logging.getLogger(__name__)
 _PROBE_SECONDS = 10.0
 _PROBE_AGAIN_SECONDS = 5.0
 _REFUSED_AGAIN_SECONDS = 60.0
-_STOP, _LOOK = "", " "
-# Commands to the thread. No issuing CA has such a name.
+_STOP = ""
+"""Stops the thread. No issuing CA has this name."""
 
 Probe = Callable[[Issuer, Snapshot], None]
 """Proves an issuing CA, or raises a `BridgeError`."""
@@ -57,10 +56,8 @@ class Snapshots:
         self._unproven = dict.fromkeys(first.issuers, "has not been probed yet")
         self._refused: dict[str, str] = {}
         self._unproven_changes: set[str] = set()
-        self._old: list[tuple[threading.Timer, _Closable]] = []
+        self._old: list[tuple[threading.Timer, IssuingCA]] = []
         self._old_lock = threading.Lock()
-        self._changing = threading.Lock()
-        self._is_closed = False
         self._thread = threading.Thread(target=self._run, name="snapshots", daemon=True)
         self._show()
 
@@ -79,83 +76,13 @@ class Snapshots:
             self._watch(issuer)
         self._thread.start()
 
-    def replace(
-        self,
-        assembly: Assembly,
-        new: Snapshot,
-        *,
-        linger_seconds: float,
-        prepare: Callable[[Snapshot], Callable[[], None]],
-    ) -> None:
-        """Probe the issuing CAs of another configuration, and put it in service.
-
-        An issuing CA that is new or has changed has to sign now. An unchanged one that
-        does not sign is probed again later, as long as another one signs.
-
-        Args:
-            assembly: Builds from the other configuration.
-            new: Its snapshot. Closed if it is refused.
-            linger_seconds: See the class.
-            prepare: Gets the new snapshot; its result is called once the snapshot is
-                in service.
-
-        Raises:
-            BridgeError: The new configuration cannot serve, or `prepare` raised. The
-                old one keeps serving.
-        """
-        with self._changing:
-            old = self._current
-            new = replace(new, generation=old.generation + 1)
-            try:
-                unproven = self._require_proven(assembly, new)
-                commit = prepare(new)
-            except BaseException:
-                new.close()
-                raise
-            self._assembly, self._current, self._unproven = assembly, new, unproven
-            self._refused, self._unproven_changes = {}, set()
-            commit()
-            for name in old.issuers.keys() - new.issuers.keys():
-                self._metrics.show_certificates(name, [])
-            self._show()
-            self._linger_seconds = max(linger_seconds, self._linger_seconds)
-            self._retire(*(issuer.ca for issuer in old.issuers.values()), old.clusters)
-            self._linger_seconds = linger_seconds
-            for issuer in new.issuers.values():
-                self._watch(issuer)
-            new.clusters.start()
-        self._changes.put(_LOOK)
-
-    def _require_proven(self, assembly: Assembly, new: Snapshot) -> dict[str, str]:
-        if self._is_closed:
-            raise ConfigError("the process is about to end")
-        unproven: dict[str, str] = {}
-        errors: list[BridgeError] = []
-        for name, issuer in new.issuers.items():
-            try:
-                if self._probe is not None:
-                    self._probe(issuer, new)
-            except BridgeError as error:
-                unproven[name] = f"has not signed yet: {error}"
-                before = self._current.issuers.get(name)
-                same = (
-                    before is not None
-                    and before.description == issuer.description
-                    and assembly.config.issuing_cas[name]
-                    == self._assembly.config.issuing_cas[name]
-                )
-                if not same:
-                    errors.append(error)
-        if errors or len(unproven) == len(new.issuers):
-            text = "; ".join(
-                f"issuing_cas.{name} {why}" for name, why in unproven.items()
-            )
-            raise ConfigError(text, detail="; ".join(one.detail for one in errors))
-        return unproven
-
     def ready(self) -> bool:
         """Return whether an issuing CA has signed since the start."""
         return len(self._unproven) < len(self._current.issuers)
+
+    def unproven(self) -> tuple[str, ...]:
+        """Return the names of the issuing CAs that have not signed since the start."""
+        return tuple(self._unproven)
 
     def problems(self) -> Mapping[str, str]:
         """Return the current problem of each issuing CA that has one."""
@@ -170,13 +97,11 @@ class Snapshots:
     def close(self) -> None:
         """Stop the thread and close every issuing CA."""
         self.stop()
-        with self._changing:
-            self._is_closed = True
         with self._old_lock:
             old, self._old = self._old, []
-        for timer, part in old:
+        for timer, ca in old:
             timer.cancel()
-            part.close()
+            ca.close()
         self._current.close()
 
     def _watch(self, issuer: Issuer) -> None:
@@ -200,15 +125,11 @@ class Snapshots:
                 continue
             if name == _STOP:
                 return
-            if name != _LOOK:
-                self._guarded(name, self._renew)
+            self._guarded(name, self._renew)
 
     def _guarded(self, name: str, step: Callable[[str], None]) -> None:
         try:
-            with self._changing:
-                # A reload in between may have removed this issuing CA.
-                if name in self._current.issuers:
-                    step(name)
+            step(name)
         except Exception as error:  # noqa: BLE001 - the edge of a thread, see below
             # If the thread ended here, a bug in a plugin would stop every rotation, and
             # nobody would notice until a certificate expires.
@@ -277,18 +198,17 @@ class Snapshots:
             issuer.certificate_sha256,
         )
 
-    def _retire(self, *parts: "_Closable") -> None:
-        # Closed later: requests in progress may still use them.
-        for part in parts:
-            timer = threading.Timer(self._linger_seconds, self._close_old, [part])
-            timer.daemon = True
-            with self._old_lock:
-                self._old.append((timer, part))
-            timer.start()
-
-    def _close_old(self, gone: "_Closable") -> None:
+    def _retire(self, ca: IssuingCA) -> None:
+        # Closed later: requests in progress may still use it.
+        timer = threading.Timer(self._linger_seconds, self._close_old, [ca])
+        timer.daemon = True
         with self._old_lock:
-            kept = [(timer, part) for timer, part in self._old if part is not gone]
+            self._old.append((timer, ca))
+        timer.start()
+
+    def _close_old(self, gone: IssuingCA) -> None:
+        with self._old_lock:
+            kept = [(timer, ca) for timer, ca in self._old if ca is not gone]
             was_open, self._old = len(kept) < len(self._old), kept
         if was_open:
             gone.close()
@@ -296,7 +216,3 @@ class Snapshots:
     def _show(self) -> None:
         for issuer in self._current.issuers.values():
             self._metrics.show_certificates(issuer.name, [*issuer.expiries()])
-
-
-class _Closable(Protocol):
-    def close(self) -> None: ...

@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry
 from bridge.config import BridgeConfig, ConfigText, parse
 from bridge.errors import ConfigError
 from bridge.process.reload import Reloads
-from bridge.process.role import REFUSED, WITHOUT_KEYS, WorkerOrder
+from bridge.process.role import REFUSED, UNPROVEN, WITHOUT_KEYS, WorkerOrder
 from bridge.process.supervisor import Supervisor, WorkerDefaults
 
 CONFIG = """
@@ -21,7 +21,7 @@ clusters:
     tokens: {{verify: jwks, file: jwks.json, issuer: "https://issuer.example"}}
 {clusters}
 issuing_cas:
-  seoul-1: {{plugin: file, chain: chain.pem}}
+  seoul-1: {{plugin: file, chain: {chain}}}
 trust_anchors: roots.pem
 issuance: {{issuing_cas: [seoul-1]}}
 limits: {{drain: 5s}}
@@ -37,7 +37,7 @@ class FakeChild:
         self.pid = pid
         self.status: int | None = None
         self.is_ready = True
-        self.without_keys = ""
+        self.without_keys = self.unproven = ""
         self.obeys = True
         self.words = ""
         self.signals: list[str] = []
@@ -60,8 +60,11 @@ class FakeChild:
     def get(self, page: str, timeout: float) -> tuple[int, str]:
         if self.status is not None:
             raise ConnectionRefusedError
-        warnings = {WITHOUT_KEYS: self.without_keys} if self.without_keys else {}
-        return 200, json.dumps({"ready": self.is_ready, "warnings": warnings})
+        named = {WITHOUT_KEYS: self.without_keys, UNPROVEN: self.unproven}
+        warnings = {warning: names for warning, names in named.items() if names}
+        parts = {"ledger": "ok", "listeners": "ok" if self.is_ready else "shut"}
+        state = {"ready": self.is_ready, "parts": parts, "warnings": warnings}
+        return 200, json.dumps(state)
 
 
 class Nursery:
@@ -81,9 +84,11 @@ class Nursery:
         return [child.order.writer for child in self.born if child.status is None]
 
 
-def source(workers: int = 2, clusters: str = "") -> ConfigText:
+def source(
+    workers: int = 2, clusters: str = "", chain: str = "chain.pem"
+) -> ConfigText:
     path = Path("/etc/meshca/bridge.yaml")
-    text = CONFIG.format(workers=workers, clusters=clusters)
+    text = CONFIG.format(workers=workers, clusters=clusters, chain=chain)
     return ConfigText(path, text, parse(text, path))
 
 
@@ -188,7 +193,7 @@ def test_workers_that_do_not_get_ready_in_time_are_ended() -> None:
     assert one.nursery.alive() == ["w0", "w1"]
     one.supervisor.tick(31.0)
     assert one.nursery.alive() == ["w0"]
-    assert "w1 runs and is not ready" in one.reloads.warnings()["configuration"]
+    assert "w1 listeners: shut" in one.reloads.warnings()["configuration"]
 
 
 def test_a_newer_configuration_takes_the_place_of_one_that_is_not_ready_yet() -> None:
@@ -269,7 +274,29 @@ def test_a_reload_does_not_lose_the_token_keys_of_a_cluster(
     assert one.nursery.alive() == (["w1"] if is_replaced else ["w0"])
     if not is_replaced:
         told = one.reloads.warnings()["configuration"]
-        assert "its workers have no token keys of Kubernetes, and those" in told
+        assert "no token keys of Kubernetes, which the old workers have" in told
+
+
+@pytest.mark.parametrize(
+    ("chain", "unproven", "is_replaced"),
+    [
+        ("chain.pem", "seoul-1", True),  # as it was: it may be down
+        ("other.pem", "", True),
+        ("other.pem", "seoul-1", False),
+    ],
+)
+def test_an_issuing_ca_that_has_changed_has_to_sign_before_a_reload_takes_effect(
+    chain: str, unproven: str, *, is_replaced: bool
+) -> None:
+    one = Supervision(workers=1)
+    one.supervisor.tick(0)
+    one.nursery.prepare = lambda child: setattr(child, "unproven", unproven)
+    one.supervisor.reload(source(1, chain=chain), 1)
+    for now in (1, 2, 30.9, 31):
+        one.supervisor.tick(now)
+    assert one.nursery.alive() == (["w1"] if is_replaced else ["w0"])
+    told = one.reloads.warnings().get("configuration", "")
+    assert ("issuing_cas.seoul-1 has not signed" in told) is not is_replaced
 
 
 def test_new_workers_serve_as_soon_as_they_have_the_keys() -> None:

@@ -9,7 +9,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
-from bridge.errors import BackendUnavailableError, ConfigError
+from bridge.errors import BackendUnavailableError
 from bridge.snapshot import store as module
 from bridge.snapshot.model import Issuer, Snapshot
 from bridge.snapshot.store import Snapshots
@@ -263,93 +263,3 @@ def test_the_metrics_show_the_new_chain(watched: Watched) -> None:
     watched.renew()
     await_true(lambda: watched.snapshots.current().generation == 2)
     await_true(lambda: len(serials() - before) == 1)
-
-
-def replaced(watched: Watched, log: list[int]) -> Snapshot:
-    """Replace the current snapshot by one built anew; return that."""
-    new = watched.world.assembly.snapshot()
-
-    def prepare(proven: Snapshot) -> Callable[[], None]:
-        log.append(proven.generation)
-        return lambda: log.append(-watched.snapshots.current().generation)
-
-    watched.snapshots.replace(
-        watched.world.assembly, new, linger_seconds=0.05, prepare=prepare
-    )
-    return watched.snapshots.current()
-
-
-def test_another_configuration_is_proven_before_it_serves(watched: Watched) -> None:
-    watched.snapshots.start(watched.probe)
-    before, log = watched.snapshots.current(), list[int]()
-    after = replaced(watched, log)
-    assert after is not before
-    assert [issuer.name for issuer in watched.probed] == ["a", "b", "a", "b"]
-    assert log == [2, -2]
-    assert not is_closed(before.issuers["a"].ca)
-    await_true(lambda: is_closed(before.issuers["a"].ca))
-    assert not is_closed(after.issuers["a"].ca)
-
-
-def test_another_configuration_that_signs_nothing_is_refused(watched: Watched) -> None:
-    watched.snapshots.start(watched.probe)
-    before, log = watched.snapshots.current(), list[int]()
-    watched.error = BackendUnavailableError("down")
-    with pytest.raises(ConfigError, match=r"issuing_cas\.a has not signed yet: down"):
-        replaced(watched, log)
-    assert watched.snapshots.current() is before
-    assert watched.snapshots.problems() == {}
-    assert log == []
-    assert is_closed(watched.probed[-1].ca)
-
-
-def test_an_issuing_ca_that_is_as_it_was_may_be_down(watched: Watched) -> None:
-    watched.snapshots.start(watched.probe)
-    fails = [True]
-
-    def probe(issuer: Issuer, snapshot: Snapshot) -> None:
-        if issuer.name == "b" and fails:
-            raise BackendUnavailableError("down")
-        watched.probe(issuer, snapshot)
-
-    watched.snapshots._probe = probe
-    replaced(watched, [])
-    assert watched.snapshots.ready()
-    assert watched.snapshots.problems() == {"b": "has not signed yet: down"}
-    fails.clear()
-    await_true(lambda: not watched.snapshots.problems())
-
-
-def test_an_issuing_ca_that_has_changed_has_to_sign(watched: Watched) -> None:
-    watched.snapshots.start(watched.probe)
-    before = watched.snapshots.current()
-
-    def probe(issuer: Issuer, snapshot: Snapshot) -> None:
-        if issuer.name == "b":
-            raise BackendUnavailableError("down")
-        watched.probe(issuer, snapshot)
-
-    watched.snapshots.stop()
-    watched.renew("b")
-    watched.snapshots._probe = probe
-    with pytest.raises(ConfigError, match=r"issuing_cas\.b has not signed yet: down"):
-        replaced(watched, [])
-    assert watched.snapshots.current() is before
-
-
-def test_what_cannot_be_prepared_changes_nothing(watched: Watched) -> None:
-    watched.snapshots.start(watched.probe)
-    before = watched.snapshots.current()
-
-    def prepare(_proven: Snapshot) -> Callable[[], None]:
-        raise ConfigError("no certificate for the listener")
-
-    with pytest.raises(ConfigError, match="for the listener"):
-        watched.snapshots.replace(
-            watched.world.assembly,
-            watched.world.assembly.snapshot(),
-            linger_seconds=0.05,
-            prepare=prepare,
-        )
-    assert watched.snapshots.current() is before
-    assert is_closed(watched.probed[-1].ca)
