@@ -10,6 +10,14 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from bridge.errors import BackendUnavailableError, ConfigError
 from bridge.spi import Description, IssuedChain, LeafRequest, Prepared, Signer
+from bridge.system.file_watch import FileWatch
+from bridge.system.files import (
+    digest_of,
+    digest_of_contents,
+    read_public,
+    read_secret,
+    stamp_of,
+)
 from bridge.x509.algorithm import (
     CA_KEYS,
     CURVES,
@@ -22,6 +30,7 @@ from bridge.x509.algorithm import (
 )
 from bridge.x509.der import splice
 from bridge.x509.leaf_profile import LeafProfile
+from bridge.x509.pem import parse_certificates
 
 __all__ = [
     "CA_KEYS",
@@ -29,10 +38,17 @@ __all__ = [
     "RSA_BITS",
     "CAPrivateKey",
     "CAPublicKey",
+    "FileWatch",
     "SignatureAlgorithm",
     "SigningCA",
     "algorithm_of",
+    "digest_of",
+    "digest_of_contents",
+    "parse_certificates",
+    "read_public",
+    "read_secret",
     "signature_of",
+    "stamp_of",
 ]
 
 

@@ -8,7 +8,6 @@ Source:
 """
 
 import http.client
-import os
 import ssl
 import time
 import urllib.error
@@ -19,6 +18,7 @@ from typing import Final, Protocol
 
 from bridge.errors import BackendUnavailableError, ConfigError
 from bridge.identity import jose
+from bridge.system.files import Stamp, stamp_of
 
 _LARGEST: Final = 1024 * 1024
 _CHUNK = 64 * 1024
@@ -53,16 +53,16 @@ class KeyFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._seen: tuple[int, int, int] | None = None
+        self._seen: Stamp | None = None
 
     def changed(self) -> bool:
-        """See KeySource.changed: compares time, size and inode."""
-        return self._stamp() != self._seen
+        """See KeySource.changed: compares the stamps of the file."""
+        return stamp_of((self._path,)) != self._seen
 
     def read(self) -> bytes:
         """See KeySource.read."""
         # The stamp is taken before the read, so a write in between is a change again.
-        stamp = self._stamp()
+        stamp = stamp_of((self._path,))
         try:
             with self._path.open("rb") as file:
                 data = file.read(_LARGEST + 1)
@@ -72,13 +72,6 @@ class KeyFile:
             raise ConfigError(f"expected at most {_LARGEST} bytes")
         self._seen = stamp
         return data
-
-    def _stamp(self) -> tuple[int, int, int] | None:
-        try:
-            found = os.stat(self._path)  # noqa: PTH116 - on the path of a bad token
-        except OSError:
-            return None
-        return found.st_mtime_ns, found.st_size, found.st_ino
 
 
 class URLSource:

@@ -5,7 +5,6 @@ file that the owner of the journal cannot edit shows both: the journal has to ho
 row with this hash.
 """
 
-import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -23,12 +22,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import (
 
 from bridge.errors import ConfigError, LedgerError
 from bridge.ledger.chain import Head, canonical, microseconds
-from bridge.ledger.journal.segments import sync_folder
 from bridge.system.clock import Clock
+from bridge.system.files import locked, read_secret, replace
 
 _CONTEXT = b"meshca-bridge ledger head\n"
 """The first bytes of what is signed, so that the signature fits nothing else."""
-_OTHERS_BITS = 0o077
 _BLOCK_BYTES = 1 << 16
 
 
@@ -92,20 +90,15 @@ class HeadKey:
                 read it.
         """
         try:
-            mode, data = path.stat().st_mode, path.read_bytes()
-            key = serialization.load_pem_private_key(data, password=None)
-        except (OSError, ValueError, TypeError) as error:
+            key = serialization.load_pem_private_key(read_secret(path), password=None)
+        except ConfigError as error:
+            raise ConfigError(f"ledger.heads.key: {error}", rule=error.rule) from error
+        except (ValueError, TypeError) as error:
             raise ConfigError(
-                f"{path}: ledger.heads.key: expected an Ed25519 key (PKCS#8 PEM): "
-                f"{getattr(error, 'strerror', None) or 'it cannot be read'}"
+                f"ledger.heads.key: {path}: expected an Ed25519 key in PEM (PKCS#8)"
             ) from error
         if not isinstance(key, Ed25519PrivateKey):
-            raise ConfigError(f"{path}: ledger.heads.key: expected an Ed25519 key")
-        if mode & _OTHERS_BITS:
-            raise ConfigError(
-                f"{path}: ledger.heads.key: expected a file that only its owner can "
-                f"read (found mode {mode & 0o777:04o})"
-            )
+            raise ConfigError(f"ledger.heads.key: {path}: expected an Ed25519 key")
         return cls(key)
 
     @classmethod
@@ -199,15 +192,11 @@ def parse_head(line: bytes) -> SignedHead | None:
 
 
 def _make_once(path: Path) -> None:
-    # Workers that start together make one key: the second finds that of the first.
+    # Workers that start together make one key: the second finds the first one's.
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    fd = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
+    with locked(path.parent):
         if not path.exists():
             _make(path)
-    finally:
-        os.close(fd)
 
 
 def _make(path: Path) -> None:
@@ -222,19 +211,8 @@ def _make(path: Path) -> None:
     )
     # Each file appears whole: a crash must not leave half a key. The public key comes
     # first, so that no private key is without its public key.
-    _place(path.with_suffix(".pub"), public, 0o644)
-    _place(path, private, 0o600)
-    sync_folder(path.parent)
-
-
-def _place(path: Path, data: bytes, mode: int) -> None:
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
-    with os.fdopen(fd, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.replace(path)
+    replace(path.with_suffix(".pub"), public, 0o644)
+    replace(path, private)
 
 
 class HeadSink:

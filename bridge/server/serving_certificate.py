@@ -22,6 +22,7 @@ from bridge.metrics.instruments import Metrics
 from bridge.server.tls_credentials import credentials
 from bridge.system.background import BackgroundLoop
 from bridge.system.clock import Clock
+from bridge.system.files import Stamp, stamp_of
 from bridge.x509.key_pair import KeyPair, read_key_pair
 
 PART = "serving certificate"
@@ -94,7 +95,7 @@ class FileCertificateSource:
     def __init__(self, certificate: Path, key: Path) -> None:
         self._certificate = certificate
         self._key = key
-        self._seen: object = None
+        self._seen: Stamp | None = None
         self._read: KeyPair | None = None
 
     @property
@@ -104,7 +105,7 @@ class FileCertificateSource:
 
     def fetch(self) -> KeyPair:
         """See `CertificateSource.fetch`."""
-        self._seen, self._read = self._state(), None
+        self._seen, self._read = stamp_of((self._certificate, self._key)), None
         self._read = read_key_pair(self._certificate, self._key)
         return self._read
 
@@ -114,22 +115,10 @@ class FileCertificateSource:
         Also due when a certificate that was not valid yet at the last fetch is valid
         now.
         """
-        if self._state() != self._seen:
+        if stamp_of((self._certificate, self._key)) != self._seen:
             return True
         read = self._read
         return read is not None and read is not current and not read.fault(now)
-
-    def _state(self) -> object:
-        # Inode and time: Kubernetes swaps a symbolic link, others write a new file.
-        # Mode: a key that others can read is refused, and accepted once they cannot.
-        try:
-            states = [path.stat() for path in (self._certificate, self._key)]
-        except OSError as error:
-            return str(error)
-        return [
-            (state.st_ino, state.st_mtime_ns, state.st_size, state.st_mode)
-            for state in states
-        ]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,17 +1,95 @@
-"""Writing results: all files or none, and never over another one."""
+"""Files: read secrets, notice changes, replace, lock, and write without overwriting."""
 
+import fcntl
+import hashlib
 import os
-from collections.abc import Mapping
+import stat
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from bridge.errors import ConfigError
 
+_LARGEST_BYTES = 1 << 20
+_OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
-def write_new(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Write `files` into `folder`, readable by the owner only.
+Stamp = tuple[tuple[str, int, int, int, int, int], ...]
+"""Shows, without a read of their content, that a set of files has changed."""
+
+
+def read_public(path: Path) -> bytes:
+    """Read a file that holds no secret, such as certificates.
 
     Raises:
-        ConfigError: One of them exists, or the folder cannot be written; nothing is
+        ConfigError: It is absent, unreadable, not a file, or larger than 1 MiB.
+    """
+    with _opened(path) as file:
+        return _content(file, path)
+
+
+def read_secret(
+    path: Path, *, allow_group_read: bool = False, group_hint: str = ""
+) -> bytes:
+    """Read a file that holds a secret, such as a key or a passphrase.
+
+    The mode that counts is that of the opened file. A Secret's files are symbolic
+    links, and a swap of the file after a look at its name gains nothing.
+
+    Args:
+        path: The file, or a symbolic link to it.
+        allow_group_read: Whether the file's group may read (and only read) it.
+        group_hint: Ends the message where only the group's right to read is refused.
+
+    Raises:
+        ConfigError: As `read_public`, or others than the owner have a right to it.
+    """
+    with _opened(path) as file:
+        mode = stat.S_IMODE(os.fstat(file).st_mode)
+        tolerated, who, modes = 0, "only its owner", "0600"
+        if allow_group_read:
+            who, modes = "only its owner, and at most its group,", "0600 or 0440"
+            tolerated = stat.S_IRGRP
+        if mode & _OTHERS & ~tolerated:
+            hint = group_hint if mode & _OTHERS == stat.S_IRGRP else ""
+            raise ConfigError(
+                f"{path}: expected a file that {who} can read, such as mode {modes} "
+                f"(found {mode:04o}); run chmod 600 {path}{hint}",
+                rule="file.mode",
+            )
+        return _content(file, path)
+
+
+def stamp_of(paths: Iterable[Path]) -> Stamp:
+    """Return where each path leads, and inode, time, size and mode of the file there.
+
+    An absent file has a stamp as well.
+    """
+    return tuple(_stamp(path) for path in paths)
+
+
+def digest_of(paths: Iterable[Path]) -> str:
+    """Return the SHA-256 over the content of all files; unreadable ones are absent."""
+    contents: dict[Path, bytes] = {}
+    for path in paths:
+        with suppress(ConfigError):
+            contents[path] = read_public(path)
+    return digest_of_contents(contents)
+
+
+def digest_of_contents(contents: Mapping[Path, bytes]) -> str:
+    """Return the SHA-256 over a set of files that were read."""
+    parts = [
+        f"{path}:{hashlib.sha256(content).hexdigest()}"
+        for path, content in sorted(contents.items())
+    ]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def write_new(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write `files` into `folder`, readable by the owner only; overwrite none.
+
+    Raises:
+        ConfigError: One of them exists, or the folder cannot be written. Nothing is
             left behind.
     """
     written: list[Path] = []
@@ -29,3 +107,97 @@ def write_new(folder: Path, files: Mapping[str, bytes]) -> None:
         raise ConfigError(
             f"{error.filename or folder}: expected a new file ({error.strerror})"
         ) from error
+
+
+def replace(path: Path, content: bytes, mode: int = 0o600) -> None:
+    """Write `content` to a new file on disk, and give that file the name `path`.
+
+    After a crash, `path` is the old file or the new one, whole.
+
+    Raises:
+        OSError: The disk fails. The file at `path` is as it was.
+    """
+    new = path.with_name(f"{path.name}.new")
+    try:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+        with os.fdopen(os.open(new, flags, mode), "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(path)
+    finally:
+        new.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in `folder` durable."""
+    with _folder(folder) as fd:
+        os.fsync(fd)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a lock on `folder`, which every process that calls this waits for.
+
+    Raises:
+        OSError: The folder cannot be opened or locked.
+    """
+    with _folder(folder) as fd:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def _folder(folder: Path) -> Iterator[int]:
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _stamp(path: Path) -> tuple[str, int, int, int, int, int]:
+    try:
+        real = os.path.realpath(path, strict=True)
+        found = os.stat(real)  # noqa: PTH116 - beside realpath, whose strict mode pathlib renames
+    except OSError as error:
+        return "", error.errno or 0, 0, 0, 0, 0
+    return (
+        *(real, found.st_dev, found.st_ino),
+        *(found.st_mtime_ns, found.st_size, found.st_mode),
+    )
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    # Without O_NONBLOCK the open of a FIFO would wait for a writer.
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise _unreadable(path, error.strerror) from error
+    try:
+        yield file
+    finally:
+        os.close(file)
+
+
+def _content(file: int, path: Path) -> bytes:
+    found = os.fstat(file)
+    if not stat.S_ISREG(found.st_mode):
+        raise _unreadable(path, "not a regular file")
+    parts = []
+    left = _LARGEST_BYTES + 1
+    try:
+        while left and (part := os.read(file, left)):
+            parts.append(part)
+            left -= len(part)
+    except OSError as error:
+        raise _unreadable(path, error.strerror) from error
+    if not left:
+        raise _unreadable(path, f"larger than {_LARGEST_BYTES} bytes")
+    return b"".join(parts)
+
+
+def _unreadable(path: Path, reason: str | None) -> ConfigError:
+    return ConfigError(f"{path}: cannot be read: {reason}", rule="file.read")

@@ -1,7 +1,5 @@
 """A certificate with its private key, and the pair of files that holds both."""
 
-import os
-import stat
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -11,11 +9,8 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from bridge.errors import ConfigError
+from bridge.system.files import read_public, read_secret
 from bridge.x509.pem import parse_certificates
-
-_STRANGERS = stat.S_IRWXO | stat.S_IWGRP | stat.S_IXGRP
-"""Rights that nobody but the owner may have. The group may read: it does where a Secret
-is mounted with an fsGroup."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,9 +38,9 @@ def read_key_pair(certificate: Path, key: Path) -> KeyPair:
         ConfigError: A file cannot be read or holds something else, strangers may read
             the key, or it is another certificate's.
     """
-    chain = _content(certificate)
+    chain = read_public(certificate)
     leaf = parse_certificates(chain, str(certificate))[0]
-    secret = _secret(key)
+    secret = read_secret(key, allow_group_read=True)
     try:
         private_key = load_pem_private_key(secret, None)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
@@ -67,30 +62,3 @@ def _public_key(leaf: x509.Certificate, source: Path) -> object:
         return leaf.public_key()
     except (ValueError, UnsupportedAlgorithm) as error:
         raise ConfigError(f"{source}: expected an RSA or EC certificate") from error
-
-
-def _content(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise _unreadable(path, error) from error
-
-
-def _secret(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            # Of the file that is read, whatever its name means a moment later.
-            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
-            content = file.read()
-    except OSError as error:
-        raise _unreadable(path, error) from error
-    if mode & _STRANGERS:
-        raise ConfigError(
-            f"{path}: expected a file that only its owner, and at most its group, can "
-            f"read, such as mode 0600 or 0440 (found {mode:04o})"
-        )
-    return content
-
-
-def _unreadable(path: Path, error: OSError) -> ConfigError:
-    return ConfigError(f"{path}: cannot be read: {error.strerror}")

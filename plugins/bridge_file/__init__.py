@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from bridge.sdk import (
     CAPrivateKey,
     CAPublicKey,
+    FileWatch,
     SignatureAlgorithm,
     SigningCA,
     signature_of,
@@ -24,7 +25,6 @@ from bridge.spi import (
 )
 from bridge_file.material import load
 from bridge_file.options import parse_options
-from bridge_file.watch import Watch
 
 __all__ = ["FileCA"]
 
@@ -54,7 +54,7 @@ class FileCA:
         self._paths = files.paths
         self._digest = material.digest
         self._signer = _FileSigner(material.key)
-        self._watch: Watch | None = None
+        self._watch: FileWatch | None = None
         self._is_closed = False
         self._watch_lock = threading.Lock()
         self._ca = SigningCA(
@@ -99,7 +99,7 @@ class FileCA:
         with self._watch_lock:
             if self._watch is not None or self._is_closed:
                 raise RuntimeError("the files are watched already, or closed")
-            self._watch = Watch(self._paths, self._digest, changed)
+            self._watch = FileWatch(self._paths, self._digest, changed)
             self._watch.start()
 
     def close(self) -> None:

@@ -9,17 +9,17 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 
-from bridge.sdk import CAPrivateKey
-from bridge.spi import ConfigError
-from bridge.x509.pem import parse_certificates
-from bridge_file.options import FileSet
-from bridge_file.private_key import parse_key, trim_passphrase
-from bridge_file.reading import (
+from bridge.sdk import (
+    CAPrivateKey,
     digest_of_contents,
+    parse_certificates,
     read_public,
     read_secret,
     stamp_of,
 )
+from bridge.spi import ConfigError
+from bridge_file.options import FileSet
+from bridge_file.private_key import parse_key, trim_passphrase
 
 _ATTEMPTS = 5
 _PAUSE_SECONDS = 0.1
@@ -108,7 +108,11 @@ def _contents(files: FileSet) -> Mapping[Path, bytes]:
 
 def _content(files: FileSet, path: Path) -> bytes:
     if path in (files.key, files.passphrase):
-        return read_secret(path, allow_group_read=files.allow_group_read)
+        return read_secret(
+            path,
+            allow_group_read=files.allow_group_read,
+            group_hint=", or set allow_group_read: true if it is a Secret's fsGroup",
+        )
     return read_public(path)
 
 

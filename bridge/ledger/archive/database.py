@@ -1,10 +1,9 @@
 """How the archive's database is opened: its file, its settings and its tables."""
 
-import fcntl
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,6 +13,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from bridge.errors import ConfigError, LedgerError
 from bridge.ledger.archive.feedlock import RETRY_RULE
 from bridge.ledger.archive.schema import REVISION
+from bridge.system.files import locked
 
 _BUSY_MILLISECONDS = 5_000
 _CHECKPOINT_PAGES = 4_000
@@ -141,24 +141,17 @@ def _prepared(path: Path | None, *, make: bool) -> Iterator[None]:
     if path is None:
         yield
         return
-    folder = -1
-    try:
-        if make:
-            folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            fcntl.flock(folder, fcntl.LOCK_EX)
-        _touch(path, make=make)
-    except OSError as error:
-        if folder >= 0:
-            os.close(folder)
-        raise LedgerError(
-            f"{path}: the archive cannot be opened: {error.strerror}",
-            rule=RETRY_RULE,
-        ) from error
-    try:
+    with ExitStack() as held:
+        try:
+            if make:
+                held.enter_context(locked(path.parent))
+            _touch(path, make=make)
+        except OSError as error:
+            raise LedgerError(
+                f"{path}: the archive cannot be opened: {error.strerror}",
+                rule=RETRY_RULE,
+            ) from error
         yield
-    finally:
-        if folder >= 0:
-            os.close(folder)
 
 
 def _touch(path: Path, *, make: bool) -> None:

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from bridge.errors import LedgerError
 from bridge.ledger.chain import Head
+from bridge.system.files import replace, sync_folder
 
 _WRITER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _SEGMENT = re.compile(r"(\d{8})\.jsonl")
@@ -62,15 +63,6 @@ class DiskFile:
     def close(self) -> None:
         """See `JournalFile.close`."""
         os.close(self._fd)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in `folder` durable."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def make_folder(folder: Path, writer: str) -> Path:
@@ -218,17 +210,7 @@ def rewrite(path: Path) -> None:
     Raises:
         OSError: The disk fails. The segment is as it was.
     """
-    new = path.with_name(f"{path.name}.new")
-    try:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
-        with os.fdopen(os.open(new, flags, 0o600), "wb") as file:
-            file.write(path.read_bytes())
-            file.flush()
-            os.fsync(file.fileno())
-        new.replace(path)
-    finally:
-        new.unlink(missing_ok=True)
-    sync_folder(path.parent)
+    replace(path, path.read_bytes())
 
 
 def ahead_of(folder: Path) -> Path | None:

@@ -92,7 +92,7 @@ def folder_archive(tree: dict[str, Any], folder: Path) -> None:
         (
             ledger(heads={"sink": "h", "key": "no.key"}),
             "heads.key",
-            "no.key: ledger.heads.key: expected an Ed25519 key",
+            "no.key: cannot be read: No such file",
         ),
         (ledger(journal="/proc/x/y"), "journal", "cannot write in /proc: "),
         (no_folder, "journal", "/file is not a folder"),

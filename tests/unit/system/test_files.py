@@ -1,11 +1,114 @@
+"""Files: secrets are judged when opened, replaced whole, locked, never overwritten."""
+
 import os
 import stat
+import threading
 from pathlib import Path
 
 import pytest
 
 from bridge.errors import ConfigError
-from bridge.system.files import write_new
+from bridge.system.files import locked, read_secret, replace, stamp_of, write_new
+
+_SOON_SECONDS = 10.0
+
+
+def test_the_mode_of_the_opened_file_is_judged_and_not_that_of_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, private = tmp_path / "key", tmp_path / "private"
+    path.write_bytes(b"secret")
+    path.chmod(0o644)
+    private.write_bytes(b"other")
+    private.chmod(0o600)
+    opened = os.open
+
+    def swap(path: Path, flags: int) -> int:
+        file = opened(path, flags)
+        private.replace(path)
+        return file
+
+    monkeypatch.setattr(os, "open", swap)
+    with pytest.raises(ConfigError, match=r"found 0644"):
+        read_secret(path)
+    monkeypatch.undo()
+    assert read_secret(path) == b"other"
+
+
+@pytest.mark.parametrize("mode", [0o400, 0o600])
+def test_a_secret_of_its_owner_alone_is_read(tmp_path: Path, mode: int) -> None:
+    path = tmp_path / "key"
+    path.write_bytes(b"secret")
+    path.chmod(mode)
+    assert read_secret(path) == b"secret"
+
+
+@pytest.mark.parametrize(
+    ("mode", "allow_group_read", "message"),
+    [
+        (0o640, False, "such as mode 0600 .found 0640.; run chmod 600 .*key, or hint"),
+        (0o644, False, "such as mode 0600 .found 0644.; run chmod 600 .*key$"),
+        (0o601, True, "such as mode 0600 or 0440 .found 0601.; run chmod 600 .*key$"),
+        (0o660, True, "such as mode 0600 or 0440 .found 0660.; run chmod 600 .*key$"),
+    ],
+)
+def test_a_secret_that_others_have_a_right_to_is_refused(
+    tmp_path: Path, mode: int, message: str, *, allow_group_read: bool
+) -> None:
+    path = tmp_path / "key"
+    path.write_bytes(b"secret")
+    path.chmod(mode)
+    with pytest.raises(ConfigError, match=message):
+        read_secret(path, allow_group_read=allow_group_read, group_hint=", or hint")
+
+
+def test_a_change_of_the_mode_alone_is_a_change(tmp_path: Path) -> None:
+    path = tmp_path / "key"
+    path.write_bytes(b"secret")
+    path.chmod(0o644)
+    before = stamp_of([path])
+    path.chmod(0o600)
+    assert stamp_of([path]) != before
+
+
+def test_a_replaced_file_is_whole_and_has_its_mode(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    replace(path, b"new")
+    assert path.read_bytes() == b"new"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert [*tmp_path.iterdir()] == [path]
+
+
+def test_a_replacement_that_fails_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+
+    def full(_file: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        replace(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert [*tmp_path.iterdir()] == [path]
+
+
+def test_a_lock_on_a_folder_is_held_by_one_at_a_time(tmp_path: Path) -> None:
+    entered = threading.Event()
+
+    def enter() -> None:
+        with locked(tmp_path):
+            entered.set()
+
+    second = threading.Thread(target=enter)
+    with locked(tmp_path):
+        second.start()
+        assert not entered.wait(0.05)
+    assert entered.wait(_SOON_SECONDS)
+    second.join()
 
 
 def test_files_are_written_for_the_owner_only(tmp_path: Path) -> None:

@@ -9,12 +9,10 @@ from pathlib import Path
 import pytest
 import watchfiles
 
-import bridge_file.watch
-from bridge.errors import BackendUnavailableError
-from bridge_file import FileCA
-from bridge_file.reading import digest_of, stamp_of
-from bridge_file.watch import Watch
-from tests.support.harness.file_shapes import SHAPES, open_shape, write_shape
+from bridge.system import file_watch as module
+from bridge.system.file_watch import FileWatch
+from bridge.system.files import digest_of, stamp_of
+from tests.support.harness.file_shapes import write_shape
 from tests.support.parts.pki import Authority, new_chain, write_private
 
 PATIENCE_SECONDS = 10.0
@@ -106,7 +104,7 @@ def watched(
 
         monkeypatch.setattr(watchfiles, "watch", no_inotify)
     paths = [folder / name for name in FILES]
-    watch = Watch(
+    watch = FileWatch(
         paths,
         digest_of(paths),
         calls,
@@ -175,23 +173,23 @@ def test_a_link_that_turns_in_another_folder_is_told(
 def test_a_swap_during_a_look_is_looked_at_again(
     tmp_path: Path, calls: Calls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one, two = (("/1", 0, 0, 0, 0),), (("/2", 0, 0, 0, 0),)
+    one, two = (("/1", 0, 0, 0, 0, 0),), (("/2", 0, 0, 0, 0, 0),)
     # Looks come in pairs around each reading; the swap falls into the first pair.
     stamps = iter([one, two, two, two, two, two])
     digests = iter(["mixed", "new", "new"])
-    monkeypatch.setattr(bridge_file.watch, "stamp_of", lambda _: next(stamps))
-    monkeypatch.setattr(bridge_file.watch, "digest_of", lambda _: next(digests))
-    assert Watch([tmp_path], "old", calls)._settled() == (two, "new")
+    monkeypatch.setattr(module, "stamp_of", lambda _: next(stamps))
+    monkeypatch.setattr(module, "digest_of", lambda _: next(digests))
+    assert FileWatch([tmp_path], "old", calls)._settled() == (two, "new")
 
 
 def test_files_that_never_settle_are_told_and_looked_at_again(
     tmp_path: Path, calls: Calls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bridge_file.watch, "_SETTLE_SECONDS", 0.0)
-    stamps = (((str(number), 0, 0, 0, 0),) for number in count())
-    monkeypatch.setattr(bridge_file.watch, "stamp_of", lambda _: next(stamps))
-    monkeypatch.setattr(bridge_file.watch, "digest_of", lambda _: "busy")
-    assert Watch([tmp_path], "old", calls)._settled() == (None, "busy")
+    monkeypatch.setattr(module, "_SETTLE_SECONDS", 0.0)
+    stamps = (((str(number), 0, 0, 0, 0, 0),) for number in count())
+    monkeypatch.setattr(module, "stamp_of", lambda _: next(stamps))
+    monkeypatch.setattr(module, "digest_of", lambda _: "busy")
+    assert FileWatch([tmp_path], "old", calls)._settled() == (None, "busy")
 
 
 def test_the_same_content_anew_is_not_told(watched: Path, calls: Calls) -> None:
@@ -209,7 +207,7 @@ def test_events_are_told_without_a_look(tmp_path: Path, calls: Calls) -> None:
     mount(tmp_path, new_chain())
     paths = [tmp_path / name for name in FILES]
     # With looks this far apart, only an event can be in time.
-    watch = Watch(paths, digest_of(paths), calls, poll_seconds=600)
+    watch = FileWatch(paths, digest_of(paths), calls, poll_seconds=600)
     watch.start()
     # The kernel is asked some time after the start: turn the link until it is heard.
     # What is heard first may be the look at the start; the second is an event.
@@ -225,67 +223,20 @@ def test_events_are_told_without_a_look(tmp_path: Path, calls: Calls) -> None:
     assert heard == 2
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_an_issuing_ca_tells_and_stays_as_it_is(
-    tmp_path: Path, shape: str, calls: Calls
+def test_an_error_of_the_caller_does_not_end_the_watch(
+    tmp_path: Path, calls: Calls, caplog: pytest.LogCaptureFixture
 ) -> None:
-    old, new = new_chain(), new_chain()
-    write_shape(tmp_path, shape, old)
-    issuing_ca = open_shape(tmp_path, shape)
-    issuing_ca.watch(calls)
-    write_shape(tmp_path, shape, new)
+    path = tmp_path / "file"
+    path.write_text("one")
+
+    def fail() -> None:
+        calls()
+        raise ValueError("the change cannot be used")
+
+    watch = FileWatch([path], "", fail, poll_seconds=0.01, use_events=False)
+    watch.start()
     assert calls.wait()
-    successor = open_shape(tmp_path, shape)
-    assert successor.describe().certificate == new.certificate
-    assert issuing_ca.describe().certificate == old.certificate
-    issuing_ca.close()
-    successor.close()
-
-
-def test_a_change_between_load_and_watch_is_told(tmp_path: Path, calls: Calls) -> None:
-    write_shape(tmp_path, "key", new_chain())
-    issuing_ca = open_shape(tmp_path, "key")
-    write_shape(tmp_path, "key", new_chain())
-    issuing_ca.watch(calls)
+    path.write_text("two")
     assert calls.wait()
-    issuing_ca.close()
-
-
-def test_the_one_who_is_told_may_close(tmp_path: Path) -> None:
-    write_shape(tmp_path, "key", new_chain())
-    issuing_ca = open_shape(tmp_path, "key")
-    closed = threading.Event()
-
-    def swap() -> None:
-        issuing_ca.close()
-        closed.set()
-
-    issuing_ca.watch(swap)
-    write_shape(tmp_path, "key", new_chain())
-    assert closed.wait(PATIENCE_SECONDS)
-
-
-def test_a_second_watch_is_a_mistake(tmp_path: Path, calls: Calls) -> None:
-    write_shape(tmp_path, "key", new_chain())
-    issuing_ca: FileCA = open_shape(tmp_path, "key")
-    issuing_ca.watch(calls)
-    with pytest.raises(RuntimeError, match="watched already"):
-        issuing_ca.watch(calls)
-    issuing_ca.close()
-
-
-def test_a_closed_ca_starts_no_watch(tmp_path: Path, calls: Calls) -> None:
-    write_shape(tmp_path, "key", new_chain())
-    issuing_ca = open_shape(tmp_path, "key")
-    issuing_ca.close()
-    with pytest.raises(RuntimeError, match="or closed"):
-        issuing_ca.watch(calls)
-
-
-def test_a_closed_ca_has_no_key(tmp_path: Path) -> None:
-    write_shape(tmp_path, "key", new_chain())
-    issuing_ca = open_shape(tmp_path, "key")
-    issuing_ca.check(timeout=1)
-    issuing_ca.close()
-    with pytest.raises(BackendUnavailableError, match="is closed"):
-        issuing_ca.check(timeout=1)
+    watch.close()
+    assert "the change cannot be used" in caplog.text

@@ -1,10 +1,11 @@
-"""Notices that files were replaced: told by the kernel, and by looking each second."""
+"""A watch of files: by events of the kernel, and by a look each second."""
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from bridge_file.reading import Stamp, digest_of, stamp_of
+from bridge.system.background import BackgroundLoop
+from bridge.system.files import Stamp, digest_of, stamp_of
 
 POLL_SECONDS = 1.0
 _STEP_MILLISECONDS = 100
@@ -12,20 +13,20 @@ _SETTLE_SECONDS = 0.05
 _SETTLE_ROUNDS = 20
 
 
-class Watch:
+class FileWatch:
     """Calls `changed` whenever the content of a set of files is another one.
 
-    The kernel's events make it quick; the look at each file's real path, inode, time
-    and size makes it sure. Events alone miss network file systems, folders that are
-    replaced whole, and links that lead elsewhere.
+    The kernel's events make the watch quick. The look at each file's stamp (real path,
+    inode, time, size, mode) makes it reliable: events alone miss network file systems,
+    folders that are replaced whole, and links that lead elsewhere.
 
     Args:
         paths: The files; symbolic links are followed, and any may be absent.
-        digest: Of the content that the caller holds (`digest_of`), so that a change
-            before the start is not lost.
-        changed: Called from the thread of this watch, and may close it.
+        digest: `digest_of` the content that the caller holds, so that a change before
+            the start is not lost.
+        changed: Is called by the thread of this watch, and may close it.
         poll_seconds: How often the files are looked at.
-        use_events: Whether to ask the kernel as well.
+        use_events: Whether to use the kernel's events as well.
     """
 
     def __init__(
@@ -41,49 +42,47 @@ class Watch:
         self._digest = digest
         self._changed = changed
         self._poll_seconds = poll_seconds
-        self._use_events = use_events
+        self._seen: Stamp | None = None
         self._stop = threading.Event()
-        self._thread = threading.Thread(
-            target=self._run, name="file-watch", daemon=True
+        self._has_events = use_events
+        self._events = self._wait_for_events() if use_events else iter(())
+        self._loop = BackgroundLoop(
+            "file-watch",
+            self._step,
+            lambda: 0.0 if self._has_events else poll_seconds,
+            is_immediate=True,
         )
 
     def start(self) -> None:
         """Start the thread."""
-        self._thread.start()
+        self._loop.start()
 
     def close(self) -> None:
         """Stop, and wait for the thread to end, unless it is the caller's own."""
         self._stop.set()
-        if self._thread is not threading.current_thread():
-            self._thread.join()
+        self._loop.close()
 
-    def _run(self) -> None:
-        seen: Stamp | None = None
-        for _ in self._wakes():
-            if seen is not None and stamp_of(self._paths) == seen:
-                continue
-            seen, digest = self._settled()
-            if digest != self._digest and not self._stop.is_set():
-                self._digest = digest
-                self._changed()
+    def _step(self) -> None:
+        # Without events (any longer), the loop waits for the interval instead.
+        self._has_events = next(self._events, False)
+        if self._seen is not None and stamp_of(self._paths) == self._seen:
+            return
+        self._seen, digest = self._settled()
+        if digest != self._digest and not self._stop.is_set():
+            self._digest = digest
+            self._changed()
 
-    def _wakes(self) -> Iterator[None]:
-        # At once, then on each event and at least every poll_seconds, until stopped.
-        yield
-        if self._use_events:
-            yield from self._event_wakes()
-        while not self._stop.wait(self._poll_seconds):
-            yield
-
-    def _event_wakes(self) -> Iterator[None]:
+    def _wait_for_events(self) -> Iterator[bool]:
+        # At once, then after each event and at least every poll_seconds.
+        yield True
         from watchfiles import watch  # noqa: PLC0415 - 40 ms of the start of a process
 
         folders = sorted({path.parent for path in self._paths})
         try:
             for _ in watch(
                 *folders,
-                # Events of other files wake us too: were they filtered out, a busy
-                # neighbour would keep the look at the stamps from ever being due.
+                # Events of other files end a wait too. If they were filtered out, a
+                # busy neighbour would keep the look at the stamps from being due.
                 watch_filter=None,
                 step=_STEP_MILLISECONDS,
                 debounce=_STEP_MILLISECONDS,
@@ -94,16 +93,16 @@ class Watch:
                 recursive=False,
                 ignore_permission_denied=True,
             ):
-                yield
+                yield True
         except (OSError, RuntimeError):
-            # No inotify instance is left, or a folder is gone: looking still works.
+            # No inotify instance is left, or a folder is gone: the look still works.
             return
 
     def _settled(self) -> tuple[Stamp | None, str]:
-        # Files that are written one after the other are told once, not once each. A
-        # stamp is believed only if it was the same before and after the reading, and
-        # again a moment later: else a swap back could hide behind it. Without a stamp,
-        # the next wake reads again.
+        # Files that are written one after the other are one change. A stamp counts only
+        # if it was the same before and after the read, and again a moment later:
+        # otherwise a swap back would go unseen. Without a stamp, the next step reads
+        # again.
         before: tuple[Stamp, str] | None = None
         digest = self._digest
         for _ in range(_SETTLE_ROUNDS):
