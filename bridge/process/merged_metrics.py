@@ -1,4 +1,4 @@
-"""The metrics of several processes as those of one."""
+"""Merges the metrics of several processes into those of one."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -12,7 +12,7 @@ Labels = tuple[tuple[str, str], ...]
 _LOOSE = re.compile(r"^# TYPE (\S+)(?<!_total) counter$", re.MULTILINE)
 _CUMULATIVE = frozenset({"counter", "histogram", "unknown"})
 _SMALLEST = re.compile(r"_expiry_|_cert_ttl_|^process_(start_time_seconds|max_fds)$")
-"""What all processes share, or of which the worst counts."""
+"""Metrics that all processes share, or whose smallest value counts."""
 _LARGEST = re.compile(r"^meshca_(archive_lag_seconds|build_info)$")
 
 
@@ -23,20 +23,20 @@ class Family:
     kind: str
     text: str
     samples: dict[tuple[str, Labels], float] = field(default_factory=dict)
-    """By name and labels, in the order that they came."""
+    """Values by name and labels, in the order of the scrape."""
 
 
 Page = dict[str, Family]
-"""By name of the metric."""
+"""Metrics by name."""
 
 
 def parse(text: str) -> Page:
-    """Read what a process answered to a scrape.
+    """Read the answer of a process to a scrape.
 
     Raises:
-        ValueError: It is not in the text format.
+        ValueError: The answer is not in the text format.
     """
-    # The parser would rename a counter whose name does not end as the library has it.
+    # The parser would rename a counter whose name does not end in `_total`.
     page: Page = {}
     for found in text_string_to_metric_families(_LOOSE.sub(r"# TYPE \1 untyped", text)):
         family = Family(found.type, found.documentation)
@@ -47,10 +47,10 @@ def parse(text: str) -> Page:
 
 
 class Totals:
-    """Sums over processes that come and go.
+    """Sums of metrics over processes that start and end.
 
-    What a process had counted stays counted when it has ended: a counter that goes
-    back looks like a restart of everything, and a rate over it is wrong.
+    The counters of a process stay in the sums when it has ended. A counter that goes
+    back looks like a restart of everything, and every rate over it is wrong.
     """
 
     def __init__(self) -> None:
@@ -58,11 +58,11 @@ class Totals:
         self._gone: Page = {}
 
     def merge(self, pages: Mapping[int, Page | None]) -> Iterator[Metric]:
-        """Yield the metrics of all.
+        """Yield the metrics of all processes.
 
         Args:
-            pages: By process ID, of every process there is; None for one that does not
-                answer, whose counters stay at what they were.
+            pages: Metrics by process ID, for every process that runs. None stands for
+                one that does not answer: its counters keep their last values.
         """
         for pid in self._last.keys() - pages.keys():
             ended = _cumulative(self._last.pop(pid))

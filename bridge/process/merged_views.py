@@ -1,4 +1,7 @@
-"""What the parent shows of its workers. One that hangs holds up nobody."""
+"""The readiness and metrics that the parent shows for all workers together.
+
+Workers are asked in parallel and for a bounded time: one that hangs delays nobody.
+"""
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -29,8 +32,8 @@ class Pages:
     """Readiness and metrics of all workers.
 
     Args:
-        supervisor: Knows the workers.
-        reloads: Knows what became of changes of the configuration.
+        supervisor: Has the workers.
+        reloads: Has the last refusal of a configuration.
         registry: Holds the parent's own metrics.
     """
 
@@ -45,15 +48,15 @@ class Pages:
         self._askers = ThreadPoolExecutor(_ASKERS, thread_name_prefix="ask")
 
     def views(self) -> Views:
-        """Return what the admin address shows."""
+        """Return the views of the admin address."""
         return Views(dict, self._reloads.warnings, self.metrics, self.readiness)
 
     def close(self) -> None:
-        """Ask no more."""
+        """Stop asking workers."""
         self._askers.shutdown(wait=False, cancel_futures=True)
 
     def readiness(self) -> dict[str, object]:
-        """Return readiness: one worker that is ready is enough."""
+        """Return the readiness of the bridge: it is ready if one worker is."""
         workers = self._supervisor.serving()
         answers = self._ask(workers, lambda child: readiness(child, _ASK_SECONDS))
         states = {
@@ -61,11 +64,11 @@ class Pages:
             for worker in workers
         }
         warnings = dict(self._reloads.warnings())
-        unwell = [name for name, state in states.items() if state["ready"] is not True]
-        if unwell and len(unwell) < len(states):
-            warnings[_WORKERS] = f"not ready: {', '.join(unwell)}"
+        unready = [name for name, state in states.items() if state["ready"] is not True]
+        if unready and len(unready) < len(states):
+            warnings[_WORKERS] = f"not ready: {', '.join(unready)}"
         return {
-            "ready": len(unwell) < len(states),
+            "ready": len(unready) < len(states),
             "parts": _parts(states),
             "warnings": warnings,
             _WORKERS: states,
@@ -144,7 +147,8 @@ def _state(worker: Worker, answer: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def _parts(states: Mapping[str, Mapping[str, Any]]) -> dict[str, object]:
-    # What is right in one worker is right; what is wrong everywhere is told once.
+    # A part is ok if one worker says so. Workers that are not ready count only where
+    # none is.
     parts: dict[str, object] = {}
     ready = [state for state in states.values() if state["ready"] is True]
     for state in ready or states.values():

@@ -1,4 +1,4 @@
-"""The configuration file, looked at again and again, and what became of its changes."""
+"""Changes of the configuration file, and the results of reloads."""
 
 import hashlib
 import logging
@@ -9,19 +9,19 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 from bridge.errors import BridgeError
 
 PART = "configuration"
-"""What readiness calls it."""
+"""The warning in readiness that has the last refusal."""
 _log = logging.getLogger(__name__)
 
 
 class ConfigFile:
-    """Says when the content of the file has become another, and is so for good.
+    """Detects that the content of the file has changed and is complete.
 
-    By content and not by time or inode: a symbolic link may be swapped, a file may be
-    written over, or touched without a change.
+    The content decides, not the time or the inode: a symbolic link may be swapped, and
+    a file may be written in place or touched without a change.
 
     Args:
         path: The file.
-        text: What is in service.
+        text: The content in service.
     """
 
     def __init__(self, path: Path, text: str) -> None:
@@ -29,9 +29,9 @@ class ConfigFile:
         self._told = self._last = _digest(text.encode())
 
     def changed(self) -> bool:
-        """Look once; True when a content was seen twice that was not told of before.
+        """Read the file; return whether the same new content was read twice in a row.
 
-        Twice, because whoever writes the file may be in the middle of it.
+        One read is not enough: the file may be half written.
         """
         try:
             now = _digest(self._path.read_bytes())
@@ -44,12 +44,12 @@ class ConfigFile:
         return True
 
     def told(self, text: str) -> None:
-        """Take `text` as known: it was read for another reason."""
+        """Note that `text` was read for another reason: it is no change any more."""
         self._told = self._last = _digest(text.encode())
 
 
 class Reloads:
-    """What became of the changes, for readiness, metrics and log."""
+    """The results of reloads, for readiness, metrics and log."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._refusal = ""
@@ -75,7 +75,7 @@ class Reloads:
         self._generation.set(1)
 
     def done(self) -> None:
-        """Tell that a new configuration serves."""
+        """Count a reload that took effect."""
         self._refusal = ""
         self._results.labels("ok").inc()
         self._successful.set(1)
@@ -83,7 +83,7 @@ class Reloads:
         _log.info("the new configuration serves")
 
     def refused(self, error: BridgeError) -> None:
-        """Tell that a new configuration cannot serve; the old one does."""
+        """Count a reload that was refused, and keep the reason."""
         self._refusal = f"a change is refused, the old one serves: {error}"
         self._results.labels("refused").inc()
         self._successful.set(0)
@@ -93,7 +93,7 @@ class Reloads:
         )
 
     def warnings(self) -> dict[str, str]:
-        """Return the refusal of the newest configuration, by part of readiness."""
+        """Return the refusal of the newest configuration, as a warning."""
         return {PART: self._refusal} if self._refusal else {}
 
 
