@@ -1,4 +1,4 @@
-"""Who gets what, in words: the rules of `issuance`, and what is left for the others."""
+"""Describes the rules of `issuance` in words, and the default of each front."""
 
 from collections.abc import Iterator
 
@@ -11,25 +11,25 @@ _MOST_NAMES = 4
 
 
 def rule_summary(config: BridgeConfig, rules: Rules) -> Iterator[tuple[str, str]]:
-    """Yield each rule, then what those get by each front whom no rule lists.
+    """Yield each rule, then the default of each front for callers that no rule lists.
 
     Args:
         config: The whole configuration.
-        rules: The same, ready to be asked.
+        rules: The rules of that configuration, prepared for look-ups.
 
     Returns:
-        Whom it is about, and what they get; both for people.
+        The callers, and what they get; both for people.
     """
     for index, rule in enumerate(config.issuance.rules):
-        what = "no certificate" if rule.refuse else _told(rules.top.under(rule))
-        yield f"rules[{index}]: {_whom(rule)}", what
+        what = "no certificate" if rule.refuse else _described(rules.top.under(rule))
+        yield f"rules[{index}]: {_callers(rule)}", what
     for front in config.callers_by_front():
         policy = rules.of_others(front)
         others = "everybody else" if config.issuance.rules else "everybody"
-        yield f"{front}: {others}", _told(policy) if policy else "no certificate"
+        yield f"{front}: {others}", _described(policy) if policy else "no certificate"
 
 
-def _whom(rule: RuleConfig) -> str:
+def _callers(rule: RuleConfig) -> str:
     lists = {
         "": rule.fronts,
         "cluster": rule.clusters,
@@ -50,7 +50,7 @@ def _some(names: tuple[str, ...]) -> str:
     return f"{shown} and {more} more" if more > 0 else shown
 
 
-def _told(policy: IssuancePolicy) -> str:
+def _described(policy: IssuancePolicy) -> str:
     excess = "refused" if policy.on_excess_ttl == "refuse" else "clamped"
     bounds = f"{written(policy.min_ttl)} to {written(policy.max_ttl)}"
     parts = [

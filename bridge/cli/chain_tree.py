@@ -1,4 +1,4 @@
-"""Chains as people want to see them: a tree, from the trust anchor down to the leaf."""
+"""Draws a chain as a tree, from the trust anchor down to the leaf."""
 
 from collections.abc import Iterator, Sequence
 from datetime import datetime

@@ -23,7 +23,7 @@ from bridge.system.clock import Clock
 
 TRUST_DOMAIN = "corp.example"
 FOREIGN_TRUST_DOMAIN = "partner.example"
-"""The chain's constraints do not permit it."""
+"""A trust domain that the chain's name constraints do not permit."""
 SERVER_NAME = "meshca.istio-system.svc"
 ISTIO_AUDIENCE = "istio-ca"
 LINKERD_AUDIENCE = "identity.l5d.io"

@@ -1,4 +1,4 @@
-"""Entries of the ledger, printed for people, programs and spreadsheets."""
+"""Prints entries of the ledger for people, programs and spreadsheets."""
 
 import csv
 import json
@@ -19,14 +19,14 @@ from bridge.ledger.verify import Comparison, Report
 
 
 class SearchOutput(StrEnum):
-    """How `search` writes."""
+    """The output formats of `search`."""
 
     TEXT = "text"
     JSON = "json"
 
 
 class ExportOutput(StrEnum):
-    """How `export` writes."""
+    """The output formats of `export`."""
 
     JSONL = "jsonl"
     CSV = "csv"
@@ -37,12 +37,12 @@ _CSV_COLUMNS = tuple(name for name in COLUMNS if name != "body")
 
 
 def public(row: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return an entry as a program gets it."""
+    """Return an entry for JSON output."""
     return {"writer": row["writer"], "hash": row["hash"], **json.loads(row["body"])}
 
 
 def verified(report: Report, compared: Comparison | None) -> Mapping[str, Any]:
-    """Return what `verify` found as a program gets it; `archive` if it was read."""
+    """Return the result of `verify` for JSON output; `archive` if it was compared."""
     writers = [
         asdict(writer) | {"head": writer.head._asdict() if writer.head else None}
         for writer in report.writers
@@ -73,7 +73,7 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
     at = datetime.fromtimestamp(row["at"] / 1e6, UTC)
     end = row["not_after"]
     return tuple(
-        # A value came from a peer: it does not get to write to the terminal.
+        # A value comes from a peer: it must not control the terminal.
         "".join(
             char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in cell
         )
@@ -99,6 +99,6 @@ def write_csv(rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def _cell(value: object) -> object:
-    # A spreadsheet would run what begins like a formula.
+    # A spreadsheet would evaluate a value that begins like a formula.
     risky = isinstance(value, str) and value[:1] in {"=", "+", "-", "@", "\t", "\r"}
     return f"'{value}" if risky else value

@@ -1,4 +1,4 @@
-"""`meshca plugins`: which backends are installed. Imports none of them."""
+"""`meshca plugins`: list the installed backends. Imports none of them."""
 
 import json
 from dataclasses import asdict

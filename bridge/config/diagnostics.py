@@ -30,7 +30,7 @@ class Plain:
 
 
 def listed(path: Path, problems: Sequence[Problem]) -> str:
-    """Write problems of the file at `path`, one a line."""
+    """Return the problems of the file at `path`, one a line."""
     return "\n".join(
         f"{path}: {key}: {expected} (found {shown(value)})"
         for key, value, expected in problems
@@ -38,24 +38,28 @@ def listed(path: Path, problems: Sequence[Problem]) -> str:
 
 
 def problem_of(item: Any, known: Sequence[str] = ()) -> Problem:
-    """Take the problem out of one of pydantic's errors.
+    """Convert one of pydantic's errors to a problem.
 
     Args:
-        item: Of `ValidationError.errors()`.
-        known: The keys that there are beside the one that the error is about.
+        item: One of `ValidationError.errors()`.
+        known: The known keys of the section.
     """
     place, value = item["loc"], item["input"]
-    # Where a key itself is wrong, pydantic says so behind it.
+    # For a key that is not valid, pydantic adds "[key]" to its place.
     is_key = place[-1:] == ("[key]",) and item["type"] != "extra_forbidden"
     key = path_of(place[:-1] if is_key else place) or "(file)"
     if item["type"] == "missing":
         return key, None, "is required"
     if item["type"] == "extra_forbidden":
-        # A secret that stands in the wrong place must not reach a log from here.
+        # A secret at the wrong key must not reach a log.
         is_secret = _SECRET.search(str(item["loc"][-1]))
-        shy = Plain("a value that is not shown") if is_secret else value
+        hidden = Plain("a value that is not shown") if is_secret else value
         near = get_close_matches(str(item["loc"][-1]), () if is_secret else known, 1)
-        return key, shy, "unknown key" + "".join(f"; did you mean {k}?" for k in near)
+        return (
+            key,
+            hidden,
+            "unknown key" + "".join(f"; did you mean {k}?" for k in near),
+        )
     if item["type"] == "tuple_type":
         like = f", such as [{value}]" if isinstance(value, str | int) else ""
         return key, value, f"expected a list{like}"
@@ -65,15 +69,15 @@ def problem_of(item: Any, known: Sequence[str] = ()) -> Problem:
 
 
 def path_of(place: Sequence[int | str]) -> str:
-    """Write keys and indexes as one path, such as `clusters[0].tokens.file`."""
+    """Return keys and indexes as one path, such as `clusters[0].tokens.file`."""
     return "".join(_part(part) for part in place).lstrip(".")
 
 
 def known_keys(model: type[BaseModel], path: Sequence[int | str]) -> tuple[str, ...]:
-    """Return the keys that a section has; none where `path` leads to no section.
+    """Return the keys of a section; none if `path` leads to no section.
 
     Args:
-        model: Of the whole file.
+        model: The model of the whole file.
         path: Keys and indexes that lead to the section.
     """
     found: type[BaseModel] | None = model
@@ -89,7 +93,7 @@ def known_keys(model: type[BaseModel], path: Sequence[int | str]) -> tuple[str, 
 
 
 def section_of(annotation: Any) -> type[BaseModel] | None:
-    """Return the section that a key holds: itself, or each of a list or a mapping."""
+    """Return the model of the section, or sections, that a key holds."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     if get_origin(annotation) in {*_MANY, Union, UnionType}:
@@ -105,14 +109,14 @@ def _part(part: int | str) -> str:
 
 
 def shown(value: object) -> str:
-    """Write the beginning of a value on one line."""
+    """Return the beginning of a value, on one line."""
     if value is None:
         return "nothing"
     text = str(value) if isinstance(value, timedelta) else _SHOW.repr(value)
     return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}..."
 
 
-# Of a value that aliases make huge, only the beginning is ever written out.
+# YAML aliases can make a value huge: only the beginning is formatted.
 _SHOW = Repr()
 _SHOW.maxlevel = 2
 _SHOW.maxstring = _SHOW.maxother = _SHOWN_CHARACTERS

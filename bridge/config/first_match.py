@@ -1,4 +1,4 @@
-"""An ordered list of rules of which the first that matches wins, without a search.
+"""Finds the first rule of an ordered list that matches, without a search.
 
 A rule lists values for some of a fixed number of dimensions, and matches what is listed
 in each of them. What takes a value in one dimension is kept as a bit mask, so a look-up
@@ -15,7 +15,7 @@ Conditions = Sequence[frozenset[str] | None]
 
 
 class FirstMatch:
-    """The list, ready to be asked.
+    """An ordered list of rules, prepared for look-ups.
 
     Args:
         rules: In order; each with the same number of dimensions.
@@ -26,7 +26,7 @@ class FirstMatch:
     def __init__(self, rules: Sequence[Conditions]) -> None:
         self._rules = rules
         self._others: list[int] = []
-        """Rules that take what no rule lists, by dimension."""
+        """By dimension, the rules that match a value which no rule lists."""
         self._masks: list[dict[str, int]] = []
         for listed in zip(*rules, strict=True):
             others = sum(1 << i for i, values in enumerate(listed) if values is None)
@@ -49,13 +49,16 @@ class FirstMatch:
         return _lowest(found) if found > 0 else None
 
     def covering(self, index: int, all_values: Conditions) -> frozenset[int]:
-        """Return the rules before `index` that leave it nothing; none if it can match.
+        """Return the earlier rules that match all callers of rule `index`.
 
         Args:
-            index: Of a rule.
-            all_values: Every value that can occur, by dimension; `None` where any can.
+            index: The index of a rule.
+            all_values: The values that can occur, by dimension; `None` if any can.
+
+        Returns:
+            The indexes of earlier rules; empty if rule `index` can match.
         """
-        upto = (2 << index) - 1  # later rules change nothing
+        upto = (2 << index) - 1  # later rules do not matter
         kinds = [
             {
                 upto & (others if value is None else masks.get(value, others))
@@ -65,21 +68,21 @@ class FirstMatch:
                 self._rules[index], all_values, self._masks, self._others, strict=True
             )
         ]
-        # Values that the same rules take are one case.
+        # Values that the same rules match are one case.
         firsts = {_lowest(reduce(and_, case)) for case in product(*kinds)}
         return frozenset() if index in firsts else frozenset(firsts)
 
 
 def _lowest(mask: int) -> int:
-    # Which bit it is, of those that are set.
+    # The index of the lowest bit that is set.
     return (mask & -mask).bit_length() - 1
 
 
 def _values(
     listed: frozenset[str] | None, every: frozenset[str] | None
 ) -> Collection[str | None]:
-    # What a rule takes in one dimension. Where a rule takes everything and anything
-    # can occur, one that no rule lists stands for all: whoever takes that one without
-    # listing it takes every other, too.
+    # The values that a rule matches in one dimension. If it matches every value, and
+    # any value can occur, one that no rule lists represents all: a rule that matches
+    # it matches every value.
     found = every if listed is None else listed
     return (None,) if found is None else found

@@ -1,4 +1,4 @@
-"""YAML, read strictly: no value but the ones that a person sees in the file.
+"""A strict YAML reader: values are as a person sees them in the file.
 
 PyYAML reads `no` as false, `0600` as 384 and `1:30` as 90, keeps the last of two equal
 keys, and lets a few lines of aliases stand for a billion values. In a file of limits
@@ -21,7 +21,7 @@ MOST_VALUES = 20_000
 
 _TAG = "tag:yaml.org,2002:"
 _UNNAMED = 'in "<unicode string>", '
-"""How PyYAML begins a place in a text; whoever reads the file knows its name."""
+"""How PyYAML begins a place in a text; the message names the file itself."""
 
 
 def parse_yaml(text: str) -> object:
@@ -60,8 +60,8 @@ def _read(text: str) -> object:
 
 
 def _size(node: yaml.Node, known: dict[yaml.Node, int], within: set[yaml.Node]) -> int:
-    # An alias is the very node that it names, so each is measured once and counted as
-    # often as it stands in the text.
+    # An alias is the same node as its anchor: each node is measured once, and counted
+    # for each alias.
     if node in known:
         return known[node]
     if node in within:

@@ -1,4 +1,4 @@
-"""What a value of the configuration may be: durations, names, addresses, files."""
+"""The types of values in the configuration: durations, names, addresses, files."""
 
 import re
 import urllib.parse
@@ -46,11 +46,11 @@ class ValidationState:
 
 
 class WrongError(ValueError):
-    """What several keys of a section say together is wrong.
+    """Several keys of a section contradict each other.
 
     Args:
-        expected: What they have to say.
-        found: What they say.
+        expected: What is expected of them.
+        found: Their values.
     """
 
     def __init__(self, expected: str, found: str) -> None:
@@ -82,8 +82,8 @@ def _up_to_a_minute(value: timedelta) -> timedelta:
 
 
 def _whole_seconds(value: timedelta) -> timedelta:
-    # A certificate's times have no fraction (RFC 5280, 4.1.2.5): half a second more
-    # would come back as a certificate that differs from what was asked for.
+    # A certificate's times have no fraction (RFC 5280, 4.1.2.5): with half a second
+    # more, the certificate would differ from the one that was prepared.
     if value.microseconds:
         raise ValueError("expected a duration in whole seconds")
     return value
@@ -112,7 +112,7 @@ def written(value: timedelta) -> str:
 
 
 def _archive(value: object) -> object:
-    # Before anything that may repeat it: a URL is shown, logged and handed on.
+    # Before any other validator: their messages show the value.
     if not isinstance(value, str) or _PASSWORD.search(value) is None:
         return value
     raise WrongError(
@@ -160,11 +160,11 @@ def _host(value: str) -> str:
 
 
 def require_https(url: str) -> str:
-    """Return `url`, which keys can be fetched from.
+    """Return `url` if keys can be fetched from it.
 
     Raises:
-        ValueError: It is no `https://HOST[:PORT][/PATH]`. A password in it is not
-            repeated.
+        ValueError: The URL is not `https://HOST[:PORT][/PATH]`. The message does not
+            show a password.
     """
     expected = "keys are fetched from https:// only: expected https://HOST/PATH"
     try:
@@ -197,7 +197,7 @@ def _different(values: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _some(values: tuple[Any, ...]) -> tuple[Any, ...]:
-    # Field(min_length=1) would count only the items that are good.
+    # Field(min_length=1) would count only the valid items.
     if not values:
         raise ValueError("expected one or more")
     return values
@@ -216,7 +216,7 @@ Some = AfterValidator(_some)
 Different = AfterValidator(_different)
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
 Label = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
-"""A DNS-1123 label, as the name of a namespace is one."""
+"""A DNS-1123 label, such as the name of a namespace."""
 ClusterName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
 Text = Annotated[str, Field(min_length=1)]
 Names = Annotated[tuple[Text, ...], Field(strict=False), Different]
@@ -236,7 +236,7 @@ Duration = Annotated[timedelta, BeforeValidator(_duration)]
 PositiveDuration = Annotated[Duration, AfterValidator(_positive)]
 UpToAMinute = Annotated[PositiveDuration, AfterValidator(_up_to_a_minute)]
 WholeSeconds = Annotated[Duration, AfterValidator(_whole_seconds)]
-"""For what goes into a certificate."""
+"""A duration that goes into a certificate."""
 Hosts = Annotated[
     tuple[Annotated[str, AfterValidator(_host)], ...],
     Field(strict=False),

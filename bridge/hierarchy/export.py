@@ -1,4 +1,4 @@
-"""Writes a throwaway hierarchy into a folder: all of it or nothing, over nothing."""
+"""Writes a throwaway hierarchy into a folder: all files or none; overwrites none."""
 
 import os
 from collections.abc import Iterator
@@ -18,12 +18,11 @@ from bridge.hierarchy.throwaway import Hierarchy
 from bridge.x509.algorithm import CAPrivateKey
 
 Layout = Literal["key", "tls", "cacerts"]
-"""How the issuing CA's own files are laid out; see `bridge_file.options`."""
+"""The layout of the issuing CA's files; see `bridge_file.options`."""
 
 WARNING = (
     "These keys are throwaway: all three were made on this machine, lie unencrypted in "
-    "one folder, and the root was never offline. Use them to try things, and nothing "
-    "else."
+    "one folder, and the root was never offline. Use them to try things only."
 )
 
 _FOLDER_MODE = 0o700
@@ -46,8 +45,8 @@ def write(
       Istio reads them.
 
     Args:
-        hierarchy: What to write.
-        folder: Made with mode 0700 if it is not there.
+        hierarchy: The hierarchy.
+        folder: Made with mode 0700 if absent.
         layout: See above.
 
     Returns:
@@ -97,7 +96,7 @@ def _create(path: Path, content: bytes | CAPrivateKey, made: list[Path]) -> Path
     is_public = isinstance(content, bytes)
     data = content if isinstance(content, bytes) else _key_pem(content)
     mode = _PUBLIC_MODE if is_public else _KEY_MODE
-    # O_EXCL: whoever made this file since the look above keeps it.
+    # O_EXCL: a file that was made since the check above is not overwritten.
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
     made.append(path)
     with os.fdopen(file, "wb") as stream:

@@ -1,4 +1,4 @@
-"""A throwaway chain of the same shape: what would the real one let through?
+"""Copies a chain with throwaway keys, to prove which names the real one would permit.
 
 Negative proofs are never made with the real key. The copy has the same names, the same
 validity and the same extensions in every tier, and keys that were made for this proof.
@@ -33,14 +33,14 @@ _OPENSSL_SECONDS = 10
 
 @dataclass(frozen=True, slots=True)
 class Replica:
-    """A copy of a chain with new keys. Its issuing key may sign anything."""
+    """A copy of a chain with new keys. Its issuing key may sign any name."""
 
     certificates: tuple[x509.Certificate, ...]
     """Issuing CA first, trust anchor last."""
     issuing_key: CAPrivateKey
 
     def leaf(self, names: Sequence[x509.GeneralName], now: datetime) -> bytes:
-        """Issue a leaf for `names`, whatever the constraints say; in DER."""
+        """Issue a leaf for `names` in DER, also if the constraints forbid them."""
         profile = LeafProfile(self.certificates[0])
         start = now.replace(microsecond=0)
         key = ec.generate_private_key(ec.SECP256R1()).public_key()
@@ -65,7 +65,7 @@ def replicate(chain: ValidatedChain) -> Replica:
 
 
 def openssl_accepts(replica: Replica, leaf: bytes) -> bool | None:
-    """Ask `openssl verify` for its opinion; None where there is no `openssl`."""
+    """Return whether `openssl verify` accepts the leaf; None without `openssl`."""
     program = which("openssl")
     if program is None:
         return None
@@ -126,7 +126,7 @@ def _like(original: x509.Certificate) -> CAPrivateKey:
         return ec.generate_private_key(key.curve)
     if isinstance(key, ed25519.Ed25519PublicKey):
         return ed25519.Ed25519PrivateKey.generate()
-    # The size of an RSA key changes nothing about names; 2048 bits are made quickly.
+    # The size of an RSA key does not matter for names; 2048 bits are made quickly.
     return rsa.generate_private_key(65537, 2048)
 
 

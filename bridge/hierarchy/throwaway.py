@@ -1,4 +1,4 @@
-"""A hierarchy to try things with: offline root, regional intermediate, issuing CA.
+"""Makes a throwaway hierarchy: offline root, regional intermediate, issuing CA.
 
 Its shape, its constraints and its profile are those of a real one; its keys are not:
 all three are made on this machine and lie in one folder.
@@ -50,7 +50,7 @@ _CA_KEY_USAGE = x509.KeyUsage(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ThrowawaySpec:
-    """What the hierarchy is for.
+    """The options of a throwaway hierarchy.
 
     Raises:
         ConfigError: A name is no DNS name, the list of trust domains or data planes is
@@ -61,7 +61,7 @@ class ThrowawaySpec:
     region: str = "eu"
     data_planes: frozenset[DataPlane] = frozenset({DataPlane.SIDECAR})
     key: KeyAlgorithm = "p256"
-    """Of all three tiers."""
+    """The key algorithm of all three tiers."""
     root_ttl: timedelta = 10 * _YEAR
     intermediate_ttl: timedelta = 5 * _YEAR
     issuing_ttl: timedelta = _YEAR
@@ -89,7 +89,7 @@ class ThrowawaySpec:
 
     @property
     def has_uri_constraint(self) -> bool:
-        """Whether all data planes can live with one."""
+        """Whether all data planes work with a URI constraint."""
         return not self.data_planes & RUSTLS_PLANES
 
 
@@ -109,7 +109,7 @@ class Hierarchy:
     intermediate: Tier
     issuing: Tier
     notes: tuple[str, ...] = ()
-    """What a person should know about the constraints."""
+    """Notes about the constraints, for people."""
 
 
 def new_key(algorithm: KeyAlgorithm) -> CAPrivateKey:
