@@ -16,7 +16,6 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, Final
 
-from jwt import InvalidTokenError, PyJWS
 from jwt.utils import base64url_decode
 
 from bridge.dns_names import LABEL, LONGEST, SUBDOMAIN, is_subdomain
@@ -33,7 +32,6 @@ _END_OF_TIME = 253_402_300_800  # the year 10000
 
 # A token that brings its own key, or asks for processing that is not done here.
 _REFUSED_HEADERS = frozenset({"b64", "crit", "jku", "jwk", "x5u", "x5c"})
-_JWS = PyJWS(options={"verify_signature": True})
 
 _SUBJECT = re.compile(rf"system:serviceaccount:({LABEL}):({SUBDOMAIN})")
 _LONGEST_SUBJECT = len("system:serviceaccount::") + 63 + LONGEST
@@ -94,15 +92,14 @@ def verify(
             "token.algorithm",
             f"alg {algorithm}, kid {shown(kid)}",
         )
-    _require_base64url(parts[1], parts[2])
-    try:
-        jws = _JWS.decode_complete(token, key, algorithms=[algorithm])
-    except InvalidTokenError:
-        # Not chained: the error may quote the token.
+    # By the key's own algorithm. `PyJWS.decode` would read the header once more, and
+    # a forged token of 16 KiB would cost 1 ms.
+    signed = token[: len(parts[0]) + 1 + len(parts[1])].encode("ascii")
+    if not key.Algorithm.verify(signed, key.key, _decoded(parts[2])):
         raise _refused(
             "the token's signature is wrong", "token.signature", f"kid {shown(kid)}"
-        ) from None
-    claims = _object(jws["payload"])
+        )
+    claims = _object(parts[1])
     _require_issuer(claims, issuer)
     _require_audience(claims, audiences)
     _require_in_time(claims, now.timestamp())
@@ -113,17 +110,18 @@ def _refused(message: str, rule: str, detail: str = "") -> AuthenticationError:
     return AuthenticationError(message, rule=rule, detail=detail)
 
 
-def _require_base64url(*parts: str) -> None:
+def _decoded(part: str) -> bytes:
     try:
-        for part in parts:
-            jose.require_base64url(part)
+        jose.require_base64url(part)
     except ValueError:
         raise _refused(
             "a token's parts are base64url without padding", "token.format"
         ) from None
+    return base64url_decode(part)
 
 
-def _object(data: bytes) -> dict[str, Any]:
+def _object(part: str) -> dict[str, Any]:
+    data = _decoded(part)
     try:
         return jose.json_object(data)
     except ValueError:
@@ -139,8 +137,7 @@ def _object(data: bytes) -> dict[str, Any]:
 def _header(part: str) -> tuple[str, str | None]:
     if len(part) > _LONGEST_HEADER:
         raise _refused("the token's header is too long", "token.size")
-    _require_base64url(part)
-    header = _object(base64url_decode(part))
+    header = _object(part)
     if not _REFUSED_HEADERS.isdisjoint(header):
         raise _refused(
             f"a token must not have the headers {', '.join(sorted(_REFUSED_HEADERS))}",

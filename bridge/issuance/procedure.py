@@ -282,7 +282,7 @@ class Issuance:
 
 
 def _tell(ending: Ending) -> None:
-    who = f"{ending.cluster} {ending.caller}".strip() or "nobody known"
+    who = f"{ending.cluster} {ending.caller}".strip() or "unknown"
     said = f"{ending.kind} {ending.rule}: {ending.detail}"
     _log.info(
         "%s (front %s, caller %s, status %s, request %s)",

@@ -1,1 +1,1 @@
-"""What a process measures."""
+"""The metrics of a process."""

@@ -1,7 +1,6 @@
-"""The counters that dashboards of the meshes' own CAs look for, under their names.
+"""The metrics of the meshes' own CAs, under their names.
 
-What was written for istiod or linkerd-identity, a graph or an alarm, keeps working when
-this bridge takes their place.
+Dashboards and alarms for istiod or linkerd-identity keep working with this bridge.
 """
 
 from collections.abc import Iterator
@@ -62,7 +61,7 @@ class CitadelMetrics:
         }
 
     def failed(self, error: BaseException) -> None:
-        """Count a call that ended with `error`, the way Istio's CA would."""
+        """Count a call that ended with `error`, as Istio's CA does."""
         if isinstance(error, AuthenticationError):
             self.authentication_failure_count.inc()
         elif not isinstance(error, DeniedError | OverloadedError):

@@ -53,9 +53,9 @@ SHED_REASONS = (
     "cluster",
     "backend",
 )
-"""Why a call was shed: too many under way, waited too long, other messages of its
-connection did not arrive, too little time left, the caller has left, the identity or
-the cluster asks too often, the issuing CA has no free place."""
+"""Why a call was shed: too many in progress, too long in the queue, other messages of
+its connection overdue, too little time left, the caller has gone, the rate limit of the
+identity or of the cluster, no free place at the issuing CA."""
 
 _SHORT = (25e-6, 50e-6, 1e-4, 25e-5, 5e-4, 1e-3, 25e-4, 5e-3, 0.01, 0.05, 0.1, 0.5, 1.0)
 _LONG = (1e-3, 25e-4, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -70,7 +70,7 @@ class BackendMetrics:
         self._issuing_ca = issuing_ca
         self._results: dict[str, Counter] = {}
         self.seconds = seconds.labels(issuing_ca)
-        """How long one call took, whatever its result."""
+        """The duration of a call, of any result."""
 
     def called(self, result: str) -> None:
         """Count one call; `result` is `ok` or the rule of the error."""
@@ -199,7 +199,7 @@ class Metrics:
         self._backends: dict[str, BackendMetrics] = {}
         self._misissued = self._counter(
             "meshca_misissued",
-            "Certificates that are not what was asked for. Each is an incident.",
+            "Certificates that differ from their request. Each is an incident.",
             "issuing_ca",
         )
 

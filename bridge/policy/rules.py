@@ -43,9 +43,9 @@ def routes_of(config: IssuanceConfig, callers: CallersByFront) -> Routes:
     found: dict[str, dict[str, tuple[RoutedCaller, ...]]] = {}
     for front, clusters in callers.items():
         led = found[front] = {}
-        for policy, whom in _policies(config, front, clusters):
+        for policy, caller in _policies(config, front, clusters):
             for name in _issuing_cas(policy, with_signers=front == ISTIO):
-                led[name] = (*led.get(name, ()), whom)
+                led[name] = (*led.get(name, ()), caller)
     return found
 
 
@@ -55,8 +55,10 @@ def _policies(
     top = IssuancePolicy.of(config)
     for rule in config.rules:
         if not rule.refuse and _is_for(rule, front, clusters):
-            whom = RoutedCaller(_first(rule.namespaces), _first(rule.service_accounts))
-            yield top.under(rule), whom
+            caller = RoutedCaller(
+                _first(rule.namespaces), _first(rule.service_accounts)
+            )
+            yield top.under(rule), caller
     match = FirstMatch([rule.conditions for rule in config.rules])
     others = ((front, cluster, None, None) for cluster in clusters)
     if not config.rules or None in map(match.index, others):

@@ -189,23 +189,23 @@ class Assembly:
         found: dict[str, tuple[x509.GeneralName, ...]] = {}
         for issuer in self.config.issuing_cas:
             led = {
-                front: whom[issuer]
-                for front, whom in rules.routes.items()
-                if issuer in whom
+                front: route[issuer]
+                for front, route in rules.routes.items()
+                if issuer in route
             } or dict.fromkeys(rules.routes, (RoutedCaller(),))
             found[issuer] = tuple(
-                self._probe_name(front, whom) for front, whom in led.items()
+                self._probe_name(front, callers) for front, callers in led.items()
             )
         return found
 
     def _probe_name(
-        self, front: str, whom: tuple[RoutedCaller, ...]
+        self, front: str, callers: tuple[RoutedCaller, ...]
     ) -> x509.GeneralName:
         linkerd = self._linkerd()
         if front != LINKERD or linkerd is None:
             uri = f"spiffe://{self.config.trust_domain}/meshca/probe"
             return x509.UniformResourceIdentifier(uri)
-        namespaces = [one.namespace for one in whom]
+        namespaces = [one.namespace for one in callers]
         if None in namespaces:
             return x509.DNSName(f"meshca-probe{linkerd.suffix}")
         # The constraints of a chain may permit only the names of some namespaces. The

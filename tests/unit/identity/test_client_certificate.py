@@ -1,4 +1,4 @@
-"""Whose client certificate is it?"""
+"""The SPIFFE ID of a client certificate."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta

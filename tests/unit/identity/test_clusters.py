@@ -1,4 +1,4 @@
-"""Which caller of which cluster, and what that cluster may have."""
+"""The caller that a credential identifies, and the names that its cluster may have."""
 
 import json
 from collections.abc import Iterator, Mapping

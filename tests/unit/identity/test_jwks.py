@@ -1,4 +1,4 @@
-"""Which key sets are believed, and with which algorithms."""
+"""The key sets that are accepted, and the algorithms of their keys."""
 
 import json
 from functools import cache

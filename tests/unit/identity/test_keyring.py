@@ -1,4 +1,4 @@
-"""Keys: cached, refreshed behind the requests, and not believed for ever."""
+"""Keys: cached, refreshed in the background, and dropped when they are too old."""
 
 import json
 import threading

@@ -1,4 +1,4 @@
-"""A token is good, or refused by the rule that it breaks."""
+"""A token is accepted, or refused with the rule that it breaks."""
 
 import contextlib
 import hashlib
@@ -204,6 +204,7 @@ BAD_HEADERS: list[tuple[str, dict[str, object]]] = [
     ("token.header", {"x5c": ["MII="]}),
     ("token.header", {"crit": []}),
     ("token.header", {"crit": ["b64"], "b64": False}),
+    ("token.header", {"b64": False}),
     ("token.key", {"kid": "other"}),
     ("token.key", {"kid": "../../dev/null"}),
     ("token.key", {"kid": "' OR 1=1"}),

@@ -1,4 +1,4 @@
-"""Linkerd's way along the one path: the order of its checks, and what is issued."""
+"""Linkerd's rules: the order of its checks, and the issued certificate."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace

@@ -233,7 +233,7 @@ def test_a_refusal_is_a_line_of_the_log_when_it_is_a_row(
     assert record.levelname == "INFO"
     assert record.message.startswith(
         "refused token.audience: the token is for another audience: aud ['istio-ca'], "
-        "expected one of other (front istio, caller nobody known, status "
+        "expected one of other (front istio, caller unknown, status "
         "UNAUTHENTICATED, request "
     )
 

@@ -1,4 +1,4 @@
-"""How often one caller may ask."""
+"""The rate limits of callers."""
 
 import resource
 import subprocess
