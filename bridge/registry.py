@@ -1,4 +1,4 @@
-"""Finds the plugin that a configuration names, and refuses to guess."""
+"""The plugin loader: finds the one plugin that a configuration names."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,12 +14,12 @@ EXTRAS: Mapping[str, str] = {
     "vault-pki": "vault",
     "vault-transit": "vault",
 }
-"""Our own plugins that need a library of their own, and the extra that brings it."""
+"""Plugins of this project that need a library, and the extra that installs it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plugin:
-    """An installed plugin; not imported."""
+    """An installed plugin, which is not imported."""
 
     name: str
     module: str
@@ -80,8 +80,8 @@ def _only(name: str) -> EntryPoint:
     found = tuple(entry_points(group=GROUP, name=name))
     if not found:
         known = ", ".join(plugin.name for plugin in installed()) or "none"
-        # An entry point is there whether or not the extra is: without one, there is
-        # nothing that an extra could bring.
+        # An entry point exists with or without the extra. If there is none, no extra
+        # can help.
         where = "in this version of meshca-bridge" if name in EXTRAS else "here"
         raise PluginError(
             f"no backend {name!r} is installed {where}; installed: {known} "

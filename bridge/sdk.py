@@ -1,7 +1,8 @@
-"""For plugin authors: an issuing CA made out of a key that signs.
+"""The SDK for plugin authors: an issuing CA made of a signer, and access to files.
 
-A backend that holds a key (a file, a PKCS#11 token, Vault's Transit) writes a `Signer`;
-the certificate's profile, its bytes and their digest are the bridge's.
+A plugin for a backend that holds a key (a file, a PKCS#11 token, Vault's Transit)
+implements `Signer`. The bridge makes the certificate's profile, bytes and digest.
+Secrets are read with `read_secret`, and `FileWatch` reports changes of files.
 """
 
 import hashlib
@@ -60,7 +61,7 @@ class SigningCA:
         signer: Holds the private half of `description.certificate`'s key.
 
     Raises:
-        ConfigError: The key is another one, or cannot sign certificates.
+        ConfigError: The signer has another key, or its key cannot sign certificates.
     """
 
     def __init__(self, description: Description, signer: Signer) -> None:
@@ -104,7 +105,7 @@ class SigningCA:
         return IssuedChain(leaf, self._intermediates)
 
     def check(self, *, timeout: float) -> None:
-        """See `IssuingCA.check`: a key that is held in this process is there."""
+        """See `IssuingCA.check`: this process holds the key, so nothing is asked."""
         if timeout <= 0:
             raise BackendUnavailableError("no time is left to look at the key")
 

@@ -6,8 +6,8 @@ does not.
 
 An issuing CA object stands for one state of the CA: its certificate, its chain and
 its key do not change during its life. When the backend's state changes, the plugin
-says so (`Watcher`), and the core builds a successor with the same factory, proves
-it and swaps it in; requests under way keep the object that they started with.
+says so (`Watcher`). The core then builds a successor with the same factory, proves it
+and swaps it in. Requests under way keep the object that they started with.
 """
 
 from collections.abc import Callable, Mapping
@@ -61,22 +61,22 @@ __all__ = [
 ]
 
 API_VERSION = 1
-"""Goes up when a method changes meaning; a plugin states the one it speaks."""
+"""The version of the contract. It goes up when a method changes meaning."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeafRequest:
-    """One end-entity certificate, fully decided. A plugin adds nothing to it."""
+    """A request for one leaf, with every field decided. A plugin adds nothing."""
 
     public_key: CertificatePublicKeyTypes
     spki: bytes
     """The same key, as SubjectPublicKeyInfo in DER."""
     csr: bytes
-    """The CSR in DER, for a backend that wants one; its names are ignored. Empty for
-    a certificate that the bridge asks for itself."""
+    """The CSR in DER, for a backend that needs one. Its names are ignored. Empty for a
+    certificate of the bridge's own."""
     names: tuple[x509.GeneralName, ...]
-    """The subject alternative names, in order. Typed: a dNSName that spells a SPIFFE
-    ID is not one."""
+    """The subject alternative names, in order. They are typed: a dNSName with the text
+    of a SPIFFE ID is not a SPIFFE ID."""
     serial: int
     """Positive, 127 random bits; ignored by a backend that chooses its own."""
     not_before: datetime
@@ -86,7 +86,7 @@ class LeafRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
-    """What is about to be signed; it goes on record before it is."""
+    """A certificate that is about to be signed. It is recorded before it is signed."""
 
     request: LeafRequest
     tbs: bytes = b""
@@ -106,14 +106,14 @@ class IssuedChain:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Description:
-    """What an issuing CA says of itself. Constant for the object's life."""
+    """The description of an issuing CA. Constant for the object's life."""
 
     certificate: x509.Certificate
     """The issuing CA's own certificate."""
     intermediates: tuple[x509.Certificate, ...] = ()
     """From the issuing CA's issuer upwards; no trust anchor. May be empty."""
     chooses_serial: bool = False
-    """The backend builds the TBSCertificate: serial and digest are known only after."""
+    """The backend builds the TBSCertificate: serial and digest are known afterwards."""
     assurance: str = "file"
     """`file`, `hsm` or `service`: failover never goes down from one to another."""
     labels: Mapping[str, str] = field(default_factory=dict)
@@ -122,7 +122,7 @@ class Description:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PluginContext:
-    """What a factory is told besides its own options."""
+    """What a factory gets besides its own options."""
 
     name: str
     """The issuing CA's name in the configuration."""
@@ -132,16 +132,16 @@ class PluginContext:
     """`chain` of the issuing CA's section: issuing CA first, then intermediates."""
     clock: Clock = system_clock
     warn: Callable[[str], None] = lambda _text: None
-    """Tells the operator something that is legal and unwise."""
+    """Warns the operator of something that is allowed and unwise."""
 
 
 class IssuingCA(Protocol):
     """An issuing CA the bridge can call.
 
     Methods block and are called from several threads at once. `timeout` is the
-    caller's remaining budget in seconds; a method that cannot finish inside it raises
-    `BackendTimeoutError`, or `BackendUnavailableError` if nothing was sent, rather than
-    running on. No method raises anything but a `BackendError`.
+    caller's remaining budget in seconds. A method that cannot finish in this time
+    raises `BackendTimeoutError`, or `BackendUnavailableError` if nothing was sent. A
+    method raises only a `BackendError`.
     """
 
     def describe(self) -> Description:
@@ -154,10 +154,10 @@ class IssuingCA(Protocol):
         """Sign exactly what was prepared."""
 
     def check(self, *, timeout: float) -> None:
-        """Return if the backend answers, knows us, and still has the key.
+        """Return if the backend answers, accepts our credential and has the key.
 
-        Signs nothing: what proves a key is a signature, and that is the core's, a probe
-        certificate that goes through `prepare` and `issue` and is on record.
+        Signs nothing. The core proves the key with a probe certificate, which goes
+        through `prepare` and `issue` and is recorded.
         """
 
     def close(self) -> None:
@@ -168,7 +168,7 @@ class Signer(Protocol):
     """A CA key that signs bytes. `bridge.sdk.SigningCA` makes an issuing CA of it."""
 
     def public_key(self) -> CertificateIssuerPublicKeyTypes:
-        """Return the public half. Cheap; no I/O."""
+        """Return the public key. Cheap; no I/O."""
 
     def sign(
         self, tbs: bytes, algorithm: SignatureAlgorithm, *, timeout: float
@@ -189,10 +189,10 @@ class CRLSigner(Protocol):
 
 @runtime_checkable
 class Watcher(Protocol):
-    """An issuing CA that notices that its backend's state has changed."""
+    """An issuing CA that detects changes of its backend's state."""
 
     def watch(self, changed: Callable[[], None]) -> None:
-        """Start telling: `changed` is called from any thread, also more than once."""
+        """Call `changed` after each change, from any thread, perhaps more than once."""
 
 
 class IssuingCAFactory(Protocol):

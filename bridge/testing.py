@@ -7,12 +7,11 @@ A plugin's test module writes one class and one fixture:
         def issuing_ca(self) -> IssuingCA:
             return MyCA({...}, PluginContext(name="test", base=Path()))
 
-pytest finds the tests by inheritance. Each gets a CA of its own, which is closed after
-it: the fixture does not close. `names` can be overridden where a backend allows only
-certain ones.
+pytest finds the tests by inheritance. Each test gets a CA of its own and closes it, so
+the fixture must not. Override `names` if the backend allows only certain names.
 """
 
-# `assert` is what a test is made of.
+# A conformance test is made of `assert`.
 # ruff: noqa: S101
 
 import hashlib
@@ -60,7 +59,7 @@ def leaf_request(
     now: datetime | None = None,
     ttl: timedelta = timedelta(hours=1),
 ) -> LeafRequest:
-    """Decide a leaf as the core does: new P-256 key, fresh serial, whole seconds.
+    """Build a request as the core does: new P-256 key, new serial, whole seconds.
 
     Args:
         names: The subject alternative names, in order.
@@ -84,7 +83,7 @@ def leaf_request(
 
 
 class IssuingCAConformance:
-    """What every issuing CA must do. Subclass it; see the module."""
+    """The tests that every issuing CA must pass. Subclass it; see the module."""
 
     names: tuple[x509.GeneralName, ...] = (
         x509.UniformResourceIdentifier("spiffe://corp.example/ns/shop/sa/cart"),
@@ -93,7 +92,7 @@ class IssuingCAConformance:
 
     @pytest.fixture
     def issuing_ca(self) -> IssuingCA:
-        """Build the CA under test: written by the subclass."""
+        """Build the CA under test. The subclass implements this fixture."""
         raise NotImplementedError("write the fixture issuing_ca")
 
     @pytest.fixture
@@ -124,7 +123,7 @@ class IssuingCAConformance:
             _require_issued_by(lower, upper)
 
     def test_prepared_is_what_was_asked_for(self, ca: IssuingCA) -> None:
-        """What goes on record is what was decided; the digest is that of the TBS."""
+        """The prepared certificate is the requested one, and the digest is its own."""
         request = leaf_request(self.names)
         prepared = ca.prepare(request)
         assert prepared.request == request, "another request was prepared"
@@ -137,13 +136,13 @@ class IssuingCAConformance:
         _require_as_asked(_unsigned(prepared, ca.describe()), request)
 
     def test_issued_is_what_was_prepared(self, ca: IssuingCA) -> None:
-        """The very bytes, signed by the described issuing CA's key."""
+        """The prepared bytes are signed, by the described issuing CA's key."""
         prepared = ca.prepare(leaf_request(self.names))
         issued = ca.issue(prepared, timeout=_TIMEOUT_SECONDS)
         _require_issued(issued, prepared, ca.describe())
 
     def test_prepared_may_be_issued_again(self, ca: IssuingCA) -> None:
-        """A retry signs the same TBSCertificate; nothing was used up."""
+        """A retry signs the same TBSCertificate again."""
         prepared = ca.prepare(leaf_request(self.names))
         for _ in range(2):
             issued = ca.issue(prepared, timeout=_TIMEOUT_SECONDS)
@@ -172,19 +171,19 @@ class IssuingCAConformance:
         assert len(serials) == len(made), "a serial was used twice"
 
     def test_check_passes_on_a_live_backend(self, ca: IssuingCA) -> None:
-        """`check` returns, and does so again."""
+        """`check` returns, also when it is called again."""
         for _ in range(2):
             ca.check(timeout=_TIMEOUT_SECONDS)
 
     @pytest.mark.parametrize("timeout", [0.0, -1.0])
     def test_signs_nothing_without_time(self, ca: IssuingCA, timeout: float) -> None:
-        """A spent deadline is a `BackendError`, and no other one."""
+        """`issue` raises a `BackendError` when no time is left."""
         prepared = ca.prepare(leaf_request(self.names))
         with pytest.raises(BackendError, match=r"."):
             ca.issue(prepared, timeout=timeout)
 
     def test_close_ends_what_it_started(self, issuing_ca: IssuingCA) -> None:
-        """No thread outlives `close`, and what is called later is a `BackendError`."""
+        """`close` ends every thread, and a later call raises a `BackendError`."""
         before = set(threading.enumerate())
         prepared = issuing_ca.prepare(leaf_request(self.names))
         issuing_ca.issue(prepared, timeout=_TIMEOUT_SECONDS)

@@ -1,4 +1,4 @@
-"""The clock as a value. Nothing that decides reads the time behind one's back."""
+"""The clock as a value: code that decides by the time gets it as an argument."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime

@@ -1,4 +1,4 @@
-"""How the log is written: times in UTC, and of libraries only what asks for action."""
+"""The log: times in UTC, and from libraries only warnings and errors."""
 
 import logging
 import os
@@ -6,7 +6,7 @@ import time
 
 _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 _TALKATIVE = ("alembic", "asyncio", "grpc", "watchfiles")
-"""Libraries that tell at INFO what they do."""
+"""Libraries that log their ordinary work at INFO."""
 _LONGEST = 600
 
 
@@ -23,19 +23,19 @@ def set_up(level: str, *, who: str = "") -> None:
 
     Args:
         level: Name of the lowest level that is written, such as `INFO`.
-        who: Stands before the name of each logger: which worker this is.
+        who: The name of this worker, put before the name of each logger.
     """
     handler = logging.StreamHandler()
     handler.setFormatter(UTCFormatter(_FORMAT.replace("%(name)s", f"{who}%(name)s")))
     logging.basicConfig(level=level, handlers=[handler])
     for name in _TALKATIVE:
         logging.getLogger(name).setLevel(max(logging.WARNING, _number(level)))
-    # Lines of grpc's C++ part have a form of their own, and are about single peers.
+    # grpc's C++ part logs in a format of its own, and about single peers.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 
 def on_one_line(text: str) -> str:
-    """Return the beginning of `text`, so that no peer writes lines of its own."""
+    """Return the start of `text` on one line, so that a peer cannot forge log lines."""
     cut = text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
     return "".join(
         char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in cut

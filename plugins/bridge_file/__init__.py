@@ -1,6 +1,6 @@
-"""An issuing CA whose key is in a file. For development and trying out.
+"""The backend `file`: an issuing CA whose key is in a file. For development.
 
-Whoever reads the file, or this process's memory, has the key, and nobody notices.
+Anybody who can read the file or this process's memory can copy the key unseen.
 """
 
 import threading
@@ -30,7 +30,7 @@ __all__ = ["FileCA"]
 
 
 class FileCA:
-    """One state of a set of files; when they change, it says so and stays as it is.
+    """An issuing CA made of one state of its files. It reports changes of the files.
 
     Args:
         options: See `bridge_file.options.Options`.
@@ -86,15 +86,15 @@ class FileCA:
         return self._ca.issue(prepared, timeout=timeout)
 
     def check(self, *, timeout: float) -> None:
-        """See `IssuingCA.check`: the key was read at load and is held since."""
+        """See `IssuingCA.check`: the key was read when the CA was built."""
         self._ca.check(timeout=timeout)
         self._signer.require_open()
 
     def watch(self, changed: Callable[[], None]) -> None:
-        """See `Watcher.watch`. `changed` may close this object.
+        """See `Watcher.watch`; `changed` may close this object.
 
         Raises:
-            RuntimeError: It is watched already, or closed.
+            RuntimeError: The object is watched already, or closed.
         """
         with self._watch_lock:
             if self._watch is not None or self._is_closed:

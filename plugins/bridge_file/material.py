@@ -1,4 +1,4 @@
-"""One state of the files: key, certificate and intermediates that belong together."""
+"""Loads a consistent set of files: key, certificate and intermediates."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -29,26 +29,26 @@ Chain = tuple[x509.Certificate, ...]
 
 @dataclass(frozen=True, slots=True)
 class Material:
-    """What an issuing CA of files is made of."""
+    """The key and the certificates of an issuing CA of files."""
 
     key: CAPrivateKey
     certificate: x509.Certificate
     intermediates: Chain
     """From the issuing CA's issuer upwards; no self-signed root."""
     digest: str
-    """SHA-256 over the files that this was made of."""
+    """SHA-256 over the files that were read."""
     warnings: tuple[str, ...] = ()
 
 
 class _HalfwayError(ConfigError):
-    """The files do not belong together: perhaps someone is replacing them right now."""
+    """The files do not belong together, perhaps because they are being replaced."""
 
 
 def load(files: FileSet, *, pause: Callable[[float], None] = time.sleep) -> Material:
     """Read a set of files that belong together.
 
-    The files are replaced one after the other, or all at once by a symbolic link that
-    turns. A set that was taken half before and half after is read again, a few times.
+    Files are replaced one after the other, or all at once by a symbolic link. A set
+    that was read in the middle of a replacement is read again, a few times.
 
     Args:
         files: Where they are.
@@ -100,7 +100,7 @@ def _contents(files: FileSet) -> Mapping[Path, bytes]:
         except ConfigError as error:
             problems.append(error)
     if problems:
-        # An operator mends them at once.
+        # All of them in one message, so that an operator can correct them at once.
         text = "\n".join(str(error) for error in problems)
         raise ConfigError(text, rule=problems[0].rule)
     return contents
@@ -150,8 +150,8 @@ def _without_root(files: FileSet, own: Chain) -> tuple[Chain, tuple[str, ...]]:
 
 
 def _climb(own: Chain, anchors: Chain) -> Chain:
-    # cert-manager puts the topmost certificate that it knows into ca.crt, and where its
-    # own issuer is no root, that is an intermediate which peers need.
+    # cert-manager puts the topmost certificate that it knows into ca.crt. If its own
+    # issuer is not a root, that is an intermediate, which peers need.
     chain = own
     for _ in anchors:
         found = [
@@ -173,7 +173,7 @@ def _cacerts_chain(files: FileSet, own: Chain, more: Chain, anchors: Chain) -> C
             f"found {len(own)} certificates",
             rule="file.chain",
         )
-    # Both habits are documented: tools/certs repeats the issuing CA at the start of
+    # Istio documents both forms: tools/certs repeats the issuing CA at the start of
     # cert-chain.pem and puts the root at its end.
     rest = more[1:] if more[0] == own[0] else more
     chain = (*own, *rest)

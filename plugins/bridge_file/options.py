@@ -1,4 +1,4 @@
-"""The options of the plugin `file`, and the files that each shape consists of."""
+"""The options of the plugin `file`, and the set of files that they name."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -37,7 +37,7 @@ class Options(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class FileSet:
-    """The files that make one issuing CA, whatever its shape."""
+    """The files of one issuing CA, in any of the three layouts."""
 
     key: Path
     certificates: Path
@@ -45,15 +45,15 @@ class FileSet:
     chain: Path | None = None
     """More intermediates; cacerts only."""
     anchors: Path | None = None
-    """What the folder itself holds as its top; may be absent in a tls folder."""
+    """The trust anchors in the folder. May be absent in a tls folder."""
     anchors_are_required: bool = False
     passphrase: Path | None = None
     allow_group_read: bool = False
     keys: Mapping[Path, str] = field(default_factory=dict)
-    """What in the configuration names a file, or the folder that it is in."""
+    """The configuration key of each file, or of the folder that it is in."""
 
     def placed(self, error: ConfigError) -> ConfigError:
-        """Say of each line that begins with one of the files where it is named."""
+        """Put the configuration key before each line that begins with a file."""
         lines = [self._placed(line) for line in str(error).splitlines()]
         return ConfigError("\n".join(lines), rule=error.rule, detail=error.detail)
 
@@ -77,7 +77,7 @@ class FileSet:
 
 
 def parse_options(options: Mapping[str, object], context: PluginContext) -> FileSet:
-    """Check the options and name the files that they mean.
+    """Check the options and return the files that they name.
 
     Raises:
         ConfigError: An option is unknown, of the wrong type, or does not go with
@@ -165,7 +165,7 @@ def _problem(where: str, item: Any) -> str:
     option = ".".join([f"{where}.options", *(str(part) for part in item["loc"])])
     if item["type"] == "extra_forbidden":
         known = ", ".join(Options.model_fields)
-        # An unknown option's value may be a secret that somebody wrote in place.
+        # The value of an unknown option may be a secret, so it is not shown.
         return f"{option}: unknown option; expected one of {known}"
     shown = repr(item["input"])
     if len(shown) > _SHOWN_CHARACTERS:

@@ -1,4 +1,4 @@
-"""Reads a CA key in PEM: PKCS#8, SEC1 or PKCS#1, encrypted or not."""
+"""Parses a CA key in PEM: PKCS#8, SEC1 or PKCS#1, encrypted or not."""
 
 import re
 from pathlib import Path
@@ -21,13 +21,13 @@ _KINDS = f"expected {CA_KEYS} (RSA with the exponent {_RSA_EXPONENT})"
 def parse_key(
     data: bytes, source: Path, passphrase: bytes | None, passphrase_file: Path | None
 ) -> CAPrivateKey:
-    """Read the one private key of a file.
+    """Parse the one private key of a file.
 
     Args:
-        data: What the file holds. `openssl ecparam` puts EC PARAMETERS before the key.
+        data: The content. `openssl ecparam` puts EC PARAMETERS before the key.
         source: The file, for the message.
-        passphrase: What the key is encrypted with, or None.
-        passphrase_file: Where it was read, for the message.
+        passphrase: The passphrase of an encrypted key, or None.
+        passphrase_file: The file of the passphrase, for the message.
 
     Raises:
         ConfigError: There is no key or more than one, it is damaged, its kind is not
@@ -46,7 +46,7 @@ def parse_key(
     try:
         key = load_pem_private_key(block, passphrase)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-        # The library's text goes no further: it may describe what it decrypted.
+        # The library's text is not shown: it may describe decrypted content.
         if encrypted:
             raise _bad(
                 f"{source}: cannot be decrypted: the passphrase in {passphrase_file} "
