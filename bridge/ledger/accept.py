@@ -15,6 +15,7 @@ from bridge.config import LedgerConfig
 from bridge.errors import ConfigError, LedgerError
 from bridge.ledger.chain import Chain, Head, microseconds, parse
 from bridge.ledger.heads import HeadKey, HeadSink, SignedHead, problem_of
+from bridge.ledger.journal.progress import Progress
 from bridge.ledger.journal.segments import (
     ahead_of,
     lock,
@@ -83,6 +84,8 @@ def accept(
     folder = make_folder(config.journal, writer)
     held = lock(folder)
     try:
+        # A feeder that runs takes no more rows of this journal until its next start.
+        Progress.make(folder).close()
         key = head_key(config)
         sink = HeadSink(config.heads.sink)
         published = sink.newest(writer)

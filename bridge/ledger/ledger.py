@@ -1,7 +1,7 @@
 """The ledger of one writer: records intents, outcomes and refusals."""
 
 import threading
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import replace
@@ -11,11 +11,11 @@ from typing import Self
 
 from bridge.config import LedgerConfig
 from bridge.errors import LedgerError
-from bridge.ledger.archive.feed import Feed, FeedTask, MakeFeed
-from bridge.ledger.archive.feeder import Feeder
+from bridge.ledger.chain import Head
 from bridge.ledger.events import Accepted, Ending, Intent, Summary
 from bridge.ledger.heads import HeadKey, HeadPublisher, HeadSink, SignedHead, problem_of
 from bridge.ledger.journal.journal import Journal, JournalOptions, unobserved
+from bridge.ledger.journal.progress import Progress
 from bridge.ledger.journal.recovery import require_new
 from bridge.ledger.journal.segment_writer import ObserveCommit
 from bridge.ledger.journal.segments import way_out
@@ -24,10 +24,10 @@ from bridge.system.clock import Clock
 
 _DETAIL_CHARACTERS = 500
 _TICK_SECONDS = 0.25
-_CATCH_UP_SECONDS = 5.0
 _HEADS_OVERDUE = timedelta(seconds=60)
 _BRAKE_SECONDS = 0.1
 """How long an intent waits when the archive is at its bound behind the journal."""
+_SAMPLES = 256
 _JOURNAL_DEFAULTS = JournalOptions()
 
 
@@ -70,8 +70,54 @@ class RefusalMeter:
         return Summary(since=before, until=before + 1, rules=rules)
 
 
+class ArchiveLag:
+    """Measures how far the archive is behind one journal.
+
+    Args:
+        durable: Returns the last row of the journal that is on disk.
+        progress: Shared with the archive feeder.
+        clock: The time.
+    """
+
+    def __init__(
+        self, durable: Callable[[], Head], progress: Progress, clock: Clock
+    ) -> None:
+        self._durable = durable
+        self._progress = progress
+        self._clock = clock
+        self._began = durable().seq
+        self._caught_up = clock()
+        self._samples: deque[tuple[int, datetime]] = deque(maxlen=_SAMPLES)
+
+    def sample(self) -> None:
+        """Note which row is the last one now. For one thread, often."""
+        now, tip, fed = self._clock(), self._durable().seq, self._progress.fed
+        if not self._samples or self._samples[-1][0] != tip:
+            self._samples.append((tip, now))
+        if fed is None:
+            return
+        while self._samples and fed >= self._samples[0][0]:
+            self._caught_up = self._samples.popleft()[1]
+        if fed >= tip:
+            self._caught_up = now
+
+    def rows(self) -> int:
+        """Return how many rows the archive does not have.
+
+        Until the feeder has opened the archive, these are the rows since the start.
+        """
+        fed = self._progress.fed
+        return max(self._durable().seq - (self._began if fed is None else fed), 0)
+
+    def seconds(self) -> float:
+        """Return for how long the archive has not had all rows."""
+        if self._progress.fed is not None and not self.rows():
+            return 0.0
+        return max((self._clock() - self._caught_up).total_seconds(), 0.0)
+
+
 class Ledger:
-    """Journal, published heads and archive of one writer. Safe between threads.
+    """The journal and the published heads of one writer. Safe between threads.
 
     `bridge.ledger.journal.journal.Journal` says what the ledger proves.
     """
@@ -80,7 +126,6 @@ class Ledger:
         self,
         config: LedgerConfig,
         journal: Journal,
-        feeder: Feed,
         publisher: HeadPublisher,
         clock: Clock,
     ) -> None:
@@ -88,7 +133,7 @@ class Ledger:
         self._max_lag = config.max_lag
         self._heads_interval = config.heads.interval
         self._journal = journal
-        self._feeder = feeder
+        self._lag = ArchiveLag(lambda: journal.head, journal.progress, clock)
         self._publisher = publisher
         self._clock = clock
         # Two meters: unauthenticated calls must not use up the rate of known callers.
@@ -101,7 +146,7 @@ class Ledger:
         self._pause: Callable[[float], object] = self._loop.wait
 
     @classmethod
-    def open(  # noqa: PLR0913 - each is a value of its own
+    def open(
         cls,
         config: LedgerConfig,
         *,
@@ -110,12 +155,11 @@ class Ledger:
         clock: Clock,
         observe_commit: ObserveCommit = unobserved,
         options: JournalOptions = _JOURNAL_DEFAULTS,
-        make_feed: MakeFeed = Feeder,
     ) -> Self:
         """Open the journal and publish the first head.
 
-        The archive is opened beside it: what it complains of shows in `problem`, and in
-        `intend`.
+        Another process feeds the archive, see `bridge.ledger.archive.feeder`: what it
+        complains of shows in `problem`, and in `intend`.
 
         Args:
             config: Section `ledger` of the configuration.
@@ -124,7 +168,6 @@ class Ledger:
             clock: Gives each row its time.
             observe_commit: Gets the seconds and the number of rows of each commit.
             options: Sizes and times of the journal.
-            make_feed: Makes what feeds the archive: a thread, or a process.
 
         Raises:
             ConfigError: The key of the heads cannot be used.
@@ -146,17 +189,8 @@ class Ledger:
             undo.callback(journal.close)
             publisher = HeadPublisher(writer, key, sink, clock)
             publisher.publish(journal.head)
-            task = FeedTask(
-                folder=journal.folder,
-                durable=lambda: journal.head,
-                archive=config.archive,
-                clock=clock,
-                max_lag=config.max_lag,
-            )
-            feeder = make_feed(task)
-            ledger = cls(config, journal, feeder, publisher, clock)
+            ledger = cls(config, journal, publisher, clock)
             undo.pop_all()
-        feeder.start()
         ledger._loop.start()
         return ledger
 
@@ -221,13 +255,12 @@ class Ledger:
 
     def lag(self) -> tuple[int, float]:
         """Return how many rows, and seconds, the archive is behind the journal."""
-        return self._feeder.lag()
+        return self._lag.rows(), self._lag.seconds()
 
     def close(self) -> None:
-        """Write all waiting rows, publish the head, let the archive catch up.
+        """Write all waiting rows, publish the head, and close.
 
-        Takes some seconds at most. The archive gets the other rows after the next
-        start.
+        The archive gets the last rows from its feeder, which ends after the writers.
         """
         self._loop.close()
         with suppress(LedgerError):
@@ -237,17 +270,17 @@ class Ledger:
             self._journal.finish()
         with suppress(LedgerError):
             self._publisher.publish(self._journal.head)
-        self._feeder.stop(_CATCH_UP_SECONDS)
         self._journal.close()
 
     def _refusal(self) -> tuple[str, str] | None:
         if (refusal := self._journal.refusal()) is not None:
             return refusal
-        if reason := self._feeder.problem():
-            return "ledger.chain", reason
-        entries, seconds = self._feeder.lag()
+        progress = self._journal.progress
+        if progress.is_broken:
+            return "ledger.chain", progress.reason()
+        entries, seconds = self.lag()
         if entries > self._max_lag.entries or seconds > self._max_lag.seconds:
-            trouble = self._feeder.trouble()
+            trouble = progress.reason()
             return "ledger.lag", (
                 f"the archive is {entries} rows and {seconds:.0f} s behind"
                 f"{trouble and ': '}{trouble}"
@@ -263,9 +296,10 @@ class Ledger:
         # fallen behind by more than the bound.
         most = self._max_lag.entries
         half = most / 2
-        return _BRAKE_SECONDS * (min(self._feeder.behind(), most) - half) / half
+        return _BRAKE_SECONDS * (min(self._lag.rows(), most) - half) / half
 
     def _tick(self, now: datetime) -> None:
+        self._lag.sample()
         with suppress(LedgerError):
             self._summarize(int(now.timestamp()))
         # A clock that was set back counts as the end of the interval.

@@ -1,87 +1,138 @@
-"""Gives the journals of writers that run no more their last rows.
+"""Gives the journals of writers that do not run any more their last rows.
 
 A writer settles its own journal when it starts again. One that does not start again,
 because there are fewer workers now or they have other names, would keep attempts
-without an outcome, and rows that the archive never gets.
+without an outcome. The process that feeds the archive looks for such journals.
 """
 
 import logging
-from collections.abc import Collection
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from bridge.config import LedgerConfig
+from bridge import __version__
 from bridge.errors import BridgeError, LedgerError
-from bridge.ledger.chain import Row, read_rows
+from bridge.ledger.chain import Head, Row, read_rows
 from bridge.ledger.events import Closed
+from bridge.ledger.journal.progress import Progress
 from bridge.ledger.journal.segments import is_locked, segments
-from bridge.ledger.ledger import Ledger
 from bridge.system.clock import Clock
 
+if TYPE_CHECKING:
+    from bridge.config import LedgerConfig
+
+GRACE_SECONDS = 40.0
+"""Longer than the longest wait before a worker that died is started again."""
 _log = logging.getLogger(__name__)
 
 
-def settle(
-    config: LedgerConfig,
-    *,
-    ours: Collection[str],
-    version: str,
-    clock: Clock,
-) -> list[str]:
-    """Settle every journal beside ours that has no writer and was not left in order.
+class OrphanWatch:
+    """Looks for journals without a writer, and settles each of them once.
 
     Args:
-        config: Section `ledger` of the configuration.
-        ours: Writers that run, or are about to.
-        version: Of the bridge.
-        clock: Gives each row its time.
-
-    Returns:
-        The writers whose journals were settled. What cannot be is told in the log, and
-        stays as it is.
+        journal: Holds one folder per writer.
+        settle: Settles the journal of a writer, see `settle`.
+        grace_seconds: For so long a journal has to be without a writer.
     """
-    settled: list[str] = []
-    for folder in sorted(config.journal.iterdir()):
-        if not folder.is_dir() or folder.name in ours or is_locked(folder):
-            continue
-        try:
-            if _is_in_order(folder, _fed(config, folder.name)):
+
+    def __init__(
+        self,
+        journal: Path,
+        settle: Callable[[str], object],
+        grace_seconds: float = GRACE_SECONDS,
+    ) -> None:
+        self._journal = journal
+        self._settle = settle
+        self._grace_seconds = grace_seconds
+        self._since: dict[str, float] = {}
+        self._seen: set[str] = set()
+
+    def look(self, now: float, *, at_once: bool = False) -> list[str]:
+        """Settle the journals that are due.
+
+        Args:
+            now: Seconds of a clock that never goes back.
+            at_once: No writer will start any more: wait for none.
+
+        Returns:
+            The writers whose journals were settled. A journal that cannot be settled
+            is named in the log, and stays as it is.
+        """
+        settled = []
+        for folder in self._folders():
+            writer = folder.name
+            if is_locked(folder):
+                self._since.pop(writer, None)
+                self._seen.discard(writer)
                 continue
-            ledger = Ledger.open(
-                config, writer=folder.name, version=version, clock=clock
-            )
-            ledger.close()
+            waited = now - self._since.setdefault(writer, now)
+            if writer in self._seen or not (at_once or waited >= self._grace_seconds):
+                continue
+            self._seen.add(writer)
+            if _is_in_order(folder) or not self._try(folder):
+                continue
+            settled.append(writer)
+        return settled
+
+    def _folders(self) -> list[Path]:
+        try:
+            return sorted(path for path in self._journal.iterdir() if path.is_dir())
+        except OSError:
+            return []
+
+    def _try(self, folder: Path) -> bool:
+        try:
+            self._settle(folder.name)
         except (BridgeError, OSError) as error:
             detail = getattr(error, "detail", "")
             _log.warning("the journal %s is not settled: %s %s", folder, error, detail)
-            continue
-        _log.info("the journal of %s, which runs no more, is settled", folder.name)
-        settled.append(folder.name)
-    return settled
+            return False
+        _log.info("the journal of %s, which does not run, is settled", folder.name)
+        return True
 
 
-def _is_in_order(folder: Path, fed: int) -> bool:
-    last: Row | None = None
+def settle(config: "LedgerConfig", writer: str, clock: Clock) -> None:
+    """Open and close the journal of a writer: open attempts get the outcome `unknown`.
+
+    Args:
+        config: Section `ledger` of the configuration.
+        writer: The name of the writer.
+        clock: Gives each row its time.
+
+    Raises:
+        BridgeError: See `Ledger.open`.
+    """
+    # It imports pydantic, which the process that feeds otherwise does without.
+    from bridge.ledger.ledger import Ledger  # noqa: PLC0415 - see above
+
+    Ledger.open(config, writer=writer, version=__version__, clock=clock).close()
+
+
+def _is_in_order(folder: Path) -> bool:
+    # Closed, and all of it published to the feeder. A folder without a segment is
+    # none of a writer.
+    last: tuple[int, Row] | None = None
     try:
-        for _, path in segments(folder)[-1:]:
+        found = segments(folder)
+        for number, path in found[-1:]:
             for row in read_rows(path):
-                last = row
-    except LedgerError:
+                last = number, row
+    except (LedgerError, OSError):
         return False  # A crash tore it, or the start says what it is.
-    if last is None or last.kind != Closed.kind or last.seq > fed:
-        return False
-    return bool(last.values["reason"] == "shutdown")
+    if last is None:
+        return not found
+    number, row = last
+    return (
+        row.kind == Closed.kind
+        and row.values.get("reason") == "shutdown"
+        and _published(folder) == Head(number, row.seq, row.digest)
+    )
 
 
-def _fed(config: LedgerConfig, writer: str) -> int:
-    # How far the archive has read. Imported here: see `bridge.ledger.archive.archive`.
-    from bridge.ledger.archive.archive import Archive  # noqa: PLC0415 - see above
-
-    try:
-        archive = Archive.open(config.archive)
-    except LedgerError as error:
-        _log.info("the archive does not say how far it is: %s", error)
-        return -1
-    try:
-        return archive.position(writer).head.seq
-    finally:
-        archive.close()
+def _published(folder: Path) -> Head | None:
+    progress = Progress.find(folder)
+    if progress is None:
+        return None
+    durable = progress.durable()
+    progress.close()
+    return durable and durable.head

@@ -2,8 +2,7 @@
 
 import gc
 import logging
-import threading
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 
 from bridge import __version__
@@ -11,9 +10,7 @@ from bridge.config import BridgeConfig
 from bridge.issuance.own_certificates import OwnCertificates
 from bridge.issuance.procedure import Issuance
 from bridge.issuance.signing import Signing
-from bridge.ledger.archive.feedprocess import FeederProcess
 from bridge.ledger.ledger import Ledger
-from bridge.ledger.orphans import settle
 from bridge.metrics.instruments import Metrics
 from bridge.policy.rate_limit import SharedBuckets
 from bridge.process.role import ALONE, UNPROVEN, WITHOUT_KEYS, ProcessRole
@@ -27,7 +24,6 @@ from bridge.system.linux import bound_malloc
 
 _log = logging.getLogger(__name__)
 _PROBE_SECONDS = 10.0
-_SETTLE_SECONDS = 6.0
 _COLLECT_AFTER = (50_000, 20, 100)
 """Thresholds of the garbage collector, see `gc.set_threshold`."""
 
@@ -119,7 +115,6 @@ class Process:
             version=__version__,
             clock=clock,
             observe_commit=_observer(metrics),
-            make_feed=FeederProcess,
         )
         parts.callback(ledger.close)
         parts.callback(snapshots.stop)
@@ -155,26 +150,8 @@ class Process:
         )
         parts.callback(self._drain)
         self._server.start()
-        if self._role.settles_beside is not None:
-            self._settle(parts, {self._role.writer, *self._role.settles_beside})
         for what, address in self.addresses().items():
             _log.info("%s on %s", what, address)
-
-    def _settle(self, parts: ExitStack, ours: Collection[str]) -> None:
-        # In a thread: it may take seconds, and the start does not wait for it.
-        config, clock = self._config, self._clock
-
-        def run() -> None:
-            settle(
-                config.ledger,
-                ours=ours,
-                version=__version__,
-                clock=clock,
-            )
-
-        thread = threading.Thread(target=run, name="settle", daemon=True)
-        thread.start()
-        parts.callback(thread.join, _SETTLE_SECONDS)
 
     def _drain(self) -> None:
         self.server.drain(self._config.limits.drain.total_seconds())

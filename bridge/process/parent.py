@@ -17,6 +17,7 @@ from prometheus_client import CollectorRegistry, disable_created_metrics
 from bridge.admin.endpoints import Admin, Views
 from bridge.config import BridgeConfig, ConfigText
 from bridge.errors import ConfigError
+from bridge.process.feeder_process import FeederProcesses
 from bridge.process.merged_views import Pages
 from bridge.process.reload import ConfigFile, Reloads
 from bridge.process.supervisor import Supervisor, WorkerDefaults
@@ -82,7 +83,9 @@ def run(
         # Before any worker: an address in use means that another bridge runs.
         admin.open(source.config, pages.views())
         parts.callback(supervisor.kill)
-        _Loop(source, supervisor, reloads, events).run()
+        feeders = FeederProcesses(log_level)
+        parts.callback(feeders.kill)
+        _Loop(source, supervisor, feeders, reloads, events).run()
     _log.info("stopped in order")
 
 
@@ -140,12 +143,14 @@ class _Loop:
         self,
         source: ConfigText,
         supervisor: Supervisor,
+        feeders: FeederProcesses,
         reloads: Reloads,
         events: Events,
     ) -> None:
         self._path = source.path
         self._file = ConfigFile(source.path, source.text)
         self._supervisor = supervisor
+        self._feeders = feeders
         self._reloads = reloads
         self._events = events
         self._look_at = time.monotonic() + _IDLE_SECONDS
@@ -165,8 +170,17 @@ class _Loop:
             elif event == signal.SIGHUP or self._has_changed(now):
                 self._reload(now)
             self._tick(now)
+            self._feeders.run(supervisor.source, now)
+        self._end_feeders()
         if self._refusal is not None:
             raise self._refusal
+
+    def _end_feeders(self) -> None:
+        # After the workers: the archive gets their last rows.
+        self._feeders.stop(time.monotonic())
+        while not self._feeders.is_gone:
+            time.sleep(_BUSY_SECONDS)
+            self._feeders.tick(time.monotonic())
 
     def _tick(self, now: float) -> None:
         try:

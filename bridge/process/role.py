@@ -1,10 +1,12 @@
 """The role of a process among the processes of a bridge. Quick to import."""
 
 import json
-from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    from bridge.config import ConfigText
 
 REFUSED = 78
 """The exit status of a worker that cannot use its configuration, or a file or ledger
@@ -20,9 +22,6 @@ class ProcessRole:
 
     writer: str = "bridge"
     """Its name in the ledger."""
-    settles_beside: Collection[str] | None = ()
-    """Writers that run now: at its start the process settles its own journal and those
-    of all others. None: it settles no journal."""
     shares_ports: bool = False
     """Whether other processes listen on the same ports, on purpose (SO_REUSEPORT)."""
     admin: str | None = None
@@ -52,8 +51,6 @@ class WorkerOrder:
     folder: str
     """Private to the parent and its workers."""
     log_level: str = "INFO"
-    settles_beside: tuple[str, ...] | None = None
-    """See `ProcessRole`."""
 
     @property
     def socket(self) -> Path:
@@ -69,6 +66,49 @@ class WorkerOrder:
     def reason(self) -> Path:
         """The file that says why the worker could not start."""
         return Path(self.folder) / f"{self.writer}.reason"
+
+    @classmethod
+    def read(cls, line: bytes) -> Self:
+        """Read one line."""
+        return cls(**json.loads(line))
+
+    def line(self) -> bytes:
+        """Return the line."""
+        return json.dumps(asdict(self)).encode() + b"\n"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeederOrder:
+    """One line of JSON on the standard input of the archive feeder."""
+
+    path: str
+    """The configuration file; relative paths in it start from its folder."""
+    text: str
+    """The content, as the parent checked it. It is read only to settle a journal."""
+    journal: str
+    """The folder of the journals."""
+    archive: str
+    """The URL of the archive. It may hold a password: it is in no argument, and not in
+    the environment."""
+    entries: int
+    """How many rows behind issuing stops."""
+    seconds: float
+    """How many seconds behind issuing stops."""
+    log_level: str
+
+    @classmethod
+    def of(cls, source: "ConfigText", log_level: str) -> Self:
+        """Return the order for a configuration."""
+        ledger = source.config.ledger
+        return cls(
+            path=str(source.path),
+            text=source.text,
+            journal=str(ledger.journal),
+            archive=ledger.archive,
+            entries=ledger.max_lag.entries,
+            seconds=ledger.max_lag.seconds,
+            log_level=log_level,
+        )
 
     @classmethod
     def read(cls, line: bytes) -> Self:

@@ -112,6 +112,11 @@ class Supervisor:
         return self._current.source.config
 
     @property
+    def source(self) -> ConfigText:
+        """The configuration in service, with its text."""
+        return self._current.source
+
+    @property
     def is_over(self) -> bool:
         """Whether every worker has ended after `stop`."""
         return self._is_stopping and not self._leaving
@@ -271,7 +276,6 @@ class Supervisor:
                     cpu=cpus[index % len(cpus)],
                     folder=defaults.folder,
                     log_level=defaults.log_level,
-                    settles_beside=None if index else names,
                 ),
                 self._spawn,
             )

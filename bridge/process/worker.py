@@ -58,7 +58,6 @@ def _serve(
     take_turns()
     role = ProcessRole(
         writer=order.writer,
-        settles_beside=order.settles_beside,
         shares_ports=True,
         admin=f"{UNIX}{order.socket}",
         shared=order.shared,

@@ -43,6 +43,7 @@ from bridge.server.status import status_name
 from bridge.snapshot.builder import Assembly
 from bridge.system.clock import system_clock
 from tests.support.clients.linkerd_go import AUDIENCE, name_of
+from tests.support.harness.archive import FeederThread
 from tests.support.harness.real_process import SERVER_NAME, Bridge
 from tests.support.parts import gobuild
 from tests.support.parts.tokens import TokenIssuer
@@ -166,6 +167,9 @@ def _issuance(config: BridgeConfig) -> Iterator[tuple[Issuance, Metrics]]:
             observe_commit=lambda _seconds, _rows: None,
         )
         parts.callback(ledger.close)
+        feeding = FeederThread(config.ledger)
+        feeding.start()
+        parts.callback(feeding.close)
         snapshot.clusters.start()
         issuance = Issuance(
             snapshot=lambda: snapshot,

@@ -1,26 +1,22 @@
 """The database behind the journals: what `search` and the reports read.
 
-Importing this module imports SQLAlchemy, which takes its time: the signing path does
-not, and whoever feeds does it while the server starts.
+Importing this module imports SQLAlchemy, which takes half a second: processes that sign
+do not import it.
 """
 
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from functools import partial
-from itertools import chain
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from operator import itemgetter
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import Any, NamedTuple, Self
 
 import sqlalchemy as sa
 from sqlalchemy.exc import SQLAlchemyError
 
 from bridge.errors import LedgerError
 from bridge.ledger.archive.database import Database, failed
-from bridge.ledger.archive.feeding import Pace
 from bridge.ledger.archive.queries import Query, attempts_of, select
 from bridge.ledger.archive.schema import entries, positions
 from bridge.ledger.chain import GENESIS, Head
 
-_T = TypeVar("_T")
 _READ_ROWS = 1_000
 
 
@@ -32,10 +28,6 @@ class Position(NamedTuple):
     head: Head
     """Of the last row that was read."""
 
-
-_ROWS_AT_ONCE, _MANY_ROWS_AT_ONCE = 100, 500
-"""Of one INSERT, with pauses between and without; times the columns it stays below any
-database's limit."""
 
 START = Position(0, Head(0, -1, GENESIS))
 
@@ -49,11 +41,6 @@ class Archive:
         compiled = sa.insert(entries).compile(self._engine)
         self._insert = compiled.string
         self._order = getattr(compiled, "positiontup", None)
-        head, word, one = self._insert.rpartition("VALUES ")
-        self._insert_rows = {
-            count: head + word + ", ".join([one] * count)
-            for count in (_MANY_ROWS_AT_ONCE, _ROWS_AT_ONCE)
-        }
 
     @classmethod
     def open(cls, url: str, *, make: bool = True) -> Self:
@@ -100,7 +87,6 @@ class Archive:
         before: Position,
         after: Position,
         rows: Sequence[Mapping[str, Any]],
-        pace: Pace | None = None,
     ) -> None:
         """Add rows and move the position, both or neither.
 
@@ -109,8 +95,6 @@ class Archive:
             before: Where the position is now.
             after: Where it will be.
             rows: By the columns of `entries`.
-            pace: By which the work takes its time; without it, the work is done as fast
-                as can be.
 
         Raises:
             LedgerError: The database does not answer (rule `ledger.archive`), or the
@@ -120,18 +104,17 @@ class Archive:
         try:
             with self._engine.connect() as connection:
                 # The position first: that takes SQLite's write lock at once.
-                move = partial(_move, connection, writer, before, values)
-                if not _do(pace, move):
+                if not _move(connection, writer, before, values):
                     raise LedgerError(
                         f"the archive's position of {writer} is not where this "
                         "process left it: two servers feed one writer",
                         rule="ledger.position",
                     )
                 if rows:
-                    # Past SQLAlchemy's own handling of parameters, which costs as
-                    # much as SQLite's work: this shares a core with signing.
-                    self._insert_into(connection, rows, pace)
-                _do(pace, connection.commit)
+                    # Without SQLAlchemy's own handling of parameters, which costs as
+                    # much as SQLite's work.
+                    connection.exec_driver_sql(self._insert, self._parameters(rows))
+                connection.commit()
         except SQLAlchemyError as error:
             raise failed(error) from error
 
@@ -223,40 +206,15 @@ class Archive:
             raise failed(error) from error
         return int(moved.rowcount)
 
-    def _insert_into(
-        self,
-        connection: sa.Connection,
-        rows: Sequence[Mapping[str, Any]],
-        pace: Pace | None,
-    ) -> None:
-        run = connection.exec_driver_sql
+    def _parameters(self, rows: Sequence[Mapping[str, Any]]) -> list[Any]:
         if self._order is None:
-            _do(pace, partial(run, self._insert, list(rows)))
-            return
+            return list(rows)
         values = itemgetter(*self._order)
-        parameters = [values(row) for row in rows]
-        # Many rows in one statement: SQLite gives Python's lock back for each
-        # statement, and getting it again means to wait for a thread that signs.
-        at = 0
-        for count, statement in self._insert_rows.items():
-            while len(parameters) - at >= count and not (
-                pace and count > _ROWS_AT_ONCE
-            ):
-                chunk = chain.from_iterable(parameters[at : at + count])
-                _do(pace, partial(run, statement, tuple(chunk)))
-                at += count
-                if pace:
-                    pace.rest()
-        if at < len(parameters):
-            _do(pace, partial(run, self._insert, parameters[at:]))
+        return [values(row) for row in rows]
 
     def close(self) -> None:
         """Release all connections."""
         self._database.close()
-
-
-def _do(pace: Pace | None, step: Callable[[], _T]) -> _T:
-    return pace.do(step) if pace else step()
 
 
 def _columns(position: Position) -> dict[str, object]:

@@ -11,10 +11,11 @@ import sqlalchemy as sa
 from sqlalchemy.exc import SQLAlchemyError
 
 from bridge.errors import ConfigError, LedgerError
-from bridge.ledger.archive.feedlock import RETRY_RULE
 from bridge.ledger.archive.schema import REVISION
 from bridge.system.files import locked
 
+RETRY_RULE = "ledger.archive"
+"""The rule of an error of the archive that may be gone at the next try."""
 _BUSY_MILLISECONDS = 5_000
 _CHECKPOINT_PAGES = 4_000
 _CACHE_KIBIBYTES = 4_096

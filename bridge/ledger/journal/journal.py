@@ -18,6 +18,7 @@ from bridge.ledger.chain import Head, encode, microseconds
 from bridge.ledger.events import Accepted, Closed, Event
 from bridge.ledger.journal import segments
 from bridge.ledger.journal.group_commit import GroupCommit
+from bridge.ledger.journal.progress import Progress
 from bridge.ledger.journal.recovery import recover
 from bridge.ledger.journal.segment_writer import ObserveCommit, SegmentWriter
 from bridge.ledger.journal.segments import DiskFile, JournalFile
@@ -85,6 +86,8 @@ class Journal:
             patience_seconds=options.patience_seconds,
         )
         self._lock_fd = -1
+        self.progress = Progress()
+        """Shared with the archive feeder: what is on disk, and what is archived."""
         self._mend_at = 0.0
         name = f"ledger-flush-{folder.name}"
         self._flusher = BackgroundLoop(name, self._flush, options.flush_seconds)
@@ -122,6 +125,9 @@ class Journal:
         journal._writer.observe = observe_commit
         journal._lock_fd = segments.lock(path)
         try:
+            # First: what the file said of the life before does not hold any more.
+            journal.progress = Progress.make(path)
+            journal._writer.publish = journal.progress.publish
             tail = recover(path, writer, options.published)
             events: list[Event] = [*tail.unknown]
             if options.accepted:
@@ -202,6 +208,7 @@ class Journal:
         with suppress(LedgerError):
             self.finish()
         if self._lock_fd >= 0:
+            self.progress.close()
             os.close(self._lock_fd)
             self._lock_fd = -1
 

@@ -52,6 +52,8 @@ class SegmentWriter:
         """When the current write began, by `time.perf_counter`; 0 without one."""
         self.observe = observe
         """Gets the seconds and the number of rows of each commit."""
+        self.publish: Callable[[Head], None] = _publish_nowhere
+        """Gets the last row that is on disk, after each commit."""
         self._folder = folder
         self._version = version
         self._clock = clock
@@ -160,6 +162,7 @@ class SegmentWriter:
             self.busy_since = 0.0
         # After the write: the head in memory is never newer than the disk.
         self.head = head
+        self.publish(head)
         self.observe(time.perf_counter() - started, len(rows))
 
     def _linked(self, rows: Sequence[Pending]) -> tuple[Head, bytes]:
@@ -205,6 +208,10 @@ class SegmentWriter:
             rule="ledger.write",
             detail=f"{self._folder}: {error.strerror or error}",
         )
+
+
+def _publish_nowhere(_head: Head) -> None:
+    pass
 
 
 def _write_all(file: JournalFile, data: bytes) -> None:

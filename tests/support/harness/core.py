@@ -30,6 +30,7 @@ from bridge.server.status import status_name
 from bridge.snapshot.builder import Assembly
 from bridge.snapshot.model import Issuer, Snapshot
 from bridge.x509.pem import parse_certificates
+from tests.support.harness.archive import FeederThread
 from tests.support.harness.fake_ca import LyingCA
 from tests.support.parts.pki import NOW, Authority, Key, bundle, new_key, new_root
 from tests.support.parts.tokens import TokenIssuer
@@ -125,6 +126,8 @@ class World:
         if self.fake:
             self.snapshot = replace(self.snapshot, issuers=self._faked())
         self.ledger = self.open_ledger()
+        self._feeding = FeederThread(self.config.ledger)
+        self._feeding.start()
         self.signing = Signing(self.ledger, self.metrics, status_name)
         self.own = OwnCertificates(lambda: self.snapshot, self.signing, self.clock)
         self.issuance = Issuance(
@@ -142,6 +145,7 @@ class World:
     def __exit__(self, *_: object) -> None:
         with suppress(LedgerError):  # some tests shut it
             self.ledger.close()
+        self._feeding.close()
         for issuer in self.snapshot.issuers.values():
             issuer.ca.close()
         self.snapshot.clusters.close()

@@ -4,11 +4,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-_FEEDER = b"bridge.ledger.archive.feedmain"
+_FEEDER = b"bridge.process.feeder"
 
 
 def feeders(pid: int) -> list[int]:
-    """Return the processes that feed archives for `pid`, or for its workers."""
+    """Return the processes that feed the archive for `pid`."""
     return [one for one in descendants(pid) if _FEEDER in _command(one)]
 
 

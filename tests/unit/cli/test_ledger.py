@@ -12,11 +12,11 @@ from typer.testing import CliRunner, Result
 from bridge.cli.ledger import app
 from bridge.errors import LedgerError
 from bridge.ledger.ledger import Ledger
+from tests.support.harness.archive import feed
 from tests.unit.ledger.support import (
     CALLER,
     SetClock,
     all_rows,
-    fed,
     make_ended,
     make_intent,
 )
@@ -50,15 +50,15 @@ def running(config_file: Path) -> Iterator[Ledger]:
         ledger.end(make_ended(number))
     ledger.end(make_ended(7, "refused", attempt="", rule="csr", detail="=a\x1b[0m"))
     ledger._journal.flush()
-    while not fed(ledger):
-        pass
+    feed(section.journal, section.archive)
     yield ledger
     ledger.close()
 
 
 @pytest.fixture
-def stopped(running: Ledger) -> None:
+def stopped(running: Ledger, config_file: Path) -> None:
     running.close()
+    feed(config_file.parent / "journal", f"sqlite:///{config_file.parent}/a.db")
 
 
 def run(*args: str | Path) -> Result:

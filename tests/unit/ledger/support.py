@@ -8,9 +8,6 @@ from typing import Any
 
 from bridge.config import LedgerConfig
 from bridge.config.types import ValidationState
-from bridge.ledger.archive.feed import FeedTask
-from bridge.ledger.archive.feeder import Feeder
-from bridge.ledger.archive.feedprocess import FeederProcess
 from bridge.ledger.chain import Row, microseconds, read_rows
 from bridge.ledger.events import Ending, Intent
 from bridge.ledger.heads import HeadKey, HeadSink
@@ -174,21 +171,9 @@ def all_rows(folder: Path) -> list[Row]:
     return [row for path in sorted(folder.glob("*.jsonl")) for row in read_rows(path)]
 
 
-def make_task(journal: Journal, folder: Path, **changed: Any) -> FeedTask:
-    values: dict[str, Any] = {
-        "folder": journal.folder,
-        "durable": lambda: journal.head,
-        "archive": archive_url(folder),
-        "clock": SetClock(),
-    }
-    return FeedTask(**values | changed)
-
-
 def fed(ledger: Ledger) -> bool:
     """Return whether the archive is open and has every row."""
-    feeder = ledger._feeder
-    assert isinstance(feeder, Feeder | FeederProcess)
-    return feeder._desk._seq is not None and ledger.lag()[0] == 0
+    return ledger._journal.progress.fed is not None and ledger.lag()[0] == 0
 
 
 def make_config(folder: Path, **changed: Any) -> LedgerConfig:

@@ -14,8 +14,10 @@ from bridge.ledger.archive.archive import Archive
 from bridge.ledger.archive.queries import Query
 from bridge.ledger.chain import Head
 from bridge.ledger.heads import HeadKey, HeadSink
+from bridge.ledger.journal.progress import Progress
 from bridge.ledger.ledger import Ledger
 from bridge.ledger.verify import compare, verify
+from tests.support.harness.archive import feed
 from tests.unit.cli.test_ledger import CONFIG
 from tests.unit.ledger.support import (
     SetClock,
@@ -38,6 +40,12 @@ def open_ledger(folder: Path, writer: str = "w0") -> Ledger:
     )
 
 
+def close(folder: Path, ledger: Ledger) -> None:
+    """End a server in order: the archive gets its last rows."""
+    ledger.close()
+    feed(folder / "journal", archive_url(folder, "a.db"))
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """The ledger of a stopped server: rows 0 to 7 archived, heads 0 and 7 published."""
@@ -46,7 +54,7 @@ def folder(tmp_path: Path) -> Path:
     for number in range(3):
         ledger.intend(make_intent(number))
         ledger.end(make_ended(number))
-    ledger.close()
+    close(tmp_path, ledger)
     return tmp_path
 
 
@@ -152,7 +160,7 @@ def test_a_journal_with_a_loss_is_refused_until_an_operator_accepts_it(
     ledger = open_ledger(folder)
     ledger.intend(make_intent(20))
     ledger.end(make_ended(20))
-    ledger.close()
+    close(folder, ledger)
     rows = all_rows(folder / "journal/w0")
     (row,) = (row for row in rows if row.kind == "accepted")
     assert (row.values["by"], row.values["detail"]) == ("kim", "the node's disk died")
@@ -170,7 +178,7 @@ def test_a_journal_with_a_loss_is_refused_until_an_operator_accepts_it(
     assert archived >= set(whole)
     assert bool(compared.aside) is (last < 7)
     # The next start needs no operator.
-    open_ledger(folder).close()
+    close(folder, open_ledger(folder))
 
 
 def test_an_edit_is_kept_beside_the_journal(folder: Path) -> None:
@@ -206,7 +214,7 @@ def test_a_journal_that_is_being_written_is_left_alone(folder: Path) -> None:
     ledger = open_ledger(folder)
     result = accept(folder)
     assert "another process writes this journal" in str(result.exception)
-    ledger.close()
+    close(folder, ledger)
 
 
 @pytest.mark.parametrize("reason", ["", "  "])
@@ -235,7 +243,7 @@ def test_another_journal_is_not_accepted(folder: Path, tmp_path: Path) -> None:
 
 
 def test_a_break_before_the_last_segment_is_not_accepted(folder: Path) -> None:
-    open_ledger(folder).close()
+    close(folder, open_ledger(folder))
     edit(folder)
     result = accept(folder)
     assert "not only the end of the last segment" in str(result.exception)
@@ -269,7 +277,7 @@ def test_a_ledger_that_an_earlier_version_accepted_is_read(folder: Path) -> None
         "w0", Head(1, last.seq, last.digest), 1, attested_by="kim", reason="lost"
     )
     HeadSink(folder / "heads.jsonl").append(head)
-    open_ledger(folder).close()
+    close(folder, open_ledger(folder))
     report = verify(folder / "journal", folder / "heads.jsonl")
     assert report.intact
     assert report.writers[0].accepted[0].startswith("kim accepted that it ends")
@@ -283,17 +291,17 @@ def test_a_second_acceptance_may_follow_the_first(folder: Path) -> None:
         open_ledger(folder)
     result = accept(folder)
     assert result.exit_code == 0, result.exception
-    open_ledger(folder).close()
+    close(folder, open_ledger(folder))
     assert verify(folder / "journal", folder / "heads.jsonl").intact
 
 
 def test_the_other_writers_are_not_touched(folder: Path) -> None:
     ledger = open_ledger(folder, "w1")
     ledger.intend(make_intent(30))
-    ledger.close()
+    close(folder, ledger)
     cut(folder)
     accept(folder)
-    open_ledger(folder, "w1").close()
+    close(folder, open_ledger(folder, "w1"))
     archive = Archive.open(archive_url(folder, "a.db"), make=False)
     assert "w1" in archive.writers()
     archive.close()
@@ -310,7 +318,7 @@ def test_a_start_that_published_no_head_needs_no_operator(
         with pytest.raises(LedgerError, match=r"cannot be (published|read)"):
             open_ledger(tmp_path)
     sink.rmdir()
-    open_ledger(tmp_path).close()
+    close(tmp_path, open_ledger(tmp_path))
     assert verify(tmp_path / "journal", sink).intact
 
 
@@ -325,7 +333,7 @@ def test_verify_compares_with_the_archive_on_request(folder: Path) -> None:
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 0
     assert "8 of w0 to come" in result.stdout
-    open_ledger(folder).close()
+    close(folder, open_ledger(folder))
     cut(folder)
     (folder / "heads.jsonl").unlink()
     (folder / "heads.jsonl").touch()
@@ -335,3 +343,19 @@ def test_verify_compares_with_the_archive_on_request(folder: Path) -> None:
     assert "the archive has row 4, and the journal ends at row 3" in result.stderr
     command[1:3] = ["--journal", str(folder / "journal")]
     assert CliRunner().invoke(app, [*command[:3], "--archive"]).exit_code == 2
+
+
+def test_a_feeder_takes_no_rows_of_a_journal_that_is_being_accepted(
+    folder: Path,
+) -> None:
+    progress = Progress.find(folder / "journal/w0")
+    assert progress is not None
+    before = progress.durable()
+    assert before is not None
+    assert before.head.seq == 7
+    keep_lines(segment(folder), 4)
+    assert accept(folder).exit_code == 0
+    after = progress.durable()
+    assert after is not None
+    assert after.head.seq == -1
+    progress.close()

@@ -11,6 +11,7 @@ from bridge.ledger.archive.archive import Archive
 from bridge.ledger.archive.queries import Query
 from bridge.ledger.ledger import Ledger
 from bridge.ledger.verify import verify
+from tests.support.harness.archive import feed
 from tests.unit.ledger.support import (
     NOW,
     SetClock,
@@ -78,6 +79,7 @@ def test_no_acknowledged_intent_is_lost_and_each_gets_one_outcome(
         clock=SetClock(NOW),
     )
     ledger.close()
+    feed(tmp_path / "journal", archive_url(tmp_path))
 
     found = all_rows(tmp_path / "journal" / "w0")
     intents = [row.values["attempt"] for row in found if row.kind == "intent"]

@@ -13,17 +13,19 @@ from bridge.ledger.archive.archive import Archive
 from bridge.ledger.archive.queries import Query
 from bridge.ledger.chain import Row
 from bridge.ledger.heads import HeadSink
-from bridge.ledger.ledger import Ledger
+from bridge.ledger.journal.progress import FeederState
+from bridge.ledger.ledger import ArchiveLag, Ledger
 from bridge.ledger.verify import verify
+from tests.support.harness.archive import FeederThread, feed
 from tests.unit.ledger.support import (
     NOW,
     SetClock,
     all_rows,
     archive_url,
-    fed,
     make_config,
     make_ended,
     make_intent,
+    open_journal,
 )
 
 
@@ -69,6 +71,7 @@ def test_from_intent_to_archive(tmp_path: Path, clock: SetClock) -> None:
     ledger.close()
     kinds = ["opened", "intent", "issued", "closed"]
     assert [row.kind for row in journaled(tmp_path)] == kinds
+    feed(tmp_path / "journal", archive_url(tmp_path))
     assert archived(tmp_path) == kinds
     report = verify(tmp_path / "journal", tmp_path / "heads.jsonl")
     assert report.intact
@@ -80,7 +83,7 @@ def test_nothing_is_left_running_or_open(tmp_path: Path, clock: SetClock) -> Non
     before = len(list(Path("/proc/self/fd").iterdir()))
     ledger = open_ledger(tmp_path, clock)
     names = {t.name for t in threading.enumerate() if t.name.startswith("ledger")}
-    assert names == {"ledger-flush-w0", "ledger-heads-w0", "ledger-feed-w0"}
+    assert names == {"ledger-flush-w0", "ledger-heads-w0"}
     ledger.close()
     assert not [t for t in threading.enumerate() if t.name.startswith("ledger")]
     assert len(list(Path("/proc/self/fd").iterdir())) == before
@@ -115,7 +118,7 @@ def test_a_detail_is_cut_at_500_characters(tmp_path: Path, clock: SetClock) -> N
 
 
 def break_archive(folder: Path) -> None:
-    # A directory in its place: the archive can be opened by nobody.
+    # A directory in its place: nobody can open the archive.
     (folder / "archive.db").mkdir()
 
 
@@ -123,27 +126,29 @@ def test_an_archive_that_is_too_many_seconds_behind_stops_issuing(
     tmp_path: Path, clock: SetClock
 ) -> None:
     break_archive(tmp_path)
-    ledger = open_ledger(tmp_path, clock, max_lag={"seconds": 60})
-    clock.forward(60)
-    ledger.intend(make_intent(1))
-    clock.forward(0.001)
-    with pytest.raises(LedgerError, match="takes no intent") as caught:
-        ledger.intend(make_intent(2))
-    assert caught.value.rule == "ledger.lag"
-    assert "60 s behind" in str(ledger.problem())
-    ledger.end(make_ended(1))
-    # It comes back, and so does issuing.
-    (tmp_path / "archive.db").rmdir()
-    wait_until(lambda: ledger.problem() is None)
-    ledger.intend(make_intent(3))
-    ledger.close()
+    with FeederThread(make_config(tmp_path)):
+        ledger = open_ledger(tmp_path, clock, max_lag={"seconds": 60})
+        wait_until(lambda: bool(ledger._journal.progress.reason()))
+        clock.forward(60)
+        ledger.intend(make_intent(1))
+        clock.forward(0.001)
+        with pytest.raises(LedgerError, match="takes no intent") as caught:
+            ledger.intend(make_intent(2))
+        assert caught.value.rule == "ledger.lag"
+        assert "60 s behind: " in str(ledger.problem())
+        assert "the archive cannot be opened" in str(ledger.problem())
+        ledger.end(make_ended(1))
+        # The archive comes back, and so does issuing.
+        (tmp_path / "archive.db").rmdir()
+        wait_until(lambda: ledger.problem() is None)
+        ledger.intend(make_intent(3))
+        ledger.close()
     assert archived(tmp_path).count("intent") == 2
 
 
-def test_an_archive_that_never_opens_is_behind_by_every_row(
+def test_without_a_feeder_the_archive_is_behind_by_every_row(
     tmp_path: Path, clock: SetClock
 ) -> None:
-    break_archive(tmp_path)
     ledger = open_ledger(tmp_path, clock, max_lag={"entries": 3})
     for number in range(4):
         ledger.intend(make_intent(number))
@@ -153,16 +158,59 @@ def test_an_archive_that_never_opens_is_behind_by_every_row(
     ledger.close()
 
 
+def test_a_feeder_that_does_not_report_is_named_in_the_refusal(
+    tmp_path: Path, clock: SetClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = open_ledger(tmp_path, clock, max_lag={"seconds": 60})
+    feed(tmp_path / "journal", archive_url(tmp_path))
+    ledger.intend(make_intent(1))
+    ledger._lag.sample()
+    now = time.monotonic_ns()
+    monkeypatch.setattr("time.monotonic_ns", lambda: now + 61 * 10**9)
+    assert ledger.problem() is None
+    clock.forward(61)
+    assert ledger.lag() == (1, 61.0)
+    assert "the archive feeder has reported nothing for 61 s" in str(ledger.problem())
+    with pytest.raises(LedgerError, match="takes no intent") as caught:
+        ledger.intend(make_intent(2))
+    assert caught.value.rule == "ledger.lag"
+    ledger.close()
+
+
+def test_the_lag_is_the_time_since_the_archive_had_every_row(
+    tmp_path: Path, clock: SetClock
+) -> None:
+    journal = open_journal(tmp_path)
+    lag = ArchiveLag(lambda: journal.head, journal.progress, clock)
+    clock.forward(5)
+    assert (lag.rows(), lag.seconds()) == (0, 5.0), "the feeder has not reported"
+    journal.progress.report(journal.head.seq)
+    lag.sample()
+    clock.forward(600)
+    lag.sample()
+    assert (lag.rows(), lag.seconds()) == (0, 0.0)
+    for _ in range(2):
+        journal.append_durable(make_intent())
+        clock.forward(2)
+        lag.sample()
+    assert (lag.rows(), lag.seconds()) == (2, 4.0)
+    journal.progress.report(journal.head.seq - 1)
+    lag.sample()
+    assert (lag.rows(), lag.seconds()) == (1, 2.0)
+    journal.progress.report(journal.head.seq)
+    assert (lag.rows(), lag.seconds()) == (0, 0.0)
+    journal.close()
+
+
 def test_intents_wait_the_longer_the_further_the_archive_is_behind(
     tmp_path: Path, clock: SetClock
 ) -> None:
-    break_archive(tmp_path)
     ledger = open_ledger(tmp_path, clock, max_lag={"entries": 4})
     waits: list[float] = []
     ledger._pause = waits.append
     for number in range(5):
         ledger.intend(make_intent(number))
-    # None up to a half of the way; the fifth finds as many as there may be.
+    # None up to half of the bound; the fifth finds as many rows as there may be.
     assert waits == [pytest.approx(0.05), pytest.approx(0.1)]
     ledger.close()
 
@@ -174,31 +222,26 @@ def test_an_intent_waits_no_longer_where_the_archive_is_lost_meanwhile(
     ledger = open_ledger(tmp_path, clock, max_lag={"entries": 4})
     waits: list[float] = []
     ledger._pause = waits.append
-    monkeypatch.setattr(ledger._feeder, "lag", lambda: (0, 0.0))
-    monkeypatch.setattr(ledger._feeder, "behind", lambda: 1_000_000)
+    monkeypatch.setattr(ledger, "lag", lambda: (0, 0.0))
+    monkeypatch.setattr(ledger._lag, "rows", lambda: 1_000_000)
     ledger.intend(make_intent(1))
     assert waits == [pytest.approx(0.1)]
     ledger.close()
 
 
 def test_an_archive_that_is_too_many_rows_behind_stops_issuing(
-    tmp_path: Path, clock: SetClock, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, clock: SetClock
 ) -> None:
     ledger = open_ledger(tmp_path, clock, max_lag={"entries": 3})
-    wait_until(lambda: fed(ledger))
-
-    def refuse(*_args: object) -> None:
-        raise LedgerError("the archive does not answer", rule="ledger.archive")
-
-    monkeypatch.setattr(Archive, "add", refuse)
+    feed(tmp_path / "journal", archive_url(tmp_path))
     for number in range(4):
         ledger.intend(make_intent(number))
     with pytest.raises(LedgerError, match="takes no intent") as caught:
         ledger.intend(make_intent(9))
     assert caught.value.rule == "ledger.lag"
     assert ledger.lag()[0] == 4
-    monkeypatch.undo()
-    wait_until(lambda: ledger.lag()[0] == 0)
+    feed(tmp_path / "journal", archive_url(tmp_path))
+    assert ledger.lag() == (0, 0.0)
     ledger.intend(make_intent(9))
     ledger.close()
 
@@ -214,13 +257,15 @@ def test_a_journal_that_is_shut_is_a_problem(tmp_path: Path, clock: SetClock) ->
 
 
 def test_a_broken_chain_behind_the_archive_stops_issuing(
-    tmp_path: Path, clock: SetClock, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, clock: SetClock
 ) -> None:
     ledger = open_ledger(tmp_path, clock)
-    monkeypatch.setattr(ledger._feeder, "problem", lambda: "at byte 7: broken")
+    state = FeederState.BROKEN
+    ledger._journal.progress.report(0, state, "at byte 7: broken")
     with pytest.raises(LedgerError, match="takes no intent") as caught:
         ledger.intend(make_intent())
     assert caught.value.rule == "ledger.chain"
+    assert ledger.problem() == "at byte 7: broken"
     ledger.close()
 
 

@@ -6,8 +6,9 @@ import pytest
 
 from bridge.ledger.archive.archive import Archive
 from bridge.ledger.ledger import Ledger
-from bridge.ledger.orphans import settle
+from bridge.ledger.orphans import OrphanWatch, settle
 from bridge.ledger.verify import verify
+from tests.support.harness.archive import feed
 from tests.unit.ledger.support import (
     SetClock,
     abandon,
@@ -21,8 +22,17 @@ from tests.unit.ledger.support import (
 )
 
 
-def settled(folder: Path, *ours: str) -> list[str]:
-    return settle(make_config(folder), ours=ours, version="1.2.3", clock=SetClock())
+def watch_of(folder: Path, grace_seconds: float = 0.0) -> OrphanWatch:
+    config = make_config(folder)
+    return OrphanWatch(
+        config.journal,
+        lambda writer: settle(config, writer, SetClock()),
+        grace_seconds,
+    )
+
+
+def settled(folder: Path) -> list[str]:
+    return watch_of(folder).look(0.0)
 
 
 def opened(folder: Path, writer: str) -> Ledger:
@@ -42,8 +52,9 @@ def test_a_writer_that_was_killed_gets_its_outcomes_and_reaches_the_archive(
     publish(tmp_path, journal)
     journal.append_durable(make_intent(1))
     abandon(journal)
-    assert settled(tmp_path, "w0", "w1") == ["w3"]
+    assert settled(tmp_path) == ["w3"]
     assert kinds(tmp_path, "w3")[-2:] == ["unknown", "closed"]
+    feed(tmp_path / "journal", archive_url(tmp_path))
     archive = Archive.open(archive_url(tmp_path), make=False)
     assert archive.position("w3").head.seq == len(kinds(tmp_path, "w3")) - 1
     archive.close()
@@ -73,29 +84,53 @@ def test_a_writer_that_left_in_order_is_left_alone(tmp_path: Path) -> None:
     assert kinds(tmp_path, "w3") == before
 
 
-def test_rows_that_the_archive_never_got_are_brought_to_it(tmp_path: Path) -> None:
-    journal = open_journal(tmp_path / "journal", writer="w3")
-    publish(tmp_path, journal)
-    journal.append_durable(make_intent(1))
-    journal.append_durable(make_ended(1))
-    journal.close()
+def test_rows_that_were_not_published_to_the_feeder_are_brought_to_it(
+    tmp_path: Path,
+) -> None:
+    # As after a power cut, or after an update from a version without the file.
+    ledger = opened(tmp_path, "w3")
+    ledger.intend(make_intent(1))
+    ledger.end(make_ended(1))
+    ledger.close()
+    (tmp_path / "journal/w3/progress").unlink()
     assert settled(tmp_path) == ["w3"]
     assert settled(tmp_path) == []
+    feed(tmp_path / "journal", archive_url(tmp_path))
+    archive = Archive.open(archive_url(tmp_path), make=False)
+    assert archive.position("w3").head.seq == len(kinds(tmp_path, "w3")) - 1
+    archive.close()
 
 
-@pytest.mark.parametrize("ours", [(), ("w3",)], ids=["at work", "ours"])
-def test_a_writer_that_is_at_work_or_ours_is_left_alone(
-    tmp_path: Path, ours: tuple[str, ...]
+def test_a_writer_that_is_alive_or_may_start_again_is_left_alone(
+    tmp_path: Path,
 ) -> None:
     journal = open_journal(tmp_path / "journal", writer="w3")
     publish(tmp_path, journal)
     journal.append_durable(make_intent(1))
-    if ours:
-        abandon(journal)
-    assert settled(tmp_path, *ours) == []
-    assert kinds(tmp_path, "w3")[-1] == "intent"
-    if not ours:
-        journal.close()
+    watch = watch_of(tmp_path, grace_seconds=40.0)
+    for now in (0.0, 100.0):
+        assert watch.look(now, at_once=True) == []
+    abandon(journal)
+    assert watch.look(200.0) == []
+    assert watch.look(239.0) == []
+    journal = open_journal(tmp_path / "journal", writer="w3")
+    assert watch.look(241.0) == []
+    abandon(journal)
+    assert watch.look(250.0) == []
+    assert watch.look(290.0) == ["w3"]
+
+
+def test_at_the_end_no_writer_is_waited_for(tmp_path: Path) -> None:
+    journal = open_journal(tmp_path / "journal", writer="w3")
+    publish(tmp_path, journal)
+    abandon(journal)
+    assert watch_of(tmp_path, grace_seconds=40.0).look(0.0, at_once=True) == ["w3"]
+
+
+def test_a_folder_without_a_journal_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "journal/backup").mkdir(parents=True)
+    assert settled(tmp_path) == []
+    assert list((tmp_path / "journal/backup").iterdir()) == []
 
 
 def test_a_journal_that_does_not_verify_is_told_and_holds_up_no_other(
@@ -108,5 +143,7 @@ def test_a_journal_that_does_not_verify_is_told_and_holds_up_no_other(
         abandon(journal)
     (segment,) = (tmp_path / "journal" / "w3").glob("*.jsonl")
     segment.write_bytes(segment.read_bytes().replace(b"1.2.3", b"1.2.4", 1))
-    assert settled(tmp_path) == ["w4"]
-    assert "w3 is not settled" in caplog.text
+    watch = watch_of(tmp_path)
+    assert watch.look(0.0) == ["w4"]
+    assert watch.look(1.0) == []
+    assert caplog.text.count("w3 is not settled") == 1

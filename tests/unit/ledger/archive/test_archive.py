@@ -1,43 +1,35 @@
-"""The archive and its feeder: every row once, whatever dies in between."""
+"""The archive: its tables, its rows and what a search finds."""
 
 import signal
 import sqlite3
 import stat
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
-from bridge.config import LagConfig
 from bridge.errors import BridgeError, ConfigError, LedgerError
-from bridge.ledger.archive import feeding as feeding_module
 from bridge.ledger.archive.archive import START, Archive, Position
-from bridge.ledger.archive.feeder import Feeder
-from bridge.ledger.archive.feedlock import RETRY_RULE
 from bridge.ledger.archive.queries import Query, select
 from bridge.ledger.archive.schema import INDEXED, metadata
 from bridge.ledger.chain import Head
 from bridge.ledger.journal.journal import Journal
+from tests.support.harness.archive import feed as feed_all
 from tests.unit.ledger.support import (
     CALLER,
-    SetClock,
-    abandon,
     all_rows,
     archive_url,
     make_ended,
     make_intent,
-    make_task,
     open_journal,
 )
 
-URL = "sqlite:///archive.db"
+_ROOT = Path(__file__).parents[4]
 
 
 @pytest.fixture
@@ -57,63 +49,12 @@ def journal(tmp_path: Path) -> Iterator[Journal]:
     journal.close()
 
 
-def feed(journal: Journal, archive: Archive) -> Feeder:
-    """Feed to the end, on this thread."""
-    return feed_by(journal, archive)
-
-
-def feed_by(journal: Journal, archive: Archive, **changed: Any) -> Feeder:
-    task = make_task(journal, journal.folder.parent, **changed)
-    feeder = Feeder(task, lambda: archive)
-    feeder._feeding._position = archive.position("w0")
-    feeder._feeding._feed(archive)
-    feeder._desk.take(feeder._feeding.report())
-    return feeder
+def feed(journal: Journal, archive: Archive) -> None:
+    feed_all(journal.folder.parent, str(archive._engine.url))
 
 
 def bodies(archive: Archive) -> list[bytes]:
     return [row["body"].encode() for row in archive.search(Query())]
-
-
-def test_every_row_arrives_once_and_unchanged(
-    journal: Journal, archive: Archive
-) -> None:
-    feeder = feed(journal, archive)
-    assert bodies(archive) == [row.line for row in all_rows(journal.folder)]
-    assert feeder.lag() == (0, 0.0)
-    feed(journal, archive)
-    journal.append_durable(make_intent(11))
-    feed(journal, archive)
-    assert bodies(archive) == [row.line for row in all_rows(journal.folder)]
-
-
-def test_a_feeder_that_dies_anywhere_repeats_and_loses_nothing(
-    journal: Journal, archive: Archive, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(feeding_module, "_BATCH_ROWS", 3)
-    died = 0
-    add = archive.add
-
-    class DiedError(RuntimeError):
-        pass
-
-    def dying(*args: object) -> None:
-        # Before every other commit, and after the others.
-        nonlocal died
-        died += 1
-        if died % 2:
-            add(*args)  # type: ignore[arg-type]
-        raise DiedError
-
-    for _ in range(40):
-        monkeypatch.setattr(archive, "add", dying)
-        try:
-            feed(journal, archive)
-        except DiedError:
-            continue
-        break
-    assert died > 10
-    assert bodies(archive) == [row.line for row in all_rows(journal.folder)]
 
 
 def test_rows_and_position_move_together_or_not_at_all(
@@ -135,129 +76,6 @@ def test_two_feeders_of_one_writer_are_found_out(
     stale = Position(1, Head(1, 3, "00" * 32))
     with pytest.raises(LedgerError, match="two servers feed one writer"):
         archive.add("w0", stale, stale, [])
-
-
-def test_a_row_that_is_not_durable_is_not_fed(
-    journal: Journal, archive: Archive
-) -> None:
-    head = journal.head._replace(seq=5)
-    feed_by(journal, archive, durable=lambda: head)
-    assert len(bodies(archive)) == 6
-
-
-def test_the_feeder_stops_at_a_break(journal: Journal, archive: Archive) -> None:
-    path = journal.folder / "00000001.jsonl"
-    path.write_bytes(path.read_bytes().replace(b"payments", b"pavments", 1))
-    with pytest.raises(LedgerError, match="prev is not the hash"):
-        feed(journal, archive)
-
-
-def test_an_archive_that_is_ahead_of_the_journal_is_refused(
-    tmp_path: Path, journal: Journal, archive: Archive
-) -> None:
-    feed(journal, archive)
-    journal.close()
-    for path in journal.folder.glob("*.jsonl"):
-        path.unlink()
-    other = open_journal(tmp_path)
-    with pytest.raises(LedgerError, match="restored from an older copy"):
-        feed(other, archive)
-    abandon(other)
-
-
-def test_a_feeder_thread_reports_a_break_and_ends(
-    journal: Journal, tmp_path: Path
-) -> None:
-    path = journal.folder / "00000002.jsonl"
-    path.write_bytes(path.read_bytes().replace(b"payments", b"pavments", 1))
-    feeder = Feeder(make_task(journal, tmp_path))
-    feeder.start()
-    feeder._thread.join(20)
-    assert "00000002.jsonl: at byte" in str(feeder.problem())
-    assert feeder.lag()[0] > 0
-    feeder.stop(0)
-
-
-def test_an_archive_that_cannot_be_opened_yet_is_tried_again(
-    journal: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(feeding_module, "_RETRY_SECONDS", 0.01)
-    later = tmp_path / "later"
-    failed = threading.Event()
-
-    def open_archive() -> Archive:
-        try:
-            return Archive.open(archive_url(later))
-        except LedgerError:
-            failed.set()
-            raise
-
-    clock = SetClock()
-    feeder = Feeder(make_task(journal, tmp_path, clock=clock), open_archive)
-    feeder.start()
-    assert failed.wait(20)
-    clock.forward(61)
-    assert feeder.lag() == (0, 61.0)
-    journal.append_durable(make_intent(20))
-    assert feeder.lag() == (1, 61.0), "what the archive cannot have is known"
-    later.mkdir()
-    while feeder.lag() != (0, 0.0):
-        pass
-    feeder.stop(20)
-    assert feeder.problem() is None
-    archive = Archive.open(archive_url(later), make=False)
-    assert len(bodies(archive)) == len(all_rows(journal.folder))
-    archive.close()
-
-
-def test_a_feeder_that_ends_tries_again_until_its_time_is_over(
-    journal: Journal, tmp_path: Path
-) -> None:
-    # Another worker that ends at the same time holds the archive for a moment.
-    tries = []
-
-    def open_archive() -> Archive:
-        tries.append(1)
-        if len(tries) < 3:
-            raise LedgerError("it is locked", rule=RETRY_RULE)
-        return Archive.open(archive_url(tmp_path))
-
-    feeder = Feeder(make_task(journal, tmp_path), open_archive)
-    feeder._desk.stop(20)
-    feeder.start()
-    feeder.stop(20)
-    archive = Archive.open(archive_url(tmp_path), make=False)
-    assert bodies(archive) == [row.line for row in all_rows(journal.folder)]
-    archive.close()
-
-
-def test_a_feeder_that_ends_does_not_try_for_ever(
-    journal: Journal, tmp_path: Path
-) -> None:
-    def open_archive() -> Archive:
-        raise LedgerError("it is locked", rule=RETRY_RULE)
-
-    feeder = Feeder(make_task(journal, tmp_path), open_archive)
-    feeder.start()
-    feeder.stop(0)
-    assert feeder.trouble() == "it is locked"
-
-
-@pytest.mark.parametrize(
-    ("rows", "grows", "is_time"),
-    [
-        (1, False, True),  # nobody writes: nothing comes that it could wait for
-        (1, True, False),  # under load, others follow
-        (25, True, True),  # a quarter of the bound
-    ],
-)
-def test_under_load_rows_wait_for_others(
-    journal: Journal, rows: int, *, grows: bool, is_time: bool
-) -> None:
-    few = LagConfig(entries=100, seconds=3600)
-    feeder = Feeder(make_task(journal, journal.folder, max_lag=few))
-    tip = journal.head.seq
-    assert feeder._feeding._is_time(rows, tip + 1 if grows else tip) is is_time
 
 
 # Indexes over expressions cannot be reflected; the next test compares them as text.
@@ -429,3 +247,59 @@ def test_a_search_that_takes_its_time_does_not_hold_up_the_feeder(
         pass
     reader.close()
     assert len(bodies(archive)) == len(all_rows(journal.folder))
+
+
+OPENER = """
+import sys
+from pathlib import Path
+from bridge.ledger.archive.archive import Archive
+from tests.unit.ledger.support import archive_url
+sys.stdout.write("up\\n")
+sys.stdout.flush()
+for name in sys.stdin:
+    Archive.open(archive_url(Path(sys.argv[1]), name.strip())).close()
+    sys.stdout.write("ok\\n")
+    sys.stdout.flush()
+"""
+
+
+def test_processes_that_start_together_make_one_archive(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", OPENER, str(tmp_path)]
+    processes = [
+        subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            cwd=_ROOT,
+            text=True,
+        )
+        for _ in range(3)
+    ]
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "up\n"
+    names = "".join(f"archive-{round_}.db\n" for round_ in range(12))
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write(names)
+        process.stdin.flush()
+    for process in processes:
+        out, err = process.communicate(timeout=60)
+        assert (process.returncode, err) == (0, "")
+        assert out == "ok\n" * 12
+
+
+@pytest.mark.usefixtures("archive")
+def test_a_second_look_in_the_same_process_keeps_the_log_of_the_first(
+    tmp_path: Path,
+) -> None:
+    log = tmp_path / "archive.db-wal"
+    held = log.stat().st_ino
+    Archive.open(archive_url(tmp_path)).close()
+    leave = "import sqlite3, sys; c = sqlite3.connect(sys.argv[1]); "
+    leave += "c.execute('SELECT COUNT(*) FROM entries').fetchall(); c.close()"
+    subprocess.run(
+        [sys.executable, "-c", leave, tmp_path / "archive.db"], check=True, timeout=60
+    )
+    assert log.stat().st_ino == held, "it took itself for the last one"

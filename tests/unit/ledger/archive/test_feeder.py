@@ -1,0 +1,498 @@
+"""The archive feeder: every row once and in order, whatever happens in between."""
+
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from bridge.errors import LedgerError
+from bridge.ledger.archive.archive import START, Archive, Position
+from bridge.ledger.archive.feeder import ArchiveFeeder, BatchSize
+from bridge.ledger.chain import Head
+from bridge.ledger.journal.journal import Journal
+from bridge.ledger.ledger import Ledger
+from bridge.ledger.verify import Comparison, compare, verify
+from tests.support.harness.archive import FeederThread, feed, make_feeder
+from tests.unit.ledger.support import (
+    SetClock,
+    abandon,
+    all_rows,
+    archive_url,
+    fed,
+    make_config,
+    make_ended,
+    make_intent,
+    open_journal,
+)
+
+_WAIT_SECONDS = 20
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    give_up = time.monotonic() + _WAIT_SECONDS
+    while not condition():
+        assert time.monotonic() < give_up, "it did not come true"
+        time.sleep(0.005)
+
+
+def compared(folder: Path) -> Comparison:
+    archive = Archive.open(archive_url(folder), make=False)
+    try:
+        return compare(folder / "journal", archive)
+    finally:
+        archive.close()
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Iterator[Journal]:
+    journal = open_journal(tmp_path / "journal", segment_bytes=4_000)
+    for number in range(10):
+        journal.append_durable(make_intent(number))
+        journal.append_durable(make_ended(number))
+    yield journal
+    journal.close()
+
+
+@pytest.fixture
+def feeder(tmp_path: Path) -> Iterator[ArchiveFeeder]:
+    feeder = make_feeder(tmp_path / "journal", archive_url(tmp_path), batch_rows=3)
+    yield feeder
+    feeder.close()
+
+
+def run(feeder: ArchiveFeeder) -> None:
+    while feeder.run_pass(at_once=True):
+        pass
+
+
+def bodies(folder: Path, writer: str = "w0") -> list[bytes]:
+    archive = Archive.open(archive_url(folder), make=False)
+    found = [row["body"].encode() for row in archive.rows(writer)]
+    archive.close()
+    return found
+
+
+def test_every_row_arrives_once_and_unchanged(
+    tmp_path: Path, journal: Journal, feeder: ArchiveFeeder
+) -> None:
+    run(feeder)
+    assert bodies(tmp_path) == [row.line for row in all_rows(journal.folder)]
+    assert journal.progress.fed == journal.head.seq
+    run(feeder)
+    journal.append_durable(make_intent(11))
+    run(feeder)
+    assert bodies(tmp_path) == [row.line for row in all_rows(journal.folder)]
+
+
+def test_a_feeder_that_dies_anywhere_repeats_and_loses_nothing(
+    tmp_path: Path, journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    died = 0
+    add = Archive.add
+
+    class DiedError(RuntimeError):
+        pass
+
+    def dying(*args: object) -> None:
+        # Before every other commit, and after the others.
+        nonlocal died
+        died += 1
+        if died % 2:
+            add(*args)  # type: ignore[arg-type]
+        raise DiedError
+
+    monkeypatch.setattr(Archive, "add", dying)
+    for _ in range(40):
+        feeder = make_feeder(tmp_path / "journal", archive_url(tmp_path), 3)
+        try:
+            run(feeder)
+        except DiedError:
+            continue
+        finally:
+            feeder.close()
+        break
+    assert died > 10
+    assert bodies(tmp_path) == [row.line for row in all_rows(journal.folder)]
+
+
+def test_a_row_that_is_not_durable_is_not_fed(
+    tmp_path: Path, journal: Journal, feeder: ArchiveFeeder
+) -> None:
+    journal.progress.publish(journal.head._replace(seq=5))
+    run(feeder)
+    assert len(bodies(tmp_path)) == 6
+
+
+def test_a_writer_that_has_not_finished_its_start_is_not_fed(
+    tmp_path: Path, journal: Journal, feeder: ArchiveFeeder
+) -> None:
+    # What a start finds at the end of a journal may not be on disk.
+    journal.progress._begin()
+    run(feeder)
+    assert bodies(tmp_path) == []
+    assert journal.progress.fed is None
+    journal.progress.publish(journal.head)
+    run(feeder)
+    assert len(bodies(tmp_path)) == len(all_rows(journal.folder))
+
+
+def test_a_break_stops_one_writer_until_it_starts_again(
+    tmp_path: Path, journal: Journal, feeder: ArchiveFeeder
+) -> None:
+    other = open_journal(tmp_path / "journal", "w1")
+    path = journal.folder / "00000001.jsonl"
+    whole = path.read_bytes()
+    path.write_bytes(whole.replace(b"payments", b"pavments", 1))
+    for _ in range(2):
+        run(feeder)
+        assert journal.progress.is_broken
+        assert "00000001.jsonl: at byte" in journal.progress.reason()
+        assert "prev is not the hash" in journal.progress.reason()
+        path.write_bytes(whole)
+    assert journal.progress.fed is not None
+    assert journal.progress.fed < journal.head.seq
+    assert other.progress.fed == other.head.seq
+    assert not other.progress.is_broken
+    other.close()
+    abandon(journal)
+    again = open_journal(tmp_path / "journal")
+    run(feeder)
+    assert not again.progress.is_broken
+    assert bodies(tmp_path) == [row.line for row in all_rows(journal.folder)]
+    again.close()
+
+
+def test_an_archive_that_is_ahead_of_the_journal_is_refused(
+    tmp_path: Path, journal: Journal, feeder: ArchiveFeeder
+) -> None:
+    run(feeder)
+    journal.close()
+    for path in journal.folder.glob("*.jsonl"):
+        path.unlink()
+    other = open_journal(tmp_path / "journal")
+    run(feeder)
+    assert "restored from an older copy" in other.progress.reason()
+    assert other.progress.is_broken
+    abandon(other)
+
+
+def test_a_journal_that_lost_what_it_published_is_refused(
+    journal: Journal, feeder: ArchiveFeeder
+) -> None:
+    (journal.folder / "00000003.jsonl").unlink()
+    for path in sorted(journal.folder.glob("*.jsonl"))[2:]:
+        path.unlink()
+    run(feeder)
+    assert "before what was written" in journal.progress.reason()
+    assert journal.progress.is_broken
+
+
+def test_two_feeders_of_one_archive_are_found_out(
+    tmp_path: Path, journal: Journal, feeder: ArchiveFeeder
+) -> None:
+    # On two machines, which have no lock in common.
+    feeder.run_pass(at_once=True)
+    archive = Archive.open(archive_url(tmp_path))
+    before = archive.position("w0")
+    archive.add("w0", before, before._replace(byte_offset=before.byte_offset + 1), [])
+    archive.close()
+    run(feeder)
+    assert "two servers feed one writer" in journal.progress.reason()
+    assert journal.progress.is_broken
+
+
+def test_of_one_folder_one_feeder_feeds_at_a_time(
+    tmp_path: Path, journal: Journal, feeder: ArchiveFeeder
+) -> None:
+    feeder.run_pass(at_once=True)
+    other = make_feeder(tmp_path / "journal", archive_url(tmp_path))
+    fed_before = journal.progress.fed
+    assert not other.run_pass(at_once=True)
+    assert journal.progress.fed == fed_before
+    feeder.close()
+    run(other)
+    assert journal.progress.fed == journal.head.seq
+    other.close()
+
+
+def test_a_feeder_that_has_not_looked_yet_leaves_what_was_known(
+    tmp_path: Path, journal: Journal, feeder: ArchiveFeeder
+) -> None:
+    run(feeder)
+    feeder.close()
+    (tmp_path / "elsewhere").mkdir()
+    next_one = make_feeder(tmp_path / "journal", f"sqlite:///{tmp_path}/elsewhere")
+    run(next_one)
+    assert journal.progress.fed == journal.head.seq
+    assert "cannot be opened" in journal.progress.reason()
+    next_one.close()
+
+
+@pytest.mark.parametrize(
+    ("url", "is_broken", "reason"),
+    [
+        ("nosuchdb://x", True, "expected a SQLAlchemy URL"),
+        ("sqlite:///absent/archive.db", False, "cannot be opened"),
+    ],
+)
+def test_an_archive_that_cannot_be_opened_is_reported_to_every_writer(
+    tmp_path: Path, journal: Journal, url: str, *, is_broken: bool, reason: str
+) -> None:
+    other = open_journal(tmp_path / "journal", "w1")
+    feeder = make_feeder(tmp_path / "journal", url)
+    assert not feeder.run_pass()
+    for one in (journal, other):
+        assert one.progress.is_broken is is_broken
+        assert reason in one.progress.reason()
+        assert one.progress.fed is None
+    feeder.close()
+    other.close()
+
+
+@pytest.mark.parametrize(
+    ("batch", "grows", "feeds"),
+    [
+        (BatchSize(rows=1000, seconds=600), False, True),  # nobody writes
+        (BatchSize(rows=1000, seconds=600), True, False),  # under load, others follow
+        (BatchSize(rows=5, seconds=600), True, True),  # enough rows
+        (BatchSize(rows=1000, seconds=0), True, True),  # they waited long enough
+    ],
+)
+def test_under_load_rows_wait_for_others(
+    tmp_path: Path, journal: Journal, batch: BatchSize, *, grows: bool, feeds: bool
+) -> None:
+    feeder = ArchiveFeeder(
+        tmp_path / "journal", lambda: Archive.open(archive_url(tmp_path)), batch
+    )
+    feeder.run_pass()
+    if grows:
+        journal.append_durable(make_intent(20))
+    before = journal.progress.fed
+    feeder.run_pass()
+    assert (journal.progress.fed != before) is feeds or batch.seconds == 0
+    feeder.close()
+
+
+def test_a_batch_is_well_below_the_bound_of_the_lag() -> None:
+    assert BatchSize.below(100, 1.0) == BatchSize(rows=25, seconds=0.25)
+    assert BatchSize.below(100_000, 60.0) == BatchSize()
+
+
+def test_a_writer_whose_folder_goes_away_is_let_go(
+    tmp_path: Path, journal: Journal, feeder: ArchiveFeeder
+) -> None:
+    run(feeder)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    journal.folder.rename(tmp_path / "moved")
+    run(feeder)
+    assert len(list(Path("/proc/self/fd").iterdir())) == before - 1
+    assert feeder.trouble == ""
+
+
+# The archive goes away, is locked or is damaged while a ledger writes.
+
+
+def open_ledger(folder: Path, writer: str = "w0", **changed: object) -> Ledger:
+    return Ledger.open(
+        make_config(folder, **changed), writer=writer, version="1", clock=SetClock()
+    )
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Iterator[Ledger]:
+    with FeederThread(make_config(tmp_path)):
+        ledger = open_ledger(tmp_path, max_lag={"entries": 10})
+        for number in range(4):
+            ledger.intend(make_intent(number))
+            ledger.end(make_ended(number))
+        ledger._journal.flush()
+        wait_until(lambda: fed(ledger))
+        yield ledger
+        ledger.close()
+
+
+def end(folder: Path, ledger: Ledger) -> Comparison:
+    """Close the ledger, and return what the archive has when all is fed."""
+    ledger.close()
+
+    def agrees() -> bool:
+        try:
+            return compared(folder).agrees
+        except LedgerError:
+            return False
+
+    wait_until(agrees)
+    return compared(folder)
+
+
+def remove(path: Path) -> None:
+    path.unlink()
+
+
+def remove_all(path: Path) -> None:
+    for each in path.parent.glob("archive.db*"):
+        each.unlink()
+
+
+def replace_by_empty(path: Path) -> None:
+    fresh = path.with_name("fresh")
+    fresh.touch()
+    fresh.replace(path)
+
+
+def damage(path: Path) -> None:
+    # As a disk would: the same file with other bytes. Then somebody removes it.
+    data = path.read_bytes()
+    path.write_bytes(b"\xff" * len(data))
+    path.unlink()
+
+
+@pytest.mark.parametrize("change", [remove, remove_all, replace_by_empty, damage])
+def test_an_archive_that_goes_away_in_use_is_made_again_from_the_journals(
+    tmp_path: Path, ledger: Ledger, change: Callable[[Path], None]
+) -> None:
+    other = open_ledger(tmp_path, "w1")
+    path = tmp_path / "archive.db"
+    change(path)
+    wait_until(lambda: path.exists() and path.stat().st_size)
+    wait_until(lambda: fed(ledger) and fed(other))
+    ledger.intend(make_intent(8))
+    ledger.end(make_ended(8))
+    other.close()
+    assert end(tmp_path, ledger).agrees
+
+
+def test_an_archive_that_was_deleted_between_two_starts_is_made_again(
+    tmp_path: Path, ledger: Ledger
+) -> None:
+    end(tmp_path, ledger)
+    (tmp_path / "archive.db").unlink()
+    assert end(tmp_path, open_ledger(tmp_path)).equal == 12
+
+
+def test_a_locked_archive_stops_issuing_at_the_bound_and_lets_it_go_on(
+    tmp_path: Path, ledger: Ledger
+) -> None:
+    other = sqlite3.connect(tmp_path / "archive.db", isolation_level=None)
+    other.execute("PRAGMA busy_timeout = 5000")
+    other.execute("BEGIN EXCLUSIVE")
+    # The bound, and the row that passes it.
+    for number in range(10, 21):
+        ledger.intend(make_intent(number))
+    with pytest.raises(LedgerError, match="takes no intent") as caught:
+        ledger.intend(make_intent(21))
+    assert caught.value.rule == "ledger.lag"
+    wait_until(lambda: "database is locked" in str(ledger.problem()))
+    other.rollback()
+    other.close()
+    wait_until(lambda: ledger.problem() is None)
+    ledger.intend(make_intent(50))
+    assert end(tmp_path, ledger).agrees
+
+
+def test_a_damaged_archive_says_what_to_do_and_is_made_again(tmp_path: Path) -> None:
+    ledger = open_ledger(tmp_path)
+    feed(tmp_path / "journal", archive_url(tmp_path))
+    path = tmp_path / "archive.db"
+    path.write_bytes(b"\xff" * path.stat().st_size)
+    with FeederThread(make_config(tmp_path)):
+        wait_until(lambda: "remove the archive" in ledger._journal.progress.reason())
+        assert not ledger._journal.progress.is_broken
+        path.unlink()
+        wait_until(lambda: fed(ledger))
+        assert end(tmp_path, ledger).agrees
+
+
+def test_several_writers_reach_one_archive_each_row_once(tmp_path: Path) -> None:
+    with FeederThread(make_config(tmp_path)):
+        ledgers = [open_ledger(tmp_path, f"w{number}") for number in range(3)]
+        for number in range(500):
+            for ledger in ledgers:
+                ledger.intend(make_intent(number))
+                ledger.end(make_ended(number))
+        for ledger in ledgers:
+            ledger.close()
+    result = compared(tmp_path)
+    assert result.agrees, result
+    assert result.equal == 3 * (500 * 2 + 2)
+    assert verify(tmp_path / "journal", tmp_path / "heads.jsonl").intact
+
+
+def test_rows_that_are_not_fed_yet_are_behind_and_no_difference(
+    tmp_path: Path,
+) -> None:
+    ledger = open_ledger(tmp_path)
+    feed(tmp_path / "journal", archive_url(tmp_path))
+    ledger.intend(make_intent(8))
+    ledger.intend(make_intent(9))
+    result = compared(tmp_path)
+    assert (result.behind, result.problems) == ({"w0": 2}, [])
+    assert not result.agrees
+    ledger.close()
+
+
+_ONE_MORE = """
+INSERT INTO entries SELECT writer, 10, at, kind, attempt, request, purpose, front,
+cluster, caller, issuing_ca, serial, key_sha256, names, not_before, not_after,
+tbs_sha256, certificate_sha256, status, rule, detail, body, hash
+FROM entries WHERE seq = 9
+"""
+
+
+def change_rows(folder: Path, statement: str) -> None:
+    connection = sqlite3.connect(folder / "archive.db")
+    connection.execute(statement)
+    connection.commit()
+    connection.close()
+
+
+@pytest.mark.parametrize(
+    ("statement", "reason"),
+    [
+        ("DELETE FROM entries WHERE seq = 3", "row 3 of the journal is not in the"),
+        ("DELETE FROM entries WHERE seq = 0", "row 0 of the journal is not in the"),
+        ("UPDATE entries SET caller = 'x' WHERE seq = 3", "row 3 differs in caller"),
+        ("UPDATE entries SET body = '' WHERE seq = 9", "row 9 differs in body"),
+        (
+            _ONE_MORE,
+            "the archive has row 10, and the journal ends at row 9",
+        ),
+        (
+            "INSERT INTO positions VALUES ('w7', 1, 1, 1, '')",
+            "w7: the archive has rows, and there is no such journal",
+        ),
+    ],
+)
+def test_a_difference_is_found(
+    tmp_path: Path, ledger: Ledger, statement: str, reason: str
+) -> None:
+    assert end(tmp_path, ledger).agrees
+    change_rows(tmp_path, statement)
+    result = compared(tmp_path)
+    assert not result.agrees
+    assert reason in result.problems[0]
+
+
+def test_what_a_deleted_archive_left_beside_it_does_not_spoil_the_next_one(
+    tmp_path: Path,
+) -> None:
+    end_ = Position(1, Head(1, 1, "a" * 64))
+    later = Position(2, Head(1, 2, "b" * 64))
+    old = Archive.open(archive_url(tmp_path))
+    old.add("w0", START, end_, [])
+    (tmp_path / "archive.db").unlink()
+    new = Archive.open(archive_url(tmp_path))
+    assert old.moved()
+    assert not new.moved()
+    new.add("w1", START, end_, [])
+    # A feeder that does not know yet writes to the file that has no name.
+    old.add("w0", end_, later, [])
+    old.close()
+    new.add("w2", START, end_, [])
+    assert new.writers() == ["w1", "w2"]
+    new.close()
+    connection = sqlite3.connect(tmp_path / "archive.db")
+    assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    connection.close()

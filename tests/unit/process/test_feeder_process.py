@@ -1,0 +1,149 @@
+"""The archive feeder under its parent: one process, another after a crash or reload."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from bridge.config import ConfigText
+from bridge.process.feeder_process import FeederProcesses
+from bridge.process.role import FeederOrder
+
+TEXT = """
+trust_domain: corp.example
+fronts: {istio: {listen: "127.0.0.1:0", tls: {dns_names: [meshca.example]}}}
+clusters: [{name: Kubernetes, tokens: {verify: jwks, file: k.json, issuer: "x"}}]
+issuing_cas: {seoul-1: {plugin: file, chain: chain.pem}}
+trust_anchors: roots.pem
+issuance: {issuing_cas: [seoul-1]}
+limits: {drain: 15s}
+ledger: {journal: journal, archive: "sqlite:///a.db", heads: {sink: heads.jsonl}}
+"""
+
+
+@dataclass
+class FakeChild:
+    order: FeederOrder
+    pid: int = 1
+    status: int | None = None
+    told: list[str] = field(default_factory=list)
+
+    def poll(self) -> int | None:
+        return self.status
+
+    def terminate(self) -> None:
+        self.told.append("terminate")
+
+    def kill(self) -> None:
+        self.told.append("kill")
+        self.status = -9
+
+
+Write = Callable[[str], ConfigText]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    path = tmp_path / "bridge.yaml"
+
+    def write(text: str) -> ConfigText:
+        path.write_text(text)
+        return ConfigText.read(path)
+
+    return write
+
+
+@pytest.fixture
+def children() -> list[FakeChild]:
+    return []
+
+
+@pytest.fixture
+def feeders(children: list[FakeChild]) -> FeederProcesses:
+    def start(order: FeederOrder) -> FakeChild:
+        children.append(FakeChild(order))
+        return children[-1]
+
+    return FeederProcesses("INFO", start)
+
+
+def test_one_process_gets_what_it_has_to_feed(
+    tmp_path: Path, write: Write, feeders: FeederProcesses, children: list[FakeChild]
+) -> None:
+    source = write(TEXT)
+    for now in range(3):
+        feeders.run(source, float(now))
+    (child,) = children
+    order = FeederOrder.read(child.order.line())
+    assert order == child.order
+    assert order.journal == str(tmp_path / "journal")
+    assert order.archive == f"sqlite:///{tmp_path}/a.db"
+    assert (order.entries, order.seconds) == (10_000, 60)
+
+
+def test_a_process_that_ends_is_followed_by_another(
+    write: Write, feeders: FeederProcesses, children: list[FakeChild]
+) -> None:
+    source = write(TEXT)
+    feeders.run(source, 0.0)
+    children[0].status = -9
+    feeders.run(source, 1.0)
+    assert len(children) == 1
+    feeders.run(source, 1.2)
+    assert len(children) == 2
+
+
+def test_another_section_ledger_gets_a_process_of_its_own(
+    write: Write, feeders: FeederProcesses, children: list[FakeChild]
+) -> None:
+    feeders.run(write(TEXT), 0.0)
+    feeders.run(write(TEXT.replace("drain: 15s", "drain: 20s")), 1.0)
+    assert len(children) == 1, "the ledger is the same"
+    source = write(TEXT.replace("journal: journal", "journal: other"))
+    feeders.run(source, 2.0)
+    old, new = children
+    assert (old.told, new.told) == (["terminate"], [])
+    assert new.order.journal.endswith("/other")
+    feeders.run(source, 2.0 + 20 + 7.9)
+    assert old.told == ["terminate"], "it feeds while workers drain"
+    feeders.run(source, 2.0 + 20 + 8)
+    assert old.told == ["terminate", "kill"]
+    feeders.run(source, 31.0)
+    feeders.stop(31.0)
+    assert new.told == ["terminate"]
+
+
+def test_of_the_same_journals_the_process_before_ends_at_once(
+    write: Write, feeders: FeederProcesses, children: list[FakeChild]
+) -> None:
+    feeders.run(write(TEXT), 0.0)
+    feeders.run(write(TEXT.replace("a.db", "b.db")), 1.0)
+    old, new = children
+    assert (old.told, new.told) == (["terminate", "kill"], [])
+    assert new.order.archive.endswith("/b.db")
+
+
+def test_an_end_waits_for_the_last_rows_and_no_longer(
+    write: Write, feeders: FeederProcesses, children: list[FakeChild]
+) -> None:
+    assert feeders.is_gone
+    feeders.run(write(TEXT), 0.0)
+    feeders.stop(1.0)
+    assert not feeders.is_gone
+    feeders.tick(8.9)
+    assert children[0].told == ["terminate"]
+    feeders.tick(9.0)
+    assert children[0].told == ["terminate", "kill"]
+    feeders.tick(9.1)
+    assert feeders.is_gone
+    assert len(children) == 1
+
+
+def test_all_are_killed_at_once(
+    write: Write, feeders: FeederProcesses, children: list[FakeChild]
+) -> None:
+    feeders.run(write(TEXT), 0.0)
+    feeders.run(write(TEXT.replace("a.db", "b.db")), 1.0)
+    feeders.kill()
+    assert [child.told[-1] for child in children] == ["kill", "kill"]
