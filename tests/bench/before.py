@@ -18,7 +18,7 @@ from tests.bench.peers import say, surroundings, verdict
 from tests.soak.ground import Look
 from tests.support.harness.processes import descendants
 from tests.support.harness.real_process import MESHCA, Bridge
-from tests.support.parts import gobuild
+from tests.support.parts import builds
 from tests.support.parts.tokens import TokenIssuer
 
 _ROOT = Path(__file__).resolve().parents[2]
@@ -58,7 +58,7 @@ def main() -> int:
     )
     try:
         verdicts = list(_verdicts(options, sides))
-    except (BenchError, gobuild.BuildError) as error:
+    except (BenchError, builds.BuildError) as error:
         sys.stderr.write(f"bench-before: {error}\n")
         return 2
     say("", *(text for _, text in verdicts))
@@ -92,7 +92,7 @@ def _verdicts(
     programs = build(Path(peers) if peers else _ROOT.parent / "shared/peers")
     load = Load(programs=programs, ca_key="p256", csr="p256", seconds=options.seconds)
     # Not under /tmp, which may be memory: a journal there would cost nothing.
-    with tempfile.TemporaryDirectory("-bench", dir=gobuild.cache_folder()) as name:
+    with tempfile.TemporaryDirectory("-bench", dir=builds.cache_folder()) as name:
         folder = Path(name)
         say(*surroundings(folder, options))
         pairs: dict[int, list[tuple[Seen, Seen]]] = {1: [], 2: []}

@@ -27,7 +27,7 @@ from tests.bench.load import (
 from tests.bench.peers import BUSY_PERCENT, say, surroundings, verdict
 from tests.support.clients.linkerd_go import AUDIENCE
 from tests.support.harness.real_process import Bridge
-from tests.support.parts import gobuild
+from tests.support.parts import builds
 from tests.support.parts.tokens import TokenIssuer
 
 _ROOT = Path(__file__).resolve().parents[2]
@@ -66,7 +66,7 @@ def main() -> int:
     options = _options()
     try:
         rounds, minute = _measured(options)
-    except (BenchError, gobuild.BuildError) as error:
+    except (BenchError, builds.BuildError) as error:
         sys.stderr.write(f"bench-fronts: {error}\n")
         return 2
     results = [one for pair in rounds for one in pair.results]
@@ -105,7 +105,7 @@ def _measured(options: argparse.Namespace) -> tuple[list[Round], Result | None]:
     programs = build(Path(peers) if peers else _ROOT.parent / "shared/peers")
     load = Load(programs=programs, ca_key="p256", csr="p256", seconds=options.seconds)
     # Not under /tmp, which may be memory: a journal there would cost nothing.
-    home = gobuild.cache_folder()
+    home = builds.cache_folder()
     home.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory("-bench", dir=home) as name:
         folder = Path(name)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from bridge.hierarchy.throwaway import KeyAlgorithm
 from tests.support.harness.real_process import PEER_SERVER_NAME, Bridge
-from tests.support.parts import gobuild, netports
+from tests.support.parts import builds, netports
 
 SERVER_CORE, CLIENT_CORE = "0", "1"
 CONNECTIONS, IN_FLIGHT = 8, 32
@@ -84,8 +84,8 @@ def build(source: Path) -> Programs:
     """
     copy = _copy(source)
     return Programs(
-        client=gobuild.build(copy, "./cmd/caload"),
-        peer=gobuild.build(copy, "./cmd/istioca"),
+        client=builds.build(copy, "./cmd/caload"),
+        peer=builds.build(copy, "./cmd/istioca"),
     )
 
 
@@ -100,7 +100,7 @@ def _copy(source: Path) -> Path:
         if path.is_file():
             state.update(str(path.relative_to(source)).encode() + path.read_bytes())
     # The build completes go.sum, and that folder is not ours to write to.
-    copy = gobuild.cache_folder() / "peers" / state.hexdigest()[:24]
+    copy = builds.cache_folder() / "peers" / state.hexdigest()[:24]
     shutil.copytree(source, copy, dirs_exist_ok=True)
     return copy
 

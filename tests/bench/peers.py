@@ -32,7 +32,7 @@ from tests.bench.load import (
     measure_peer,
 )
 from tests.support.harness.real_process import Bridge
-from tests.support.parts import gobuild
+from tests.support.parts import builds
 from tests.support.parts.tokens import TokenIssuer
 
 _ROOT = Path(__file__).resolve().parents[2]
@@ -79,7 +79,7 @@ def main() -> int:
     try:
         rsa_floor = _rsa_floor()
         rounds = list(_rounds(options))
-    except (BenchError, gobuild.BuildError) as error:
+    except (BenchError, builds.BuildError) as error:
         sys.stderr.write(f"bench-peers: {error}\n")
         return 2
     verdicts = list(_verdicts(rounds, rsa_floor))
@@ -130,7 +130,7 @@ def _rounds(options: argparse.Namespace) -> Iterator[Round]:
     ]
     with ExitStack() as stack:
         # Not under /tmp, which may be memory: a journal there would cost nothing.
-        home = gobuild.cache_folder()
+        home = builds.cache_folder()
         home.mkdir(parents=True, exist_ok=True)
         name = stack.enter_context(tempfile.TemporaryDirectory("-bench", dir=home))
         folder = Path(name)

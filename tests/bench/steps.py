@@ -45,7 +45,7 @@ from bridge.system.clock import system_clock
 from tests.support.clients.linkerd_go import AUDIENCE, name_of
 from tests.support.harness.archive import FeederThread
 from tests.support.harness.real_process import SERVER_NAME, Bridge
-from tests.support.parts import gobuild
+from tests.support.parts import builds
 from tests.support.parts.tokens import TokenIssuer
 
 _CASES: tuple[tuple[str, KeyAlgorithm], ...] = (
@@ -71,7 +71,7 @@ def main() -> None:
     logging.disable(logging.WARNING)  # a key in a file is what is measured here
     csrs: dict[str, str | bytes] = {"istio": _csr(options.csr), "linkerd": _der_csr()}
     # Not under /tmp, which may be memory: a journal there would cost nothing.
-    home = gobuild.cache_folder()
+    home = builds.cache_folder()
     home.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory("-bench", dir=home) as folder:
         columns = [

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.clients.holders import Holders
+from tests.support.clients.load import Holders
 from tests.support.harness.kills import ALL, PARENT, WORKER, Kills
 from tests.support.harness.workers import Supervised
 

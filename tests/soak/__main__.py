@@ -20,7 +20,7 @@ from tests.soak import kills, latency, memory, overload, report, storm, workers
 from tests.soak.ground import Ground, Sizes, say
 from tests.soak.result import Result
 from tests.support.clients.istio_go import program
-from tests.support.parts import gobuild
+from tests.support.parts import builds
 
 _PARTS: dict[str, Callable[[Ground], Result]] = {
     "kills": kills.run,
@@ -41,7 +41,7 @@ def main() -> int:
     options = _options()
     try:
         results = _results(options)
-    except (BenchError, gobuild.BuildError) as error:
+    except (BenchError, builds.BuildError) as error:
         sys.stderr.write(f"soak: {error}\n")
         return 2
     say("", *(f"{one.part}: {line}" for one in results for line in one.lines()))
@@ -58,7 +58,7 @@ def _results(options: argparse.Namespace) -> list[Result]:
     say(where)
     results: list[Result] = []
     # Not under /tmp, which may be memory: a journal there would cost nothing.
-    home = gobuild.cache_folder()
+    home = builds.cache_folder()
     for part in options.parts:
         with tempfile.TemporaryDirectory("-soak", dir=home) as folder:
             ground = Ground(

@@ -7,7 +7,7 @@ from collections import Counter
 
 from tests.soak.ground import Ground, say
 from tests.soak.result import Fault, Result, counted
-from tests.support.clients.holders import Holders
+from tests.support.clients.load import Holders
 from tests.support.harness.kills import ALL, PARENT, WORKER, Kill, Kills
 from tests.support.harness.workers import Supervised
 

@@ -7,8 +7,8 @@ import statistics
 from typing import Any
 
 from tests.soak.ground import Ground, say
-from tests.soak.prober import Prober
 from tests.soak.result import Fault, Result, counted
+from tests.support.clients.load import Prober
 from tests.support.harness.workers import Supervised
 
 _FLOORS = {1.5: 0.8, 3.0: 0.6}

@@ -7,8 +7,8 @@ import pytest
 
 from tests.soak import latency, report
 from tests.soak.__main__ import _PARTS
-from tests.soak.prober import Probe, Prober
 from tests.soak.result import Fault, Result
+from tests.support.clients.load import Probe, Prober
 
 WITHOUT_FAULTS = {"memory", "latency"}
 

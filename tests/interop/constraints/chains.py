@@ -19,7 +19,7 @@ from bridge.errors import ConfigError, DeniedError
 from bridge.x509.der import tlv
 from bridge.x509.name_constraints import ChainConstraints
 from tests.interop.constraints.cases import Case
-from tests.support.parts import gobuild
+from tests.support.parts import builds
 
 NOW = datetime(2026, 6, 1, 12, 0, 0, tzinfo=UTC)
 VERIFIER = Path(__file__).parent / "verifier"
@@ -251,7 +251,7 @@ def ask_go(chains: dict[str, Chain]) -> dict[str, Verdict]:
         for name, chain in chains.items()
     ]
     done = subprocess.run(
-        [gobuild.build(VERIFIER)],
+        [builds.build(VERIFIER)],
         input=json.dumps(asked),
         capture_output=True,
         text=True,

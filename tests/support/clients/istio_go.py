@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cryptography import x509
 
-from tests.support.parts import gobuild
+from tests.support.parts import builds
 
 _MODULE = Path(__file__).resolve().parents[2] / "interop/istio_client"
 _CALL_SECONDS = 30.0
@@ -37,7 +37,7 @@ class Answer:
 @cache
 def program() -> Path:
     """Return the client, built if need be."""
-    return gobuild.build(_MODULE)
+    return builds.build(_MODULE)
 
 
 def ask(

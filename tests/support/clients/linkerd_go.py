@@ -12,7 +12,7 @@ from pathlib import Path
 from cryptography import x509
 
 from tests.support.harness.real_process import Bridge
-from tests.support.parts import gobuild
+from tests.support.parts import builds
 
 _MODULE = Path(__file__).resolve().parents[2] / "interop/linkerd_client"
 _CALL_SECONDS = 120.0
@@ -74,7 +74,7 @@ def ask_bridge(
 @cache
 def program() -> Path:
     """Return the client, built if need be."""
-    return gobuild.build(_MODULE)
+    return builds.build(_MODULE)
 
 
 def ask(

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bridge.ledger.verify import verify
-from tests.support.clients.holders import Held, Holders
+from tests.support.clients.load import Held, Holders
 from tests.support.harness.processes import is_alive
 from tests.support.harness.workers import Supervised, await_true
 

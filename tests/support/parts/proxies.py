@@ -20,7 +20,7 @@ from cryptography import x509
 
 from tests.support.clients.handshake import End, RefusedError, shake_hands, turns
 from tests.support.clients.linkerd_go import Answer
-from tests.support.parts import cargobuild
+from tests.support.parts import builds
 
 _CRATE = Path(__file__).resolve().parents[2] / "interop/linkerd_verifier"
 _SECONDS = 60.0
@@ -120,14 +120,14 @@ class RtlsVerifier:
 def verifiers() -> dict[str, Verifier]:
     """Return the verifiers that can be had here, by name."""
     found: dict[str, Verifier] = {"rtls": RtlsVerifier()}
-    if cargobuild.cargo() is not None:
+    if builds.cargo() is not None:
         found["rust"] = RustVerifier()
     return found
 
 
 def _run(verb: str, *arguments: str | Path) -> dict[str, str]:
     done = subprocess.run(
-        [cargobuild.build(_CRATE), verb, *arguments],
+        [builds.build_crate(_CRATE), verb, *arguments],
         capture_output=True,
         text=True,
         timeout=_SECONDS,

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.parts import cargobuild, install
-from tests.support.parts.gobuild import BuildError
+from tests.support.parts import builds, install
+from tests.support.parts.builds import BuildError
 
 pytestmark = pytest.mark.interop
 
@@ -28,12 +28,12 @@ def crate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def _is_built_once_until_its_sources_change(crate: Path) -> None:
-    first = cargobuild.build(crate)
+    first = builds.build_crate(crate)
     made = first.stat().st_mtime_ns
-    assert cargobuild.build(crate) == first
+    assert builds.build_crate(crate) == first
     assert first.stat().st_mtime_ns == made
     (crate / "src/main.rs").write_text(_GOOD.replace("42", "43"))
-    assert cargobuild.build(crate) != first
+    assert builds.build_crate(crate) != first
     assert not (crate / "target").exists()
 
 
@@ -41,27 +41,27 @@ def _is_an_error_each_time_where_it_does_not_compile(crate: Path) -> None:
     (crate / "src/main.rs").write_text(_GOOD.replace('"42"', "missing"))
     for _ in range(2):
         with pytest.raises(BuildError, match=r"(?s)cargo build in .* failed:.*error"):
-            cargobuild.build(crate)
+            builds.build_crate(crate)
 
 
 def _is_an_error_where_the_lock_does_not_fit(crate: Path) -> None:
     (crate / "Cargo.lock").write_text(_LOCK.replace("tool", "other"))
     with pytest.raises(BuildError, match=r"--locked"):
-        cargobuild.build(crate)
+        builds.build_crate(crate)
 
 
 def test_program_is_built_where_there_is_cargo(
     crate: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Each of these needs the compiler, and the rest of the tests does not.
-    if cargobuild.cargo() is not None:
+    if builds.cargo() is not None:
         _is_an_error_where_the_lock_does_not_fit(crate)
         (crate / "Cargo.lock").write_text(_LOCK)
         _is_built_once_until_its_sources_change(crate)
         _is_an_error_each_time_where_it_does_not_compile(crate)
     monkeypatch.setenv("PATH", str(crate))
     with pytest.raises(BuildError, match=r"no 'cargo' on PATH: .* rtls alone"):
-        cargobuild.build(crate)
+        builds.build_crate(crate)
 
 
 def test_the_reason_is_told_where_there_is_no_cargo(

