@@ -109,16 +109,9 @@ class Process:
             linger_seconds=_linger_seconds(config),
         )
         parts.callback(snapshots.close)
-        ledger = Ledger.open(
-            config.ledger,
-            writer=self._role.writer,
-            version=__version__,
-            clock=clock,
-            observe_commit=_observer(metrics),
-        )
+        ledger = self._open_ledger()
         parts.callback(ledger.close)
         parts.callback(snapshots.stop)
-        metrics.watch_archive(lambda: ledger.lag()[0], lambda: ledger.lag()[1])
         signing = Signing(ledger, metrics, status_name)
         own = OwnCertificates(snapshots.current, signing, clock)
         issuance = Issuance(
@@ -152,6 +145,17 @@ class Process:
         self._server.start()
         for what, address in self.addresses().items():
             _log.info("%s on %s", what, address)
+
+    def _open_ledger(self) -> Ledger:
+        ledger = Ledger.open(
+            self._config.ledger,
+            writer=self._role.writer,
+            version=__version__,
+            clock=self._clock,
+            observe_commit=_observer(self.metrics),
+        )
+        self.metrics.watch_archive(lambda: ledger.lag()[0], lambda: ledger.lag()[1])
+        return ledger
 
     def _drain(self) -> None:
         self.server.drain(self._config.limits.drain.total_seconds())
