@@ -126,7 +126,9 @@ def require_as_prepared(
         RFC 5280, 4.1 and 4.2; X509-SVID, 2, 4 and 5.2.
     """
     if issued.intermediates != issuer.intermediates:
-        raise _differs("chain", "the chain is not that of the pinned issuing CA")
+        raise _differs(
+            "misissued.chain", "the chain is not that of the pinned issuing CA"
+        )
     try:
         leaf = x509.load_der_x509_certificate(issued.leaf)
         tbs = leaf.tbs_certificate_bytes
@@ -134,11 +136,15 @@ def require_as_prepared(
         if proven and tbs == proven:
             return leaf  # equal byte for byte, so every field is equal
         if prepared.tbs and tbs != prepared.tbs:
-            raise _differs("tbs", "the TBSCertificate is not the prepared one")
+            raise _differs(
+                "misissued.tbs", "the TBSCertificate is not the prepared one"
+            )
         _require_fields(leaf, prepared, issuer)
         _require_extensions(leaf, prepared, issuer)
     except UNREADABLE as error:
-        raise _differs("unreadable", "it cannot be read", str(error)) from error
+        raise _differs(
+            "misissued.unreadable", "it cannot be read", str(error)
+        ) from error
     return leaf
 
 
@@ -148,11 +154,15 @@ def _require_signed(
     # The signature does not cover the outer AlgorithmIdentifier and the encoding: the
     # certificate must consist of these three parts and no other byte.
     if der != splice(tbs, issuer.algorithm.der, leaf.signature):
-        raise _differs("encoding", "the signature algorithm or the encoding differs")
+        raise _differs(
+            "misissued.encoding", "the signature algorithm or the encoding differs"
+        )
     try:
         require_signature(issuer.public_key, issuer.algorithm, leaf.signature, tbs)
     except InvalidSignature as error:
-        raise _differs("signature", "the pinned issuing CA did not sign it") from error
+        raise _differs(
+            "misissued.signature", "the pinned issuing CA did not sign it"
+        ) from error
 
 
 def _require_fields(
@@ -160,25 +170,25 @@ def _require_fields(
 ) -> None:
     request = prepared.request
     if leaf.version is not x509.Version.v3:
-        raise _differs("version", "it is not version 3")
+        raise _differs("misissued.version", "it is not version 3")
     if prepared.tbs and leaf.serial_number != request.serial:
-        raise _differs("serial", "the serial number differs")
+        raise _differs("misissued.serial", "the serial number differs")
     serial = max(leaf.serial_number, 0)  # a negative one has bits too
     if serial.bit_length() not in _SERIAL_BITS and not prepared.tbs:
-        raise _differs("serial", "the serial number is too short or too long")
+        raise _differs("misissued.serial", "the serial number is too short or too long")
     if leaf.issuer != issuer.subject:
-        raise _differs("issuer", "the issuer differs")
+        raise _differs("misissued.issuer", "the issuer differs")
     if leaf.subject != _EMPTY:
-        raise _differs("subject", "the subject is not empty")
+        raise _differs("misissued.subject", "the subject is not empty")
     if leaf.not_valid_before_utc != request.not_before:
-        raise _differs("validity", "notBefore is not the requested one")
+        raise _differs("misissued.validity", "notBefore is not the requested one")
     if leaf.not_valid_after_utc != request.not_after:
-        raise _differs("validity", "notAfter is not the requested one")
+        raise _differs("misissued.validity", "notAfter is not the requested one")
     spki = leaf.public_key().public_bytes(
         Encoding.DER, PublicFormat.SubjectPublicKeyInfo
     )
     if spki != request.spki:
-        raise _differs("key", "the public key differs")
+        raise _differs("misissued.key", "the public key differs")
 
 
 def _require_extensions(
@@ -191,13 +201,13 @@ def _require_extensions(
         del found[_SKI]
     critical, names = found.pop(_SAN, (False, None))
     if not critical or not isinstance(names, x509.SubjectAlternativeName):
-        raise _differs("names", "there is no critical subjectAltName")
+        raise _differs("misissued.names", "there is no critical subjectAltName")
     if tuple(names) != prepared.request.names:
-        raise _differs("names", "the names are not the requested ones")
+        raise _differs("misissued.names", "the names are not the requested ones")
     if found != issuer.extensions:
         odd = [oid for oid in {*found, *issuer.extensions} if _odd(oid, found, issuer)]
         raise _differs(
-            "extensions",
+            "misissued.extensions",
             "the extensions are not those of the profile",
             ", ".join(sorted(oid.dotted_string for oid in odd)),
         )
@@ -211,10 +221,10 @@ def _odd(
     return found.get(oid) != issuer.extensions.get(oid)
 
 
-def _differs(what: str, message: str, detail: str = "") -> MisissuedError:
+def _differs(rule: str, message: str, detail: str = "") -> MisissuedError:
     return MisissuedError(
         f"the issued certificate is refused: {message}",
-        rule=f"misissued.{what}",
+        rule=rule,
         detail=detail,
     )
 

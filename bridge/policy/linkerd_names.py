@@ -178,20 +178,20 @@ def require_csr_names(csr: CSR, identity: str) -> None:
         return
     asked = asked_names(csr)
     if len(asked.dns) != 1:
-        raise _mismatch("CSR must have exactly one DNSName", "dns-names")
+        raise _mismatch("CSR must have exactly one DNSName", "linkerd.dns-names")
     if asked.dns[0] != identity:
         raise _mismatch(
             f"CSR name does not match requested identity: "
             f"csr={asked.dns[0]}; req={identity}",
-            "csr-name",
+            "linkerd.csr-name",
         )
     for name in asked.common_names:
         if name not in {"", identity}:
-            raise _mismatch(f"invalid CommonName: {name}", "common-name")
+            raise _mismatch(f"invalid CommonName: {name}", "linkerd.common-name")
     for found, text, rule in (
-        (asked.emails, "cannot validate email addresses", "emails"),
-        (asked.ips, "cannot validate IP addresses", "ips"),
-        (asked.uris, "cannot validate URIs", "uris"),
+        (asked.emails, "cannot validate email addresses", "linkerd.emails"),
+        (asked.ips, "cannot validate IP addresses", "linkerd.ips"),
+        (asked.uris, "cannot validate URIs", "linkerd.uris"),
     ):
         if found:
             raise _mismatch(text, rule)
@@ -207,7 +207,7 @@ def require_requested(requested: str, found: str) -> None:
         raise _mismatch(
             "requested identity did not match provided token: "
             f"requested={requested}; found={found}",
-            "identity-mismatch",
+            "linkerd.identity-mismatch",
         )
 
 
@@ -251,4 +251,4 @@ def _no_label(part: str) -> SubjectError:
 
 
 def _mismatch(text: str, rule: str) -> MismatchError:
-    return MismatchError(text, rule=f"linkerd.{rule}")
+    return MismatchError(text, rule=rule)

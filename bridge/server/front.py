@@ -251,12 +251,15 @@ class Front(grpc.GenericRpcHandler, ABC):  # type: ignore[misc]  # grpc has no t
 
 
 def _overloaded(excess: str) -> OverloadedError:
-    text = {
-        "in_flight": "the CA has as many calls as it can take",
-        "queue": "the CA could not begin with the call in time",
-        "stalled": "several calls of this connection have sent no message",
-    }
-    return OverloadedError(text[excess], rule=f"overload.{excess.replace('_', '-')}")
+    text, rule = {
+        "in_flight": ("the CA has as many calls as it can take", "overload.in-flight"),
+        "queue": ("the CA could not begin with the call in time", "overload.queue"),
+        "stalled": (
+            "several calls of this connection have sent no message",
+            "overload.stalled",
+        ),
+    }[excess]
+    return OverloadedError(text, rule=rule)
 
 
 def _reason(error: OverloadedError) -> str:
