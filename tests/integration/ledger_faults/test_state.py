@@ -59,6 +59,7 @@ def test_a_locked_archive_stops_signing_at_the_bound(hurried: Bridge) -> None:
         is_ready, text = ready(bridge)
         assert not is_ready
         assert re.search(r"the archive is \d+ rows and \d+ s behind", text)
+        await_true(lambda: "database is locked" in ready(bridge)[1])
         other.rollback()
         other.close()
         await_true(lambda: ready(bridge)[0])

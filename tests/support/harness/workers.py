@@ -17,13 +17,13 @@ WAIT_SECONDS = 20.0
 """Longer than anything takes that a test waits for."""
 
 
-def await_true(what: Callable[[], object]) -> None:
+def await_true(what: Callable[[], object], seconds: float = WAIT_SECONDS) -> None:
     """Wait until `what` says so.
 
     Raises:
         TimeoutError: It does not.
     """
-    deadline = time.monotonic() + WAIT_SECONDS
+    deadline = time.monotonic() + seconds
     while not what():
         if time.monotonic() > deadline:
             raise TimeoutError("it does not become true")

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from bridge.process import feeder_process
 from bridge.process.role import FeederOrder
 from bridge.system.child_process import ChildProcess
 from tests.support.harness import processes
+from tests.support.harness.workers import await_true
 from tests.unit.ledger.support import (
     SetClock,
     abandon,
@@ -44,17 +46,10 @@ issuance: {issuing_cas: [seoul-1]}
 ledger: {journal: journal, archive: "sqlite:///archive.db", heads: {sink: heads.jsonl}}
 """
 _ROOT = Path(__file__).parents[3]
-_WAIT_SECONDS = 60
+wait_until = partial(await_true, seconds=60)
 
 
-def wait_until(condition: Callable[[], object]) -> None:
-    give_up = time.monotonic() + _WAIT_SECONDS
-    while not condition():
-        assert time.monotonic() < give_up, "it did not come true"
-        time.sleep(0.01)
-
-
-def await_end(pid: int, seconds: float = _WAIT_SECONDS) -> None:
+def await_end(pid: int, seconds: float = 60) -> None:
     """Wait for a process that need not be a child of this one."""
     with suppress(ProcessLookupError):
         ends = select.poll()
@@ -166,23 +161,6 @@ def test_at_its_end_it_settles_the_journals_of_writers_that_were_killed(
     assert [each.open_intents for each in report.writers] == [[]]
 
 
-def test_one_that_is_killed_costs_no_issuing_and_the_next_goes_on(
-    tmp_path: Path, ledger: Ledger, start: Start
-) -> None:
-    for number in range(3):
-        child = start()
-        write(ledger, number)
-        wait_until(lambda: fed(ledger))
-        child.kill()
-        wait_until(lambda: child.poll() is not None)  # noqa: B023
-        write(ledger, 10 + number)
-        assert ledger.problem() is None
-        assert ledger.lag()[0] == 2
-    start()
-    wait_until(lambda: fed(ledger))
-    assert compared(tmp_path).agrees
-
-
 def test_one_that_is_stopped_is_a_lag_with_its_reason(
     tmp_path: Path, start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -252,65 +230,35 @@ PARENT = """
 import sys, time
 from pathlib import Path
 from bridge.process import feeder_process
-from tests.unit.process.test_feeder import open_ledger, order_of
-from tests.unit.ledger.support import make_ended, make_intent
+from tests.unit.process.test_feeder import open_ledger, order_of, write
 
 folder = Path(sys.argv[1])
 ledger = open_ledger(folder)
 child = feeder_process.start(order_of(folder))
 print(child.pid, flush=True)
-for number in range(3000):
-    ledger.intend(make_intent(number))
-    ledger.end(make_ended(number))
-print("written", flush=True)
+write(ledger, 1, 2, 3)
 time.sleep(600)
 """
 
 
-@pytest.fixture
-def parent(tmp_path: Path) -> Iterator["subprocess.Popen[str]"]:
-    with subprocess.Popen(
-        [sys.executable, "-c", PARENT, str(tmp_path)],
-        stdout=subprocess.PIPE,
-        cwd=_ROOT,
-        text=True,
-    ) as parent:
-        yield parent
-        parent.kill()
-
-
-def test_it_ends_with_its_parent_and_the_next_goes_on_at_once(
-    tmp_path: Path, parent: "subprocess.Popen[str]", start: Start
-) -> None:
-    assert parent.stdout is not None
-    pid = int(parent.stdout.readline())
-    assert parent.stdout.readline() == "written\n"
-    parent.kill()
-    parent.wait()
-    # No wait for the feeder of the killed one.
-    ledger = open_ledger(tmp_path)
-    start()
-    wait_until(lambda: fed(ledger) or ledger._journal.progress.is_broken)
-    assert ledger.problem() is None
-    await_end(pid)
-    ledger.close()
-    wait_until(lambda: compared(tmp_path).agrees)
-
-
-def test_it_ends_with_its_parent_in_the_middle_of_its_work(
-    tmp_path: Path, parent: "subprocess.Popen[str]"
-) -> None:
+def test_it_ends_with_its_parent_in_the_middle_of_its_work(tmp_path: Path) -> None:
     archive = Archive.open(archive_url(tmp_path))
     other = sqlite3.connect(tmp_path / "archive.db", isolation_level=None)
     other.execute("BEGIN EXCLUSIVE")
-    assert parent.stdout is not None
-    pid = int(parent.stdout.readline())
-    assert processes.feeders(parent.pid) == [pid]
-    locked = str(tmp_path / "archive.db")
-    wait_until(lambda: locked in opened_by(pid))
-    parent.kill()
-    # SQLite alone would wait for 5 s.
-    await_end(pid, 3)
+    command = [sys.executable, "-c", PARENT, str(tmp_path)]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, cwd=_ROOT, text=True
+    ) as parent:
+        try:
+            assert parent.stdout is not None
+            pid = int(parent.stdout.readline())
+            assert processes.feeders(parent.pid) == [pid]
+            locked = str(tmp_path / "archive.db")
+            wait_until(lambda: locked in opened_by(pid))
+        finally:
+            parent.kill()
+        # SQLite alone would wait for 5 s.
+        await_end(pid, 3)
     other.close()
     archive.close()
 

@@ -82,18 +82,6 @@ def test_one_process_gets_what_it_has_to_feed(
     assert (order.entries, order.seconds) == (10_000, 60)
 
 
-def test_a_process_that_ends_is_followed_by_another(
-    write: Write, feeders: FeederProcesses, children: list[FakeChild]
-) -> None:
-    source = write(TEXT)
-    feeders.run(source, 0.0)
-    children[0].status = -9
-    feeders.run(source, 1.0)
-    assert len(children) == 1
-    feeders.run(source, 1.2)
-    assert len(children) == 2
-
-
 def test_another_section_ledger_gets_a_process_of_its_own(
     write: Write, feeders: FeederProcesses, children: list[FakeChild]
 ) -> None:

@@ -1,35 +1,9 @@
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from bridge.system.child_process import ChildProcess, SupervisedChild, how_it_ended
-
-PATIENCE_SECONDS = 20.0
-
-CHILD = """
-import os, threading
-from pathlib import Path
-from bridge.system.child_process import follow_parent, read_order
-folder = Path(read_order().decode().strip())
-parent_ended = threading.Event()
-follow_parent(parent_ended.set)
-folder.joinpath("nice").write_text(str(os.getpriority(os.PRIO_PROCESS, 0)))
-folder.joinpath("began").write_text(str(os.getpid()))
-parent_ended.wait()
-folder.joinpath("ended").write_text("the parent ended")
-"""
-
-PARENT = """
-import sys, time
-from bridge.system.child_process import ChildProcess
-child = ChildProcess("a_child", sys.argv[1].encode() + b"\\n")
-time.sleep(600)
-"""
+from tests.support.harness.workers import await_true
 
 
 class FakeChild:
@@ -76,31 +50,6 @@ def starter() -> Starter:
 @pytest.fixture
 def supervised(starter: Starter) -> SupervisedChild[FakeChild]:
     return SupervisedChild("the child", starter)
-
-
-@pytest.fixture
-def on_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Let an interpreter that is started find the module `a_child`."""
-    tmp_path.joinpath("a_child.py").write_text(CHILD)
-    root = Path(__file__).parents[3]
-    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{root}")
-    return tmp_path
-
-
-def await_file(path: Path) -> str:
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not (path.exists() and path.read_text()):
-        assert time.monotonic() < deadline, path
-        time.sleep(0.01)
-    return path.read_text()
-
-
-def await_status(child: ChildProcess) -> int:
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while (status := child.poll()) is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    return status
 
 
 # Seconds that each process ran, and the wait for the next one after them.
@@ -177,33 +126,6 @@ def test_a_status_is_told_in_words(status: int, words: str) -> None:
     assert how_it_ended(FakeChild(1), status) == words
 
 
-def test_a_child_that_was_asked_to_end_is_not_restarted(
-    supervised: SupervisedChild[FakeChild], starter: Starter
-) -> None:
-    supervised.tick(0)
-    supervised.stop(1, grace_seconds=5)
-    assert not supervised.is_gone
-    supervised.tick(2)
-    supervised.tick(100)
-    assert supervised.is_gone
-    assert supervised.reason == ""
-    assert [child.signals for child in starter.started] == [["TERM"]]
-
-
-def test_a_child_that_does_not_end_in_time_is_killed(
-    supervised: SupervisedChild[FakeChild], starter: Starter
-) -> None:
-    supervised.tick(0)
-    starter.started[0].obeys = False
-    supervised.stop(10, grace_seconds=5)
-    supervised.tick(14.9)
-    assert starter.started[0].signals == ["TERM"]
-    supervised.tick(15.0)
-    supervised.tick(15.1)
-    assert starter.started[0].signals == ["TERM", "KILL"]
-    assert supervised.is_gone
-
-
 def test_one_that_is_stopped_while_it_waits_is_never_started(
     supervised: SupervisedChild[FakeChild], starter: Starter
 ) -> None:
@@ -216,32 +138,11 @@ def test_one_that_is_stopped_while_it_waits_is_never_started(
     assert len(starter.started) == 1
 
 
-def test_a_child_reads_its_order_and_is_as_nice_as_it_was_told(on_path: Path) -> None:
-    child = ChildProcess("a_child", f"{on_path}\n".encode(), niceness=3)
-    try:
-        assert int(await_file(on_path / "began")) == child.pid
-        own = os.getpriority(os.PRIO_PROCESS, 0)
-        assert await_file(on_path / "nice") == str(min(own + 3, 19))
-        assert os.getpgid(child.pid) == child.pid
-        child.terminate()
-        assert await_status(child) == -signal.SIGTERM
-    finally:
-        child.kill()
-
-
 def test_a_child_that_ended_before_it_read_its_order_is_no_error(
-    on_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    on_path.joinpath("a_child.py").write_text("import os; os.close(0); os._exit(4)")
+    (tmp_path / "a_child.py").write_text("import os; os.close(0); os._exit(4)")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     child = ChildProcess("a_child", b"x" * (1 << 20) + b"\n")
-    assert await_status(child) == 4
-
-
-def test_a_child_notices_that_its_parent_was_killed(on_path: Path) -> None:
-    parent = subprocess.Popen([sys.executable, "-c", PARENT, str(on_path)])
-    try:
-        await_file(on_path / "began")
-    finally:
-        parent.kill()
-        parent.wait()
-    assert await_file(on_path / "ended") == "the parent ended"
+    await_true(lambda: child.poll() is not None)
+    assert child.poll() == 4

@@ -17,7 +17,6 @@ from bridge.errors import BridgeError, ConfigError, LedgerError
 from bridge.ledger.archive.archive import START, Archive, Position
 from bridge.ledger.archive.queries import Query, select
 from bridge.ledger.archive.schema import INDEXED, metadata
-from bridge.ledger.chain import Head
 from bridge.ledger.journal.journal import Journal
 from tests.support.harness.archive import feed as feed_all
 from tests.unit.ledger.support import (
@@ -67,15 +66,6 @@ def test_rows_and_position_move_together_or_not_at_all(
     with pytest.raises(LedgerError, match="does not answer"):
         archive.add("w0", before, after, [double])
     assert archive.position("w0") == before
-
-
-def test_two_feeders_of_one_writer_are_found_out(
-    journal: Journal, archive: Archive
-) -> None:
-    feed(journal, archive)
-    stale = Position(1, Head(1, 3, "00" * 32))
-    with pytest.raises(LedgerError, match="two servers feed one writer"):
-        archive.add("w0", stale, stale, [])
 
 
 # Indexes over expressions cannot be reflected; the next test compares them as text.

@@ -1,7 +1,6 @@
 """The archive feeder: every row once and in order, whatever happens in between."""
 
 import sqlite3
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,8 +12,9 @@ from bridge.ledger.archive.feeder import ArchiveFeeder, BatchSize
 from bridge.ledger.chain import Head
 from bridge.ledger.journal.journal import Journal
 from bridge.ledger.ledger import Ledger
-from bridge.ledger.verify import Comparison, compare, verify
+from bridge.ledger.verify import Comparison, compare
 from tests.support.harness.archive import FeederThread, feed, make_feeder
+from tests.support.harness.workers import await_true
 from tests.unit.ledger.support import (
     SetClock,
     abandon,
@@ -26,15 +26,6 @@ from tests.unit.ledger.support import (
     make_intent,
     open_journal,
 )
-
-_WAIT_SECONDS = 20
-
-
-def wait_until(condition: Callable[[], object]) -> None:
-    give_up = time.monotonic() + _WAIT_SECONDS
-    while not condition():
-        assert time.monotonic() < give_up, "it did not come true"
-        time.sleep(0.005)
 
 
 def compared(folder: Path) -> Comparison:
@@ -308,7 +299,7 @@ def ledger(tmp_path: Path) -> Iterator[Ledger]:
             ledger.intend(make_intent(number))
             ledger.end(make_ended(number))
         ledger._journal.flush()
-        wait_until(lambda: fed(ledger))
+        await_true(lambda: fed(ledger))
         yield ledger
         ledger.close()
 
@@ -323,12 +314,8 @@ def end(folder: Path, ledger: Ledger) -> Comparison:
         except LedgerError:
             return False
 
-    wait_until(agrees)
+    await_true(agrees)
     return compared(folder)
-
-
-def remove(path: Path) -> None:
-    path.unlink()
 
 
 def remove_all(path: Path) -> None:
@@ -342,82 +329,19 @@ def replace_by_empty(path: Path) -> None:
     fresh.replace(path)
 
 
-def damage(path: Path) -> None:
-    # As a disk would: the same file with other bytes. Then somebody removes it.
-    data = path.read_bytes()
-    path.write_bytes(b"\xff" * len(data))
-    path.unlink()
-
-
-@pytest.mark.parametrize("change", [remove, remove_all, replace_by_empty, damage])
+@pytest.mark.parametrize("change", [remove_all, replace_by_empty])
 def test_an_archive_that_goes_away_in_use_is_made_again_from_the_journals(
     tmp_path: Path, ledger: Ledger, change: Callable[[Path], None]
 ) -> None:
     other = open_ledger(tmp_path, "w1")
     path = tmp_path / "archive.db"
     change(path)
-    wait_until(lambda: path.exists() and path.stat().st_size)
-    wait_until(lambda: fed(ledger) and fed(other))
+    await_true(lambda: path.exists() and path.stat().st_size)
+    await_true(lambda: fed(ledger) and fed(other))
     ledger.intend(make_intent(8))
     ledger.end(make_ended(8))
     other.close()
     assert end(tmp_path, ledger).agrees
-
-
-def test_an_archive_that_was_deleted_between_two_starts_is_made_again(
-    tmp_path: Path, ledger: Ledger
-) -> None:
-    end(tmp_path, ledger)
-    (tmp_path / "archive.db").unlink()
-    assert end(tmp_path, open_ledger(tmp_path)).equal == 12
-
-
-def test_a_locked_archive_stops_issuing_at_the_bound_and_lets_it_go_on(
-    tmp_path: Path, ledger: Ledger
-) -> None:
-    other = sqlite3.connect(tmp_path / "archive.db", isolation_level=None)
-    other.execute("PRAGMA busy_timeout = 5000")
-    other.execute("BEGIN EXCLUSIVE")
-    # The bound, and the row that passes it.
-    for number in range(10, 21):
-        ledger.intend(make_intent(number))
-    with pytest.raises(LedgerError, match="takes no intent") as caught:
-        ledger.intend(make_intent(21))
-    assert caught.value.rule == "ledger.lag"
-    wait_until(lambda: "database is locked" in str(ledger.problem()))
-    other.rollback()
-    other.close()
-    wait_until(lambda: ledger.problem() is None)
-    ledger.intend(make_intent(50))
-    assert end(tmp_path, ledger).agrees
-
-
-def test_a_damaged_archive_says_what_to_do_and_is_made_again(tmp_path: Path) -> None:
-    ledger = open_ledger(tmp_path)
-    feed(tmp_path / "journal", archive_url(tmp_path))
-    path = tmp_path / "archive.db"
-    path.write_bytes(b"\xff" * path.stat().st_size)
-    with FeederThread(make_config(tmp_path)):
-        wait_until(lambda: "remove the archive" in ledger._journal.progress.reason())
-        assert not ledger._journal.progress.is_broken
-        path.unlink()
-        wait_until(lambda: fed(ledger))
-        assert end(tmp_path, ledger).agrees
-
-
-def test_several_writers_reach_one_archive_each_row_once(tmp_path: Path) -> None:
-    with FeederThread(make_config(tmp_path)):
-        ledgers = [open_ledger(tmp_path, f"w{number}") for number in range(3)]
-        for number in range(500):
-            for ledger in ledgers:
-                ledger.intend(make_intent(number))
-                ledger.end(make_ended(number))
-        for ledger in ledgers:
-            ledger.close()
-    result = compared(tmp_path)
-    assert result.agrees, result
-    assert result.equal == 3 * (500 * 2 + 2)
-    assert verify(tmp_path / "journal", tmp_path / "heads.jsonl").intact
 
 
 def test_rows_that_are_not_fed_yet_are_behind_and_no_difference(
