@@ -72,8 +72,14 @@ class _Generation:
         refused = (worker.reason for worker in self.workers if worker.is_refused)
         return next(refused, "")
 
-    def named(self, warning: str) -> frozenset[str]:
-        return frozenset().union(*(worker.named(warning) for worker in self.workers))
+    def named(self, warning: str) -> frozenset[str] | None:
+        # None if one of the workers does not answer.
+        named: frozenset[str] = frozenset()
+        for worker in self.workers:
+            if (names := worker.named(warning)) is None:
+                return None
+            named |= names
+        return named
 
 
 class Supervisor:
@@ -220,16 +226,21 @@ class Supervisor:
         # What callers would lose although the new workers are ready.
         before, after = self.config, new.source.config
         losses: list[str] = []
+        without_keys, unproven = new.named(WITHOUT_KEYS), new.named(UNPROVEN)
+        if without_keys is None or unproven is None:
+            return ["a new worker does not say what it lacks"]
         # Token keys start empty in new workers. Where those of a cluster cannot be read
         # now, the workers in service have them still.
-        absent = new.named(WITHOUT_KEYS) & {one.name for one in before.clusters}
-        if absent and (lost := absent - self._current.named(WITHOUT_KEYS)):
+        absent = without_keys & {one.name for one in before.clusters}
+        if absent and (
+            lost := absent - (self._current.named(WITHOUT_KEYS) or frozenset())
+        ):
             names = ", ".join(sorted(lost))
             losses.append(f"no token keys of {names}, which the old workers have")
         # An issuing CA that is as it was may be down, and others sign.
         losses += (
             f"issuing_cas.{name} has not signed"
-            for name in sorted(new.named(UNPROVEN))
+            for name in sorted(unproven)
             if after.issuing_cas[name] != before.issuing_cas.get(name)
         )
         return losses

@@ -68,7 +68,8 @@ def _serve(
         process.start()
     except BridgeError as error:
         try:
-            order.reason.write_text(f"{error}\n{error.detail}".strip())
+            reason = f"{error}\n{error.detail}".strip()
+            order.reason.write_bytes(reason.encode("utf-8", "replace"))
         except OSError:  # the disk may be full, which may be the reason
             _log.error("%s", f"{error} {error.detail}".rstrip())
         # A worker of a parent that died may still have the journal: try again later.

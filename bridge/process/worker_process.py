@@ -49,7 +49,8 @@ class WorkerProcess(ChildProcess):
     def refusal(self) -> str:
         """See `RunningWorker.refusal`."""
         try:
-            return self._order.reason.read_text("utf-8")
+            # A full disk may have cut the text in the middle of a character.
+            return self._order.reason.read_text("utf-8", "replace")
         except OSError:
             return ""
 
@@ -93,9 +94,15 @@ class Worker(SupervisedChild[RunningWorker]):
                 self._ready = child
         return child is not None and child is self._ready
 
-    def named(self, warning: str) -> frozenset[str]:
-        """Return the names in a warning of the process, such as `WITHOUT_KEYS`."""
-        text = self._readiness().get("warnings", {}).get(warning, "")
+    def named(self, warning: str) -> frozenset[str] | None:
+        """Return the names in a warning of the process, such as `WITHOUT_KEYS`.
+
+        None if the process does not answer: it may have the warning.
+        """
+        answer = self._readiness()
+        if not answer:
+            return None
+        text = answer.get("warnings", {}).get(warning, "")
         return frozenset(filter(None, text.split(", ")))
 
     def why_unready(self) -> str:

@@ -10,6 +10,8 @@ from bridge.errors import ConfigError
 from bridge.process.reload import Reloads
 from bridge.process.role import REFUSED, UNPROVEN, WITHOUT_KEYS, WorkerOrder
 from bridge.process.supervisor import Supervisor, WorkerDefaults
+from bridge.process.worker_process import WorkerProcess
+from bridge.system.child_process import ChildProcess
 
 CONFIG = """
 trust_domain: corp.example
@@ -37,6 +39,7 @@ class FakeChild:
         self.pid = pid
         self.status: int | None = None
         self.is_ready = True
+        self.is_silent = False
         self.without_keys = self.unproven = ""
         self.obeys = True
         self.words = ""
@@ -60,6 +63,8 @@ class FakeChild:
     def get(self, page: str, timeout: float) -> tuple[int, str]:
         if self.status is not None:
             raise ConnectionRefusedError
+        if self.is_silent:
+            raise TimeoutError
         named = {WITHOUT_KEYS: self.without_keys, UNPROVEN: self.unproven}
         warnings = {warning: names for warning, names in named.items() if names}
         parts = {"ledger": "ok", "listeners": "ok" if self.is_ready else "shut"}
@@ -299,6 +304,24 @@ def test_an_issuing_ca_that_has_changed_has_to_sign_before_a_reload_takes_effect
     assert ("issuing_cas.seoul-1 has not signed" in told) is not is_replaced
 
 
+def test_a_new_worker_that_does_not_answer_may_lack_the_keys() -> None:
+    one = Supervision(workers=1)
+    one.supervisor.tick(0)
+    one.nursery.prepare = lambda child: setattr(child, "without_keys", "Kubernetes")
+    one.supervisor.reload(source(1), 1)
+    one.supervisor.tick(1)
+    one.nursery.born[-1].is_silent = True
+    one.supervisor.tick(2)
+    assert one.nursery.alive() == ["w0", "w1"]
+    one.nursery.born[-1].is_silent = False
+    one.supervisor.tick(3)
+    assert one.nursery.alive() == ["w0", "w1"]
+    one.nursery.born[-1].without_keys = ""
+    one.supervisor.tick(4)
+    one.supervisor.tick(4)
+    assert one.nursery.alive() == ["w1"]
+
+
 def test_new_workers_serve_as_soon_as_they_have_the_keys() -> None:
     one = Supervision(workers=1)
     one.supervisor.tick(0)
@@ -316,6 +339,16 @@ def test_a_single_worker_keeps_to_no_core() -> None:
     one = Supervision(workers=1)
     one.supervisor.tick(0)
     assert [child.order.cpu for child in one.nursery.born] == [None]
+
+
+def test_a_reason_that_a_full_disk_cut_in_a_character_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ChildProcess, "__init__", lambda *_: None)
+    order = WorkerOrder(path="", text="", writer="w0", cpu=None, folder=str(tmp_path))
+    worker = WorkerProcess(order)
+    order.reason.write_bytes("ledger.journal: Stra\u00dfe".encode()[:-2])
+    assert worker.refusal() == "ledger.journal: Stra\ufffd"
 
 
 def test_a_first_configuration_that_is_refused_is_an_error() -> None:
