@@ -194,21 +194,29 @@ class _Writer:
         self._batch_rows = batch_rows
         self._position: Position | None = None
         self._life = 0
-        self._broken = ""
+        self._broken = self._unread = ""
         self._seen = -1
         self._fed_at = time.monotonic()
 
     def feed(self, archive: Archive, *, at_once: bool) -> bool:
         # See `ArchiveFeeder.run_pass`. Raises a `LedgerError` of the archive.
-        more = False
+        more, unread = False, ""
         try:
             more = self._feed(archive, at_once=at_once)
-        except (LedgerError, OSError) as error:
-            if isinstance(error, LedgerError) and error.rule == RETRY_RULE:
+        except LedgerError as error:
+            if error.rule == RETRY_RULE:
+                # It may have the rows all the same: its position is read again.
+                self._position = None
                 raise
             self._broken = _reason_of(error)
             _log.error("the journal %s is not fed: %s", self._folder, self._broken)
-        self.report()
+        except OSError as error:
+            # Nothing is wrong with the rows: of files, say, there are too many open.
+            unread = str(error)
+            if unread != self._unread:
+                _log.warning("the journal %s cannot be read: %s", self._folder, unread)
+        self._unread = unread
+        self.report(FeederState.RETRYING if unread else FeederState.FEEDING, unread)
         return more
 
     def report(

@@ -1,5 +1,6 @@
 """The archive feeder: every row once and in order, whatever happens in between."""
 
+import errno
 import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -192,6 +193,53 @@ def test_two_feeders_of_one_archive_are_found_out(
     run(feeder)
     assert "two servers feed one writer" in journal.progress.reason()
     assert journal.progress.is_broken
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_commit_of_which_the_answer_is_lost_is_no_second_feeder(
+    tmp_path: Path,
+    journal: Journal,
+    feeder: ArchiveFeeder,
+    monkeypatch: pytest.MonkeyPatch,
+    batch: int,
+) -> None:
+    # The database has the rows, and the connection breaks before it says so.
+    add, commits = Archive.add, 0
+
+    def breaking(*args: object) -> None:
+        nonlocal commits
+        commits += 1
+        add(*args)  # type: ignore[arg-type]
+        if commits == batch:
+            raise LedgerError("the archive does not answer", rule="ledger.archive")
+
+    monkeypatch.setattr(Archive, "add", breaking)
+    run(feeder)
+    assert feeder.trouble
+    run(feeder)
+    run(feeder)
+    assert not journal.progress.reason()
+    assert not journal.progress.is_broken
+    assert bodies(tmp_path) == [row.line for row in all_rows(journal.folder)]
+
+
+def test_a_journal_that_cannot_be_read_for_a_moment_is_tried_again(
+    tmp_path: Path,
+    journal: Journal,
+    feeder: ArchiveFeeder,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_args: object, **_keywords: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", fail)
+        run(feeder)
+    assert "Too many open files" in journal.progress.reason()
+    assert not journal.progress.is_broken
+    run(feeder)
+    assert not journal.progress.reason()
+    assert bodies(tmp_path) == [row.line for row in all_rows(journal.folder)]
 
 
 def test_of_one_folder_one_feeder_feeds_at_a_time(
