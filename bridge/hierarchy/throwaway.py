@@ -21,6 +21,7 @@ from bridge.errors import ConfigError
 from bridge.spiffe import TrustDomain
 from bridge.system.clock import Clock, system_clock
 from bridge.x509.algorithm import CAPrivateKey, algorithm_of
+from bridge.x509.certificate import key_usage
 from bridge.x509.name_constraints import subset_problems
 
 KeyAlgorithm = Literal[
@@ -35,17 +36,7 @@ _YEAR = timedelta(days=365)
 _REGION = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
 _LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
 _LONGEST_ORGANISATION = 64
-_CA_KEY_USAGE = x509.KeyUsage(
-    digital_signature=False,
-    content_commitment=False,
-    key_encipherment=False,
-    data_encipherment=False,
-    key_agreement=False,
-    key_cert_sign=True,
-    crl_sign=True,
-    encipher_only=False,
-    decipher_only=False,
-)
+_CA_KEY_USAGE = key_usage(key_cert_sign=True, crl_sign=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

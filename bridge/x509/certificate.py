@@ -1,4 +1,4 @@
-"""Read the names of a certificate: as bytes for comparison, as text for people.
+"""Read a certificate's names, as bytes and as text, and make its key usage.
 
 Source:
     RFC 5280, 4.1 and 4.1.2.4.
@@ -59,3 +59,24 @@ def name_of(oid: ObjectIdentifier) -> str:
 def _field(certificate: x509.Certificate, index: int) -> bytes:
     fields = [*elements(content(certificate.tbs_certificate_bytes))]
     return fields[index if fields[0][0] == _VERSION else index - 1]
+
+
+def key_usage(
+    *,
+    digital_signature: bool = False,
+    key_encipherment: bool = False,
+    key_cert_sign: bool = False,
+    crl_sign: bool = False,
+) -> x509.KeyUsage:
+    """Make a keyUsage with all other bits unset."""
+    return x509.KeyUsage(
+        digital_signature=digital_signature,
+        content_commitment=False,
+        key_encipherment=key_encipherment,
+        data_encipherment=False,
+        key_agreement=False,
+        key_cert_sign=key_cert_sign,
+        crl_sign=crl_sign,
+        encipher_only=False,
+        decipher_only=False,
+    )

@@ -9,21 +9,11 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from bridge.errors import ConfigError
 from bridge.x509.algorithm import algorithm_of, issuer_key
-from bridge.x509.certificate import subject_of
+from bridge.x509.certificate import key_usage, subject_of
 from bridge.x509.tbs import recorder_of
 
 _EMPTY = x509.Name([])
-KEY_USAGE = x509.KeyUsage(
-    digital_signature=True,
-    content_commitment=False,
-    key_encipherment=True,
-    data_encipherment=False,
-    key_agreement=False,
-    key_cert_sign=False,
-    crl_sign=False,
-    encipher_only=False,
-    decipher_only=False,
-)
+KEY_USAGE = key_usage(digital_signature=True, key_encipherment=True)
 EXTENDED_KEY_USAGE = x509.ExtendedKeyUsage(
     [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
 )

@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID, ObjectIdentifier
 
 from bridge.errors import ConfigError, DeniedError
+from bridge.x509.certificate import key_usage
 from bridge.x509.der import tlv
 from bridge.x509.name_constraints import ChainConstraints
 from tests.interop.constraints.cases import Case
@@ -147,17 +148,7 @@ def _ca(tier: str, words: str, now: datetime) -> x509.Certificate:
     return builder.sign(key(parent), hashes.SHA256())
 
 
-_CA_USAGE = x509.KeyUsage(
-    digital_signature=False,
-    content_commitment=False,
-    key_encipherment=False,
-    data_encipherment=False,
-    key_agreement=False,
-    key_cert_sign=True,
-    crl_sign=True,
-    encipher_only=False,
-    decipher_only=False,
-)
+_CA_USAGE = key_usage(key_cert_sign=True, crl_sign=True)
 
 
 def _ca_name(tier: str) -> x509.Name:

@@ -16,9 +16,10 @@ from cryptography.hazmat.primitives.asymmetric import ed25519
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
 
 from bridge.errors import ConfigError
+from bridge.x509.certificate import key_usage
 from bridge.x509.path import validate_chain
 from tests.interop.constraints.chains import Chain, Verdict, ask_go, ask_openssl
-from tests.support.parts.pki import NOW, key_usage
+from tests.support.parts.pki import NOW
 from tests.unit.x509.test_path import ORDER, Tiers, good, key, named
 
 pytestmark = [pytest.mark.interop, pytest.mark.xdist_group("constraints")]

@@ -19,6 +19,7 @@ from bridge.issuance.signing import new_serial
 from bridge.sdk import SigningCA
 from bridge.spi import Description, IssuedChain, LeafRequest, Prepared
 from bridge.x509.algorithm import SignatureAlgorithm, algorithm_of, signature_of
+from bridge.x509.certificate import key_usage
 from bridge.x509.der import SEQUENCE, content, elements, splice, tlv
 from bridge.x509.leaf_profile import (
     EXTENDED_KEY_USAGE,
@@ -27,7 +28,7 @@ from bridge.x509.leaf_profile import (
     authority_key_identifier,
 )
 from bridge.x509.tbs import recorder_of
-from tests.support.parts.pki import Authority, Key, key_usage, new_key
+from tests.support.parts.pki import Authority, Key, new_key
 
 
 @dataclass
@@ -300,7 +301,12 @@ LIES: tuple[tuple[str, Lie, str, str], ...] = (
     ("no keyUsage", _without(x509.KeyUsage), "tbs", "extensions"),
     (
         "keyCertSign",
-        _with(key_usage(digital_signature=True, key_cert_sign=True), critical=True),
+        _with(
+            key_usage(
+                digital_signature=True, key_encipherment=True, key_cert_sign=True
+            ),
+            critical=True,
+        ),
         "tbs",
         "extensions",
     ),

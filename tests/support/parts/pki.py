@@ -17,6 +17,8 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from bridge.x509.certificate import key_usage
+
 Key = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey
 
 NOW = datetime(2026, 6, 1, 12, 0, 0, tzinfo=UTC)
@@ -112,7 +114,9 @@ class Authority:
             .serial_number(next(_serials))
             .not_valid_before(not_before)
             .not_valid_after(not_after or not_before + timedelta(hours=1))
-            .add_extension(key_usage(digital_signature=True), critical=True)
+            .add_extension(
+                key_usage(digital_signature=True, key_encipherment=True), critical=True
+            )
             .add_extension(
                 x509.ExtendedKeyUsage(
                     [
@@ -172,26 +176,6 @@ def write_private(path: Path, data: bytes, mode: int = 0o600) -> Path:
     path.write_bytes(data)
     path.chmod(mode)
     return path
-
-
-def key_usage(
-    *,
-    digital_signature: bool = False,
-    key_cert_sign: bool = False,
-    crl_sign: bool = False,
-) -> x509.KeyUsage:
-    """Make a keyUsage with all other bits unset."""
-    return x509.KeyUsage(
-        digital_signature=digital_signature,
-        content_commitment=False,
-        key_encipherment=digital_signature,
-        data_encipherment=False,
-        key_agreement=False,
-        key_cert_sign=key_cert_sign,
-        crl_sign=crl_sign,
-        encipher_only=False,
-        decipher_only=False,
-    )
 
 
 def _ca_certificate(

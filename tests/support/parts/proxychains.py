@@ -9,8 +9,9 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
 
+from bridge.x509.certificate import key_usage
 from tests.support.clients.linkerd_go import name_of
-from tests.support.parts.pki import bundle, key_pem, key_usage, new_key
+from tests.support.parts.pki import bundle, key_pem, new_key
 from tests.support.parts.proxies import Proxy
 
 BOTH_USAGES = (ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH)
@@ -55,7 +56,11 @@ class Made:
         return builder.sign(issuer.key, by_hash, rsa_padding=pss)
 
     def _extensions(self) -> list[tuple[x509.ExtensionType, bool]]:
-        usage = key_usage(digital_signature=not self.ca, key_cert_sign=self.ca)
+        usage = key_usage(
+            digital_signature=not self.ca,
+            key_encipherment=not self.ca,
+            key_cert_sign=self.ca,
+        )
         path_length = self.path_length if self.ca else None
         found: list[tuple[x509.ExtensionType, bool]] = [
             (x509.BasicConstraints(self.ca, path_length), True),

@@ -14,9 +14,10 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
 
 from bridge.errors import ConfigError, DeniedError
+from bridge.x509.certificate import key_usage
 from bridge.x509.der import content, elements, tlv
 from bridge.x509.path import ValidatedChain, validate_chain, verify_leaf_signature
-from tests.support.parts.pki import NOW, key_usage
+from tests.support.parts.pki import NOW
 
 Hash = hashes.SHA224 | hashes.SHA256 | hashes.SHA512 | hashes.SHA3_256
 CA_USAGE = key_usage(key_cert_sign=True, crl_sign=True)

@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bridge.errors import ConfigError
+from bridge.x509.certificate import key_usage
 from bridge.x509.pem import encode_certificate, parse_certificates, parse_one
 
 BEGIN, END = "-----BEGIN X-----", "-----END X-----"
@@ -106,20 +107,9 @@ def a_certificate(name: str = "Baer") -> bytes:
         x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
         for text in (name, "Eber")
     )
-    usage = x509.KeyUsage(
-        digital_signature=True,
-        content_commitment=False,
-        key_encipherment=False,
-        data_encipherment=False,
-        key_agreement=False,
-        key_cert_sign=False,
-        crl_sign=False,
-        encipher_only=False,
-        decipher_only=False,
-    )
     builder = x509.CertificateBuilder(issuer, subject, KEY.public_key(), 1, NOW, NOW)
     for extension in (
-        usage,
+        key_usage(digital_signature=True),
         x509.SubjectKeyIdentifier(b"\1"),
         x509.SubjectAlternativeName([x509.DNSName("ab")]),
     ):
