@@ -26,6 +26,8 @@ from bridge.system.linux import harden
 
 _BUSY_SECONDS = 0.03
 _IDLE_SECONDS = 0.5
+_APART_SECONDS = 1.0
+"""Between two reloads: workers that are replaced at once run for about so long."""
 _log = logging.getLogger(__name__)
 
 Events = queue.SimpleQueue[int]
@@ -154,6 +156,8 @@ class _Loop:
         self._reloads = reloads
         self._events = events
         self._look_at = time.monotonic() + _IDLE_SECONDS
+        self._reload_from = 0.0
+        self._is_asked = False
         self._refusal: ConfigError | None = None
 
     def run(self) -> None:
@@ -167,7 +171,10 @@ class _Loop:
             now = time.monotonic()
             if event in {signal.SIGTERM, signal.SIGINT}:
                 supervisor.stop(now)
-            elif event == signal.SIGHUP or self._has_changed(now):
+            if event == signal.SIGHUP or self._has_changed(now):
+                self._is_asked = True
+            if self._is_asked and now >= self._reload_from:
+                self._is_asked, self._reload_from = False, now + _APART_SECONDS
                 self._reload(now)
             self._tick(now)
             self._feeders.run(supervisor.source, now)

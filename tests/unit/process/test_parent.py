@@ -1,7 +1,19 @@
 """What the parent process is made of, and its admin address."""
 
+import queue
+import signal
 import subprocess
 import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from bridge.config import ConfigText
+from bridge.process import parent
+from bridge.process.feeder_process import FeederProcesses
+from tests.unit.process.test_supervisor import Nursery, source
 
 HEAVY = ("grpc", "sqlalchemy", "sqlite3", "alembic", "bridge.server", "bridge.ledger")
 CODE = """
@@ -20,3 +32,29 @@ def test_the_parent_imports_neither_grpc_nor_the_database_of_the_ledger() -> Non
         check=True,
     )
     assert done.stdout.splitlines() == ["True", ""]
+
+
+def test_many_sighups_start_few_workers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Each would start a worker, and one that is replaced at once still runs a while.
+    monkeypatch.setattr(FeederProcesses, "run", lambda *_: None)
+    path = tmp_path / "bridge.yaml"
+    path.write_text(f"{source(1).text}\nadmin: {{listen: '127.0.0.1:0'}}\n")
+    nursery, events = Nursery(), queue.SimpleQueue[int]()
+    first = ConfigText.read(path)
+    bridge = threading.Thread(
+        target=lambda: parent.run(first, events, spawn=nursery), daemon=True
+    )
+    bridge.start()
+    for _ in range(30):
+        events.put(signal.SIGHUP)
+        time.sleep(0.05)
+    time.sleep(parent._APART_SECONDS)
+    # The last of them counts, too.
+    assert len(nursery.alive()) == 1
+    assert 2 < len(nursery.born) <= 5
+    events.put(signal.SIGTERM)
+    bridge.join(10)
+    assert not bridge.is_alive()
+    assert not nursery.alive()
