@@ -301,6 +301,8 @@ class Ledger:
     def _tick(self, now: datetime) -> None:
         self._lag.sample()
         with suppress(LedgerError):
+            self._journal.progress.keep(self._journal.folder)
+        with suppress(LedgerError):
             self._summarize(int(now.timestamp()))
         # A clock that was set back counts as the end of the interval.
         if timedelta() <= now - self._tried < self._heads_interval:

@@ -10,7 +10,10 @@ import mmap
 import os
 import secrets
 import struct
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import IntEnum
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -62,15 +65,14 @@ class Progress:
     def __init__(self, descriptor: int | None = None) -> None:
         """Map an open file; without one, the values stay in this process."""
         self._life = 0
+        self._head = Head(0, -1, "0" * 64)
+        self._writing = threading.Lock()
         self._map: mmap.mmap | None = None
         self._file: tuple[int, int] | None = None
         if descriptor is None:
             self._share(memoryview(bytearray(_BYTES)))
             return
-        status = os.fstat(descriptor)
-        self._file = status.st_dev, status.st_ino
-        self._map = mmap.mmap(descriptor, _BYTES)
-        self._share(memoryview(self._map))
+        self._use(descriptor)
 
     @classmethod
     def make(cls, folder: Path) -> Self:
@@ -79,19 +81,9 @@ class Progress:
         Raises:
             LedgerError: The file cannot be made.
         """
-        path = folder / _FILE
-        try:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            try:
-                if os.fstat(fd).st_size < _BYTES:
-                    # Not by `ftruncate`: without blocks, a full disk would be SIGBUS.
-                    os.pwrite(fd, bytes(_BYTES), 0)
-                progress = cls(fd)
-            finally:
-                os.close(fd)
-        except (OSError, ValueError) as error:
-            raise unusable(path, OSError(str(error))) from error
-        progress._begin()
+        with _made(folder / _FILE) as fd:
+            progress = cls(fd)
+        progress._begin(None)
         return progress
 
     @classmethod
@@ -110,8 +102,25 @@ class Progress:
 
     def publish(self, head: Head) -> None:
         """Publish the last durable row. For the writer, one thread at a time."""
-        digest = bytes.fromhex(head.digest)
-        self._durable.write(_DURABLE.pack(self._life, head.segment, head.seq, digest))
+        with self._writing:
+            self._publish(head)
+
+    def keep(self, folder: Path) -> None:
+        """Make the file again if it was deleted or replaced. For the writer.
+
+        Otherwise the feeder would not find the journal until the writer starts again.
+
+        Raises:
+            LedgerError: The file cannot be made.
+        """
+        if self.is_of(folder):
+            return
+        with self._writing:
+            fed, head = self.fed, self._head
+            with _made(folder / _FILE) as fd:
+                self._use(fd)
+            self._begin(fed)
+            self._publish(head)
 
     def durable(self) -> Durable | None:
         """Return the last durable row that was published, or None."""
@@ -188,12 +197,39 @@ class Progress:
         self._durable = _Slots(memory, _DURABLE_AT, _DURABLE_BYTES)
         self._reason = _Slots(memory, _REASON_AT, _REASON_BYTES)
 
-    def _begin(self) -> None:
+    def _publish(self, head: Head) -> None:
+        digest = bytes.fromhex(head.digest)
+        self._durable.write(_DURABLE.pack(self._life, head.segment, head.seq, digest))
+        self._head = head
+
+    def _begin(self, fed: int | None) -> None:
         self._life = secrets.randbits(64)
         # Both slots: none of the life before may come back.
         for _ in range(2):
-            self.publish(Head(0, -1, "0" * 64))
-        self.report(None)
+            self._publish(Head(0, -1, "0" * 64))
+        self.report(fed)
+
+    def _use(self, descriptor: int) -> None:
+        status = os.fstat(descriptor)
+        mapped = mmap.mmap(descriptor, _BYTES)
+        self._map, self._file = mapped, (status.st_dev, status.st_ino)
+        self._share(memoryview(mapped))
+
+
+@contextmanager
+def _made(path: Path) -> Iterator[int]:
+    # The file of a writer, open. Any error in the block is one of the file.
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            if os.fstat(fd).st_size < _BYTES:
+                # Not by `ftruncate`: without blocks, a full disk would be SIGBUS.
+                os.pwrite(fd, bytes(_BYTES), 0)
+            yield fd
+        finally:
+            os.close(fd)
+    except (OSError, ValueError) as error:
+        raise unusable(path, OSError(str(error))) from error
 
 
 class _Slots:

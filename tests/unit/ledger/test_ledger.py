@@ -341,3 +341,20 @@ def test_a_configured_key_has_to_be_there(tmp_path: Path, clock: SetClock) -> No
     why = "heads.key: .*absent.pem: cannot be read"
     with pytest.raises(ConfigError, match=why):
         open_ledger(tmp_path, clock, heads={"sink": "heads.jsonl", "key": "absent.pem"})
+
+
+def test_a_progress_file_that_is_deleted_in_use_is_made_again(
+    tmp_path: Path, clock: SetClock
+) -> None:
+    ledger = open_ledger(tmp_path, clock)
+    with FeederThread(make_config(tmp_path)):
+        ledger.intend(make_intent(1))
+        await_true(lambda: not ledger.lag()[0])
+        (tmp_path / "journal" / "w0" / "progress").unlink()
+        await_true((tmp_path / "journal" / "w0" / "progress").exists)
+        assert not ledger.lag()[0]
+        ledger.intend(make_intent(2))
+        await_true(lambda: not ledger.lag()[0])
+    ledger.close()
+    feed(tmp_path / "journal", archive_url(tmp_path))
+    assert archived(tmp_path) == [row.kind for row in journaled(tmp_path)]

@@ -121,7 +121,7 @@ def test_a_writer_that_has_not_finished_its_start_is_not_fed(
     tmp_path: Path, journal: Journal, feeder: ArchiveFeeder
 ) -> None:
     # What a start finds at the end of a journal may not be on disk.
-    journal.progress._begin()
+    journal.progress._begin(None)
     run(feeder)
     assert bodies(tmp_path) == []
     assert journal.progress.fed is None
