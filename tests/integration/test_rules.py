@@ -217,14 +217,6 @@ def test_a_caller_in_a_loop_meets_a_rate_limit(
     assert row["status"] == code
 
 
-def test_check_shows_who_gets_what(bridge: Bridge) -> None:
-    checked = bridge.run("check")
-    assert checked.returncode == 0, checked.stdout
-    shown = " ".join(checked.stdout.split())
-    assert "rules[1]: namespace sandbox ok no certificate" in shown
-    assert "rules[3]: linkerd ok issuing CA mesh; 2h by default" in shown
-
-
 def test_rules_take_effect_by_a_reload_or_are_refused_as_a_whole(
     tmp_path: Path,
 ) -> None:

@@ -5,8 +5,7 @@ from typing import Any
 
 from bridge.client.istio import IstioRequest, ask
 from bridge.errors import BackendRefusedError, LedgerError
-from bridge.ledger.archive.archive import Archive
-from bridge.ledger.verify import Comparison, compare
+from tests.support.harness.archive import compared
 from tests.support.harness.real_process import SERVER_NAME, Bridge
 from tests.support.harness.workers import await_true
 
@@ -43,21 +42,12 @@ def workload_rows(bridge: Bridge, kind: str) -> list[dict[str, Any]]:
     return bridge.rows(kind=kind, purpose="workload", front="istio")
 
 
-def compared(bridge: Bridge, archive: str = "archive.db") -> Comparison:
-    """Compare the archive with the journals."""
-    opened = Archive.open(f"sqlite:///{bridge.folder / archive}", make=False)
-    try:
-        return compare(bridge.folder / "journal", opened)
-    finally:
-        opened.close()
-
-
 def await_archive(bridge: Bridge) -> None:
     """Wait until the archive holds what the journal does."""
 
     def agrees() -> bool:
         try:
-            return compared(bridge).agrees
+            return compared(bridge.folder).agrees
         except LedgerError:
             return False  # it is being made
 

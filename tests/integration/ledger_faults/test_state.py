@@ -9,13 +9,13 @@ import pytest
 
 from tests.integration.ledger_faults.support import (
     await_archive,
-    compared,
     ready,
     segment,
     signed,
     status,
     workload_rows,
 )
+from tests.support.harness.archive import compared
 from tests.support.harness.real_process import Bridge
 from tests.support.harness.workers import await_true
 
@@ -36,7 +36,7 @@ def hurried(tmp_path: Path) -> Bridge:
 def require_sound(bridge: Bridge) -> None:
     checked = bridge.run("ledger", "verify")
     assert checked.returncode == 0, checked.stderr
-    assert compared(bridge).agrees
+    assert compared(bridge.folder).agrees
 
 
 def test_a_locked_archive_stops_signing_at_the_bound(hurried: Bridge) -> None:

@@ -7,6 +7,7 @@ from typing import Self
 from bridge.config import LedgerConfig
 from bridge.ledger.archive.archive import Archive
 from bridge.ledger.archive.feeder import ArchiveFeeder, BatchSize
+from bridge.ledger.verify import Comparison, compare
 from bridge.system.background import BackgroundLoop
 
 _PASS_SECONDS = 0.02
@@ -36,6 +37,15 @@ def feed(journal: Path, archive: str) -> None:
             raise AssertionError(feeder.trouble)
     finally:
         feeder.close()
+
+
+def compared(folder: Path) -> Comparison:
+    """Compare `archive.db` in a folder with the journals beside it."""
+    archive = Archive.open(f"sqlite:///{folder / 'archive.db'}", make=False)
+    try:
+        return compare(folder / "journal", archive)
+    finally:
+        archive.close()
 
 
 class FeederThread:

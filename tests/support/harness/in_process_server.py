@@ -1,6 +1,7 @@
 """A server in this process, with an issuance that does what a test tells it to."""
 
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -34,6 +35,14 @@ _ANY = "127.0.0.1:0"
 _ISSUED_TLS = f"{{dns_names: [{SERVER_NAME}]}}"
 WAIT_SECONDS = 10.0
 """Longer than anything takes that a test waits for."""
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    # Of what the other side of a connection does there is no event to wait for.
+    until = time.monotonic() + WAIT_SECONDS
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.005)
 
 
 class ListenerCA:

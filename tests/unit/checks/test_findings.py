@@ -336,29 +336,6 @@ def test_an_issuing_ca_that_no_call_is_led_to_is_noted(tmp_path: Path) -> None:
     assert ("demo", "names") not in found
 
 
-def test_a_rule_that_cannot_be_meant_is_refused(tmp_path: Path) -> None:
-    path = written(tmp_path, rules({"refuse": True}, {"max_ttl": "1h"}))
-    result = CliRunner().invoke(app, ["check", "-c", str(path)])
-    assert f"{path}: issuance.rules[1]: expected callers that no earlier" in str(
-        result.exception
-    )
-
-
-def test_a_rule_that_a_certificate_would_escape_is_refused(tmp_path: Path) -> None:
-    def change(tree: dict[str, Any], _: Path) -> None:
-        tree["fronts"]["istio"]["mtls_listen"] = "127.0.0.1:0"
-        tree["clusters"].append(
-            tree["clusters"][0] | {"name": "dev", "namespaces": ["shop"]}
-        )
-        tree["issuance"]["rules"] = [{"clusters": ["dev"], "refuse": True}]
-
-    path = written(tmp_path, change)
-    result = CliRunner().invoke(app, ["check", "-c", str(path)])
-    assert f"{path}: issuance.rules[0].clusters: expected both or neither" in str(
-        result.exception
-    )
-
-
 @pytest.mark.parametrize(
     ("audience", "results"),
     [

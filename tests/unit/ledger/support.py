@@ -188,3 +188,8 @@ def make_config(folder: Path, **changed: Any) -> LedgerConfig:
 
 def archive_url(folder: Path, name: str = "archive.db") -> str:
     return f"sqlite:///{folder / name}"
+
+
+def open_ledger(folder: Path, writer: str = "w0", **changed: Any) -> Ledger:
+    config = make_config(folder, **changed)
+    return Ledger.open(config, writer=writer, version="1", clock=SetClock())

@@ -18,11 +18,12 @@ import pytest
 from bridge.errors import LedgerError
 from bridge.ledger.archive.archive import Archive
 from bridge.ledger.ledger import Ledger
-from bridge.ledger.verify import Comparison, compare, verify
+from bridge.ledger.verify import verify
 from bridge.process import feeder_process
 from bridge.process.role import FeederOrder
 from bridge.system.child_process import ChildProcess
 from tests.support.harness import processes
+from tests.support.harness.archive import compared
 from tests.support.harness.workers import await_true
 from tests.unit.ledger.support import (
     SetClock,
@@ -33,6 +34,7 @@ from tests.unit.ledger.support import (
     make_ended,
     make_intent,
     open_journal,
+    open_ledger,
     publish,
 )
 
@@ -72,24 +74,10 @@ def order_of(folder: Path, archive: str = "") -> FeederOrder:
     )
 
 
-def open_ledger(folder: Path, writer: str = "w0") -> Ledger:
-    return Ledger.open(
-        make_config(folder), writer=writer, version="1", clock=SetClock()
-    )
-
-
 def write(ledger: Ledger, *numbers: int) -> None:
     for number in numbers:
         ledger.intend(make_intent(number))
         ledger.end(make_ended(number), durable=True)
-
-
-def compared(folder: Path) -> Comparison:
-    archive = Archive.open(archive_url(folder), make=False)
-    try:
-        return compare(folder / "journal", archive)
-    finally:
-        archive.close()
 
 
 @pytest.fixture
@@ -230,7 +218,8 @@ PARENT = """
 import sys, time
 from pathlib import Path
 from bridge.process import feeder_process
-from tests.unit.process.test_feeder import open_ledger, order_of, write
+from tests.unit.ledger.support import open_ledger
+from tests.unit.process.test_feeder import order_of, write
 
 folder = Path(sys.argv[1])
 ledger = open_ledger(folder)

@@ -29,6 +29,7 @@ from tests.support.harness.in_process_server import (
     Held,
     ListenerCA,
     Served,
+    eventually,
 )
 
 REQUEST = IstioCertificateRequest(csr="pem", validity_duration=3600)
@@ -348,11 +349,3 @@ def test_a_connection_whose_messages_do_not_come_gets_no_other_thread(
         assert text.startswith("overload.stalled: several calls of this connection")
         served.stub()(REQUEST, timeout=WAIT_SECONDS)
         assert len(served.issuance.calls) == 1
-
-
-def eventually(condition: Callable[[], bool]) -> None:
-    # Of what the other side of a connection does there is no event to wait for.
-    until = time.monotonic() + WAIT_SECONDS
-    while not condition():
-        assert time.monotonic() < until
-        threading.Event().wait(0.005)

@@ -13,11 +13,10 @@ from bridge.ledger.archive.feeder import ArchiveFeeder, BatchSize
 from bridge.ledger.chain import Head
 from bridge.ledger.journal.journal import Journal
 from bridge.ledger.ledger import Ledger
-from bridge.ledger.verify import Comparison, compare
-from tests.support.harness.archive import FeederThread, feed, make_feeder
+from bridge.ledger.verify import Comparison
+from tests.support.harness.archive import FeederThread, compared, feed, make_feeder
 from tests.support.harness.workers import await_true
 from tests.unit.ledger.support import (
-    SetClock,
     abandon,
     all_rows,
     archive_url,
@@ -26,15 +25,8 @@ from tests.unit.ledger.support import (
     make_ended,
     make_intent,
     open_journal,
+    open_ledger,
 )
-
-
-def compared(folder: Path) -> Comparison:
-    archive = Archive.open(archive_url(folder), make=False)
-    try:
-        return compare(folder / "journal", archive)
-    finally:
-        archive.close()
 
 
 @pytest.fixture
@@ -331,12 +323,6 @@ def test_a_writer_whose_folder_goes_away_is_let_go(
 
 
 # The archive goes away, is locked or is damaged while a ledger writes.
-
-
-def open_ledger(folder: Path, writer: str = "w0", **changed: object) -> Ledger:
-    return Ledger.open(
-        make_config(folder, **changed), writer=writer, version="1", clock=SetClock()
-    )
 
 
 @pytest.fixture

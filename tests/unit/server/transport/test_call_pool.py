@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from bridge.server.transport.call_pool import CallPool, SteadyPool
-from tests.support.harness.in_process_server import WAIT_SECONDS
+from tests.support.harness.in_process_server import WAIT_SECONDS, eventually
 
 
 class Work:
@@ -91,13 +91,6 @@ def test_turns_stay_short_while_another_pool_is_crowded(pool: CallPool) -> None:
     assert not other.close(0)
     eventually(lambda: sys.getswitchinterval() == usual)
     works[1].release.set()
-
-
-def eventually(condition: Callable[[], bool]) -> None:
-    until = time.monotonic() + WAIT_SECONDS
-    while not condition():
-        assert time.monotonic() < until
-        threading.Event().wait(0.005)
 
 
 def test_an_overdue_call_is_run_once_while_the_thread_is_at_work(
