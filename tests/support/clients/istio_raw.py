@@ -105,17 +105,27 @@ class Answer:
 
 
 class Record:
-    """What the ledger says of the calls at one front.
+    """A channel to one front, and what the ledger says of its calls.
+
+    A context manager.
 
     Args:
         bridge: Whose ledger.
         front: `istio` or `linkerd`.
+        channel: Closed at the end.
     """
 
-    def __init__(self, bridge: Bridge, front: str) -> None:
+    def __init__(self, bridge: Bridge, front: str, channel: Any) -> None:
         self.bridge = bridge
+        self.channel = channel
         self.front = front
         self._seen = len(self.outcomes())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.channel.close()
 
     def outcomes(self) -> list[dict[str, Any]]:
         """Return the rows that end a peer's call, in order."""
@@ -170,14 +180,7 @@ class Wire(Record):
     """A client of one bridge. A context manager."""
 
     def __init__(self, bridge: Bridge) -> None:
-        self.channel = channel(bridge)
-        super().__init__(bridge, "istio")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.channel.close()
+        super().__init__(bridge, "istio", channel(bridge))
 
     def send(
         self,

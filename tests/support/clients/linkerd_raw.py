@@ -6,7 +6,7 @@
 import uuid
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Self
+from typing import Any
 
 import grpc
 from cryptography import x509
@@ -70,14 +70,7 @@ class Certify(Record):
     """A client of one bridge. A context manager."""
 
     def __init__(self, bridge: Bridge) -> None:
-        self.channel = channel(bridge)
-        super().__init__(bridge, "linkerd")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.channel.close()
+        super().__init__(bridge, "linkerd", channel(bridge))
 
     def send(
         self, message: bytes, *, method: str = METHOD, discreet: bool = True
