@@ -21,9 +21,9 @@ from bridge.errors import (
 )
 from bridge.ledger.events import Ending, Intent
 from bridge.resilience.budget import Budget
-from bridge.spi import LeafRequest, Prepared
+from bridge.spi import IssuedChain, LeafRequest, Prepared
 from tests.support.harness.core import CALLER, World, kinds, leaf_of
-from tests.support.harness.fake_ca import lie_called
+from tests.support.harness.fake_ca import Lie, lie_called
 
 
 @pytest.fixture
@@ -238,6 +238,25 @@ def test_a_misissuance_is_not_released_and_stops_the_ca(
     assert len(fake.called) == 1
     assert world.signing.stopped(world.snapshot.issuers["a"]) is not None
     assert world.signing.stopped(world.snapshot.issuers["b"]) is None
+
+
+def test_an_answer_that_is_no_bytes_stops_the_ca_and_has_its_outcome(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = world.cas["a"]
+    answer = fake.answer
+
+    def in_pem(prepared: Prepared, lie: Lie) -> IssuedChain:
+        text: Any = "-----BEGIN CERTIFICATE-----"
+        return replace(answer(prepared, lie), leaf=text)
+
+    monkeypatch.setattr(fake, "answer", in_pem)
+    with pytest.raises(MisissuedError, match="issued certificate is refused"):
+        world.issue()
+    rows = world.ended()
+    assert kinds(rows) == ["intent", "unknown"]
+    assert rows[1]["rule"] == "misissued.unreadable"
+    assert world.signing.stopped(world.snapshot.issuers["a"]) is not None
 
 
 def test_when_all_are_stopped_the_refusal_says_so(world: World) -> None:
