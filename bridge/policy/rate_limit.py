@@ -10,15 +10,15 @@ import mmap
 import os
 import struct
 import threading
-from collections import OrderedDict
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import Protocol
+from typing import Self
 
-from bridge.config import CeilingConfig, LimitsConfig
+from bridge.config import LimitsConfig
 from bridge.errors import ConfigError, OverloadedError
 from bridge.identity.caller import Caller
 
@@ -27,49 +27,8 @@ _SLOT = struct.Struct("=Qd")
 _SLOTS = 1 << 17
 _PROBES = 8
 RATE_LIMIT_RULES = frozenset({"overload.identity", "overload.cluster"})
-_MOST_KEYS = 100_000
 _CLOCK_SECONDS = 2.0**-24
 """60 ns: the largest error of a sum with the time, in the first 34 years of a host."""
-
-
-class BucketStore(Protocol):
-    """Stores the token buckets of a rate limit. Safe between threads."""
-
-    def take(self, key: str, now: float, step: float, slack: float) -> bool:
-        """Take one token from the bucket of `key`; return False if it is empty.
-
-        Args:
-            key: Whose bucket.
-            now: Seconds of a clock that never goes back.
-            step: Seconds until one token comes back.
-            slack: Seconds until an empty bucket is full.
-        """
-
-
-class OwnBuckets:
-    """The buckets of one process. See BucketStore.
-
-    Args:
-        most_keys: Beyond this number, the bucket that was used longest ago is dropped.
-            That can only admit a call.
-    """
-
-    def __init__(self, most_keys: int) -> None:
-        self._most_keys = most_keys
-        self._full_at: OrderedDict[str, float] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def take(self, key: str, now: float, step: float, slack: float) -> bool:
-        """See `BucketStore.take`."""
-        with self._lock:
-            full_at = max(self._full_at.get(key, now), now) + step
-            if full_at - now > slack:
-                return False
-            self._full_at[key] = full_at
-            self._full_at.move_to_end(key)
-            if len(self._full_at) > self._most_keys:
-                self._full_at.popitem(last=False)
-            return True
 
 
 class SharedBuckets:
@@ -79,10 +38,10 @@ class SharedBuckets:
     is admitted and not counted.
 
     Args:
-        path: Created if absent; private to the bridge.
+        path: Created if absent; private to the bridge. None: the only process has them.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | None = None) -> None:
         """Open the file.
 
         Raises:
@@ -91,7 +50,10 @@ class SharedBuckets:
         self._threads = threading.Lock()
         size = (_SLOTS + _PROBES) * _SLOT.size
         try:
-            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            if path is None:
+                self._fd = os.memfd_create("rate-limits")
+            else:
+                self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
                 with self._alone():
                     _fill(self._fd, size)
@@ -105,9 +67,17 @@ class SharedBuckets:
                 f"{error.strerror} (it takes {size / 2**20:.0f} MiB; TMPDIR can name "
                 "another folder)"
             ) from error
+        weakref.finalize(self, os.close, self._fd)
 
     def take(self, key: str, now: float, step: float, slack: float) -> bool:
-        """See `BucketStore.take`; all processes share the clock of `now`."""
+        """Take one token from the bucket of `key`; return False if it is empty.
+
+        Args:
+            key: Whose bucket.
+            now: Seconds of a clock that never goes back; all processes share it.
+            step: Seconds until one token comes back.
+            slack: Seconds until an empty bucket is full.
+        """
         # Never 0, which is an unused slot.
         digest = int.from_bytes(blake2b(key.encode(), digest_size=8).digest()) | 1
         first = (digest >> 1) % _SLOTS
@@ -164,27 +134,20 @@ class RateLimit:
     Args:
         rate: Calls a second, on average.
         burst: Calls that may come at once; at least 1.
-        most_keys: See `OwnBuckets`.
-        shared: Holds the buckets of all workers; None where one process serves.
+        buckets: Holds the buckets of all workers, also for other rate limits.
 
     Source:
         The generic cell rate algorithm, ITU-T I.371.
     """
 
-    def __init__(
-        self,
-        rate: float,
-        burst: int,
-        most_keys: int = _MOST_KEYS,
-        shared: BucketStore | None = None,
-    ) -> None:
+    def __init__(self, rate: float, burst: int, buckets: SharedBuckets) -> None:
         self._step = 1.0 / rate
         # A small tolerance for each step: sums of floats are not exact, and the error
         # of a sum with the time grows with the uptime of the host.
         self._slack = burst * (self._step * (1 + 1e-9) + _CLOCK_SECONDS)
-        self._buckets = shared or OwnBuckets(most_keys)
-        # Rate limits of another kind or size use the same store.
-        self._prefix = f"{rate} {burst} " if shared else ""
+        self._buckets = buckets
+        # Rate limits of another kind or size use the same buckets.
+        self._prefix = f"{rate} {burst} "
 
     def admits(self, key: str, now: float) -> bool:
         """Count a call of `key`; return False, uncounted, if it exceeds the limit.
@@ -204,13 +167,23 @@ class RateLimits:
     per_identity: RateLimit | None
 
     @classmethod
-    def of(
-        cls, config: LimitsConfig, shared: BucketStore | None = None
-    ) -> "RateLimits":
-        """Create the rate limits; buckets are full, or as other workers left them."""
+    def of(cls, config: LimitsConfig, path: Path | None = None) -> Self:
+        """Create the rate limits; buckets are full, or as other workers left them.
+
+        Args:
+            config: Section `limits` of the configuration.
+            path: See `SharedBuckets`.
+
+        Raises:
+            ConfigError: There is no room for the buckets.
+        """
+        cluster, identity = config.per_cluster, config.per_identity
+        if not (cluster or identity):
+            return cls(None, None)
+        buckets = SharedBuckets(path)
         return cls(
-            _rate_limit(config.per_cluster, shared),
-            _rate_limit(config.per_identity, shared),
+            RateLimit(cluster.rate, cluster.burst, buckets) if cluster else None,
+            RateLimit(identity.rate, identity.burst, buckets) if identity else None,
         )
 
     def require(self, front: str, caller: Caller, now: float) -> None:
@@ -235,9 +208,3 @@ class RateLimits:
             raise OverloadedError(
                 "this cluster asks too often", rule="overload.cluster"
             )
-
-
-def _rate_limit(
-    config: CeilingConfig | None, shared: BucketStore | None
-) -> RateLimit | None:
-    return RateLimit(config.rate, config.burst, shared=shared) if config else None

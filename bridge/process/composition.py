@@ -12,7 +12,6 @@ from bridge.issuance.procedure import Issuance
 from bridge.issuance.signing import Signing
 from bridge.ledger.ledger import Ledger
 from bridge.metrics.instruments import Metrics
-from bridge.policy.rate_limit import SharedBuckets
 from bridge.process.role import ALONE, UNPROVEN, WITHOUT_KEYS, ProcessRole
 from bridge.server.server import Server
 from bridge.server.status import status_name
@@ -36,9 +35,6 @@ class Process:
         clock: The time.
         warn: Tells the operator of a setting that is legal and unwise.
         role: What the process is in the bridge.
-
-    Raises:
-        ConfigError: There is no room for the rate limits that all workers share.
     """
 
     def __init__(
@@ -55,7 +51,7 @@ class Process:
             config=config,
             clock=clock,
             warn=warn,
-            buckets=_buckets(config, role),
+            shared=role.shared,
         )
         self._clock = clock
         self.metrics = Metrics(__version__, clock)
@@ -170,11 +166,6 @@ class Process:
             "gRPC health": self.server.health_address,
         }
         return {what: address for what, address in found.items() if address}
-
-
-def _buckets(config: BridgeConfig, role: ProcessRole) -> SharedBuckets | None:
-    is_counted = config.limits.per_identity or config.limits.per_cluster
-    return SharedBuckets(role.shared) if role.shared and is_counted else None
 
 
 def _linger_seconds(config: BridgeConfig) -> float:

@@ -17,7 +17,7 @@ from bridge.errors import BridgeError, ConfigError, PluginError
 from bridge.identity.clusters import ClusterRegistry
 from bridge.policy.issued import PinnedIssuer
 from bridge.policy.linkerd_names import LinkerdNames
-from bridge.policy.rate_limit import BucketStore, RateLimits
+from bridge.policy.rate_limit import RateLimits
 from bridge.policy.rules import LINKERD, RoutedCaller, Rules
 from bridge.registry import load
 from bridge.snapshot.model import Issuer, Snapshot
@@ -36,8 +36,8 @@ class Assembly:
     clock: Clock
     warn: Callable[[str], None]
     """Warns the operator of a setting that is allowed but unwise."""
-    buckets: BucketStore | None = None
-    """The rate limits of all workers; None where one process serves."""
+    shared: Path | None = None
+    """The file of what all workers count together; None where one process serves."""
     sections: frozenset[str] = SECTIONS
     """The sections of `config` that could be read; only `problems` needs fewer than
     all."""
@@ -48,6 +48,7 @@ class Assembly:
         Raises:
             ConfigError: The message lists every problem of every section, one a line.
         """
+        rate_limits = RateLimits.of(self.config.limits, self.shared)
         parts = self._parts()
         clusters, anchors, issuers = parts.clusters, parts.anchors, parts.issuers
         if parts.problems or clusters is None:
@@ -62,7 +63,7 @@ class Assembly:
             trust_domains=self._trust_domains(),
             rules=rules,
             clusters=clusters,
-            rate_limits=RateLimits.of(self.config.limits, self.buckets),
+            rate_limits=rate_limits,
             probe_names=self._probe_names(rules),
             linkerd=self._linkerd(),
         )

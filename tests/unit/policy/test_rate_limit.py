@@ -28,7 +28,7 @@ def caller(name: str = "web", cluster: str = "east") -> Caller:
 
 
 def test_a_burst_passes_and_the_next_call_does_not() -> None:
-    rate_limit = RateLimit(rate=2, burst=3)
+    rate_limit = RateLimit(2, 3, SharedBuckets())
     assert [rate_limit.admits("a", 100.0) for _ in range(4)] == [
         True,
         True,
@@ -38,30 +38,23 @@ def test_a_burst_passes_and_the_next_call_does_not() -> None:
 
 
 def test_the_rate_lets_one_more_pass_after_its_time() -> None:
-    rate_limit = RateLimit(rate=2, burst=1)
+    rate_limit = RateLimit(2, 1, SharedBuckets())
     assert rate_limit.admits("a", 100.0)
     assert not rate_limit.admits("a", 100.4)
     assert rate_limit.admits("a", 100.5)
 
 
 def test_a_refused_call_costs_nothing() -> None:
-    rate_limit = RateLimit(rate=1, burst=1)
+    rate_limit = RateLimit(1, 1, SharedBuckets())
     assert rate_limit.admits("a", 0.0)
     assert not any(rate_limit.admits("a", 0.1 * n) for n in range(1, 9))
     assert rate_limit.admits("a", 1.0)
 
 
 def test_keys_do_not_share_a_bucket() -> None:
-    rate_limit = RateLimit(rate=1, burst=1)
+    rate_limit = RateLimit(1, 1, SharedBuckets())
     assert rate_limit.admits("a", 0.0)
     assert rate_limit.admits("b", 0.0)
-
-
-def test_of_too_many_keys_the_most_silent_is_forgotten() -> None:
-    rate_limit = RateLimit(rate=0.001, burst=1, most_keys=2)
-    assert [rate_limit.admits(key, 0.0) for key in "abc"] == [True, True, True]
-    assert not rate_limit.admits("c", 0.0)
-    assert rate_limit.admits("a", 0.0)
 
 
 @given(
@@ -72,7 +65,7 @@ def test_of_too_many_keys_the_most_silent_is_forgotten() -> None:
 def test_never_more_than_the_burst_and_the_rate_allow(
     gaps: list[float], rate: float, burst: int
 ) -> None:
-    rate_limit, now, admitted = RateLimit(rate, burst), 0.0, 0
+    rate_limit, now, admitted = RateLimit(rate, burst, SharedBuckets()), 0.0, 0
     for gap in gaps:
         now += gap
         admitted += rate_limit.admits("a", now)
@@ -88,7 +81,7 @@ def test_never_more_than_the_burst_and_the_rate_allow(
 def test_a_burst_passes_however_long_the_host_is_up(
     uptime: float, rate: float, burst: int
 ) -> None:
-    rate_limit = RateLimit(rate, burst)
+    rate_limit = RateLimit(rate, burst, SharedBuckets())
     assert all(rate_limit.admits("a", uptime) for _ in range(burst))
     if rate <= 10_000:
         assert not rate_limit.admits("a", uptime)
@@ -199,7 +192,7 @@ import sys
 from pathlib import Path
 from bridge.policy.rate_limit import SharedBuckets
 from bridge.policy.rate_limit import RateLimit
-rate_limit = RateLimit(0.001, 500, shared=SharedBuckets(Path(sys.argv[1])))
+rate_limit = RateLimit(0.001, 500, SharedBuckets(Path(sys.argv[1])))
 sys.stdin.read(1)
 print(sum(rate_limit.admits("a", 100.0) for _ in range(400)))
 """
@@ -251,13 +244,13 @@ def test_a_folder_that_is_gone_is_named(tmp_path: Path) -> None:
 
 
 def test_what_others_have_counted_stays_when_the_file_is_opened(tmp_path: Path) -> None:
-    first = RateLimit(0.001, 1, shared=opened(tmp_path))
+    first = RateLimit(0.001, 1, opened(tmp_path))
     assert first.admits("a", 100.0)
-    assert not RateLimit(0.001, 1, shared=opened(tmp_path)).admits("a", 100.0)
+    assert not RateLimit(0.001, 1, opened(tmp_path)).admits("a", 100.0)
 
 
 def test_the_rate_and_the_burst_are_those_of_one_process(tmp_path: Path) -> None:
-    rate_limits = [RateLimit(2, 3, shared=opened(tmp_path)) for _ in range(2)]
+    rate_limits = [RateLimit(2, 3, opened(tmp_path)) for _ in range(2)]
     both = [rate_limits[n % 2].admits("a", 100.0) for n in range(4)]
     assert both == [True, True, True, False]
     assert not rate_limits[1].admits("a", 100.4)
@@ -266,7 +259,7 @@ def test_the_rate_and_the_burst_are_those_of_one_process(tmp_path: Path) -> None
 
 def test_keys_and_limits_do_not_share_a_bucket(tmp_path: Path) -> None:
     shared = opened(tmp_path)
-    rate_limit, other = RateLimit(1, 1, shared=shared), RateLimit(1, 2, shared=shared)
+    rate_limit, other = RateLimit(1, 1, shared), RateLimit(1, 2, shared)
     assert rate_limit.admits("a", 100.0)
     assert rate_limit.admits("b", 100.0)
     assert other.admits("a", 100.0)
@@ -278,7 +271,7 @@ def test_where_all_places_are_taken_a_call_passes(
 ) -> None:
     monkeypatch.setattr(module, "_SLOTS", 1)
     monkeypatch.setattr(module, "_PROBES", 2)
-    rate_limit = RateLimit(1, 1, shared=opened(tmp_path))
+    rate_limit = RateLimit(1, 1, opened(tmp_path))
     assert [rate_limit.admits(key, 100.0) for key in "abcc"] == [True] * 4
     # A bucket that is full again leaves its place.
     assert rate_limit.admits("c", 101.5)

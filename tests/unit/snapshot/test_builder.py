@@ -215,3 +215,22 @@ def test_a_probe_is_for_names_of_those_who_are_led_to_an_issuing_ca(
         "c": [f"meshca-probe.{suffix}"],
         "d": [uri, f"meshca-probe.{suffix}"],  # nobody
     }
+
+
+CEILING = {"rate": 1, "burst": 1}
+
+
+@pytest.mark.parametrize(
+    ("limits", "made"),
+    [
+        ({}, []),
+        ({"per_identity": CEILING}, ["ceilings"]),
+        ({"per_cluster": CEILING}, ["ceilings"]),
+    ],
+)
+def test_a_worker_shares_a_file_only_where_there_is_a_ceiling(
+    tmp_path: Path, limits: dict[str, Any], made: list[str]
+) -> None:
+    with World(tmp_path, overrides={"limits": limits}) as world:
+        replace(world.assembly, shared=tmp_path / "ceilings").snapshot().close()
+    assert [path.name for path in tmp_path.glob("ceil*")] == made
