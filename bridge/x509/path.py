@@ -68,12 +68,6 @@ class ValidatedChain:
             ("trust anchor", self.anchor),
         ]
 
-    @property
-    def signs_crls(self) -> bool:
-        """Whether the issuing CA may sign CRLs (keyUsage cRLSign)."""
-        usage = self.issuing.extensions.get_extension_for_class(x509.KeyUsage)
-        return usage.value.crl_sign
-
 
 def validate_chain(
     issuing: x509.Certificate,
