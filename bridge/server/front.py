@@ -111,9 +111,7 @@ class Front(grpc.GenericRpcHandler, ABC):  # type: ignore[misc]  # grpc has no t
         _transport_log.addFilter(_HEADERS_STAY_OUT)
 
     @abstractmethod
-    def translate(
-        self, message: bytes, context: Any, settings: FrontSettings, budget: Budget
-    ) -> Call:
+    def translate(self, message: bytes, context: Any, budget: Budget) -> Call:
         """Read a message and the headers of its call.
 
         Raises:
@@ -183,7 +181,13 @@ class Front(grpc.GenericRpcHandler, ABC):  # type: ignore[misc]  # grpc has no t
         context: Any,
     ) -> bytes:
         if excess == _LONG_HEADERS:
-            raise self._recorded(_headers_error())
+            # Recorded before it is raised: the traceback of a raised error holds the
+            # headers.
+            error = RequestError(
+                "the headers of the call are too long", rule="request.headers"
+            )
+            self._issuance.refuse(error, front=self.name)
+            raise error
         if excess:
             raise _overloaded(excess)
         pools = self._pools
@@ -191,9 +195,8 @@ class Front(grpc.GenericRpcHandler, ABC):  # type: ignore[misc]  # grpc has no t
         incoming = messages if isinstance(messages, IncomingMessage) else None
         if pools.calls.is_overdue(incoming.since if incoming else arrived):
             raise _overloaded("queue")
-        settings = self._settings
         deadline = min(
-            arrived + settings.deadline_seconds,
+            arrived + self._settings.deadline_seconds,
             # 9.2e18 for a client without a deadline. Not `or`: 0.0 is a deadline that
             # has passed.
             time.monotonic() + context.time_remaining(),
@@ -201,19 +204,11 @@ class Front(grpc.GenericRpcHandler, ABC):  # type: ignore[misc]  # grpc has no t
         budget = Budget(deadline, context.is_active)
         budget.require()
         message = incoming.take() if incoming else self._wait(messages, context)
-        issued = self._issuance.issue(
-            self._translated(message, context, settings, budget)
-        )
+        issued = self._issuance.issue(self._translated(message, context, budget))
         began = time.perf_counter()
         reply = self.reply(issued)
         self._metrics.steps["reply"].observe(time.perf_counter() - began)
         return reply
-
-    def _recorded(self, error: BridgeError) -> BridgeError:
-        # Recorded before it is raised: the traceback of a raised error holds the
-        # headers.
-        self._issuance.refuse(error, front=self.name)
-        return error
 
     def _wait(self, messages: Any, context: Any) -> bytes | None:
         reaper = self._pools.reaper
@@ -226,17 +221,11 @@ class Front(grpc.GenericRpcHandler, ABC):  # type: ignore[misc]  # grpc has no t
         finally:
             reaper.forget(incoming)
 
-    def _translated(
-        self,
-        message: bytes | None,
-        context: Any,
-        settings: FrontSettings,
-        budget: Budget,
-    ) -> Call:
+    def _translated(self, message: bytes | None, context: Any, budget: Budget) -> Call:
         try:
             if message is None:
                 raise RequestError("the call has no message", rule="request.protobuf")
-            return self.translate(message, context, settings, budget)
+            return self.translate(message, context, budget)
         except BridgeError as error:
             self._issuance.refuse(error, front=self.name)
             raise
@@ -280,8 +269,3 @@ def has_too_long_headers(headers: Iterable[tuple[str, str | bytes]] | None) -> b
     for name, value in headers or ():
         held += _EACH_BYTES + len(name) + len(value)
     return held > LONGEST_HEADERS_BYTES
-
-
-def _headers_error() -> RequestError:
-    """Return the error for a call whose headers are too long."""
-    return RequestError("the headers of the call are too long", rule="request.headers")

@@ -53,16 +53,14 @@ class IstioFront(Front):
         super().__init__(issuance, metrics, pools, settings)
         self._responses = ResponseWriter()
 
-    def translate(
-        self, message: bytes, context: Any, settings: FrontSettings, budget: Budget
-    ) -> Call:
+    def translate(self, message: bytes, context: Any, budget: Budget) -> Call:
         """See `Front.translate`."""
         request = read_request(message)
         return Call(
             front=self.name,
             csr=request.csr,
-            credential=_credential(context, settings),
-            audiences=settings.audiences,
+            credential=_credential(context, self._settings),
+            audiences=self._settings.audiences,
             ttl_seconds=request.ttl_seconds,
             cert_signer=request.cert_signer,
             impersonated=request.impersonated,

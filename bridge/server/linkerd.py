@@ -52,9 +52,7 @@ class LinkerdFront(Front):
         self._service.handled(code)
         self._service.seconds.observe(seconds)
 
-    def translate(
-        self, message: bytes, context: Any, settings: FrontSettings, budget: Budget
-    ) -> Call:
+    def translate(self, message: bytes, context: Any, budget: Budget) -> Call:
         """See `Front.translate`: the token is in the message."""
         request = parse_message(CertifyRequest, message, "a CertifyRequest")
         # Bytes that are not ASCII stay different characters, and fail as a token.
@@ -63,9 +61,9 @@ class LinkerdFront(Front):
             front=self.name,
             csr=request.certificate_signing_request,
             credential=TokenCredential(
-                (f"Bearer {token}",) if token else (), (settings.cluster,)
+                (f"Bearer {token}",) if token else (), (self._settings.cluster,)
             ),
-            audiences=settings.audiences,
+            audiences=self._settings.audiences,
             identity=request.identity,
             budget=budget,
         )

@@ -263,7 +263,7 @@ def test_any_message_is_translated_or_refused(message: bytes) -> None:
     pools: Any = None
     made = LinkerdFront(ScriptedIssuance(), Metrics(), pools, settings)
     try:
-        call = made.translate(message, None, settings, Budget.of_seconds(1))
+        call = made.translate(message, None, Budget.of_seconds(1))
     except RequestError:
         return
     assert call.front == "linkerd"
