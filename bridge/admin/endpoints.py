@@ -42,22 +42,10 @@ _log = logging.getLogger(__name__)
 class Views:
     """The functions behind the pages, called for each request."""
 
-    problems: Callable[[], Mapping[str, str]]
-    """Returns what stands against being ready, by part."""
-    warnings: Callable[[], Mapping[str, str]]
-    """Returns what needs attention and does not stand against it."""
+    readiness: Callable[[], Mapping[str, object]]
+    """Returns the content of /readyz; `ready` in it says whether the bridge is."""
     metrics: Callable[[], tuple[bytes, str]]
     """Returns the text of a scrape and its content type."""
-    readiness: Callable[[], dict[str, object]] | None = None
-    """Returns what /readyz shows; by default `readiness` of problems and warnings."""
-    parts: tuple[str, ...] = PARTS
-    """The parts that this bridge has."""
-
-    def state(self) -> dict[str, object]:
-        """Return the content of /readyz."""
-        if self.readiness is None:
-            return readiness(self.problems(), self.warnings(), self.parts)
-        return self.readiness()
 
 
 class Admin:
@@ -190,13 +178,13 @@ class _Handler(BaseHTTPRequestHandler):
                 alive = b"pong\n" if page == "/ping" else b"alive\n"
                 return HTTPStatus.OK, _PLAIN, alive
             case "/readyz":
-                state = views.state()
+                state = views.readiness()
                 status = (
                     HTTPStatus.OK if state["ready"] else HTTPStatus.SERVICE_UNAVAILABLE
                 )
                 return status, _JSON, json.dumps(state, indent=2).encode() + b"\n"
             case "/ready":
-                return _ready(is_ready=bool(views.state()["ready"]))
+                return _ready(is_ready=bool(views.readiness()["ready"]))
             case "/metrics":
                 body, kind = views.metrics()
                 return HTTPStatus.OK, kind, body

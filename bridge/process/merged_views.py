@@ -49,7 +49,7 @@ class Pages:
 
     def views(self) -> Views:
         """Return the views of the admin address."""
-        return Views(dict, self._reloads.warnings, self.metrics, self.readiness)
+        return Views(self.readiness, self.metrics)
 
     def close(self) -> None:
         """Stop asking workers."""

@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from bridge.admin.endpoints import PARTS, Admin, Views
+from bridge.admin.endpoints import PARTS, Admin, Views, readiness
 from bridge.config import BridgeConfig
 from bridge.errors import ConfigError
 from bridge.metrics.instruments import Metrics
@@ -67,7 +67,10 @@ class Server:
         self._listeners: tuple[Listener, ...] = ()
         self._admin = Admin(
             admin_address or config.admin.listen,
-            Views(self.problems, self.warnings, metrics.render, parts=_parts(config)),
+            Views(
+                lambda: readiness(self.problems(), self.warnings(), _parts(config)),
+                metrics.render,
+            ),
         )
         # From here on nothing raises: there are threads to end.
         listeners: list[Listener] = []

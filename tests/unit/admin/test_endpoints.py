@@ -107,7 +107,7 @@ def test_an_address_in_use_is_named() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         with pytest.raises(ConfigError, match=f"admin.listen: .*{address}: .*in use"):
-            Admin(address, Views(dict, dict, lambda: (b"", "")))
+            Admin(address, Views(dict, lambda: (b"", "")))
 
 
 @pytest.mark.parametrize(
@@ -119,6 +119,6 @@ def test_an_address_is_split(address: str, parts: tuple[str, int]) -> None:
 
 
 def test_ipv6() -> None:
-    admin = Admin("[::1]:0", Views(dict, dict, lambda: (b"", "")))
+    admin = Admin("[::1]:0", Views(dict, lambda: (b"", "")))
     assert admin.address.startswith("[::1]:")
     admin.close()
