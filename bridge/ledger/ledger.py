@@ -14,10 +14,9 @@ from bridge.errors import LedgerError
 from bridge.ledger.chain import Head
 from bridge.ledger.events import Accepted, Ending, Intent, Summary
 from bridge.ledger.heads import HeadKey, HeadPublisher, HeadSink, SignedHead, problem_of
-from bridge.ledger.journal.journal import Journal, JournalOptions, unobserved
+from bridge.ledger.journal.journal import Journal, JournalOptions
 from bridge.ledger.journal.progress import Progress
 from bridge.ledger.journal.recovery import require_new
-from bridge.ledger.journal.segment_writer import ObserveCommit
 from bridge.ledger.journal.segments import way_out
 from bridge.system.background import BackgroundLoop
 from bridge.system.clock import Clock
@@ -151,9 +150,7 @@ class Ledger:
         config: LedgerConfig,
         *,
         writer: str,
-        version: str,
         clock: Clock,
-        observe_commit: ObserveCommit = unobserved,
         options: JournalOptions = _JOURNAL_DEFAULTS,
     ) -> Self:
         """Open the journal and publish the first head.
@@ -164,10 +161,8 @@ class Ledger:
         Args:
             config: Section `ledger` of the configuration.
             writer: The name of this writer, the same after a restart.
-            version: The version of the bridge.
             clock: Gives each row its time.
-            observe_commit: Gets the seconds and the number of rows of each commit.
-            options: Sizes and times of the journal.
+            options: See `JournalOptions`; the published head is added.
 
         Raises:
             ConfigError: The key of the heads cannot be used.
@@ -181,9 +176,7 @@ class Ledger:
             journal = Journal.open(
                 folder,
                 writer=writer,
-                version=version,
                 clock=clock,
-                observe_commit=observe_commit,
                 options=_with_head(options, newest),
             )
             undo.callback(journal.close)

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bridge import __version__
 from bridge.errors import BridgeError, LedgerError
 from bridge.ledger.chain import Head, Row, read_rows
 from bridge.ledger.events import Closed
@@ -105,7 +104,7 @@ def settle(config: "LedgerConfig", writer: str, clock: Clock) -> None:
     # It imports pydantic, which the process that feeds otherwise does without.
     from bridge.ledger.ledger import Ledger  # noqa: PLC0415 - see above
 
-    Ledger.open(config, writer=writer, version=__version__, clock=clock).close()
+    Ledger.open(config, writer=writer, clock=clock).close()
 
 
 def _is_in_order(folder: Path) -> bool:

@@ -10,6 +10,7 @@ from bridge.config import BridgeConfig
 from bridge.issuance.own_certificates import OwnCertificates
 from bridge.issuance.procedure import Issuance
 from bridge.issuance.signing import Signing
+from bridge.ledger.journal.journal import JournalOptions
 from bridge.ledger.ledger import Ledger
 from bridge.metrics.instruments import Metrics
 from bridge.process.role import ALONE, UNPROVEN, WITHOUT_KEYS, ProcessRole
@@ -146,9 +147,8 @@ class Process:
         ledger = Ledger.open(
             self._config.ledger,
             writer=self._role.writer,
-            version=__version__,
             clock=self._clock,
-            observe_commit=_observer(self.metrics),
+            options=JournalOptions(observe_commit=_observer(self.metrics)),
         )
         self.metrics.watch_archive(lambda: ledger.lag()[0], lambda: ledger.lag()[1])
         return ledger

@@ -162,9 +162,7 @@ def _issuance(config: BridgeConfig) -> Iterator[tuple[Issuance, Metrics]]:
         ledger = Ledger.open(
             config.ledger,
             writer="bench",
-            version=__version__,
             clock=clock,
-            observe_commit=lambda _seconds, _rows: None,
         )
         parts.callback(ledger.close)
         feeding = FeederThread(config.ledger)

@@ -8,7 +8,7 @@ start.
 import os
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -21,7 +21,7 @@ from bridge.ledger.journal.group_commit import GroupCommit
 from bridge.ledger.journal.progress import Progress
 from bridge.ledger.journal.recovery import recover
 from bridge.ledger.journal.segment_writer import ObserveCommit, SegmentWriter
-from bridge.ledger.journal.segments import DiskFile, JournalFile
+from bridge.ledger.journal.segments import JournalFile
 from bridge.system.background import BackgroundLoop
 from bridge.system.clock import Clock
 
@@ -34,7 +34,7 @@ def unobserved(_seconds: float, _rows: int) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JournalOptions:
-    """Sizes and times of a journal, and the file that it writes to."""
+    """Sizes and times of a journal, its file, and what its start needs."""
 
     segment_bytes: int = 16 << 20
     """A segment of this size is closed, and the next one begins. A start reads the
@@ -45,7 +45,9 @@ class JournalOptions:
     """More waiting rows are refused."""
     patience_seconds: float = 5.0
     """How long a caller waits while the disk does not answer."""
-    open_file: Callable[[Path], JournalFile] = DiskFile
+    open_file: Callable[[Path], JournalFile] = JournalFile
+    observe_commit: ObserveCommit = unobserved
+    """Gets the seconds and the number of rows of each commit."""
     published: Head | None = None
     """The newest published head. A journal that does not hold it is refused."""
     accepted: Accepted | None = None
@@ -64,7 +66,12 @@ class Journal:
     """
 
     def __init__(
-        self, folder: Path, version: str, clock: Clock, options: JournalOptions
+        self,
+        folder: Path,
+        clock: Clock,
+        options: JournalOptions,
+        progress: Progress,
+        lock_fd: int,
     ) -> None:
         """Prepare; `open` is the way to get one."""
         self.folder = folder
@@ -73,11 +80,11 @@ class Journal:
         self._options = options
         self._writer = SegmentWriter(
             folder,
-            version,
             clock,
             segment_bytes=options.segment_bytes,
             open_file=options.open_file,
-            observe=unobserved,
+            observe=options.observe_commit,
+            publish=progress.publish,
         )
         self._queue = GroupCommit(
             self._writer.write,
@@ -85,8 +92,8 @@ class Journal:
             pending_rows=options.pending_rows,
             patience_seconds=options.patience_seconds,
         )
-        self._lock_fd = -1
-        self.progress = Progress()
+        self._lock_fd = lock_fd
+        self.progress = progress
         """Shared with the archive feeder: what is on disk, and what is archived."""
         self._mend_at = 0.0
         name = f"ledger-flush-{folder.name}"
@@ -98,9 +105,7 @@ class Journal:
         folder: Path,
         *,
         writer: str,
-        version: str,
         clock: Clock,
-        observe_commit: ObserveCommit = unobserved,
         options: JournalOptions = _DEFAULTS,
     ) -> Self:
         """Verify the end of the journal, write missing outcomes, begin a segment.
@@ -111,33 +116,29 @@ class Journal:
         Args:
             folder: Has one folder for each writer; made when absent.
             writer: The name of this writer, the same after a restart.
-            version: The version of the bridge, for the segment's first row.
             clock: Gives each row its time.
-            observe_commit: Gets the seconds and the number of rows of each commit.
-            options: Sizes, times, and the file to write to.
+            options: See `JournalOptions`.
 
         Raises:
             LedgerError: Another process has the writer's folder, the journal does not
                 verify, it ends before its published head, or it cannot be written.
         """
         path = segments.make_folder(folder, writer)
-        journal = cls(path, version, clock, options)
-        journal._writer.observe = observe_commit
-        journal._lock_fd = segments.lock(path)
-        try:
+        with ExitStack() as undo:
+            lock_fd = segments.lock(path)
+            undo.callback(os.close, lock_fd)
             # First: what the file said of the life before does not hold any more.
-            journal.progress = Progress.make(path)
-            journal._writer.publish = journal.progress.publish
+            progress = Progress.make(path)
+            undo.callback(progress.close)
+            journal = cls(path, clock, options, progress, lock_fd)
+            # Without a last row: there may be no whole first row.
+            undo.callback(journal._writer.close)
             tail = recover(path, writer, options.published)
             events: list[Event] = [*tail.unknown]
             if options.accepted:
                 events.append(options.accepted)
             journal._writer.begin(tail.head, events)
-        except BaseException:
-            # Before `close`: a segment without a whole first row gets no last row.
-            journal._writer.close()
-            journal.close()
-            raise
+            undo.pop_all()
         journal._flusher.start()
         return journal
 

@@ -62,16 +62,12 @@ class Progress:
     values that belong together are in a `_Slots`.
     """
 
-    def __init__(self, descriptor: int | None = None) -> None:
-        """Map an open file; without one, the values stay in this process."""
+    def __init__(self, descriptor: int) -> None:
+        """Map an open file."""
         self._life = 0
         self._head = Head(0, -1, "0" * 64)
         self._writing = threading.Lock()
         self._map: mmap.mmap | None = None
-        self._file: tuple[int, int] | None = None
-        if descriptor is None:
-            self._share(memoryview(bytearray(_BYTES)))
-            return
         self._use(descriptor)
 
     @classmethod

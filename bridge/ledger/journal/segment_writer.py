@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from hashlib import sha256
 from pathlib import Path
 
+from bridge import __version__
 from bridge.errors import LedgerError
 from bridge.ledger.chain import Head, Pending, encode, link, microseconds
 from bridge.ledger.events import Closed, Event, Opened, Resumed
@@ -29,36 +30,33 @@ class SegmentWriter:
 
     Args:
         folder: The folder of the writer; its name is the writer's.
-        version: The version of the bridge, for the first row of each segment.
         clock: Gives the time for rows of the segment writer itself.
         segment_bytes: A segment of this size is closed.
         open_file: Makes the file of a segment.
         observe: Gets the seconds and the number of rows of each commit.
+        publish: Gets the last row that is on disk, after each commit.
     """
 
     def __init__(
         self,
         folder: Path,
-        version: str,
         clock: Clock,
         *,
         segment_bytes: int,
         open_file: Callable[[Path], JournalFile],
         observe: ObserveCommit,
+        publish: Callable[[Head], None],
     ) -> None:
         self.head = Head(0, -1, "")
         """The last row that is on disk."""
         self.busy_since = 0.0
         """When the current write began, by `time.perf_counter`; 0 without one."""
-        self.observe = observe
-        """Gets the seconds and the number of rows of each commit."""
-        self.publish: Callable[[Head], None] = _publish_nowhere
-        """Gets the last row that is on disk, after each commit."""
         self._folder = folder
-        self._version = version
         self._clock = clock
         self._segment_bytes = segment_bytes
         self._open_file = open_file
+        self._observe = observe
+        self._publish = publish
         self._file: JournalFile | None = None
         self._segment = 0
         self._size = 0
@@ -149,7 +147,7 @@ class SegmentWriter:
             raise self._unwritten(error) from error
         self._size = 0
         opened = Opened(
-            writer=self._folder.name, segment=self._segment, version=self._version
+            writer=self._folder.name, segment=self._segment, version=__version__
         )
         self._append([self.own(event) for event in (opened, *events)])
 
@@ -162,8 +160,8 @@ class SegmentWriter:
             self.busy_since = 0.0
         # After the write: the head in memory is never newer than the disk.
         self.head = head
-        self.publish(head)
-        self.observe(time.perf_counter() - started, len(rows))
+        self._publish(head)
+        self._observe(time.perf_counter() - started, len(rows))
 
     def _linked(self, rows: Sequence[Pending]) -> tuple[Head, bytes]:
         _, seq, digest = self.head
@@ -208,10 +206,6 @@ class SegmentWriter:
             rule="ledger.write",
             detail=f"{self._folder}: {error.strerror or error}",
         )
-
-
-def _publish_nowhere(_head: Head) -> None:
-    pass
 
 
 def _write_all(file: JournalFile, data: bytes) -> None:

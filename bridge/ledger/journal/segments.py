@@ -5,7 +5,6 @@ import os
 import re
 from hashlib import sha256
 from pathlib import Path
-from typing import Protocol
 
 from bridge.errors import LedgerError
 from bridge.ledger.chain import Head
@@ -18,24 +17,8 @@ _AHEAD = "ahead"
 """A file of earlier versions: the newest rows of a journal that was not closed."""
 
 
-class JournalFile(Protocol):
+class JournalFile:
     """A segment that is being written. Every method raises `OSError`."""
-
-    def write(self, data: bytes) -> int:
-        """Append `data`, or its first bytes; return how many."""
-
-    def sync(self) -> None:
-        """Return when all written bytes are on disk."""
-
-    def cut(self, size: int) -> None:
-        """Drop all bytes after the first `size`; return when that is on disk."""
-
-    def close(self) -> None:
-        """Close the file."""
-
-
-class DiskFile:
-    """A segment on a real disk. See `JournalFile`."""
 
     def __init__(self, path: Path) -> None:
         # O_EXCL: a segment has one writer.
@@ -48,20 +31,20 @@ class DiskFile:
             raise
 
     def write(self, data: bytes) -> int:
-        """See `JournalFile.write`."""
+        """Append `data`, or its first bytes; return how many."""
         return os.write(self._fd, data)
 
     def sync(self) -> None:
-        """See `JournalFile.sync`."""
+        """Return when all written bytes are on disk."""
         os.fdatasync(self._fd)
 
     def cut(self, size: int) -> None:
-        """See `JournalFile.cut`."""
+        """Drop all bytes after the first `size`; return when that is on disk."""
         os.ftruncate(self._fd, size)
         os.fsync(self._fd)
 
     def close(self) -> None:
-        """See `JournalFile.close`."""
+        """Close the file."""
         os.close(self._fd)
 
 

@@ -154,7 +154,6 @@ class World:
         return Ledger.open(
             self.config.ledger,
             writer="bridge",
-            version="1",
             clock=self.clock,
         )
 

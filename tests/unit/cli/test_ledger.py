@@ -44,7 +44,7 @@ def running(config_file: Path) -> Iterator[Ledger]:
     from bridge import config  # noqa: PLC0415 - the fixture is its only user
 
     section = config.read(config_file).ledger
-    ledger = Ledger.open(section, writer="w0", version="1", clock=SetClock())
+    ledger = Ledger.open(section, writer="w0", clock=SetClock())
     for number in range(3):
         ledger.intend(make_intent(number))
         ledger.end(make_ended(number))

@@ -12,7 +12,7 @@ from bridge.ledger.chain import Row, microseconds, read_rows
 from bridge.ledger.events import Ending, Intent
 from bridge.ledger.heads import HeadKey, HeadSink
 from bridge.ledger.journal.journal import Journal, JournalOptions
-from bridge.ledger.journal.segments import DiskFile, JournalFile
+from bridge.ledger.journal.segments import JournalFile
 from bridge.ledger.ledger import Ledger
 
 NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
@@ -97,13 +97,13 @@ class FaultyDisk:
         if self.open_fault:
             raise self.open_fault
         self.open_files += 1
-        return FaultyFile(self, DiskFile(path))
+        return FaultyFile(self, path)
 
 
-class FaultyFile:
-    def __init__(self, disk: FaultyDisk, file: JournalFile) -> None:
+class FaultyFile(JournalFile):
+    def __init__(self, disk: FaultyDisk, path: Path) -> None:
+        super().__init__(path)
         self._disk = disk
-        self._file = file
 
     def write(self, data: bytes) -> int:
         disk = self._disk
@@ -118,7 +118,7 @@ class FaultyFile:
                 raise disk.no_room
             data = data[: disk.room]
             disk.room -= len(data)
-        return self._file.write(data)
+        return super().write(data)
 
     def sync(self) -> None:
         disk = self._disk
@@ -128,17 +128,17 @@ class FaultyFile:
         if disk.sync_fault:
             raise disk.sync_fault
         disk.syncs += 1
-        self._file.sync()
+        super().sync()
 
     def cut(self, size: int) -> None:
         disk = self._disk
         if disk.sync_fault:
             raise disk.sync_fault
-        self._file.cut(size)
+        super().cut(size)
 
     def close(self) -> None:
         self._disk.open_files -= 1
-        self._file.close()
+        super().close()
 
 
 def open_journal(folder: Path, writer: str = "w0", **options: Any) -> Journal:
@@ -147,7 +147,6 @@ def open_journal(folder: Path, writer: str = "w0", **options: Any) -> Journal:
     return Journal.open(
         folder,
         writer=writer,
-        version="1.2.3",
         clock=SetClock(),
         options=JournalOptions(**options),
     )
@@ -192,4 +191,4 @@ def archive_url(folder: Path, name: str = "archive.db") -> str:
 
 def open_ledger(folder: Path, writer: str = "w0", **changed: Any) -> Ledger:
     config = make_config(folder, **changed)
-    return Ledger.open(config, writer=writer, version="1", clock=SetClock())
+    return Ledger.open(config, writer=writer, clock=SetClock())

@@ -35,7 +35,6 @@ def open_ledger(folder: Path, writer: str = "w0") -> Ledger:
     return Ledger.open(
         make_config(folder, archive="sqlite:///a.db"),
         writer=writer,
-        version="1",
         clock=SetClock(),
     )
 
@@ -228,13 +227,9 @@ def test_a_reason_is_required(folder: Path, reason: str) -> None:
 def test_another_journal_is_not_accepted(folder: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.mkdir()
-    ledger = Ledger.open(
-        make_config(other),
-        writer="w0",
-        version="another",
-        clock=SetClock(),
-    )
-    ledger.close()
+    clock = SetClock()
+    clock.forward(1)
+    Ledger.open(make_config(other), writer="w0", clock=clock).close()
     segment(folder).write_bytes(segment(other).read_bytes())
     result = accept(folder)
     assert "this is another journal" in str(result.exception)

@@ -29,7 +29,7 @@ from bridge.ledger.ledger import Ledger
 
 folder, first = Path(sys.argv[1]), int(sys.argv[2])
 ledger = Ledger.open(
-    make_config(folder), writer="w0", version="1", clock=SetClock()
+    make_config(folder), writer="w0", clock=SetClock()
 )
 
 def work(start):
@@ -75,7 +75,6 @@ def test_no_acknowledged_intent_is_lost_and_each_gets_one_outcome(
     ledger = Ledger.open(
         make_config(tmp_path),
         writer="w0",
-        version="1",
         clock=SetClock(NOW),
     )
     ledger.close()

@@ -37,7 +37,6 @@ def open_ledger(folder: Path, clock: SetClock, **changed: Any) -> Ledger:
     return Ledger.open(
         make_config(folder, **changed),
         writer="w0",
-        version="1.2.3",
         clock=clock,
     )
 

@@ -27,7 +27,6 @@ class FaultyWorld(World):
         return Ledger.open(
             self.config.ledger,
             writer="bridge",
-            version="1",
             clock=self.clock,
             options=JournalOptions(
                 open_file=self.disk.open, flush_seconds=3600, patience_seconds=0.1

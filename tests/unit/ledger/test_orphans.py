@@ -36,9 +36,7 @@ def settled(folder: Path) -> list[str]:
 
 
 def opened(folder: Path, writer: str) -> Ledger:
-    return Ledger.open(
-        make_config(folder), writer=writer, version="1.2.3", clock=SetClock()
-    )
+    return Ledger.open(make_config(folder), writer=writer, clock=SetClock())
 
 
 def kinds(folder: Path, writer: str) -> list[str]:
@@ -142,7 +140,7 @@ def test_a_journal_that_does_not_verify_is_told_and_holds_up_no_other(
         journal.append_durable(make_intent(1))
         abandon(journal)
     (segment,) = (tmp_path / "journal" / "w3").glob("*.jsonl")
-    segment.write_bytes(segment.read_bytes().replace(b"1.2.3", b"1.2.4", 1))
+    segment.write_bytes(segment.read_bytes().replace(b'"version"', b'"Version"', 1))
     watch = watch_of(tmp_path)
     assert watch.look(0.0) == ["w4"]
     assert watch.look(1.0) == []

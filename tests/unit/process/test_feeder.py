@@ -155,7 +155,6 @@ def test_one_that_is_stopped_is_a_lag_with_its_reason(
     ledger = Ledger.open(
         make_config(tmp_path, max_lag={"entries": 4}),
         writer="w0",
-        version="1",
         clock=SetClock(),
     )
     child = start()

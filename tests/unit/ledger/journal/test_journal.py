@@ -266,10 +266,13 @@ def test_callers_behind_a_slow_sync_are_written_in_one_go(
     tmp_path: Path, disk: FaultyDisk
 ) -> None:
     commits: list[int] = []
-    journal = open_journal(tmp_path, open_file=disk.open)
-    journal._writer.observe = lambda _seconds, rows: commits.append(rows)
+    journal = open_journal(
+        tmp_path,
+        open_file=disk.open,
+        observe_commit=lambda _seconds, rows: commits.append(rows),
+    )
     Callers(journal, disk, 6).finish()
-    assert commits == [1, 5]
+    assert commits == [1, 1, 5]
     journal.close()
 
 
