@@ -34,23 +34,35 @@ ALONE = ProcessRole()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerOrder:
-    """One line of JSON on a worker's standard input.
-
-    The pipe stays open for as long as the parent lives: its end is the parent's.
-    """
+class Order:
+    """One line of JSON on the standard input of a child process."""
 
     path: str
     """The configuration file; relative paths in it start from its folder."""
     text: str
-    """The content, as the parent checked it. The worker does not read the file."""
+    """The content, as the parent checked it. The child does not read the file."""
+    log_level: str = "INFO"
+
+    @classmethod
+    def read(cls, line: bytes) -> Self:
+        """Read one line."""
+        return cls(**json.loads(line))
+
+    def line(self) -> bytes:
+        """Return the line."""
+        return json.dumps(asdict(self)).encode() + b"\n"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerOrder(Order):
+    """The order of a worker."""
+
     writer: str
     """The worker's name, also in the ledger."""
     cpu: int | None
     """The core that the worker keeps to; None: any."""
     folder: str
     """Private to the parent and its workers."""
-    log_level: str = "INFO"
 
     @property
     def socket(self) -> Path:
@@ -67,24 +79,11 @@ class WorkerOrder:
         """The file that says why the worker could not start."""
         return Path(self.folder) / f"{self.writer}.reason"
 
-    @classmethod
-    def read(cls, line: bytes) -> Self:
-        """Read one line."""
-        return cls(**json.loads(line))
-
-    def line(self) -> bytes:
-        """Return the line."""
-        return json.dumps(asdict(self)).encode() + b"\n"
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FeederOrder:
-    """One line of JSON on the standard input of the archive feeder."""
+class FeederOrder(Order):
+    """The order of the archive feeder. It parses the text only to settle a journal."""
 
-    path: str
-    """The configuration file; relative paths in it start from its folder."""
-    text: str
-    """The content, as the parent checked it. It is read only to settle a journal."""
     journal: str
     """The folder of the journals."""
     archive: str
@@ -94,7 +93,6 @@ class FeederOrder:
     """How many rows behind issuing stops."""
     seconds: float
     """How many seconds behind issuing stops."""
-    log_level: str
 
     @classmethod
     def of(cls, source: "ConfigText", log_level: str) -> Self:
@@ -109,12 +107,3 @@ class FeederOrder:
             seconds=ledger.max_lag.seconds,
             log_level=log_level,
         )
-
-    @classmethod
-    def read(cls, line: bytes) -> Self:
-        """Read one line."""
-        return cls(**json.loads(line))
-
-    def line(self) -> bytes:
-        """Return the line."""
-        return json.dumps(asdict(self)).encode() + b"\n"
