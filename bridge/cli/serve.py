@@ -25,9 +25,9 @@ def serve(
 ) -> None:
     """Run the bridge until SIGTERM or SIGINT, then finish the requests in progress.
 
-    A small parent process starts `workers` processes that serve. SIGHUP, or a change of
-    the file, reloads the configuration: new workers replace the old ones. Either all of
-    it takes effect or none.
+    A small parent process starts the workers that serve, as many as the key workers
+    says. SIGHUP, or a change of the file, reloads the configuration: new workers replace
+    the old ones. Either all of it takes effect or none.
     """
     set_up(log_level.upper())
     try:
