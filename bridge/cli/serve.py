@@ -26,8 +26,8 @@ def serve(
     """Run the bridge until SIGTERM or SIGINT, then finish the requests in progress.
 
     A small parent process starts the workers that serve, as many as the key workers
-    says. SIGHUP, or a change of the file, reloads the configuration: new workers replace
-    the old ones. Either all of it takes effect or none.
+    says. SIGHUP, or a change of the file, reloads the configuration: new workers take
+    the place of the old ones. Either all of it takes effect or none.
     """
     set_up(log_level.upper())
     try:

@@ -6,6 +6,7 @@ is signed without a record.
 """
 
 import hashlib
+import json
 import logging
 import os
 import random
@@ -13,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from cryptography import x509
 
@@ -112,6 +114,60 @@ class Attempt:
         return hashlib.sha256(self.certificate).hexdigest()
 
 
+class StoppedCAs:
+    """The issuing CAs that are stopped until an operator acts, for all workers.
+
+    Args:
+        path: A file that the workers of a bridge share, so that a worker that takes
+            another's place knows of the stop; None for one process alone.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self._path = path
+        self._reasons: dict[str, str] = {}
+        self._read_bytes = 0
+
+    def __bool__(self) -> bool:
+        self._read()
+        return bool(self._reasons)
+
+    def reason(self, certificate_sha256: str) -> str | None:
+        """Return why the issuing CA with this certificate is stopped, or None."""
+        self._read()
+        return self._reasons.get(certificate_sha256)
+
+    def add(self, certificate_sha256: str, reason: str) -> None:
+        """Stop an issuing CA, in this process and in all that share the file."""
+        self._reasons[certificate_sha256] = reason
+        if self._path is None:
+            return
+        line = json.dumps([certificate_sha256, reason]).encode("ascii") + b"\n"
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+        try:
+            fd = os.open(self._path, flags, 0o600)
+            try:
+                os.write(fd, line)
+            finally:
+                os.close(fd)
+        except OSError:
+            _log.exception("the other workers could not be told of the stop")
+
+    def _read(self) -> None:
+        if self._path is None:
+            return
+        try:
+            if self._path.stat().st_size == self._read_bytes:
+                return
+            lines = self._path.read_bytes()
+        except FileNotFoundError:
+            return
+        whole, _, _ = lines.rpartition(b"\n")
+        for line in filter(None, whole.split(b"\n")):
+            certificate_sha256, reason = json.loads(line)
+            self._reasons.setdefault(certificate_sha256, reason)
+        self._read_bytes = len(lines)
+
+
 class Signing:
     """The steps around a signature, each with its record. For all threads.
 
@@ -119,6 +175,7 @@ class Signing:
         ledger: Records intents and outcomes.
         metrics: Counts and times the calls of the issuing CAs.
         status_name: Returns the name of the gRPC status of an error at a front.
+        stopped: The issuing CAs that are stopped; by default those of this process.
     """
 
     def __init__(
@@ -126,19 +183,20 @@ class Signing:
         ledger: Ledger,
         metrics: Metrics,
         status_name: Callable[[BridgeError, str], str],
+        stopped: StoppedCAs | None = None,
     ) -> None:
         self._ledger = ledger
         self.metrics = metrics
         """The metrics of the process."""
         self._status_name = status_name
-        self._stopped: dict[str, str] = {}
+        self._stopped = StoppedCAs() if stopped is None else stopped
 
     def stopped(self, issuer: Issuer) -> str | None:
         """Return why `issuer` may not be used until an operator acts, or None.
 
         Another certificate for the issuing CA is such an act; its key is proven again.
         """
-        return self._stopped.get(issuer.certificate_sha256)
+        return self._stopped.reason(issuer.certificate_sha256)
 
     @property
     def any_stopped(self) -> bool:
@@ -285,7 +343,7 @@ class Signing:
 
     def _stop(self, intent: Intent, error: MisissuedError) -> None:
         issuing_ca = intent.issuing_ca
-        self._stopped[intent.issuer_sha256] = str(error)
+        self._stopped.add(intent.issuer_sha256, str(error))
         self.metrics.misissued(issuing_ca).inc()
         _log.critical(
             "MIS-ISSUANCE by issuing CA %s, which is stopped until it gets another "

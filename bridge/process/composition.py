@@ -9,7 +9,7 @@ from bridge import __version__
 from bridge.config import BridgeConfig
 from bridge.issuance.own_certificates import OwnCertificates
 from bridge.issuance.procedure import Issuance
-from bridge.issuance.signing import Signing
+from bridge.issuance.signing import Signing, StoppedCAs
 from bridge.ledger.journal.journal import JournalOptions
 from bridge.ledger.ledger import Ledger
 from bridge.metrics.instruments import Metrics
@@ -109,7 +109,8 @@ class Process:
         ledger = self._open_ledger()
         parts.callback(ledger.close)
         parts.callback(snapshots.stop)
-        signing = Signing(ledger, metrics, status_name)
+        stopped = StoppedCAs(self._role.stopped)
+        signing = Signing(ledger, metrics, status_name, stopped)
         own = OwnCertificates(snapshots.current, signing, clock)
         issuance = Issuance(
             snapshot=snapshots.current,

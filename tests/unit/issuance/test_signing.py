@@ -19,6 +19,7 @@ from bridge.errors import (
     LedgerError,
     MisissuedError,
 )
+from bridge.issuance.signing import StoppedCAs
 from bridge.ledger.events import Ending, Intent
 from bridge.resilience.budget import Budget
 from bridge.spi import IssuedChain, LeafRequest, Prepared
@@ -295,6 +296,33 @@ def test_a_ca_that_is_stopped_meanwhile_is_not_asked(world: World) -> None:
         with pytest.raises(BackendBrokenError, match="stopped after a mis-issuance"):
             second.result(10)
     assert len(fake.called) == 1
+
+
+def test_a_worker_that_takes_the_place_of_another_knows_of_the_stop(
+    world: World, tmp_path: Path
+) -> None:
+    path = tmp_path / "stopped"
+    beside = StoppedCAs(path)
+    assert not beside
+    world.signing._stopped = StoppedCAs(path)
+    world.cas["a"].lie = lie_called("extra name")
+    with pytest.raises(MisissuedError, match="issued certificate is refused"):
+        world.issue()
+    issuers = world.snapshot.issuers
+    for known in (beside, StoppedCAs(path)):
+        assert known
+        reason = known.reason(issuers["a"].certificate_sha256)
+        assert reason == world.signing.stopped(issuers["a"])
+        assert known.reason(issuers["b"].certificate_sha256) is None
+
+
+def test_a_stop_holds_in_its_process_when_the_others_cannot_be_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    stopped = StoppedCAs(tmp_path / "absent" / "stopped")
+    stopped.add("0a", "another name")
+    assert stopped.reason("0a") == "another name"
+    assert "could not be told" in caplog.text
 
 
 # What is prepared is looked at before it is signed.
