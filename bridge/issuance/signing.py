@@ -141,7 +141,8 @@ class StoppedCAs:
         self._reasons[certificate_sha256] = reason
         if self._path is None:
             return
-        line = json.dumps([certificate_sha256, reason]).encode("ascii") + b"\n"
+        # On a line of its own, also after one that a full disk cut.
+        line = b"\n%s\n" % json.dumps([certificate_sha256, reason]).encode("ascii")
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
         try:
             fd = os.open(self._path, flags, 0o600)
@@ -163,7 +164,10 @@ class StoppedCAs:
             return
         whole, _, _ = lines.rpartition(b"\n")
         for line in filter(None, whole.split(b"\n")):
-            certificate_sha256, reason = json.loads(line)
+            try:
+                certificate_sha256, reason = json.loads(line)
+            except ValueError:
+                continue  # a full disk cut it
             self._reasons.setdefault(certificate_sha256, reason)
         self._read_bytes = len(lines)
 

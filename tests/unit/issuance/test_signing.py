@@ -316,6 +316,14 @@ def test_a_worker_that_takes_the_place_of_another_knows_of_the_stop(
         assert known.reason(issuers["b"].certificate_sha256) is None
 
 
+def test_a_stop_that_a_full_disk_cut_spoils_no_other(tmp_path: Path) -> None:
+    path = tmp_path / "stopped"
+    path.write_bytes(b'\n["0a", "anoth')
+    StoppedCAs(path).add("0b", "another key")
+    known = StoppedCAs(path)
+    assert (known.reason("0a"), known.reason("0b")) == (None, "another key")
+
+
 def test_a_stop_holds_in_its_process_when_the_others_cannot_be_told(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
