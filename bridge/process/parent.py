@@ -177,7 +177,9 @@ class _Loop:
                 self._is_asked, self._reload_from = False, now + _APART_SECONDS
                 self._reload(now)
             self._tick(now)
-            self._feeders.run(supervisor.source, now)
+            # Rows can wait for seconds, and callers cannot: the workers start alone.
+            if supervisor.has_started:
+                self._feeders.run(supervisor.source, now)
         self._end_feeders()
         if self._refusal is not None:
             raise self._refusal

@@ -128,6 +128,12 @@ class Supervisor:
         return self._is_stopping and not self._leaving
 
     @property
+    def has_started(self) -> bool:
+        """Whether a worker of the first configuration has got through its start."""
+        workers = self._current.workers
+        return self._is_proven or any(worker.has_answered for worker in workers)
+
+    @property
     def is_settled(self) -> bool:
         """Whether nothing is expected to happen soon."""
         is_whole = all(worker.child for worker in self._current.workers)

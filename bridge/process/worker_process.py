@@ -81,6 +81,8 @@ class Worker(SupervisedChild[RunningWorker]):
         """What the worker is told."""
         self.is_refused = False
         """Whether the last process could not use the configuration."""
+        self.has_answered = False
+        """Whether a process has said that it is ready, or why not."""
         self._spawn = spawn
         self._ready: RunningWorker | None = None
 
@@ -90,8 +92,10 @@ class Worker(SupervisedChild[RunningWorker]):
         child = self.child
         if child is not None and child is not self._ready:
             answer = readiness(child, _ASK_SECONDS)
-            if answer is not None and answer.get("ready") is True:
-                self._ready = child
+            if answer is not None:
+                self.has_answered = True
+                if answer.get("ready") is True:
+                    self._ready = child
         return child is not None and child is self._ready
 
     def named(self, warning: str) -> frozenset[str] | None:

@@ -60,7 +60,12 @@ def descendants(pid: int) -> list[int]:
 
 
 def _command(pid: int) -> bytes:
+    # Empty for a moment while a program starts, and from then on when the process is
+    # ending: then it has no program any more either.
+    folder = Path(f"/proc/{pid}")
     try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
+        while not (command := (folder / "cmdline").read_bytes()):
+            (folder / "exe").readlink()
     except OSError:
         return b""
+    return command

@@ -351,6 +351,17 @@ def test_a_reason_that_a_full_disk_cut_in_a_character_is_read(
     assert worker.refusal() == "ledger.journal: Stra\ufffd"
 
 
+def test_the_bridge_has_started_when_a_worker_says_how_it_is() -> None:
+    # The archive feeder starts then, and does not slow the workers' own start.
+    one = Supervision()
+    one.nursery.prepare = lambda child: setattr(child, "is_silent", True)
+    one.supervisor.tick(0)
+    assert not one.supervisor.has_started
+    one.nursery.born[0].is_silent = one.nursery.born[0].is_ready = False
+    one.supervisor.tick(1)
+    assert one.supervisor.has_started, "the ledger may need the feeder to get ready"
+
+
 def test_a_first_configuration_that_is_refused_is_an_error() -> None:
     one = Supervision()
 
