@@ -21,7 +21,7 @@ class BridgeError(Exception):
     """Root of the hierarchy; never raised itself."""
 
     default_rule: ClassVar[str] = "internal"
-    certificate_may_exist: ClassVar[bool] = False
+    certificate_may_exist: bool = False
     """Whether a certificate may have been signed although this was raised."""
 
     def __init__(self, message: str, *, rule: str = "", detail: str = "") -> None:
@@ -99,9 +99,27 @@ class ReviewError(BridgeError):
 
 
 class BackendError(BridgeError):
-    """The issuing CA did not produce a usable certificate."""
+    """The issuing CA did not produce a usable certificate.
+
+    Args:
+        certificate_may_exist: Whether the request was sent, and may have been signed
+            all the same. By default as the class has it. A cut connection, and an
+            answer that says so little as status 500, leave it open.
+    """
 
     default_rule = "backend"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        rule: str = "",
+        detail: str = "",
+        certificate_may_exist: bool | None = None,
+    ) -> None:
+        super().__init__(message, rule=rule, detail=detail)
+        if certificate_may_exist is not None:
+            self.certificate_may_exist = certificate_may_exist
 
 
 class BackendUnavailableError(BackendError):
@@ -111,9 +129,18 @@ class BackendUnavailableError(BackendError):
 
 
 class BackendAuthError(BackendError):
-    """The issuing CA refused our own credential, also after one new login."""
+    """The login at the issuing CA is lost, and a new one did not succeed yet."""
 
     default_rule = "backend.auth"
+
+
+class BackendCredentialError(BackendError):
+    """The backend refused our PIN, password or secret. Nobody tries it again.
+
+    Another try could lock the credential for everybody. See `bridge.spi.Latch`.
+    """
+
+    default_rule = "backend.credential"
 
 
 class BackendThrottledError(BackendError):
@@ -127,9 +154,15 @@ class BackendThrottledError(BackendError):
         *,
         rule: str = "",
         detail: str = "",
+        certificate_may_exist: bool | None = None,
         retry_after_seconds: float = 0.0,
     ) -> None:
-        super().__init__(message, rule=rule, detail=detail)
+        super().__init__(
+            message,
+            rule=rule,
+            detail=detail,
+            certificate_may_exist=certificate_may_exist,
+        )
         self.retry_after_seconds = retry_after_seconds
 
 

@@ -105,9 +105,10 @@ class SigningCA:
         return IssuedChain(leaf, self._intermediates)
 
     def check(self, *, timeout: float) -> None:
-        """See `IssuingCA.check`: this process holds the key, so nothing is asked."""
+        """See `IssuingCA.check`: the signer is asked."""
         if timeout <= 0:
             raise BackendUnavailableError("no time is left to look at the key")
+        self._signer.check(timeout=timeout)
 
     def close(self) -> None:
         """See `IssuingCA.close`."""

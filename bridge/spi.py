@@ -25,6 +25,7 @@ from cryptography.hazmat.primitives.asymmetric.types import (
 from bridge.errors import (
     BackendAuthError,
     BackendBrokenError,
+    BackendCredentialError,
     BackendError,
     BackendRefusedError,
     BackendThrottledError,
@@ -33,6 +34,7 @@ from bridge.errors import (
     ConfigError,
     MisissuedError,
 )
+from bridge.resilience.latch import Latch
 from bridge.system.clock import Clock, system_clock
 from bridge.x509.algorithm import SignatureAlgorithm
 
@@ -40,6 +42,7 @@ __all__ = [
     "API_VERSION",
     "BackendAuthError",
     "BackendBrokenError",
+    "BackendCredentialError",
     "BackendError",
     "BackendRefusedError",
     "BackendThrottledError",
@@ -51,16 +54,18 @@ __all__ = [
     "IssuedChain",
     "IssuingCA",
     "IssuingCAFactory",
+    "Latch",
     "LeafRequest",
     "MisissuedError",
     "PluginContext",
+    "PluginMetrics",
     "Prepared",
     "SignatureAlgorithm",
     "Signer",
     "Watcher",
 ]
 
-API_VERSION = 1
+API_VERSION = 2
 """The version of the contract. It goes up when a method changes meaning."""
 
 
@@ -72,8 +77,7 @@ class LeafRequest:
     spki: bytes
     """The same key, as SubjectPublicKeyInfo in DER."""
     csr: bytes
-    """The CSR in DER, for a backend that needs one. Its names are ignored. Empty for a
-    certificate of the bridge's own."""
+    """The CSR in DER, for a backend that needs one. Its names are ignored."""
     names: tuple[x509.GeneralName, ...]
     """The subject alternative names, in order. They are typed: a dNSName with the text
     of a SPIFFE ID is not a SPIFFE ID."""
@@ -113,11 +117,34 @@ class Description:
     intermediates: tuple[x509.Certificate, ...] = ()
     """From the issuing CA's issuer upwards; no trust anchor. May be empty."""
     chooses_serial: bool = False
-    """The backend builds the TBSCertificate: serial and digest are known afterwards."""
+    """The backend builds the TBSCertificate: serial and digest are known afterwards.
+    notBefore may then differ by 30 s and notAfter by 5 s, and the order of the names
+    is the backend's."""
+    added_extensions: tuple[x509.Extension[x509.ExtensionType], ...] = ()
+    """What the backend's own configuration adds to each leaf: authority information
+    access and CRL distribution points, no others. Only with `chooses_serial`."""
     assurance: str = "file"
     """`file`, `hsm` or `service`: failover never goes down from one to another."""
     labels: Mapping[str, str] = field(default_factory=dict)
     """For people: key label, mount, file. Never a secret."""
+
+
+class PluginMetrics(Protocol):
+    """Metrics of a plugin, each with the issuing CA's name as a label."""
+
+    def set(self, name: str, value: float) -> None:
+        """Show a value: `meshca_plugin_value{issuing_ca, name}`."""
+
+    def count(self, name: str, amount: int = 1) -> None:
+        """Count events: `meshca_plugin_events_total{issuing_ca, name}`."""
+
+
+class _NoMetrics:
+    def set(self, name: str, value: float) -> None:
+        pass
+
+    def count(self, name: str, amount: int = 1) -> None:
+        pass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,6 +160,15 @@ class PluginContext:
     clock: Clock = system_clock
     warn: Callable[[str], None] = lambda _text: None
     """Warns the operator of something that is allowed and unwise."""
+    latch: Latch = field(default_factory=Latch)
+    """Asked before each login: a credential that was refused is not tried again."""
+    metrics: PluginMetrics = field(default_factory=_NoMetrics)
+    state: Path | None = None
+    """A folder of this issuing CA on this host, kept over restarts and shared by all
+    workers; None where nothing is kept."""
+    workers: int = 1
+    """How many workers have an object of this issuing CA. During a reload as many
+    again have one."""
 
 
 class IssuingCA(Protocol):
@@ -141,7 +177,11 @@ class IssuingCA(Protocol):
     Methods block and are called from several threads at once. `timeout` is the
     caller's remaining budget in seconds. A method that cannot finish in this time
     raises `BackendTimeoutError`, or `BackendUnavailableError` if nothing was sent. A
-    method raises only a `BackendError`.
+    method raises only a `BackendError`; the core takes anything else for a
+    `BackendBrokenError` after which a certificate may exist.
+
+    The core retries, fails over, and keeps callers away from a CA that fails. A plugin
+    repairs its own connection, and does not repeat a request.
     """
 
     def describe(self) -> Description:
@@ -169,6 +209,9 @@ class Signer(Protocol):
 
     def public_key(self) -> CertificateIssuerPublicKeyTypes:
         """Return the public key. Cheap; no I/O."""
+
+    def check(self, *, timeout: float) -> None:
+        """See `IssuingCA.check`."""
 
     def sign(
         self, tbs: bytes, algorithm: SignatureAlgorithm, *, timeout: float
@@ -203,7 +246,10 @@ class IssuingCAFactory(Protocol):
     def __call__(
         self, options: Mapping[str, object], context: PluginContext, /
     ) -> IssuingCA:
-        """Check `options` and build the CA.
+        """Check `options` and build the CA. Asks nothing of the backend.
+
+        A backend that is away must not keep the bridge from its start, so this returns
+        within a second whatever the state of the backend. It may read files.
 
         Raises:
             ConfigError: An option is missing, unknown, or out of range, or a file

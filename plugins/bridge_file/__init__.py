@@ -41,7 +41,7 @@ class FileCA:
             expected.
     """
 
-    api_version = 1
+    api_version = 2
 
     def __init__(
         self, options: Mapping[str, object], context: PluginContext, /
@@ -88,7 +88,6 @@ class FileCA:
     def check(self, *, timeout: float) -> None:
         """See `IssuingCA.check`: the key was read when the CA was built."""
         self._ca.check(timeout=timeout)
-        self._signer.require_open()
 
     def watch(self, changed: Callable[[], None]) -> None:
         """See `Watcher.watch`; `changed` may close this object.
@@ -119,6 +118,9 @@ class _FileSigner:
 
     def public_key(self) -> CAPublicKey:
         return self._public_key
+
+    def check(self, *, timeout: float) -> None:
+        self.require_open()
 
     def sign(
         self, tbs: bytes, algorithm: SignatureAlgorithm, *, timeout: float

@@ -46,6 +46,9 @@ class KeySigner:
     def public_key(self) -> Any:
         return self.key.public_key()
 
+    def check(self, *, timeout: float) -> None:
+        pass
+
     def sign(
         self, tbs: bytes, algorithm: SignatureAlgorithm, *, timeout: float
     ) -> bytes:

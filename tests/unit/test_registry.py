@@ -9,7 +9,7 @@ from bridge.errors import PluginError
 from bridge.registry import EXTRAS, GROUP, Plugin, installed, load
 from bridge_file import FileCA
 
-GOOD = "class CA:\n    api_version = 1\n"
+GOOD = "class CA:\n    api_version = 2\n"
 
 
 class Site:
@@ -44,7 +44,7 @@ def test_the_file_backend_is_loaded_by_its_name() -> None:
 def test_a_plugin_of_a_third_party_is_listed_and_loaded(site: Site) -> None:
     site.install("acme-ca", "acme = acme_ca_1:CA", "acme_ca_1")
     assert Plugin("acme", "acme_ca_1:CA", "acme-ca", "2.1") in installed()
-    assert load("acme").api_version == 1
+    assert load("acme").api_version == 2
 
 
 def test_the_list_is_sorted_and_imports_nothing(site: Site) -> None:
@@ -87,9 +87,9 @@ def test_an_import_package_of_two_distributions_is_refused(site: Site) -> None:
     [
         ("import no_such_library\n", "cannot be imported: No module named 'no_such_li"),
         ("class Other: pass\n", "is not where its entry point says: broken_ca:CA"),
-        ("class CA: pass\n", "speaks contract None, this bridge 1"),
-        ("class CA:\n    api_version = 2\n", "speaks contract 2, this bridge 1"),
-        ("class CA:\n    api_version = '1'\n", "speaks contract 1, this bridge 1"),
+        ("class CA: pass\n", "speaks contract None, this bridge 2"),
+        ("class CA:\n    api_version = 1\n", "speaks contract 1, this bridge 2"),
+        ("class CA:\n    api_version = '2'\n", "speaks contract 2, this bridge 2"),
     ],
 )
 def test_a_plugin_that_cannot_be_used_says_why(

@@ -41,6 +41,9 @@ class KeySigner:
     def public_key(self) -> CertificateIssuerPublicKeyTypes:
         return self.public
 
+    def check(self, *, timeout: float) -> None:
+        pass
+
     def sign(
         self, tbs: bytes, algorithm: SignatureAlgorithm, *, timeout: float
     ) -> bytes:
