@@ -4,6 +4,7 @@ import fcntl
 import hashlib
 import os
 import stat
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 from bridge.errors import ConfigError
 
 _LARGEST_BYTES = 1 << 20
+_POLL_SECONDS = 0.01
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
 Stamp = tuple[tuple[str, int, int, int, int, int], ...]
@@ -146,6 +148,29 @@ def locked(folder: Path) -> Iterator[None]:
     with _folder(folder) as fd:
         fcntl.flock(fd, fcntl.LOCK_EX)
         yield
+
+
+def flock(fd: int, seconds: float) -> None:
+    """Lock an open file. The lock ends when the file is closed.
+
+    Args:
+        fd: The file. Other openings of it, also in this process, wait for the lock.
+        seconds: How long to wait.
+
+    Raises:
+        TimeoutError: Another process holds the lock for longer.
+        OSError: The file cannot be locked.
+    """
+    until = time.monotonic() + seconds
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= until:
+                raise TimeoutError("another process holds the lock") from None
+            time.sleep(_POLL_SECONDS)
+        else:
+            return
 
 
 @contextmanager

@@ -1,0 +1,373 @@
+"""The file of the latch: what it holds, and how the processes of a host share it.
+
+The file is small, read whole, and replaced whole and durably under a lock. Who reads it
+without the lock gets the state before a change or after it.
+"""
+
+import hashlib
+import json
+import os
+import secrets
+import threading
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+from bridge.errors import LedgerError
+from bridge.system import files
+
+RULE = "ledger.latch"
+"""The rule of a latch whose file cannot be used."""
+_FORMAT = 1
+_LOCK_SECONDS = 5.0
+"""A change takes milliseconds. A process that is stopped within it holds up others."""
+_CLEARED = 256
+"""So many clearances are remembered, until the archive has them."""
+_PROVEN = 8
+"""So many proven credentials of a scope are remembered; earlier ones are unused."""
+
+
+class Kind(StrEnum):
+    """What is latched."""
+
+    CREDENTIAL = "credential"
+    """A PIN, password or secret."""
+    ISSUING_CA = "issuing_ca"
+    """An issuing CA, after a mis-issuance."""
+
+
+class State(StrEnum):
+    """The state of an entry."""
+
+    TRYING = "trying"
+    """A first login is under way, or its process has died."""
+    PROVEN = "proven"
+    """A login has succeeded."""
+    REFUSED = "refused"
+    """The backend refused the credential. It is latched."""
+    UNANSWERED = "unanswered"
+    """The first login had no answer: it may have been refused. It is latched."""
+    STOPPED = "stopped"
+    """The issuing CA signed something other than what was asked for."""
+
+
+LATCHED = frozenset({State.REFUSED, State.UNANSWERED, State.STOPPED})
+"""The states that last until an operator acts."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """What is known of one credential, or of one issuing CA that is stopped."""
+
+    id: str
+    """32 hex digits, the same on every host."""
+    kind: str
+    """One of `Kind`."""
+    scope: str
+    """What locks after too many attempts, such as a token's serial number. For an
+    issuing CA, the SHA-256 of its certificate."""
+    issuing_ca: str = ""
+    """The name in the configuration, where it is known."""
+    state: str
+    """One of `State`."""
+    at: float
+    """When the state began, in seconds since 1970-01-01 UTC."""
+    reason: str = ""
+    """For operators; never a secret."""
+    salt: str = ""
+    """In hex, as is `digest`: scrypt of a credential."""
+    digest: str = ""
+    tried_at: float = 0.0
+    """Of a proven credential: when a login began that has no result; 0 for none."""
+
+    @property
+    def is_latched(self) -> bool:
+        """Whether an operator has to act."""
+        return self.state in LATCHED
+
+    @property
+    def name(self) -> str:
+        """The name for operators: the issuing CA, or else the scope."""
+        return self.issuing_ca or self.scope
+
+    def is_named(self, name: str) -> bool:
+        """Return whether an operator means this entry by `name`."""
+        return name in (self.issuing_ca, self.scope, self.id)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Note:
+    """A change that is not in a journal yet. A worker writes the row of the ledger."""
+
+    entry: Entry
+    """As it was latched, or as it was before the clearance."""
+    by: str = ""
+    """The operator who cleared it; empty for an entry that was latched."""
+    reason: str = ""
+    """Of the clearance."""
+
+
+def new_id() -> str:
+    """Return an ID for an entry."""
+    return secrets.token_hex(16)
+
+
+@dataclass(slots=True, kw_only=True)
+class Content:
+    """The content of the file. Nothing here does I/O."""
+
+    entries: dict[str, Entry] = field(default_factory=dict)
+    """By their IDs, oldest first."""
+    cleared: list[str] = field(default_factory=list)
+    """IDs of entries that were cleared, so that none comes back from the archive."""
+    notes: list[Note] = field(default_factory=list)
+    """Not in a journal yet, oldest first."""
+    begun_at: float = 0.0
+    """When a worker began that shares its archive with other hosts; 0 for none."""
+    read_at: float = 0.0
+    """When the entries of other hosts were last read from the archive."""
+
+    @property
+    def awaits_archive(self) -> bool:
+        """Whether the entries of other hosts have not been read since the start."""
+        return self.read_at < self.begun_at
+
+    def put(self, entry: Entry) -> None:
+        """Add an entry, or put it in place of the one with its ID."""
+        before = self.entries.get(entry.id)
+        self.entries[entry.id] = entry
+        if entry.is_latched and not (before and before.is_latched):
+            self.notes.append(Note(entry=entry))
+        self._forget_proven()
+
+    def credentials(self, scope: str) -> list[Entry]:
+        """Return the entries of the credentials of a scope."""
+        kind = Kind.CREDENTIAL.value
+        return [
+            entry
+            for entry in self.entries.values()
+            if entry.kind == kind and entry.scope == scope
+        ]
+
+    def stopped(self, certificate_sha256: str) -> Entry | None:
+        """Return the entry of an issuing CA that is stopped, by its certificate."""
+        for entry in self.entries.values():
+            if entry.kind == Kind.ISSUING_CA and entry.scope == certificate_sha256:
+                return entry
+        return None
+
+    def clear(self, name: str, *, by: str, reason: str) -> list[Entry]:
+        """Remove what is latched under a name; return it.
+
+        A login whose process has died is removed, too.
+
+        Args:
+            name: An issuing CA, a scope or an ID.
+            by: The operator.
+            reason: The operator's reason.
+        """
+        found = [
+            entry
+            for entry in self.entries.values()
+            if entry.state != State.PROVEN and entry.is_named(name)
+        ]
+        for entry in found:
+            self._remove(entry.id)
+            self.notes.append(Note(entry=entry, by=by, reason=reason))
+        return found
+
+    def merge(self, entries: Iterable[Entry], cleared: Iterable[str]) -> None:
+        """Take over what other hosts have latched and cleared.
+
+        Args:
+            entries: All that were latched, also by this host.
+            cleared: The IDs of all that were cleared.
+        """
+        gone = set(cleared)
+        for identity in gone & self.entries.keys():
+            self._remove(identity)
+        gone.update(self.cleared)
+        for entry in entries:
+            if entry.id not in gone:
+                self.entries.setdefault(entry.id, entry)
+
+    def _remove(self, identity: str) -> None:
+        del self.entries[identity]
+        self.cleared = [*self.cleared, identity][-_CLEARED:]
+
+    def _forget_proven(self) -> None:
+        # Of each scope, the newest stay.
+        proven: dict[str, list[Entry]] = defaultdict(list)
+        for entry in self.entries.values():
+            if entry.state == State.PROVEN:
+                proven[entry.scope].append(entry)
+        for of_scope in proven.values():
+            for entry in sorted(of_scope, key=lambda each: each.at)[:-_PROVEN]:
+                del self.entries[entry.id]
+
+    def encode(self) -> bytes:
+        """Return the content as JSON."""
+        values = {
+            "format": _FORMAT,
+            "begun_at": self.begun_at,
+            "read_at": self.read_at,
+            "entries": [asdict(entry) for entry in self.entries.values()],
+            "cleared": self.cleared,
+            "notes": [asdict(note) for note in self.notes],
+        }
+        return json.dumps(values, indent=1).encode("ascii") + b"\n"
+
+    @classmethod
+    def decode(cls, text: bytes) -> Self:
+        """Read the content.
+
+        Raises:
+            ValueError: It is none.
+        """
+        try:
+            values = json.loads(text)
+            if values["format"] != _FORMAT:
+                raise ValueError(f"format {values['format']!r}")
+            entries = [_typed(Entry, each) for each in values["entries"]]
+            notes = [
+                _typed(Note, {**each, "entry": _typed(Entry, each["entry"])})
+                for each in values["notes"]
+            ]
+            return cls(
+                entries={entry.id: entry for entry in entries},
+                cleared=[str(identity) for identity in values["cleared"]],
+                notes=notes,
+                begun_at=float(values["begun_at"]),
+                read_at=float(values["read_at"]),
+            )
+        except (KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise ValueError(f"no latch: {error!r}") from error
+
+
+_Value = TypeVar("_Value", Entry, Note)
+
+
+def _typed(kind: type[_Value], values: dict[str, Any]) -> _Value:
+    found = kind(**values)
+    for each in fields(kind):
+        value = getattr(found, each.name)
+        expected = (int, float) if each.type is float else (str, Entry)
+        if not isinstance(value, expected):
+            raise TypeError(f"{each.name}: {type(value).__name__}")
+    if isinstance(found, Entry):
+        Kind(found.kind), State(found.state), bytes.fromhex(found.salt)
+    return found
+
+
+class LatchFile:
+    """Reads and changes the file. Safe between threads and processes.
+
+    Args:
+        path: The file; None where nothing outlives this object.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        """The file."""
+        self._memory = b""
+        self._turns: dict[str, threading.Lock] = defaultdict(threading.Lock)
+
+    def read(self) -> Content:
+        """Return the content; an absent file is empty.
+
+        Raises:
+            LedgerError: The file cannot be read, or holds something else.
+        """
+        if self.path is None:
+            text = self._memory
+        else:
+            try:
+                text = self.path.read_bytes()
+            except FileNotFoundError:
+                return Content()
+            except OSError as error:
+                raise _failed(self.path, f"cannot be read: {error.strerror}") from error
+        if not text and self.path is None:
+            return Content()
+        try:
+            return Content.decode(text)
+        except ValueError as error:
+            raise _failed(self.path, f"holds no latch: {error}") from error
+
+    @contextmanager
+    def change(self) -> Iterator[Content]:
+        """Yield the content for a change, which is on disk when the block has ended.
+
+        If the block raises, nothing changes.
+
+        Raises:
+            LedgerError: The file cannot be read or written. Nothing has changed.
+        """
+        try:
+            with self.turn("", _LOCK_SECONDS):
+                content = self.read()
+                before = content.encode()
+                yield content
+                after = content.encode()
+                if after != before:
+                    self._write(after)
+        except TimeoutError as error:
+            reason = "another process holds its lock, and does not go on"
+            raise _failed(self.path, reason) from error
+
+    @contextmanager
+    def turn(self, name: str, seconds: float) -> Iterator[None]:
+        """Hold a lock of the host. It ends with the block, or with the process.
+
+        Args:
+            name: Names the lock; "" is the lock of a change.
+            seconds: How long to wait for it.
+
+        Raises:
+            TimeoutError: Another process, or thread, holds it for longer.
+            LedgerError: The lock cannot be made.
+        """
+        if self.path is None:
+            lock = self._turns[name]
+            if not lock.acquire(timeout=seconds):
+                raise TimeoutError
+            try:
+                yield
+            finally:
+                lock.release()
+            return
+        with _opened_lock(self.path, name) as fd:
+            files.flock(fd, seconds)
+            yield
+
+    def _write(self, text: bytes) -> None:
+        if self.path is None:
+            self._memory = text
+            return
+        try:
+            files.replace(self.path, text)
+        except OSError as error:
+            raise _failed(self.path, f"cannot be written: {error.strerror}") from error
+
+
+@contextmanager
+def _opened_lock(path: Path, name: str) -> Iterator[int]:
+    mark = f".{hashlib.sha256(name.encode()).hexdigest()[:16]}" if name else ""
+    lock = path.with_name(f"{path.stem}{mark}.lock")
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise _failed(lock, f"cannot be opened: {error.strerror}") from error
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _failed(path: Path | None, reason: str) -> LedgerError:
+    return LedgerError("the latch cannot be used", rule=RULE, detail=f"{path} {reason}")
