@@ -18,6 +18,7 @@ from pathlib import Path
 from tests.support.parts import builds
 
 _ROOT = Path(__file__).resolve().parents[3]
+SHIM_SOURCE = _ROOT / "tests/support/parts/pkcs11_shim.c"
 _GO_LOCK = _ROOT / "deploy/locks/go.txt"
 _LEAST_GO = (1, 26)
 """What go.mod of Istio at the tested commit asks for."""
@@ -134,6 +135,16 @@ def compiler() -> Path:
     return Path(command)
 
 
+def shim() -> str:
+    """Build the PKCS#11 module that puts faults into another one; return its name.
+
+    Raises:
+        PartError: There is no C compiler.
+        BuildError: The source does not compile.
+    """
+    return builds.build_shared_object(compiler(), SHIM_SOURCE).name
+
+
 def programs() -> str:
     """Build each Go program of the tests, and return their names.
 
@@ -173,6 +184,7 @@ def main() -> int:
         "go": go,
         "envoy": envoy,
         "softhsm": softhsm,
+        "faults of a PKCS#11 module": shim,
         "programs built with Go": programs,
         "programs built with Rust": crates,
     }
