@@ -14,17 +14,20 @@ import sys, pkcs11
 from pkcs11 import Mechanism, ObjectClass
 token = pkcs11.lib(sys.argv[1]).get_token(token_label="bridge")
 for _ in range(2):
-    with token.open(user_pin="{PIN}") as session:
+    try:
+        session = token.open(user_pin="{PIN}")
+        key = session.get_key(object_class=ObjectClass.PRIVATE_KEY, label="{KEY_LABEL}")
+        raw = key.sign(bytes(32), mechanism=Mechanism.ECDSA)
+        public = session.get_key(object_class=ObjectClass.PUBLIC_KEY)
+        good = public.verify(bytes(32), raw, mechanism=Mechanism.ECDSA)
+        print("signed" if good else "wrong")
+        session.close()
+    except pkcs11.PKCS11Error as error:
+        print(type(error).__name__)
         try:
-            key = session.get_key(
-                object_class=ObjectClass.PRIVATE_KEY, label="{KEY_LABEL}"
-            )
-            raw = key.sign(bytes(32), mechanism=Mechanism.ECDSA)
-            public = session.get_key(object_class=ObjectClass.PUBLIC_KEY)
-            good = public.verify(bytes(32), raw, mechanism=Mechanism.ECDSA)
-            print("signed" if good else "wrong")
-        except pkcs11.PKCS11Error as error:
-            print(type(error).__name__)
+            session.close()
+        except pkcs11.PKCS11Error:
+            pass
 """
 
 
@@ -67,7 +70,6 @@ def test_a_fault_is_for_as_many_calls_as_it_was_put_in_for(
     shim.put(function, fault, value, times=1)
     logins = shim.calls("C_Login")
     expected = [said, "signed"] if said else []
-    # The library closes what the fault has closed already.
     ended, seen = _sign_twice(shim)
     assert (ended, seen[: len(expected)]) == (status, expected)
     assert shim.hits(function) == 1
