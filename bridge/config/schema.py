@@ -424,6 +424,11 @@ class IssuanceConfig(Section):
     """Other conditions for some callers, all inside the limits above."""
     csr_names: Literal["ignore", "strict"] = "ignore"
     """`strict` refuses a CSR that asks for any name but the caller's."""
+    second_certificate: bool = False
+    """Only for issuing CAs that choose serial numbers themselves, such as Vault's PKI
+    engine. `true`: a request whose answer is lost is sent again, to the same or the
+    next issuing CA, and the lost answer may be a second certificate. `false`: the
+    caller has to ask again. What the bridge builds itself is always sent again."""
 
     @model_validator(mode="after")
     def _is_ordered(self) -> Self:
