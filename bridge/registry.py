@@ -14,7 +14,8 @@ EXTRAS: Mapping[str, str] = {
     "vault-pki": "vault",
     "vault-transit": "vault",
 }
-"""Plugins of this project that need a library, and the extra that installs it."""
+"""Plugins of this project that need a library, and the extra that installs it. Those
+for Vault are not in this version."""
 
 
 @dataclass(frozen=True, slots=True)

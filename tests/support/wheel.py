@@ -13,7 +13,8 @@ import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-_ALLOWED = ("bridge/", "bridge_file/", "meshca_bridge-")
+_ALLOWED = ("bridge/", "bridge_file/", "bridge_pkcs11/", "meshca_bridge-")
+_EXTRA_LIBRARIES = ("hvac", "python-pkcs11")
 _IMPORT_ALL = """
 import importlib, pkgutil, bridge, bridge_file
 for package in (bridge, bridge_file):
@@ -30,8 +31,6 @@ _MISSING = """
 import pathlib, sys
 from bridge.errors import PluginError
 from bridge.registry import EXTRAS, GROUP, load
-libraries = {"pkcs11": "pkcs11", "vault": "hvac"}
-
 def refusal(name):
     try:
         load(name)
@@ -39,7 +38,9 @@ def refusal(name):
         return str(error)
     raise SystemExit(f"{name} was loaded without its extra")
 
-for name in EXTRAS:
+assert "install meshca-bridge[pkcs11]" in refusal("pkcs11"), refusal("pkcs11")
+later = {name: extra for name, extra in EXTRAS.items() if name != "pkcs11"}
+for name in later:
     assert f"no backend {name!r} is installed in this version" in refusal(name)
 # Once it ships such a backend, its entry point is there without the extra.
 site = pathlib.Path("site")
@@ -47,13 +48,13 @@ info = site / "later-1.dist-info"
 info.mkdir(parents=True)
 (info / "METADATA").write_text("Metadata-Version: 2.1\\nName: later\\nVersion: 1\\n")
 lines = [f"[{GROUP}]"]
-for name, extra in EXTRAS.items():
+for name in later:
     module = "later_" + name.replace("-", "_")
-    (site / f"{module}.py").write_text(f"import {libraries[extra]}\\n")
+    (site / f"{module}.py").write_text("import hvac\\n")
     lines.append(f"{name} = {module}:CA")
 (info / "entry_points.txt").write_text("\\n".join(lines))
 sys.path.insert(0, str(site))
-for name, extra in EXTRAS.items():
+for name, extra in later.items():
     assert f"install meshca-bridge[{extra}]" in refusal(name), refusal(name)
 """
 
@@ -68,10 +69,16 @@ def main() -> int:
         for code in (_IMPORT_ALL, _MISSING):
             subprocess.run([python, "-P", "-c", code], check=True, cwd=folder)
         meshca = python.parent / "meshca"
-        for command in (["--help"], ["plugins"], ["demo"]):
-            subprocess.run(
-                [meshca, *command], check=True, cwd=folder, stdout=subprocess.DEVNULL
+        for command, wanted in (
+            (["--help"], "hierarchy"),
+            (["plugins"], "bridge_pkcs11:PKCS11CA"),
+            (["demo"], ""),
+        ):
+            done = subprocess.run(
+                [meshca, *command], check=True, cwd=folder, stdout=subprocess.PIPE
             )
+            if wanted.encode() not in done.stdout:
+                raise SystemExit(f"meshca {command[0]} does not show {wanted}")
     print("the wheel holds what it must, and works without extras")  # noqa: T201 - a program
     return 0
 
@@ -84,11 +91,24 @@ def _build(folder: Path) -> Path:
 
 
 def _require_contents(wheel: Path) -> None:
-    names = zipfile.ZipFile(wheel).namelist()
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        (metadata,) = (name for name in names if name.endswith("/METADATA"))
+        lines = archive.read(metadata).decode().splitlines()
     foreign = [name for name in names if not name.startswith(_ALLOWED)]
-    wanted = {"bridge/py.typed", "bridge/cli/__init__.py", "bridge_file/__init__.py"}
+    wanted = {
+        "bridge/py.typed",
+        "bridge/cli/__init__.py",
+        "bridge_file/__init__.py",
+        "bridge_pkcs11/__init__.py",
+    }
     if foreign or not wanted <= {*names}:
         raise SystemExit(f"the wheel holds {foreign} and lacks {wanted - {*names}}")
+    for library in _EXTRA_LIBRARIES:
+        start = f"Requires-Dist: {library}"
+        needed = [line for line in lines if line.startswith(start)]
+        if not needed or not all("extra ==" in line for line in needed):
+            raise SystemExit(f"the wheel needs {library} with no extra: {needed}")
 
 
 def _install(folder: Path, wheel: Path) -> Path:

@@ -111,6 +111,17 @@ def test_a_missing_library_names_the_extra_that_brings_it(
     assert "no_such_library" in found.value.detail
 
 
+def test_the_pkcs11_backend_without_its_library_names_its_extra() -> None:
+    code = (
+        "import sys; sys.modules['pkcs11'] = None; "
+        "from bridge.registry import load; load('pkcs11')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, check=False, timeout=60
+    )
+    assert b"cannot be imported: install meshca-bridge[pkcs11]" in done.stderr
+
+
 def test_a_plugin_that_is_not_there_tells_which_are() -> None:
     with pytest.raises(
         PluginError, match=r"no backend 'x' is installed here; installed: .*file"
@@ -118,7 +129,7 @@ def test_a_plugin_that_is_not_there_tells_which_are() -> None:
         load("x")
 
 
-@pytest.mark.parametrize("name", EXTRAS)
+@pytest.mark.parametrize("name", [name for name in EXTRAS if name != "pkcs11"])
 def test_no_extra_is_named_that_would_bring_nothing(name: str) -> None:
     with pytest.raises(PluginError, match="in this version of meshca-bridge;") as found:
         load(name)

@@ -100,15 +100,15 @@ def test_a_chain_that_ends_early_asks_for_an_intermediate(tmp_path: Path) -> Non
 def test_a_plugin_that_cannot_be_loaded_is_reported_with_its_key(
     tmp_path: Path,
 ) -> None:
-    issuing_cas = {"a": {"plugin": "pkcs11"}, "b": {"plugin": "ours"}}
+    issuing_cas = {"a": {"plugin": "vault-pki"}, "b": {"plugin": "ours"}}
     world = World(tmp_path, fake=False, overrides={"issuing_cas": issuing_cas})
     with pytest.raises(ConfigError, match=r"issuing_cas\.a\.plugin: ") as refusal:
         world.assembly.snapshot()
     first, second = str(refusal.value).splitlines()
-    installed = "installed: file (see meshca plugins)"
+    installed = "installed: file, pkcs11 (see meshca plugins)"
     where = f"{world.config.path}: issuing_cas"
     assert first == (
-        f"{where}.a.plugin: no backend 'pkcs11' is installed in this version of "
+        f"{where}.a.plugin: no backend 'vault-pki' is installed in this version of "
         f"meshca-bridge; {installed}"
     )
     assert (
