@@ -9,7 +9,7 @@ _FEEDER = b"bridge.process.feeder"
 
 def feeders(pid: int) -> list[int]:
     """Return the processes that feed the archive for `pid`."""
-    return [one for one in descendants(pid) if _FEEDER in _command(one)]
+    return [one for one in descendants(pid) if _FEEDER in command(one)]
 
 
 def workers(pid: int) -> list[int]:
@@ -18,7 +18,7 @@ def workers(pid: int) -> list[int]:
     # a worker until it is gone.
     path = Path(f"/proc/{pid}/task/{pid}/children")
     found = (int(one) for one in path.read_text().split())
-    return [one for one in found if _FEEDER not in _command(one)]
+    return [one for one in found if _FEEDER not in command(one)]
 
 
 def is_alive(pid: int) -> bool:
@@ -59,7 +59,7 @@ def descendants(pid: int) -> list[int]:
     return sorted(found)
 
 
-def _command(pid: int) -> bytes:
+def command(pid: int) -> bytes:
     # Empty for a moment while a program starts, and from then on when the process is
     # ending: then it has no program any more either.
     folder = Path(f"/proc/{pid}")

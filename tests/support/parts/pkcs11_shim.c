@@ -30,8 +30,7 @@ enum {
 	ARGUMENTS_BAD = 7,
 	GENERAL_ERROR = 5,
 	FLAGS_AT = 96, /* in CK_TOKEN_INFO, after the four texts */
-	MAX_SESSIONS_AT = FLAGS_AT + sizeof(unsigned long),
-	POLL_NANOSECONDS = 2000000
+	MAX_SESSIONS_AT = FLAGS_AT + sizeof(unsigned long)
 };
 
 /* What a fault does; the numbers are those of `Fault` in pkcs11_shim.py. */
@@ -39,7 +38,7 @@ enum action {
 	RETURN_INSTEAD = 1, /* return `value`; the other module is not called */
 	RETURN_AFTER = 2,   /* call, and return `value` whatever came of it */
 	SLEEP = 3,          /* `value` milliseconds, then call */
-	HANG = 4,           /* until the test clears the fault, then call */
+	HANG = 4,           /* for ever */
 	CRASH = 5,
 	ABORT = 6,
 	WRONG_BYTES = 7,    /* C_Sign: the last byte of the signature is another one */
@@ -56,10 +55,9 @@ struct function {
 	_Atomic uint64_t calls;
 	_Atomic uint64_t left;   /* how many more calls the fault is for; or ALWAYS */
 	_Atomic uint64_t hits;   /* calls that it was for */
-	_Atomic uint64_t cleared; /* goes up when the test takes the fault away */
 	_Atomic uint64_t action;
 	_Atomic uint64_t value;
-	uint64_t unused[2];
+	uint64_t unused[3];
 };
 
 struct state {
@@ -134,13 +132,6 @@ static int is_due(struct function *one)
 	return 0;
 }
 
-static void hang(struct function *one)
-{
-	uint64_t before = atomic_load(&one->cleared);
-	while (atomic_load(&one->cleared) == before)
-		rest(POLL_NANOSECONDS);
-}
-
 static void close_sessions(word session)
 {
 	unsigned long info[4]; /* CK_SESSION_INFO: the slot stands first */
@@ -151,7 +142,7 @@ static void close_sessions(word session)
 }
 
 /* What a fault does before the call. Returns whether the call is not made at all. */
-static int before(struct function *one, uint64_t action, uint64_t value, word first)
+static int before(uint64_t action, uint64_t value, word first)
 {
 	switch (action) {
 	case RETURN_INSTEAD:
@@ -160,8 +151,8 @@ static int before(struct function *one, uint64_t action, uint64_t value, word fi
 		rest((long)value * 1000000);
 		break;
 	case HANG:
-		hang(one);
-		break;
+		for (;;)
+			pause();
 	case CRASH:
 		*(volatile int *)NULL = 0;
 		break;
@@ -207,7 +198,7 @@ static rv pass(int index, const word *arguments, rv (*call)(void *, const word *
 		action = atomic_load(&one->action);
 		value = atomic_load(&one->value);
 	}
-	if (before(one, action, value, arguments[0]))
+	if (before(action, value, arguments[0]))
 		return value;
 	return after(action, value, call(real->functions[index], arguments), arguments);
 }

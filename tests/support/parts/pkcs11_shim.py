@@ -31,7 +31,7 @@ class Fault(IntEnum):
     SLEEP = 3
     """It begins `value` milliseconds late."""
     HANG = 4
-    """It begins when the fault is cleared."""
+    """It never returns, also when the fault is cleared."""
     CRASH = 5
     """The process gets SIGSEGV."""
     ABORT = 6
@@ -53,10 +53,9 @@ class _Function(ctypes.Structure):
         ("calls", ctypes.c_uint64),
         ("left", ctypes.c_uint64),
         ("hits", ctypes.c_uint64),
-        ("cleared", ctypes.c_uint64),
         ("action", ctypes.c_uint64),
         ("value", ctypes.c_uint64),
-        ("unused", ctypes.c_uint64 * 2),
+        ("unused", ctypes.c_uint64 * 3),
     )
 
 
@@ -111,10 +110,9 @@ class Shim:
         one.left = times
 
     def clear(self) -> None:
-        """Take all faults away; calls that hang go on."""
+        """Take all faults away."""
         for one in self._state.functions:
             one.left = 0
-            one.cleared += 1
 
     def calls(self, function: str) -> int:
         """Return how many calls there were, in all processes together."""

@@ -168,6 +168,7 @@ class Token:
             "key_label": KEY_LABEL,
             "key_id": KEY_ID,
             "pin_file": str(pin_file),
+            "environment": self.store.variables,
             **more,
         }
 

@@ -1,0 +1,122 @@
+"""A served bridge with its issuing keys in tokens, behind a module with faults."""
+
+import os
+import signal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.support.clients.callers import Callers
+from tests.support.harness import processes
+from tests.support.harness.kills import Intents
+from tests.support.harness.workers import Supervised, await_true
+from tests.support.parts import softhsm
+from tests.support.parts.pkcs11_shim import Shim
+from tests.support.parts.softhsm import SoftHSM, Token
+
+_SIGNER = b"bridge_pkcs11.worker"
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """An issuing CA of the bridge: its token, and the module in front of it."""
+
+    name: str
+    store: SoftHSM
+    token: Token
+    shim: Shim
+    pin_file: Path
+
+    @classmethod
+    def make(cls, name: str, folder: Path) -> "Backend":
+        """Make a store with one token, and a module of its own for it."""
+        folder.mkdir(parents=True)
+        store = SoftHSM(folder / "store")
+        shim = Shim(folder, store.module, store.variables)
+        return cls(name, store, store.new_token(name), shim, folder / "pin")
+
+
+class HSMBridge(Supervised):
+    """See `Supervised`. Its issuing CAs are equal, and in the order of `names`.
+
+    Args:
+        folder: New.
+        workers: How many.
+        names: Of the issuing CAs; each has a token in a store of its own.
+        kind: Of the keys.
+        options: More options of each issuing CA.
+        overrides: See `Bridge`.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        workers: int = 1,
+        *,
+        names: Sequence[str] = ("hsm-1",),
+        kind: str = "p256",
+        options: Mapping[str, Any] | None = None,
+        overrides: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(folder, workers, overrides, fronts=("istio", "linkerd"))
+        self.backends = {
+            name: Backend.make(name, folder / "backends" / name) for name in names
+        }
+        sections = {
+            name: self._section(backend, kind, options or {})
+            for name, backend in self.backends.items()
+        }
+        self.change(issuing_cas=sections, issuance__issuing_cas=list(names))
+
+    @property
+    def only(self) -> Backend:
+        """The only backend."""
+        (found,) = self.backends.values()
+        return found
+
+    def signers(self) -> list[int]:
+        """Return the signer processes."""
+        return [
+            pid
+            for pid in processes.descendants(self.pid)
+            if _SIGNER in processes.command(pid)
+        ]
+
+    def kill_signers(self, number: int = signal.SIGKILL) -> list[int]:
+        """Send a signal to all signer processes; return them."""
+        found = self.signers()
+        for pid in found:
+            os.kill(pid, number)
+        return found
+
+    def require_all_on_record(self, callers: Callers) -> None:
+        """Hold the ledger against itself, and each certificate against the ledger.
+
+        Raises:
+            AssertionError: They do not agree.
+        """
+        intents = Intents(self.folder / "journal")
+        intents.read()
+        if missing := callers.digests() - intents.digests:
+            raise AssertionError(f"{len(missing)} certificates have no intent")
+        if intents.repeated:
+            raise AssertionError(f"serial numbers given out twice: {intents.repeated}")
+        await_true(self._is_verified)
+        self.require_sound_ledger()
+
+    def _is_verified(self) -> bool:
+        # An outcome may follow the answer; `require_sound_ledger` says what is wrong.
+        checked = self.run("ledger", "verify")
+        return not checked.returncode and " 0 attempts without" in checked.stdout
+
+    def _section(
+        self, backend: Backend, kind: str, options: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        chain = self.folder / f"{backend.name}.pem"
+        public_key = backend.token.new_key(kind)
+        softhsm.write_chain(public_key, self.folder / "hierarchy", chain)
+        chosen = backend.token.options(
+            pin_file=backend.pin_file, module=backend.shim.module, **options
+        )
+        return {"plugin": "pkcs11", "chain": chain.name, "options": chosen}
