@@ -15,6 +15,7 @@ from bridge.dataplanes.linkerd import require_verifiable
 from bridge.dataplanes.planes import DataPlane
 from bridge.errors import BridgeError
 from bridge.hierarchy.export import WARNING, Layout, write
+from bridge.hierarchy.issuing_csr import read_issuing_key
 from bridge.hierarchy.throwaway import (
     Hierarchy,
     KeyAlgorithm,
@@ -79,8 +80,16 @@ def throwaway(  # noqa: PLR0913 - one parameter for each option
         typer.Option(metavar="NAME", help="One more DNS name, with its subdomains."),
     ] = None,
     key: Annotated[
-        KeyAlgorithm, typer.Option(help="Key of each of the three CAs.")
+        KeyAlgorithm, typer.Option(help="Key of each CA whose key is made here.")
     ] = "p256",
+    issuing_csr: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="A CSR of the issuing CA's key, in PEM or DER, where the key stays in "
+            "a token such as an HSM. Of the CSR only the public key is used.",
+        ),
+    ] = None,
     layout: Annotated[
         Layout,
         typer.Option(
@@ -92,6 +101,7 @@ def throwaway(  # noqa: PLR0913 - one parameter for each option
     """Make a throwaway root, regional intermediate and issuing CA in FOLDER.
 
     Nothing is overwritten. Use the keys to try things only: the root was never offline.
+    With --issuing-csr no key of the issuing CA is written: it stays in its token.
     """
     try:
         domains = tuple(TrustDomain(name) for name in trust_domain)
@@ -105,7 +115,8 @@ def throwaway(  # noqa: PLR0913 - one parameter for each option
         key=key,
         permitted_dns=tuple(permit_dns or ()),
     )
-    hierarchy = make(spec)
+    issuing_key = None if issuing_csr is None else read_issuing_key(issuing_csr)
+    hierarchy = make(spec, issuing_key=issuing_key)
     _require_valid(hierarchy, spec.data_planes)
     written = write(hierarchy, folder, layout=layout)
     _show(hierarchy, written)

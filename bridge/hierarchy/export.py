@@ -21,10 +21,11 @@ Layout = Literal["key", "tls", "cacerts"]
 """The layout of the issuing CA's files; see `bridge_file.options`."""
 
 WARNING = (
-    "These keys are throwaway: all three were made on this machine, lie unencrypted in "
+    "These keys are throwaway: they were made on this machine, lie unencrypted in "
     "one folder, and the root was never offline. Use them to try things only."
 )
 
+_Content = bytes | CAPrivateKey
 _FOLDER_MODE = 0o700
 _KEY_MODE = 0o600
 _PUBLIC_MODE = 0o644
@@ -39,7 +40,8 @@ def write(
     Always root.pem, root.key, intermediate.pem, intermediate.key and roots.pem (the
     trust anchors); for the issuing CA, by layout:
 
-    * `key`: issuing.pem, issuing.key, chain.pem (issuing CA, then intermediate);
+    * `key`: issuing.pem, issuing.key, chain.pem (issuing CA, then intermediate); no
+      issuing.key where the key was made elsewhere, which the other layouts cannot have;
     * `tls`: tls/tls.crt, tls/tls.key, tls/ca.crt, as cert-manager writes them;
     * `cacerts`: cacerts/ca-cert.pem, ca-key.pem, cert-chain.pem, root-cert.pem, as
       Istio reads them.
@@ -54,9 +56,16 @@ def write(
 
     Raises:
         ConfigError: One of the files is there already, the folder is open to others,
-            or something cannot be written. Nothing is left behind.
+            something cannot be written, or the layout wants a key that is elsewhere.
+            Nothing is left behind.
     """
-    files = dict(_common(hierarchy)) | dict(_LAYOUTS[layout](hierarchy))
+    named = dict(_common(hierarchy)) | dict(_LAYOUTS[layout](hierarchy))
+    files = {name: content for name, content in named.items() if content is not None}
+    if len(files) < len(named) and layout != "key":
+        raise _bad(
+            f"layout: expected key (found {layout}): the other layouts hold the "
+            "issuing CA's private key, which is not here"
+        )
     taken = [name for name in files if os.path.lexists(folder / name)]
     if taken:
         raise _bad(
@@ -92,7 +101,7 @@ def _make_folder(path: Path, made: list[Path]) -> None:
         )
 
 
-def _create(path: Path, content: bytes | CAPrivateKey, made: list[Path]) -> Path:
+def _create(path: Path, content: _Content, made: list[Path]) -> Path:
     is_public = isinstance(content, bytes)
     data = content if isinstance(content, bytes) else _key_pem(content)
     mode = _PUBLIC_MODE if is_public else _KEY_MODE
@@ -110,7 +119,7 @@ def _remove(made: list[Path]) -> None:
             path.rmdir() if path.is_dir() else path.unlink()
 
 
-def _common(hierarchy: Hierarchy) -> Iterator[tuple[str, bytes | CAPrivateKey]]:
+def _common(hierarchy: Hierarchy) -> Iterator[tuple[str, _Content | None]]:
     yield "root.pem", _pem(hierarchy.root.certificate)
     yield "root.key", hierarchy.root.key
     yield "intermediate.pem", _pem(hierarchy.intermediate.certificate)
@@ -118,19 +127,19 @@ def _common(hierarchy: Hierarchy) -> Iterator[tuple[str, bytes | CAPrivateKey]]:
     yield "roots.pem", _pem(hierarchy.root.certificate)
 
 
-def _as_key(hierarchy: Hierarchy) -> Iterator[tuple[str, bytes | CAPrivateKey]]:
+def _as_key(hierarchy: Hierarchy) -> Iterator[tuple[str, _Content | None]]:
     yield "issuing.pem", _pem(hierarchy.issuing.certificate)
     yield "issuing.key", hierarchy.issuing.key
     yield "chain.pem", _chain(hierarchy)
 
 
-def _as_tls(hierarchy: Hierarchy) -> Iterator[tuple[str, bytes | CAPrivateKey]]:
+def _as_tls(hierarchy: Hierarchy) -> Iterator[tuple[str, _Content | None]]:
     yield "tls/tls.crt", _chain(hierarchy)
     yield "tls/tls.key", hierarchy.issuing.key
     yield "tls/ca.crt", _pem(hierarchy.root.certificate)
 
 
-def _as_cacerts(hierarchy: Hierarchy) -> Iterator[tuple[str, bytes | CAPrivateKey]]:
+def _as_cacerts(hierarchy: Hierarchy) -> Iterator[tuple[str, _Content | None]]:
     yield "cacerts/ca-cert.pem", _pem(hierarchy.issuing.certificate)
     yield "cacerts/ca-key.pem", hierarchy.issuing.key
     yield "cacerts/cert-chain.pem", _chain(hierarchy)

@@ -1,7 +1,8 @@
 """Makes a throwaway hierarchy: offline root, regional intermediate, issuing CA.
 
 Its shape, its constraints and its profile are those of a real one; its keys are not:
-all three are made on this machine and lie in one folder.
+they are made on this machine and lie in one folder. Only the issuing CA's key may be in
+a token instead, and never comes here.
 """
 
 import ipaddress
@@ -20,7 +21,7 @@ from bridge.dataplanes.planes import RUSTLS_PLANES, DataPlane
 from bridge.errors import ConfigError
 from bridge.spiffe import TrustDomain
 from bridge.system.clock import Clock, system_clock
-from bridge.x509.algorithm import CAPrivateKey, algorithm_of
+from bridge.x509.algorithm import CAPrivateKey, CAPublicKey, algorithm_of
 from bridge.x509.certificate import key_usage
 from bridge.x509.name_constraints import subset_problems
 
@@ -52,7 +53,7 @@ class ThrowawaySpec:
     region: str = "eu"
     data_planes: frozenset[DataPlane] = frozenset({DataPlane.SIDECAR})
     key: KeyAlgorithm = "p256"
-    """The key algorithm of all three tiers."""
+    """The key algorithm of each tier whose key is made here."""
     root_ttl: timedelta = 10 * _YEAR
     intermediate_ttl: timedelta = 5 * _YEAR
     issuing_ttl: timedelta = _YEAR
@@ -89,7 +90,8 @@ class Tier:
     """One CA of the hierarchy."""
 
     certificate: x509.Certificate
-    key: CAPrivateKey = field(repr=False)
+    key: CAPrivateKey | None = field(repr=False)
+    """None where the key was made elsewhere and stays there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +126,7 @@ def make(
     *,
     clock: Clock = system_clock,
     make_key: Callable[[KeyAlgorithm], CAPrivateKey] = new_key,
+    issuing_key: CAPublicKey | None = None,
 ) -> Hierarchy:
     """Make the three tiers.
 
@@ -134,6 +137,7 @@ def make(
         spec: What it is for.
         clock: notBefore of all tiers is five minutes before its time.
         make_key: Makes the key of each tier.
+        issuing_key: The issuing CA's key, where its private half is in a token.
     """
     start = clock().replace(microsecond=0) - _BACKDATE
     constraints = constraints_of(spec)
@@ -156,7 +160,7 @@ def make(
     )
     issuing = _tier(
         _subject(spec, f"Throwaway issuing CA {spec.region} {mark}"),
-        make_key(spec.key),
+        issuing_key or make_key(spec.key),
         (start, start + spec.issuing_ttl),
         path_length=0,
         issuer=intermediate,
@@ -216,20 +220,25 @@ def _notes(spec: ThrowawaySpec) -> Iterator[str]:
 
 def _tier(
     subject: x509.Name,
-    key: CAPrivateKey,
+    key: CAPrivateKey | CAPublicKey,
     validity: tuple[datetime, datetime],
     *,
     path_length: int,
     issuer: Tier | None = None,
     constraints: x509.NameConstraints | None = None,
 ) -> Tier:
-    own_identifier = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
+    own_key = key if isinstance(key, CAPrivateKey) else None
+    public_key = key.public_key() if isinstance(key, CAPrivateKey) else key
+    signing_key = issuer.key if issuer else own_key
+    if signing_key is None:
+        raise TypeError("a tier whose key is elsewhere signs nothing here")
+    own_identifier = x509.SubjectKeyIdentifier.from_public_key(public_key)
     basic = x509.BasicConstraints(ca=True, path_length=path_length)
     builder = (
         x509.CertificateBuilder()
         .subject_name(subject)
         .issuer_name(issuer.certificate.subject if issuer else subject)
-        .public_key(key.public_key())
+        .public_key(public_key)
         .serial_number(randbits(127) | 1)
         .not_valid_before(validity[0])
         .not_valid_after(validity[1])
@@ -245,9 +254,8 @@ def _tier(
         builder = builder.add_extension(by_key(found.value), critical=False)
     if constraints is not None:
         builder = builder.add_extension(constraints, critical=True)
-    signing_key = issuer.key if issuer else key
     algorithm = algorithm_of(signing_key.public_key())
-    return Tier(builder.sign(signing_key, algorithm.hash), key)
+    return Tier(builder.sign(signing_key, algorithm.hash), own_key)
 
 
 def _subject(spec: ThrowawaySpec, common_name: str) -> x509.Name:

@@ -11,7 +11,7 @@ import pytest
 from cryptography import x509
 
 from bridge.dataplanes.planes import DataPlane
-from bridge.hierarchy.throwaway import KeyAlgorithm, ThrowawaySpec, make
+from bridge.hierarchy.throwaway import KeyAlgorithm, ThrowawaySpec, Tier, make
 from bridge.spiffe import TrustDomain
 from tests.support.clients.linkerd_go import Answer, ask_bridge, name_of
 from tests.support.harness.real_process import Bridge
@@ -192,10 +192,13 @@ def _throwaway() -> Authority:
     planes = frozenset({DataPlane.LINKERD})
     domains = (TrustDomain("corp.example"),)
     made = make(ThrowawaySpec(trust_domains=domains, data_planes=planes))
-    root, regional = (
-        Authority(tier.certificate, tier.key) for tier in (made.root, made.intermediate)
-    )
-    return Authority(made.issuing.certificate, made.issuing.key, (regional, root))
+    root, regional = (_authority(tier) for tier in (made.root, made.intermediate))
+    return _authority(made.issuing, regional, root)
+
+
+def _authority(tier: Tier, *above: Authority) -> Authority:
+    assert tier.key is not None
+    return Authority(tier.certificate, tier.key, above)
 
 
 @pytest.mark.parametrize(

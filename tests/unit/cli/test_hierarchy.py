@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from cryptography import x509
 from typer.testing import CliRunner
 
 from bridge.cli.hierarchy import _require_valid, app
@@ -14,6 +15,7 @@ from bridge.hierarchy.throwaway import ThrowawaySpec, make
 from bridge.spiffe import TrustDomain
 from bridge.x509.pem import parse_certificates
 
+VECTORS = Path(__file__).parents[2] / "vectors/csr"
 DOMAIN = ("--trust-domain", "corp.example")
 
 
@@ -90,6 +92,24 @@ def test_a_bad_argument_is_status_2(
     status, out, err = throwaway(tmp_path / "pki", *arguments)
     assert (status, out) == (2, "")
     assert complaint in err
+    assert not (tmp_path / "pki").exists()
+
+
+def test_the_issuing_ca_gets_the_key_of_a_csr(tmp_path: Path) -> None:
+    folder, csr = tmp_path / "pki", VECTORS / "good-p384-istio-agent.pem"
+    status, out, _ = throwaway(folder, *DOMAIN, "--issuing-csr", str(csr))
+    assert status == 0
+    assert "issuing.pem" in out
+    assert "issuing.key" not in out
+    assert not (folder / "issuing.key").exists()
+    issuing, _ = parse_certificates((folder / "chain.pem").read_bytes(), "chain")
+    assert issuing.public_key() == x509.load_pem_x509_csr(csr.read_bytes()).public_key()
+
+
+def test_nothing_is_written_for_a_bad_csr(tmp_path: Path) -> None:
+    csr = VECTORS / "bad-signature-other-key.pem"
+    with pytest.raises(ConfigError, match="signature is not that of its key"):
+        throwaway(tmp_path / "pki", *DOMAIN, "--issuing-csr", str(csr))
     assert not (tmp_path / "pki").exists()
 
 

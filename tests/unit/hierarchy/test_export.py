@@ -13,7 +13,7 @@ from bridge.spi import PluginContext
 from bridge.spiffe import TrustDomain
 from bridge.x509.pem import parse_certificates
 from bridge_file import FileCA
-from tests.support.parts.pki import NOW
+from tests.support.parts.pki import NOW, shared_key
 
 OFFLINE = ["root.pem", "root.key", "intermediate.pem", "intermediate.key", "roots.pem"]
 ISSUING: dict[Layout, list[str]] = {
@@ -77,6 +77,31 @@ def test_keys_are_their_owners_alone_whatever_the_umask(
     for path in written:
         is_key = path.suffix == ".key" or path.name == "ca-key.pem"
         assert path.stat().st_mode & 0o777 == (0o600 if is_key else 0o644)
+
+
+@pytest.fixture(scope="module")
+def without_key() -> Hierarchy:
+    spec = ThrowawaySpec(trust_domains=(TrustDomain("corp.example"),))
+    in_token = shared_key("p384").public_key()
+    return make(spec, clock=lambda: NOW, issuing_key=in_token)
+
+
+def test_a_key_that_is_elsewhere_is_not_written(
+    tmp_path: Path, without_key: Hierarchy
+) -> None:
+    written = write(without_key, tmp_path / "pki")
+    assert [path.name for path in written] == [*OFFLINE, "issuing.pem", "chain.pem"]
+    assert tree(tmp_path / "pki") == sorted([*OFFLINE, "issuing.pem", "chain.pem"])
+
+
+@pytest.mark.parametrize("layout", ["tls", "cacerts"])
+def test_a_layout_that_holds_the_key_is_refused_without_it(
+    tmp_path: Path, without_key: Hierarchy, layout: Layout
+) -> None:
+    says = rf"layout: expected key \(found {layout}\): the other layouts hold"
+    with pytest.raises(ConfigError, match=says):
+        write(without_key, tmp_path / "pki", layout=layout)
+    assert tree(tmp_path) == []
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

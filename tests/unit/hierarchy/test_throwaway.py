@@ -78,6 +78,7 @@ def test_each_key_algorithm_is_that_of_all_tiers(
 ) -> None:
     hierarchy = built(key=key)
     for tier in (hierarchy.root, hierarchy.intermediate, hierarchy.issuing):
+        assert tier.key is not None
         assert isinstance(tier.key, kind)
         assert getattr(tier.key, "key_size", None) == bits
         assert tier.certificate.public_key() == tier.key.public_key()
