@@ -201,7 +201,11 @@ class IssuingCA(Protocol):
         """
 
     def close(self) -> None:
-        """Release handles and threads. Called once, after the last call returns."""
+        """Release handles and threads. Called once, after the last call returns.
+
+        A bridge that stops does not wait for calls that a backend holds. They end with
+        a leaf or a `BackendError`, and close returns within five seconds all the same.
+        """
 
 
 class Signer(Protocol):

@@ -2,83 +2,36 @@
 
 import dataclasses
 import hashlib
+import socket
+import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import ClassVar
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.asymmetric.types import (
-    CertificateIssuerPublicKeyTypes,
-)
 
-from bridge.errors import BackendUnavailableError
-from bridge.sdk import SigningCA, signature_of
+from bridge.errors import BackendUnavailableError, MisissuedError
 from bridge.spi import (
     Description,
     IssuedChain,
-    IssuingCA,
     LeafRequest,
+    PluginContext,
     Prepared,
-    SignatureAlgorithm,
 )
-from bridge.testing import IssuingCAConformance
-from tests.support.parts.pki import Authority, new_chain, new_key
+from bridge.testing.contract import ContractTests
+from tests.support.harness.conforming import HonestCA, Kind, Part, backend_of, run
+from tests.support.parts.pki import new_chain, new_key
 
-TIMEOUTS = {"test_signs_nothing_without_time": {"timeout": 0.0}}
-FAILURES = (AssertionError, ValueError, BackendUnavailableError, pytest.fail.Exception)
-WITH_FIXTURE = {"test_close_ends_what_it_started": "issuing_ca"}
-
-
-class KeySigner:
-    def __init__(self, key: ec.EllipticCurvePrivateKey) -> None:
-        self.key = key
-        self.public = key.public_key()
-        self.closed = False
-
-    def public_key(self) -> CertificateIssuerPublicKeyTypes:
-        return self.public
-
-    def check(self, *, timeout: float) -> None:
-        pass
-
-    def sign(
-        self, tbs: bytes, algorithm: SignatureAlgorithm, *, timeout: float
-    ) -> bytes:
-        if self.closed:
-            raise BackendUnavailableError("closed")
-        return signature_of(self.key, algorithm, tbs)
-
-    def close(self) -> None:
-        self.closed = True
-
-
-class HonestCA:
-    """Passes every test; each class below breaks one thing."""
-
-    def __init__(self, authority: Authority) -> None:
-        certificate, *above = authority.chain
-        description = Description(certificate=certificate, intermediates=tuple(above))
-        assert isinstance(authority.key, ec.EllipticCurvePrivateKey)
-        self.signer = KeySigner(authority.key)
-        self.inner = SigningCA(description, self.signer)
-
-    def describe(self) -> Description:
-        return self.inner.describe()
-
-    def prepare(self, request: LeafRequest) -> Prepared:
-        return self.inner.prepare(request)
-
-    def issue(self, prepared: Prepared, *, timeout: float) -> IssuedChain:
-        return self.inner.issue(prepared, timeout=timeout)
-
-    def check(self, *, timeout: float) -> None:
-        self.inner.check(timeout=timeout)
-
-    def close(self) -> None:
-        self.inner.close()
+FAILURES = (
+    AssertionError,
+    ValueError,
+    BackendUnavailableError,
+    MisissuedError,
+    pytest.fail.Exception,
+)
 
 
 class Fickle(HonestCA):
@@ -144,10 +97,8 @@ class PreparingAnew(HonestCA):
 
 class OtherKey(HonestCA):
     def issue(self, prepared: Prepared, *, timeout: float) -> IssuedChain:
-        other = new_key()
-        assert isinstance(other, ec.EllipticCurvePrivateKey)
-        self.signer.key = other
-        return super().issue(prepared, timeout=timeout)
+        with self.signer.part.other_key():
+            return super().issue(prepared, timeout=timeout)
 
 
 class WithoutItself(HonestCA):
@@ -171,8 +122,8 @@ class SharedSlot(HonestCA):
 
     slot: Prepared | None = None
 
-    def __init__(self, authority: Authority) -> None:
-        super().__init__(authority)
+    def __init__(self, part: Part, context: PluginContext) -> None:
+        super().__init__(part, context)
         self.barrier = threading.Barrier(2)
 
     def issue(self, prepared: Prepared, *, timeout: float) -> IssuedChain:
@@ -214,29 +165,91 @@ class Leaking(HonestCA):
         threading.Thread(target=stop.wait, daemon=True).start()
 
 
-def run(name: str, ca: IssuingCA) -> None:
-    argument = WITH_FIXTURE.get(name, "ca")
-    test = getattr(IssuingCAConformance(), name)
-    test(**{argument: ca}, **TIMEOUTS.get(name, {}))
+class Slow(HonestCA):
+    def __init__(self, part: Part, context: PluginContext) -> None:
+        super().__init__(part, context)
+        time.sleep(1.1)
+
+
+class Profiled(HonestCA):
+    """Adds nothing that a field shows, and yet builds another profile."""
+
+    def prepare(self, request: LeafRequest) -> Prepared:
+        prepared = super().prepare(request)
+        server_and_client = bytes.fromhex("06082b0601050507030106082b06010505070302")
+        client_twice = bytes.fromhex("06082b0601050507030206082b06010505070302")
+        tbs = prepared.tbs.replace(server_and_client, client_twice)
+        digest = hashlib.sha256(tbs).hexdigest()
+        return dataclasses.replace(prepared, tbs=tbs, tbs_sha256=digest)
+
+
+class Spawning(HonestCA):
+    spawned: ClassVar[list[subprocess.Popen[bytes]]] = []
+
+    def issue(self, prepared: Prepared, *, timeout: float) -> IssuedChain:
+        self.spawned.append(subprocess.Popen(["sleep", "60"]))
+        return super().issue(prepared, timeout=timeout)
+
+
+class Connected(HonestCA):
+    sockets: ClassVar[list[socket.socket]] = []
+
+    def issue(self, prepared: Prepared, *, timeout: float) -> IssuedChain:
+        self.sockets.append(socket.socket())
+        return super().issue(prepared, timeout=timeout)
+
+
+class Unchecked(HonestCA):
+    """Issues nothing once it is closed, and says that all is well."""
+
+    def check(self, *, timeout: float) -> None:
+        pass
+
+
+class Brittle(HonestCA):
+    """Breaks when it is closed while a call is under way."""
+
+    def issue(self, prepared: Prepared, *, timeout: float) -> IssuedChain:
+        if self.signer.closed.is_set():
+            raise ValueError("no signer")
+        return super().issue(prepared, timeout=timeout)
+
+
+class Exclusive(HonestCA):
+    """Its signer is that of the last object that was built."""
+
+    def __init__(self, part: Part, context: PluginContext) -> None:
+        super().__init__(part, context)
+        part.last.append(self.signer)
+
+    def close(self) -> None:
+        self.signer.part.last[-1].close()
 
 
 @pytest.fixture
-def authority() -> Authority:
-    return new_chain()
+def part() -> Part:
+    return Part(new_chain())
 
 
 @pytest.fixture(autouse=True)
-def _no_thread_stays() -> Iterator[None]:
+def _nothing_stays() -> Iterator[None]:
     yield
     for stop in Leaking.stops:
         stop.set()
+    for process in Spawning.spawned:
+        process.kill()
+        process.wait()
+    for one in Connected.sockets:
+        one.close()
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in vars(IssuingCAConformance) if name.startswith("test_")]
+    "name", [name for name in vars(ContractTests) if name.startswith("test_")]
 )
-def test_an_honest_ca_passes(authority: Authority, name: str) -> None:
-    run(name, HonestCA(authority))
+def test_an_honest_ca_passes(
+    part: Part, name: str, request: pytest.FixtureRequest
+) -> None:
+    run(name, backend_of(HonestCA, part), request)
 
 
 @pytest.mark.parametrize(
@@ -250,22 +263,32 @@ def test_an_honest_ca_passes(authority: Authority, name: str) -> None:
         (Renumbering, "test_prepared_is_what_was_asked_for", "the serial is not"),
         (Rekeying, "test_prepared_is_what_was_asked_for", "the key is not"),
         (WrongDigest, "test_prepared_is_what_was_asked_for", "digest is not that"),
+        (Profiled, "test_prepared_is_what_was_asked_for", "not that of the bridge's"),
         (Swapping, "test_prepared_is_what_was_asked_for", "another request was"),
-        (PreparingAnew, "test_issued_is_what_was_prepared", "another TBSCertificate"),
-        (OtherKey, "test_issued_is_what_was_prepared", "is not issued by"),
-        (WithoutItself, "test_issued_is_what_was_prepared", "chain is not the descr"),
+        (PreparingAnew, "test_issued_is_what_was_prepared", "is not the prepared one"),
+        (OtherKey, "test_issued_is_what_was_prepared", "did not sign it"),
+        (WithoutItself, "test_issued_is_what_was_prepared", "chain is not that of"),
         (OnlyOnce, "test_prepared_may_be_issued_again", "used up"),
-        (SharedSlot, "test_issues_from_several_threads", "another TBSCertificate"),
+        (SharedSlot, "test_issues_from_several_threads", "is not the prepared one"),
         (Dead, "test_check_passes_on_a_live_backend", "dead"),
         (Timeless, "test_signs_nothing_without_time", "DID NOT RAISE"),
         (Raw, "test_signs_nothing_without_time", "must be positive"),
         (Undead, "test_close_ends_what_it_started", "DID NOT RAISE"),
+        (Spawning, "test_close_ends_what_it_started", "process outlives close"),
+        (Connected, "test_close_ends_what_it_started", "file or socket outlives"),
+        (Unchecked, "test_close_ends_what_it_started", "DID NOT RAISE"),
+        (Brittle, "test_close_while_busy_ends_each_call", "no signer"),
+        (Exclusive, "test_a_successor_outlives_its_predecessor", "closed, or away"),
+        (Slow, "test_factory_is_quick", "building the CA takes long"),
         (Leaking, "test_close_ends_what_it_started", "thread outlives close"),
     ],
 )
 def test_a_liar_is_caught(
-    authority: Authority, liar: type[HonestCA], name: str, complaint: str
+    part: Part,
+    liar: Kind,
+    name: str,
+    complaint: str,
+    request: pytest.FixtureRequest,
 ) -> None:
-    ca = liar(authority)
     with pytest.raises(FAILURES, match=complaint):
-        run(name, ca)
+        run(name, backend_of(liar, part), request)
