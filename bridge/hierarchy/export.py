@@ -59,13 +59,7 @@ def write(
             something cannot be written, or the layout wants a key that is elsewhere.
             Nothing is left behind.
     """
-    named = dict(_common(hierarchy)) | dict(_LAYOUTS[layout](hierarchy))
-    files = {name: content for name, content in named.items() if content is not None}
-    if len(files) < len(named) and layout != "key":
-        raise _bad(
-            f"layout: expected key (found {layout}): the other layouts hold the "
-            "issuing CA's private key, which is not here"
-        )
+    files = _files(hierarchy, layout)
     taken = [name for name in files if os.path.lexists(folder / name)]
     if taken:
         raise _bad(
@@ -87,6 +81,17 @@ def write(
     except ConfigError:
         _remove(made)
         raise
+
+
+def _files(hierarchy: Hierarchy, layout: Layout) -> dict[str, _Content]:
+    named = dict(_common(hierarchy)) | dict(_LAYOUTS[layout](hierarchy))
+    files = {name: content for name, content in named.items() if content is not None}
+    if len(files) < len(named) and layout != "key":
+        raise _bad(
+            f"layout: expected key (found {layout}): the other layouts hold the "
+            "issuing CA's private key, which is not here"
+        )
+    return files
 
 
 def _make_folder(path: Path, made: list[Path]) -> None:
