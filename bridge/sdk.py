@@ -1,16 +1,39 @@
-"""The SDK for plugin authors: an issuing CA made of a signer, and access to files.
+"""The SDK for plugin authors: what the plugins of this project share.
 
 A plugin for a backend that holds a key (a file, a PKCS#11 token, Vault's Transit)
-implements `Signer`. The bridge makes the certificate's profile, bytes and digest.
-Secrets are read with `read_secret`, and `FileWatch` reports changes of files.
+implements `Signer`, and `SigningCA` makes an issuing CA of it. `parse_options` checks
+the options, `read_chain` reads the certificates, `read_secret` reads secrets, and
+`FileWatch` reports changes of files. `ChildProcess` runs what may hang or crash.
 """
 
 import hashlib
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
 
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+)
 
 from bridge.errors import BackendUnavailableError, ConfigError
-from bridge.spi import Description, IssuedChain, LeafRequest, Prepared, Signer
+from bridge.spi import (
+    Description,
+    IssuedChain,
+    LeafRequest,
+    PluginContext,
+    Prepared,
+    Signer,
+)
+from bridge.system.child_process import ChildProcess, follow_parent, read_order
 from bridge.system.file_watch import FileWatch
 from bridge.system.files import (
     digest_of,
@@ -39,18 +62,220 @@ __all__ = [
     "RSA_BITS",
     "CAPrivateKey",
     "CAPublicKey",
+    "ChildProcess",
+    "FileOption",
     "FileWatch",
+    "PluginOptions",
     "SignatureAlgorithm",
     "SigningCA",
     "algorithm_of",
     "digest_of",
     "digest_of_contents",
+    "follow_parent",
+    "is_issued_by",
+    "is_self_signed",
+    "option_error",
     "parse_certificates",
+    "parse_options",
+    "placed",
+    "read_chain",
+    "read_order",
     "read_public",
     "read_secret",
+    "require_links",
+    "require_no_root",
+    "secret_line",
     "signature_of",
     "stamp_of",
+    "subject_text",
 ]
+
+_SHOWN_CHARACTERS = 80
+
+
+def _in_base(path: Path, info: ValidationInfo) -> Path:
+    return Path(info.context or "") / path
+
+
+FileOption = Annotated[Path, Field(strict=False), AfterValidator(_in_base)]
+"""The type of an option that names a file or a folder. A relative path is relative to
+the configuration file; the value of the field is the path that can be opened."""
+
+
+class PluginOptions(BaseModel):
+    """The options of a plugin, `issuing_cas.<name>.options`. Subclass it.
+
+    An unknown option is an error, and no value is converted: `"yes"` is no boolean.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+Options = TypeVar("Options", bound=PluginOptions)
+
+
+def parse_options(
+    model: type[Options], options: Mapping[str, object], context: PluginContext
+) -> Options:
+    """Check the options of a plugin.
+
+    Args:
+        model: The options that there are.
+        options: As the factory was given them.
+        context: Names the issuing CA, and the folder of the configuration file.
+
+    Raises:
+        ConfigError: The message has a line for each problem. The value of an unknown
+            option is not shown, as it may be a secret.
+    """
+    try:
+        return model.model_validate(dict(options), context=context.base)
+    except ValidationError as error:
+        problems = [_problem(model, context, item) for item in error.errors()]
+        raise ConfigError("\n".join(problems), rule="plugin.options") from None
+
+
+def option_error(context: PluginContext, key: str, message: str) -> ConfigError:
+    """Build the error of an option.
+
+    Args:
+        context: Names the issuing CA.
+        key: The key under `issuing_cas.<name>`, such as `options.token` or `chain`.
+        message: What was expected, and what was found.
+    """
+    return ConfigError(
+        f"issuing_cas.{context.name}.{key}: {message}", rule="plugin.options"
+    )
+
+
+def _problem(model: type[PluginOptions], context: PluginContext, item: Any) -> str:
+    where = f"issuing_cas.{context.name}.options"
+    option = ".".join([where, *(str(part) for part in item["loc"])])
+    if item["type"] == "extra_forbidden":
+        known = ", ".join(model.model_fields)
+        return f"{option}: unknown option; expected one of {known}"
+    if item["type"] == "missing":
+        return f"{option}: expected a value (found nothing)"
+    shown = repr(item["input"])
+    if len(shown) > _SHOWN_CHARACTERS:
+        shown = f"{shown[:_SHOWN_CHARACTERS]}..."
+    told = item["msg"].removeprefix("Value error, ")
+    return f"{option}: {told} (found {shown})"
+
+
+def placed(error: ConfigError, keys: Mapping[Path, str]) -> ConfigError:
+    """Put the key of the configuration before each line that begins with a file.
+
+    Args:
+        error: Its lines may begin with a path, `<path>:` or `<path>/...`.
+        keys: The configuration key of each file or folder.
+    """
+    lines = [_placed(line, keys) for line in str(error).splitlines()]
+    return ConfigError("\n".join(lines), rule=error.rule, detail=error.detail)
+
+
+def _placed(line: str, keys: Mapping[Path, str]) -> str:
+    for path, key in keys.items():
+        if line.startswith((f"{path}:", f"{path}/")):
+            return f"{key}: {line}"
+    return line
+
+
+def secret_line(data: bytes, source: Path, what: str) -> bytes:
+    r"""Return the secret of a file, without one `\n` or `\r\n` at its end.
+
+    Args:
+        data: The content of the file.
+        source: The file, for the message.
+        what: What it holds, with its article, such as `a PIN`.
+
+    Raises:
+        ConfigError: Nothing is left.
+    """
+    secret = data.removesuffix(b"\n").removesuffix(b"\r")
+    if not secret:
+        raise ConfigError(
+            f"{source}: expected {what} (found an empty file)", rule="file.secret"
+        )
+    return secret
+
+
+def read_chain(context: PluginContext) -> tuple[x509.Certificate, ...]:
+    """Read the file `chain` of an issuing CA's section.
+
+    Returns:
+        The issuing CA, then the intermediates, each issued by the next; no root, unless
+        the issuing CA is one.
+
+    Raises:
+        ConfigError: There is no such file, it cannot be read or holds anything else, a
+            certificate is not issued by the next, or the last is a root. The message
+            names key, file and expectation.
+    """
+    if context.chain is None:
+        raise option_error(
+            context,
+            "chain",
+            "expected a file that holds the issuing CA's certificate and then its "
+            "intermediates (found nothing)",
+        )
+    path = context.base / context.chain
+    try:
+        chain = parse_certificates(read_public(path), str(path))
+        require_links(chain, path)
+        require_no_root(chain, path)
+    except ConfigError as error:
+        raise placed(error, {path: f"issuing_cas.{context.name}.chain"}) from error
+    return chain
+
+
+def require_links(chain: Sequence[x509.Certificate], source: Path) -> None:
+    """Require that each certificate of a chain is issued by the next.
+
+    Raises:
+        ConfigError: One is not; the message names both.
+    """
+    for lower, upper in pairwise(chain):
+        if not is_issued_by(lower, upper):
+            raise ConfigError(
+                f"{source}: expected each certificate to be issued by the next: "
+                f"{subject_text(lower)} is not issued by {subject_text(upper)}",
+                rule="file.chain",
+            )
+
+
+def require_no_root(chain: Sequence[x509.Certificate], source: Path) -> None:
+    """Require that a chain of more than one certificate does not end in a root.
+
+    Raises:
+        ConfigError: The last one is self-signed.
+    """
+    if len(chain) > 1 and is_self_signed(chain[-1]):
+        raise ConfigError(
+            f"{source}: certificate {len(chain)} ({subject_text(chain[-1])}) is "
+            "self-signed: expected the issuing CA and its intermediates; a root "
+            "belongs in trust_anchors",
+            rule="file.chain",
+        )
+
+
+def is_self_signed(certificate: x509.Certificate) -> bool:
+    """Return whether a certificate is issued by its own key and name."""
+    return is_issued_by(certificate, certificate)
+
+
+def is_issued_by(lower: x509.Certificate, upper: x509.Certificate) -> bool:
+    """Return whether `upper` has the name and the key that issued `lower`."""
+    try:
+        lower.verify_directly_issued_by(upper)
+    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
+        return False
+    return True
+
+
+def subject_text(certificate: x509.Certificate) -> str:
+    """Return a certificate's subject for people."""
+    return certificate.subject.rfc4514_string() or "an empty subject"
 
 
 class SigningCA:

@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Generic, Protocol, TypeVar
 
 _FIRST_WAIT_SECONDS = 0.2
@@ -48,17 +48,26 @@ class ChildProcess:
         module: The module, as `python -m` runs it.
         order: One line with its end; the first on the child's standard input.
         niceness: Added to the niceness of this process.
+        pass_fds: File descriptors that the child has too, by the same numbers.
 
     Raises:
         OSError: The system gives no more processes.
     """
 
-    def __init__(self, module: str, order: bytes, *, niceness: int = 0) -> None:
+    def __init__(
+        self,
+        module: str,
+        order: bytes,
+        *,
+        niceness: int = 0,
+        pass_fds: Collection[int] = (),
+    ) -> None:
         # A group of its own: Ctrl-C in a terminal is for the parent alone.
         self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
             (sys.executable, "-P", "-m", module),
             stdin=subprocess.PIPE,
             process_group=0,
+            pass_fds=pass_fds,
         )
         # The child may have ended already, and `poll` will say so.
         with contextlib.suppress(BrokenPipeError, ProcessLookupError):

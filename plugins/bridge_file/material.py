@@ -1,25 +1,29 @@
 """Loads a consistent set of files: key, certificate and intermediates."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 
 from bridge.sdk import (
     CAPrivateKey,
     digest_of_contents,
+    is_issued_by,
+    is_self_signed,
     parse_certificates,
     read_public,
     read_secret,
+    require_links,
+    require_no_root,
+    secret_line,
     stamp_of,
+    subject_text,
 )
 from bridge.spi import ConfigError
 from bridge_file.options import FileSet
-from bridge_file.private_key import parse_key, trim_passphrase
+from bridge_file.private_key import parse_key
 
 _ATTEMPTS = 5
 _PAUSE_SECONDS = 0.1
@@ -76,13 +80,14 @@ def _load_once(files: FileSet) -> Material:
         )
     passphrase = None
     if files.passphrase is not None:
-        passphrase = trim_passphrase(contents[files.passphrase], files.passphrase)
+        source = files.passphrase
+        passphrase = secret_line(contents[source], source, "a passphrase")
     key = parse_key(contents[files.key], files.key, passphrase, files.passphrase)
     chain, warnings = _chain(files, contents)
     if chain[0].public_key() != key.public_key():
         raise _HalfwayError(
             f"{files.key}: expected the key of the first certificate in "
-            f"{files.certificates} ({_name(chain[0])}); found another key",
+            f"{files.certificates} ({subject_text(chain[0])}); found another key",
             rule="file.mismatch",
         )
     return Material(key, chain[0], chain[1:], digest_of_contents(contents), warnings)
@@ -127,7 +132,7 @@ def _chain(
         more = parse_certificates(contents[files.chain], str(files.chain))
         return _cacerts_chain(files, own, more, anchors), ()
     _require_links(own, files.certificates)
-    if len(own) > 1 and _is_self_signed(own[-1]):
+    if len(own) > 1 and is_self_signed(own[-1]):
         return _without_root(files, own)
     if files.anchors is not None:
         return _climb(own, anchors), ()
@@ -136,15 +141,11 @@ def _chain(
 
 def _without_root(files: FileSet, own: Chain) -> tuple[Chain, tuple[str, ...]]:
     if files.anchors is None:
-        raise ConfigError(
-            f"{files.certificates}: certificate {len(own)} ({_name(own[-1])}) is "
-            "self-signed: expected the issuing CA and its intermediates; a root "
-            "belongs in trust_anchors",
-            rule="file.chain",
-        )
+        require_no_root(own, files.certificates)
     warning = (
-        f"{files.certificates}: the self-signed root at its end ({_name(own[-1])}) is "
-        "left out of the chain; peers take roots from their trust anchors"
+        f"{files.certificates}: the self-signed root at its end "
+        f"({subject_text(own[-1])}) is left out of the chain; peers take roots from "
+        "their trust anchors"
     )
     return own[:-1], (warning,)
 
@@ -157,8 +158,7 @@ def _climb(own: Chain, anchors: Chain) -> Chain:
         found = [
             certificate
             for certificate in anchors
-            if not _is_self_signed(certificate)
-            and _is_issued_by(chain[-1], certificate)
+            if not is_self_signed(certificate) and is_issued_by(chain[-1], certificate)
         ]
         if not found:
             break
@@ -178,42 +178,23 @@ def _cacerts_chain(files: FileSet, own: Chain, more: Chain, anchors: Chain) -> C
     rest = more[1:] if more[0] == own[0] else more
     chain = (*own, *rest)
     _require_links(chain, files.chain or files.certificates)
-    if len(chain) > 1 and (_is_self_signed(chain[-1]) or chain[-1] in anchors):
+    if len(chain) > 1 and (is_self_signed(chain[-1]) or chain[-1] in anchors):
         top, chain = chain[-1], chain[:-1]
         if top in anchors:
             return chain
     if not any(
-        chain[-1] == anchor or _is_issued_by(chain[-1], anchor) for anchor in anchors
+        chain[-1] == anchor or is_issued_by(chain[-1], anchor) for anchor in anchors
     ):
         raise _HalfwayError(
-            f"{files.anchors}: expected the issuer of {_name(chain[-1])}, the top of "
-            f"{files.chain}",
+            f"{files.anchors}: expected the issuer of {subject_text(chain[-1])}, the "
+            f"top of {files.chain}",
             rule="file.chain",
         )
     return chain
 
 
-def _require_links(chain: Sequence[x509.Certificate], source: Path) -> None:
-    for lower, upper in pairwise(chain):
-        if not _is_issued_by(lower, upper):
-            raise _HalfwayError(
-                f"{source}: expected each certificate to be issued by the next: "
-                f"{_name(lower)} is not issued by {_name(upper)}",
-                rule="file.chain",
-            )
-
-
-def _is_self_signed(certificate: x509.Certificate) -> bool:
-    return _is_issued_by(certificate, certificate)
-
-
-def _is_issued_by(lower: x509.Certificate, upper: x509.Certificate) -> bool:
+def _require_links(chain: Chain, source: Path) -> None:
     try:
-        lower.verify_directly_issued_by(upper)
-    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
-        return False
-    return True
-
-
-def _name(certificate: x509.Certificate) -> str:
-    return certificate.subject.rfc4514_string() or "an empty subject"
+        require_links(chain, source)
+    except ConfigError as error:
+        raise _HalfwayError(str(error), rule=error.rule) from error

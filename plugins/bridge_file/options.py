@@ -1,33 +1,28 @@
 """The options of the plugin `file`, and the set of files that they name."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-
+from bridge.sdk import FileOption, PluginOptions, option_error, placed
+from bridge.sdk import parse_options as checked_options
 from bridge.spi import ConfigError, PluginContext
 
-_PathOption = Annotated[Path, Field(strict=False)]
-_SHOWN_CHARACTERS = 80
 _SHAPES = "key, tls_folder, cacerts_folder"
 
 
-class Options(BaseModel):
+class Options(PluginOptions):
     """`issuing_cas.<name>.options`. Exactly one of the first three is given."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-    key: _PathOption | None = None
+    key: FileOption | None = None
     """The private key, in PEM (PKCS#8, SEC1 or PKCS#1). Needs `chain`."""
-    tls_folder: _PathOption | None = None
+    tls_folder: FileOption | None = None
     """A `kubernetes.io/tls` Secret: `tls.crt`, `tls.key` and perhaps `ca.crt`. Without
     `chain`."""
-    cacerts_folder: _PathOption | None = None
+    cacerts_folder: FileOption | None = None
     """Istio's `cacerts`: `ca-cert.pem`, `ca-key.pem`, `cert-chain.pem`,
     `root-cert.pem`. Without `chain`."""
-    passphrase_file: _PathOption | None = None
+    passphrase_file: FileOption | None = None
     """The passphrase of the key. One newline at the end of the file is not part of
     it."""
     allow_group_read: bool = False
@@ -53,15 +48,8 @@ class FileSet:
     """The configuration key of each file, or of the folder that it is in."""
 
     def placed(self, error: ConfigError) -> ConfigError:
-        """Put the configuration key before each line that begins with a file."""
-        lines = [self._placed(line) for line in str(error).splitlines()]
-        return ConfigError("\n".join(lines), rule=error.rule, detail=error.detail)
-
-    def _placed(self, line: str) -> str:
-        for path, key in self.keys.items():
-            if line.startswith((f"{path}:", f"{path}/")):
-                return f"{key}: {line}"
-        return line
+        """See `bridge.sdk.placed`."""
+        return placed(error, self.keys)
 
     @property
     def paths(self) -> tuple[Path, ...]:
@@ -83,96 +71,69 @@ def parse_options(options: Mapping[str, object], context: PluginContext) -> File
         ConfigError: An option is unknown, of the wrong type, or does not go with
             another one. The message lists every problem, one a line.
     """
-    where = f"issuing_cas.{context.name}"
-    try:
-        parsed = Options.model_validate(dict(options))
-    except ValidationError as error:
-        problems = [_problem(where, item) for item in error.errors()]
-        raise ConfigError("\n".join(problems), rule="file.options") from None
-    _require_one_shape(parsed, where)
+    parsed = checked_options(Options, options, context)
+    _require_one_shape(parsed, context)
+    where, passphrase = f"issuing_cas.{context.name}", parsed.passphrase_file
+    keys = {} if passphrase is None else {passphrase: "passphrase_file"}
     if parsed.key is None:
-        _require_no_chain(context, where)
-        return _folder(parsed, context.base, where)
-    if context.chain is None:
-        raise _bad(
-            f"{where}.chain: with the option key, expected a file that holds the "
-            "issuing CA's certificate and then its intermediates (found nothing)"
+        _require_no_chain(context)
+        files = _folder(parsed)
+        folder = "tls_folder" if parsed.tls_folder else "cacerts_folder"
+        keys[files.key.parent] = folder
+    elif context.chain is None:
+        raise option_error(
+            context,
+            "chain",
+            "with the option key, expected a file that holds the issuing CA's "
+            "certificate and then its intermediates (found nothing)",
         )
-    passphrase = _passphrase(parsed, context.base)
-    key, chain = context.base / parsed.key, context.base / context.chain
-    return FileSet(
-        key=key,
-        certificates=chain,
+    else:
+        files = FileSet(key=parsed.key, certificates=context.base / context.chain)
+        keys[parsed.key] = "key"
+    places = {path: f"{where}.options.{key}" for path, key in keys.items()}
+    if context.chain is not None:
+        places[files.certificates] = f"{where}.chain"
+    return replace(
+        files,
         passphrase=passphrase,
         allow_group_read=parsed.allow_group_read,
-        keys=_keys(where, passphrase)
-        | {key: f"{where}.options.key", chain: f"{where}.chain"},
+        keys=places,
     )
 
 
-def _keys(where: str, passphrase: Path | None) -> dict[Path, str]:
-    if passphrase is None:
-        return {}
-    return {passphrase: f"{where}.options.passphrase_file"}
-
-
-def _folder(options: Options, base: Path, where: str) -> FileSet:
-    passphrase = _passphrase(options, base)
+def _folder(options: Options) -> FileSet:
     if options.tls_folder is not None:
-        folder = base / options.tls_folder
+        folder = options.tls_folder
         return FileSet(
             key=folder / "tls.key",
             certificates=folder / "tls.crt",
             anchors=folder / "ca.crt",
-            passphrase=passphrase,
-            allow_group_read=options.allow_group_read,
-            keys=_keys(where, passphrase) | {folder: f"{where}.options.tls_folder"},
         )
-    folder = base / (options.cacerts_folder or "")
+    folder = options.cacerts_folder or Path()
     return FileSet(
         key=folder / "ca-key.pem",
         certificates=folder / "ca-cert.pem",
         chain=folder / "cert-chain.pem",
         anchors=folder / "root-cert.pem",
         anchors_are_required=True,
-        passphrase=passphrase,
-        allow_group_read=options.allow_group_read,
-        keys=_keys(where, passphrase) | {folder: f"{where}.options.cacerts_folder"},
     )
 
 
-def _passphrase(options: Options, base: Path) -> Path | None:
-    return None if options.passphrase_file is None else base / options.passphrase_file
-
-
-def _require_one_shape(options: Options, where: str) -> None:
+def _require_one_shape(options: Options, context: PluginContext) -> None:
     shapes = _SHAPES.split(", ")
     given = [name for name in shapes if getattr(options, name) is not None]
     if len(given) != 1:
         found = " and ".join(given) or "none"
-        raise _bad(f"{where}.options: expected one of {_SHAPES} (found {found})")
-
-
-def _require_no_chain(context: PluginContext, where: str) -> None:
-    if context.chain is not None:
-        raise _bad(
-            f"{where}.chain: expected nothing: with tls_folder and cacerts_folder the "
-            f"chain is the folder's own (found {str(context.chain)!r})"
+        raise option_error(
+            context, "options", f"expected one of {_SHAPES} (found {found})"
         )
 
 
-def _problem(where: str, item: Any) -> str:
-    option = ".".join([f"{where}.options", *(str(part) for part in item["loc"])])
-    if item["type"] == "extra_forbidden":
-        known = ", ".join(Options.model_fields)
-        # The value of an unknown option may be a secret, so it is not shown.
-        return f"{option}: unknown option; expected one of {known}"
-    shown = repr(item["input"])
-    if len(shown) > _SHOWN_CHARACTERS:
-        shown = f"{shown[:_SHOWN_CHARACTERS]}..."
-    told = item["msg"].removeprefix("Value error, ")
-    return f"{option}: {told} (found {shown})"
-
-
-def _bad(message: str) -> ConfigError:
-    return ConfigError(message, rule="file.options")
+def _require_no_chain(context: PluginContext) -> None:
+    if context.chain is not None:
+        raise option_error(
+            context,
+            "chain",
+            "expected nothing: with tls_folder and cacerts_folder the chain is the "
+            f"folder's own (found {str(context.chain)!r})",
+        )

@@ -56,18 +56,6 @@ def parse_key(
     return _require_kind(key, source)
 
 
-def trim_passphrase(data: bytes, source: Path) -> bytes:
-    r"""Return the passphrase of a file, without one `\n` or `\r\n` at its end.
-
-    Raises:
-        ConfigError: Nothing is left.
-    """
-    passphrase = data.removesuffix(b"\n").removesuffix(b"\r")
-    if not passphrase:
-        raise _bad(f"{source}: expected a passphrase (found an empty file)")
-    return passphrase
-
-
 def _only_key(data: bytes, source: Path) -> bytes:
     blocks = [
         match[0]

@@ -43,7 +43,7 @@ _TYPES = {
     "TrustDomainName": "trust domain",
     "UpToAMinute": "duration, to 1m",
     "WholeSeconds": "duration, whole seconds",
-    "_PathOption": "path",
+    "FileOption": "path",
 }
 """What the aliases of `bridge.config.types` are called in the document."""
 

@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -146,3 +147,18 @@ def test_a_child_that_ended_before_it_read_its_order_is_no_error(
     child = ChildProcess("a_child", b"x" * (1 << 20) + b"\n")
     await_true(lambda: child.poll() is not None)
     assert child.poll() == 4
+
+
+def test_a_child_has_the_descriptors_that_it_is_handed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a_child.py").write_text(
+        "import os, sys; os.write(int(sys.stdin.readline()), b'here')"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    end, theirs = os.pipe()
+    child = ChildProcess("a_child", f"{theirs}\n".encode(), pass_fds=(theirs,))
+    os.close(theirs)
+    assert os.read(end, 10) == b"here"
+    await_true(lambda: child.poll() == 0)
+    os.close(end)

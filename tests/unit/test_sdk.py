@@ -1,0 +1,164 @@
+"""The SDK: options, files and chains of a plugin, each mistake by its sentence."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from bridge.errors import ConfigError
+from bridge.sdk import (
+    FileOption,
+    PluginOptions,
+    option_error,
+    parse_options,
+    placed,
+    read_chain,
+    secret_line,
+)
+from bridge.spi import PluginContext
+from tests.support.parts.pki import bundle, new_chain
+
+
+class TokenOptions(PluginOptions):
+    token: str
+    pin_file: FileOption
+    sessions: int = 8
+
+
+GOOD = {"token": "mesh", "pin_file": "pin"}
+
+
+def context(base: Path, chain: str | None = None) -> PluginContext:
+    return PluginContext(name="hsm-1", base=base, chain=Path(chain) if chain else None)
+
+
+def test_options_are_read_and_a_file_is_found_beside_the_configuration() -> None:
+    found = parse_options(TokenOptions, GOOD, context(Path("/etc/meshca")))
+    assert found == TokenOptions(token="mesh", pin_file=Path("/etc/meshca/pin"))  # noqa: S106 - a label
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        # a misspelt name; its value may be a secret
+        (
+            {"pin": "hunter2"},
+            (
+                r"^issuing_cas\.hsm-1\.options\.pin: unknown option; expected one of "
+                r"token, pin_file, sessions$"
+            ),
+        ),
+        # a wrong type is not converted
+        (
+            {"sessions": "8"},
+            r"^issuing_cas\.hsm-1\.options\.sessions: .*'8'\)$",
+        ),
+        # a long value is cut
+        ({"sessions": "x" * 100}, r"\(found 'x{79}\.\.\.\)$"),
+        # an option that has to be there
+        (
+            {"token": ...},
+            r"^issuing_cas\.hsm-1\.options\.token: expected a value \(found nothing\)$",
+        ),
+    ],
+)
+def test_a_bad_option_is_named(change: Mapping[str, object], complaint: str) -> None:
+    options = {k: v for k, v in {**GOOD, **change}.items() if v is not ...}
+    with pytest.raises(ConfigError, match=complaint) as caught:
+        parse_options(TokenOptions, options, context(Path()))
+    assert "hunter2" not in str(caught.value)
+
+
+def test_every_problem_has_its_line() -> None:
+    with pytest.raises(ConfigError, match="token") as caught:
+        parse_options(TokenOptions, {"sessions": "8", "pin": "1"}, context(Path()))
+    assert len(str(caught.value).splitlines()) == 4
+
+
+def test_the_error_of_an_option_names_it() -> None:
+    told = str(option_error(context(Path()), "options.key", "expected one (found 2)"))
+    assert told == "issuing_cas.hsm-1.options.key: expected one (found 2)"
+
+
+def test_a_line_that_begins_with_a_file_gets_the_key_of_the_file() -> None:
+    error = ConfigError("/a: is gone\n/d/x: is odd\n/other: is fine", rule="file.read")
+    told = placed(error, {Path("/a"): "options.pin_file", Path("/d"): "options.folder"})
+    assert str(told).splitlines() == [
+        "options.pin_file: /a: is gone",
+        "options.folder: /d/x: is odd",
+        "/other: is fine",
+    ]
+    assert told.rule == "file.read"
+
+
+@pytest.mark.parametrize(
+    ("content", "secret"),
+    [
+        (b"1234", b"1234"),
+        (b"1234\n", b"1234"),
+        (b"1234\r\n", b"1234"),
+        (b"1234\n\n", b"1234\n"),  # only one newline is the editor's
+        (b" 1234 ", b" 1234 "),  # blanks may be part of a secret
+    ],
+)
+def test_one_newline_is_no_part_of_a_secret(content: bytes, secret: bytes) -> None:
+    assert secret_line(content, Path("pin"), "a PIN") == secret
+
+
+@pytest.mark.parametrize("content", [b"", b"\n", b"\r\n"])
+def test_a_file_without_a_secret_is_refused(content: bytes) -> None:
+    with pytest.raises(ConfigError, match=r"^pin: expected a PIN \(found an empty"):
+        secret_line(content, Path("pin"), "a PIN")
+
+
+CA = new_chain()
+OTHER = new_chain()
+"""Another hierarchy of the same names, with other keys."""
+
+
+def test_a_chain_is_the_issuing_ca_and_its_intermediates(tmp_path: Path) -> None:
+    (tmp_path / "chain.pem").write_bytes(bundle(*CA.chain))
+    assert read_chain(context(tmp_path, "chain.pem")) == CA.chain
+
+
+def test_an_issuing_ca_may_be_a_root(tmp_path: Path) -> None:
+    (tmp_path / "chain.pem").write_bytes(bundle(CA.root))
+    assert read_chain(context(tmp_path, "chain.pem")) == (CA.root,)
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (b"", r"^issuing_cas\.hsm-1\.chain: .*chain\.pem: expected one or more"),
+        # a root at the end belongs in another file
+        (
+            bundle(*CA.chain, CA.root),
+            r"chain\.pem: certificate \d .*: .* a root belongs in trust_anchors$",
+        ),
+        # the names fit and the keys do not
+        (
+            bundle(CA.certificate, *OTHER.chain[1:], OTHER.root),
+            r"^issuing_cas\.hsm-1\.chain: .*: expected each certificate to be issued",
+        ),
+    ],
+)
+def test_a_file_that_is_no_chain_is_refused(
+    tmp_path: Path, content: bytes, complaint: str
+) -> None:
+    (tmp_path / "chain.pem").write_bytes(content)
+    with pytest.raises(ConfigError, match=complaint):
+        read_chain(context(tmp_path, "chain.pem"))
+
+
+@pytest.mark.parametrize(
+    ("chain", "complaint"),
+    [
+        (None, r"^issuing_cas\.hsm-1\.chain: expected a file .* \(found nothing\)$"),
+        ("no.pem", r"^issuing_cas\.hsm-1\.chain: .*no\.pem: cannot be read: No such"),
+    ],
+)
+def test_a_chain_that_is_absent_is_refused(
+    tmp_path: Path, chain: str | None, complaint: str
+) -> None:
+    with pytest.raises(ConfigError, match=complaint):
+        read_chain(context(tmp_path, chain))
