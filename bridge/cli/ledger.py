@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 from rich.console import Console
@@ -27,16 +27,7 @@ from bridge.cli.ledger_output import (
     write_csv,
 )
 from bridge.errors import ConfigError
-from bridge.ledger.events import (
-    EARLIER_KINDS,
-    Accepted,
-    Closed,
-    Intent,
-    Opened,
-    Outcome,
-    Resumed,
-    Summary,
-)
+from bridge.ledger.events import EARLIER_KINDS, Ending, Event, Outcome
 from bridge.ledger.verify import Comparison, Report, WriterReport, compare, verify
 from bridge.system.clock import system_clock
 
@@ -46,7 +37,7 @@ if TYPE_CHECKING:
     from bridge.ledger.archive.queries import Query
 
 _KINDS = (
-    *(row.kind for row in (Intent, Summary, Opened, Closed, Resumed, Accepted)),
+    *(row.kind for row in get_args(Event) if row is not Ending),
     *(outcome.value for outcome in Outcome),
     *EARLIER_KINDS,
 )

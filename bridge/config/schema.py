@@ -45,6 +45,7 @@ from bridge.config.types import (
     require_https,
     written,
 )
+from bridge.resilience.latch_file import STATE_FOLDER
 
 
 class Section(BaseModel):
@@ -304,6 +305,21 @@ class LedgerConfig(Section):
     refusals_per_second: Annotated[int, Field(ge=1)] = 50
     """Unauthenticated calls above this rate share one summary row per second, and so do
     calls above a rate limit. The log has a line for each row."""
+
+    @property
+    def state(self) -> Path:
+        """The folder of what this host keeps that is no journal."""
+        return self.journal / STATE_FOLDER
+
+    @property
+    def latch(self) -> Path:
+        """The file of the latch, see `bridge.resilience.latch`."""
+        return self.state / "latch.json"
+
+    @property
+    def archive_is_shared(self) -> bool:
+        """Whether other hosts may have the same archive: a SQLite file is local."""
+        return not self.archive.startswith("sqlite")
 
 
 class AdminConfig(Section):

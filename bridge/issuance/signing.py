@@ -6,7 +6,6 @@ is signed without a record.
 """
 
 import hashlib
-import json
 import logging
 import os
 import random
@@ -14,7 +13,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from cryptography import x509
 
@@ -31,6 +29,7 @@ from bridge.ledger.ledger import Ledger
 from bridge.metrics.instruments import Metrics
 from bridge.policy.issued import names_of, require_as_prepared, require_profile
 from bridge.resilience.budget import Budget
+from bridge.resilience.quarantine import StoppedCAs
 from bridge.snapshot.model import Issuer
 from bridge.spi import IssuedChain, LeafRequest, Prepared
 
@@ -112,64 +111,6 @@ class Attempt:
         if not self.certificate:
             return ""
         return hashlib.sha256(self.certificate).hexdigest()
-
-
-class StoppedCAs:
-    """The issuing CAs that are stopped until an operator acts, for all workers.
-
-    Args:
-        path: A file that the workers of a bridge share, so that a worker that takes
-            another's place knows of the stop; None for one process alone.
-    """
-
-    def __init__(self, path: Path | None = None) -> None:
-        self._path = path
-        self._reasons: dict[str, str] = {}
-        self._read_bytes = 0
-
-    def __bool__(self) -> bool:
-        self._read()
-        return bool(self._reasons)
-
-    def reason(self, certificate_sha256: str) -> str | None:
-        """Return why the issuing CA with this certificate is stopped, or None."""
-        self._read()
-        return self._reasons.get(certificate_sha256)
-
-    def add(self, certificate_sha256: str, reason: str) -> None:
-        """Stop an issuing CA, in this process and in all that share the file."""
-        self._reasons[certificate_sha256] = reason
-        if self._path is None:
-            return
-        # On a line of its own, also after one that a full disk cut.
-        line = b"\n%s\n" % json.dumps([certificate_sha256, reason]).encode("ascii")
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
-        try:
-            fd = os.open(self._path, flags, 0o600)
-            try:
-                os.write(fd, line)
-            finally:
-                os.close(fd)
-        except OSError:
-            _log.exception("the other workers could not be told of the stop")
-
-    def _read(self) -> None:
-        if self._path is None:
-            return
-        try:
-            if self._path.stat().st_size == self._read_bytes:
-                return
-            lines = self._path.read_bytes()
-        except FileNotFoundError:
-            return
-        whole, _, _ = lines.rpartition(b"\n")
-        for line in filter(None, whole.split(b"\n")):
-            try:
-                certificate_sha256, reason = json.loads(line)
-            except ValueError:
-                continue  # a full disk cut it
-            self._reasons.setdefault(certificate_sha256, reason)
-        self._read_bytes = len(lines)
 
 
 class Signing:
@@ -347,11 +288,11 @@ class Signing:
 
     def _stop(self, intent: Intent, error: MisissuedError) -> None:
         issuing_ca = intent.issuing_ca
-        self._stopped.add(intent.issuer_sha256, str(error))
+        self._stopped.add(issuing_ca, intent.issuer_sha256, str(error))
         self.metrics.misissued(issuing_ca).inc()
         _log.critical(
             "MIS-ISSUANCE by issuing CA %s, which is stopped until it gets another "
-            "certificate or the bridge is restarted: %s (%s) %s",
+            "certificate, or until `meshca ledger latch clear`: %s (%s) %s",
             issuing_ca,
             error,
             error.rule,

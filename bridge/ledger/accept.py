@@ -25,6 +25,7 @@ from bridge.ledger.journal.segments import (
 )
 from bridge.ledger.ledger import head_key
 from bridge.ledger.verify import ASIDE
+from bridge.resilience.latch_file import STATE_FOLDER
 from bridge.system.clock import Clock
 
 _NAME_CHARACTERS = 40
@@ -118,10 +119,10 @@ def _require_known(config: LedgerConfig, writer: str) -> None:
     if (folder / writer).is_dir() or published is not None:
         return
     if writer not in _archived(config):
-        found = sorted(path.name for path in folder.glob("*/"))
+        found = [path.name for path in folder.glob("*/") if path.name != STATE_FOLDER]
         raise LedgerError(
             f"{folder}: there is no journal {writer!r}; the journals are: "
-            f"{', '.join(found) or 'none'}",
+            f"{', '.join(sorted(found)) or 'none'}",
             rule="ledger.accept",
         )
 

@@ -13,19 +13,15 @@ from json.encoder import encode_basestring
 from operator import attrgetter
 from pathlib import Path
 from threading import Lock
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 from bridge.errors import LedgerError
 from bridge.ledger.events import (
     COLUMNS,
-    Accepted,
-    Closed,
     Ending,
     Event,
     Intent,
     Opened,
-    Resumed,
-    Summary,
 )
 from bridge.system.clock import Clock
 
@@ -220,8 +216,7 @@ def _shape(event: type[Event]) -> _Shape:
 
 
 _SHAPES: Mapping[type[Event], _Shape] = {
-    event: _shape(event)
-    for event in (Intent, Ending, Summary, Opened, Closed, Resumed, Accepted)
+    event: _shape(event) for event in get_args(Event)
 }
 
 

@@ -203,7 +203,82 @@ class Accepted:
     """The reason that the operator gave."""
 
 
-Event = Intent | Ending | Summary | Opened | Closed | Resumed | Accepted
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Latched:
+    """A credential that no host tries again until an operator clears it."""
+
+    kind: ClassVar[str] = "latched"
+
+    latch: str
+    """32 hex digits; the row of its clearance repeats it."""
+    issuing_ca: str
+    """The name in the configuration; may be empty."""
+    scope: str
+    """What locks after too many attempts, such as a token's serial number."""
+    state: str
+    """`refused` by the backend, or `unanswered`: its first login had no result."""
+    since: int
+    """When it was latched."""
+    salt: str
+    """Of the digest, in hex."""
+    digest: str
+    """scrypt (N 16384, r 8, p 1) of the credential, in hex. It is refused, and a short
+    one can be guessed from this."""
+    detail: str
+    """The reason."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stopped:
+    """An issuing CA that is not used after a mis-issuance.
+
+    It is used again with another certificate, or when an operator clears it.
+    """
+
+    kind: ClassVar[str] = "stopped"
+
+    latch: str
+    """32 hex digits; the row of its clearance repeats it."""
+    issuing_ca: str
+    """The name in the configuration."""
+    issuer_sha256: str
+    """SHA-256 of the issuing CA's certificate in DER."""
+    since: int
+    """When it was stopped."""
+    detail: str
+    """The difference to what was asked for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cleared:
+    """An operator cleared what was latched or stopped."""
+
+    kind: ClassVar[str] = "cleared"
+
+    latch: str
+    """As in the row `latched` or `stopped`."""
+    issuing_ca: str
+    """The name in the configuration; may be empty."""
+    scope: str
+    """The scope of the credential, or SHA-256 of the issuing CA's certificate."""
+    by: str
+    """The name of the operator in the operating system."""
+    detail: str
+    """The reason that the operator gave."""
+
+
+Event = (
+    Intent
+    | Ending
+    | Summary
+    | Opened
+    | Closed
+    | Resumed
+    | Accepted
+    | Latched
+    | Stopped
+    | Cleared
+)
 
 EARLIER_KINDS = ("attested", "restored")
 """Kinds of rows that only journals of earlier versions have."""

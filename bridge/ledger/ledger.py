@@ -12,7 +12,7 @@ from typing import Self
 from bridge.config import LedgerConfig
 from bridge.errors import LedgerError
 from bridge.ledger.chain import Head
-from bridge.ledger.events import Accepted, Ending, Intent, Summary
+from bridge.ledger.events import Accepted, Ending, Event, Intent, Summary
 from bridge.ledger.heads import HeadKey, HeadPublisher, HeadSink, SignedHead, problem_of
 from bridge.ledger.journal.journal import Journal, JournalOptions
 from bridge.ledger.journal.progress import Progress
@@ -218,6 +218,14 @@ class Ledger:
             self._journal.append_durable(ending)
         else:
             self._journal.append(ending)
+
+    def record(self, event: Event) -> None:
+        """Write a row that belongs to no call, and return when it is on disk.
+
+        Raises:
+            LedgerError: The row may not be on disk.
+        """
+        self._journal.append_durable(event)
 
     def refuse_unauthenticated(self, ending: Ending) -> bool:
         """Record an unauthenticated call: a row, or a count in a summary.

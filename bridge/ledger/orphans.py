@@ -14,7 +14,7 @@ from bridge.errors import BridgeError, LedgerError
 from bridge.ledger.chain import Head, Row, read_rows
 from bridge.ledger.events import Closed
 from bridge.ledger.journal.progress import Progress
-from bridge.ledger.journal.segments import is_locked, segments
+from bridge.ledger.journal.segments import is_locked, segments, writer_folders
 from bridge.system.clock import Clock
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class OrphanWatch:
 
     def _folders(self) -> list[Path]:
         try:
-            return sorted(path for path in self._journal.iterdir() if path.is_dir())
+            return writer_folders(self._journal)
         except OSError:
             return []
 

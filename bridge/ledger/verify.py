@@ -19,7 +19,12 @@ from bridge.errors import LedgerError
 from bridge.ledger.chain import Chain, Head, Row, broken, entry, read_rows
 from bridge.ledger.events import Intent, Outcome
 from bridge.ledger.heads import HeadSink, SignedHead, load_public_key, problem_of
-from bridge.ledger.journal.segments import is_locked, require_no_ahead, segments
+from bridge.ledger.journal.segments import (
+    is_locked,
+    require_no_ahead,
+    segments,
+    writer_folders,
+)
 
 if TYPE_CHECKING:
     # It imports SQLAlchemy, which only a comparison with an archive needs.
@@ -133,7 +138,7 @@ def writers(folder: Path) -> list[Path]:
         LedgerError: There is no such folder.
     """
     try:
-        found = sorted(path for path in folder.iterdir() if path.is_dir())
+        found = writer_folders(folder)
     except OSError as error:
         raise LedgerError(f"{folder}: {error.strerror}") from error
     if not found:

@@ -22,7 +22,7 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
-from prometheus_client.metrics_core import Metric
+from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
@@ -139,6 +139,26 @@ class Metrics:
         """Set the functions that return the archive's lag, called at each scrape."""
         self._archive_lag_rows.set_function(rows)
         self._archive_lag_seconds.set_function(seconds)
+
+    def watch_latch(self, latched: Callable[[], Iterable[tuple[str, str]]]) -> None:
+        """Set the function that returns what is latched, called at each scrape.
+
+        Args:
+            latched: Returns the issuing CA, and `credential` or `issuing_ca`, of each.
+        """
+
+        def collect() -> Iterable[Metric]:
+            family = GaugeMetricFamily(
+                "meshca_latched",
+                "1 for each refused credential and each stopped issuing CA that waits "
+                "for an operator.",
+                labels=("issuing_ca", "kind"),
+            )
+            for labels in sorted({*latched()}):
+                family.add_metric(labels, 1.0)
+            yield family
+
+        self.registry.register(_Adapter(collect))
 
     def show_certificates(
         self, owner: str, certificates: Iterable[CertificateExpiry]

@@ -3,27 +3,33 @@
 import gc
 import logging
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 from bridge import __version__
 from bridge.config import BridgeConfig
+from bridge.errors import LedgerError
 from bridge.issuance.own_certificates import OwnCertificates
 from bridge.issuance.procedure import Issuance
-from bridge.issuance.signing import Signing, StoppedCAs
+from bridge.issuance.signing import Signing
 from bridge.ledger.journal.journal import JournalOptions
+from bridge.ledger.latch_rows import LatchRecorder, begin
 from bridge.ledger.ledger import Ledger
 from bridge.metrics.instruments import Metrics
 from bridge.process.role import ALONE, UNPROVEN, WITHOUT_KEYS, ProcessRole
+from bridge.resilience.latch_file import Kind
+from bridge.resilience.quarantine import StoppedCAs
 from bridge.server.server import Server
 from bridge.server.status import status_name
 from bridge.snapshot.builder import Assembly
 from bridge.snapshot.model import Issuer, Snapshot
 from bridge.snapshot.store import Snapshots
+from bridge.system.background import BackgroundLoop
 from bridge.system.clock import Clock, system_clock
 from bridge.system.linux import bound_malloc
 
 _log = logging.getLogger(__name__)
 _PROBE_SECONDS = 10.0
+_LATCH_SECONDS = 0.5
 _COLLECT_AFTER = (50_000, 20, 100)
 """Thresholds of the garbage collector, see `gc.set_threshold`."""
 
@@ -109,7 +115,7 @@ class Process:
         ledger = self._open_ledger()
         parts.callback(ledger.close)
         parts.callback(snapshots.stop)
-        stopped = StoppedCAs(self._role.stopped)
+        stopped = self._open_latch(ledger, parts)
         signing = Signing(ledger, metrics, status_name, stopped)
         own = OwnCertificates(snapshots.current, signing, clock)
         issuance = Issuance(
@@ -135,7 +141,7 @@ class Process:
             metrics=metrics,
             clock=clock,
             problems=lambda: _problems(snapshots, ledger),
-            warnings=lambda: _warnings(snapshots),
+            warnings=lambda: _warnings(snapshots, stopped),
             shares_ports=self._role.shares_ports,
             admin_address=self._role.admin,
         )
@@ -153,6 +159,27 @@ class Process:
         )
         self.metrics.watch_archive(lambda: ledger.lag()[0], lambda: ledger.lag()[1])
         return ledger
+
+    def _open_latch(self, ledger: Ledger, parts: ExitStack) -> StoppedCAs:
+        section, clock = self._config.ledger, self._clock
+        now = clock().timestamp()
+        begin(section.latch, now, is_shared=section.archive_is_shared)
+        stopped = StoppedCAs(section.latch, clock)
+        recorder = LatchRecorder(section.latch, ledger.record)
+
+        def look() -> None:
+            stopped.write()
+            with suppress(LedgerError):  # the ledger, or `stopped`, says so
+                recorder.run()
+
+        loop = BackgroundLoop("latch", look, _LATCH_SECONDS)
+        loop.start()
+        parts.callback(look)
+        parts.callback(loop.close)
+        self.metrics.watch_latch(
+            lambda: [(each.name, each.kind) for each in stopped.latched()]
+        )
+        return stopped
 
     def _drain(self) -> None:
         self.server.drain(self._config.limits.drain.total_seconds())
@@ -196,11 +223,21 @@ def _problems(snapshots: Snapshots, ledger: Ledger) -> dict[str, str]:
     return found
 
 
-def _warnings(snapshots: Snapshots) -> dict[str, str]:
+def _warnings(snapshots: Snapshots, stopped: StoppedCAs) -> dict[str, str]:
     # One issuing CA that signs is enough to serve; problems of another are warnings.
     found: dict[str, str] = {}
     if snapshots.ready() and snapshots.problems():
         found["issuing CAs"] = _sentence(snapshots.problems())
+    issuers = snapshots.current().issuers.values()
+    certificates = {issuer.certificate_sha256 for issuer in issuers}
+    if latched := [
+        f"{entry.name}: {entry.state}: {entry.reason}"
+        for entry in stopped.latched()
+        if entry.kind == Kind.CREDENTIAL or entry.scope in certificates
+    ]:
+        found["latched"] = f"{'; '.join(latched)} (see `meshca ledger latch list`)"
+    if trouble := stopped.trouble():
+        found["latch"] = trouble
     clusters = snapshots.current().clusters
     if stale := clusters.problems():
         found["token keys"] = "; ".join(stale)

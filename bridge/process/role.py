@@ -28,8 +28,6 @@ class ProcessRole:
     """The admin address in place of `admin.listen`."""
     shared: Path | None = None
     """The file of what is counted for all workers together."""
-    stopped: Path | None = None
-    """The file of the issuing CAs that are stopped, for all workers together."""
 
 
 ALONE = ProcessRole()
@@ -75,11 +73,6 @@ class WorkerOrder(Order):
     def shared(self) -> Path:
         """The file of what is counted for all workers together."""
         return Path(self.folder) / "ceilings"
-
-    @property
-    def stopped(self) -> Path:
-        """The file of the issuing CAs that are stopped, for all workers together."""
-        return Path(self.folder) / "stopped"
 
     @property
     def reason(self) -> Path:

@@ -61,7 +61,6 @@ def _serve(
         shares_ports=True,
         admin=f"{UNIX}{order.socket}",
         shared=order.shared,
-        stopped=order.stopped,
     )
     try:
         config = parse(order.text, Path(order.path))
@@ -82,7 +81,6 @@ def _serve(
     if is_orphan.is_set():
         # No parent is left to remove the folder; the last worker finds it empty.
         order.shared.unlink(missing_ok=True)
-        order.stopped.unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             Path(order.folder).rmdir()
     return 0

@@ -20,6 +20,8 @@ from typing import Any, Self, TypeVar
 from bridge.errors import LedgerError
 from bridge.system import files
 
+STATE_FOLDER = "state"
+"""The folder of the file. It is beside the folders of the writers of the ledger."""
 RULE = "ledger.latch"
 """The rule of a latch whose file cannot be used."""
 _FORMAT = 1

@@ -22,7 +22,12 @@ from bridge.ledger.archive.archive import Archive, Position
 from bridge.ledger.archive.database import RETRY_RULE
 from bridge.ledger.chain import CHAIN_RULE, Chain, Head, entry, parse
 from bridge.ledger.journal.progress import FeederState, Progress
-from bridge.ledger.journal.segments import is_locked, segment_path, segments
+from bridge.ledger.journal.segments import (
+    is_locked,
+    segment_path,
+    segments,
+    writer_folders,
+)
 
 _LOCK = "feeder.lock"
 _BATCH_ROWS = 1000
@@ -150,7 +155,7 @@ class ArchiveFeeder:
 
     def _folders(self) -> list[Path]:
         try:
-            return sorted(path for path in self._journal.iterdir() if path.is_dir())
+            return writer_folders(self._journal)
         except OSError:
             return []
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from bridge.errors import LedgerError
 from bridge.ledger.chain import Head
+from bridge.resilience.latch_file import STATE_FOLDER
 from bridge.system.files import replace, sync_folder
 
 _WRITER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
@@ -54,7 +55,7 @@ def make_folder(folder: Path, writer: str) -> Path:
     Raises:
         LedgerError: The name is no name of a folder, or the folder cannot be made.
     """
-    if not _WRITER.fullmatch(writer):
+    if not _WRITER.fullmatch(writer) or writer == STATE_FOLDER:
         raise LedgerError(f"{writer!r} cannot name a writer of the ledger")
     path = folder / writer
     try:
@@ -64,6 +65,16 @@ def make_folder(folder: Path, writer: str) -> Path:
     except OSError as error:
         raise unusable(path, error) from error
     return path
+
+
+def writer_folders(folder: Path) -> list[Path]:
+    """Return the folders of all writers under `folder`, in the order of their names.
+
+    Raises:
+        OSError: There is no such folder, or it cannot be read.
+    """
+    found = (path for path in folder.iterdir() if path.is_dir())
+    return sorted(path for path in found if path.name != STATE_FOLDER)
 
 
 def lock(folder: Path) -> int:

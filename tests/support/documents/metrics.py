@@ -52,6 +52,7 @@ def _families() -> Iterator[Metric]:
     made = Metrics()
     made.service(_METHOD)
     made.backend("one")
+    made.watch_latch(lambda: [("one", "credential")])
     ends = datetime.now(UTC) + timedelta(days=1)
     made.show_certificates(
         "one",

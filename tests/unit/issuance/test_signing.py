@@ -19,9 +19,9 @@ from bridge.errors import (
     LedgerError,
     MisissuedError,
 )
-from bridge.issuance.signing import StoppedCAs
 from bridge.ledger.events import Ending, Intent
 from bridge.resilience.budget import Budget
+from bridge.resilience.quarantine import StoppedCAs
 from bridge.spi import IssuedChain, LeafRequest, Prepared
 from tests.support.harness.core import CALLER, World, kinds, leaf_of
 from tests.support.harness.fake_ca import Lie, lie_called
@@ -298,10 +298,10 @@ def test_a_ca_that_is_stopped_meanwhile_is_not_asked(world: World) -> None:
     assert len(fake.called) == 1
 
 
-def test_a_worker_that_takes_the_place_of_another_knows_of_the_stop(
+def test_a_stop_holds_for_other_workers_and_after_a_restart(
     world: World, tmp_path: Path
 ) -> None:
-    path = tmp_path / "stopped"
+    path = tmp_path / "state/latch.json"
     beside = StoppedCAs(path)
     assert not beside
     world.signing._stopped = StoppedCAs(path)
@@ -314,23 +314,7 @@ def test_a_worker_that_takes_the_place_of_another_knows_of_the_stop(
         reason = known.reason(issuers["a"].certificate_sha256)
         assert reason == world.signing.stopped(issuers["a"])
         assert known.reason(issuers["b"].certificate_sha256) is None
-
-
-def test_a_stop_that_a_full_disk_cut_spoils_no_other(tmp_path: Path) -> None:
-    path = tmp_path / "stopped"
-    path.write_bytes(b'\n["0a", "anoth')
-    StoppedCAs(path).add("0b", "another key")
-    known = StoppedCAs(path)
-    assert (known.reason("0a"), known.reason("0b")) == (None, "another key")
-
-
-def test_a_stop_holds_in_its_process_when_the_others_cannot_be_told(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    stopped = StoppedCAs(tmp_path / "absent" / "stopped")
-    stopped.add("0a", "another name")
-    assert stopped.reason("0a") == "another name"
-    assert "could not be told" in caplog.text
+        assert [entry.name for entry in known.latched()] == ["a"]
 
 
 # What is prepared is looked at before it is signed.

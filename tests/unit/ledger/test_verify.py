@@ -72,6 +72,15 @@ def test_a_changed_journal_is_refused_with_file_and_line(
         open_journal(folder)
 
 
+def test_what_a_host_keeps_beside_the_journals_is_no_journal(folder: Path) -> None:
+    (folder / "state").mkdir()
+    report = verify(folder)
+    assert report.intact
+    assert [writer.writer for writer in report.writers] == ["w0"]
+    with pytest.raises(LedgerError, match="'state' cannot name a writer"):
+        open_journal(folder, writer="state")
+
+
 # A start reads the last segment whole, and first and last row of the others.
 @pytest.mark.parametrize("later", [1, 3])
 def test_a_start_verifies_the_links_between_segments(folder: Path, later: int) -> None:
