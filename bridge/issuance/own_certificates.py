@@ -1,9 +1,10 @@
 """Issue the bridge's own certificates: its listener's, and probes."""
 
 from collections.abc import Callable, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
@@ -28,6 +29,8 @@ from bridge.x509.pem import encode_certificate
 _SERVING_SECONDS = 10.0
 _PROBE_AGE = timedelta(hours=2)
 _PROBE_LIFE = timedelta(hours=1)
+_LIVE_PROBE_LIFE = timedelta(minutes=1)
+_NAMELESS = x509.CertificateSigningRequestBuilder(x509.Name([]))
 
 
 class OwnCertificates:
@@ -60,9 +63,7 @@ class OwnCertificates:
         """
         snapshot, now = self._snapshot(), self._clock()
         key = ec.generate_private_key(ec.SECP256R1())
-        subject = _subject(
-            key.public_key(), tuple(x509.DNSName(name) for name in dns_names)
-        )
+        subject = _subject(key, tuple(x509.DNSName(name) for name in dns_names))
         policy = snapshot.rules.policy_of(ISTIO)  # only its listener has one
         term = Validity(ttl=ttl, backdate=policy.backdate, now=now)
         issuers = usable_issuers(
@@ -92,7 +93,8 @@ class OwnCertificates:
         """Verify that `issuer` signs correctly.
 
         The probe is a well-formed certificate for a name that no caller can have. It
-        has expired already.
+        has expired already. A backend that chooses the validity's begin cannot date
+        back: its probe expires within a minute.
 
         Args:
             issuer: Need not be in `snapshot` yet.
@@ -104,27 +106,44 @@ class OwnCertificates:
                 chain does not permit the names.
         """
         issuer.ca.check(timeout=timeout)
-        key = ec.generate_private_key(ec.SECP256R1()).public_key()
-        subject = _subject(key, snapshot.probe_names[issuer.name])
+        subject = _subject(
+            ec.generate_private_key(ec.SECP256R1()), snapshot.probe_names[issuer.name]
+        )
         issuer.chain.constraints.require_permitted(subject.names)
-        began = self._clock().replace(microsecond=0) - _PROBE_AGE
+        not_before, not_after = self._probe_window(issuer, snapshot)
         request = LeafRequest(
             public_key=subject.public_key,
             spki=subject.spki,
-            csr=b"",
+            csr=subject.csr,
             names=subject.names,
             serial=new_serial(),
-            not_before=began,
-            not_after=began + _PROBE_LIFE,
+            not_before=not_before,
+            not_after=not_after,
         )
         origin = Origin(
             request=new_id(), purpose=Purpose.PROBE, generation=snapshot.generation
         )
         attempt(self._signing, issuer, request, origin, Budget.of_seconds(timeout))
 
+    def _probe_window(
+        self, issuer: Issuer, snapshot: Snapshot
+    ) -> tuple[datetime, datetime]:
+        now = self._clock().replace(microsecond=0)
+        if issuer.description.chooses_serial:
+            # The backend dates each leaf back as far as a workload's.
+            ends = min(now + _LIVE_PROBE_LIFE, issuer.chain.not_after)
+            return now - snapshot.rules.top.backdate, ends
+        return now - _PROBE_AGE, now - _PROBE_AGE + _PROBE_LIFE
+
 
 def _subject(
-    key: ec.EllipticCurvePublicKey, names: tuple[x509.GeneralName, ...]
+    key: ec.EllipticCurvePrivateKey, names: tuple[x509.GeneralName, ...]
 ) -> Subject:
-    spki = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    return Subject(public_key=key, spki=spki, names=names)
+    # A backend ignores the names of a CSR, so this one has none.
+    public_key = key.public_key()
+    return Subject(
+        public_key=public_key,
+        spki=public_key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo),
+        csr=_NAMELESS.sign(key, hashes.SHA256()).public_bytes(Encoding.DER),
+        names=names,
+    )

@@ -21,8 +21,8 @@ class Subject:
     public_key: CertificatePublicKeyTypes
     spki: bytes
     """The same key, as SubjectPublicKeyInfo in DER."""
-    csr: bytes = b""
-    """In DER; empty for the bridge's own certificates."""
+    csr: bytes
+    """A CSR of this key, in DER. Its names are ignored."""
     names: tuple[x509.GeneralName, ...]
 
 

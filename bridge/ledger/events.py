@@ -19,7 +19,8 @@ class Purpose(StrEnum):
     SERVING = "serving"
     """The bridge's own listener."""
     PROBE = "probe"
-    """A certificate whose validity is already past, signed to prove a key."""
+    """A certificate for a name of no caller, signed to prove a key. Its validity is
+    past, or ends within a minute where the backend chooses when it begins."""
 
 
 class Outcome(StrEnum):

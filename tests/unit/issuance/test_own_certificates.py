@@ -1,5 +1,6 @@
 import hashlib
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from bridge.errors import (
     LedgerError,
     MisissuedError,
 )
+from bridge.snapshot.model import Issuer
+from bridge.x509.csr import CSR, parse_csr_der
 from bridge.x509.pem import parse_certificates
 from tests.support.harness.core import World, two_authorities
 from tests.support.harness.fake_ca import lie_called
@@ -32,6 +35,24 @@ DAY = timedelta(hours=24)
 def world(tmp_path: Path) -> Iterator[World]:
     with World(tmp_path) as made:
         yield made
+
+
+def built_by_backend(world: World) -> Issuer:
+    """Have issuing CA `a` build its TBSCertificates itself."""
+    world.cas["a"].builds_tbs = True
+    issuer = world.snapshot.issuers["a"]
+    description = replace(issuer.description, chooses_serial=True)
+    return replace(issuer, description=description)
+
+
+def requested_names(csr: CSR) -> list[x509.GeneralName]:
+    try:
+        san = csr.request.extensions.get_extension_for_class(
+            x509.SubjectAlternativeName
+        )
+    except x509.ExtensionNotFound:
+        return []
+    return [*san.value]
 
 
 def test_the_listener_gets_a_certificate_that_is_on_record(world: World) -> None:
@@ -83,6 +104,43 @@ def test_the_listeners_certificate_is_verified_like_any_other(world: World) -> N
     with pytest.raises(MisissuedError, match="issued certificate is refused"):
         world.own.issue_serving([HOST], DAY)
     assert world.signing.stopped(world.snapshot.issuers["a"]) is not None
+
+
+@pytest.mark.parametrize("what", ["serving", "probe"])
+def test_what_the_bridge_asks_for_itself_brings_a_csr_of_its_key(
+    world: World, what: str
+) -> None:
+    world.cas["a"].error = BackendUnavailableError("down")
+    if what == "serving":
+        world.own.issue_serving([HOST], DAY)
+    else:
+        with pytest.raises(BackendUnavailableError, match="down"):
+            world.own.probe(world.snapshot.issuers["a"], world.snapshot, timeout=5)
+    requests = [one.request for ca in world.cas.values() for one in ca.called]
+    (der,) = {request.csr for request in requests}  # one a key, whoever is asked
+    csr = parse_csr_der(der)  # verifies the proof of possession
+    assert {request.spki for request in requests} == {csr.spki}
+    assert requested_names(csr) == []
+
+
+def test_a_probe_of_a_backend_that_cannot_date_back_is_valid_for_a_minute(
+    world: World,
+) -> None:
+    issuer = built_by_backend(world)
+    world.own.probe(issuer, world.snapshot, timeout=5)
+    (prepared,) = world.cas["a"].called
+    # A role dates every leaf back by the same time.
+    assert prepared.request.not_before == NOW - timedelta(minutes=2)
+    assert prepared.request.not_after == NOW + timedelta(minutes=1)
+
+
+def test_a_probe_that_is_valid_expires_with_its_chain(world: World) -> None:
+    issuer = built_by_backend(world)
+    ends = NOW + timedelta(seconds=20)
+    issuer = replace(issuer, chain=replace(issuer.chain, not_after=ends))
+    world.own.probe(issuer, world.snapshot, timeout=5)
+    (prepared,) = world.cas["a"].called
+    assert prepared.request.not_after == ends
 
 
 def test_a_probe_is_a_certificate_of_the_past_on_record(world: World) -> None:
