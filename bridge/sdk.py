@@ -50,6 +50,7 @@ from bridge.x509.algorithm import (
     CAPublicKey,
     SignatureAlgorithm,
     algorithm_of,
+    issuer_key,
     signature_of,
 )
 from bridge.x509.der import splice
@@ -74,6 +75,7 @@ __all__ = [
     "follow_parent",
     "is_issued_by",
     "is_self_signed",
+    "issuer_key",
     "option_error",
     "parse_certificates",
     "parse_options",
