@@ -56,6 +56,7 @@ from bridge.x509.algorithm import (
 from bridge.x509.der import splice
 from bridge.x509.leaf_profile import LeafProfile
 from bridge.x509.pem import parse_certificates
+from bridge.x509.tbs import csr_of
 
 __all__ = [
     "CA_KEYS",
@@ -70,6 +71,7 @@ __all__ = [
     "SignatureAlgorithm",
     "SigningCA",
     "algorithm_of",
+    "csr_of",
     "digest_of",
     "digest_of_contents",
     "follow_parent",

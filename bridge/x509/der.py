@@ -21,15 +21,15 @@ def tlv(tag: int, content: bytes) -> bytes:
 
 
 def splice(tbs: bytes, algorithm: bytes, signature: bytes) -> bytes:
-    """Make a Certificate of its three parts.
+    """Make a Certificate, or a CertificationRequest, of its three parts.
 
     Args:
-        tbs: TBSCertificate in DER.
+        tbs: TBSCertificate or CertificationRequestInfo in DER.
         algorithm: AlgorithmIdentifier in DER.
         signature: The signature's bytes, without the BIT STRING around them.
 
     Source:
-        RFC 5280, 4.1.1.
+        RFC 5280, 4.1.1; RFC 2986, 4.2.
     """
     return tlv(SEQUENCE, tbs + algorithm + tlv(BIT_STRING, b"\x00" + signature))
 

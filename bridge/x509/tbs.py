@@ -1,20 +1,24 @@
-"""CA keys that sign nothing: pyca builds a TBSCertificate with them.
+"""CA keys that sign nothing: pyca builds a TBSCertificate or a CSR with them.
 
 The bytes exist before the signature does. They can be recorded, compared, and sent to
-a key in another place; the certificate that is spliced together afterwards holds them
-unchanged.
+a key in another place; what is spliced together afterwards holds them unchanged.
 
 Source:
     pyca/cryptography issue 11616: `CertificateBuilder.sign` takes any subclass.
 """
 
+from collections.abc import Callable
 from typing import Any, NoReturn
 
+from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.asymmetric.types import (
     CertificateIssuerPrivateKeyTypes,
     CertificateIssuerPublicKeyTypes,
 )
+
+from bridge.x509.algorithm import algorithm_of
+from bridge.x509.der import splice
 
 _ANY_ECDSA_SIGNATURE = bytes.fromhex("3006020101020101")
 _ANY_ED25519_SIGNATURE = bytes(64)
@@ -38,6 +42,34 @@ def recorder_of(
     if isinstance(public_key, ed25519.Ed25519PublicKey):
         return _Ed25519Recorder(public_key)
     raise TypeError(f"no recorder for {type(public_key).__name__}")
+
+
+def csr_of(
+    public_key: CertificateIssuerPublicKeyTypes,
+    subject: x509.Name,
+    sign: Callable[[bytes], bytes],
+) -> x509.CertificateSigningRequest:
+    """Make the CSR of a CA key that is held in another place.
+
+    Args:
+        public_key: The key.
+        subject: The name that the CSR asks for; it asks for no extension.
+        sign: Signs with the private half, as `algorithm_of` says; ECDSA signatures are
+            in DER.
+
+    Raises:
+        ConfigError: The key is none of a CA.
+        ValueError: The signature is not that of the key.
+    """
+    algorithm = algorithm_of(public_key)
+    unsigned = x509.CertificateSigningRequestBuilder(subject).sign(
+        recorder_of(public_key), algorithm.hash
+    )
+    info = unsigned.tbs_certrequest_bytes
+    signed = x509.load_der_x509_csr(splice(info, algorithm.der, sign(info)))
+    if not signed.is_signature_valid:
+        raise ValueError("the CSR was signed by another key")
+    return signed
 
 
 def _has_no_private_half(*_: Any, **__: Any) -> NoReturn:
