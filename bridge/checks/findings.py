@@ -21,6 +21,8 @@ from bridge.errors import BridgeError, ConfigError, DeniedError, SubjectError
 from bridge.hierarchy.replica import openssl_accepts, replicate
 from bridge.policy.linkerd_names import LinkerdNames
 from bridge.policy.rules import ISTIO, LINKERD, RoutedCaller
+from bridge.resilience.latch_file import Kind
+from bridge.resilience.quarantine import StoppedCAs
 from bridge.snapshot.builder import Assembly
 from bridge.snapshot.model import Issuer, Snapshot
 from bridge.spiffe import SpiffeID, TrustDomain
@@ -117,6 +119,7 @@ def _findings(config: BridgeConfig, snapshot: Snapshot) -> Iterator[Finding]:
         yield _backend(issuer)
         yield from _names(config, snapshot, issuer)
         yield from _exposure(issuer)
+    yield from _latched(config, snapshot)
     for cluster in config.clusters:
         domain = snapshot.clusters.trust_domain_of(cluster.name)
         yield Finding("cluster", cluster.name, "ok", f"trust domain {domain}")
@@ -145,6 +148,23 @@ def _backend(issuer: Issuer) -> Finding:
     except BridgeError as error:
         return Finding(issuer.name, "backend", "FAILED", f"{error} {error.detail}")
     return Finding(issuer.name, "backend", "ok", issuer.description.assurance)
+
+
+def _latched(config: BridgeConfig, snapshot: Snapshot) -> Iterator[Finding]:
+    # What waits for an operator. An issuing CA with another certificate is used.
+    stopped = StoppedCAs(config.ledger.latch)
+    certificates = {each.certificate_sha256 for each in snapshot.issuers.values()}
+    for entry in stopped.latched():
+        what = "credential" if entry.kind == Kind.CREDENTIAL else "issuing CA"
+        is_used = entry.kind == Kind.CREDENTIAL or entry.scope in certificates
+        yield Finding(
+            entry.name,
+            "latch",
+            "FAILED" if is_used else "note",
+            f"the {what} is {entry.state}: {entry.reason}; see meshca ledger latch",
+        )
+    if trouble := stopped.trouble():
+        yield Finding("ledger", "latch", "FAILED", trouble)
 
 
 def _names(

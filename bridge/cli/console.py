@@ -1,5 +1,8 @@
 """The output of commands: results to stdout, errors and warnings to stderr."""
 
+import getpass
+import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -42,6 +45,14 @@ def complain(text: str, *, style: str = "red") -> None:
     Console(stderr=True).print(
         text, style=style, markup=False, soft_wrap=True, highlight=False
     )
+
+
+def operator() -> str:
+    """Return the name in the operating system of who runs the command."""
+    name = os.environ.get("SUDO_USER", "")
+    with suppress(OSError, KeyError):
+        name = name or getpass.getuser()
+    return name or f"uid {os.getuid()}"
 
 
 def warn(text: str) -> None:

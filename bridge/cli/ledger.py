@@ -3,12 +3,9 @@
 `bridge.cli` adds `app` to the command line and prints every `BridgeError`.
 """
 
-import getpass
 import json
-import os
 import re
 from collections.abc import Callable
-from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, get_args
@@ -17,7 +14,8 @@ import typer
 from rich.console import Console
 
 from bridge import config
-from bridge.cli.console import OUTPUT_HELP, OutputOption
+from bridge.cli import latch
+from bridge.cli.console import OUTPUT_HELP, OutputOption, operator
 from bridge.cli.ledger_output import (
     ExportOutput,
     SearchOutput,
@@ -54,6 +52,7 @@ app = typer.Typer(
     help="Verify, search and export the ledger.",
     no_args_is_help=True,
 )
+app.add_typer(latch.app, name="latch")
 
 
 ConfigFile = Annotated[
@@ -166,7 +165,7 @@ def accept_journal(
     accepted = accept(
         read.ledger,
         writer=writer,
-        operator=_operator(),
+        operator=operator(),
         reason=reason,
         clock=system_clock,
     )
@@ -190,13 +189,6 @@ def attest_journal() -> None:
         "`meshca ledger attest` is called `meshca ledger accept` now, with the same "
         "options"
     )
-
-
-def _operator() -> str:
-    name = os.environ.get("SUDO_USER", "")
-    with suppress(OSError, KeyError):
-        name = name or getpass.getuser()
-    return name or f"uid {os.getuid()}"
 
 
 def _compared(config_file: Path, journal: Path) -> Comparison:

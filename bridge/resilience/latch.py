@@ -281,6 +281,5 @@ def _unusable(error: LedgerError) -> BackendBrokenError:
     return BackendBrokenError(
         "the latch cannot be used, so no login is tried",
         rule="latch.file",
-        detail=f"{error.detail}. Mend the file's disk or rights. If the file is "
-        "damaged, look at `meshca ledger search --kind latched`, and move it away",
+        detail=error.detail,
     )

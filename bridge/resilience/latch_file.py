@@ -33,6 +33,12 @@ _PROVEN = 8
 """So many proven credentials of a scope are remembered; earlier ones are unused."""
 
 
+_WAY_OUT = (
+    "Restore the file, or move it away: what it held is then tried again; `meshca "
+    "ledger search --kind latched`, or `stopped`, shows what that was"
+)
+
+
 class Kind(StrEnum):
     """What is latched."""
 
@@ -289,7 +295,7 @@ class LatchFile:
         else:
             try:
                 text = self.path.read_bytes()
-            except FileNotFoundError:
+            except (FileNotFoundError, NotADirectoryError):
                 return Content()
             except OSError as error:
                 raise _failed(self.path, f"cannot be read: {error.strerror}") from error
@@ -298,7 +304,8 @@ class LatchFile:
         try:
             return Content.decode(text)
         except ValueError as error:
-            raise _failed(self.path, f"holds no latch: {error}") from error
+            reason = f"holds no latch: {error}. {_WAY_OUT}"
+            raise _failed(self.path, reason) from error
 
     @contextmanager
     def change(self) -> Iterator[Content]:

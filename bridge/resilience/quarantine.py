@@ -36,7 +36,7 @@ class StoppedCAs:
         self._known: Mapping[str, Entry] = {}
         self._unwritten: dict[str, Entry] = {}
         self._reasons: Mapping[str, str] = {}
-        self._trouble = ""
+        self._unread = self._untold = ""
 
     def __bool__(self) -> bool:
         self._read()
@@ -62,7 +62,7 @@ class StoppedCAs:
     def trouble(self) -> str:
         """Return why the file cannot be read or written; empty if it can."""
         self._read()
-        return self._trouble
+        return self._unread or self._untold
 
     def add(self, issuing_ca: str, certificate_sha256: str, reason: str) -> None:
         """Stop an issuing CA, in this process and in all that share the file.
@@ -98,17 +98,17 @@ class StoppedCAs:
                     if content.stopped(entry.scope) is None:
                         content.put(entry)
         except LedgerError as error:
-            if not self._trouble:
+            if not self._untold:
                 _log.error(
                     "the other workers, and a restart, cannot be told of the stop: %s",
                     error.detail,
                 )
-            self._trouble = error.detail
+            self._untold = error.detail
             return
         with self._lock:
             for key in waiting:
                 self._unwritten.pop(key, None)
-            self._trouble = ""
+            self._untold = ""
             self._stamp = None
 
     def _read(self) -> None:
@@ -130,9 +130,9 @@ class StoppedCAs:
             content = self._file.read()
         except LedgerError as error:
             _log.error("what is latched is not known, the last state holds: %s", error)
-            self._trouble = error.detail
+            self._unread = error.detail
         else:
-            self._trouble = ""
+            self._unread = ""
             latched = (each for each in content.entries.values() if each.is_latched)
             self._known = {entry.id: entry for entry in latched}
             every = [*self._known.values(), *self._unwritten.values()]

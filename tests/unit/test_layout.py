@@ -37,7 +37,6 @@ SHORTEST_MODULE = 60
 MOST_MODULES = 14
 SHORT = {
     "bridge/cli/check.py": "a command has a module of its own",
-    "bridge/cli/console.py": "what every command prints by",
     "bridge/cli/plugins.py": "a command has a module of its own",
     "bridge/cli/serve.py": "a command has a module of its own",
     "bridge/dns_names.py": "the lowest room: every other imports it",

@@ -7,12 +7,14 @@ from typing import Any
 import pytest
 import yaml
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 from typer.testing import CliRunner
 
 from bridge.checks.findings import _linkerd_names, _once, fronts
 from bridge.cli import app, demo_scenario
 from bridge.policy.linkerd_names import LinkerdNames
 from bridge.policy.rules import RoutedCaller
+from bridge.resilience.quarantine import StoppedCAs
 from bridge.spiffe import TrustDomain
 from bridge.system.clock import system_clock
 from tests.support.harness.core import World
@@ -356,3 +358,25 @@ def test_each_front_is_shown_with_what_it_takes(
     assert shown.what == "linkerd"
     assert f"tokens of Kubernetes for {audience}" in shown.detail
     assert ".serviceaccount.identity.linkerd.corp.example" in shown.detail
+
+
+def test_what_is_latched_fails_the_check(tmp_path: Path) -> None:
+    path = written(tmp_path)
+    latch = tmp_path / "journal/state/latch.json"
+    chain = (tmp_path / "hierarchy/chain.pem").read_bytes()
+    certificate = x509.load_pem_x509_certificate(chain)
+    digest = certificate.fingerprint(hashes.SHA256()).hex()
+    StoppedCAs(latch).add("demo", digest, "another name")
+    StoppedCAs(latch).add("earlier", "0a", "another key")
+    status, out = run("-c", path, "--output", "json")
+    found = [each for each in json.loads(out) if each["what"] == "latch"]
+    assert status == 1
+    assert [(each["part"], each["result"]) for each in found] == [
+        ("demo", "FAILED"),
+        ("earlier", "note"),
+    ]
+    assert "the issuing CA is stopped: another name" in found[0]["detail"]
+    latch.write_bytes(b"{")
+    status, out = run("-c", path)
+    assert status == 1
+    assert f"{latch} holds no latch" in out
