@@ -42,6 +42,8 @@ from bridge.system.files import (
     read_secret,
     stamp_of,
 )
+from bridge.system.linux import harden
+from bridge.system.logs import set_up as set_up_log
 from bridge.x509.algorithm import (
     CA_KEYS,
     CURVES,
@@ -51,6 +53,7 @@ from bridge.x509.algorithm import (
     SignatureAlgorithm,
     algorithm_of,
     issuer_key,
+    require_signature,
     signature_of,
 )
 from bridge.x509.der import splice
@@ -75,6 +78,7 @@ __all__ = [
     "digest_of",
     "digest_of_contents",
     "follow_parent",
+    "harden",
     "is_issued_by",
     "is_self_signed",
     "issuer_key",
@@ -88,7 +92,9 @@ __all__ = [
     "read_secret",
     "require_links",
     "require_no_root",
+    "require_signature",
     "secret_line",
+    "set_up_log",
     "signature_of",
     "stamp_of",
     "subject_text",

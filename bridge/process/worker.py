@@ -13,7 +13,7 @@ from pathlib import Path
 
 from bridge.process.role import REFUSED, ProcessRole, WorkerOrder
 from bridge.system.child_process import follow_parent, read_order
-from bridge.system.linux import harden, poll_without_hops, take_turns
+from bridge.system.linux import harden, keep_to_core, poll_without_hops, take_turns
 from bridge.system.logs import set_up
 
 _MARGIN_SECONDS = 5.0
@@ -26,7 +26,7 @@ def main() -> int:
     """Serve as the order on standard input says; return the exit status."""
     order = WorkerOrder.read(read_order())
     if order.cpu is not None:
-        os.sched_setaffinity(0, {order.cpu})
+        keep_to_core(order.cpu)
     set_up(order.log_level, who=f"{order.writer} ")
     asked_to_stop, is_orphan = threading.Event(), threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: asked_to_stop.set())

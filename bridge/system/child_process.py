@@ -15,6 +15,8 @@ import threading
 from collections.abc import Callable, Collection
 from typing import Generic, Protocol, TypeVar
 
+from bridge.system.linux import allowed_cores
+
 _FIRST_WAIT_SECONDS = 0.2
 _LONGEST_WAIT_SECONDS = 30.0
 _STEADY_SECONDS = 30.0
@@ -43,6 +45,7 @@ class ChildProcess:
     """A Python module that runs as a child process. See `Child`.
 
     A new interpreter and not a fork: libraries that have threads do not survive a fork.
+    It may use every core that this process might before `keep_to_core`.
 
     Args:
         module: The module, as `python -m` runs it.
@@ -74,6 +77,8 @@ class ChildProcess:
             if niceness:
                 own = os.getpriority(os.PRIO_PROCESS, 0)
                 os.setpriority(os.PRIO_PROCESS, self.pid, own + niceness)
+            if (cores := allowed_cores()) != os.sched_getaffinity(0):
+                os.sched_setaffinity(self.pid, cores)
             self._write(order)
 
     @property
@@ -87,6 +92,12 @@ class ChildProcess:
         if status is not None and self._process.stdin is not None:
             self._process.stdin.close()
         return status
+
+    def wait(self, seconds: float) -> int | None:
+        """Wait for the end, at most for `seconds`; return as `poll` does."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(seconds)
+        return self.poll()
 
     def terminate(self) -> None:
         """See `Child.terminate`."""

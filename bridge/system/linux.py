@@ -12,6 +12,8 @@ _M_TRIM_THRESHOLD = -1
 _M_ARENA_MAX = -8
 _TRIM_BYTES = 1024 * 1024
 _ARENAS = 2
+_allowed: frozenset[int] | None = None
+"""The cores before this process was kept to one."""
 
 
 def harden() -> None:
@@ -22,6 +24,18 @@ def harden() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def keep_to_core(core: int) -> None:
+    """Run this process on one core. Threads that run already stay where they are."""
+    global _allowed  # noqa: PLW0603 - a property of the process
+    _allowed = allowed_cores()
+    os.sched_setaffinity(0, {core})
+
+
+def allowed_cores() -> frozenset[int]:
+    """Return the cores that this process may use, or might before `keep_to_core`."""
+    return _allowed or frozenset(os.sched_getaffinity(0))
 
 
 def bound_malloc() -> None:

@@ -1,21 +1,21 @@
-"""The backend `pkcs11`: an issuing CA whose key is in a PKCS#11 token."""
+"""The backend `pkcs11`: an issuing CA whose key is in an HSM, behind a PKCS#11 module.
 
-from collections.abc import Mapping
-from importlib.util import find_spec
+The module, the sessions and the PIN are in a signer process (`bridge_pkcs11.worker`),
+which imports this package too. It needs no options and no pydantic, so the class is
+imported only where it is asked for.
+"""
 
-from bridge.spi import API_VERSION, ConfigError, PluginContext
+from typing import TYPE_CHECKING, Any
 
-if find_spec("pkcs11") is None:
-    raise ImportError("there is no python-pkcs11")
+if TYPE_CHECKING:
+    from bridge_pkcs11.issuing_ca import PKCS11CA
+
+__all__ = ["PKCS11CA"]
 
 
-class PKCS11CA:
-    """The factory of issuing CAs whose key is in a PKCS#11 token."""
+def __getattr__(name: str) -> Any:
+    if name != "PKCS11CA":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from bridge_pkcs11 import issuing_ca  # noqa: PLC0415 - see above
 
-    api_version = API_VERSION
-
-    def __init__(self, options: Mapping[str, object], context: PluginContext) -> None:
-        raise ConfigError(
-            f"issuing_cas.{context.name}.plugin: pkcs11 cannot be used yet",
-            rule="pkcs11.options",
-        )
+    return issuing_ca.PKCS11CA

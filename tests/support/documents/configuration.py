@@ -13,6 +13,7 @@ from bridge.config import BridgeConfig
 from bridge.config.diagnostics import section_of
 from bridge.config.types import written
 from bridge_file.options import Options
+from bridge_pkcs11.options import PKCS11Options
 from tests.support.documents.docstrings import annotations, of_attributes
 from tests.support.documents.markdown import code, table
 
@@ -23,6 +24,7 @@ PLACES = (
     "clusters[]",
     "issuing_cas.*",
     "options of the plugin file",
+    "options of the plugin pkcs11",
     "issuance",
     "issuance.rules[]",
     "limits",
@@ -43,6 +45,7 @@ _TYPES = {
     "TrustDomainName": "trust domain",
     "UpToAMinute": "duration, to 1m",
     "WholeSeconds": "duration, whole seconds",
+    "_Text": "text",
     "FileOption": "path",
 }
 """What the aliases of `bridge.config.types` are called in the document."""
@@ -79,9 +82,10 @@ def keys(model: type[BaseModel], above: str = "") -> Iterator[Key]:
 
 
 def all_keys() -> Iterator[Key]:
-    """Yield every key of the file, and every option of the plugin `file`."""
+    """Yield every key of the file, and every option of the plugins."""
     yield from keys(BridgeConfig)
     yield from keys(Options)
+    yield from keys(PKCS11Options)
 
 
 def default_of(field: FieldInfo) -> str:
@@ -105,6 +109,7 @@ def parts() -> dict[str, Iterator[str]]:
         fitting = [name for name in PLACES if key.path.startswith(f"{name}.")]
         placed[max(fitting, key=len, default="top level")].append(key)
     placed["options of the plugin file"] = [*keys(Options)]
+    placed["options of the plugin pkcs11"] = [*keys(PKCS11Options)]
     header = ("Key", "Type", "Default", "Meaning")
     return {name: table(header, (key.row for key in placed[name])) for name in PLACES}
 

@@ -1,0 +1,286 @@
+"""The issuing CA of a PKCS#11 token, as the serving process has it.
+
+The module is never loaded here, and the PIN never read: both are the signer process's.
+"""
+
+import importlib.util
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from bridge.sdk import (
+    CA_KEYS,
+    CAPublicKey,
+    FileWatch,
+    SignatureAlgorithm,
+    SigningCA,
+    digest_of,
+    read_chain,
+    stamp_of,
+)
+from bridge.spi import (
+    BackendCredentialError,
+    BackendError,
+    BackendUnavailableError,
+    ConfigError,
+    Description,
+    IssuedChain,
+    LeafRequest,
+    PluginContext,
+    Prepared,
+)
+from bridge_pkcs11.options import PKCS11Options, options_of
+from bridge_pkcs11.process import ProcessEndedError, SignerProcess
+from bridge_pkcs11.protocol import Operation, SignerOrder
+
+if importlib.util.find_spec("pkcs11") is None:
+    raise ImportError("python-pkcs11 is not installed")
+
+_COOL_DOWN_SECONDS = 1.0
+"""Between the starts of two signer processes."""
+_log = logging.getLogger(__name__)
+
+
+class PKCS11CA:
+    """An issuing CA whose key is in a token. It reports changes of its chain.
+
+    Args:
+        options: See `bridge_pkcs11.options.PKCS11Options`.
+        context: `chain` names the certificates.
+
+    Raises:
+        ConfigError: An option or a file cannot be used; the message says what was
+            expected.
+    """
+
+    api_version = 2
+
+    def __init__(
+        self, options: Mapping[str, object], context: PluginContext, /
+    ) -> None:
+        parsed = options_of(options, context)
+        chain = context.base / (context.chain or "")
+        digest = digest_of([chain])
+        certificates = read_chain(context)
+        self._signer = _ProcessSigner(_key_of(certificates[0], chain), parsed, context)
+        self._ca = SigningCA(
+            Description(
+                certificate=certificates[0],
+                intermediates=certificates[1:],
+                assurance="hsm",
+                labels={
+                    "token": parsed.token_label,
+                    "key": parsed.key_label or parsed.key_id or "",
+                },
+            ),
+            self._signer,
+        )
+        self._paths, self._digest = (chain,), digest
+        self._watch: FileWatch | None = None
+        self._is_closed = False
+        self._watch_lock = threading.Lock()
+
+    def describe(self) -> Description:
+        """See `IssuingCA.describe`."""
+        return self._ca.describe()
+
+    def prepare(self, request: LeafRequest) -> Prepared:
+        """See `IssuingCA.prepare`: the TBSCertificate is the bridge's own."""
+        return self._ca.prepare(request)
+
+    def issue(self, prepared: Prepared, *, timeout: float) -> IssuedChain:
+        """See `IssuingCA.issue`."""
+        return self._ca.issue(prepared, timeout=timeout)
+
+    def check(self, *, timeout: float) -> None:
+        """See `IssuingCA.check`: token, login and key are looked at, in a session."""
+        self._ca.check(timeout=timeout)
+
+    def watch(self, changed: Callable[[], None]) -> None:
+        """See `Watcher.watch`; `changed` may close this object.
+
+        Raises:
+            RuntimeError: The object is watched already, or closed.
+        """
+        with self._watch_lock:
+            if self._watch is not None or self._is_closed:
+                raise RuntimeError("the chain is watched already, or closed")
+            self._watch = FileWatch(self._paths, self._digest, changed)
+            self._watch.start()
+
+    def close(self) -> None:
+        """See `IssuingCA.close`. Calls that are under way get a `BackendError`."""
+        with self._watch_lock:
+            watch, self._is_closed = self._watch, True
+        if watch is not None:
+            watch.close()
+        self._ca.close()
+
+
+class _ProcessSigner:
+    # A `Signer`. It has at most one process, which it starts when it is first needed.
+    def __init__(
+        self, public_key: CAPublicKey, options: PKCS11Options, context: PluginContext
+    ) -> None:
+        self._public_key = public_key
+        self._options = options
+        self._context = context
+        self._order = partial(_order, public_key, options, context)
+        self._process: SignerProcess | None = None
+        self._starting = threading.Lock()
+        self._began = float("-inf")
+        self._refused: tuple[BackendError, object] | None = None
+        self._is_closed = False
+
+    def public_key(self) -> CAPublicKey:
+        return self._public_key
+
+    def check(self, *, timeout: float) -> None:
+        self._call(Operation.CHECK, b"", time.monotonic() + timeout)
+
+    def sign(
+        self, tbs: bytes, algorithm: SignatureAlgorithm, *, timeout: float
+    ) -> bytes:
+        return self._call(Operation.SIGN, tbs, time.monotonic() + timeout)
+
+    def close(self) -> None:
+        self._is_closed = True
+        with self._starting:
+            process, self._process = self._process, None
+        if process is not None:
+            process.close()
+
+    def _call(self, operation: Operation, data: bytes, deadline: float) -> bytes:
+        try:
+            return self._running(deadline).ask(operation, data, deadline)
+        except ProcessEndedError as ended:
+            self._remember(ended.error)
+            is_over = self._is_closed or isinstance(ended.error, BackendCredentialError)
+            if is_over or ended.error.certificate_may_exist or not ended.was_well:
+                raise ended.error from None
+        # Nothing was signed: the last step of the way back is another process.
+        try:
+            return self._running(deadline).ask(operation, data, deadline)
+        except ProcessEndedError as ended:
+            self._remember(ended.error)
+            raise ended.error from None
+
+    def _running(self, deadline: float) -> SignerProcess:
+        process = self._process
+        if process is not None and process.is_usable:
+            return process
+        if not self._starting.acquire(timeout=max(0.0, deadline - time.monotonic())):
+            raise _starting()
+        try:
+            return self._started(deadline)
+        finally:
+            self._starting.release()
+
+    def _started(self, deadline: float) -> SignerProcess:
+        if self._is_closed:
+            raise BackendUnavailableError("the issuing CA is closed")
+        process = self._process
+        if process is not None and process.is_usable:
+            return process  # another call has started it
+        if process is not None:
+            process.end(_late())
+        self._require_new_credential()
+        pause = self._began + _COOL_DOWN_SECONDS - time.monotonic()
+        if pause > 0:
+            if time.monotonic() + pause >= deadline:
+                raise _starting()
+            time.sleep(pause)
+        self._began = time.monotonic()
+        try:
+            self._process = process = SignerProcess(
+                self._order,
+                self._options.sessions,
+                self._options.start_timeout_seconds,
+                self._context.warn,
+            )
+        except OSError as error:
+            raise BackendUnavailableError(
+                "the system gives no signer process",
+                rule="pkcs11.process",
+                detail=str(error),
+            ) from error
+        self._context.metrics.count("signer_processes")
+        name = self._context.name
+        _log.info("issuing CA %s: its signer is process %d", name, process.pid)
+        return process
+
+    def _remember(self, error: BackendError) -> None:
+        if isinstance(error, BackendCredentialError):
+            self._refused = error, self._credential_stamp()
+
+    def _require_new_credential(self) -> None:
+        # Without another PIN, and without an operator at the latch, a process would be
+        # started only to be told the same.
+        if self._refused is not None:
+            error, stamp = self._refused
+            if stamp == self._credential_stamp():
+                raise type(error)(str(error), rule=error.rule, detail=error.detail)
+            self._refused = None
+
+    def _credential_stamp(self) -> object:
+        paths = (self._options.pin_file, self._context.latch.path)
+        return stamp_of(path for path in paths if path is not None)
+
+
+def _order(
+    public_key: CAPublicKey,
+    options: PKCS11Options,
+    context: PluginContext,
+    channels: tuple[int, ...],
+) -> SignerOrder:
+    spki = public_key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    latch = context.latch.path
+    level = logging.getLogger().getEffectiveLevel()
+    return SignerOrder(
+        name=context.name,
+        module=str(options.module),
+        token_label=options.token_label,
+        token_serial=options.token_serial,
+        key_label=options.key_label,
+        key_id=options.key_id,
+        pin_file=str(options.pin_file) if options.pin_file else None,
+        allow_group_read=options.allow_group_read,
+        spki=spki.hex(),
+        sessions=options.sessions,
+        processes=2 * context.workers,
+        keep_alive_seconds=options.keep_alive_seconds,
+        latch=os.fspath(latch) if latch else None,
+        channels=channels,
+        environment=options.environment,
+        log_level=logging.getLevelName(level),
+    )
+
+
+def _key_of(certificate: x509.Certificate, chain: Path) -> CAPublicKey:
+    key = certificate.public_key()
+    if isinstance(key, CAPublicKey):
+        return key
+    raise ConfigError(
+        f"{chain}: expected an issuing CA whose key is {CA_KEYS}", rule="issuer.key"
+    )
+
+
+def _starting() -> BackendUnavailableError:
+    return BackendUnavailableError(
+        "another signer process is being started", rule="pkcs11.start"
+    )
+
+
+def _late() -> BackendUnavailableError:
+    return BackendUnavailableError(
+        "the token was not opened in time",
+        rule="pkcs11.start",
+        detail="longer than start_timeout_seconds",
+    )

@@ -1,0 +1,329 @@
+"""A signer process as the serving process holds it: its channels and calls."""
+
+import json
+import logging
+import math
+import select
+import socket
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from queue import Empty, SimpleQueue
+
+from bridge.sdk import ChildProcess
+from bridge.spi import (
+    BackendError,
+    BackendThrottledError,
+    BackendTimeoutError,
+    BackendUnavailableError,
+)
+from bridge_pkcs11.protocol import (
+    LARGEST_MESSAGE,
+    Answer,
+    Operation,
+    SignerOrder,
+    read_answer,
+    request,
+)
+
+_MODULE = "bridge_pkcs11.worker"
+_HANG_SECONDS = 0.9
+"""A request without an answer for so long hangs. A caller may have less time."""
+_CLOSE_SECONDS = 1.0
+_KILL_SECONDS = 0.2
+"""A process that got SIGKILL is gone in this time, unless it is in a driver."""
+_log = logging.getLogger(__name__)
+
+
+class ProcessEndedError(Exception):
+    """The process is over.
+
+    Args:
+        error: What to tell the caller.
+        was_well: The process had opened the token, and another one may do better.
+    """
+
+    def __init__(self, error: BackendError, *, was_well: bool) -> None:
+        super().__init__(str(error))
+        self.error = error
+        self.was_well = was_well
+
+
+class _Channel:
+    # One call at a time.
+    def __init__(self, ours: socket.socket) -> None:
+        ours.setblocking(False)  # noqa: FBT003 - the standard library's
+        self._socket = ours
+        self._poll = select.poll()
+        self._poll.register(ours, select.POLLIN)
+        self.is_ready = False
+        self.sent_at = 0.0
+
+    def send(self, message: bytes) -> None:
+        self._socket.send(message)
+
+    def receive(self, deadline: float) -> bytes | None:
+        """Return a message, b"" at the end of the process, None if time is up."""
+        left = deadline - time.monotonic()
+        if not self._poll.poll(max(0, math.ceil(left * 1000))):
+            return None
+        try:
+            return self._socket.recv(LARGEST_MESSAGE)
+        except BlockingIOError:
+            return None
+        except ConnectionError:
+            return b""
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+class SignerProcess:
+    """One signer process. It is started here, and is never started again.
+
+    Args:
+        order: Makes the order, of the file descriptors of the channels.
+        channels: How many calls the process serves at a time.
+        start_seconds: How long it may take to open the token.
+        warn: Is told what the operator should know, once.
+
+    Raises:
+        OSError: The system gives no more processes or sockets.
+    """
+
+    def __init__(
+        self,
+        order: Callable[[tuple[int, ...]], SignerOrder],
+        channels: int,
+        start_seconds: float,
+        warn: Callable[[str], None],
+    ) -> None:
+        self._warn = warn
+        self._free: SimpleQueue[_Channel | None] = SimpleQueue()
+        self._overdue: list[_Channel] = []
+        self._lock = threading.Lock()
+        self._is_open = False
+        self._ending: BackendError | None = None
+        kind = socket.SOCK_SEQPACKET
+        pairs = [socket.socketpair(socket.AF_UNIX, kind) for _ in range(channels)]
+        theirs = tuple(their.fileno() for _, their in pairs)
+        self.began = time.monotonic()
+        """When it was started."""
+        self._may_open_until = self.began + start_seconds
+        try:
+            self._child = ChildProcess(_MODULE, order(theirs).line(), pass_fds=theirs)
+        except OSError:
+            for ours, _ in pairs:
+                ours.close()
+            raise
+        finally:
+            for _, their in pairs:
+                their.close()
+        for ours, _ in pairs:
+            self._free.put(_Channel(ours))
+
+    @property
+    def pid(self) -> int:
+        """The process ID."""
+        return self._child.pid
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether it may answer: it is not over, and not late in opening the token."""
+        return self._ending is None and (
+            self._is_open or time.monotonic() < self._may_open_until
+        )
+
+    def ask(self, operation: Operation, data: bytes, deadline: float) -> bytes:
+        """Send a request and return its answer.
+
+        Raises:
+            BackendError: The answer is an error, or there is none in time.
+            ProcessEndedError: The process can answer no more.
+        """
+        if self._overdue:
+            self._look_at_overdue()
+        channel = self._taken(deadline)
+        if not channel.is_ready:
+            self._await_ready(channel, deadline)
+        now = time.monotonic()
+        if now >= deadline:
+            self._free.put(channel)
+            raise _no_time()
+        channel.sent_at = now
+        try:
+            channel.send(request(operation, deadline, data))
+        except OSError as error:
+            self._over(channel, f"the request could not be sent: {error.strerror}")
+        message = channel.receive(deadline)
+        if message is None:
+            self._late(channel, operation)
+        elif not message:
+            may_exist = operation is Operation.SIGN
+            self._over(channel, "it ended during the call", may_exist=may_exist)
+        else:
+            return self._answered(channel, message)
+        raise RuntimeError("a call without an answer raises")  # pragma: no cover
+
+    def end(self, error: BackendError) -> None:
+        """End the process at once; who waits for it gets `error`."""
+        with self._lock:
+            if self._ending is not None:
+                return
+            self._ending = error
+        self._child.kill()
+        self._close_channels()
+        self._child.wait(_KILL_SECONDS)
+        _log.warning("signer process %d is over: %s %s", self.pid, error, error.detail)
+
+    def close(self) -> None:
+        """Have the process close its sessions and end, in a second at most."""
+        error = BackendUnavailableError("the issuing CA is closed")
+        with self._lock:
+            if self._ending is not None:
+                return
+            self._ending = error
+        self._close_channels()
+        if self._child.wait(_CLOSE_SECONDS) is None:
+            self._child.kill()
+            self._child.wait(_KILL_SECONDS)
+
+    def _taken(self, deadline: float) -> _Channel:
+        try:
+            channel = self._free.get(timeout=max(0.0, deadline - time.monotonic()))
+        except Empty:
+            raise BackendThrottledError(
+                "every session of the token is in use", rule="pkcs11.sessions"
+            ) from None
+        if channel is None:
+            self._free.put(None)
+            raise self._ended()
+        return channel
+
+    def _await_ready(self, channel: _Channel, deadline: float) -> None:
+        message = channel.receive(min(deadline, self._may_open_until))
+        if message is None:
+            self._give_back(channel)
+            raise BackendUnavailableError(
+                "the token is being opened", rule="pkcs11.start"
+            )
+        if not message:
+            self._over(channel, "it ended while it opened the token")
+        answer = read_answer(message)
+        if answer.error is not None:
+            self._failed(channel, answer.error)
+        channel.is_ready = True
+        with self._lock:
+            is_first, self._is_open = not self._is_open, True
+        if is_first and answer.data:
+            self._warn(answer.data.decode())
+
+    def _answered(self, channel: _Channel, message: bytes) -> bytes:
+        answer = self._read(channel, message)
+        if answer.is_last and answer.error is not None:
+            self._failed(channel, answer.error)
+        self._give_back(channel)
+        if answer.error is not None:
+            raise answer.error
+        return answer.data
+
+    def _read(self, channel: _Channel, message: bytes) -> Answer:
+        try:
+            return read_answer(message)
+        except (ValueError, LookupError, json.JSONDecodeError):
+            self._over(channel, "its answer cannot be read", may_exist=True)
+            raise
+
+    def _late(self, channel: _Channel, operation: Operation) -> None:
+        error = BackendTimeoutError(
+            "the token did not answer in time",
+            rule="pkcs11.timeout",
+            certificate_may_exist=operation is Operation.SIGN,
+        )
+        if time.monotonic() - channel.sent_at >= _HANG_SECONDS:
+            channel.close()
+            self.end(_hangs())
+        else:
+            with self._lock:
+                self._overdue.append(channel)
+        raise error
+
+    def _look_at_overdue(self) -> None:
+        # Their callers had little time and have gone; the answers may have come.
+        with self._lock:
+            overdue, self._overdue = self._overdue, []
+        now = time.monotonic()
+        for channel in overdue:
+            message = channel.receive(now)
+            if message:
+                self._give_back(channel)
+            elif message is None and now - channel.sent_at < _HANG_SECONDS:
+                with self._lock:
+                    self._overdue.append(channel)
+            else:
+                channel.close()
+                self.end(_hangs())
+
+    def _failed(self, channel: _Channel, error: BackendError) -> None:
+        channel.close()
+        was_well = self._is_open
+        self.end(error)
+        raise ProcessEndedError(error, was_well=was_well)
+
+    def _over(self, channel: _Channel, how: str, *, may_exist: bool = False) -> None:
+        channel.close()
+        status = self._child.wait(_KILL_SECONDS) if self._ending is None else None
+        ended = self._ending or BackendUnavailableError(
+            "the signer process ended",
+            rule="pkcs11.process",
+            detail=f"{how}: {_how(status)}",
+        )
+        self.end(ended)
+        error = type(ended)(
+            str(ended),
+            rule=ended.rule,
+            detail=ended.detail,
+            certificate_may_exist=may_exist,
+        )
+        raise ProcessEndedError(error, was_well=self._is_open)
+
+    def _ended(self) -> ProcessEndedError:
+        error = self._ending or BackendUnavailableError("the signer process ended")
+        return ProcessEndedError(error, was_well=self._is_open)
+
+    def _give_back(self, channel: _Channel) -> None:
+        self._free.put(channel)
+        if self._ending is not None:
+            self._close_channels()
+
+    def _close_channels(self) -> None:
+        # A call that is under way closes its own. Who waits for one is woken.
+        with suppress(Empty):
+            while True:
+                channel = self._free.get_nowait()
+                if channel is not None:
+                    channel.close()
+        with self._lock:
+            overdue, self._overdue = self._overdue, []
+        for channel in overdue:
+            channel.close()
+        self._free.put(None)
+
+
+def _hangs() -> BackendUnavailableError:
+    return BackendUnavailableError(
+        "the signer process was ended",
+        rule="pkcs11.process",
+        detail="a call into the PKCS#11 module did not return in time",
+    )
+
+
+def _no_time() -> BackendUnavailableError:
+    return BackendUnavailableError("no time is left to sign", rule="pkcs11.timeout")
+
+
+def _how(status: int | None) -> str:
+    if status is None:
+        return "it is still running"
+    return f"signal {-status}" if status < 0 else f"status {status}"

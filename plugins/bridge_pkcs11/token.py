@@ -1,0 +1,431 @@
+"""The token and its key: found, logged in to, and proven. In the signer process.
+
+The login is the process's, not a session's. One session, the anchor, is opened for it
+and does nothing else; sessions for signing are opened without the PIN, so closing one
+of them logs nobody out.
+"""
+
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.serialization import load_der_public_key
+from pkcs11 import (
+    Attribute,
+    Object,
+    ObjectClass,
+    Session,
+    SignMixin,
+    Token,
+    TokenFlag,
+)
+from pkcs11.exceptions import (
+    AttributeTypeInvalid,
+    NoSuchKey,
+    NoSuchToken,
+    PKCS11Error,
+)
+
+from bridge.sdk import (
+    CAPublicKey,
+    algorithm_of,
+    read_secret,
+    require_signature,
+    secret_line,
+)
+from bridge.spi import (
+    BackendBrokenError,
+    BackendCredentialError,
+    ConfigError,
+    Latch,
+)
+from bridge_pkcs11.cryptoki import PIN_REFUSED, CryptokiError, Module, words
+from bridge_pkcs11.mechanism import KeyMechanism, mechanism_of
+from bridge_pkcs11.protocol import SignerOrder
+
+_CHALLENGE_BYTES = 64
+_FEW_TRIES = TokenFlag.USER_PIN_COUNT_LOW | TokenFlag.USER_PIN_FINAL_TRY
+_log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class KeySession:
+    """A session, and the key as this session knows it."""
+
+    session: Session
+    key: SignMixin
+    mechanism: KeyMechanism
+    generation: int = 0
+    """Counts the logins: handles of an earlier one are dead."""
+    used: float = 0.0
+    """When it was used last."""
+
+    def sign(self, data: bytes) -> bytes:
+        """Sign, and return the signature as it stands in a certificate."""
+        mechanism = self.mechanism
+        raw = self.key.sign(mechanism.signed_data(data), mechanism=mechanism.mechanism)
+        return mechanism.signature(raw)
+
+
+class HSMToken:
+    """The token that holds an issuing CA's key.
+
+    Args:
+        order: Which token and which key, and where the PIN is.
+    """
+
+    def __init__(self, order: SignerOrder) -> None:
+        self._order = order
+        self._latch = Latch(
+            Path(order.latch) if order.latch else None, issuing_ca=order.name
+        )
+        self._public_key = _public_key(bytes.fromhex(order.spki))
+        self._module: Module
+        self._token: Token
+        self._mechanism: KeyMechanism
+        self._anchor: Session | None = None
+
+    def start(self) -> str:
+        """Load the module, log in, and choose how to sign.
+
+        Returns:
+            What the operator should know, or nothing.
+
+        Raises:
+            BackendError: The module, the token or the PIN cannot be used.
+            PKCS11Error: A call failed.
+        """
+        self._module = Module(self._order.module)
+        with self._module.guard:
+            self._token = self._found()
+            self._require_unattended()
+            slot = self._token.slot
+            self._mechanism = mechanism_of(self._public_key, slot.get_mechanisms())
+            warning = self._limit_of_sessions()
+        self.log_in()
+        return warning
+
+    def log_in(self) -> None:
+        """Open a new anchor, and log in where nobody is.
+
+        Raises:
+            BackendCredentialError: The PIN was refused, or may not be tried.
+            BackendBrokenError: The file of the PIN cannot be used.
+            PKCS11Error: A call failed.
+        """
+        with self._module.guard:
+            anchor = self._token.open()
+            try:
+                if not self._module.is_logged_in(handle_of(anchor)):
+                    self._log_in(handle_of(anchor))
+            except BaseException:
+                close_quietly(anchor)
+                raise
+            # The new one is open: closing the last session would log out.
+            before, self._anchor = self._anchor, anchor
+            if before is not None:
+                close_quietly(before)
+
+    def open_session(self) -> KeySession:
+        """Open a session for signing, find the key in it, and prove it.
+
+        The key signs a random challenge, which must verify with the certificate.
+
+        Raises:
+            BackendBrokenError: The key is not the certificate's, or not fit for it.
+            PKCS11Error: A call failed, or there is no such key.
+        """
+        with self._module.guard:
+            session = self._token.open()
+            try:
+                opened = KeySession(session, self._key(session), self._mechanism)
+                self._prove(opened)
+            except BaseException:
+                close_quietly(session)
+                raise
+            return opened
+
+    def sign(self, opened: KeySession, data: bytes) -> bytes:
+        """Sign `data`; an ECDSA signature is in DER."""
+        with self._module.guard:
+            return opened.sign(data)
+
+    def look(self, opened: KeySession) -> None:
+        """Look for the key, which is still the only one, and at the login."""
+        with self._module.guard:
+            self._key(opened.session)
+            if self._anchor is None or not self._module.is_logged_in(
+                handle_of(self._anchor)
+            ):
+                raise CryptokiError(_NOT_LOGGED_IN)
+
+    def discard(self, opened: KeySession) -> None:
+        """Close a session that may be dead."""
+        with self._module.guard:
+            close_quietly(opened.session)
+
+    def finish(self) -> None:
+        """Log out and finalise the module. No thread may be in a call."""
+        if self._anchor is not None:
+            close_quietly(self._anchor)
+        self._module.finish()
+
+    def _found(self) -> Token:
+        order = self._order
+        tokens = []
+        for slot in self._module.get_slots(token_present=True):
+            try:
+                tokens.append(slot.get_token())
+            except PKCS11Error as error:
+                # Another slot's token may be broken; ours is told as absent.
+                _log.debug("slot %d: %s", slot.slot_id, words(error))
+        serial = order.token_serial
+        found = [
+            token
+            for token in tokens
+            if token.label == order.token_label
+            and (serial is None or _serial(token) == serial)
+        ]
+        if len(found) == 1:
+            return found[0]
+        told = ", ".join(
+            f"{one.label!r} ({_serial(one)})" for one in tokens if one.label
+        )
+        if found:
+            raise BackendBrokenError(
+                "several tokens have the label",
+                rule="pkcs11.token",
+                detail=f"token_label {order.token_label!r}: expected one token, found "
+                f"{len(found)}: {told}; choose one with token_serial",
+            )
+        wanted = f"token_label {order.token_label!r}"
+        if serial is not None:
+            wanted += f" with token_serial {serial!r}"
+        raise NoSuchToken(
+            f"{wanted}: no such token in {order.module}; found {told or 'none'}; is "
+            "the HSM reachable, and the module's own configuration right?"
+        )
+
+    def _require_unattended(self) -> None:
+        if self._token.flags & TokenFlag.PROTECTED_AUTHENTICATION_PATH:
+            raise BackendBrokenError(
+                "the token asks for its PIN by itself",
+                rule="pkcs11.login",
+                detail=f"token {self._token.label!r} has a protected authentication "
+                "path (a PIN pad or a key card): expected a token that takes the PIN "
+                "from pin_file, since nobody is there when the bridge logs in",
+            )
+
+    def _limit_of_sessions(self) -> str:
+        most = self._module.most_sessions(self._token.slot.slot_id)
+        own = self._order.sessions + 1
+        if most is None or own * self._order.processes <= most:
+            return ""
+        if own > most:
+            raise BackendBrokenError(
+                "the token allows fewer sessions than configured",
+                rule="pkcs11.sessions",
+                detail=f"sessions: expected at most {most - 1}: token "
+                f"{self._token.label!r} allows {most} sessions, and one is for the "
+                "login",
+            )
+        return (
+            f"sessions: {self._order.processes} signer processes (two per worker, for "
+            f"reloads) may open {own * self._order.processes} sessions, and token "
+            f"{self._token.label!r} allows {most}: lower sessions or workers"
+        )
+
+    def _log_in(self, session: int) -> None:
+        flags = self._module.token_state(self._token.slot.slot_id).flags
+        path = self._order.pin_file
+        if path is None:
+            if flags & TokenFlag.LOGIN_REQUIRED:
+                raise BackendBrokenError(
+                    "the token wants a login",
+                    rule="pkcs11.login",
+                    detail=f"pin_file: expected the file of the user PIN of token "
+                    f"{self._token.label!r} (found nothing)",
+                )
+            return
+        pin = read_pin(Path(path), allow_group_read=self._order.allow_group_read)
+        scope = f"pkcs11:{self._token.label}:{_serial(self._token)}"
+        if flags & TokenFlag.USER_PIN_LOCKED:
+            raise self._refused("the token says that its user PIN is locked")
+        if flags & _FEW_TRIES and not self._latch.is_proven(scope, pin):
+            raise self._refused(
+                "the token says that its user PIN was entered wrongly before, and the "
+                "PIN in the file has not succeeded here yet: it is not tried"
+            )
+        try:
+            with self._latch.attempt(scope, pin):
+                self._try(session, pin)
+        except _NotTriedError:
+            pass  # somebody in this process was logged in
+
+    def _try(self, session: int, pin: bytes) -> None:
+        try:
+            was_tried = self._module.log_in(session, pin)
+        except CryptokiError as error:
+            if error.code not in PIN_REFUSED:
+                raise
+            raise self._refused(words(error)) from error
+        if not was_tried:
+            raise _NotTriedError
+
+    def _refused(self, reason: str) -> BackendCredentialError:
+        return BackendCredentialError(
+            "the login to the token is refused",
+            rule="pkcs11.pin",
+            detail=f"{self._order.pin_file}: token {self._token.label!r} "
+            f"({_serial(self._token)}): {reason}. The bridge does not log in with this "
+            "PIN again. Correct the file; where the PIN is right, reset the token's "
+            "counter with a login by the vendor's tool, and run meshca ledger latch "
+            "clear",
+        )
+
+    def _key(self, session: Session) -> SignMixin:
+        wanted = {
+            Attribute.CLASS: ObjectClass.PRIVATE_KEY,
+            Attribute.KEY_TYPE: self._mechanism.key_type,
+            **self._named(),
+        }
+        # To the end: a search that is left open makes the next one fail.
+        found = [*session.get_objects(wanted)]
+        if not found:
+            others = [*session.get_objects(self._named())]
+            told = ", ".join(_described(one) for one in others) or "none"
+            raise NoSuchKey(
+                f"{self._searched()}: no private key of type "
+                f"{self._mechanism.key_type.name}, as the certificate has; objects "
+                f"with this label and ID: {told}"
+            )
+        if len(found) > 1:
+            raise BackendBrokenError(
+                "several keys have the label and ID",
+                rule="pkcs11.key",
+                detail=f"{self._searched()}: expected one private key, found "
+                f"{len(found)}; give key_label and key_id, and remove what is not used",
+            )
+        key = found[0]
+        self._require_fit(key)
+        if not isinstance(key, SignMixin):
+            raise TypeError("the library made no key that signs of one")
+        return key
+
+    def _prove(self, opened: KeySession) -> None:
+        # A key of the same label may have taken the place of the one before.
+        challenge = os.urandom(_CHALLENGE_BYTES)
+        algorithm = algorithm_of(self._public_key)
+        signature = opened.sign(challenge)
+        try:
+            require_signature(self._public_key, algorithm, signature, challenge)
+        except InvalidSignature:
+            raise BackendBrokenError(
+                "the key in the token is not that of the issuing CA's certificate",
+                rule="issuer.key-mismatch",
+                detail=f"{self._searched()}: its signature does not verify with the "
+                "public key of the first certificate in chain; give the certificate "
+                "of this key, or label and ID of the certificate's key",
+            ) from None
+
+    def _named(self) -> dict[Attribute, object]:
+        label, identifier = self._order.key_label, self._order.key_id
+        return {
+            **({} if label is None else {Attribute.LABEL: label}),
+            **({} if identifier is None else {Attribute.ID: bytes.fromhex(identifier)}),
+        }
+
+    def _searched(self) -> str:
+        order = self._order
+        parts = (("key_label", order.key_label), ("key_id", order.key_id))
+        told = " and ".join(f"{name} {value!r}" for name, value in parts if value)
+        return f"{told} in token {order.token_label!r}"
+
+    def _require_fit(self, key: Object) -> None:
+        wrong = [
+            f"{name} is {str(not wanted).lower()}"
+            for name, attribute, wanted in (
+                ("CKA_SENSITIVE", Attribute.SENSITIVE, True),
+                ("CKA_EXTRACTABLE", Attribute.EXTRACTABLE, False),
+                ("CKA_SIGN", Attribute.SIGN, True),
+                ("CKA_ALWAYS_AUTHENTICATE", Attribute.ALWAYS_AUTHENTICATE, False),
+            )
+            if _flag(key, attribute, wanted) != wanted
+        ]
+        if wrong:
+            raise BackendBrokenError(
+                "the key in the token is not fit for an issuing CA",
+                rule="pkcs11.key",
+                detail=f"{self._searched()}: {', '.join(wrong)}: expected a key made "
+                "in the token that is sensitive, cannot be extracted, may sign, and "
+                "wants no PIN for each signature",
+            )
+
+
+_NOT_LOGGED_IN = 0x101
+
+
+class _NotTriedError(Exception):
+    # Somebody was logged in, so the token did not look at the PIN.
+    pass
+
+
+def read_pin(path: Path, *, allow_group_read: bool) -> bytes:
+    """Read a PIN. One newline at the end of the file is not part of it.
+
+    Raises:
+        BackendBrokenError: The file is absent, empty, or open to others.
+    """
+    try:
+        content = read_secret(
+            path,
+            allow_group_read=allow_group_read,
+            group_hint=", or set allow_group_read: true if it is a Secret's fsGroup",
+        )
+        return secret_line(content, path, "the token's user PIN on one line")
+    except ConfigError as error:
+        raise BackendBrokenError(
+            "the PIN cannot be read", rule="pkcs11.pin-file", detail=str(error)
+        ) from error
+
+
+def handle_of(session: Session) -> int:
+    """Return a session's handle, for calls that the library does not make."""
+    # The library's stubs leave it out.
+    return int(session.handle)  # type: ignore[attr-defined]
+
+
+def close_quietly(session: Session) -> None:
+    """Close a session that may be dead already."""
+    try:
+        session.close()
+    except PKCS11Error as error:
+        _log.debug("a session is not closed: %s", words(error))
+
+
+def _flag(key: Object, attribute: Attribute, wanted: bool) -> bool:  # noqa: FBT001 - internal
+    try:
+        return bool(key[attribute])
+    except AttributeTypeInvalid:
+        # CKA_ALWAYS_AUTHENTICATE came with PKCS #11 2.20; the others are old.
+        return wanted if attribute is Attribute.ALWAYS_AUTHENTICATE else not wanted
+
+
+def _described(one: object) -> str:
+    kind = getattr(one, "object_class", None)
+    key_type = getattr(one, "key_type", None)
+    names = [str(getattr(part, "name", part)) for part in (kind, key_type) if part]
+    return " ".join(names) or "an object"
+
+
+def _serial(token: Token) -> str:
+    return bytes(token.serial).rstrip(b"\0 ").decode("ascii", "replace")
+
+
+def _public_key(spki: bytes) -> CAPublicKey:
+    key = load_der_public_key(spki)
+    if not isinstance(key, CAPublicKey):
+        raise TypeError("the serving process has refused such a key")
+    return key
