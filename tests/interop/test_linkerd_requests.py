@@ -1,10 +1,8 @@
 """What Linkerd's published API is told, and how many may ask at once."""
 
-import subprocess
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import pytest
 from cryptography import x509
@@ -17,8 +15,6 @@ from tests.support.parts.tokens import TokenIssuer
 
 pytestmark = [pytest.mark.interop, pytest.mark.xdist_group("interop-linkerd-requests")]
 
-_WEB, _API = name_of("web"), name_of("api")
-_MISMATCH = "requested identity did not match provided token"
 _PROXIES = 1000
 
 
@@ -44,89 +40,6 @@ def test_authority_may_be_written_with_and_without_a_dot(
     for authority in ("localhost.:8080", "linkerd-identity:8080"):
         answer = ask_bridge(bridge, tmp_path, "web", "-authority", authority)
         assert answer.code == "OK", answer.error
-
-
-def _file(folder: Path, content: bytes) -> tuple[str, Path]:
-    file = folder / "sent.csr"
-    file.write_bytes(content)
-    return "-csr-file", file
-
-
-def _csr_in_pem(bridge: Bridge, folder: Path) -> tuple[str, Path]:
-    good = ask_bridge(bridge, folder).csr
-    text = subprocess.run(
-        ["openssl", "req", "-inform", "DER"],
-        input=good,
-        capture_output=True,
-        check=True,
-    ).stdout
-    return _file(folder, text)
-
-
-def _csr_of_another(bridge: Bridge, folder: Path) -> tuple[str, Path]:
-    return _file(folder, ask_bridge(bridge, folder, "api").csr)
-
-
-def _csr_with_a_broken_signature(bridge: Bridge, folder: Path) -> tuple[str, Path]:
-    good = bytearray(ask_bridge(bridge, folder).csr)
-    good[-1] ^= 1
-    return _file(folder, bytes(good))
-
-
-def _no_csr(_: Bridge, folder: Path) -> tuple[str, Path]:
-    return _file(folder, b"")
-
-
-@pytest.mark.parametrize(
-    ("spoil", "code", "message"),
-    [
-        (_no_csr, "InvalidArgument", "missing certificate signing request"),
-        (_csr_in_pem, "InvalidArgument", ""),
-        (_csr_with_a_broken_signature, "InvalidArgument", ""),
-        (
-            _csr_of_another,
-            "FailedPrecondition",
-            f"CSR name does not match requested identity: csr={_API}; req={_WEB}",
-        ),
-    ],
-)
-def test_spoiled_request_is_refused_and_on_record(
-    bridge: Bridge, tmp_path: Path, spoil: Any, code: str, message: str
-) -> None:
-    arguments = spoil(bridge, tmp_path)
-    intents = len(bridge.rows(kind="intent"))
-    refused = len(bridge.rows(kind="refused"))
-    answer = ask_bridge(bridge, tmp_path, "web", *arguments)
-    assert answer.code == code, answer.error
-    assert message in answer.error
-    assert answer.leaf == b""
-    assert len(bridge.rows(kind="intent")) == intents
-    assert bridge.await_rows(refused + 1, kind="refused")[-1]["rule"]
-
-
-@pytest.mark.parametrize(
-    ("token", "code", "message"),
-    [
-        (lambda _: "", "InvalidArgument", "missing token"),
-        (
-            lambda bridge: bridge.token("shop", "api", audiences=[AUDIENCE]),
-            "FailedPrecondition",
-            f"{_MISMATCH}: requested={_WEB}; found={_API}",
-        ),
-        (
-            lambda bridge: bridge.token("shop", "web", audiences=["istio-ca"]),
-            "FailedPrecondition",
-            "authentication token could not be authenticated",
-        ),
-    ],
-)
-def test_token_of_somebody_else_gets_nothing(
-    bridge: Bridge, tmp_path: Path, token: Any, code: str, message: str
-) -> None:
-    made = token(bridge)
-    answer = linkerd_go.ask(bridge.linkerd_address, _WEB, made, tmp_path)
-    assert (answer.code, answer.error) == (code, message)
-    assert answer.leaf == b""
 
 
 def test_each_of_1000_proxies_gets_its_certificate_at_the_first_try(

@@ -206,41 +206,6 @@ def test_names_are_held_to_the_dns_constraints_of_the_chain(tmp_path: Path) -> N
         assert certify.ask().names == [x509.DNSName(IDENTITY)]
 
 
-@pytest.mark.parametrize(("width", "fits"), [(37, True), (38, False)])
-def test_an_identity_is_no_longer_than_a_dns_name(
-    tmp_path: Path, width: int, *, fits: bool
-) -> None:
-    label, domain = "a" * 63, f"{'t' * (width - 13)}.corp.example"
-    fronts = linkerd(control_plane_namespace=label, trust_domain=domain)
-    identity = f"{label}.{label}.serviceaccount.identity.{label}.{domain}"
-    assert len(identity) == 253 + (not fits)
-    with alone(tmp_path, fronts=fronts) as bridge, Certify(bridge) as certify:
-        answer = certify.ask(
-            identity=identity,
-            csr=new_csr(identity),
-            credential=token(namespace=label, account=label),
-        )
-        if fits:
-            assert answer.names == [x509.DNSName(identity)]
-            return
-        assert answer.code == "FAILED_PRECONDITION"
-        assert answer.text == (
-            "identity.length: the identity has more than 253 characters"
-        )
-        assert certify.new_outcome()["rule"] == "identity.length"
-
-
-def test_a_spiffe_id_follows_the_dns_name_if_it_is_wanted(tmp_path: Path) -> None:
-    with (
-        alone(tmp_path, fronts=linkerd(spiffe_uri=True)) as bridge,
-        Certify(bridge) as certify,
-    ):
-        assert certify.ask().names == [
-            x509.DNSName(IDENTITY),
-            x509.UniformResourceIdentifier("spiffe://corp.example/ns/shop/sa/web"),
-        ]
-
-
 def test_a_reload_changes_what_linkerds_callers_are_held_to(tmp_path: Path) -> None:
     with alone(tmp_path) as bridge, Certify(bridge) as certify:
         assert certify.ask().code == "OK"
@@ -251,21 +216,6 @@ def test_a_reload_changes_what_linkerds_callers_are_held_to(tmp_path: Path) -> N
         await_true(lambda: certify.ask().code == "FAILED_PRECONDITION")
         await_true(lambda: bridge.rows(rule="token.audience"))
         assert certify.ask(credential=token(audiences=["another"])).code == "OK"
-
-
-@pytest.mark.parametrize("authority", ["localhost.:8080", "a.b.svc.cluster.local.:80"])
-def test_an_authority_with_a_dot_at_the_end_is_taken(
-    tmp_path: Path, authority: str
-) -> None:
-    with alone(tmp_path) as bridge:
-        options = [("grpc.default_authority", authority)]
-        with (
-            grpc.insecure_channel(bridge.linkerd_address, options) as own,
-            Certify(bridge) as certify,
-        ):
-            certify.channel.close()
-            certify.channel = own
-            assert certify.ask().names == [x509.DNSName(IDENTITY)]
 
 
 @pytest.mark.parametrize("connections", [1, 200])

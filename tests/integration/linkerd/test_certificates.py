@@ -137,16 +137,6 @@ def test_a_token_for_both_meshes_is_good_for_both(
     assert certify.ask(credential=both).names == [x509.DNSName(IDENTITY)]
 
 
-def test_a_call_that_is_refused_changes_nothing_for_the_next(
-    certify: Certify,
-) -> None:
-    for bad in ("bad-truncated", "odd-two-dns-names", "bad-broken-signature"):
-        assert certify.ask(csr=vector(bad)).code != "OK"
-        certify.forget()
-        assert certify.ask().names == [x509.DNSName(IDENTITY)]
-        certify.forget()
-
-
 def test_a_csr_of_a_mebibyte_is_not_even_read(certify: Certify) -> None:
     answer = certify.ask(csr=vector() + bytes(1024 * 1024))
     assert answer.code == "INVALID_ARGUMENT"

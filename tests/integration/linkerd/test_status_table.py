@@ -198,6 +198,7 @@ FORM = "Username must be in form system:TYPE:NS:SA: "
         ("systemd:serviceaccount:a:b", f"{FORM}systemd:serviceaccount:a:b"),
         # A name of another type is no service account's, though it has the form.
         ("system:user:shop:web", f"{FORM}system:user:shop:web"),
+        ("system:User:Shop:web", "Not a label: User"),
         ("system:serviceaccount:Shop:web", "Not a label: Shop"),
         ("system:serviceaccount:shop:", "Not a label: "),
         ("system:serviceaccount::web", "Not a label: "),

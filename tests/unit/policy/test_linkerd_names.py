@@ -11,27 +11,20 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
 from bridge.errors import (
-    BackendUnavailableError,
-    BridgeError,
     CSRError,
     DeniedError,
     MismatchError,
-    RequestError,
     SubjectError,
 )
 from bridge.policy.linkerd_names import (
     LinkerdNames,
-    not_ready,
     read_csr,
-    require_complete,
     require_csr_names,
-    require_requested,
-    review_error,
     subject_error,
 )
 from bridge.spiffe import SpiffeID, TrustDomain
-from tests.support.clients.linkerd_raw import new_csr, vector
-from tests.vectors.generate_linkerd import IDENTITY, OTHER, issued, mismatched
+from tests.support.clients.linkerd_raw import new_csr
+from tests.vectors.generate_linkerd import IDENTITY
 
 DOMAIN = TrustDomain("corp.example")
 WEB = SpiffeID.of_service_account(DOMAIN, "shop", "web")
@@ -95,32 +88,6 @@ def test_a_name_of_another_mesh_does_not(name: x509.GeneralName) -> None:
         BOTH.require_own((DNS, name))
 
 
-@pytest.mark.parametrize(
-    ("parts", "text"),
-    [
-        (("", ("Bearer x",), b"x"), "missing identity"),
-        (("x", (), b"x"), "missing token"),
-        (("x", ("Bearer x",), b""), "missing certificate signing request"),
-        (("", (), b""), "missing identity"),
-        (("x", (), b""), "missing token"),
-    ],
-)
-def test_what_is_missing_is_reported_in_order(
-    parts: tuple[str, tuple[str, ...], bytes], text: str
-) -> None:
-    with pytest.raises(RequestError, match=f"^{text}$"):
-        require_complete(*parts)
-
-
-def test_nothing_is_missing() -> None:
-    require_complete("x", ("Bearer x",), b"x")
-
-
-@pytest.mark.parametrize("name", issued())
-def test_a_csr_for_the_identity_passes_whatever_else_it_asks_for(name: str) -> None:
-    require_csr_names(read_csr(vector(f"good-{name}")), IDENTITY)
-
-
 def test_a_csr_is_not_read_that_no_proxy_would_need() -> None:
     longest = ".".join(("a" * 63, "b" * 63, "c" * 63, "d" * 61))
     require_csr_names(read_csr(new_csr(longest)), longest)
@@ -128,14 +95,6 @@ def test_a_csr_is_not_read_that_no_proxy_would_need() -> None:
     with pytest.raises(CSRError, match="the CSR has more than 4096 bytes") as refusal:
         read_csr(many)
     assert refusal.value.rule == "csr.size"
-
-
-@pytest.mark.parametrize("name", mismatched())
-def test_a_csr_that_does_not_agree_is_refused(name: str) -> None:
-    csr = read_csr(vector(f"odd-{name}"))
-    with pytest.raises(MismatchError, match=r"^(CSR|invalid|cannot) ") as refusal:
-        require_csr_names(csr, IDENTITY)
-    assert refusal.value.rule.startswith("linkerd.")
 
 
 MAIL, IP = x509.RFC822Name("web@corp.example"), x509.IPAddress(ip_address("::1"))
@@ -174,64 +133,6 @@ def csr_of(common_name: str, names: list[x509.GeneralName]) -> bytes:
     )
 
 
-@pytest.mark.parametrize("name", ["bad-rsa", "bad-ed25519"])
-def test_a_key_that_no_proxy_makes_is_refused(name: str) -> None:
-    with pytest.raises(CSRError, match="CSR must contain an ECDSA public key") as one:
-        read_csr(vector(name))
-    assert one.value.rule == "csr.key-type"
-
-
-def test_any_other_fault_of_a_csr_is_reported_unchanged() -> None:
-    with pytest.raises(CSRError, match="SHA-256, SHA-384 or SHA-512"):
-        read_csr(vector("bad-sha1"))
-
-
-def test_the_requested_identity_is_the_tokens_to_the_letter() -> None:
-    require_requested(IDENTITY, IDENTITY)
-    text = (
-        "requested identity did not match provided token: "
-        f"requested={OTHER}; found={IDENTITY}"
-    )
-    with pytest.raises(MismatchError, match=f"^{text}$"):
-        require_requested(OTHER, IDENTITY)
-    with pytest.raises(MismatchError, match="did not match"):
-        require_requested(IDENTITY.upper(), IDENTITY)
-
-
-@pytest.mark.parametrize(
-    ("subject", "text"),
-    [
-        ("", "Username must be in form system:TYPE:NS:SA: "),
-        ("a:b:c:d", "Username must be in form system:TYPE:NS:SA: a:b:c:d"),
-        ("system:a:b", "Username must be in form system:TYPE:NS:SA: system:a:b"),
-        ("system:A:b:c", "Not a label: A"),
-        ("system:a:B:C", "Not a label: B"),
-        ("system:a:b:C", "Not a label: C"),
-        # Four labels, and yet no service account's.
-        ("system:a:b:c", "Username must be in form system:TYPE:NS:SA: system:a:b:c"),
-    ],
-)
-def test_a_subject_is_refused_with_linkerds_message(subject: str, text: str) -> None:
-    assert str(subject_error(subject)) == text
-
-
 def test_a_subject_is_not_repeated_without_end() -> None:
     assert len(str(subject_error("x" * 100_000))) < 400
     assert len(str(subject_error(f"system:a:b:{'X' * 100_000}"))) < 400
-
-
-@pytest.mark.parametrize(
-    ("error", "text"),
-    [
-        (not_ready(), "cert issuer not ready yet"),
-        (
-            review_error("a.b", BackendUnavailableError("no keys", detail="where")),
-            "error validating token for a.b: no keys",
-        ),
-    ],
-)
-def test_an_error_of_the_bridge_has_linkerds_message(
-    error: BridgeError, text: str
-) -> None:
-    assert str(error) == text
-    assert error.rule.startswith("linkerd.")

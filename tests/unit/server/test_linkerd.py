@@ -34,7 +34,6 @@ from bridge.identity.caller import TokenCredential
 from bridge.metrics.instruments import Metrics
 from bridge.policy.linkerd_names import subject_error
 from bridge.resilience.budget import Budget
-from bridge.server import istio
 from bridge.server.front import FrontSettings
 from bridge.server.linkerd import METHOD, LinkerdFront, LinkerdListener
 from bridge.server.server import Server
@@ -182,27 +181,6 @@ def test_a_bug_has_fixed_words(
     assert code == "INTERNAL"
     assert "secret" not in text
     assert "an unexpected error" in caplog.text
-
-
-@pytest.mark.parametrize(
-    ("message", "rule"),
-    [(b"\xff", "request.protobuf"), (b"\x1a" * 65_537, "request.size")],
-)
-def test_what_is_no_message_is_refused_and_on_record(
-    front: Front, message: bytes, rule: str
-) -> None:
-    code, text = failure(front, message)
-    assert code == "INVALID_ARGUMENT"
-    assert text.startswith(f"{rule}: ")
-    (error,) = front.issuance.refused
-    assert error.rule == rule
-    assert not front.issuance.calls
-
-
-@pytest.mark.parametrize("method", [istio.METHOD, f"{METHOD}x", "/x"])
-def test_there_is_one_method(front: Front, method: str) -> None:
-    assert failure(front, b"", method)[0] == "UNIMPLEMENTED"
-    assert not front.issuance.calls
 
 
 def test_it_is_ready_without_a_serving_certificate(front: Front) -> None:
