@@ -7,13 +7,12 @@ from typing import Any
 
 import grpc
 import pytest
-from google.protobuf.struct_pb2 import Struct, Value
+from google.protobuf.struct_pb2 import Value
 
 from bridge._proto.istio_ca_pb2 import IstioCertificateRequest
 from tests.support.clients.istio_raw import (
     DEVELOPMENT,
     FOREIGN,
-    MAIN,
     Answer,
     Metadata,
     Wire,
@@ -23,7 +22,6 @@ from tests.support.clients.istio_raw import (
     token,
 )
 from tests.support.harness.core import csr as new_csr
-from tests.support.parts.tokens import TokenIssuer
 
 pytestmark = pytest.mark.xdist_group("bad-input-requests")
 
@@ -118,34 +116,6 @@ def test_names_outside_the_constraints_are_not_even_tried(wire: Wire) -> None:
 
 
 # What the metadata of a request may say.
-
-
-def nested() -> Struct:
-    inner = Struct()
-    inner.update({"CertSigner": "gold"})
-    return inner
-
-
-WRONG_TYPES: list[tuple[str, Callable[[], Any]]] = [
-    ("number", lambda: 7),
-    ("true", lambda: True),
-    ("null", lambda: None),
-    ("list", lambda: ["gold"]),
-    ("struct", nested),
-]
-
-
-@pytest.mark.parametrize("key", ["CertSigner", "ImpersonatedIdentity"])
-@pytest.mark.parametrize(
-    "make", [pytest.param(row[1], id=row[0]) for row in WRONG_TYPES]
-)
-def test_metadata_of_the_wrong_type_is_refused(
-    wire: Wire, key: str, make: Callable[[], Any]
-) -> None:
-    answer = wire.ask(extra={key: make()})
-    # Before anybody is asked who he is: the message cannot be read.
-    require_on_record(wire, answer, "INVALID_ARGUMENT", "request.metadata", "")
-    assert answer.text == f"request.metadata: metadata.{key} is a string"
 
 
 @pytest.mark.parametrize("key", ["CertSigner", "ImpersonatedIdentity"])
@@ -298,18 +268,6 @@ def test_headers_over_a_mebibyte_are_the_transports_to_refuse(wire: Wire) -> Non
         own.close()
     assert answer.code in {"RESOURCE_EXHAUSTED", "UNAVAILABLE"}
     wire.require_no_outcome()
-
-
-def test_a_token_of_every_issuer_is_held_to_its_cluster(wire: Wire) -> None:
-    issuers: list[tuple[TokenIssuer, str]] = [
-        (MAIN, "foreign"),
-        (FOREIGN, ""),
-        (FOREIGN, "development"),
-    ]
-    for issuer, cluster in issuers:
-        value = issuer.token("sandbox", "api", now=datetime.now(UTC))
-        answer = wire.ask(bearer(value, cluster))
-        require_on_record(wire, answer, "UNAUTHENTICATED", "token.key", "")
 
 
 def _code(call: Callable[[], Any]) -> str:

@@ -1,9 +1,7 @@
 """Bad credentials over the wire: status, message, and row of each."""
 
-import base64
 import hashlib
 import hmac
-import json
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
@@ -26,9 +24,7 @@ pytestmark = pytest.mark.xdist_group("bad-input-tokens")
 STRANGER = TokenIssuer(algorithm="RS256")
 HOUR = timedelta(hours=1)
 NO_CLUSTER = ("clusterid", "")
-NOWHERE = ("clusterid", "nowhere")
 ACCOUNT = "system:serviceaccount:shop:"
-_SOON = int(datetime.now(UTC).timestamp()) + 3600
 
 
 def now() -> datetime:
@@ -71,14 +67,6 @@ def wrongly_signed() -> Metadata:
     return bearer(impostor.token(now=now()))
 
 
-def changed_payload() -> Metadata:
-    header, payload, mark = token().split(".")
-    padded = payload + "=" * (-len(payload) % 4)
-    claims = json.loads(base64.urlsafe_b64decode(padded))
-    claims["sub"] = "system:serviceaccount:kube-system:admin"
-    return bearer(f"{header}.{base64url(json.dumps(claims).encode())}.{mark}")
-
-
 def with_own_key(**more: object) -> Metadata:
     return bearer(STRANGER.token(now=now(), headers=more))
 
@@ -112,89 +100,37 @@ UNKNOWN = ("cluster.unknown", "no cluster of this clusterid")
 
 Make = Callable[[], Metadata]
 
-OF_THE_HEADER: list[tuple[str, Make, Rule]] = [
+# One row for each rule: every way to break one is in the tests of `bridge.identity`.
+BAD: list[tuple[str, Make, Rule]] = [
     ("no header at all", lambda: (), ABSENT),
-    ("only a cluster", lambda: (("clusterid", ""),), ABSENT),
     ("bearer", lambda: sent(f"bearer {token()}"), SCHEME),
-    ("BEARER", lambda: sent(f"BEARER {token()}"), SCHEME),
-    ("Basic", lambda: sent("Basic d2ViOnB3"), SCHEME),
-    ("no scheme", lambda: sent(token()), SCHEME),
-    ("an empty header", lambda: sent(""), SCHEME),
     ("two spaces", lambda: bearer(f" {token()}"), ENCODING),
     ("two authorization headers", lambda: (*bearer(token()), *sent("x")[:1]), TWICE),
     ("the same twice", lambda: (*bearer("x"), *bearer("x")[:1]), TWICE),
     ("two clusterid headers", lambda: (*bearer(token()), NO_CLUSTER), TWO_CLUSTERS),
-    ("a second cluster", lambda: (*bearer(token()), NOWHERE), TWO_CLUSTERS),
     ("unknown cluster", lambda: bearer(token(), "nowhere"), UNKNOWN),
-    ("cluster in capitals", lambda: bearer(token(), "KUBERNETES"), UNKNOWN),
-    ("clusters in a list", lambda: bearer(token(), "Kubernetes,main"), UNKNOWN),
     ("token of another cluster", lambda: bearer(foreign_token()), KEY),
     ("clusterid of another", lambda: bearer(token(), "development"), KEY),
-]
-
-OF_THE_FORM: list[tuple[str, Make, Rule]] = [
     ("an empty token", lambda: bearer(""), PARTS),
-    ("two parts", lambda: bearer(token().rpartition(".")[0]), PARTS),
-    ("five parts", lambda: bearer(f"{token()}.e30.e30"), PARTS),
     ("long", lambda: bearer("e30." * 5000), SIZE),
     ("no JSON", lambda: bearer("AAAA.AAAA.AAAA"), JSON),
-    ("a list", lambda: bearer("W10.W10.AAAA"), JSON),
-    ("deep", lambda: bearer(f"{base64url(b'[' * 1500)}.e30.AAAA"), JSON),
     ("a stranger's signature", wrongly_signed, SIGNATURE),
-    ("a changed payload", changed_payload, SIGNATURE),
-    ("no signature", lambda: bearer(f"{token().rpartition('.')[0]}."), SIGNATURE),
     ("alg none", unsigned, ALGORITHM),
-    ("alg None", lambda: header(alg="None"), ALGORITHM),
-    ("alg null", lambda: header(alg=None), ALGORITHM),
-    ("no alg", lambda: header(alg=OMIT), ALGORITHM),
     ("HS256 with the public key", with_public_key_as_secret, ALGORITHM),
-    ("PS256", lambda: header(alg="PS256"), ALGORITHM),
     ("ES256 on an RSA key", lambda: header(alg="ES256"), KEY_ALGORITHM),
     ("jwk", lambda: with_own_key(jwk=STRANGER.jwk()), HEADERS),
-    ("jku", lambda: with_own_key(jku="https://evil.example/keys"), HEADERS),
-    ("x5u", lambda: with_own_key(x5u="https://evil.example/certificate"), HEADERS),
-    ("x5c", lambda: with_own_key(x5c=["AAAA"]), HEADERS),
-    ("crit", lambda: header(crit=["exp"]), HEADERS),
-    ("crit, empty", lambda: header(crit=[]), HEADERS),
     ("unknown kid", with_own_key, KEY),
-    ("kid that is a path", lambda: header(kid="../jwks.json"), KEY),
     ("kid that is a number", lambda: header(kid=1), KEY_ID),
-    ("no kid among several keys", lambda: header(kid=OMIT), KEY),
-]
-
-OF_THE_CLAIMS: list[tuple[str, Make, Rule]] = [
     ("wrong audience", lambda: claim(aud=["api"]), AUDIENCE),
-    ("empty audiences", lambda: claim(aud=[]), AUDIENCE),
-    ("no audience", lambda: claim(aud=OMIT), NO_AUDIENCE),
     ("audience in a list", lambda: claim(aud=[["istio-ca"]]), NO_AUDIENCE),
-    ("audience in capitals", lambda: claim(aud="ISTIO-CA"), AUDIENCE),
-    ("wrong issuer", lambda: claim(iss="https://evil.example"), ISSUER_OF_OTHERS),
     ("issuer with a slash more", lambda: claim(iss=f"{ISSUER}/"), ISSUER_OF_OTHERS),
-    ("no issuer", lambda: claim(iss=OMIT), ISSUER_OF_OTHERS),
     ("expired", lambda: bearer(token(now=now() - 2 * HOUR)), EXPIRED),
     ("no expiry", lambda: claim(exp=OMIT), NO_EXPIRY),
-    ("expiry as text", lambda: claim(exp="4102444800"), TIME),
-    ("expiry beyond time", lambda: claim(exp=10**30), TIME),
     ("expiry that is true", lambda: claim(exp=True), TIME),
     ("not yet valid", lambda: bearer(token(now=now() + HOUR)), EARLY),
-    ("not yet issued", lambda: claim(iat=_SOON, nbf=OMIT), EARLY),
     ("a user", lambda: claim(sub="alice"), SUBJECT),
-    ("a node", lambda: claim(sub="system:node:node-1"), SUBJECT),
-    ("no subject", lambda: claim(sub=OMIT), SUBJECT),
-    ("a list", lambda: claim(sub=[f"{ACCOUNT}web"]), SUBJECT),
-    ("no account", lambda: claim(sub="system:serviceaccount:shop"), SUBJECT),
-    ("empty account", lambda: claim(sub=ACCOUNT), SUBJECT),
-    ("empty namespace", lambda: claim(sub="system:serviceaccount::web"), SUBJECT),
-    ("a fifth part", lambda: claim(sub=f"{ACCOUNT}web:x"), SUBJECT),
-    ("a path", lambda: claim(sub=f"{ACCOUNT}web/../admin"), SUBJECT),
-    ("a comma", lambda: claim(sub=f"{ACCOUNT}web,DNS:evil.example"), SUBJECT),
     ("a percent", lambda: claim(sub=f"{ACCOUNT}web%2fadmin"), SUBJECT),
-    ("capitals", lambda: claim(sub="system:serviceaccount:Shop:web"), SUBJECT),
-    ("a line break", lambda: claim(sub=f"{ACCOUNT}web\n"), SUBJECT),
     ("NUL", lambda: claim(sub=f"{ACCOUNT}web\0"), SUBJECT),
-    ("a dotted namespace", lambda: claim(sub="system:serviceaccount:a.b:web"), SUBJECT),
-    ("letters that look alike", lambda: claim(sub=f"{ACCOUNT}w\u0435b"), SUBJECT),
-    ("a long account", lambda: claim(sub=ACCOUNT + "a" * 254), SUBJECT),
     ("claims of another account", lambda: claim(sub=f"{ACCOUNT}api"), CLAIMS),
     (
         "a pod without a name",
@@ -202,8 +138,6 @@ OF_THE_CLAIMS: list[tuple[str, Make, Rule]] = [
         ("token.claims", "without a name"),
     ),
 ]
-
-BAD = [*OF_THE_HEADER, *OF_THE_FORM, *OF_THE_CLAIMS]
 
 
 @pytest.mark.parametrize(

@@ -96,6 +96,7 @@ def test_a_token_that_is_bound_to_no_pod_names_none() -> None:
 BAD_CLAIMS: list[tuple[str, str, object]] = [
     ("token.audience", "aud", "vault"),
     ("token.audience", "aud", ["vault", "istio-ca2"]),
+    ("token.audience", "aud", "ISTIO-CA"),
     ("token.audience", "aud", []),
     ("token.audience", "aud", OMIT),
     ("token.audience", "aud", None),

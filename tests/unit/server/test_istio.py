@@ -27,7 +27,6 @@ from tests.support.harness.in_process_server import (
     ISSUED,
     WAIT_SECONDS,
     Held,
-    ListenerCA,
     Served,
     eventually,
 )
@@ -91,18 +90,6 @@ def test_a_client_certificate_is_the_credential_whatever_the_headers_say(
     assert call.credential.leaf.strip() == client.certificate_chain_pem.strip()
 
 
-def test_a_client_of_another_root_does_not_get_in(served: Served) -> None:
-    stranger = ListenerCA("listener root").issue_client("spiffe://a/ns/a/sa/b")
-    assert failure(lambda: served.stub(stranger)(REQUEST))[0] == "UNAVAILABLE"
-    assert not served.issuance.calls
-
-
-def test_nobody_gets_into_the_other_port_without_a_certificate(served: Served) -> None:
-    served.listener.ports = {"fronts.istio.listen": served.server.mtls_address}
-    assert failure(lambda: served.stub()(REQUEST))[0] == "UNAVAILABLE"
-    assert not served.issuance.calls
-
-
 @pytest.mark.parametrize(
     ("error", "code"),
     [
@@ -146,36 +133,6 @@ def test_a_bug_has_fixed_words_and_is_logged(
     assert served.stub()  # the server lives
 
 
-@pytest.mark.parametrize(
-    ("message", "rule"),
-    [
-        pytest.param(b"\xff\xff", "request.protobuf", id="broken protobuf"),
-        pytest.param(
-            IstioCertificateRequest(csr="x" * 4 * 1024 * 1024).SerializeToString(),
-            "request.size",
-            id="a CSR of 4 MiB",
-        ),
-    ],
-)
-def test_a_message_that_cannot_be_read_is_our_refusal(
-    served: Served, message: bytes, rule: str
-) -> None:
-    code, text = failure(lambda: served.raw()(message))
-    assert code == "INVALID_ARGUMENT"
-    assert text.startswith(f"{rule}: ")
-    assert [error.rule for error in served.issuance.refused] == [rule]
-    assert not served.issuance.calls
-
-
-def test_a_call_without_a_message_is_our_refusal(served: Served) -> None:
-    no_message = served.channel().stream_unary(
-        "/istio.v1.auth.IstioCertificateService/CreateCertificate"
-    )
-    code, text = failure(lambda: no_message(iter(())))
-    assert code == "INVALID_ARGUMENT"
-    assert text.startswith("request.protobuf: ")
-
-
 def test_long_headers_reach_us(served: Served) -> None:
     token = "Bearer " + "x" * 100_000
     served.stub()(REQUEST, metadata=(("authorization", token),))
@@ -200,11 +157,6 @@ def test_who_has_too_long_headers_does_not_wait(served: Served) -> None:
     (refused,) = served.issuance.refused
     assert refused.rule == "request.headers"
     assert not served.issuance.calls
-
-
-def test_another_method_is_unimplemented(served: Served) -> None:
-    other = served.channel().unary_unary("/istio.v1.auth.IstioCertificateService/Sign")
-    assert failure(lambda: other(b""))[0] == "UNIMPLEMENTED"
 
 
 def test_without_a_deadline_of_the_clients_ours_counts(tmp_path: Path) -> None:
