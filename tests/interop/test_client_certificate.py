@@ -4,7 +4,6 @@ istio-agent on a virtual machine renews like this (`PROV_CERT`): it shows the
 certificate that it has, and no token.
 """
 
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -14,11 +13,7 @@ from bridge.hierarchy.throwaway import KeyAlgorithm
 from tests.support.clients.istio_go import Answer, ask
 from tests.support.harness.real_process import SERVER_NAME, Bridge
 from tests.support.parts.pki import (
-    Authority,
     bundle,
-    key_pem,
-    new_chain,
-    new_key,
     write_private,
 )
 
@@ -33,17 +28,6 @@ def _show(bridge: Bridge, chain: Path, key: Path, *arguments: str | Path) -> Ans
         bridge.roots,
         *("-server-name", SERVER_NAME, "-cert", chain, "-key", key, *arguments),
     )
-
-
-def _made(folder: Path, issuer: Authority, *uris: str) -> tuple[Path, Path]:
-    key = new_key()
-    names = [x509.UniformResourceIdentifier(uri) for uri in uris]
-    leaf = issuer.issue_leaf(
-        *names, key=key, not_before=datetime.now(UTC) - timedelta(minutes=2)
-    )
-    chain = folder / "made.pem"
-    chain.write_bytes(bundle(leaf, *issuer.chain))
-    return chain, write_private(folder / "made.key", key_pem(key))
 
 
 def _first(bridge: Bridge, folder: Path) -> tuple[Path, Path]:
@@ -89,30 +73,3 @@ def _pem_elements(bridge: Bridge) -> list[str]:
     between = x509.load_pem_x509_certificates(bridge.chain.read_bytes())
     roots = x509.load_pem_x509_certificates(bridge.roots.read_bytes())
     return [bundle(one).decode() for one in between] + [bundle(*roots).decode()]
-
-
-def test_certificate_with_two_identities_is_refused(
-    bridge: Bridge, tmp_path: Path
-) -> None:
-    chain, key = _made(tmp_path, bridge.stolen_ca, _VM, f"{_VM}2")
-    answer = _show(bridge, chain, key)
-    assert answer.code == "Unauthenticated", answer.error
-
-
-def test_certificate_of_another_root_does_not_get_in(
-    bridge: Bridge, tmp_path: Path
-) -> None:
-    foreign = new_chain(not_before=datetime.now(UTC) - timedelta(days=1))
-    chain, key = _made(tmp_path, foreign, _VM)
-    before = bridge.metric("meshca_requests_total")
-    answer = _show(bridge, chain, key)
-    assert answer.code == "Unavailable", answer.error
-    assert bridge.metric("meshca_requests_total") == before
-
-
-def test_token_is_no_credential_on_this_port(bridge: Bridge, tmp_path: Path) -> None:
-    token = tmp_path / "token"
-    token.write_text(bridge.token("shop", "vm"))
-    options = ("-server-name", SERVER_NAME, "-token", token)
-    answer = ask(bridge.mtls_address, bridge.roots, *options)
-    assert answer.code == "Unavailable", answer.error

@@ -1,6 +1,5 @@
 """Istio's own CA client (Go) asks the bridge, as istio-agent does."""
 
-import hashlib
 import itertools
 import re
 import socket
@@ -32,7 +31,6 @@ _ELEMENT = re.compile(
     r"(?:-----BEGIN CERTIFICATE-----\n[A-Za-z0-9+/=\n]+?"
     r"-----END CERTIFICATE-----\n)+"
 )
-_BACKDATE = timedelta(minutes=2)
 
 
 def _ask(bridge: Bridge, token: str, folder: Path, *arguments: str | Path) -> Answer:
@@ -140,22 +138,6 @@ def test_openssl_accepts_the_chain(bridge: Bridge, tmp_path: Path) -> None:
         assert done.stdout == "leaf.pem: OK\n", done.stderr
 
 
-@pytest.mark.parametrize(
-    ("asked", "given"),
-    [
-        pytest.param(0, timedelta(hours=24), id="0 is the default"),
-        pytest.param(3600, timedelta(hours=1), id="an hour is an hour"),
-        pytest.param(86400, timedelta(hours=24), id="istio-agent's own wish"),
-    ],
-)
-def test_lifetime_is_what_was_asked_for(
-    bridge: Bridge, tmp_path: Path, asked: int, given: timedelta
-) -> None:
-    leaf = _good(bridge, tmp_path, "-ttl", str(asked)).leaf
-    lasts = leaf.not_valid_after_utc - leaf.not_valid_before_utc
-    assert abs(lasts - given - _BACKDATE) <= timedelta(seconds=1)
-
-
 def test_leaf_has_the_profile_of_istios_own_ca(bridge: Bridge, tmp_path: Path) -> None:
     answer = _good(bridge, tmp_path)
     leaf = answer.leaf
@@ -184,35 +166,6 @@ def test_leaf_has_the_profile_of_istios_own_ca(bridge: Bridge, tmp_path: Path) -
     assert isinstance(authority, x509.AuthorityKeyIdentifier)
     assert authority.key_identifier == subject_key.value.digest
     assert names == x509.SubjectAlternativeName([x509.UniformResourceIdentifier(_WEB)])
-
-
-def test_openssl_reads_the_same_profile(bridge: Bridge, tmp_path: Path) -> None:
-    answer = _good(bridge, tmp_path)
-    text = subprocess.run(
-        ["openssl", "x509", "-noout", "-text"],
-        input=answer.chain[0],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
-    for expected in (
-        r"Subject: \n",
-        r"X509v3 Key Usage: critical\n +Digital Signature, Key Encipherment\n",
-        r"Extended Key Usage: \n +TLS Web Server Auth\w+, TLS Web Client Auth\w+\n",
-        r"X509v3 Basic Constraints: critical\n +CA:FALSE\n",
-        rf"X509v3 Subject Alternative Name: critical\n +URI:{_WEB}\n",
-    ):
-        assert re.search(expected, text), text
-
-
-def test_names_come_from_the_token_and_not_from_the_csr(
-    bridge: Bridge, tmp_path: Path
-) -> None:
-    leaf = _good(
-        bridge, tmp_path, "-identity", "spiffe://corp.example/ns/bank/sa/vault"
-    ).leaf
-    names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    assert list(names) == [x509.UniformResourceIdentifier(_WEB)]
 
 
 def _weak_csr(folder: Path) -> Path:
@@ -287,25 +240,6 @@ def test_refused_credential_is_unauthenticated(
     assert answer.code == "Unauthenticated", answer.error
     assert bridge.metric("meshca_requests_total") - before == 1
     assert bridge.await_rows(rows + 1, kind="refused")[-1]["rule"]
-
-
-def test_what_was_signed_is_on_record_by_its_digest(
-    bridge: Bridge, tmp_path: Path
-) -> None:
-    leaf = _good(bridge, tmp_path).leaf
-    digest = hashlib.sha256(leaf.tbs_certificate_bytes).hexdigest()
-    (intent,) = bridge.rows(kind="intent", tbs_sha256=digest)
-    assert intent["names"] == [f"URI:{_WEB}"]
-    assert intent["caller"] == _WEB
-    assert intent["cluster"] == "Kubernetes"
-    assert intent["credential"] == "token"
-    assert int(intent["serial"], 16) == leaf.serial_number
-    assert intent["key_sha256"] == hashlib.sha256(_spki(leaf)).hexdigest()
-    (issued,) = bridge.await_rows(1, attempt=intent["attempt"], kind="issued")
-    assert issued["certificate_sha256"] == leaf.fingerprint(SHA256()).hex()
-    assert intent["seq"] < issued["seq"]
-    checked = bridge.run("ledger", "verify")
-    assert checked.returncode == 0, checked.stderr
 
 
 def test_istios_own_metrics_count_what_its_client_got(

@@ -1,49 +1,18 @@
 """The served process, seen from outside: how it starts, and how it ends."""
 
-import json
 import os
-import signal
 import time
 from pathlib import Path
 
 import pytest
 
 from bridge.hierarchy.throwaway import KeyAlgorithm
-from tests.support.clients.istio_go import ask
-from tests.support.harness.real_process import SERVER_NAME, Bridge
+from tests.support.harness.real_process import Bridge
 
 pytestmark = [pytest.mark.interop, pytest.mark.xdist_group("interop-serve")]
 
 _IDLE_SECONDS = 4.0
 """Longer than anything that the bridge polls takes to come round."""
-
-
-def test_bridge_serves_after_a_restart_and_its_ledger_goes_on(tmp_path: Path) -> None:
-    bridge = Bridge(tmp_path / "served")
-    token = tmp_path / "token"
-    token.write_text(bridge.token("shop", "web"))
-    options = ("-server-name", SERVER_NAME, "-token", token)
-    for served in (1, 2):
-        with bridge:
-            answer = ask(bridge.address, bridge.roots, *options)
-            assert answer.code == "OK", answer.error
-        assert len(bridge.rows(kind="issued", purpose="workload")) == served
-        checked = bridge.run("ledger", "verify")
-        assert checked.returncode == 0, checked.stderr
-
-
-def test_killed_bridge_leaves_a_ledger_that_verifies(tmp_path: Path) -> None:
-    bridge = Bridge(tmp_path / "served")
-    token = tmp_path / "token"
-    token.write_text(bridge.token("shop", "web"))
-    options = ("-server-name", SERVER_NAME, "-token", token)
-    with bridge:
-        assert ask(bridge.address, bridge.roots, *options).code == "OK"
-        bridge.signal(signal.SIGKILL)
-    with bridge:
-        assert ask(bridge.address, bridge.roots, *options).code == "OK"
-    checked = bridge.run("ledger", "verify")
-    assert checked.returncode == 0, checked.stderr
 
 
 @pytest.mark.parametrize("key", ["p256", "p521", "rsa2048", "ed25519"])
@@ -53,14 +22,6 @@ def test_configuration_of_these_tests_passes_the_check(
     bridge = Bridge(tmp_path / "served", ca_key=key)
     checked = bridge.run("check")
     assert checked.returncode == 0, checked.stderr
-
-
-def test_heads_of_the_ledger_reach_their_sink(tmp_path: Path) -> None:
-    bridge = Bridge(tmp_path / "served")
-    with bridge:
-        pass
-    heads = (bridge.folder / "heads.jsonl").read_text().splitlines()
-    assert [json.loads(line) for line in heads]
 
 
 def test_bridge_that_nobody_asks_rests(tmp_path: Path) -> None:

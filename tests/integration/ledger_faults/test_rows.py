@@ -4,6 +4,7 @@ import hashlib
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from bridge.client.istio import IstioRequest, ask
 from tests.integration.ledger_faults.support import (
@@ -37,6 +38,10 @@ def test_an_attempt_is_one_intent_and_one_outcome_that_match_the_certificate(
         intent["attempt"],
         intent["request"],
     )
+    spki = leaf.public_key().public_bytes(
+        Encoding.DER, PublicFormat.SubjectPublicKeyInfo
+    )
+    assert intent["key_sha256"] == hashlib.sha256(spki).hexdigest()
     assert issued["serial"] == f"{leaf.serial_number:x}"
     assert issued["seq"] > intent["seq"]
 
