@@ -16,7 +16,6 @@ from bridge.errors import (
     BackendUnavailableError,
     DeniedError,
     RequestError,
-    TTLError,
 )
 from bridge.identity.caller import Caller, TokenCredential
 from bridge.issuance.call import Call, Issued
@@ -26,7 +25,7 @@ from bridge.resilience.budget import Budget
 from bridge.spiffe import SpiffeID
 from bridge.x509.pem import parse_certificates
 from tests.support.harness.core import CALLER, TOKENS, World, csr, two_authorities
-from tests.support.parts.pki import NOW, new_root
+from tests.support.parts.pki import NOW
 
 TOP: dict[str, Any] = {
     "min_ttl": "5m",
@@ -264,42 +263,6 @@ def test_a_refusal_by_rule_is_on_record_and_signs_nothing(tmp_path: Path) -> Non
     assert "issuance.rules[1]" in row["detail"]
 
 
-def test_the_default_lifetime_is_that_of_the_rule(tmp_path: Path) -> None:
-    with world(tmp_path, {"namespaces": ["shop"], "default_ttl": "30m"}) as made:
-        assert ends(made.issue(ttl_seconds=0)) == NOW + timedelta(minutes=30)
-        other = made.issue(ttl_seconds=0, token=made.token("bank"))
-        assert ends(other) == NOW + timedelta(hours=24)
-
-
-@pytest.mark.parametrize("mode", ["refuse", "clamp"])
-def test_the_longest_lifetime_is_that_of_the_rule(tmp_path: Path, mode: str) -> None:
-    rule = {"namespaces": ["shop"], "max_ttl": "30m", "on_excess_ttl": mode}
-    with world(tmp_path, rule) as made:
-        assert ends(made.issue(token=made.token("bank"))) == NOW + timedelta(hours=1)
-        if mode == "clamp":
-            assert ends(made.issue()) == NOW + timedelta(minutes=30)
-            return
-        with pytest.raises(TTLError, match="above the maximum of 1800 s"):
-            made.issue()
-
-
-def test_a_mesh_and_a_namespace_have_issuing_cas_of_their_own(tmp_path: Path) -> None:
-    root = new_root()
-    names = ("a", "b", "c")
-    authorities = {name: root.issue_ca(f"issuing {name}") for name in names}
-    rules = [
-        {"namespaces": ["shop"], "issuing_cas": ["b"]},
-        {"fronts": ["istio"], "issuing_cas": ["c"]},
-    ]
-    with World(
-        tmp_path, authorities=authorities, overrides={"issuance": {"rules": rules}}
-    ) as made:
-        made.issue()
-        made.issue(token=made.token("bank"))
-        rows = [row for row in made.ended() if row["kind"] == "issued"]
-    assert [row["issuing_ca"] for row in rows] == ["b", "c"]
-
-
 def test_failover_stays_inside_the_list_of_the_rule(tmp_path: Path) -> None:
     with world(tmp_path, {"namespaces": ["shop"], "issuing_cas": ["b"]}) as made:
         made.cas["b"].error = BackendUnavailableError("down")
@@ -312,19 +275,6 @@ def test_failover_stays_inside_the_list_of_the_rule(tmp_path: Path) -> None:
         made.cas["b"].error = BackendUnavailableError("down")
         made.issue()
         assert len(made.cas["a"].called) == 1
-
-
-def test_a_signer_does_not_lead_out_of_the_list_of_the_rule(tmp_path: Path) -> None:
-    signers = {"istio.io/a": ["a"], "istio.io/both": ["a", "b"]}
-    rule = {"namespaces": ["shop"], "issuing_cas": ["b"]}
-    with world(tmp_path, rule, cert_signers=signers) as made:
-        with pytest.raises(DeniedError, match="certificates of this signer"):
-            made.issue(cert_signer="istio.io/a")
-        made.issue(cert_signer="istio.io/both")
-        made.issue(cert_signer="istio.io/a", token=made.token("bank"))
-        rows = made.ended()
-    assert [row["issuing_ca"] for row in rows if row["kind"] == "issued"] == ["b", "a"]
-    assert "signer.denied" in {row.get("rule") for row in rows}
 
 
 def test_issuing_cas_of_a_rule_are_of_one_assurance(tmp_path: Path) -> None:
