@@ -149,24 +149,6 @@ def cut(folder: Path, rows: int) -> None:
     path.write_bytes(b"".join(lines[:rows]))
 
 
-def test_a_journal_that_was_cut_before_its_published_head_is_refused(
-    tmp_path: Path, journal: Journal
-) -> None:
-    published = journal.head
-    abandon(journal)
-    cut(tmp_path, 3)
-    with pytest.raises(LedgerError, match="meshca ledger accept -c FILE --writer w0"):
-        open_journal(tmp_path, published=published)
-
-
-def test_a_journal_that_is_gone_is_refused(tmp_path: Path, journal: Journal) -> None:
-    published = journal.head
-    abandon(journal)
-    (tmp_path / "w0" / "00000001.jsonl").unlink()
-    with pytest.raises(LedgerError, match="ends at row -1"):
-        open_journal(tmp_path, published=published)
-
-
 def test_a_journal_that_was_replaced_is_refused(
     tmp_path: Path, journal: Journal
 ) -> None:

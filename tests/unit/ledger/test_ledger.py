@@ -90,17 +90,6 @@ def test_a_start_that_fails_leaves_nothing_running_or_locked(
     open_ledger(tmp_path, clock).close()
 
 
-def test_an_outcome_that_cannot_be_recorded_is_an_error(
-    tmp_path: Path, clock: SetClock
-) -> None:
-    ledger = open_ledger(tmp_path, clock)
-    ledger.close()
-    with pytest.raises(LedgerError, match="closed"):
-        ledger.end(make_ended())
-    with pytest.raises(LedgerError, match="closed"):
-        ledger.intend(make_intent())
-
-
 def test_a_detail_is_cut_at_500_characters(tmp_path: Path, clock: SetClock) -> None:
     ledger = open_ledger(tmp_path, clock)
     ledger.end(make_ended(detail="x" * 501), durable=True)
@@ -310,30 +299,6 @@ def test_heads_that_cannot_be_published_stop_issuing_after_a_minute(
     ledger._tick(clock())
     assert ledger.problem() is None
     ledger.close()
-
-
-def test_a_journal_that_is_older_than_its_published_head_is_refused(
-    tmp_path: Path, clock: SetClock
-) -> None:
-    ledger = open_ledger(tmp_path, clock)
-    ledger.intend(make_intent())
-    ledger.close()
-    path = tmp_path / "journal" / "w0" / "00000001.jsonl"
-    lines = path.read_bytes().splitlines(keepends=True)
-    path.write_bytes(b"".join(lines[:-1]))
-    with pytest.raises(LedgerError, match="meshca ledger accept -c FILE --writer w0"):
-        open_ledger(tmp_path, clock)
-    path.write_bytes(b"".join(lines))
-    open_ledger(tmp_path, clock).close()
-
-
-def test_a_published_head_of_another_key_is_refused(
-    tmp_path: Path, clock: SetClock
-) -> None:
-    open_ledger(tmp_path, clock).close()
-    (tmp_path / "journal" / "heads.key").unlink()
-    with pytest.raises(LedgerError, match="a key that is not this journal's"):
-        open_ledger(tmp_path, clock)
 
 
 def test_a_configured_key_has_to_be_there(tmp_path: Path, clock: SetClock) -> None:

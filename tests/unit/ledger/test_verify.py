@@ -11,7 +11,6 @@ from bridge.ledger.chain import canonical
 from bridge.ledger.verify import read_journal, verify
 from tests.unit.ledger.support import (
     abandon,
-    all_rows,
     make_ended,
     make_intent,
     open_journal,
@@ -97,28 +96,6 @@ def test_a_journal_of_another_writer_is_refused(folder: Path) -> None:
     with pytest.raises(LedgerError, match="expected the opening of segment 1"):
         open_journal(folder, "w1")
     assert not verify(folder).intact
-
-
-@pytest.mark.parametrize("kept", [0, 1, 30, -1])
-def test_a_torn_entry_is_kept_aside_and_the_chain_goes_on(
-    tmp_path: Path, kept: int
-) -> None:
-    journal = open_journal(tmp_path)
-    journal.append_durable(make_intent(1))
-    journal.append_durable(make_intent(2))
-    abandon(journal)
-    path = tmp_path / "w0" / "00000001.jsonl"
-    *whole, last = path.read_bytes().splitlines(keepends=True)
-    path.write_bytes(b"".join(whole) + last[:kept])
-    assert verify(tmp_path).intact is (kept == 0)
-    open_journal(tmp_path).close()
-    aside = path.with_name("00000001.jsonl.torn")
-    assert (aside.read_bytes() if aside.exists() else b"") == last[:kept]
-    kinds = [row.kind for row in all_rows(tmp_path / "w0")]
-    assert kinds == ["opened", "intent", "opened", "unknown", "closed"]
-    report = verify(tmp_path)
-    assert report.intact
-    assert report.writers[0].torn == ([str(aside)] if kept else [])
 
 
 def test_a_segment_that_a_crash_left_empty_is_no_break(folder: Path) -> None:

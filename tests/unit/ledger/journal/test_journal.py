@@ -34,15 +34,6 @@ def kinds(folder: Path) -> list[str]:
     return [row.kind for row in all_rows(folder / "w0")]
 
 
-def test_a_durable_row_is_on_disk_when_the_call_returns(tmp_path: Path) -> None:
-    journal = open_journal(tmp_path)
-    journal.append_durable(make_intent())
-    assert kinds(tmp_path) == ["opened", "intent"]
-    assert journal.head.seq == 1
-    journal.close()
-    assert kinds(tmp_path) == ["opened", "intent", "closed"]
-
-
 @pytest.fixture
 def synced(monkeypatch: pytest.MonkeyPatch) -> dict[int, int]:
     """How many bytes of each file have been synced, by the number of its inode."""
@@ -523,17 +514,6 @@ def test_intents_before_a_stall_get_their_outcome_after_a_crash(
     assert unknown == [f"{1:032x}", f"{3:032x}"]
 
 
-def test_a_segment_that_is_big_enough_is_followed_by_another(tmp_path: Path) -> None:
-    journal = open_journal(tmp_path, segment_bytes=2_000)
-    for number in range(8):
-        journal.append_durable(make_intent(number))
-    journal.close()
-    report = verify(tmp_path)
-    assert report.intact
-    assert report.writers[0].segments == 3
-    assert kinds(tmp_path)[-1] == "closed"
-
-
 def test_the_queue_is_bounded(tmp_path: Path) -> None:
     journal = open_journal(tmp_path, pending_rows=3)
     for number in range(3):
@@ -573,15 +553,6 @@ def test_a_closed_journal_refuses_rows(tmp_path: Path) -> None:
     with pytest.raises(LedgerError, match="closed"):
         journal.append(make_ended())
     assert kinds(tmp_path) == ["opened", "closed"]
-
-
-def test_nothing_is_left_running_or_open(tmp_path: Path) -> None:
-    before = len(list(Path("/proc/self/fd").iterdir()))
-    journal = open_journal(tmp_path)
-    journal.append(make_ended())
-    journal.close()
-    assert len(list(Path("/proc/self/fd").iterdir())) == before
-    assert not [t for t in threading.enumerate() if t.name.startswith("ledger")]
 
 
 def reopened(folder: Path) -> list[str]:

@@ -31,6 +31,7 @@ def segment(tmp_path: Path) -> Path:
 ROW = b'{"at":1,"kind":"intent","prev":"00","seq":3}\n'
 TAILS = {
     "a part of a row": ROW[:20],
+    "a row without its newline": ROW[:-1],
     "one brace": b"{",
     "NUL bytes": bytes(5000),
     "NUL bytes with newlines": bytes(90) + b"\n" + bytes(90) + b"\n\n" + bytes(7),
