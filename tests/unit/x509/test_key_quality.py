@@ -5,7 +5,6 @@ import random
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import (
-    dsa,
     ec,
     ed448,
     ed25519,
@@ -20,7 +19,6 @@ from bridge.errors import CSRError
 from bridge.x509 import key_quality
 from bridge.x509.key_quality import (
     require_good_ca_key,
-    require_good_key,
     require_good_rsa,
 )
 from tests.vectors import csr_keys
@@ -31,21 +29,6 @@ RSA = csr_keys.load()
 def rsa_key(name: str) -> rsa.RSAPublicKey:
     key = RSA[name]
     return rsa.RSAPublicNumbers(key.e, key.n).public_key()
-
-
-@pytest.mark.parametrize(
-    "key",
-    [
-        rsa_key("2048"),
-        rsa_key("3072"),
-        rsa_key("4096"),
-        ec.derive_private_key(7, ec.SECP256R1()).public_key(),
-        ec.derive_private_key(7, ec.SECP384R1()).public_key(),
-    ],
-    ids=["rsa-2048", "rsa-3072", "rsa-4096", "p-256", "p-384"],
-)
-def test_a_good_key_passes(key: PublicKeyTypes) -> None:
-    require_good_key(key)
 
 
 @pytest.mark.parametrize(
@@ -77,59 +60,6 @@ def test_another_ca_key_is_refused(key: PublicKeyTypes, rule: str) -> None:
     with pytest.raises(CSRError, match="CA") as refusal:
         require_good_ca_key(key)
     assert refusal.value.rule == rule
-
-
-@pytest.mark.parametrize(
-    ("name", "rule"),
-    [
-        ("512", "csr.rsa-size"),
-        ("1024", "csr.rsa-size"),
-        ("2047", "csr.rsa-size"),
-        ("2056", "csr.rsa-size"),
-        ("exponent-3", "csr.rsa-exponent"),
-        ("small-factor", "csr.rsa-small-factor"),
-        ("roca", "csr.rsa-roca"),
-        ("close-primes", "csr.rsa-close-primes"),
-    ],
-)
-def test_a_weak_rsa_key_is_refused_by_its_rule(name: str, rule: str) -> None:
-    with pytest.raises(CSRError, match="the CSR's RSA") as refusal:
-        require_good_rsa(RSA[name].n, RSA[name].e)
-    assert refusal.value.rule == rule
-
-
-def test_a_weak_key_object_is_refused_like_its_numbers() -> None:
-    key = rsa_key("roca")
-    with pytest.raises(CSRError, match="ROCA"):
-        require_good_key(key)
-
-
-@pytest.mark.parametrize(
-    ("key", "rule"),
-    [
-        (ec.derive_private_key(7, ec.SECP224R1()).public_key(), "csr.curve"),
-        (ec.derive_private_key(7, ec.SECP521R1()).public_key(), "csr.curve"),
-        (ec.derive_private_key(7, ec.SECP256K1()).public_key(), "csr.curve"),
-        (ec.derive_private_key(7, ec.BrainpoolP256R1()).public_key(), "csr.curve"),
-        (ed25519.Ed25519PrivateKey.generate().public_key(), "csr.key-type"),
-        (x25519.X25519PrivateKey.generate().public_key(), "csr.key-type"),
-        (
-            dsa.generate_private_key(1024).public_key(),  # noqa: S505 - only its kind
-            "csr.key-type",
-        ),
-    ],
-    ids=["p-224", "p-521", "secp256k1", "brainpool", "ed25519", "x25519", "dsa"],
-)
-def test_another_kind_of_key_is_refused(key: PublicKeyTypes, rule: str) -> None:
-    with pytest.raises(CSRError, match="P-256 or P-384") as refusal:
-        require_good_key(key)
-    assert refusal.value.rule == rule
-
-
-def test_the_message_says_whose_key_it_is() -> None:
-    key = ec.derive_private_key(7, ec.SECP521R1()).public_key()
-    with pytest.raises(CSRError, match="the issuing CA's EC key"):
-        require_good_key(key, what="issuing CA")
 
 
 def test_each_prime_below_752_is_found_as_a_factor() -> None:

@@ -70,6 +70,7 @@ def test_an_issuing_ca_without_a_key_identifier_gets_none_into_its_leaves() -> N
     now = datetime(2026, 1, 1, tzinfo=UTC)
     built = LeafProfile(issuing).tbs(key, names, 5, now, now + _DAY)
     assert ExpectedLeaf(issuing).tbs(spki, names, 5, now, now + _DAY) == built
+    assert b"\x06\x03\x55\x1d\x23" not in built
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from cryptography.x509.oid import NameOID
 
 from bridge.errors import ConfigError
 from bridge.x509.der import splice
-from bridge.x509.leaf_profile import LeafProfile, authority_key_identifier
+from bridge.x509.leaf_profile import LeafProfile
 from tests.support.harness.fake_ca import sign
 from tests.support.parts.pki import (
     KEY_KINDS,
@@ -85,23 +85,6 @@ def test_the_profile_is_the_meshs() -> None:
     assert [use._name for use in uses] == ["serverAuth", "clientAuth"]
     names = made.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     assert [*names] == [URI, DNS]
-
-
-def test_a_ca_without_a_key_identifier_gives_none() -> None:
-    chain = new_chain()
-    plain = x509.CertificateBuilder(
-        chain.certificate.issuer,
-        chain.certificate.subject,
-        chain.certificate.public_key(),
-        7,
-        NOW.replace(tzinfo=None),
-        (NOW + timedelta(days=1)).replace(tzinfo=None),
-    ).sign(chain.key, chain.certificate.signature_hash_algorithm)  # type: ignore[arg-type]
-    assert authority_key_identifier(plain) is None
-    made = leaf(Authority(plain, chain.key))
-    oids = {item.oid for item in made.extensions}
-    assert x509.AuthorityKeyIdentifier.oid not in oids
-    assert len(oids) == 4
 
 
 def test_a_subject_is_copied_byte_for_byte() -> None:
