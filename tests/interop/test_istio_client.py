@@ -19,7 +19,6 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
     load_pem_private_key,
 )
-from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID
 
 from tests.support.clients.istio_go import Answer, ask
 from tests.support.harness.real_process import SERVER_NAME, Bridge
@@ -136,36 +135,6 @@ def test_openssl_accepts_the_chain(bridge: Bridge, tmp_path: Path) -> None:
             check=False,
         )
         assert done.stdout == "leaf.pem: OK\n", done.stderr
-
-
-def test_leaf_has_the_profile_of_istios_own_ca(bridge: Bridge, tmp_path: Path) -> None:
-    answer = _good(bridge, tmp_path)
-    leaf = answer.leaf
-    issuer = x509.load_pem_x509_certificate(answer.chain[1].encode())
-    assert leaf.version is x509.Version.v3
-    assert leaf.subject == x509.Name([])
-    assert leaf.serial_number.bit_length() > 64
-    assert [(found.oid, found.critical) for found in leaf.extensions] == [
-        (ExtensionOID.KEY_USAGE, True),
-        (ExtensionOID.EXTENDED_KEY_USAGE, False),
-        (ExtensionOID.BASIC_CONSTRAINTS, True),
-        (ExtensionOID.AUTHORITY_KEY_IDENTIFIER, False),
-        (ExtensionOID.SUBJECT_ALTERNATIVE_NAME, True),
-    ]
-    usage, purposes, basic, authority, names = [
-        found.value for found in leaf.extensions
-    ]
-    subject_key = issuer.extensions.get_extension_for_class(x509.SubjectKeyIdentifier)
-    assert usage == x509.KeyUsage(
-        True, False, True, False, False, False, False, False, False
-    )
-    assert purposes == x509.ExtendedKeyUsage(
-        [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
-    )
-    assert basic == x509.BasicConstraints(ca=False, path_length=None)
-    assert isinstance(authority, x509.AuthorityKeyIdentifier)
-    assert authority.key_identifier == subject_key.value.digest
-    assert names == x509.SubjectAlternativeName([x509.UniformResourceIdentifier(_WEB)])
 
 
 def _weak_csr(folder: Path) -> Path:
