@@ -146,11 +146,7 @@ class Held:
 
 
 def linkerd_server(
-    folder: Path,
-    issuance: ScriptedIssuance,
-    metrics: Metrics,
-    *,
-    listen: str = _ANY,
+    folder: Path, issuance: ScriptedIssuance, metrics: Metrics
 ) -> Server:
     """Make a server with Linkerd's front alone; nothing is issued for itself."""
 
@@ -166,7 +162,7 @@ def linkerd_server(
         grpc_listen="",
     )
     tree = yaml.safe_load(text)
-    tree["fronts"] = {"linkerd": {"listen": listen, "cluster": "second"}}
+    tree["fronts"] = {"linkerd": {"listen": _ANY, "cluster": "second"}}
     tree["clusters"] += [{**tree["clusters"][0], "name": "second"}]
     return Server(
         parse(yaml.safe_dump(tree), folder / "bridge.yaml"),
@@ -204,33 +200,21 @@ def istio_config(  # noqa: PLR0913 - what differs between the tests, each by nam
 class Served:
     """A server with its scripted issuance, and clients for it. A context manager."""
 
-    def __init__(  # noqa: PLR0913 - what differs between the tests, each by name
+    def __init__(
         self,
         folder: Path,
         *,
-        listen: str = _ANY,
-        mtls_listen: str = _ANY,
-        limits: str = "{threads: 2}",
-        tls: str = _ISSUED_TLS,
-        fronts: str = "",
-        has_health: bool = False,
         clock: Clock = system_clock,
         issue_serving: Callable[[Sequence[str], timedelta], KeyPair] | None = None,
         anchors_pem: Callable[[], bytes] | None = None,
+        **configured: Any,
     ) -> None:
+        """Make it; `configured` is as `istio_config` wants it."""
         self.ca = ListenerCA()
         self.issuance = ScriptedIssuance()
         self.metrics = Metrics()
         self.problems: dict[str, str] = {}
-        self.config = istio_config(
-            folder,
-            listen=listen,
-            mtls_listen=mtls_listen,
-            limits=limits,
-            tls=tls,
-            fronts=fronts,
-            has_health=has_health,
-        )
+        self.config = istio_config(folder, **configured)
         self.server = Server(
             self.config,
             self.issuance,
@@ -238,7 +222,7 @@ class Served:
             anchors_pem=anchors_pem or (lambda: self.ca.pem),
             metrics=self.metrics,
             clock=clock,
-            problems=self._problems,
+            problems=lambda: self.problems,
         )
         self._channels: list[Any] = []
 
@@ -303,9 +287,6 @@ class Served:
     def counted(self, name: str, labels: Mapping[str, str] | None = None) -> float:
         """Return the value of a metric; 0 if there is none."""
         return self.metrics.registry.get_sample_value(name, dict(labels or {})) or 0.0
-
-    def _problems(self) -> Mapping[str, str]:
-        return self.problems
 
 
 def _now() -> datetime:

@@ -322,19 +322,6 @@ def test_a_new_worker_that_does_not_answer_may_lack_the_keys() -> None:
     assert one.nursery.alive() == ["w1"]
 
 
-def test_new_workers_serve_as_soon_as_they_have_the_keys() -> None:
-    one = Supervision(workers=1)
-    one.supervisor.tick(0)
-    one.nursery.prepare = lambda child: setattr(child, "without_keys", "Kubernetes")
-    one.supervisor.reload(source(1), 1)
-    one.supervisor.tick(1)
-    assert one.nursery.alive() == ["w0", "w1"]
-    one.nursery.born[-1].without_keys = ""
-    one.supervisor.tick(2)
-    one.supervisor.tick(2)
-    assert one.nursery.alive() == ["w1"]
-
-
 def test_a_single_worker_keeps_to_no_core() -> None:
     one = Supervision(workers=1)
     one.supervisor.tick(0)

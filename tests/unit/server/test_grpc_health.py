@@ -60,24 +60,10 @@ def test_a_watcher_receives_each_change(served: Served) -> None:
     watching.cancel()
 
 
-def test_health_is_not_serving_before_the_certificate_and_after_a_drain_began(
-    tmp_path: Path,
-) -> None:
+def test_health_is_not_serving_before_the_certificate(tmp_path: Path) -> None:
     absent = "{certificate: absent.pem, key: absent.key}"
     with Served(tmp_path, has_health=True, tls=absent) as served:
         assert check(served, "") == NOT_SERVING
-    with Served(tmp_path, has_health=True) as served:
-        held = Held()
-        served.issuance.does = held
-        running = served.stub().future(IstioCertificateRequest(csr="pem"))
-        assert held.began.acquire(timeout=WAIT_SECONDS)
-        ending = threading.Thread(target=served.server.drain, args=(WAIT_SECONDS,))
-        ending.start()
-        await_true(lambda: served.server._health._loop.is_closing)
-        await_true(lambda: check(served, SERVICE) == NOT_SERVING)
-        held.release.set()
-        running.result(WAIT_SECONDS)
-        ending.join()
 
 
 def test_an_unknown_service_is_not_found(served: Served) -> None:

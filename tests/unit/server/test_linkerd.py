@@ -18,14 +18,8 @@ from hypothesis import strategies as st
 from bridge._proto.linkerd_identity_pb2 import CertifyRequest, CertifyResponse
 from bridge.errors import (
     AuthenticationError,
-    BackendThrottledError,
-    BackendTimeoutError,
     BridgeError,
-    ConfigError,
-    CSRError,
-    DeniedError,
     LedgerError,
-    MisissuedError,
     MismatchError,
     OverloadedError,
     RequestError,
@@ -131,17 +125,12 @@ def test_the_answer_is_der_and_says_how_long(front: Front) -> None:
     ("error", "code", "text"),
     [
         (MismatchError("w", rule="linkerd.x"), "FAILED_PRECONDITION", "w"),
-        (CSRError("w", rule="csr.der"), "INVALID_ARGUMENT", "csr.der: w"),
         (
             AuthenticationError("w", rule="token.key"),
             "FAILED_PRECONDITION",
             "authentication token could not be authenticated",
         ),
-        (DeniedError("w", rule="x"), "FAILED_PRECONDITION", "x: w"),
         (OverloadedError("w"), "UNAVAILABLE", "overload: w"),
-        (BackendThrottledError("w"), "UNAVAILABLE", "backend.throttled: w"),
-        (BackendTimeoutError("w"), "UNAVAILABLE", "backend.timeout: w"),
-        (MisissuedError("w"), "FAILED_PRECONDITION", "misissued: w"),
         (
             LedgerError("/a/b"),
             "UNAVAILABLE",
@@ -225,14 +214,6 @@ def test_the_readiness_has_no_part_that_is_not_there(front: Front) -> None:
         parts = json.load(answer)["parts"]
     assert "serving certificate" not in parts
     assert parts["listeners"] == "ok"
-
-
-def test_an_address_that_is_taken_is_named(tmp_path: Path, front: Front) -> None:
-    taken = front.server.linkerd_address
-    second = linkerd_server(tmp_path, front.issuance, Metrics(), listen=taken)
-    with pytest.raises(ConfigError, match=f"fronts.linkerd.listen: cannot .* {taken}"):
-        second.start()
-    assert front.ask().leaf_certificate
 
 
 @given(st.binary(max_size=200))

@@ -61,11 +61,15 @@ def test_linkerd_is_served_while_istio_waits_for_its_certificate(
     with Served(tmp_path, fronts=LINKERD, issue_serving=issue) as served:
         assert certify(served)(REQUEST, WAIT_SECONDS)
         assert served.server.istio_address == ""
-        assert "listeners" in served.server.problems()
+        assert served.server.problems() == {
+            "serving certificate": "no issuing CA answers",
+            "listeners": "waiting for the serving certificate",
+        }
         may.set()
         while served.server.problems():
             threading.Event().wait(0.01)
-        assert served.server.istio_address
+        served.ca = ca
+        served.stub()(IstioCertificateRequest(csr="pem"))
 
 
 def test_a_listener_that_cannot_open_is_logged_and_tried_again(

@@ -1,6 +1,5 @@
 import socket
 import ssl
-import threading
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -134,30 +133,6 @@ def test_a_failed_renewal_keeps_the_old_certificate_and_is_shown(
         source.error = None
         assert served.serving.refresh()
         assert served.server.problems() == served.server.warnings() == {}
-
-
-def test_without_a_certificate_the_listeners_wait_for_one(tmp_path: Path) -> None:
-    ca = ListenerCA()
-    may_issue = threading.Event()
-    issued = threading.Event()
-
-    def issue(dns_names: Sequence[str], ttl: timedelta) -> KeyPair:
-        if not may_issue.is_set():
-            raise BackendUnavailableError("no issuing CA answers")
-        issued.set()
-        return ca.issue_serving(dns_names, ttl)
-
-    with Served(tmp_path, issue_serving=issue) as served:
-        served.ca = ca
-        problems = served.server.problems()
-        assert problems["serving certificate"] == "no issuing CA answers"
-        assert problems["listeners"] == "waiting for the serving certificate"
-        assert not served.server.istio_address
-        may_issue.set()
-        assert issued.wait(WAIT_SECONDS)
-        while served.server.problems():
-            threading.Event().wait(0.01)
-        served.stub()(REQUEST)
 
 
 def test_anchors_for_clients_are_read_at_each_new_connection(tmp_path: Path) -> None:
