@@ -4,11 +4,9 @@ A mesh and a namespace have an issuing CA of their own, lives differ, some are r
 and whoever asks without end meets a ceiling. Each refusal is on record.
 """
 
-import json
 import subprocess
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,12 +14,10 @@ import yaml
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-from bridge.errors import BackendRefusedError
 from tests.support.clients import linkerd_raw
 from tests.support.clients.istio_raw import MAIN, Wire, bearer, token
 from tests.support.clients.linkerd_raw import SUFFIX, Certify
 from tests.support.harness.real_process import MESHCA, Bridge
-from tests.support.harness.workers import Supervised
 from tests.support.parts.pki import Authority, bundle, key_pem, write_private
 
 pytestmark = pytest.mark.xdist_group("rules")
@@ -215,22 +211,6 @@ def test_a_caller_in_a_loop_meets_a_rate_limit(
     assert ask(front, istio, linkerd, "shop", "quiet").code == "OK"
     (row,) = recorded(bridge, front, "shop", "loop", rule="overload.identity")
     assert row["status"] == code
-
-
-def test_rules_take_effect_by_a_reload_or_are_refused_as_a_whole(
-    tmp_path: Path,
-) -> None:
-    with Supervised(tmp_path / "served") as served:
-        served.ask()
-        served.change(issuance__rules=[{"refuse": True}, {"max_ttl": "1h"}])
-        served.await_reloads("refused")
-        said = json.loads(served.get("/readyz")[1])["warnings"]["configuration"]
-        assert "issuance.rules[1]: expected callers that no earlier rule" in said
-        served.ask()
-        served.change(issuance__rules=[{"namespaces": ["shop"], "refuse": True}])
-        served.await_reloads("ok")
-        with pytest.raises(BackendRefusedError, match="PERMISSION_DENIED"):
-            served.ask()
 
 
 @pytest.mark.parametrize(

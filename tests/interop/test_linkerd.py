@@ -1,6 +1,5 @@
 """Linkerd's published API asks, and what linkerd2-proxy is made of takes the answer."""
 
-import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -85,28 +84,6 @@ def test_two_proxies_hold_mutual_tls(mesh: Mesh, verifier: str) -> None:
     assert outcome.version == "TLSv1.3"
     back = judge.handshake(server=web, client=api, name=_WEB)
     assert (back.refusal, back.peer) == ("", _API)
-
-
-def test_answer_is_leaf_then_upwards_without_the_root(mesh: Mesh) -> None:
-    answer = mesh.web
-    path = [
-        x509.load_der_x509_certificate(one)
-        for one in (answer.leaf, *answer.intermediates)
-    ]
-    (root,) = x509.load_pem_x509_certificates(mesh.roots)
-    assert root not in path
-    assert len(path) == 3
-    for below, above in itertools.pairwise([*path, root]):
-        below.verify_directly_issued_by(above)
-    earliest = min(one.not_valid_after_utc for one in path)
-    assert answer.valid_until is not None
-    assert datetime.now(UTC) < answer.valid_until <= earliest
-
-
-@with_each_verifier
-def test_proxy_with_another_identity_takes_it_not(mesh: Mesh, verifier: str) -> None:
-    refusal = verifiers()[verifier].refusal(mesh.proxy("web"), _API)
-    assert "not match TLS identity" in refusal or "not valid for name" in refusal
 
 
 def _served(

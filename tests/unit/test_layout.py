@@ -1,7 +1,6 @@
 """The rules for rooms, names and sizes: `docs/decisions`, *rooms and sizes*."""
 
 import ast
-import inspect
 import re
 import subprocess
 import sys
@@ -10,10 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-from bridge import errors
-from bridge.errors import BridgeError, ConfigError, OperatorError, PluginError
-from bridge.server.status import BUG, status_of
 
 ROOT = Path(__file__).parents[2]
 GENERATED = ROOT / "bridge/_proto"
@@ -47,8 +42,6 @@ SHORT = {
     "bridge/system/logs.py": "the set-up of logging, for every process",
 }
 """Modules below the floor, each with its reason."""
-# The status table is the fronts', so these never reach a peer.
-NOT_FOR_PEERS = {BridgeError, OperatorError, ConfigError, PluginError}
 
 
 def name(path: Path) -> str:
@@ -230,30 +223,6 @@ def test_the_command_line_starts_without_the_server_and_the_database() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == ""
-
-
-@pytest.mark.parametrize(
-    "kind",
-    [
-        found
-        for _, found in inspect.getmembers(errors, inspect.isclass)
-        if issubclass(found, BridgeError) and found not in NOT_FOR_PEERS
-    ],
-)
-def test_every_error_that_a_call_may_raise_has_a_status(
-    kind: type[BridgeError],
-) -> None:
-    assert status_of(kind("text"))[0] is not BUG[0]
-
-
-def test_an_error_of_a_plugins_own_has_the_status_of_its_class() -> None:
-    class AcmeError(errors.BackendUnavailableError):
-        pass
-
-    assert (
-        status_of(AcmeError("x"))[0]
-        is status_of(errors.BackendUnavailableError("x"))[0]
-    )
 
 
 # What is tested across modules, or is no module.

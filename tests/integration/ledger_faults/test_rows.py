@@ -46,17 +46,6 @@ def test_an_attempt_is_one_intent_and_one_outcome_that_match_the_certificate(
     assert issued["seq"] > intent["seq"]
 
 
-def test_a_refusal_after_admission_is_a_row_and_no_intent(tmp_path: Path) -> None:
-    with Bridge(tmp_path / "served") as bridge:
-        for _ in range(3):
-            assert status(bridge, ttl_seconds=10**9) == "INVALID_ARGUMENT"
-    rows = workload_rows(bridge, "refused")
-    assert [row["status"] for row in rows] == ["INVALID_ARGUMENT"] * 3
-    assert {row["attempt"] for row in rows} == {""}
-    assert all(row["caller"].endswith("/ns/shop/sa/web") for row in rows)
-    assert not workload_rows(bridge, "intent")
-
-
 def test_unauthenticated_calls_are_rows_up_to_a_rate_and_then_one_a_second(
     tmp_path: Path,
 ) -> None:

@@ -1,10 +1,9 @@
 """Linkerd's front without Istio's: other configurations, and what their rows say."""
 
 import shutil
-import subprocess
 from collections.abc import Mapping
 from contextlib import ExitStack
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
@@ -22,11 +21,10 @@ from bridge.hierarchy.throwaway import ThrowawaySpec, make
 from bridge.server.linkerd import METHOD, SERVICE
 from bridge.spiffe import TrustDomain
 from tests.support.clients.istio_raw import MAIN, MAIN_ECDSA, MOST_WAIT_SECONDS
-from tests.support.clients.linkerd_raw import SUFFIX, Certify, channel, new_csr, token
-from tests.support.harness.real_process import MESHCA, Bridge
+from tests.support.clients.linkerd_raw import Certify, channel, new_csr, token
+from tests.support.harness.real_process import Bridge
 from tests.support.harness.workers import await_true
 from tests.support.parts import netports
-from tests.support.parts.pki import bundle, new_root
 from tests.vectors.generate_linkerd import IDENTITY
 
 PROXIES = 1000
@@ -42,22 +40,6 @@ def alone(folder: Path, awaits: str = "/readyz", **overrides: Any) -> Bridge:
         overrides=overrides,
         awaits=awaits,
     )
-
-
-CLUSTER = {
-    "name": "Kubernetes",
-    "tokens": {"verify": "jwks", "file": "jwks.json", "issuer": MAIN.issuer},
-}
-
-
-def put(bridge: Bridge, constraints: x509.NameConstraints) -> None:
-    """Put another chain in the place of the bridge's own."""
-    began = datetime.now(UTC) - timedelta(days=1)
-    intermediate = new_root(not_before=began).issue_ca("region", path_length=1)
-    issuing = intermediate.issue_ca("issuing", path_length=0, constraints=constraints)
-    bridge.chain.write_bytes(bundle(*issuing.chain))
-    bridge.roots.write_bytes(bundle(issuing.root))
-    (bridge.folder / "hierarchy/issuing.key").write_bytes(issuing.key_pem())
 
 
 def linkerd(**changed: Any) -> Mapping[str, Any]:
@@ -85,39 +67,6 @@ def test_a_bridge_for_linkerd_alone_is_ready_and_issues(tmp_path: Path) -> None:
         shown = bridge.run("check")
         assert shown.returncode == 0, shown.stdout + shown.stderr
         assert "DNS b.a.serviceaccount.identity.linkerd.corp.example" in shown.stdout
-
-
-def test_the_command_gets_a_certificate_as_a_proxy_would(tmp_path: Path) -> None:
-    with alone(tmp_path) as bridge:
-        shown = bridge.folder / "token"
-        command: list[str | Path] = [MESHCA, "request", "--front", "linkerd"]
-        command += ["--address", bridge.linkerd_address, "--roots", bridge.roots]
-        command += ["--token-file", shown, "--identity", IDENTITY]
-        for held, status, text in (
-            (token(), 0, f"leaf {IDENTITY}"),
-            (token(account="other"), 1, "requested identity did not match provided"),
-        ):
-            shown.write_text(held)
-            done = subprocess.run(
-                command, capture_output=True, text=True, check=False, timeout=60
-            )
-            assert done.returncode == status, done.stderr
-            assert text in done.stdout + done.stderr
-
-
-def test_the_demo_shows_both_meshes() -> None:
-    done = subprocess.run(
-        [MESHCA, "demo"], capture_output=True, text=True, check=False, timeout=120
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    for text in (
-        "leaf spiffe://corp.example/ns/shop/sa/web",
-        "leaf web.shop.serviceaccount.identity.linkerd.corp.example",
-        "constraint.permitted",
-        "requested identity did not match provided token",
-        "every check passed",
-    ):
-        assert text in done.stdout
 
 
 def test_workers_serve_it_behind_one_admin_address(tmp_path: Path) -> None:
@@ -184,38 +133,6 @@ def test_row_15_the_keys_of_the_cluster_cannot_be_had(tmp_path: Path) -> None:
         row = certify.new_outcome()
         assert (row["kind"], row["rule"]) == ("failed", "linkerd.review")
         assert row["status"] == "INTERNAL"
-
-
-def test_names_are_held_to_the_dns_constraints_of_the_chain(tmp_path: Path) -> None:
-    # Row 17, where the built-in signs what every proxy refuses.
-    secret = f"secret{SUFFIX}"
-    excluded = x509.NameConstraints(None, [x509.DNSName(secret)])
-    bridge = alone(tmp_path, clusters=[{**CLUSTER, "namespaces": ["*"]}])
-    put(bridge, excluded)
-    with bridge, Certify(bridge) as certify:
-        identity = f"web.{secret}"
-        answer = certify.ask(
-            identity=identity, csr=new_csr(identity), credential=token("secret")
-        )
-        assert answer.code == "FAILED_PRECONDITION"
-        assert answer.text.startswith("constraint.excluded: ")
-        row = certify.new_outcome()
-        assert (row["kind"], row["rule"]) == ("refused", "constraint.excluded")
-        assert row["caller"] == "spiffe://corp.example/ns/secret/sa/web"
-        assert not bridge.rows(kind="intent", front="linkerd")
-        assert certify.ask().names == [x509.DNSName(IDENTITY)]
-
-
-def test_a_reload_changes_what_linkerds_callers_are_held_to(tmp_path: Path) -> None:
-    with alone(tmp_path) as bridge, Certify(bridge) as certify:
-        assert certify.ask().code == "OK"
-        text = bridge.configuration.read_text()
-        bridge.configuration.write_text(text.replace("identity.l5d.io", "another"))
-        await_true(lambda: bridge.metric("meshca_config_generation") == 2)
-        # The worker of the old configuration may serve its connections for a moment.
-        await_true(lambda: certify.ask().code == "FAILED_PRECONDITION")
-        await_true(lambda: bridge.rows(rule="token.audience"))
-        assert certify.ask(credential=token(audiences=["another"])).code == "OK"
 
 
 @pytest.mark.parametrize("connections", [1, 200])

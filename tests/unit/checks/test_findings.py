@@ -159,15 +159,6 @@ def test_a_serving_certificate_that_is_not_valid_now_fails(
     assert found["detail"].endswith(": expected one that is valid")
 
 
-def test_places_are_told_together_with_what_else_is_wrong(tmp_path: Path) -> None:
-    path = written(tmp_path, ledger(journal="/proc/x"))
-    (tmp_path / "jwks.json").unlink()
-    result = CliRunner().invoke(app, ["check", "-c", str(path)])
-    told = str(result.exception)
-    assert f"{path}: clusters[0].tokens.file: " in told
-    assert f"{path}: ledger.journal: cannot write in /proc" in told
-
-
 def test_backends_and_files_of_good_sections_are_tried_when_another_is_wrong(
     tmp_path: Path,
 ) -> None:

@@ -10,7 +10,6 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from bridge.cli.ledger import app
-from bridge.errors import LedgerError
 from bridge.ledger.ledger import Ledger
 from tests.support.harness.archive import feed
 from tests.unit.ledger.support import (
@@ -178,15 +177,6 @@ def test_search_that_finds_nothing(
     result = run("search", "-c", config_file, *options)
     assert result.exit_code == status
     assert reason in result.stderr
-
-
-def test_search_without_an_archive_makes_none(
-    config_file: Path, tmp_path: Path
-) -> None:
-    result = run("search", "-c", config_file)
-    assert isinstance(result.exception, LedgerError)
-    assert "a.db: the archive cannot be opened" in str(result.exception)
-    assert not (tmp_path / "a.db").exists()
 
 
 @pytest.mark.usefixtures("running")

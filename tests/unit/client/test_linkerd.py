@@ -1,7 +1,7 @@
 """The client that asks as a proxy does, and what it does not take."""
 
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -9,7 +9,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from bridge._proto.linkerd_identity_pb2 import CertifyRequest, CertifyResponse
+from bridge._proto.linkerd_identity_pb2 import CertifyResponse
 from bridge.client.linkerd import (
     LinkerdRequest,
     _accepted,
@@ -140,12 +140,3 @@ def test_the_token_is_not_shown() -> None:
 )
 def test_an_identity_is_told_from_other_text(text: str, *, good: bool) -> None:
     assert is_identity(text) is good
-
-
-def test_the_clock_is_ours_by_default() -> None:
-    made = reply(ends=datetime.now(UTC) - timedelta(seconds=1))
-    with pytest.raises(MisissuedError, match="not valid any more"):
-        _accepted(made, KEY, wish(), datetime.now(UTC))
-    assert CertifyRequest.DESCRIPTOR.full_name == (
-        "io.linkerd.proxy.identity.CertifyRequest"
-    )

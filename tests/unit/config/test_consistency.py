@@ -244,19 +244,6 @@ def test_a_rule_that_is_left_somebody_is_fine(rules: list[dict[str, Any]]) -> No
     load(*rules)
 
 
-def test_all_that_is_wrong_is_told_at_once() -> None:
-    lines = problems(
-        {"max_ttl": "25h", "clusters": ["north"]},
-        {"namespaces": ["a"], "issuing_cas": ["c"]},
-    )
-    keys = sorted(line.split(": ")[1] for line in lines)
-    assert keys == [
-        "issuance.rules[0].clusters[0]",
-        "issuance.rules[0].max_ttl",
-        "issuance.rules[1].issuing_cas[0]",
-    ]
-
-
 # With both meshes; Linkerd's callers are of the cluster `east`.
 
 

@@ -265,23 +265,6 @@ def test_a_value_at_the_bound_is_good(where: str, value: object) -> None:
     load(put(where, value))
 
 
-def test_all_problems_of_a_file_are_told_at_once() -> None:
-    changed = put("trust_domain", "Corp")
-    changed["fronts"]["istio"]["listen"] = "15012"
-    changed["issuance"]["min_ttl"] = "soon"
-    changed["limits"]["deadlin"] = "10s"
-    del changed["ledger"]["journal"]
-    found = problems(changed)
-    assert [line.split(": ")[1] for line in found] == [
-        "trust_domain",
-        "fronts.istio.listen",
-        "issuance.min_ttl",
-        "limits.deadlin",
-        "ledger.journal",
-    ]
-    assert all(line.startswith(f"{FILE}: ") and "(found " in line for line in found)
-
-
 def test_a_section_that_cannot_be_read_hides_only_what_depends_on_it() -> None:
     changed = put("limits.deadlin", "10s")
     changed["trust_domain"] = "Corp"
@@ -388,16 +371,6 @@ def test_a_file_that_is_no_mapping_has_no_sections(tmp_path: Path) -> None:
 def test_a_key_that_is_wrong_is_named_as_it_stands() -> None:
     (line,) = problems(put("issuing_cas.Seoul", {"plugin": "file"}))
     assert line.startswith(f"{FILE}: issuing_cas.Seoul: String should match pattern")
-
-
-def test_problems_between_sections_are_told_at_once() -> None:
-    changed = put("issuance.issuing_cas", ["x", "y"])
-    changed["clusters"].append(changed["clusters"][0])
-    assert [line.split(": ")[1] for line in problems(changed)] == [
-        "issuance.issuing_cas[0]",
-        "issuance.issuing_cas[1]",
-        "clusters[1]",
-    ]
 
 
 @pytest.mark.parametrize(
