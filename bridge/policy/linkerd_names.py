@@ -26,7 +26,7 @@ from bridge.errors import (
     SubjectError,
 )
 from bridge.spiffe import SpiffeID, TrustDomain
-from bridge.x509.csr import CSR, asked_names, asks_for_nothing_else, parse_csr_der
+from bridge.x509.csr import CSR, asked_names, parse_csr_der
 
 _KEY_TYPE = "csr.key-type"
 _KIND = "serviceaccount"
@@ -174,8 +174,6 @@ def require_csr_names(csr: CSR, identity: str) -> None:
         CSRError: The names cannot be read.
         MismatchError: They are not the identity, once and alone.
     """
-    if asks_for_nothing_else(csr, identity):
-        return
     asked = asked_names(csr)
     if len(asked.dns) != 1:
         raise _mismatch("CSR must have exactly one DNSName", "linkerd.dns-names")

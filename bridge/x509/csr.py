@@ -13,7 +13,6 @@ Source:
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import NamedTuple
 
 from cryptography import x509
@@ -28,7 +27,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from bridge.errors import CSRError
 from bridge.x509.certificate import UNREADABLE
-from bridge.x509.der import SEQUENCE, content, elements, tlv
+from bridge.x509.der import content, elements
 from bridge.x509.key_quality import require_good_key
 from bridge.x509.pem import parse_one
 
@@ -76,12 +75,6 @@ _NAMELESS = frozenset(
 _COMMON_NAME = bytes.fromhex("0603550403")
 _EXTENSION_REQUEST = x509.ObjectIdentifier("1.2.840.113549.1.9.14")
 _MOST_REQUESTS = 1
-_LONGEST_DNS_NAME = 253
-_NOBODY = bytes.fromhex("3000")
-_SUBJECT_ALT_NAME = bytes.fromhex("0603551d11")
-_REQUEST = bytes.fromhex("06092a864886f70d01090e")
-_OCTETS, _PRINTABLE, _SET = 0x04, 0x13, 0x31
-_DNS_NAME, _ATTRIBUTES = 0x82, 0xA0
 _ENCODINGS = {0x0C: "utf-8", 0x13: "ascii", 0x16: "ascii", 0x1E: "utf-16-be"}
 """String types of a common name by tag: UTF8, Printable, IA5 and BMPString."""
 
@@ -94,8 +87,6 @@ class CSR:
     """The CertificationRequest, as it came."""
     subject: bytes
     """Its subject in DER, as it came: nothing is copied from it."""
-    attributes: bytes
-    """What follows its key in DER, as it came."""
     spki: bytes
     """The SubjectPublicKeyInfo in DER, as the CSR holds it: the only encoding of this
     key that is accepted, so that equal keys have equal bytes."""
@@ -111,7 +102,6 @@ class _Parts(NamedTuple):
     info: bytes
     subject: bytes
     spki: bytes
-    attributes: bytes
     algorithm: bytes
     signature: bytes
 
@@ -159,7 +149,6 @@ def parse_csr_der(der: bytes) -> CSR:
     return CSR(
         der=der,
         subject=parts.subject,
-        attributes=parts.attributes,
         spki=parts.spki,
         public_key=public_key,
         request=request,
@@ -266,13 +255,13 @@ def _split(der: bytes) -> _Parts:
     try:
         (request,) = elements(der)
         info, algorithm, bits = elements(content(request))
-        _version, subject, spki, *attributes = elements(content(info))
+        _version, subject, spki, *_attributes = elements(content(info))
         signature = content(bits)
     except ValueError as error:
         raise _not_der(str(error)) from error
     if not signature.startswith(b"\0"):
         raise _not_der("the signature has unused bits")
-    return _Parts(info, subject, spki, b"".join(attributes), algorithm, signature[1:])
+    return _Parts(info, subject, spki, algorithm, signature[1:])
 
 
 def _too_long() -> CSRError:
@@ -335,36 +324,6 @@ def asked_names(csr: CSR) -> AskedNames:
         ips=_of(names, x509.IPAddress),
         uris=_of(names, x509.UniformResourceIdentifier),
     )
-
-
-def asks_for_nothing_else(csr: CSR, name: str) -> bool:
-    """Say whether a CSR is, byte for byte, one that asks for this one DNS name.
-
-    Its subject is empty or has the name for its common name, and its only attribute
-    asks for an extension with the name: `asked_names` would find just that. Most CSRs
-    are such ones, and to compare them takes a tenth of reading them.
-    """
-    # Looked at before anything is kept: the name is the peer's, who has proven nothing.
-    if len(name) > _LONGEST_DNS_NAME:
-        return False
-    usual = _usual(name)
-    if usual is None or csr.attributes != usual[1]:
-        return False
-    return csr.subject in (usual[0], _NOBODY)
-
-
-@lru_cache(maxsize=1024)  # the pods of a deployment have one name, and ask again
-def _usual(name: str) -> tuple[bytes, bytes] | None:
-    # What proxy-identity makes of a name: the subject, and the attributes.
-    text = name.encode("utf-8", "replace")
-    if not text.isascii():
-        return None
-    common_name = tlv(SEQUENCE, _COMMON_NAME + tlv(_PRINTABLE, text))
-    subject = tlv(SEQUENCE, tlv(_SET, common_name))
-    names = tlv(_OCTETS, tlv(SEQUENCE, tlv(_DNS_NAME, text)))
-    extensions = tlv(SEQUENCE, tlv(SEQUENCE, _SUBJECT_ALT_NAME + names))
-    request = tlv(SEQUENCE, _REQUEST + tlv(_SET, extensions))
-    return subject, tlv(_ATTRIBUTES, request)
 
 
 def _of(

@@ -1,8 +1,6 @@
 """What is accepted as a CSR, and each way in which one is refused."""
 
-import sys
 import warnings
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,14 +10,12 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge.client.linkerd import proxy_csr
 from bridge.errors import CSRError
 from bridge.x509.csr import (
     CSR,
     LONGEST_CSR,
     AskedNames,
     asked_names,
-    asks_for_nothing_else,
     parse_csr,
     parse_csr_der,
     require_only_names,
@@ -430,77 +426,6 @@ def test_what_cannot_be_read_is_refused(made: object) -> None:
     with pytest.raises(CSRError, match="the CSR cannot be read: its") as refusal:
         asked_names(made())
     assert refusal.value.rule == "csr.names"
-
-
-PLAIN = asks(seq(generate_csrs.oid("2.5.29.17"), tlv(4, seq(dns("a")))))
-"""As Go writes it, not critical."""
-CALLED_A = seq(attribute("3", "a", 19))
-
-
-@pytest.mark.parametrize("subject", [seq(), CALLED_A], ids=["nobody", "a"])
-def test_a_csr_of_a_proxy_is_known_by_its_bytes(subject: bytes) -> None:
-    made = parsed(PLAIN, subject=subject)
-    assert asks_for_nothing_else(made, "a")
-    assert asked_names(made).dns == ("a",)
-    assert asked_names(made).common_names in {(), ("a",)}
-
-
-def test_the_csr_that_proxy_identity_makes_is_known_by_its_bytes() -> None:
-    made = proxy_csr(ec.generate_private_key(ec.SECP256R1()), IDENTITY)
-    assert asks_for_nothing_else(parse_csr_der(made), IDENTITY)
-
-
-@pytest.mark.parametrize(
-    ("attributes", "subject", "name"),
-    [
-        pytest.param([PLAIN], seq(), "b", id="another name"),
-        pytest.param([PLAIN], seq(), "A", id="another case"),
-        pytest.param([PLAIN], seq(attribute("3", "b", 19)), "a", id="another subject"),
-        pytest.param([PLAIN], seq(attribute("10", "a", 19)), "a", id="not a CN"),
-        pytest.param([PLAIN, generate_csrs.CHALLENGE], seq(), "a", id="more"),
-        pytest.param([asks(san(dns("a"), dns("a")))], seq(), "a", id="twice"),
-        pytest.param([asks(san(uri("a")))], seq(), "a", id="a URI"),
-        pytest.param([asks()], seq(), "", id="no name"),
-        pytest.param([asks(san(dns("é")))], seq(), "é", id="no ASCII"),
-    ],
-)
-def test_any_other_csr_is_not(
-    attributes: list[bytes], subject: bytes, name: str
-) -> None:
-    assert not asks_for_nothing_else(parsed(*attributes, subject=subject), name)
-
-
-@pytest.mark.parametrize("name", ["a" * 254, "é", "\ud800", ""])
-def test_a_csr_without_attributes_asks_for_no_name_however_odd_that_is(
-    name: str,
-) -> None:
-    bare = replace(parsed(PLAIN), attributes=b"", subject=b"")
-    assert not asks_for_nothing_else(bare, name)
-
-
-def test_no_name_is_kept_that_is_longer_than_a_dns_name() -> None:
-    # It comes before the token is looked at, and may be as long as a message.
-    name = "".join(["a", "b" * 253])
-    before = sys.getrefcount(name)
-    assert not asks_for_nothing_else(parsed(PLAIN), name)
-    assert sys.getrefcount(name) == before
-
-
-@given(
-    asked=st.text("ab.-A", min_size=1, max_size=300),
-    name=st.text("ab.-A", max_size=300),
-    same=st.booleans(),
-)
-def test_what_is_known_by_its_bytes_is_what_would_be_read(
-    asked: str, name: str, *, same: bool
-) -> None:
-    wanted = asked if same else name
-    plain = asks(seq(generate_csrs.oid("2.5.29.17"), tlv(4, seq(dns(asked)))))
-    made = parsed(plain, subject=seq(attribute("3", wanted, 19)))
-    if asks_for_nothing_else(made, wanted):
-        assert asked_names(made) == AskedNames((wanted,), (wanted,), (), (), ())
-    else:
-        assert asked != wanted or len(asked) > 253
 
 
 @given(st.binary(max_size=40), st.binary(max_size=40))
