@@ -14,9 +14,9 @@ from bridge.identity.caller import (
 from bridge.issuance.call import Call, Issued
 from bridge.metrics.instruments import Metrics
 from bridge.resilience.budget import Budget
-from bridge.server.front import Front, FrontSettings, IssuanceProcedure, Pools
+from bridge.server.front import Front, FrontSettings, IssuanceProcedure
 from bridge.server.listener import Listener
-from bridge.server.messages import ResponseWriter, read_request
+from bridge.server.messages import read_request, write_response
 from bridge.server.serving_certificate import (
     CertificateSource,
     FileCertificateSource,
@@ -43,16 +43,6 @@ class IstioFront(Front):
     name = "istio"
     method = METHOD
 
-    def __init__(
-        self,
-        issuance: IssuanceProcedure,
-        metrics: Metrics,
-        pools: Pools,
-        settings: FrontSettings,
-    ) -> None:
-        super().__init__(issuance, metrics, pools, settings)
-        self._responses = ResponseWriter()
-
     def translate(self, message: bytes, context: Any, budget: Budget) -> Call:
         """See `Front.translate`."""
         request = read_request(message)
@@ -69,9 +59,7 @@ class IstioFront(Front):
 
     def reply(self, issued: Issued) -> bytes:
         """See `Front.reply`: leaf, each intermediate, all trust anchors."""
-        return self._responses.write(
-            issued.leaf_pem, issued.chain_pem, issued.anchors_pem
-        )
+        return write_response(issued.leaf_pem, issued.chain_pem, issued.anchors_pem)
 
 
 def _credential(context: Any, settings: FrontSettings) -> Credential:

@@ -10,13 +10,12 @@ from typing import TypeVar
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.struct_pb2 import Struct
 
-from bridge._proto.istio_ca_pb2 import IstioCertificateRequest
+from bridge._proto.istio_ca_pb2 import IstioCertificateRequest, IstioCertificateResponse
 from bridge.errors import RequestError
 
 LONGEST_REQUEST_BYTES = 64 * 1024
 """A longer message is not parsed. A CSR of an RSA key of 4096 bits has 2 KiB."""
 
-_CERT_CHAIN_TAG = b"\x0a"  # field 1, length-delimited
 _Kind = TypeVar("_Kind", bound=Message)
 
 
@@ -94,49 +93,21 @@ def _text(metadata: Struct, key: str) -> str | None:
     return value.string_value
 
 
-class ResponseWriter:
-    """Writes `IstioCertificateResponse` messages.
+def write_response(
+    leaf_pem: str, chain_pem: tuple[str, ...], anchors_pem: str
+) -> bytes:
+    """Write an `IstioCertificateResponse`: leaf, each intermediate, trust anchors.
 
-    Only the leaf differs from call to call. The bytes of chain and anchors are kept,
-    and are used again for as long as the same objects come.
+    Args:
+        leaf_pem: One certificate.
+        chain_pem: One certificate per element, issuing CA first; may be empty.
+        anchors_pem: All trust anchors. Clients read them from the last element.
+
+    Raises:
+        ValueError: An element is empty, or lacks its last newline. Some clients join
+            the elements without a separator.
     """
-
-    def __init__(self) -> None:
-        self._kept: tuple[tuple[str, ...] | None, str, bytes] = (None, "", b"")
-
-    def write(
-        self, leaf_pem: str, chain_pem: tuple[str, ...], anchors_pem: str
-    ) -> bytes:
-        """Encode leaf, each intermediate, and the trust anchors, in this order.
-
-        Args:
-            leaf_pem: One certificate.
-            chain_pem: One certificate per element, issuing CA first; may be empty.
-            anchors_pem: All trust anchors. Clients read them from the last element.
-
-        Raises:
-            ValueError: An element is empty, or lacks its last newline. Some clients
-                join the elements without a separator.
-        """
-        kept_chain, kept_anchors, tail = self._kept
-        if chain_pem is not kept_chain or anchors_pem is not kept_anchors:
-            tail = b"".join(_element(text) for text in (*chain_pem, anchors_pem))
-            self._kept = (chain_pem, anchors_pem, tail)
-        return _element(leaf_pem) + tail
-
-
-def _element(text: str) -> bytes:
-    if not text.endswith("\n"):
+    elements = [leaf_pem, *chain_pem, anchors_pem]
+    if not all(text.endswith("\n") for text in elements):
         raise ValueError("an element of cert_chain ends in a newline")
-    data = text.encode("ascii")
-    return _CERT_CHAIN_TAG + _varint(len(data)) + data
-
-
-def _varint(number: int) -> bytes:
-    # Source: Protocol Buffers, encoding: seven bits a byte, lowest first.
-    out = bytearray()
-    while number > 0x7F:  # noqa: PLR2004 - seven bits
-        out.append(number & 0x7F | 0x80)
-        number >>= 7
-    out.append(number)
-    return bytes(out)
+    return IstioCertificateResponse(cert_chain=elements).SerializeToString()
