@@ -18,14 +18,15 @@ from bridge.errors import ConfigError
 from bridge.x509.path import validate_chain
 from tests.interop.constraints.chains import Chain, Verdict, ask_go, ask_openssl
 from tests.support.parts.pki import NOW
-from tests.unit.x509.test_path import GOOD, ORDER, Tiers, good, key
+from tests.unit.x509.test_path import GOOD, ORDER, Change, Tiers, good, key
 
 pytestmark = [pytest.mark.interop, pytest.mark.xdist_group("constraints")]
 
 OWN_NAME = x509.SubjectAlternativeName([x509.DNSName("ca.evil.example")])
+MORE: list[Change] = [("issuing", {"extra": ((OWN_NAME, False),)})]
 CHANGES = {
     f"{tier} {change}": (tier, change)
-    for tier, change in [*GOOD, ("issuing", {"extra": ((OWN_NAME, False),)})]
+    for tier, change in (*GOOD, *MORE)
     if "signing_key" not in change
 }
 

@@ -31,6 +31,7 @@ from bridge.snapshot.builder import Assembly
 from bridge.snapshot.model import Issuer, Snapshot
 from bridge.x509.pem import parse_certificates
 from tests.support.harness.archive import FeederThread
+from tests.support.harness.configuration import merge, smallest
 from tests.support.harness.fake_ca import LyingCA
 from tests.support.parts.pki import NOW, Authority, Key, bundle, new_key, new_root
 from tests.support.parts.tokens import TokenIssuer
@@ -58,17 +59,6 @@ def csr(*names: x509.GeneralName, key: Key | None = None) -> str:
         builder = builder.add_extension(san, critical=True)
     request = builder.sign(key or new_key(), hashes.SHA256())
     return request.public_bytes(Encoding.PEM).decode()
-
-
-def merge(tree: dict[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
-    """Put `more` into `tree`, mapping by mapping."""
-    for name, value in more.items():
-        below = tree.get(name)
-        if isinstance(below, dict) and isinstance(value, Mapping):
-            merge(below, value)
-        else:
-            tree[name] = value
-    return tree
 
 
 class World:
@@ -218,35 +208,17 @@ class World:
         return made
 
     def _defaults(self) -> dict[str, Any]:
-        return {
-            "trust_domain": TRUST_DOMAIN,
-            "fronts": {"istio": {"listen": "127.0.0.1:0", "tls": {"dns_names": ["a"]}}},
-            "clusters": [
-                {
-                    "name": "Kubernetes",
-                    "tokens": {
-                        "verify": "jwks",
-                        "file": "jwks.json",
-                        "issuer": TOKENS.issuer,
-                    },
-                }
-            ],
-            "issuing_cas": {
-                name: {
-                    "plugin": "file",
-                    "chain": f"{name}.pem",
-                    "options": {"key": f"{name}.key"},
-                }
-                for name in self.authorities
-            },
-            "trust_anchors": "roots.pem",
-            "issuance": {"issuing_cas": [*self.authorities]},
-            "ledger": {
-                "journal": "journal",
-                "archive": "sqlite:///archive.db",
-                "heads": {"sink": "heads.jsonl"},
-            },
+        tree = smallest(issuance={"issuing_cas": [*self.authorities]})
+        tree["clusters"][0]["tokens"]["issuer"] = TOKENS.issuer
+        tree["issuing_cas"] = {
+            name: {
+                "plugin": "file",
+                "chain": f"{name}.pem",
+                "options": {"key": f"{name}.key"},
+            }
+            for name in self.authorities
         }
+        return tree
 
 
 def leaf_of(pem: str) -> x509.Certificate:

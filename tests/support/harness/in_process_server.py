@@ -10,14 +10,6 @@ from typing import Any, Self
 import grpc
 import yaml
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    NoEncryption,
-    PrivateFormat,
-)
-from cryptography.x509.oid import NameOID
 
 from bridge._proto.istio_ca_pb2 import IstioCertificateRequest, IstioCertificateResponse
 from bridge.config import BridgeConfig, parse
@@ -29,6 +21,7 @@ from bridge.server.server import Server
 from bridge.server.serving_certificate import ServingCertificate
 from bridge.system.clock import Clock, system_clock
 from bridge.x509.key_pair import KeyPair
+from tests.support.parts.pki import bundle, key_pem, new_key, new_root
 
 SERVER_NAME = "meshca.istio-system.svc"
 _ANY = "127.0.0.1:0"
@@ -49,36 +42,21 @@ class ListenerCA:
     """A root that issues certificates for listeners and for clients."""
 
     def __init__(self, name: str = "listener root") -> None:
-        self._key = ec.generate_private_key(ec.SECP256R1())
-        self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        now = datetime.now(UTC)
-        self.certificate = (
-            self._builder(now - timedelta(days=1), now + timedelta(days=9))
-            .subject_name(self._name)
-            .public_key(self._key.public_key())
-            .add_extension(x509.BasicConstraints(ca=True, path_length=None), True)
-            .sign(self._key, hashes.SHA256())
-        )
-        self.pem = self.certificate.public_bytes(Encoding.PEM)
+        self._root = new_root(name, not_before=_now() - timedelta(days=30))
+        self.pem = self._root.pem
         self.issued = 0
 
     def issue(
         self, names: Sequence[x509.GeneralName], ttl: timedelta, now: datetime
     ) -> KeyPair:
-        key = ec.generate_private_key(ec.SECP256R1())
-        leaf = (
-            self._builder(now - timedelta(minutes=2), now + ttl)
-            .subject_name(x509.Name([]))
-            .public_key(key.public_key())
-            .add_extension(x509.SubjectAlternativeName(names), True)
-            .sign(self._key, hashes.SHA256())
+        key, begin = new_key(), now - timedelta(minutes=2)
+        leaf = self._root.issue_leaf(
+            *names, key=key, not_before=begin, not_after=now + ttl
         )
         self.issued += 1
         return KeyPair(
-            certificate_chain_pem=leaf.public_bytes(Encoding.PEM),
-            private_key_pem=key.private_bytes(
-                Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()
-            ),
+            certificate_chain_pem=bundle(leaf),
+            private_key_pem=key_pem(key),
             not_before=leaf.not_valid_before_utc,
             not_after=leaf.not_valid_after_utc,
         )
@@ -89,15 +67,6 @@ class ListenerCA:
     def issue_client(self, *uris: str) -> KeyPair:
         names = [x509.UniformResourceIdentifier(uri) for uri in uris]
         return self.issue(names, timedelta(hours=1), _now())
-
-    def _builder(self, begin: datetime, end: datetime) -> x509.CertificateBuilder:
-        return (
-            x509.CertificateBuilder()
-            .issuer_name(self._name)
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(begin)
-            .not_valid_after(end)
-        )
 
 
 ISSUED = Issued(

@@ -29,6 +29,7 @@ from bridge.hierarchy.export import write
 from bridge.hierarchy.throwaway import KeyAlgorithm, ThrowawaySpec, make
 from bridge.spiffe import TrustDomain
 from tests.support.harness import processes
+from tests.support.harness.configuration import merge
 from tests.support.parts import netports
 from tests.support.parts.pki import Authority, Key, new_key
 from tests.support.parts.tokens import TokenIssuer
@@ -291,7 +292,7 @@ class Bridge:
         write(hierarchy, self.folder / "hierarchy")
         keys = {"keys": [issuer.jwk() for issuer in self._issuers]}
         (self.folder / "jwks.json").write_text(json.dumps(keys))
-        tree = _merged(self._defaults(), overrides)
+        tree = merge(self._defaults(), overrides)
         self.configuration.write_text(yaml.safe_dump(tree, sort_keys=False))
 
     def _defaults(self) -> dict[str, Any]:
@@ -353,14 +354,3 @@ class Bridge:
             self._process.kill()
             self._process.wait(timeout=_STOP_SECONDS)
             self._process = None
-
-
-def _merged(base: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in more.items():
-        below = merged.get(key)
-        if isinstance(below, Mapping) and isinstance(value, Mapping):
-            merged[key] = _merged(below, value)
-        else:
-            merged[key] = value
-    return merged

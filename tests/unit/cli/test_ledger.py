@@ -12,6 +12,7 @@ from typer.testing import CliRunner, Result
 from bridge.cli.ledger import app
 from bridge.ledger.ledger import Ledger
 from tests.support.harness.archive import feed
+from tests.support.harness.configuration import text
 from tests.unit.ledger.support import (
     CALLER,
     SetClock,
@@ -20,21 +21,11 @@ from tests.unit.ledger.support import (
     make_intent,
 )
 
-CONFIG = """
-trust_domain: corp.example
-fronts: {istio: {listen: "127.0.0.1:0", tls: {dns_names: [meshca.example]}}}
-clusters: [{name: Kubernetes, tokens: {verify: jwks, file: k.json, issuer: "x"}}]
-issuing_cas: {seoul-1: {plugin: file, chain: chain.pem}}
-trust_anchors: roots.pem
-issuance: {issuing_cas: [seoul-1]}
-ledger: {journal: journal, archive: "sqlite:///a.db", heads: {sink: heads.jsonl}}
-"""
-
 
 @pytest.fixture
 def config_file(tmp_path: Path) -> Path:
     path = tmp_path / "bridge.yaml"
-    path.write_text(CONFIG)
+    path.write_text(text())
     return path
 
 
@@ -57,7 +48,7 @@ def running(config_file: Path) -> Iterator[Ledger]:
 @pytest.fixture
 def stopped(running: Ledger, config_file: Path) -> None:
     running.close()
-    feed(config_file.parent / "journal", f"sqlite:///{config_file.parent}/a.db")
+    feed(config_file.parent / "journal", f"sqlite:///{config_file.parent}/archive.db")
 
 
 def run(*args: str | Path) -> Result:

@@ -2,16 +2,13 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.serialization import Encoding
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,7 +17,9 @@ from bridge.errors import AuthenticationError, BridgeError, ConfigError, DeniedE
 from bridge.identity.caller import Caller, CertificateCredential, TokenCredential
 from bridge.identity.clusters import ClusterRegistry
 from bridge.spiffe import SpiffeID, TrustDomain
+from tests.support.harness.configuration import text
 from tests.support.parts.keyserver import KeyServer
+from tests.support.parts.pki import bundle, new_root
 from tests.support.parts.tokens import TokenIssuer, public_jwk
 
 NOW = datetime(2030, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -34,22 +33,7 @@ def issuers() -> dict[str, TokenIssuer]:
 
 
 def configured(folder: Path, *clusters: Mapping[str, Any]) -> config.BridgeConfig:
-    tree = {
-        "trust_domain": "corp.example",
-        "fronts": {
-            "istio": {"listen": "127.0.0.1:0", "tls": {"dns_names": ["ca.example"]}}
-        },
-        "clusters": list(clusters),
-        "issuing_cas": {"one": {"plugin": "file"}},
-        "trust_anchors": "roots.pem",
-        "issuance": {"issuing_cas": ["one"]},
-        "ledger": {
-            "journal": "journal/",
-            "archive": "sqlite:///archive.db",
-            "heads": {"sink": "heads.jsonl"},
-        },
-    }
-    return config.parse(yaml.safe_dump(tree), folder / "bridge.yaml")
+    return config.parse(text(clusters=[*clusters]), folder / "bridge.yaml")
 
 
 def cluster(folder: Path, name: str, **changes: Any) -> dict[str, Any]:
@@ -228,20 +212,10 @@ def test_each_cluster_has_its_trust_domain(registry: ClusterRegistry) -> None:
 
 
 def leaf(uri: str) -> CertificateCredential:
-    key = issuers()["prod"].key
-    san = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(uri)])
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(x509.Name([]))
-        .issuer_name(x509.Name([]))
-        .public_key(key.public_key())
-        .serial_number(7)
-        .not_valid_before(NOW)
-        .not_valid_after(NOW + timedelta(hours=1))
-        .add_extension(san, critical=True)
-        .sign(key, hashes.SHA256())
+    certificate = new_root().issue_leaf(
+        x509.UniformResourceIdentifier(uri), not_before=NOW
     )
-    return CertificateCredential(certificate.public_bytes(Encoding.PEM))
+    return CertificateCredential(bundle(certificate))
 
 
 @pytest.mark.parametrize(

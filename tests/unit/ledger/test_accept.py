@@ -18,7 +18,7 @@ from bridge.ledger.journal.progress import Progress
 from bridge.ledger.ledger import Ledger
 from bridge.ledger.verify import compare, verify
 from tests.support.harness.archive import feed
-from tests.unit.cli.test_ledger import CONFIG
+from tests.support.harness.configuration import text
 from tests.unit.ledger.support import (
     SetClock,
     all_rows,
@@ -33,7 +33,7 @@ COMMAND = re.escape("`meshca ledger accept -c FILE --writer w0 --reason TEXT`")
 
 def open_ledger(folder: Path, writer: str = "w0") -> Ledger:
     return Ledger.open(
-        make_config(folder, archive="sqlite:///a.db"),
+        make_config(folder),
         writer=writer,
         clock=SetClock(),
     )
@@ -42,13 +42,13 @@ def open_ledger(folder: Path, writer: str = "w0") -> Ledger:
 def close(folder: Path, ledger: Ledger) -> None:
     """End a server in order: the archive gets its last rows."""
     ledger.close()
-    feed(folder / "journal", archive_url(folder, "a.db"))
+    feed(folder / "journal", archive_url(folder))
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """The ledger of a stopped server: rows 0 to 7 archived, heads 0 and 7 published."""
-    (tmp_path / "bridge.yaml").write_text(CONFIG)
+    (tmp_path / "bridge.yaml").write_text(text())
     ledger = open_ledger(tmp_path)
     for number in range(3):
         ledger.intend(make_intent(number))
@@ -169,7 +169,7 @@ def test_a_journal_with_a_loss_is_refused_until_an_operator_accepts_it(
     assert told.startswith(f"kim accepted that it ends at row {last} on")
 
     # The archive keeps every row.
-    archive = Archive.open(archive_url(folder, "a.db"), make=False)
+    archive = Archive.open(archive_url(folder), make=False)
     compared = compare(folder / "journal", archive)
     archived = {found["hash"] for found in archive.search(Query())}
     archive.close()
@@ -297,7 +297,7 @@ def test_the_other_writers_are_not_touched(folder: Path) -> None:
     cut(folder)
     accept(folder)
     close(folder, open_ledger(folder, "w1"))
-    archive = Archive.open(archive_url(folder, "a.db"), make=False)
+    archive = Archive.open(archive_url(folder), make=False)
     assert "w1" in archive.writers()
     archive.close()
     writers = [head.writer for _, head in HeadSink(folder / "heads.jsonl").read()]
@@ -323,8 +323,8 @@ def test_verify_compares_with_the_archive_on_request(folder: Path) -> None:
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 0, result.output
     assert "archive: 8 rows agree" in result.stdout
-    (folder / "a.db").unlink()
-    Archive.open(archive_url(folder, "a.db")).close()
+    (folder / "archive.db").unlink()
+    Archive.open(archive_url(folder)).close()
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 0
     assert "8 of w0 to come" in result.stdout

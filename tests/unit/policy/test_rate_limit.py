@@ -16,7 +16,7 @@ from bridge.identity.caller import Caller
 from bridge.policy import rate_limit as module
 from bridge.policy.rate_limit import RateLimit, RateLimits, SharedBuckets
 from bridge.spiffe import SpiffeID
-from tests.support.harness.core import CALLER, World
+from tests.support.harness.core import World
 
 
 def caller(name: str = "web", cluster: str = "east") -> Caller:
@@ -27,34 +27,11 @@ def caller(name: str = "web", cluster: str = "east") -> Caller:
     )
 
 
-def test_a_burst_passes_and_the_next_call_does_not() -> None:
-    rate_limit = RateLimit(2, 3, SharedBuckets())
-    assert [rate_limit.admits("a", 100.0) for _ in range(4)] == [
-        True,
-        True,
-        True,
-        False,
-    ]
-
-
-def test_the_rate_lets_one_more_pass_after_its_time() -> None:
-    rate_limit = RateLimit(2, 1, SharedBuckets())
-    assert rate_limit.admits("a", 100.0)
-    assert not rate_limit.admits("a", 100.4)
-    assert rate_limit.admits("a", 100.5)
-
-
 def test_a_refused_call_costs_nothing() -> None:
     rate_limit = RateLimit(1, 1, SharedBuckets())
     assert rate_limit.admits("a", 0.0)
     assert not any(rate_limit.admits("a", 0.1 * n) for n in range(1, 9))
     assert rate_limit.admits("a", 1.0)
-
-
-def test_keys_do_not_share_a_bucket() -> None:
-    rate_limit = RateLimit(1, 1, SharedBuckets())
-    assert rate_limit.admits("a", 0.0)
-    assert rate_limit.admits("b", 0.0)
 
 
 @given(
@@ -142,21 +119,6 @@ def rate_limits(**limits: Any) -> dict[str, Any]:
     return {"limits": limits}
 
 
-def test_a_burst_is_served_and_what_is_above_it_is_on_record(tmp_path: Path) -> None:
-    limits = rate_limits(per_identity={"rate": 0.001, "burst": 3})
-    with World(tmp_path, overrides=limits) as made:
-        for _ in range(3):
-            made.issue()
-        with pytest.raises(OverloadedError, match="this identity asks too often"):
-            made.issue()
-        made.issue(token=made.token("shop", "db"))
-        rows = made.ended()
-    (row,) = [row for row in rows if row["kind"] == "refused"]
-    assert (row["rule"], row["status"]) == ("overload.identity", "RESOURCE_EXHAUSTED")
-    assert row["caller"] == CALLER
-    assert len([row for row in rows if row["kind"] == "issued"]) == 4
-
-
 def test_a_loop_gets_a_summary_and_not_a_row_for_each_call(tmp_path: Path) -> None:
     overrides = rate_limits(per_cluster={"rate": 0.001, "burst": 1})
     overrides["ledger"] = {"refusals_per_second": 2}
@@ -234,13 +196,6 @@ def test_a_disk_without_room_is_named_and_left_as_it_was(tmp_path: Path) -> None
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert (tmp_path / "rate_limits").stat().st_size == 0
-
-
-def test_a_folder_that_is_gone_is_named(tmp_path: Path) -> None:
-    with pytest.raises(
-        ConfigError, match=r"no/rate_limits: .*No such file or directory"
-    ):
-        opened(tmp_path / "no")
 
 
 def test_what_others_have_counted_stays_when_the_file_is_opened(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from bridge.process.role import FeederOrder
 from bridge.system.child_process import ChildProcess
 from tests.support.harness import processes
 from tests.support.harness.archive import compared
+from tests.support.harness.configuration import text
 from tests.support.harness.workers import await_true
 from tests.unit.ledger.support import (
     SetClock,
@@ -38,15 +39,6 @@ from tests.unit.ledger.support import (
     publish,
 )
 
-TEXT = """
-trust_domain: corp.example
-fronts: {istio: {listen: "127.0.0.1:0", tls: {dns_names: [meshca.example]}}}
-clusters: [{name: Kubernetes, tokens: {verify: jwks, file: k.json, issuer: "x"}}]
-issuing_cas: {seoul-1: {plugin: file, chain: chain.pem}}
-trust_anchors: roots.pem
-issuance: {issuing_cas: [seoul-1]}
-ledger: {journal: journal, archive: "sqlite:///archive.db", heads: {sink: heads.jsonl}}
-"""
 _ROOT = Path(__file__).parents[3]
 wait_until = partial(await_true, seconds=60)
 
@@ -65,7 +57,7 @@ def await_end(pid: int, seconds: float = 60) -> None:
 def order_of(folder: Path, archive: str = "") -> FeederOrder:
     return FeederOrder(
         path=str(folder / "bridge.yaml"),
-        text=TEXT,
+        text=text(),
         journal=str(folder / "journal"),
         archive=archive or archive_url(folder),
         entries=10_000,

@@ -9,17 +9,9 @@ import pytest
 from bridge.config import ConfigText
 from bridge.process.feeder_process import FeederProcesses
 from bridge.process.role import FeederOrder
+from tests.support.harness.configuration import text
 
-TEXT = """
-trust_domain: corp.example
-fronts: {istio: {listen: "127.0.0.1:0", tls: {dns_names: [meshca.example]}}}
-clusters: [{name: Kubernetes, tokens: {verify: jwks, file: k.json, issuer: "x"}}]
-issuing_cas: {seoul-1: {plugin: file, chain: chain.pem}}
-trust_anchors: roots.pem
-issuance: {issuing_cas: [seoul-1]}
-limits: {drain: 15s}
-ledger: {journal: journal, archive: "sqlite:///a.db", heads: {sink: heads.jsonl}}
-"""
+TEXT = text(limits={"drain": "15s"})
 
 
 @dataclass
@@ -78,7 +70,7 @@ def test_one_process_gets_what_it_has_to_feed(
     order = FeederOrder.read(child.order.line())
     assert order == child.order
     assert order.journal == str(tmp_path / "journal")
-    assert order.archive == f"sqlite:///{tmp_path}/a.db"
+    assert order.archive == f"sqlite:///{tmp_path}/archive.db"
     assert (order.entries, order.seconds) == (10_000, 60)
 
 
@@ -106,7 +98,7 @@ def test_of_the_same_journals_the_process_before_ends_at_once(
     write: Write, feeders: FeederProcesses, children: list[FakeChild]
 ) -> None:
     feeders.run(write(TEXT), 0.0)
-    feeders.run(write(TEXT.replace("a.db", "b.db")), 1.0)
+    feeders.run(write(TEXT.replace("archive.db", "b.db")), 1.0)
     old, new = children
     assert (old.told, new.told) == (["terminate", "kill"], [])
     assert new.order.archive.endswith("/b.db")
@@ -132,6 +124,6 @@ def test_all_are_killed_at_once(
     write: Write, feeders: FeederProcesses, children: list[FakeChild]
 ) -> None:
     feeders.run(write(TEXT), 0.0)
-    feeders.run(write(TEXT.replace("a.db", "b.db")), 1.0)
+    feeders.run(write(TEXT.replace("archive.db", "b.db")), 1.0)
     feeders.kill()
     assert [child.told[-1] for child in children] == ["kill", "kill"]

@@ -1,6 +1,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -12,50 +13,20 @@ from bridge.process.role import REFUSED, UNPROVEN, WITHOUT_KEYS, WorkerOrder
 from bridge.process.supervisor import Supervisor, WorkerDefaults
 from bridge.process.worker_process import WorkerProcess
 from bridge.system.child_process import ChildProcess
-
-CONFIG = """
-trust_domain: corp.example
-workers: {workers}
-fronts:
-  istio: {{listen: "127.0.0.1:0", tls: {{dns_names: [a.example]}}}}
-clusters:
-  - name: Kubernetes
-    tokens: {{verify: jwks, file: jwks.json, issuer: "https://issuer.example"}}
-{clusters}
-issuing_cas:
-  seoul-1: {{plugin: file, chain: {chain}}}
-trust_anchors: roots.pem
-issuance: {{issuing_cas: [seoul-1]}}
-limits: {{drain: 5s}}
-ledger: {{journal: journal, archive: "sqlite:///a.db", heads: {{sink: heads.jsonl}}}}
-"""
+from tests.support.harness.configuration import smallest, text
+from tests.unit.system.test_child_process import FakeChild as FakeProcess
 
 
-class FakeChild:
+class FakeChild(FakeProcess):
     """A worker that does what a test says."""
 
     def __init__(self, order: WorkerOrder, pid: int) -> None:
+        super().__init__(pid)
         self.order = order
-        self.pid = pid
-        self.status: int | None = None
         self.is_ready = True
         self.is_silent = False
         self.without_keys = self.unproven = ""
-        self.obeys = True
         self.words = ""
-        self.signals: list[str] = []
-
-    def poll(self) -> int | None:
-        return self.status
-
-    def terminate(self) -> None:
-        self.signals.append("TERM")
-        if self.obeys:
-            self.status = 0
-
-    def kill(self) -> None:
-        self.signals.append("KILL")
-        self.status = -9
 
     def refusal(self) -> str:
         return self.words
@@ -89,12 +60,12 @@ class Nursery:
         return [child.order.writer for child in self.born if child.status is None]
 
 
-def source(
-    workers: int = 2, clusters: str = "", chain: str = "chain.pem"
-) -> ConfigText:
+def source(workers: int = 2, chain: str = "chain.pem", **changed: Any) -> ConfigText:
     path = Path("/etc/meshca/bridge.yaml")
-    text = CONFIG.format(workers=workers, clusters=clusters, chain=chain)
-    return ConfigText(path, text, parse(text, path))
+    cas = {"seoul-1": {"plugin": "file", "chain": chain}}
+    limits = {"drain": "5s"}
+    written = text(workers=workers, issuing_cas=cas, limits=limits, **changed)
+    return ConfigText(path, written, parse(written, path))
 
 
 class FakePart:
@@ -250,10 +221,8 @@ def test_a_part_is_discarded_with_workers_that_are_refused() -> None:
     assert one.part.asked[-1] == "discard"
 
 
-SECOND = """
-  - name: second
-    tokens: {verify: jwks, file: jwks2.json, issuer: "https://second.example"}
-"""
+KUBERNETES, *_ = smallest()["clusters"]
+BOTH = [KUBERNETES, {**KUBERNETES, "name": "second"}]
 # Clusters without token keys: of the old workers, of the new ones; is it replaced?
 KEYS = [
     ("", "", True),
@@ -272,7 +241,7 @@ def test_a_reload_does_not_lose_the_token_keys_of_a_cluster(
     one.nursery.prepare = lambda child: setattr(child, "without_keys", old)
     one.supervisor.tick(0)
     one.nursery.prepare = lambda child: setattr(child, "without_keys", new)
-    one.supervisor.reload(source(1, SECOND), 1)
+    one.supervisor.reload(source(1, clusters=BOTH), 1)
     for now in (1, 2, 30.9, 31):
         one.supervisor.tick(now)
     assert (one.counted("ok"), one.counted("refused")) == (is_replaced, not is_replaced)
