@@ -204,11 +204,15 @@ def _checks(
     if leaf.not_valid_after_utc > chain.not_after:
         raise MisissuedError("the leaf outlives its chain")
     yield "the leaf ends before its chain does"
+    yield _record(scenario, leaf)
+
+
+def _record(scenario: stage.Scenario, leaf: x509.Certificate) -> str:
     digest = hashlib.sha256(leaf.tbs_certificate_bytes).hexdigest()
     rows = read_journal(scenario.folder / "journal")
     if not any(row.values.get("tbs_sha256") == digest for _, row in rows):
         raise LedgerError("the certificate is not on record")
-    yield f"the ledger recorded it before it was signed: TBS digest {digest[:16]}..."
+    return f"the ledger recorded it before it was signed: TBS digest {digest[:16]}..."
 
 
 def _refusal(scenario: stage.Scenario) -> None:
@@ -279,11 +283,7 @@ def _linkerd_checks(
         raise MisissuedError("the proxy is given an expiry after the real one")
     early = f"the proxy is given an expiry {left.seconds // 60} minutes early"
     yield f"{early}, to spread renewals"
-    digest = hashlib.sha256(leaf.tbs_certificate_bytes).hexdigest()
-    rows = read_journal(scenario.folder / "journal")
-    if not any(row.values.get("tbs_sha256") == digest for _, row in rows):
-        raise LedgerError("the certificate is not on record")
-    yield f"the ledger recorded it before it was signed: TBS digest {digest[:16]}..."
+    yield _record(scenario, leaf)
 
 
 def _show_linkerd_refusal(wanted: LinkerdRequest, other: str) -> None:
