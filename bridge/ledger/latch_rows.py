@@ -53,9 +53,11 @@ def entry_of(values: Mapping[str, Any]) -> Entry:
 
     Raises:
         KeyError: A field is absent.
+        TypeError: A field is of another type.
+        ValueError: A field has another value.
     """
     is_ca = values["kind"] == Stopped.kind
-    return Entry(
+    entry = Entry(
         id=values["latch"],
         kind=(Kind.ISSUING_CA if is_ca else Kind.CREDENTIAL).value,
         scope=values["issuer_sha256" if is_ca else "scope"],
@@ -66,6 +68,8 @@ def entry_of(values: Mapping[str, Any]) -> Entry:
         salt="" if is_ca else values["salt"],
         digest="" if is_ca else values["digest"],
     )
+    entry.require_valid()
+    return entry
 
 
 class LatchRecorder:

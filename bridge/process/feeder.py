@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -61,6 +62,7 @@ def _run(order: FeederOrder, stopping: threading.Event) -> None:
         ArchiveFeeder,
         BatchSize,
     )
+    from bridge.ledger.archive.latches import ArchiveLatches  # noqa: PLC0415 - see above
     from bridge.ledger.orphans import OrphanWatch  # noqa: PLC0415 - see above
 
     feeder = ArchiveFeeder(
@@ -69,19 +71,33 @@ def _run(order: FeederOrder, stopping: threading.Event) -> None:
         BatchSize.below(order.entries, order.seconds),
     )
     orphans = OrphanWatch(Path(order.journal), lambda writer: _settle(order, writer))
-    _feed(feeder, orphans, stopping)
+    latches = ArchiveLatches(Path(order.latch)) if order.latch else None
+
+    def take_over() -> None:
+        if latches is not None and feeder.archive is not None:
+            latches.take_over(feeder.archive)
+
+    _feed(feeder, orphans, take_over, stopping)
     feeder.close()
 
 
 def _feed(
-    feeder: "ArchiveFeeder", orphans: "OrphanWatch", stopping: threading.Event
+    feeder: "ArchiveFeeder",
+    orphans: "OrphanWatch",
+    take_over: Callable[[], None],
+    stopping: threading.Event,
 ) -> None:
     look_at = time.monotonic() + _LOOK_SECONDS
+    # The first login of a worker may wait for it.
+    take_over_at = 0.0
     while True:
         more = feeder.run_pass()
         if stopping.is_set() and not feeder.has_live_writer():
             break
-        if (now := time.monotonic()) >= look_at:
+        if (now := time.monotonic()) >= take_over_at:
+            take_over_at = now + _LOOK_SECONDS
+            take_over()
+        if now >= look_at:
             look_at = now + _LOOK_SECONDS
             orphans.look(now)
         if not more:

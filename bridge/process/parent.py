@@ -140,6 +140,12 @@ class _AdminAddress:
             self._current.close()
 
 
+def _awaits_archive(config: BridgeConfig) -> bool:
+    # A first login waits for what other hosts have latched.
+    plugins = {issuing_ca.plugin for issuing_ca in config.issuing_cas.values()}
+    return config.ledger.archive_is_shared and plugins != {"file"}
+
+
 class _Loop:
     def __init__(
         self,
@@ -178,7 +184,7 @@ class _Loop:
                 self._reload(now)
             self._tick(now)
             # Rows can wait for seconds, and callers cannot: the workers start alone.
-            if supervisor.has_started:
+            if supervisor.has_started or _awaits_archive(supervisor.config):
                 self._feeders.run(supervisor.source, now)
         self._end_feeders()
         if self._refusal is not None:

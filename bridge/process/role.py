@@ -93,6 +93,8 @@ class FeederOrder(Order):
     """How many rows behind issuing stops."""
     seconds: float
     """How many seconds behind issuing stops."""
+    latch: str = ""
+    """The file of the latch, where other hosts share the archive."""
 
     @classmethod
     def of(cls, source: "ConfigText", log_level: str) -> Self:
@@ -105,5 +107,6 @@ class FeederOrder(Order):
             archive=ledger.archive,
             entries=ledger.max_lag.entries,
             seconds=ledger.max_lag.seconds,
+            latch=str(ledger.latch) if ledger.archive_is_shared else "",
             log_level=log_level,
         )

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Self
 
 from bridge.errors import LedgerError
 from bridge.system import files
@@ -91,6 +91,19 @@ class Entry:
     digest: str = ""
     tried_at: float = 0.0
     """Of a proven credential: when a login began that has no result; 0 for none."""
+
+    def require_valid(self) -> None:
+        """Check the values, which came from a file or a database.
+
+        Raises:
+            TypeError: One is of another type.
+            ValueError: One is none of its kind.
+        """
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if not isinstance(value, (int, float) if each.type is float else str):
+                raise TypeError(f"{each.name}: {type(value).__name__}")
+        Kind(self.kind), State(self.state), bytes.fromhex(self.salt)
 
     @property
     def is_latched(self) -> bool:
@@ -240,11 +253,13 @@ class Content:
             values = json.loads(text)
             if values["format"] != _FORMAT:
                 raise ValueError(f"format {values['format']!r}")
-            entries = [_typed(Entry, each) for each in values["entries"]]
+            entries = [Entry(**each) for each in values["entries"]]
             notes = [
-                _typed(Note, {**each, "entry": _typed(Entry, each["entry"])})
+                Note(**{**each, "entry": Entry(**each["entry"])})
                 for each in values["notes"]
             ]
+            for entry in (*entries, *(note.entry for note in notes)):
+                entry.require_valid()
             return cls(
                 entries={entry.id: entry for entry in entries},
                 cleared=[str(identity) for identity in values["cleared"]],
@@ -254,21 +269,6 @@ class Content:
             )
         except (KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"no latch: {error!r}") from error
-
-
-_Value = TypeVar("_Value", Entry, Note)
-
-
-def _typed(kind: type[_Value], values: dict[str, Any]) -> _Value:
-    found = kind(**values)
-    for each in fields(kind):
-        value = getattr(found, each.name)
-        expected = (int, float) if each.type is float else (str, Entry)
-        if not isinstance(value, expected):
-            raise TypeError(f"{each.name}: {type(value).__name__}")
-    if isinstance(found, Entry):
-        Kind(found.kind), State(found.state), bytes.fromhex(found.salt)
-    return found
 
 
 class LatchFile:

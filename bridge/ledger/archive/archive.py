@@ -14,7 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from bridge.errors import LedgerError
 from bridge.ledger.archive.database import Database, failed
 from bridge.ledger.archive.queries import Query, attempts_of, select
-from bridge.ledger.archive.schema import entries, positions
+from bridge.ledger.archive.schema import LATCH_ROWS, entries, positions
 from bridge.ledger.chain import GENESIS, Head
 
 _READ_ROWS = 1_000
@@ -154,6 +154,19 @@ class Archive:
                 )
                 for row in found:
                     yield row._asdict()
+        except SQLAlchemyError as error:
+            raise failed(error) from error
+
+    def latch_rows(self) -> list[str]:
+        """Return the lines of all rows `latched`, `stopped` and `cleared`, by time.
+
+        Raises:
+            LedgerError: The database does not answer.
+        """
+        wanted = sa.select(entries.c.body).where(LATCH_ROWS).order_by(entries.c.at)
+        try:
+            with self._engine.connect() as connection:
+                return list(connection.execute(wanted).scalars())
         except SQLAlchemyError as error:
             raise failed(error) from error
 

@@ -85,6 +85,11 @@ class ArchiveFeeder:
         """Why the last pass did not reach the archive; empty when it did."""
         return self._trouble
 
+    @property
+    def archive(self) -> Archive | None:
+        """The archive, where the last pass has reached it."""
+        return None if self._trouble else self._archive
+
     def run_pass(self, *, at_once: bool = False) -> bool:
         """Feed at most one batch of each writer.
 

@@ -17,7 +17,7 @@ from sqlalchemy import (
     text,
 )
 
-REVISION = "0001"
+REVISION = "0002"
 """The migration that makes the tables below."""
 
 metadata = MetaData()
@@ -64,6 +64,15 @@ positions = Table(
 """How far each journal has been read; moves in the transaction of its rows."""
 
 Index("entries_at", entries.c.at)
+
+LATCH_ROWS = text("kind IN ('cleared', 'latched', 'stopped')")
+"""The rows of what is latched, as the index has the condition."""
+Index(
+    "entries_latches",
+    entries.c.at,
+    sqlite_where=LATCH_ROWS,
+    postgresql_where=LATCH_ROWS,
+)
 
 
 PREFIX_CHARACTERS = 16

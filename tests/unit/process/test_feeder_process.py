@@ -72,6 +72,16 @@ def test_one_process_gets_what_it_has_to_feed(
     assert order.journal == str(tmp_path / "journal")
     assert order.archive == f"sqlite:///{tmp_path}/archive.db"
     assert (order.entries, order.seconds) == (10_000, 60)
+    # The file is this host's alone: nobody else has latched anything in it.
+    assert order.latch == ""
+
+
+def test_where_hosts_share_an_archive_it_gets_the_file_of_the_latch(
+    tmp_path: Path, write: Write, feeders: FeederProcesses, children: list[FakeChild]
+) -> None:
+    shared = TEXT.replace("sqlite:///a.db", "postgresql://db.example/ledger")
+    feeders.run(write(shared), 0.0)
+    assert children[0].order.latch == str(tmp_path / "journal/state/latch.json")
 
 
 def test_another_section_ledger_gets_a_process_of_its_own(

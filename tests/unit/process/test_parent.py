@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from bridge.config import ConfigText
+from bridge.config import ConfigText, parse
 from bridge.process import parent
 from bridge.process.feeder_process import FeederProcesses
 from tests.unit.process.test_supervisor import Nursery, source
@@ -32,6 +32,25 @@ def test_the_parent_imports_neither_grpc_nor_the_database_of_the_ledger() -> Non
         check=True,
     )
     assert done.stdout.splitlines() == ["True", ""]
+
+
+@pytest.mark.parametrize(
+    ("plugin", "archive", "is_at_once"),
+    [
+        ("pkcs11", "postgresql://db.example/ledger", True),
+        ("file", "postgresql://db.example/ledger", False),
+        ("pkcs11", "sqlite:///a.db", False),
+    ],
+)
+def test_the_feeder_starts_at_once_where_a_login_waits_for_it(
+    plugin: str, archive: str, *, is_at_once: bool
+) -> None:
+    text = source(1).text.replace("plugin: file", f"plugin: {plugin}")
+    text = text.replace("sqlite:///a.db", archive)
+    assert plugin in text
+    assert archive in text
+    config = parse(text, Path("/etc/meshca/bridge.yaml"))
+    assert parent._awaits_archive(config) is is_at_once
 
 
 def test_many_sighups_start_few_workers(

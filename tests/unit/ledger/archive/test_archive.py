@@ -98,7 +98,7 @@ def test_the_migrations_make_the_indexes_of_the_schema(
     fresh = sa.create_engine(f"sqlite:///{tmp_path / 'fresh.db'}")
     metadata.create_all(fresh)
     assert indexes(archive._engine) == indexes(fresh)
-    assert len(indexes(fresh)) == len(INDEXED) + 2
+    assert len(indexes(fresh)) == len(INDEXED) + 3
     fresh.dispose()
 
 
