@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from bridge.ledger.archive.queries import Query
 
 _KINDS = (
-    *(row.kind for row in get_args(Event) if row is not Ending),
+    *(row.kind for row in get_args(Event) if not issubclass(row, Ending)),
     *(outcome.value for outcome in Outcome),
     *EARLIER_KINDS,
 )

@@ -14,7 +14,13 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from bridge.issuance.procedure import attempt
-from bridge.issuance.selection import Subject, Validity, leaf_request, usable_issuers
+from bridge.issuance.selection import (
+    Subject,
+    Validity,
+    latest_end,
+    leaf_request,
+    usable_issuers,
+)
 from bridge.issuance.signing import Origin, Signed, Signing, new_id, new_serial
 from bridge.ledger.events import Purpose
 from bridge.policy.rules import ISTIO
@@ -131,7 +137,7 @@ class OwnCertificates:
         now = self._clock().replace(microsecond=0)
         if issuer.description.chooses_serial:
             # The backend dates each leaf back as far as a workload's.
-            ends = min(now + _LIVE_PROBE_LIFE, issuer.chain.not_after)
+            ends = min(now + _LIVE_PROBE_LIFE, latest_end(issuer))
             return now - snapshot.rules.top.backdate, ends
         return now - _PROBE_AGE, now - _PROBE_AGE + _PROBE_LIFE
 

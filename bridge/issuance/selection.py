@@ -10,6 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKey
 from bridge.errors import BackendUnavailableError, BridgeError
 from bridge.issuance.signing import Signing, new_serial, stopped_error
 from bridge.policy.issuance_policy import validity
+from bridge.policy.issued import NOT_AFTER_SLACK
 from bridge.snapshot.model import Issuer, Snapshot
 from bridge.spi import LeafRequest
 
@@ -108,8 +109,14 @@ def leaf_request(subject: Subject, issuer: Issuer, term: Validity) -> LeafReques
     )
 
 
+def latest_end(issuer: Issuer) -> datetime:
+    """Return the latest notAfter to request: no leaf may outlive its chain."""
+    ends = issuer.chain.not_after
+    return ends - NOT_AFTER_SLACK if issuer.description.chooses_serial else ends
+
+
 def _window(issuer: Issuer, term: Validity) -> tuple[datetime, datetime]:
-    window = validity(term.now, term.ttl, term.backdate, issuer.chain.not_after)
+    window = validity(term.now, term.ttl, term.backdate, latest_end(issuer))
     if window is None:
         raise BackendUnavailableError(
             "the issuing CA's chain expires too soon for a useful certificate",

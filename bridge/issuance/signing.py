@@ -10,9 +10,10 @@ import logging
 import os
 import random
 import time
+from base64 import b64encode
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 from cryptography import x509
 
@@ -24,7 +25,7 @@ from bridge.errors import (
     MisissuedError,
     OverloadedError,
 )
-from bridge.ledger.events import Ending, Intent, Outcome, Purpose
+from bridge.ledger.events import CertificateEnding, Ending, Intent, Outcome, Purpose
 from bridge.ledger.ledger import Ledger
 from bridge.metrics.instruments import Metrics
 from bridge.policy.issued import names_of, require_as_prepared, require_profile
@@ -32,9 +33,11 @@ from bridge.resilience.budget import Budget
 from bridge.resilience.quarantine import StoppedCAs
 from bridge.snapshot.model import Issuer
 from bridge.spi import IssuedChain, LeafRequest, Prepared
+from bridge.x509.certificate import UNREADABLE
 
 _SERIALS_AT_ONCE = 64
 _LONGEST_DETAIL = 500
+_LARGEST_CERTIFICATE = 16 * 1024
 _octets: list[bytes] = []
 """Random octets for serial numbers, each taken once: `list.pop` is atomic."""
 _names = random.Random()  # noqa: S311 - seeded by the system; names, not secrets
@@ -111,6 +114,25 @@ class Attempt:
         if not self.certificate:
             return ""
         return hashlib.sha256(self.certificate).hexdigest()
+
+    def ending(self, outcome: Outcome, **values: str) -> Ending:
+        """Build the row of the outcome, with the certificate if that is needed.
+
+        A certificate that the bridge built, and that was verified, is known by its
+        intent.
+        """
+        ending = self.intent.ending(outcome, certificate_sha256=self.digest, **values)
+        is_known = outcome is Outcome.ISSUED and self.intent.tbs_sha256
+        if is_known or not self.certificate:
+            return ending
+        not_before, not_after = _window(self.certificate)
+        is_kept = len(self.certificate) <= _LARGEST_CERTIFICATE
+        return CertificateEnding(
+            **{each.name: getattr(ending, each.name) for each in fields(Ending)},
+            not_before=not_before,
+            not_after=not_after,
+            certificate=b64encode(self.certificate if is_kept else b"").decode("ascii"),
+        )
 
 
 class Signing:
@@ -189,8 +211,7 @@ class Signing:
                 self._stop(intent, error)
             # A certificate that came back exists, whatever went wrong after that.
             outcome = Outcome.UNKNOWN if attempt.certificate else _outcome(error)
-            ending = intent.ending(outcome, certificate_sha256=attempt.digest)
-            self._end_with(ending, error)
+            self._end_with(attempt.ending(outcome), error)
             raise
 
     def sign(self, issuer: Issuer, prepared: Prepared, budget: Budget) -> IssuedChain:
@@ -246,11 +267,8 @@ class Signing:
         Raises:
             LedgerError: The outcome cannot be recorded.
         """
-        ending = attempt.intent.ending(
-            Outcome.ISSUED,
-            serial=f"{leaf.serial_number:x}",
-            certificate_sha256=attempt.digest,
-            status="OK",
+        ending = attempt.ending(
+            Outcome.ISSUED, serial=f"{leaf.serial_number:x}", status="OK"
         )
         self._ledger.end(ending, durable=durable)
 
@@ -298,6 +316,16 @@ class Signing:
             error.rule,
             error.detail,
         )
+
+
+def _window(certificate: bytes) -> tuple[int, int]:
+    # An answer that is refused may be no certificate at all.
+    try:
+        leaf = x509.load_der_x509_certificate(certificate)
+        ends = leaf.not_valid_before_utc, leaf.not_valid_after_utc
+    except UNREADABLE:
+        return 0, 0
+    return int(ends[0].timestamp()), int(ends[1].timestamp())
 
 
 def _outcome(error: BaseException) -> Outcome:

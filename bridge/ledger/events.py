@@ -114,6 +114,22 @@ class Ending:
     """For operators; at most 500 characters."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CertificateEnding(Ending):
+    """An outcome with the certificate itself. All fields of an outcome, and these.
+
+    Where the backend built the certificate, or built another one than was asked for,
+    the intent does not say what is in it. It may have to be shown to be revoked.
+    """
+
+    not_before: int
+    """When the validity of the certificate begins; 0 if that cannot be read."""
+    not_after: int
+    """When the validity of the certificate ends; 0 if that cannot be read."""
+    certificate: str
+    """The certificate, as base64 of its DER; empty above 16 KiB."""
+
+
 def _names(event: type[Intent | Ending]) -> tuple[str, ...]:
     return tuple(field.name for field in fields(event))
 
@@ -271,6 +287,7 @@ class Cleared:
 Event = (
     Intent
     | Ending
+    | CertificateEnding
     | Summary
     | Opened
     | Closed

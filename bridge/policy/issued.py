@@ -1,15 +1,17 @@
 """Verify an issued certificate against its request, before it is released (step 8)."""
 
+from collections import Counter
 from collections.abc import Sequence
+from datetime import datetime, timedelta
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from bridge.errors import BackendBrokenError, MisissuedError
+from bridge.errors import BackendBrokenError, ConfigError, MisissuedError
 from bridge.spi import IssuedChain, LeafRequest, Prepared
 from bridge.x509.algorithm import algorithm_of, issuer_key, require_signature
-from bridge.x509.certificate import UNREADABLE
+from bridge.x509.certificate import UNREADABLE, name_of
 from bridge.x509.der import splice
 from bridge.x509.leaf_encoding import ExpectedLeaf
 from bridge.x509.leaf_profile import (
@@ -23,6 +25,12 @@ _SERIAL_BITS = range(64, 160)
 _EMPTY = x509.Name([])
 _SKI = x509.SubjectKeyIdentifier.oid
 _SAN = x509.SubjectAlternativeName.oid
+_MAY_BE_ADDED = frozenset(
+    {x509.AuthorityInformationAccess.oid, x509.CRLDistributionPoints.oid}
+)
+_NOT_BEFORE_SLACK = timedelta(seconds=30)
+NOT_AFTER_SLACK = timedelta(seconds=5)
+"""How far notAfter may be from the requested one, if the backend dates certificates."""
 
 
 class PinnedIssuer:
@@ -31,11 +39,19 @@ class PinnedIssuer:
     Args:
         certificate: The issuing CA's certificate.
         intermediates: DER, issuing CA first: the chain that follows every leaf.
+        added: What the backend's own configuration adds to each leaf, see
+            `Description.added_extensions`.
+        ends: The first notAfter of the whole chain; by default that of `certificate`.
+
+    Raises:
+        ConfigError: An extension of `added` may not be added, is critical, or is there
+            twice.
     """
 
     __slots__ = (
         "algorithm",
         "certificate",
+        "ends",
         "expected",
         "extensions",
         "intermediates",
@@ -44,9 +60,15 @@ class PinnedIssuer:
     )
 
     def __init__(
-        self, certificate: x509.Certificate, intermediates: Sequence[bytes]
+        self,
+        certificate: x509.Certificate,
+        intermediates: Sequence[bytes],
+        *,
+        added: Sequence[x509.Extension[x509.ExtensionType]] = (),
+        ends: datetime | None = None,
     ) -> None:
         self.certificate = certificate
+        self.ends = certificate.not_valid_after_utc if ends is None else ends
         self.subject = certificate.subject
         self.public_key = issuer_key(certificate)
         self.algorithm = algorithm_of(self.public_key)
@@ -60,6 +82,19 @@ class PinnedIssuer:
         identifier = authority_key_identifier(certificate)
         if identifier is not None:
             self.extensions[identifier.oid] = (False, identifier)
+        for extension in added:
+            self._add(extension)
+
+    def _add(self, extension: x509.Extension[x509.ExtensionType]) -> None:
+        oid = extension.oid
+        if oid not in _MAY_BE_ADDED or extension.critical or oid in self.extensions:
+            raise ConfigError(
+                f"the backend adds {name_of(oid)} to each certificate: expected at "
+                "most authority information access and CRL distribution points, each "
+                "once and not critical",
+                rule="issuer.added-extension",
+            )
+        self.extensions[oid] = (False, extension.value)
 
 
 def require_profile(prepared: Prepared, issuer: PinnedIssuer) -> bytes:
@@ -109,7 +144,8 @@ def require_as_prepared(
     verified before signing and does not depend on the answer.
 
     Args:
-        prepared: The prepared request, as it was recorded.
+        prepared: The prepared request, as it was recorded. Without a TBSCertificate the
+            validity and the order of the names may differ as `Description` says.
         issued: The leaf, then the intermediates with the issuing CA first.
         issuer: The issuing CA as it was validated at load.
         proven: The result of `require_profile` for `prepared`; empty to compare every
@@ -180,15 +216,28 @@ def _require_fields(
         raise _differs("misissued.issuer", "the issuer differs")
     if leaf.subject != _EMPTY:
         raise _differs("misissued.subject", "the subject is not empty")
-    if leaf.not_valid_before_utc != request.not_before:
-        raise _differs("misissued.validity", "notBefore is not the requested one")
-    if leaf.not_valid_after_utc != request.not_after:
-        raise _differs("misissued.validity", "notAfter is not the requested one")
+    _require_validity(leaf, prepared, issuer)
     spki = leaf.public_key().public_bytes(
         Encoding.DER, PublicFormat.SubjectPublicKeyInfo
     )
     if spki != request.spki:
         raise _differs("misissued.key", "the public key differs")
+
+
+def _require_validity(
+    leaf: x509.Certificate, prepared: Prepared, issuer: PinnedIssuer
+) -> None:
+    # A backend that builds the certificate dates it by its own clock.
+    is_ours, request = bool(prepared.tbs), prepared.request
+    begins, ends = leaf.not_valid_before_utc, leaf.not_valid_after_utc
+    slack = timedelta() if is_ours else _NOT_BEFORE_SLACK
+    if abs(begins - request.not_before) > slack:
+        raise _differs("misissued.validity", "notBefore is not the requested one")
+    slack = timedelta() if is_ours else NOT_AFTER_SLACK
+    if abs(ends - request.not_after) > slack:
+        raise _differs("misissued.validity", "notAfter is not the requested one")
+    if ends > issuer.ends:
+        raise _differs("misissued.validity", "it outlives the chain of its issuer")
 
 
 def _require_extensions(
@@ -202,7 +251,10 @@ def _require_extensions(
     critical, names = found.pop(_SAN, (False, None))
     if not critical or not isinstance(names, x509.SubjectAlternativeName):
         raise _differs("misissued.names", "there is no critical subjectAltName")
-    if tuple(names) != prepared.request.names:
+    # Names of different types are never equal. A backend that builds the certificate
+    # has an order of its own (Vault writes DNS names first), and may repeat none.
+    wanted = prepared.request.names
+    if Counter(names) != Counter(wanted) or (prepared.tbs and tuple(names) != wanted):
         raise _differs("misissued.names", "the names are not the requested ones")
     if found != issuer.extensions:
         odd = [oid for oid in {*found, *issuer.extensions} if _odd(oid, found, issuer)]

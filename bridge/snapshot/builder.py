@@ -136,7 +136,12 @@ class Assembly:
                 self._require_verifiable(name, chain, source)
             certificates = (description.certificate, *description.intermediates)
             encoded = tuple(item.public_bytes(Encoding.DER) for item in certificates)
-            pinned = PinnedIssuer(description.certificate, encoded)
+            pinned = PinnedIssuer(
+                description.certificate,
+                encoded,
+                added=description.added_extensions,
+                ends=chain.not_after,
+            )
         except BridgeError:
             ca.close()
             raise

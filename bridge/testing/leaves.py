@@ -90,6 +90,7 @@ def require_issued(
     """
     chain = (description.certificate, *description.intermediates)
     ders = [one.public_bytes(Encoding.DER) for one in chain]
-    return require_as_prepared(
-        prepared, issued, PinnedIssuer(description.certificate, ders)
+    pinned = PinnedIssuer(
+        description.certificate, ders, added=description.added_extensions
     )
+    return require_as_prepared(prepared, issued, pinned)

@@ -50,15 +50,18 @@ def _names(kind: type[Any]) -> str:
     own = kind.__dict__.get("kind")
     if isinstance(own, str):
         return code(own)
+    if kind is events.CertificateEnding:
+        return "`issued` or `unknown`, with the certificate"
     return ", ".join(code(each.value) for each in events.Outcome)
 
 
 def _fields(kind: type[Any]) -> Iterator[tuple[str, str, str]]:
-    # An outcome repeats fields of the intent: they are described there.
+    # An outcome repeats fields of the intent: they are described there. Fields that a
+    # row has from another one are described with that one.
     texts = of_attributes(events.Intent) | of_attributes(kind)
     types = annotations(kind)
     for field in fields(kind):
-        if field.name != "kind":
+        if field.name != "kind" and field.name in types:
             yield _row(field.name, types.get(field.name, ""), texts.get(field.name, ""))
 
 

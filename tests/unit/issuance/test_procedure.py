@@ -1,4 +1,5 @@
 import hashlib
+from base64 import b64decode
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -34,6 +35,7 @@ from tests.support.harness.core import (
     leaf_of,
     two_authorities,
 )
+from tests.support.harness.fake_ca import Answer
 from tests.support.parts.pki import NOW, new_key
 
 URI = x509.UniformResourceIdentifier(CALLER)
@@ -102,12 +104,26 @@ def test_the_intent_is_on_disk_before_the_key_is_used(world: World) -> None:
 def test_where_the_backend_builds_the_outcome_is_on_disk_before_the_reply(
     world: World,
 ) -> None:
-    world.cas["a"].builds_tbs = True
+    def late(answer: Answer) -> None:
+        answer.not_before += timedelta(seconds=20)
+        answer.not_after += timedelta(seconds=3)
+
+    world.cas["a"].builds_tbs, world.cas["a"].lie = True, late
     leaf = leaf_of(world.issue().leaf_pem)
     intent, outcome = world.rows()
     assert intent["serial"] == intent["tbs_sha256"] == ""
     assert outcome["serial"] == f"{leaf.serial_number:x}"
     assert outcome["kind"] == "issued"
+    # The backend may not have kept it, and it is revoked by showing it.
+    assert b64decode(outcome["certificate"]) == leaf.public_bytes(Encoding.DER)
+    assert outcome["not_before"] == intent["not_before"] + 20
+    assert outcome["not_after"] == intent["not_after"] + 3
+
+
+def test_where_the_bridge_builds_the_outcome_is_small(world: World) -> None:
+    world.issue()
+    _, outcome = world.ended()
+    assert outcome.keys().isdisjoint({"certificate", "not_before", "not_after"})
 
 
 # Refusals: nobody signs, and one row says why.

@@ -1,4 +1,6 @@
+import hashlib
 import threading
+from base64 import b64decode
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -235,10 +237,33 @@ def test_a_misissuance_is_not_released_and_stops_the_ca(
     assert [row["issuing_ca"] for row in rows] == ["a", "a", "b", "b"]
     assert rows[1]["rule"] == found.value.rule
     assert rows[1]["status"] == "FAILED_PRECONDITION"
-    assert len(rows[1]["certificate_sha256"]) == 64
+    # What the intent says is not what is in it, so the certificate itself is kept.
+    kept = b64decode(rows[1]["certificate"])
+    assert rows[1]["certificate_sha256"] == hashlib.sha256(kept).hexdigest()
     assert len(fake.called) == 1
     assert world.signing.stopped(world.snapshot.issuers["a"]) is not None
     assert world.signing.stopped(world.snapshot.issuers["b"]) is None
+
+
+@pytest.mark.parametrize(
+    ("answer", "is_kept"),
+    [
+        (b"no certificate", True),  # whatever it is
+        (b"\x30" * 16 * 1024, True),
+        (b"\x30" * (16 * 1024 + 1), False),  # no row may fill the disk
+    ],
+)
+def test_an_answer_that_cannot_be_read_is_kept_as_far_as_it_is_small(
+    world: World, answer: bytes, *, is_kept: bool
+) -> None:
+    fake = world.cas["a"]
+    fake.lie = lambda made: setattr(made, "after", lambda _: answer)
+    with pytest.raises(MisissuedError, match="issued certificate is refused"):
+        world.issue()
+    _, row = world.ended()
+    assert b64decode(row["certificate"]) == (answer if is_kept else b"")
+    assert (row["not_before"], row["not_after"]) == (0, 0)
+    assert row["certificate_sha256"] == hashlib.sha256(answer).hexdigest()
 
 
 def test_an_answer_that_is_no_bytes_stops_the_ca_and_has_its_outcome(

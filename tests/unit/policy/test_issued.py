@@ -1,10 +1,12 @@
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.x509.oid import AuthorityInformationAccessOID
 
-from bridge.errors import MisissuedError
+from bridge.errors import ConfigError, MisissuedError
 from bridge.issuance.signing import new_serial
 from bridge.policy.issued import PinnedIssuer, names_of, require_as_prepared
 from bridge.spi import LeafRequest
@@ -34,9 +36,9 @@ def request(*names: x509.GeneralName) -> LeafRequest:
     )
 
 
-def pinned(chain: Authority = CHAIN) -> PinnedIssuer:
+def pinned(chain: Authority = CHAIN, **more: Any) -> PinnedIssuer:
     intermediates = [one.public_bytes(Encoding.DER) for one in chain.chain]
-    return PinnedIssuer(chain.certificate, intermediates)
+    return PinnedIssuer(chain.certificate, intermediates, **more)
 
 
 @pytest.mark.parametrize("kind", KEY_KINDS)
@@ -99,13 +101,193 @@ def test_a_backend_may_add_the_key_identifier_of_the_leaf_and_order_as_it_likes(
     require_as_prepared(prepared, ca.issue(prepared, timeout=1), pinned())
 
 
-def test_the_order_of_the_names_is_part_of_the_request() -> None:
-    names = (URI, x509.DNSName("a.example"))
-    ca = LyingCA(CHAIN, builds_tbs=True, lie=lambda answer: answer.names.reverse())
+def answered(
+    lie: Lie, *names: x509.GeneralName, issuer: PinnedIssuer | None = None
+) -> x509.Certificate:
+    """Have a backend that builds the certificate answer, and verify the answer."""
+    ca = LyingCA(CHAIN, builds_tbs=True, lie=lie)
     prepared = ca.prepare(request(*names))
     issued = ca.issue(prepared, timeout=1)
-    with pytest.raises(MisissuedError, match="the names are not the requested"):
+    return require_as_prepared(prepared, issued, issuer or pinned())
+
+
+def moved(*, begins: int = 0, ends: int = 0) -> Lie:
+    """Move the ends of the validity by seconds."""
+
+    def lie(answer: Answer) -> None:
+        answer.not_before += timedelta(seconds=begins)
+        answer.not_after += timedelta(seconds=ends)
+
+    return lie
+
+
+@pytest.mark.parametrize(
+    ("begins", "ends"),
+    [
+        (30, 0),  # a clock that is behind
+        (-30, 0),  # a clock that is ahead
+        (0, 5),  # the request was under way
+        (0, -5),
+        (30, -5),  # both at once
+    ],
+)
+def test_a_backend_dates_by_its_own_clock(begins: int, ends: int) -> None:
+    answered(moved(begins=begins, ends=ends))
+
+
+@pytest.mark.parametrize(
+    ("begins", "ends", "complaint"),
+    [
+        (31, 0, "notBefore is not the requested one"),
+        (-31, 0, "notBefore is not the requested one"),  # it was not asked to date back
+        (0, 6, "notAfter is not the requested one"),  # longer than the policy allows
+        (0, -6, "notAfter is not the requested one"),
+        (0, 3600, "notAfter is not the requested one"),  # the role's own lifetime
+        (-3600, -3600, "notBefore is not the requested one"),  # right length, moved
+    ],
+)
+def test_a_validity_that_no_clock_explains_is_refused(
+    begins: int, ends: int, complaint: str
+) -> None:
+    with pytest.raises(MisissuedError, match=complaint) as found:
+        answered(moved(begins=begins, ends=ends))
+    assert found.value.rule == "misissued.validity"
+
+
+def test_no_leaf_outlives_the_chain_of_its_issuer() -> None:
+    ends = request().not_after
+    answered(moved(), issuer=pinned(ends=ends))
+    with pytest.raises(MisissuedError, match="outlives the chain") as found:
+        answered(moved(ends=1), issuer=pinned(ends=ends))
+    assert found.value.rule == "misissued.validity"
+
+
+def test_the_chain_ends_with_the_issuing_ca_unless_told_otherwise() -> None:
+    assert pinned().ends == CHAIN.certificate.not_valid_after_utc
+
+
+@pytest.mark.parametrize("seconds", [-1, 1])
+def test_what_the_bridge_builds_is_dated_exactly(seconds: int) -> None:
+    ca = LyingCA(CHAIN, lie=moved(begins=seconds))
+    prepared = ca.prepare(request())
+    issued = ca.issue(prepared, timeout=1)
+    with pytest.raises(MisissuedError, match="not the prepared one"):
         require_as_prepared(prepared, issued, pinned())
+
+
+DNS = x509.DNSName("a.example")
+
+
+def test_a_backend_has_an_order_of_names_of_its_own() -> None:
+    # Vault writes DNS names before URIs, whatever the order of the request.
+    answered(lambda answer: answer.names.reverse(), URI, DNS)
+
+
+@pytest.mark.parametrize(
+    ("names", "found"),
+    [
+        pytest.param((URI, DNS), [URI, DNS, DNS], id="a doubled name"),
+        pytest.param((URI, DNS), [URI, URI], id="one doubled in place of another"),
+        pytest.param((URI, DNS), [URI], id="a name too few"),
+        pytest.param((URI,), [x509.DNSName(URI.value)], id="its text as a DNS name"),
+        pytest.param(
+            (DNS,), [x509.UniformResourceIdentifier(DNS.value)], id="its text as a URI"
+        ),
+        pytest.param((DNS,), [x509.RFC822Name(DNS.value)], id="its text as an email"),
+        pytest.param((DNS,), [x509.DNSName("A.example")], id="another spelling"),
+    ],
+)
+def test_the_names_are_those_of_the_request_by_type_and_number(
+    names: tuple[x509.GeneralName, ...], found: list[x509.GeneralName]
+) -> None:
+    def lie(answer: Answer) -> None:
+        answer.names = found
+
+    with pytest.raises(MisissuedError, match="names are not the requested") as caught:
+        answered(lie, *names)
+    assert caught.value.rule == "misissued.names"
+
+
+def aia(url: str = "http://pki.example/ca") -> x509.AuthorityInformationAccess:
+    place = x509.UniformResourceIdentifier(url)
+    description = x509.AccessDescription(
+        AuthorityInformationAccessOID.CA_ISSUERS, place
+    )
+    return x509.AuthorityInformationAccess([description])
+
+
+def crl_points(url: str = "http://pki.example/crl") -> x509.CRLDistributionPoints:
+    place = x509.UniformResourceIdentifier(url)
+    return x509.CRLDistributionPoints(
+        [x509.DistributionPoint([place], None, None, None)]
+    )
+
+
+def extension(
+    value: x509.ExtensionType, *, critical: bool = False
+) -> x509.Extension[x509.ExtensionType]:
+    return x509.Extension(value.oid, critical, value)
+
+
+Added = list[tuple[x509.ExtensionType, bool]]
+
+
+def adding(added: Added) -> Lie:
+    return lambda answer: answer.extensions.extend(added)
+
+
+@pytest.mark.parametrize("values", [[aia()], [crl_points()], [crl_points(), aia()]])
+def test_a_backend_may_add_what_its_configuration_says(
+    values: list[x509.ExtensionType],
+) -> None:
+    issuer = pinned(added=[extension(value) for value in values])
+    answered(adding([(value, False) for value in values]), issuer=issuer)
+
+
+@pytest.mark.parametrize(
+    ("configured", "added"),
+    [
+        pytest.param([], [(aia(), False)], id="AIA where none is configured"),
+        pytest.param([], [(crl_points(), False)], id="a CRL point where none is"),
+        pytest.param([aia()], [(aia("http://evil.example"), False)], id="another URL"),
+        pytest.param([aia()], [(aia(), True)], id="a critical AIA"),
+        pytest.param(
+            [aia()], [(aia(), False), (crl_points(), False)], id="a CRL point besides"
+        ),
+        pytest.param([aia(), crl_points()], [(aia(), False)], id="one of two is gone"),
+        pytest.param([crl_points()], [(aia(), False)], id="one for the other"),
+        pytest.param(
+            [aia()],
+            [(aia(), False), (x509.OCSPNoCheck(), False)],
+            id="another extension besides",
+        ),
+    ],
+)
+def test_nothing_else_is_added(
+    configured: list[x509.ExtensionType], added: Added
+) -> None:
+    issuer = pinned(added=[extension(value) for value in configured])
+    with pytest.raises(MisissuedError, match="not those of the profile") as found:
+        answered(adding(added), issuer=issuer)
+    assert found.value.rule == "misissued.extensions"
+
+
+@pytest.mark.parametrize(
+    "added",
+    [
+        pytest.param([extension(aia(), critical=True)], id="critical"),
+        pytest.param([extension(aia()), extension(aia())], id="twice"),
+        pytest.param([extension(x509.OCSPNoCheck())], id="not one of the two"),
+        pytest.param(
+            [extension(x509.BasicConstraints(True, None))], id="the profile's"
+        ),
+    ],
+)
+def test_a_description_adds_nothing_that_the_profile_is_about(
+    added: list[x509.Extension[x509.ExtensionType]],
+) -> None:
+    with pytest.raises(ConfigError, match=r"the backend adds .* expected at most"):
+        pinned(added=added)
 
 
 def test_a_certificate_for_an_earlier_request_is_refused() -> None:

@@ -1,11 +1,14 @@
 """The archive: its tables, its rows and what a search finds."""
 
+import json
 import signal
 import sqlite3
 import stat
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -17,7 +20,9 @@ from bridge.errors import BridgeError, ConfigError, LedgerError
 from bridge.ledger.archive.archive import START, Archive, Position
 from bridge.ledger.archive.queries import Query, select
 from bridge.ledger.archive.schema import INDEXED, metadata
+from bridge.ledger.events import CertificateEnding, Ending
 from bridge.ledger.journal.journal import Journal
+from bridge.ledger.verify import compare
 from tests.support.harness.archive import feed as feed_all
 from tests.unit.ledger.support import (
     CALLER,
@@ -54,6 +59,26 @@ def feed(journal: Journal, archive: Archive) -> None:
 
 def bodies(archive: Archive) -> list[bytes]:
     return [row["body"].encode() for row in archive.search(Query())]
+
+
+def test_an_outcome_with_its_certificate_is_found_as_it_was_written(
+    tmp_path: Path, archive: Archive
+) -> None:
+    ending = make_ended(1)
+    shown = {each.name: getattr(ending, each.name) for each in fields(Ending)}
+    with closing(open_journal(tmp_path)) as journal:
+        journal.append_durable(make_intent(1, serial="", tbs_sha256=""))
+        journal.append_durable(
+            CertificateEnding(
+                **shown, not_before=1, not_after=1 << 34, certificate="MIIB"
+            )
+        )
+        feed(journal, archive)
+    digest = ending.certificate_sha256
+    _, found = archive.search(Query(certificate=digest))
+    assert (found["not_before"], found["not_after"]) == (1, 1 << 34)
+    assert json.loads(found["body"])["certificate"] == "MIIB"
+    assert compare(tmp_path, archive).agrees
 
 
 def test_rows_and_position_move_together_or_not_at_all(
