@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
 from bridge.errors import BackendCredentialError, BackendError, BackendTimeoutError
 from bridge.ledger.archive.archive import Archive
 from bridge.ledger.archive.latches import ArchiveLatches
-from bridge.ledger.archive.schema import LATCH_ROWS
+from bridge.ledger.archive.schema import LATCH_ROWS, entries
 from bridge.ledger.events import Latched
 from bridge.ledger.journal.journal import Journal
 from bridge.ledger.latch_rows import LatchRecorder, begin
@@ -197,9 +198,7 @@ def test_while_the_archive_is_away_each_host_makes_one_attempt(
 
 
 def test_an_archive_that_does_not_answer_is_told_once(
-    hosts: tuple[Host, Host],
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    hosts: tuple[Host, Host], caplog: pytest.LogCaptureFixture
 ) -> None:
     one, _ = hosts
     archive = Archive.open(one.url)
@@ -230,9 +229,7 @@ def test_the_rows_are_found_by_an_index(hosts: tuple[Host, Host]) -> None:
     one.journal.append_durable(make_intent(1))
     archive = Archive.open(one.url)
     with archive._engine.connect() as connection:
-        plan = connection.exec_driver_sql(
-            f"EXPLAIN QUERY PLAN SELECT body FROM entries WHERE {LATCH_ROWS} "
-            "ORDER BY at"
-        ).all()
+        wanted = sa.select(entries.c.body).where(LATCH_ROWS).order_by(entries.c.at)
+        plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {wanted}").all()
     archive.close()
     assert [step[3] for step in plan] == ["SCAN entries USING INDEX entries_latches"]
