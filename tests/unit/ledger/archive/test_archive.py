@@ -78,7 +78,7 @@ def test_an_outcome_with_its_certificate_is_found_as_it_was_written(
     _, found = archive.search(Query(certificate=digest))
     assert (found["not_before"], found["not_after"]) == (1, 1 << 34)
     assert json.loads(found["body"])["certificate"] == "MIIB"
-    assert compare(tmp_path, archive).agrees
+    assert compare(tmp_path, archive).problems == []
 
 
 def test_rows_and_position_move_together_or_not_at_all(
