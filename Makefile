@@ -1,4 +1,4 @@
-# Two commands do all the set-up: `make demo` and `make test`. Both may be run again at any time.
+# `make demo`, `make softhsm` and `make test` do all the set-up. Each may be run again at any time.
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
@@ -9,13 +9,16 @@ LOCKS := deploy/locks
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 PROTOS := $(wildcard proto/*.proto)
 
-.PHONY: help demo test lint format docs proto vectors lock bench bench-fronts bench-peers bench-before soak fuzz
+.PHONY: help demo softhsm test lint format docs proto vectors lock bench bench-fronts bench-peers bench-before soak fuzz
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.runtime ## A mesh CA under an offline root, at work, in seconds (the first time it installs)
 	@$(BIN)/meshca demo
+
+softhsm: $(VENV)/.pkcs11 ## An issuing key in SoftHSM, its chain, and a bridge.yaml that uses it (softhsm/README.md)
+	@softhsm/prepare.sh softhsm/demo $(BIN)
 
 test: $(VENV)/.development ## Everything that must hold, on real parts
 	@$(BIN)/python -m tests.support.parts.install
@@ -72,6 +75,8 @@ lock: ## Write the locked requirements anew (needs uv on PATH)
 	  --custom-compile-command "make lock" pyproject.toml -o $(LOCKS)/runtime.txt
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate \
 	  --custom-compile-command "make lock" --all-extras --group dev -c $(LOCKS)/runtime.txt pyproject.toml -o $(LOCKS)/development.txt
+	sed -n 's/^pkcs11 = \["\(.*\)"\]/\1/p' pyproject.toml | uv pip compile -q --universal --python-version 3.11 --generate-hashes \
+	  --no-emit-index-url --no-annotate --custom-compile-command "make lock" -c $(LOCKS)/runtime.txt - -o $(LOCKS)/pkcs11.txt
 	echo -e "hatchling\neditables" | uv pip compile -q --universal --python-version 3.11 --generate-hashes \
 	  --no-emit-index-url --no-annotate --custom-compile-command "make lock" - -o $(LOCKS)/build.txt
 
@@ -86,6 +91,10 @@ $(VENV)/.runtime: $(BIN)/python pyproject.toml $(LOCKS)/runtime.txt $(LOCKS)/bui
 	@echo "installing what meshca needs (locked, with hashes)"
 	@$(PIP) install --require-hashes -r $(LOCKS)/build.txt -r $(LOCKS)/runtime.txt
 	@$(PIP) install --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(VENV)/.pkcs11: $(VENV)/.runtime $(LOCKS)/pkcs11.txt
+	@$(PIP) install --require-hashes -r $(LOCKS)/pkcs11.txt
 	@touch $@
 
 $(VENV)/.development: $(VENV)/.runtime $(LOCKS)/development.txt

@@ -99,7 +99,9 @@ class HSMToken:
         """
         self._module = Module(self._order.module)
         with self._module.guard:
-            self._token = self._found()
+            self._token = find_token(
+                self._module, self._order.token_label, self._order.token_serial
+            )
             self._require_unattended()
             slot = self._token.slot
             self._mechanism = mechanism_of(self._public_key, slot.get_mechanisms())
@@ -171,42 +173,6 @@ class HSMToken:
         if self._anchor is not None:
             close_quietly(self._anchor)
         self._module.finish()
-
-    def _found(self) -> Token:
-        order = self._order
-        tokens = []
-        for slot in self._module.get_slots(token_present=True):
-            try:
-                tokens.append(slot.get_token())
-            except PKCS11Error as error:
-                # Another slot's token may be broken; ours is told as absent.
-                _log.debug("slot %d: %s", slot.slot_id, words(error))
-        serial = order.token_serial
-        found = [
-            token
-            for token in tokens
-            if token.label == order.token_label
-            and (serial is None or _serial(token) == serial)
-        ]
-        if len(found) == 1:
-            return found[0]
-        told = ", ".join(
-            f"{one.label!r} ({_serial(one)})" for one in tokens if one.label
-        )
-        if found:
-            raise BackendBrokenError(
-                "several tokens have the label",
-                rule="pkcs11.token",
-                detail=f"token_label {order.token_label!r}: expected one token, found "
-                f"{len(found)}: {told}; choose one with token_serial",
-            )
-        wanted = f"token_label {order.token_label!r}"
-        if serial is not None:
-            wanted += f" with token_serial {serial!r}"
-        raise NoSuchToken(
-            f"{wanted}: no such token in {order.module}; found {told or 'none'}; is "
-            "the HSM reachable, and the module's own configuration right?"
-        )
 
     def _require_unattended(self) -> None:
         if self._token.flags & TokenFlag.PROTECTED_AUTHENTICATION_PATH:
@@ -370,6 +336,44 @@ _NOT_LOGGED_IN = 0x101
 class _NotTriedError(Exception):
     # Somebody was logged in, so the token did not look at the PIN.
     pass
+
+
+def find_token(module: Module, label: str, serial: str | None) -> Token:
+    """Return the one token of a label, and of a serial number where one is given.
+
+    Raises:
+        BackendBrokenError: Several tokens have the label.
+        PKCS11Error: A call failed, or there is no such token.
+    """
+    tokens = []
+    for slot in module.get_slots(token_present=True):
+        try:
+            tokens.append(slot.get_token())
+        except PKCS11Error as error:
+            # Another slot's token may be broken; ours is told as absent.
+            _log.debug("slot %d: %s", slot.slot_id, words(error))
+    found = [
+        token
+        for token in tokens
+        if token.label == label and (serial is None or _serial(token) == serial)
+    ]
+    if len(found) == 1:
+        return found[0]
+    told = ", ".join(f"{one.label!r} ({_serial(one)})" for one in tokens if one.label)
+    if found:
+        raise BackendBrokenError(
+            "several tokens have the label",
+            rule="pkcs11.token",
+            detail=f"token_label {label!r}: expected one token, found {len(found)}: "
+            f"{told}; choose one with token_serial",
+        )
+    wanted = f"token_label {label!r}"
+    if serial is not None:
+        wanted += f" with token_serial {serial!r}"
+    raise NoSuchToken(
+        f"{wanted}: no such token in {module.so}; found {told or 'none'}; is the HSM "
+        "reachable, and the module's own configuration right?"
+    )
 
 
 def read_pin(path: Path, *, allow_group_read: bool) -> bytes:

@@ -12,6 +12,7 @@ import socket
 import sys
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 
 from pkcs11.exceptions import PKCS11Error
 
@@ -82,8 +83,10 @@ def _started(token: HSMToken, pool: SessionPool) -> str:
 
 
 def _serve(channel: socket.socket, token: HSMToken, pool: SessionPool) -> None:
-    while message := channel.recv(LARGEST_MESSAGE):
-        channel.send(_answer(message, token, pool))
+    # A closed channel reads as reset where an answer in it was not taken.
+    with suppress(ConnectionError):
+        while message := channel.recv(LARGEST_MESSAGE):
+            channel.send(_answer(message, token, pool))
 
 
 def _answer(message: bytes, token: HSMToken, pool: SessionPool) -> bytes:

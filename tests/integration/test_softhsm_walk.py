@@ -1,0 +1,153 @@
+"""`softhsm/README.md`: three commands, from nothing to a certificate by a token's key.
+
+Its blocks run as they stand in a clean clone. What differs from the reader's machine:
+the environment of the tests is installed already, and the ports are free ones.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+
+from tests.support.harness.processes import descendants
+from tests.support.parts import install, netports
+
+ROOT = Path(__file__).parents[2]
+BLOCK = re.compile(r"^```sh\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+SECONDS = 120
+BASH = shutil.which("bash") or "bash"
+
+
+def environment(**more: str) -> dict[str, str]:
+    # `make test` is a make of its own, with options that are not for the one here.
+    kept = {name: value for name, value in os.environ.items() if "MAKE" not in name}
+    return kept | more
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    install.softhsm()
+    folder = tmp_path / "clone"
+    ignore = shutil.ignore_patterns("demo")
+    shutil.copytree(ROOT / "softhsm", folder / "softhsm", ignore=ignore)
+    shutil.copy(ROOT / "Makefile", folder)
+    (folder / ".venv").symlink_to(sys.prefix)
+    return folder
+
+
+def run(
+    clone: Path, command: str, env: Mapping[str, str]
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [BASH, "-c", command],
+        cwd=clone,
+        env=env,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+
+
+@contextmanager
+def serving(clone: Path, command: str) -> Iterator[int]:
+    """Run the second command until the block ends; give the bridge's process."""
+    with (clone / "bridge.log").open("w+b") as log:
+        process = subprocess.Popen(
+            [BASH, "-c", f"exec {command}"], cwd=clone, env=environment(), stderr=log
+        )
+        try:
+            deadline = time.monotonic() + SECONDS
+            while b": ready\n" not in (clone / "bridge.log").read_bytes():
+                assert process.poll() is None, (clone / "bridge.log").read_text()
+                assert time.monotonic() < deadline, (clone / "bridge.log").read_text()
+                time.sleep(0.1)
+            yield process.pid
+        finally:
+            process.terminate()
+            assert process.wait(SECONDS) == 0
+
+
+def files(folder: Path) -> dict[Path, bytes]:
+    """Return what `make softhsm` made and must not make a second time.
+
+    SoftHSM itself writes to the token's own object at each login.
+    """
+    changing = {"token", "check.txt", "jwks.json", "token.object", "generation"}
+    return {
+        path: path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name not in changing
+    }
+
+
+def test_three_commands_go_from_nothing_to_a_certificate(clone: Path) -> None:
+    istio, admin = (str(netports.reserve()) for _ in range(2))
+    text = (clone / "softhsm/README.md").read_text().replace("15012", istio)
+    make, serve, request = BLOCK.findall(text)
+    env = environment(ISTIO=f"127.0.0.1:{istio}", ADMIN=f"127.0.0.1:{admin}")
+    # The environment of the tests has what this file stands for.
+    make = make.replace("make ", "make -o .venv/.pkcs11 ")
+    demo = clone / "softhsm/demo"
+
+    first = run(clone, make, env)
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert "Traceback" not in first.stderr
+    made = files(demo)
+    with serving(clone, serve) as bridge:
+        # The PIN and the module are in a process beside the one that serves.
+        loaded = [
+            "libsofthsm2" in Path(f"/proc/{pid}/maps").read_text()
+            for pid in descendants(bridge)
+        ]
+        assert loaded.count(True) == 1
+        asked = run(clone, request, env)
+        assert asked.returncode == 0, asked.stdout + asked.stderr
+        again = run(clone, make, env)
+        assert again.returncode == 0, again.stdout + again.stderr
+    assert {path: files(demo)[path] for path in made} == made
+
+    leaf, issuing, *_ = x509.load_pem_x509_certificates(
+        (demo / "web/chain.pem").read_bytes()
+    )
+    leaf.verify_directly_issued_by(issuing)
+    csr = x509.load_pem_x509_csr((demo / "issuing.csr").read_bytes())
+    assert issuing.public_key() == csr.public_key()
+    assert not (demo / "ca/issuing.key").exists()
+    assert (demo / "pin").stat().st_mode & 0o777 == 0o600
+    assert demo.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_machine_without_softhsm_is_told_what_to_install(clone: Path) -> None:
+    done = run(
+        clone, f"{BASH} softhsm/prepare.sh softhsm/demo", {"PATH": "/nonexistent"}
+    )
+    assert done.returncode == 1
+    assert done.stderr == (
+        "softhsm: there is no softhsm2-util: install SoftHSM 2 "
+        "(apt-get install softhsm2)\n"
+    )
+    assert not (clone / "softhsm/demo").exists()
+
+
+def test_a_token_whose_pin_is_lost_is_left_alone(clone: Path) -> None:
+    folder = clone / "softhsm/demo"
+    command = f"softhsm/prepare.sh {folder} .venv/bin"
+    assert run(clone, command, environment()).returncode == 0
+    tokens = files(folder / "tokens")
+    for name in ("pin", "issuing.csr"):
+        (folder / name).unlink()
+    done = run(clone, command, environment())
+    assert done.returncode == 1
+    assert "refused the PIN (CKR_PIN_INCORRECT). It was tried once" in done.stderr
+    assert files(folder / "tokens").keys() == tokens.keys()
+    assert not (folder / "issuing.csr").exists()
