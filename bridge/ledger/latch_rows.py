@@ -133,5 +133,7 @@ def begin(path: Path, now: float, *, is_shared: bool) -> None:
         LedgerError: The file cannot be used. It is not known what is stopped, so the
             worker may not start.
     """
-    with LatchFile(path).change() as content:
-        content.begun_at = now if is_shared else 0.0
+    file = LatchFile(path)
+    if is_shared or file.read().begun_at:
+        with file.change() as content:
+            content.begun_at = now if is_shared else 0.0

@@ -110,7 +110,8 @@ class Latch:
             try:
                 yield
             except BackendCredentialError as error:
-                self._end(self._latched(entry, State.REFUSED, str(error)))
+                reason = f"{error}: {error.detail}" if error.detail else str(error)
+                self._end(self._latched(entry, State.REFUSED, reason))
                 raise
             except BackendTimeoutError:
                 if not entry.tried_at:

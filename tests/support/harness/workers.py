@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from bridge.client.istio import IstioReply, IstioRequest, ask
+from bridge.ledger.journal.segments import writer_folders
 from tests.support.harness import processes
 from tests.support.harness.real_process import SERVER_NAME, Bridge
 
@@ -104,8 +105,7 @@ class Supervised(Bridge):
                 for file in folder.glob("*.jsonl")
                 for line in file.read_text("utf-8").splitlines()
             )
-            for folder in sorted((self.folder / "journal").iterdir())
-            if folder.is_dir()
+            for folder in writer_folders(self.folder / "journal")
         }
 
     def require_sound_ledger(self, *options: str) -> None:
