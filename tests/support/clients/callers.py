@@ -19,9 +19,10 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from bridge._proto.istio_ca_pb2 import IstioCertificateRequest, IstioCertificateResponse
 from bridge._proto.linkerd_identity_pb2 import CertifyRequest, CertifyResponse
 from bridge.server import istio, linkerd
-from tests.support.clients.linkerd_raw import AUDIENCE, IDENTITY, vector
+from tests.support.clients.linkerd_raw import AUDIENCE, vector
 from tests.support.clients.load import new_csr
 from tests.support.harness.real_process import SERVER_NAME, Bridge
+from tests.vectors.generate_linkerd import IDENTITY
 
 RETRYABLE = frozenset({"OK", "UNAVAILABLE", "RESOURCE_EXHAUSTED"})
 """The statuses after which Istio's client asks again, and that are no bug of ours."""
