@@ -19,6 +19,7 @@ from bridge.errors import CSRError
 from bridge.x509 import key_quality
 from bridge.x509.key_quality import (
     require_good_ca_key,
+    require_good_key,
     require_good_rsa,
 )
 from tests.vectors import csr_keys
@@ -59,6 +60,22 @@ def test_a_good_ca_key_passes(key: PublicKeyTypes) -> None:
 def test_another_ca_key_is_refused(key: PublicKeyTypes, rule: str) -> None:
     with pytest.raises(CSRError, match="CA") as refusal:
         require_good_ca_key(key)
+    assert refusal.value.rule == rule
+
+
+# Readers of CSRs and of key sets refuse these before.
+@pytest.mark.parametrize(
+    ("key", "rule"),
+    [
+        (ec.derive_private_key(7, ec.SECP521R1()).public_key(), "csr.curve"),
+        (ec.derive_private_key(7, ec.SECP256K1()).public_key(), "csr.curve"),
+        (ed25519.Ed25519PrivateKey.generate().public_key(), "csr.key-type"),
+    ],
+    ids=["p-521", "secp256k1", "ed25519"],
+)
+def test_another_kind_of_key_is_refused(key: PublicKeyTypes, rule: str) -> None:
+    with pytest.raises(CSRError, match="P-256 or P-384") as refusal:
+        require_good_key(key)
     assert refusal.value.rule == rule
 
 
