@@ -3,14 +3,12 @@
 import ast
 import re
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
-from unittest.mock import patch
 
-from prometheus_client import metrics, metrics_core
+from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
 
 from bridge.metrics.expiry import CertificateExpiry
 from bridge.metrics.instruments import Metrics
@@ -35,20 +33,20 @@ def lines() -> Iterator[str]:
 
 def found() -> dict[str, tuple[str, str, str]]:
     """Return type, labels and help of each metric, by the name of a scrape."""
-    labels: dict[str, tuple[str, ...]] = {}
-    with _recorded(labels):
-        families = [*_families()]
+    metrics = _metrics()
+    # A family without a sample does not say which labels it has; its maker does.
+    makers = metrics.registry._names_to_collectors
     return dict(_elsewhere()) | {
         _name(family): (
             "counter" if family.type == "unknown" else family.type,
-            ", ".join(map(code, labels.get(family.name) or _of_sample(family))),
+            ", ".join(map(code, _labels(family, makers.get(family.name)))),
             one_line(family.documentation),
         )
-        for family in families
+        for family in metrics.registry.collect()
     }
 
 
-def _families() -> Iterator[Metric]:
+def _metrics() -> Metrics:
     made = Metrics()
     made.service(_METHOD)
     made.backend("one")
@@ -63,10 +61,12 @@ def _families() -> Iterator[Metric]:
             for tier in ("issuing", "intermediate", "anchor", "serving")
         ),
     )
-    yield from made.registry.collect()
+    return made
 
 
-def _of_sample(family: Metric) -> tuple[str, ...]:
+def _labels(family: Metric, maker: Collector | None) -> tuple[str, ...]:
+    if isinstance(maker, MetricWrapperBase) and maker._labelnames:
+        return tuple(maker._labelnames)
     plain = [each for each in family.samples if not each.name.endswith("_bucket")]
     return tuple(plain[0].labels) if plain else ()
 
@@ -93,34 +93,3 @@ def _literal(kind: str, node: ast.Call) -> tuple[str, tuple[str, str, str]]:
     labels = ast.literal_eval(others[0]) if others else []
     name_of_scrape = ast.literal_eval(name) + _ENDINGS.get(kind, "")
     return name_of_scrape, (kind, ", ".join(map(code, labels)), ast.literal_eval(text))
-
-
-@contextmanager
-def _recorded(labels: dict[str, tuple[str, ...]]) -> Iterator[None]:
-    # A family without a sample does not say which labels it has.
-    kinds: list[type[Any]] = [
-        metrics.MetricWrapperBase,
-        *(
-            each
-            for each in vars(metrics_core).values()
-            if isinstance(each, type) and issubclass(each, Metric)
-        ),
-    ]
-    with ExitStack() as stack:
-        for kind in kinds:
-            stack.enter_context(
-                patch.object(kind, "__init__", _recording(kind, labels))
-            )
-        yield
-
-
-def _recording(kind: type[Any], labels: dict[str, tuple[str, ...]]) -> Any:
-    original = kind.__init__
-
-    def init(self: Any, name: str, *args: Any, **kwargs: Any) -> None:
-        original(self, name, *args, **kwargs)
-        named = getattr(self, "_labelnames", ())
-        if named:
-            labels[getattr(self, "_name", getattr(self, "name", name))] = tuple(named)
-
-    return init
