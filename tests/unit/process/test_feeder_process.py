@@ -1,7 +1,6 @@
 """The archive feeder under its parent: one process, another after a crash or reload."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -10,26 +9,16 @@ from bridge.config import ConfigText
 from bridge.process.feeder_process import FeederProcesses
 from bridge.process.role import FeederOrder
 from tests.support.harness.configuration import text
+from tests.unit.system.test_child_process import FakeChild as FakeProcess
 
 TEXT = text(limits={"drain": "15s"})
 
 
-@dataclass
-class FakeChild:
-    order: FeederOrder
-    pid: int = 1
-    status: int | None = None
-    told: list[str] = field(default_factory=list)
-
-    def poll(self) -> int | None:
-        return self.status
-
-    def terminate(self) -> None:
-        self.told.append("terminate")
-
-    def kill(self) -> None:
-        self.told.append("kill")
-        self.status = -9
+class FakeChild(FakeProcess):
+    def __init__(self, order: FeederOrder) -> None:
+        super().__init__(1)
+        self.order = order
+        self.obeys = False
 
 
 Write = Callable[[str], ConfigText]
@@ -79,7 +68,7 @@ def test_one_process_gets_what_it_has_to_feed(
 def test_where_hosts_share_an_archive_it_gets_the_file_of_the_latch(
     tmp_path: Path, write: Write, feeders: FeederProcesses, children: list[FakeChild]
 ) -> None:
-    shared = TEXT.replace("sqlite:///a.db", "postgresql://db.example/ledger")
+    shared = TEXT.replace("sqlite:///archive.db", "postgresql://db.example/ledger")
     feeders.run(write(shared), 0.0)
     assert children[0].order.latch == str(tmp_path / "journal/state/latch.json")
 
@@ -93,15 +82,15 @@ def test_another_section_ledger_gets_a_process_of_its_own(
     source = write(TEXT.replace("journal: journal", "journal: other"))
     feeders.run(source, 2.0)
     old, new = children
-    assert (old.told, new.told) == (["terminate"], [])
+    assert (old.signals, new.signals) == (["TERM"], [])
     assert new.order.journal.endswith("/other")
     feeders.run(source, 2.0 + 20 + 7.9)
-    assert old.told == ["terminate"], "it feeds while workers drain"
+    assert old.signals == ["TERM"], "it feeds while workers drain"
     feeders.run(source, 2.0 + 20 + 8)
-    assert old.told == ["terminate", "kill"]
+    assert old.signals == ["TERM", "KILL"]
     feeders.run(source, 31.0)
     feeders.stop(31.0)
-    assert new.told == ["terminate"]
+    assert new.signals == ["TERM"]
 
 
 def test_of_the_same_journals_the_process_before_ends_at_once(
@@ -110,7 +99,7 @@ def test_of_the_same_journals_the_process_before_ends_at_once(
     feeders.run(write(TEXT), 0.0)
     feeders.run(write(TEXT.replace("archive.db", "b.db")), 1.0)
     old, new = children
-    assert (old.told, new.told) == (["terminate", "kill"], [])
+    assert (old.signals, new.signals) == (["TERM", "KILL"], [])
     assert new.order.archive.endswith("/b.db")
 
 
@@ -122,9 +111,9 @@ def test_an_end_waits_for_the_last_rows_and_no_longer(
     feeders.stop(1.0)
     assert not feeders.is_gone
     feeders.tick(8.9)
-    assert children[0].told == ["terminate"]
+    assert children[0].signals == ["TERM"]
     feeders.tick(9.0)
-    assert children[0].told == ["terminate", "kill"]
+    assert children[0].signals == ["TERM", "KILL"]
     feeders.tick(9.1)
     assert feeders.is_gone
     assert len(children) == 1
@@ -136,4 +125,4 @@ def test_all_are_killed_at_once(
     feeders.run(write(TEXT), 0.0)
     feeders.run(write(TEXT.replace("archive.db", "b.db")), 1.0)
     feeders.kill()
-    assert [child.told[-1] for child in children] == ["kill", "kill"]
+    assert [child.signals[-1] for child in children] == ["KILL", "KILL"]
