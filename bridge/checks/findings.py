@@ -4,6 +4,7 @@ Nothing is signed with a real key: names are proven on a throwaway chain of the 
 shape.
 """
 
+import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
@@ -66,7 +67,9 @@ def check_configuration(path: Path, warn: Callable[[str], None]) -> list[Finding
         raise with_other_problems(error, path) from error
     with ExitStack() as stack:
         try:
-            snapshot = Assembly(config=config, clock=system_clock, warn=warn).snapshot()
+            snapshot = Assembly(
+                config=config, clock=system_clock, warn=warn, state=_state(config)
+            ).snapshot()
         except BridgeError as error:
             raise with_ledger_problems(error, config) from error
         stack.callback(snapshot.clusters.close)
@@ -103,6 +106,12 @@ def _ledger_problems(config: BridgeConfig) -> Iterator[str]:
     for key, _, problem in ledger_places(config):
         if problem:
             yield f"{config.path}: {key}: {problem}"
+
+
+def _state(config: BridgeConfig) -> Path | None:
+    # A folder that this user makes is one that the bridge's user may not write to.
+    is_there = os.access(config.ledger.journal, os.W_OK)
+    return config.ledger.state if is_there else None
 
 
 def _be_quiet(_: str) -> None:

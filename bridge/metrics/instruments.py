@@ -80,6 +80,23 @@ class BackendMetrics:
         child.inc()
 
 
+class PluginMeters:
+    """The metrics of one plugin, see `bridge.spi.PluginMetrics`."""
+
+    def __init__(self, values: Gauge, events: Counter, issuing_ca: str) -> None:
+        self._values = values
+        self._events = events
+        self._issuing_ca = issuing_ca
+
+    def set(self, name: str, value: float) -> None:
+        """Show a value, in place of the last one of this name."""
+        self._values.labels(self._issuing_ca, name).set(value)
+
+    def count(self, name: str, amount: int = 1) -> None:
+        """Count events."""
+        self._events.labels(self._issuing_ca, name).inc(amount)
+
+
 class Metrics:
     """Every metric of one process."""
 
@@ -222,6 +239,23 @@ class Metrics:
             "Certificates that differ from their request. Each is an incident.",
             "issuing_ca",
         )
+
+        self._plugin_values = Gauge(
+            "meshca_plugin_value",
+            "A value that a plugin shows, summed over the workers.",
+            ("issuing_ca", "name"),
+            registry=self.registry,
+        )
+        self._plugin_events = self._counter(
+            "meshca_plugin_events",
+            "Events that a plugin counts.",
+            "issuing_ca",
+            "name",
+        )
+
+    def plugin(self, issuing_ca: str) -> PluginMeters:
+        """Return the metrics of the plugin of an issuing CA."""
+        return PluginMeters(self._plugin_values, self._plugin_events, issuing_ca)
 
     def misissued(self, issuing_ca: str) -> Counter:
         """Return the counter of mis-issuances; asking shows it as 0."""

@@ -54,15 +54,17 @@ class Process:
     ) -> None:
         self._config = config
         self._role = role
+        self.metrics = Metrics(__version__, clock)
+        """What the process measures."""
         self._assembly = Assembly(
             config=config,
             clock=clock,
             warn=warn,
             shared=role.shared,
+            state=config.ledger.state,
+            plugin_metrics=self.metrics.plugin,
         )
         self._clock = clock
-        self.metrics = Metrics(__version__, clock)
-        """What the process measures."""
         self._parts = ExitStack()
         self._server: Server | None = None
 

@@ -5,7 +5,7 @@ Every problem is reported at once, so that an operator has to edit the file only
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from cryptography import x509
@@ -21,7 +21,7 @@ from bridge.policy.rate_limit import RateLimits
 from bridge.policy.rules import LINKERD, RoutedCaller, Rules
 from bridge.registry import load
 from bridge.snapshot.model import Issuer, Snapshot
-from bridge.spi import IssuingCA, PluginContext
+from bridge.spi import IssuingCA, Latch, PluginContext, PluginMetrics
 from bridge.spiffe import TrustDomain
 from bridge.system.clock import Clock
 from bridge.x509.path import ValidatedChain, validate_chain
@@ -38,6 +38,10 @@ class Assembly:
     """Warns the operator of a setting that is allowed but unwise."""
     shared: Path | None = None
     """The file of what all workers count together; None where one process serves."""
+    state: Path | None = None
+    """The folder of what plugins keep on this host; None where they keep nothing."""
+    plugin_metrics: Callable[[str], PluginMetrics] | None = None
+    """Returns the metrics of the plugin of an issuing CA; None: they go nowhere."""
     sections: frozenset[str] = SECTIONS
     """The sections of `config` that could be read; only `problems` needs fewer than
     all."""
@@ -166,13 +170,21 @@ class Assembly:
         return make(config.options, self._context(name, config))
 
     def _context(self, name: str, config: IssuingCAConfig) -> PluginContext:
-        return PluginContext(
+        # Of a file with errors only the sections that could be read are there.
+        latch = self.config.ledger.latch if self._has("ledger") else None
+        context = PluginContext(
             name=name,
             base=self.config.base,
             chain=config.chain,
             clock=self.clock,
             warn=self.warn,
+            latch=Latch(latch, issuing_ca=name, clock=self.clock),
+            state=None if self.state is None else _made(self.state / name),
+            workers=self.config.workers if self._has("workers") else 1,
         )
+        if self.plugin_metrics is None:
+            return context
+        return replace(context, metrics=self.plugin_metrics(name))
 
     def _trust_domains(self) -> tuple[TrustDomain, ...]:
         own = self.config.trust_domain
@@ -269,6 +281,19 @@ def _content(path: Path, source: str) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise ConfigError(f"{source}: cannot be read: {error.strerror}") from error
+
+
+def _made(folder: Path) -> Path:
+    state = folder.parent
+    try:
+        for each in (state.parent, state, folder):
+            each.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"ledger.journal: {folder}: expected a folder that can be made, for what "
+            f"the issuing CA {folder.name!r} keeps ({error.strerror})"
+        ) from error
+    return folder
 
 
 def _pem(certificates: tuple[x509.Certificate, ...]) -> str:

@@ -151,3 +151,17 @@ def test_two_values_do_not_mix() -> None:
     one, other = Metrics(), Metrics()
     one.ttl_clamped.inc()
     assert sample(other, "meshca_ttl_clamped_total") == 0
+
+
+def test_a_plugin_shows_values_and_counts_events_of_its_issuing_ca() -> None:
+    metrics = Metrics()
+    plugin, other = metrics.plugin("seoul-1"), metrics.plugin("seoul-2")
+    plugin.set("sessions", 3)
+    plugin.set("sessions", 4)
+    other.set("sessions", 1)
+    plugin.count("logins")
+    plugin.count("logins", 2)
+    lines = text(metrics).splitlines()
+    assert 'meshca_plugin_value{issuing_ca="seoul-1",name="sessions"} 4.0' in lines
+    name = 'meshca_plugin_events_total{issuing_ca="seoul-1",name="logins"}'
+    assert f"{name} 3.0" in lines

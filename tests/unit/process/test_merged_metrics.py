@@ -83,3 +83,15 @@ def test_counters_of_a_process_that_is_silent_stay() -> None:
     assert found[OK] == 3
     assert found["meshca_archive_lag_rows"] == 3
     assert merged(totals, {1: scrape("OK", "OK"), 2: scrape("OK", "OK")})[OK] == 4
+
+
+def test_the_metrics_of_plugins_are_those_of_all_workers_together() -> None:
+    pages: dict[int, Page | None] = {}
+    for pid in (1, 2):
+        metrics = Metrics("1.0")
+        metrics.plugin("hsm").set("sessions", 4)
+        metrics.plugin("hsm").count("logins", pid)
+        pages[pid] = parse(metrics.render()[0].decode())
+    found = merged(Totals(), pages)
+    assert found['meshca_plugin_value{issuing_ca="hsm",name="sessions"}'] == 8
+    assert found['meshca_plugin_events_total{issuing_ca="hsm",name="logins"}'] == 3

@@ -6,7 +6,11 @@ import pytest
 from cryptography import x509
 from cryptography.x509.oid import NameOID
 
-from bridge.errors import ConfigError
+from bridge.errors import BackendUnavailableError, ConfigError
+from bridge.metrics.instruments import Metrics
+from bridge.snapshot import builder
+from bridge.snapshot.builder import Assembly
+from bridge.spi import IssuingCA, PluginContext
 from tests.support.harness.core import World
 from tests.support.parts.pki import Authority, bundle, new_root
 
@@ -234,3 +238,53 @@ def test_a_worker_shares_a_file_only_where_there_is_a_ceiling(
     with World(tmp_path, overrides={"limits": limits}) as world:
         replace(world.assembly, shared=tmp_path / "ceilings").snapshot().close()
     assert [path.name for path in tmp_path.glob("ceil*")] == made
+
+
+def contexts(
+    assembly: Assembly, monkeypatch: pytest.MonkeyPatch
+) -> list[PluginContext]:
+    """Build every issuing CA, and return what the factories were handed."""
+    seen: list[PluginContext] = []
+
+    def factory(_: object, context: PluginContext) -> IssuingCA:
+        seen.append(context)
+        raise BackendUnavailableError("not today")
+
+    monkeypatch.setattr(builder, "load", lambda _: factory)
+    with pytest.raises(ConfigError, match="not today"):
+        assembly.snapshot()
+    return seen
+
+
+def test_a_plugin_gets_the_hosts_latch_and_a_folder_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(tmp_path, overrides={"workers": 3})
+    state = tmp_path / "journal/state"
+    counted = Metrics()
+    assembly = replace(world.assembly, state=state, plugin_metrics=counted.plugin)
+    first, second = contexts(assembly, monkeypatch)
+    assert [first.latch.path, first.latch.issuing_ca] == [state / "latch.json", "a"]
+    assert [first.state, second.state] == [state / "a", state / "b"]
+    assert {each.stat().st_mode & 0o777 for each in (state, state / "a")} == {0o700}
+    assert first.workers == 3
+    second.metrics.count("logins")
+    name, labels = "meshca_plugin_events_total", {"issuing_ca": "b", "name": "logins"}
+    assert counted.registry.get_sample_value(name, labels) == 1
+    contexts(assembly, monkeypatch)  # a start after the first finds its folders
+
+
+def test_a_plugin_that_keeps_nothing_gets_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(tmp_path)
+    assert [each.state for each in contexts(world.assembly, monkeypatch)] == [None] * 2
+    assert not (tmp_path / "journal").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_told_with_its_key(tmp_path: Path) -> None:
+    world = World(tmp_path, fake=False)
+    (tmp_path / "journal").write_text("a file")
+    assembly = replace(world.assembly, state=tmp_path / "journal/state")
+    with pytest.raises(ConfigError, match=r"ledger\.journal: .*/state/a: expected a"):
+        assembly.snapshot()
