@@ -134,6 +134,10 @@ class Token:
         """Delete all that has the label."""
         self._order("delete", key=label)
 
+    def rename_key(self, label: str, new: str) -> None:
+        """Give all that has the label another one."""
+        self._order("rename", key=label, new=new)
+
     def csr(
         self, public_key: CertificateIssuerPublicKeyTypes, *, label: str = KEY_LABEL
     ) -> bytes:

@@ -145,7 +145,23 @@ def _delete(session: Any, values: Mapping[str, Any]) -> dict[str, str]:
     return {}
 
 
-_OPERATIONS = {"generate": _generate, "sign": _sign, "delete": _delete}
+def _rename(session: Any, values: Mapping[str, Any]) -> dict[str, str]:
+    from pkcs11 import Attribute  # noqa: PLC0415 - only in the child
+
+    found = list(session.get_objects({Attribute.LABEL: values["key"]}))
+    if not found:
+        raise TokenError(f"no key {values['key']!r} to rename")
+    for one in found:
+        one[Attribute.LABEL] = values["new"]
+    return {}
+
+
+_OPERATIONS = {
+    "generate": _generate,
+    "sign": _sign,
+    "delete": _delete,
+    "rename": _rename,
+}
 
 
 def main() -> None:
