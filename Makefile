@@ -9,10 +9,10 @@ LOCKS := deploy/locks
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 PROTOS := $(wildcard proto/*.proto)
 
-.PHONY: help demo softhsm test lint format docs proto vectors lock bench bench-fronts bench-peers bench-before soak fuzz
+.PHONY: help demo softhsm test lint format docs proto vectors lock bench bench-fronts bench-peers bench-backends bench-before soak fuzz
 
 help: ## Show the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.runtime ## A mesh CA under an offline root, at work, in seconds (the first time it installs)
 	@$(BIN)/meshca demo
@@ -56,6 +56,9 @@ bench-fronts: $(VENV)/.development ## Linkerd's front beside Istio's, in one run
 
 bench-peers: $(VENV)/.development ## The bridge beside Istio's own CA, in one run
 	@$(BIN)/python -m tests.bench.peers $(BENCH_ARGS)
+
+bench-backends: $(VENV)/.development ## PKCS#11 (SoftHSM) beside a key in a file and the bare calls, in one run
+	@$(BIN)/python -m tests.bench.backends $(BENCH_ARGS)
 
 bench-before: $(VENV)/.development ## This code beside an earlier commit (BEFORE: the meshca command of its worktree)
 	@$(BIN)/python -m tests.bench.before $(BEFORE) $(BENCH_ARGS)

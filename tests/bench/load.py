@@ -68,6 +68,8 @@ class Load:
     """`istio` or `linkerd`."""
     tokens_are_for_one: bool = True
     """Whether a token that was used twice spoils the run."""
+    connections: int = CONNECTIONS
+    in_flight: int = IN_FLIGHT
 
     @property
     def all_seconds(self) -> float:
@@ -223,7 +225,14 @@ def _run(
     command = [
         *("taskset", "-c", CLIENT_CORE, load.programs.client, "-front", load.front),
         *("-addr", address, "-root", roots, "-server-name", PEER_SERVER_NAME),
-        *("-csr", load.csr, "-conns", str(CONNECTIONS), "-inflight", str(IN_FLIGHT)),
+        *(
+            "-csr",
+            load.csr,
+            "-conns",
+            str(load.connections),
+            "-inflight",
+            str(load.in_flight),
+        ),
         *("-warmup", f"{_WARMUP_SECONDS}s", "-duration", f"{load.seconds}s"),
         *("-watch", watched, "-json"),
         *(("-token-file", tokens) if tokens else ()),

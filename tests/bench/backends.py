@@ -1,0 +1,490 @@
+"""PKCS#11 beside a key in a file and the bare calls (`make bench-backends`).
+
+Bare calls, a bridge with its key in a file and one with its key in SoftHSM take turns.
+Server and signer are on core 0, the load client on core 1. What is compared is CPU
+time: the rates of a machine that others share move by half.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+from cryptography.hazmat.primitives.asymmetric.types import (
+    CertificateIssuerPublicKeyTypes,
+)
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from bridge.hierarchy.throwaway import KeyAlgorithm
+from tests.bench.load import (
+    SERVER_CORE,
+    BenchError,
+    Load,
+    Result,
+    build,
+    measure_running,
+    require_on_record,
+)
+from tests.bench.peers import say, surroundings, verdict
+from tests.soak.ground import Look
+from tests.support.harness.processes import descendants
+from tests.support.harness.real_process import Bridge
+from tests.support.parts import builds
+from tests.support.parts.pkcs11_shim import Shim
+from tests.support.parts.softhsm import KEY_LABEL, SoftHSM, Token, write_chain
+from tests.support.parts.tokens import TokenIssuer
+
+_ROOT = Path(__file__).resolve().parents[2]
+_KEYS: tuple[KeyAlgorithm, ...] = ("p256", "rsa2048")
+_MOST_PER_SECOND = 2_800
+"""More than one core can do: so many tokens are made for a second of load."""
+_MOST_CPU, _LEAST_RATE, _MOST_MORE_MS, _MOST_GROWTH = 1.5, 0.5, 5.0, 0.10
+_VOIDS = 3
+"""So many rounds in a row may be void before the run gives up."""
+_WARM = 0.1
+"""Of all calls of the long run: from then on nothing may grow."""
+_FEW_SESSIONS = 2
+_SIGNER = b"bridge_pkcs11"
+_TICKS = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bare:
+    """C_Sign in a loop."""
+
+    per_second: float
+    cpu_us: float
+    p50_ms: float
+    other_percent: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Side:
+    """One bridge, with 32 requests in flight and then with one caller."""
+
+    busy: Result
+    one_caller: Result
+
+    @property
+    def other_percent(self) -> float:
+        """What anything else used of the machine."""
+        return max(self.busy.other_percent, self.one_caller.other_percent)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Round:
+    """Bare calls, file and PKCS#11, one after the other."""
+
+    ca_key: KeyAlgorithm
+    bare: Bare
+    file: Side
+    pkcs11: Side
+
+    @property
+    def sum_us(self) -> float:
+        """CPU time of file's certificate and the bare call."""
+        return self.file.busy.cpu_us + self.bare.cpu_us
+
+    @property
+    def cpu_ratio(self) -> float:
+        """CPU time of a certificate, as a part of that sum."""
+        return self.pkcs11.busy.cpu_us / self.sum_us
+
+    @property
+    def rate_ratio(self) -> float:
+        """The rate, as a part of what that sum allows, or of the bare calls'."""
+        allowed = min(1e6 / self.sum_us, self.bare.per_second)
+        return self.pkcs11.busy.per_second / allowed
+
+    @property
+    def more_ms(self) -> float:
+        """What one caller waits beyond file's time and the bare call's."""
+        shortest = self.file.one_caller.p50_ms + self.bare.p50_ms
+        return self.pkcs11.one_caller.p50_ms - shortest
+
+    @property
+    def other_percent(self) -> float:
+        """What anything else used of the machine, in the worst run."""
+        return max(one.other_percent for one in (self.bare, self.file, self.pkcs11))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Held:
+    """What all processes of a bridge hold at a moment."""
+
+    resident_kb: int
+    threads: int
+    sockets: int
+    sessions: int
+    """Of the token: opened, and not closed."""
+
+
+def main() -> int:
+    """Measure, print the tables and the verdicts; return the exit status."""
+    options = _options()
+    peers = os.environ.get("MESHCA_PEERS")
+    # Not under /tmp, which may be memory: a journal there would cost nothing.
+    home = builds.cache_folder()
+    home.mkdir(parents=True, exist_ok=True)
+    verdicts: list[tuple[bool, str]] = []
+    try:
+        programs = build(Path(peers) if peers else _ROOT.parent / "shared/peers")
+        with tempfile.TemporaryDirectory("-bench", dir=home) as name:
+            folder = Path(name)
+            options.tokens = "RS256"
+            say(*surroundings(folder, options))
+            load = Load(
+                programs=programs, ca_key="p256", csr="p256", seconds=options.seconds
+            )
+            issuer = TokenIssuer()
+            tokens = folder / "tokens"
+            issuer.write_many(tokens, int(_MOST_PER_SECOND * load.all_seconds))
+            run = Run(folder=folder, load=load, issuer=issuer, tokens=tokens)
+            if "rates" in options.parts:
+                rounds = list(_rounds(run, options))
+                say("", *_table(rounds), "")
+                verdicts += _verdicts(rounds)
+                _write(options.json, rounds)
+            if "long" in options.parts:
+                verdicts += _long(run, options.calls)
+    except (BenchError, builds.BuildError) as error:
+        sys.stderr.write(f"bench-backends: {error}\n")
+        return 2
+    say(*(f"* {text}" for _, text in verdicts))
+    return 0 if all(good for good, _ in verdicts) else 1
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="bench-backends", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5, help="of each key (5)")
+    parser.add_argument("--seconds", type=float, default=8.0, help="of each run (8)")
+    parser.add_argument(
+        "--calls", type=int, default=100_000, help="of the long run (100000)"
+    )
+    parser.add_argument(
+        "--parts",
+        nargs="+",
+        choices=("rates", "long"),
+        default=["rates", "long"],
+        help="what is measured (both)",
+    )
+    parser.add_argument("--key", choices=_KEYS, help="only this key of the CA")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="one round of 3 s, never void, and 3,000 calls",
+    )
+    parser.add_argument(
+        "--void",
+        type=float,
+        default=20.0,
+        help="a round in which others used more of the machine, in %%, is void (20)",
+    )
+    parser.add_argument("--json", type=Path, help="write all figures to this file")
+    options = parser.parse_args()
+    if options.quick:
+        options.rounds, options.seconds, options.calls = 1, 3.0, 3_000
+        options.void = 100.0
+    return options
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """What all rounds have in common."""
+
+    folder: Path
+    load: Load
+    issuer: TokenIssuer
+    tokens: Path
+
+    def bridge(
+        self, folder: Path, ca_key: KeyAlgorithm, variables: dict[str, str]
+    ) -> Bridge:
+        """Make a bridge on the server's core that is not started yet."""
+        settings = (f"{name}={value}" for name, value in variables.items())
+        return Bridge(
+            folder,
+            issuers=[self.issuer],
+            trust_domain="cluster.local",
+            ca_key=ca_key,
+            prefix=("env", *settings, "taskset", "-c", SERVER_CORE),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InToken:
+    """A bridge whose issuing key is in SoftHSM."""
+
+    bridge: Bridge
+    token: Token
+    public_key: CertificateIssuerPublicKeyTypes
+    shim: Shim | None
+    """Between plugin and SoftHSM, where the calls are counted."""
+
+
+def _in_token(
+    run: Run, folder: Path, ca_key: KeyAlgorithm, *, counted: bool = False
+) -> InToken:
+    store = SoftHSM(folder / "softhsm")
+    token = store.new_token()
+    public_key = token.new_key(ca_key)
+    bridge = run.bridge(folder / "pkcs11", ca_key, store.variables)
+    shim = Shim(folder, store.module, store.variables) if counted else None
+    chain = bridge.folder / "token-chain.pem"
+    write_chain(public_key, bridge.folder / "hierarchy", chain)
+    tree = yaml.safe_load(bridge.configuration.read_text())
+    issuing_ca = {
+        "plugin": "pkcs11",
+        "chain": str(chain),
+        "options": token.options(
+            pin_file=folder / "pin",
+            module=shim.module if shim else None,
+            # In the long run all of them are open from the beginning.
+            **({"sessions": _FEW_SESSIONS} if shim else {}),
+        ),
+    }
+    tree["issuing_cas"] = {"hsm-1": issuing_ca}
+    tree["issuance"]["issuing_cas"] = ["hsm-1"]
+    bridge.configuration.write_text(yaml.safe_dump(tree))
+    return InToken(bridge=bridge, token=token, public_key=public_key, shim=shim)
+
+
+def _rounds(run: Run, options: argparse.Namespace) -> Iterator[Round]:
+    for ca_key in [options.key] if options.key else _KEYS:
+        for number in range(options.rounds):
+            yield _valid_round(run, ca_key, f"{ca_key}-{number}", options.void)
+
+
+def _valid_round(run: Run, ca_key: KeyAlgorithm, name: str, void: float) -> Round:
+    for attempt in range(_VOIDS):
+        found = _round(run, ca_key, f"{name}-{attempt}")
+        if found.other_percent <= void:
+            return found
+        say(f"{name}: void: something else used {found.other_percent:.0f} %")
+    raise BenchError(
+        f"{_VOIDS} rounds in a row were void: something else used over {void:.0f} % of "
+        "the machine; run again when it is idle"
+    )
+
+
+def _round(run: Run, ca_key: KeyAlgorithm, name: str) -> Round:
+    folder = run.folder / name
+    folder.mkdir()
+    load = replace(run.load, ca_key=ca_key)
+    in_token = _in_token(run, folder, ca_key)
+    bare = _bare(in_token, load.seconds)
+    file = _side(run, load, run.bridge(folder / "file", ca_key, {}))
+    pkcs11 = _side(run, load, in_token.bridge, signer=True)
+    found = Round(ca_key=ca_key, bare=bare, file=file, pkcs11=pkcs11)
+    say(
+        f"{name}: bare {bare.cpu_us:.0f} us, file {file.busy.cpu_us:.0f} us, PKCS#11 "
+        f"{pkcs11.busy.cpu_us:.0f} us, {found.cpu_ratio:.2f} of the sum; other CPU "
+        f"{found.other_percent:.0f} %"
+    )
+    return found
+
+
+def _side(run: Run, load: Load, bridge: Bridge, *, signer: bool = False) -> Side:
+    one = replace(load, connections=1, in_flight=1, seconds=max(load.seconds / 2, 2))
+    with _on_server_core(bridge, signer=signer):
+        busy = measure_running(load, run.tokens, bridge)
+        one_caller = measure_running(one, run.tokens, bridge)
+    require_on_record(bridge, busy, one_caller)
+    for result in (busy, one_caller):
+        if result.errors or result.duplicates:
+            raise BenchError(
+                f"errors {result.errors}, serial numbers that came twice "
+                f"{result.duplicates}: {bridge.log()}"
+            )
+    return Side(busy=busy, one_caller=one_caller)
+
+
+@contextmanager
+def _on_server_core(bridge: Bridge, *, signer: bool) -> Iterator[None]:
+    # A signer is not kept to the core of its worker; here it shares it.
+    with bridge:
+        pids = [bridge.pid, *descendants(bridge.pid)]
+        if signer and not any(map(_is_signer, pids)):
+            raise BenchError(f"there is no signer process: {bridge.log()}")
+        for task in (task for pid in pids for task in _tasks(pid)):
+            os.sched_setaffinity(task, {int(SERVER_CORE)})
+        yield
+
+
+def _is_signer(pid: int) -> bool:
+    return _SIGNER in Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
+def _tasks(pid: int) -> list[int]:
+    return [int(path.name) for path in Path(f"/proc/{pid}/task").iterdir()]
+
+
+def _bare(in_token: InToken, seconds: float) -> Bare:
+    token = in_token.token
+    spki = in_token.public_key.public_bytes(
+        Encoding.DER, PublicFormat.SubjectPublicKeyInfo
+    )
+    order = {
+        "module": str(token.store.module),
+        "serial": token.serial,
+        "pin": token.pin,
+        "key": KEY_LABEL,
+        "spki": spki.hex(),
+        "seconds": seconds,
+    }
+    path = f"{_ROOT}:{_ROOT / 'plugins'}"
+    busy, began = _busy_seconds(), time.monotonic()
+    done = subprocess.run(
+        ["taskset", "-c", SERVER_CORE, sys.executable, "-m", "tests.bench.bare_call"],
+        cwd=_ROOT,
+        env={**os.environ, **token.store.variables, "PYTHONPATH": path},
+        input=json.dumps(order),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise BenchError(f"the bare calls failed: {done.stderr}")
+    found: dict[str, Any] = json.loads(done.stdout)
+    whole = time.monotonic() - began
+    # Its start counts as other use too, so this is at most too strict.
+    other = _busy_seconds() - busy - found.pop("cpu_seconds")
+    percent = 100 * max(other, 0.0) / whole / (os.cpu_count() or 1)
+    return Bare(**found, other_percent=percent)
+
+
+def _busy_seconds() -> float:
+    """Return the CPU time that the machine has spent, and what was stolen from it."""
+    fields = Path("/proc/stat").read_text().splitlines()[0].split()[1:]
+    user, nice, system, _, _, irq, softirq, steal = map(int, fields[:8])
+    return (user + nice + system + irq + softirq + steal) / _TICKS
+
+
+def _long(run: Run, calls: int) -> Iterator[tuple[bool, str]]:
+    """Issue many certificates; yield what may not have grown after the first tenth."""
+    folder = run.folder / "long"
+    folder.mkdir()
+    in_token = _in_token(run, folder, "p256", counted=True)
+    bridge = in_token.bridge
+    load = replace(run.load, tokens_are_for_one=False)
+    looks: list[Held] = []
+    with _on_server_core(bridge, signer=True):
+        for wanted in (int(calls * _WARM), calls):
+            result = None
+            while (done := bridge.metric("meshca_requests_total", code="OK")) < wanted:
+                rate = result.per_second if result else _MOST_PER_SECOND / 4
+                seconds = min(30.0, max(1.0, (wanted - done) / rate))
+                result = measure_running(
+                    replace(load, seconds=round(seconds, 1)), run.tokens, bridge
+                )
+                if result.errors:
+                    raise BenchError(f"errors {result.errors}: {bridge.log()}")
+            looks.append(_held(in_token))
+            say(f"{done:,.0f} calls: {looks[-1]}")
+    checked = bridge.run("ledger", "verify")
+    if checked.returncode:
+        raise BenchError(f"the ledger does not verify: {checked.stderr}")
+    warm, end = looks
+    growth = end.resident_kb / warm.resident_kb - 1
+    text = f"after {calls:,} calls, compared with {int(calls * _WARM):,}"
+    yield verdict(
+        f"{text}: memory {end.resident_kb / 1024:.0f} MiB, {growth:+.1%}, bound "
+        f"{_MOST_GROWTH:+.0%}",
+        good=growth <= _MOST_GROWTH,
+    )
+    for name in ("sessions", "sockets", "threads"):
+        before, after = getattr(warm, name), getattr(end, name)
+        yield verdict(f"{text}: {name} {before} and {after}", good=after <= before)
+
+
+def _held(in_token: InToken) -> Held:
+    bridge, shim = in_token.bridge, in_token.shim
+    pids = [bridge.pid, *descendants(bridge.pid)]
+    look = Look.at(*pids)
+    files = [path for pid in pids for path in Path(f"/proc/{pid}/fd").iterdir()]
+    sockets = sum(str(path.readlink()).startswith("socket:") for path in files)
+    opened = shim.calls("C_OpenSession") - shim.calls("C_CloseSession") if shim else 0
+    return Held(
+        resident_kb=look.resident_kb,
+        threads=look.threads,
+        sockets=sockets,
+        sessions=opened,
+    )
+
+
+def _write(path: Path | None, rounds: list[Round]) -> None:
+    if path is None:
+        return
+    figures = [
+        asdict(one)
+        | {
+            "cpu_ratio": one.cpu_ratio,
+            "rate_ratio": one.rate_ratio,
+            "more_ms": one.more_ms,
+        }
+        for one in rounds
+    ]
+    report = {"at": datetime.now(UTC).isoformat(), "rounds": figures}
+    path.write_text(json.dumps(report, indent=2) + "\n")
+
+
+def _table(rounds: list[Round]) -> Iterator[str]:
+    yield (
+        "| CA key | CPU us: bare call | file | PKCS#11 | of the sum | per second: bare "
+        "| file | PKCS#11 | of what is allowed | one caller, p50 ms: bare | file | "
+        "PKCS#11 | more | other CPU |"
+    )
+    yield "|" + "---|" * 14
+    for one in rounds:
+        bare, file, ours = one.bare, one.file, one.pkcs11
+        cells = [
+            one.ca_key,
+            *(f"{us:.0f}" for us in (bare.cpu_us, file.busy.cpu_us, ours.busy.cpu_us)),
+            f"{one.cpu_ratio:.2f}",
+            f"{bare.per_second:,.0f}",
+            *(f"{side.busy.per_second:,.0f}" for side in (file, ours)),
+            f"{one.rate_ratio:.2f}",
+            f"{bare.p50_ms:.2f}",
+            *(f"{side.one_caller.p50_ms:.2f}" for side in (file, ours)),
+            f"{one.more_ms:.2f}",
+            f"{one.other_percent:.0f} %",
+        ]
+        yield f"| {' | '.join(cells)} |"
+
+
+def _verdicts(rounds: list[Round]) -> Iterator[tuple[bool, str]]:
+    for ca_key in dict.fromkeys(one.ca_key for one in rounds):
+        of_key = [one for one in rounds if one.ca_key == ca_key]
+        found = statistics.median(one.cpu_ratio for one in of_key)
+        yield verdict(
+            f"CA {ca_key}: CPU of a certificate {found:.2f} of file's and the bare "
+            f"call's (median of {len(of_key)}), bound {_MOST_CPU}",
+            good=found <= _MOST_CPU,
+        )
+        found = statistics.median(one.rate_ratio for one in of_key)
+        yield verdict(
+            f"CA {ca_key}: certificates a second {found:.2f} of what that CPU or the "
+            f"bare call allows, floor {_LEAST_RATE}",
+            good=found >= _LEAST_RATE,
+        )
+        found = statistics.median(one.more_ms for one in of_key)
+        yield verdict(
+            f"CA {ca_key}: one caller waits {found:.2f} ms more than for file and the "
+            f"bare call, bound {_MOST_MORE_MS:.0f} ms",
+            good=found <= _MOST_MORE_MS,
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
