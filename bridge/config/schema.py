@@ -33,6 +33,7 @@ from bridge.config.types import (
     Namespaces,
     PositiveDuration,
     PositiveNumber,
+    ReplicaName,
     ServiceAccounts,
     Some,
     Text,
@@ -300,6 +301,9 @@ class LedgerConfig(Section):
     archive: ArchiveURL
     """`sqlite:///archive.db` is a file beside the configuration file, in a folder that
     exists. No password: PostgreSQL has `~/.pgpass` and service files."""
+    replica: ReplicaName | None = None
+    """The name of this bridge among those that share the archive, different for each
+    and the same after a restart. Its journals are then `NAME-w0` and so on."""
     max_lag: LagConfig = LagConfig()
     heads: HeadsConfig
     refusals_per_second: Annotated[int, Field(ge=1)] = 50

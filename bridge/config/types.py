@@ -214,6 +214,8 @@ def _worker_count(value: object) -> object:
 
 Some = AfterValidator(_some)
 Different = AfterValidator(_different)
+ReplicaName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,31}$")]
+"""A part of the name of a journal's folder."""
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
 Label = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
 """A DNS-1123 label, such as the name of a namespace."""

@@ -278,7 +278,7 @@ class Supervisor:
 
     def _generation(self, source: ConfigText, taken: Sequence[Worker]) -> _Generation:
         # A journal has one writer: a name is free when its worker has ended.
-        free = _free_names({worker.order.writer for worker in taken})
+        free = _free_names(source.config, {worker.order.writer for worker in taken})
         names = tuple(islice(free, source.config.workers))
         defaults = self._defaults
         # The scheduler places a single worker: the workers of other bridges on the
@@ -301,8 +301,11 @@ class Supervisor:
         return _Generation(source, tuple(workers))
 
 
-def _free_names(taken: Collection[str]) -> Iterator[str]:
-    return (name for index in count() if (name := f"w{index}") not in taken)
+def _free_names(config: BridgeConfig, taken: Collection[str]) -> Iterator[str]:
+    # Where bridges share an archive, the names of their writers differ.
+    replica = config.ledger.replica
+    prefix = f"{replica}-w" if replica else "w"
+    return (name for index in count() if (name := f"{prefix}{index}") not in taken)
 
 
 def _unready(workers: Sequence[Worker]) -> str:

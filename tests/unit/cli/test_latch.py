@@ -12,22 +12,14 @@ from bridge.errors import BackendCredentialError, ConfigError, LedgerError
 from bridge.ledger.latch_rows import LatchRecorder, LatchRow
 from bridge.resilience.latch import Latch
 from bridge.resilience.quarantine import StoppedCAs
+from tests.support.harness.configuration import text
 
 PIN = b"hunter-2-31337"
-CONFIG = """
-trust_domain: corp.example
-fronts: {istio: {listen: "127.0.0.1:0", tls: {dns_names: [meshca.example]}}}
-clusters: [{name: Kubernetes, tokens: {verify: jwks, file: k.json, issuer: "x"}}]
-issuing_cas: {seoul-1: {plugin: file, chain: chain.pem}}
-trust_anchors: roots.pem
-issuance: {issuing_cas: [seoul-1]}
-ledger: {journal: journal, archive: "sqlite:///a.db", heads: {sink: heads.jsonl}}
-"""
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    (tmp_path / "bridge.yaml").write_text(CONFIG)
+    (tmp_path / "bridge.yaml").write_text(text())
     return tmp_path
 
 
@@ -68,7 +60,7 @@ def test_list_shows_what_waits_for_an_operator(folder: Path) -> None:
     assert result.exit_code == 0, result.output
     head, *lines = result.stdout.splitlines()
     assert head.split() == ["name", "what", "state", "since", "scope", "reason"]
-    for line, texts in zip(
+    for line, cells in zip(
         lines,
         (
             ("seoul-1", "credential", "refused", "token 0042", "the PIN is wrong"),
@@ -76,7 +68,7 @@ def test_list_shows_what_waits_for_an_operator(folder: Path) -> None:
         ),
         strict=True,
     ):
-        assert all(text in line for text in texts)
+        assert all(cell in line for cell in cells)
 
 
 @pytest.mark.usefixtures("latched")

@@ -13,6 +13,7 @@ import pytest
 from bridge.config import ConfigText, parse
 from bridge.process import parent
 from bridge.process.feeder_process import FeederProcesses
+from tests.support.harness.configuration import text
 from tests.unit.process.test_supervisor import Nursery, source
 
 HEAVY = ("grpc", "sqlalchemy", "sqlite3", "alembic", "bridge.server", "bridge.ledger")
@@ -45,11 +46,9 @@ def test_the_parent_imports_neither_grpc_nor_the_database_of_the_ledger() -> Non
 def test_the_feeder_starts_at_once_where_a_login_waits_for_it(
     plugin: str, archive: str, *, is_at_once: bool
 ) -> None:
-    text = source(1).text.replace("plugin: file", f"plugin: {plugin}")
-    text = text.replace("sqlite:///a.db", archive)
-    assert plugin in text
-    assert archive in text
-    config = parse(text, Path("/etc/meshca/bridge.yaml"))
+    cas = {"seoul-1": {"plugin": plugin, "chain": "chain.pem"}}
+    written = text(issuing_cas=cas, ledger={"archive": archive})
+    config = parse(written, Path("/etc/meshca/bridge.yaml"))
     assert parent._awaits_archive(config) is is_at_once
 
 

@@ -121,6 +121,15 @@ def test_workers_have_names_and_cores_of_their_own() -> None:
     assert [order.cpu for order in orders] == [4, 7, 4]
 
 
+def test_bridges_that_share_an_archive_have_writers_of_other_names() -> None:
+    one = Supervision()
+    one.supervisor.tick(0)
+    one.supervisor.reload(source(2, ledger={"replica": "seoul-2"}), 1)
+    one.supervisor.tick(1)
+    one.supervisor.tick(1)
+    assert one.nursery.alive() == ["seoul-2-w0", "seoul-2-w1"]
+
+
 def test_a_new_configuration_replaces_the_workers_when_its_own_are_ready() -> None:
     one = Supervision()
     one.supervisor.tick(0)
