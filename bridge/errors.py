@@ -123,7 +123,10 @@ class BackendError(BridgeError):
 
 
 class BackendUnavailableError(BackendError):
-    """The issuing CA cannot be reached; nothing was signed."""
+    """The issuing CA cannot be reached, or the connection to it broke.
+
+    Nothing was signed, unless the error says that a certificate may exist.
+    """
 
     default_rule = "backend.unavailable"
 
@@ -180,7 +183,10 @@ class BackendRefusedError(BackendError):
 
 
 class BackendBrokenError(BackendError):
-    """Mount, role, key or right is gone: the backend needs a person."""
+    """Mount, role, key or right is gone, or the answer makes no sense.
+
+    A retry cannot help: the backend needs a person.
+    """
 
     default_rule = "backend.broken"
 

@@ -71,10 +71,19 @@ def load(name: str) -> IssuingCAFactory:
         ) from error
     spoken = getattr(factory, "api_version", None)
     if spoken != API_VERSION:
-        raise PluginError(
-            f"plugin {name!r} speaks contract {spoken}, this bridge {API_VERSION}"
-        )
+        raise PluginError(_other_version(name, entry_point, spoken))
     return factory
+
+
+def _other_version(name: str, entry_point: EntryPoint, spoken: object) -> str:
+    owner = entry_point.dist.name if entry_point.dist else entry_point.module
+    way_out = f"install a version of {owner} that was built for it"
+    if isinstance(spoken, int) and spoken > API_VERSION:
+        way_out = "install a newer bridge, or an older version of the plugin"
+    return (
+        f"plugin {name!r} speaks version {spoken} of the plugin contract, this bridge "
+        f"speaks version {API_VERSION}: {way_out}"
+    )
 
 
 def _only(name: str) -> EntryPoint:

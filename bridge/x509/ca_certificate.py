@@ -10,7 +10,11 @@ from datetime import datetime
 from typing import TypeVar
 
 from cryptography import x509
-from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID
+from cryptography.x509.oid import (
+    ExtendedKeyUsageOID,
+    ExtensionOID,
+    PublicKeyAlgorithmOID,
+)
 
 from bridge.errors import ConfigError, CSRError
 from bridge.x509.certificate import UNREADABLE, name_of, name_text, subject_of
@@ -78,6 +82,12 @@ def _outside_extensions(certificate: x509.Certificate, now: datetime) -> Iterato
     # The last second is valid by RFC 5280 and for Go, and expired for OpenSSL.
     if now >= certificate.not_valid_after_utc:
         yield f"expired on {_time(certificate.not_valid_after_utc)}"
+    if certificate.public_key_algorithm_oid == PublicKeyAlgorithmOID.RSASSA_PSS:
+        # `cryptography` reads it as any RSA key, and drops the restriction.
+        yield (
+            "has a key that is restricted to RSA-PSS: leaves are signed with RSA "
+            "PKCS#1 v1.5, so reissue it with the algorithm rsaEncryption"
+        )
     try:
         require_good_ca_key(certificate.public_key())
     except CSRError as error:

@@ -87,9 +87,16 @@ def test_an_import_package_of_two_distributions_is_refused(site: Site) -> None:
     [
         ("import no_such_library\n", "cannot be imported: No module named 'no_such_li"),
         ("class Other: pass\n", "is not where its entry point says: broken_ca:CA"),
-        ("class CA: pass\n", "speaks contract None, this bridge 2"),
-        ("class CA:\n    api_version = 1\n", "speaks contract 1, this bridge 2"),
-        ("class CA:\n    api_version = '2'\n", "speaks contract 2, this bridge 2"),
+        ("class CA: pass\n", "speaks version None of the plugin contract, this bri"),
+        (
+            "class CA:\n    api_version = 1\n",
+            "this bridge speaks version 2: install a version of broken that was built",
+        ),
+        (
+            "class CA:\n    api_version = 3\n",
+            "speaks version 3 .* version 2: install a newer bridge, or an older vers",
+        ),
+        ("class CA:\n    api_version = '2'\n", "speaks version 2 of the plugin cont"),
     ],
 )
 def test_a_plugin_that_cannot_be_used_says_why(

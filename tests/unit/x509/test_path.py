@@ -13,10 +13,11 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
 
 from bridge.errors import ConfigError, DeniedError
+from bridge.x509.algorithm import algorithm_of, signature_of
 from bridge.x509.certificate import key_usage
-from bridge.x509.der import content, elements, tlv
+from bridge.x509.der import content, elements, splice, tlv
 from bridge.x509.path import ValidatedChain, validate_chain, verify_leaf_signature
-from tests.support.parts.pki import NOW
+from tests.support.parts.pki import NOW, new_chain
 
 Hash = hashes.SHA224 | hashes.SHA256 | hashes.SHA512 | hashes.SHA3_256
 CA_USAGE = key_usage(key_cert_sign=True, crl_sign=True)
@@ -367,6 +368,29 @@ def test_a_chain_whose_tiers_clash_is_refused(
     tiers = alter(good())
     with pytest.raises(ConfigError, match=complaint):
         validate(tiers)
+
+
+def test_a_key_that_is_restricted_to_pss_signs_no_leaf() -> None:
+    # The leaves' PKCS#1 v1.5 signatures would be refused by every verifier that reads
+    # the restriction.
+    authority = new_chain("rsa2048")
+    parent = authority.above[0]
+    of_any_rsa = bytes.fromhex("300d06092a864886f70d0101010500")
+    of_pss = bytes.fromhex("300d06092a864886f70d01010a3000")
+    tbs = authority.certificate.tbs_certificate_bytes
+    assert tbs.count(of_any_rsa) == 1
+    tbs = tbs.replace(of_any_rsa, of_pss)
+    algorithm = algorithm_of(parent.key.public_key())
+    signed = splice(tbs, algorithm.der, signature_of(parent.key, algorithm, tbs))
+    certificate = x509.load_der_x509_certificate(signed)
+    with pytest.raises(ConfigError, match=r"certificate 1 .* is restricted to RSA-PSS"):
+        validate_chain(
+            certificate,
+            [parent.certificate],
+            [authority.root],
+            now=NOW,
+            source="chain.pem",
+        )
 
 
 def made(tiers: Tiers | None = None) -> list[x509.Certificate]:
