@@ -128,6 +128,7 @@ def _findings(config: BridgeConfig, snapshot: Snapshot) -> Iterator[Finding]:
         yield _backend(issuer)
         yield from _names(config, snapshot, issuer)
         yield from _exposure(issuer)
+    yield from second_certificates(config, snapshot)
     yield from _latched(config, snapshot)
     for cluster in config.clusters:
         domain = snapshot.clusters.trust_domain_of(cluster.name)
@@ -157,6 +158,24 @@ def _backend(issuer: Issuer) -> Finding:
     except BridgeError as error:
         return Finding(issuer.name, "backend", "FAILED", f"{error} {error.detail}")
     return Finding(issuer.name, "backend", "ok", issuer.description.assurance)
+
+
+def second_certificates(config: BridgeConfig, snapshot: Snapshot) -> Iterator[Finding]:
+    """Yield what `issuance.second_certificate` means for the issuing CAs."""
+    building = [
+        issuer.name
+        for issuer in snapshot.issuers.values()
+        if issuer.description.chooses_serial
+    ]
+    if not config.issuance.second_certificate:
+        return
+    detail = (
+        f"a lost answer of {', '.join(building)} may be a second certificate that no "
+        "caller has"
+        if building
+        else "true has no effect: no issuing CA here chooses serial numbers itself"
+    )
+    yield Finding("issuance", "second_certificate", "note", detail)
 
 
 def _latched(config: BridgeConfig, snapshot: Snapshot) -> Iterator[Finding]:

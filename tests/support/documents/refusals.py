@@ -60,6 +60,9 @@ def lines() -> Iterator[str]:
     modules: dict[tuple[str, str], dict[str, None]] = {}
     for rule, error, module in refusals():
         modules.setdefault((rule, error), {})[code(module)] = None
+    for name, kind in _ERRORS.items():
+        if issubclass(kind, errors.BackendError):
+            modules.setdefault((kind.default_rule, name), {})["a plugin"] = None
     yield "Each error has a *rule*, a stable name for programs. The caller gets the"
     yield "status and `RULE: TEXT`; the ledger and the log have the rule and more"
     yield "details. The last column has the modules that raise the error."
@@ -69,7 +72,7 @@ def lines() -> Iterator[str]:
             ("Rule", "Error", "Istio", "Linkerd", "Module"),
             (
                 (code(rule), code(error), *_statuses(rule, error), ", ".join(names))
-                for (rule, error), names in modules.items()
+                for (rule, error), names in sorted(modules.items())
                 if issubclass(_ERRORS[error], kinds)
             ),
         )

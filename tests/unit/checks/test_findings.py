@@ -1,5 +1,6 @@
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,12 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from typer.testing import CliRunner
 
-from bridge.checks.findings import _linkerd_names, _once, fronts
+from bridge.checks.findings import (
+    _linkerd_names,
+    _once,
+    fronts,
+    second_certificates,
+)
 from bridge.cli import app, demo_scenario
 from bridge.policy.linkerd_names import LinkerdNames
 from bridge.policy.rules import RoutedCaller
@@ -371,3 +377,28 @@ def test_what_is_latched_fails_the_check(tmp_path: Path) -> None:
     status, out = run("-c", path)
     assert status == 1
     assert f"{latch} holds no latch" in out
+
+
+@pytest.mark.parametrize(
+    ("is_allowed", "builds", "told"),
+    [
+        (False, True, []),  # the caller asks again
+        (True, False, ["true has no effect: no issuing CA here chooses serial num"]),
+        (True, True, ["a lost answer of b may be a second certificate"]),
+    ],
+)
+def test_a_second_certificate_is_noted_where_it_may_come(
+    tmp_path: Path, told: list[str], *, is_allowed: bool, builds: bool
+) -> None:
+    overrides = {"issuance": {"second_certificate": is_allowed}}
+    with World(tmp_path, overrides=overrides) as world:
+        old = world.snapshot.issuers["b"].description
+        description = replace(old, chooses_serial=builds)
+        snapshot = world.replace_issuer(
+            "b", lambda issuer: replace(issuer, description=description)
+        )
+        found = [*second_certificates(world.config, snapshot)]
+    assert [each.result for each in found] == ["note"] * len(told)
+    assert [
+        each.detail[: len(text)] for each, text in zip(found, told, strict=True)
+    ] == told

@@ -24,7 +24,7 @@ from bridge.snapshot.model import Issuer
 from bridge.x509.csr import CSR, parse_csr_der
 from bridge.x509.pem import parse_certificates
 from tests.support.harness.core import World, two_authorities
-from tests.support.harness.fake_ca import lie_called
+from tests.support.harness.fake_ca import Answer, lie_called
 from tests.support.parts.pki import NOW
 
 HOST = "meshca.istio-system.svc"
@@ -132,6 +132,27 @@ def test_a_probe_of_a_backend_that_cannot_date_back_is_valid_for_a_minute(
     # A role dates every leaf back by the same time.
     assert prepared.request.not_before == NOW - timedelta(minutes=2)
     assert prepared.request.not_after == NOW + timedelta(minutes=1)
+
+
+def test_a_backend_like_vault_passes_its_first_probe(tmp_path: Path) -> None:
+    # With a probe for a name of each mesh, Vault writes the DNS name first, dates the
+    # leaf by its own clock, and adds the leaf's key identifier.
+    def as_vault(answer: Answer) -> None:
+        answer.names.sort(key=lambda name: not isinstance(name, x509.DNSName))
+        answer.not_before += timedelta(seconds=2)
+        answer.not_after += timedelta(seconds=1)
+        identifier = x509.SubjectKeyIdentifier.from_public_key(answer.public_key)
+        answer.extensions.append((identifier, False))
+
+    fronts = {"fronts": {"linkerd": {"listen": "127.0.0.1:0"}}}
+    with World(tmp_path, overrides=fronts) as world:
+        issuer = built_by_backend(world)
+        world.cas["a"].lie = as_vault
+        assert len(world.snapshot.probe_names["a"]) == 2
+        world.own.probe(issuer, world.snapshot, timeout=5)
+        intent, outcome = world.ended()
+    assert outcome["kind"] == "issued"
+    assert outcome["not_after"] == intent["not_after"] + 1
 
 
 def test_a_probe_that_is_valid_expires_with_its_chain(world: World) -> None:

@@ -1,10 +1,11 @@
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cryptography import x509
-from cryptography.x509.oid import NameOID
+from cryptography.x509.oid import AuthorityInformationAccessOID, NameOID
 
 from bridge.errors import BackendUnavailableError, ConfigError
 from bridge.metrics.instruments import Metrics
@@ -12,7 +13,8 @@ from bridge.snapshot import builder
 from bridge.snapshot.builder import Assembly
 from bridge.spi import IssuingCA, PluginContext
 from tests.support.harness.core import World
-from tests.support.parts.pki import Authority, bundle, new_root
+from tests.support.harness.fake_ca import LyingCA
+from tests.support.parts.pki import NOW, Authority, bundle, new_root
 
 
 def test_every_problem_of_every_section_is_reported_at_once(tmp_path: Path) -> None:
@@ -288,3 +290,26 @@ def test_a_folder_that_cannot_be_made_is_told_with_its_key(tmp_path: Path) -> No
     assembly = replace(world.assembly, state=tmp_path / "journal/state")
     with pytest.raises(ConfigError, match=r"ledger\.journal: .*/state/a: expected a"):
         assembly.snapshot()
+
+
+def test_a_leaf_is_held_to_what_the_backend_says_and_to_the_whole_chain(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    intermediate = new_root().issue_ca("region", not_after=NOW + timedelta(days=9))
+    issuing = intermediate.issue_ca("a", not_after=NOW + timedelta(days=90))
+    place = x509.UniformResourceIdentifier("http://pki.example/ca")
+    description = x509.AccessDescription(
+        AuthorityInformationAccessOID.CA_ISSUERS, place
+    )
+    added = x509.AuthorityInformationAccess([description])
+    ca = LyingCA(issuing, builds_tbs=True)
+    said = replace(
+        ca.describe(),
+        added_extensions=(x509.Extension(added.oid, critical=False, value=added),),
+    )
+    monkeypatch.setattr(ca, "describe", lambda: said)
+    monkeypatch.setattr(builder, "load", lambda _: lambda *_: ca)
+    world = World(tmp_path, fake=False)
+    issuer = world.assembly.issuer("a", (issuing.root,))
+    assert issuer.pinned.extensions[added.oid] == (False, added)
+    assert issuer.pinned.ends == intermediate.certificate.not_valid_after_utc
