@@ -114,11 +114,12 @@ class Kills:
 
         def is_verified() -> bool:
             report = verify(journal, self._bridge.folder / heads)
-            problems[:] = report.problems
-            problems.extend(text for one in report.writers for text in one.problems)
+            found = [text for one in report.writers for text in one.problems]
             # Half an entry may be what a killed writer leaves; its next start sets it
             # aside. Anything else is wrong at once.
-            return not problems or any(_TORN not in text for text in problems)
+            torn = [text for text in found if _TORN in text]
+            problems[:] = [*report.problems, *(t for t in found if t not in torn)]
+            return bool(problems) or not torn or self._bridge.is_gone
 
         await_true(is_verified)
         if problems:
