@@ -42,12 +42,13 @@ class KeySigner:
         self.key = key
         self.signed: list[tuple[bytes, SignatureAlgorithm, float]] = []
         self.closed = 0
+        self.checked: list[float] = []
 
     def public_key(self) -> Any:
         return self.key.public_key()
 
     def check(self, *, timeout: float) -> None:
-        pass
+        self.checked.append(timeout)
 
     def sign(
         self, tbs: bytes, algorithm: SignatureAlgorithm, *, timeout: float
@@ -156,9 +157,15 @@ def test_without_time_the_key_is_not_used(timeout: float) -> None:
 
 def test_closing_the_ca_closes_its_key() -> None:
     ca, signer = signing_ca(new_chain())
-    ca.check(timeout=1)
     ca.close()
     assert signer.closed == 1
+
+
+def test_a_check_asks_the_signer_and_signs_nothing() -> None:
+    # The certificate is known to the bridge; whether the key is there, to the signer.
+    ca, signer = signing_ca(new_chain())
+    ca.check(timeout=1.5)
+    assert (signer.checked, signer.signed) == ([1.5], [])
 
 
 def test_a_request_cannot_be_changed_after_it_was_decided() -> None:

@@ -399,6 +399,5 @@ def test_a_second_certificate_is_noted_where_it_may_come(
         )
         found = [*second_certificates(world.config, snapshot)]
     assert [each.result for each in found] == ["note"] * len(told)
-    assert [
-        each.detail[: len(text)] for each, text in zip(found, told, strict=True)
-    ] == told
+    for each, text in zip(found, told, strict=True):
+        assert each.detail.startswith(text)
