@@ -165,15 +165,7 @@ class _SessionState(ctypes.Structure):
 
 
 class Module(_pkcs11.lib):
-    """A PKCS#11 module, initialised for several threads.
-
-    Args:
-        so: The path of the shared object.
-
-    Raises:
-        BackendBrokenError: It cannot be loaded, or is no PKCS#11 module.
-        PKCS11Error: It does not initialise.
-    """
+    """A PKCS#11 module, initialised for several threads. See `load_module`."""
 
     guard: AbstractContextManager[object] = nullcontext()
     """Held during each call, in a module that cannot lock."""
@@ -240,12 +232,23 @@ class Module(_pkcs11.lib):
             raise CryptokiError(code)
 
 
+def load_module(path: str) -> Module:
+    """Load a shared object, and initialise it.
+
+    Raises:
+        BackendBrokenError: It cannot be loaded, or is no PKCS#11 module.
+        PKCS11Error: It does not initialise.
+    """
+    # First here: the library holds the GIL while it loads a module, and tells less.
+    _function_list(path)
+    return Module(path)
+
+
 def _function_list(path: str) -> Any:
     try:
         library = ctypes.CDLL(path)
     except OSError as error:
         raise _unusable(f"{path}: cannot be loaded: {error}") from error
-    # Here and not in the library, which holds the GIL while a module hangs.
     get = getattr(library, "C_GetFunctionList", None)
     if get is None:
         raise _unusable(

@@ -162,10 +162,10 @@ class _ProcessSigner:
             return self._running(deadline).ask(operation, data, deadline)
         except ProcessEndedError as ended:
             self._remember(ended.error)
-            is_over = self._is_closed or isinstance(ended.error, BackendCredentialError)
-            if is_over or ended.error.certificate_may_exist or not ended.was_well:
+            is_refused = isinstance(ended.error, BackendCredentialError)
+            if self._is_closed or is_refused or not ended.may_repeat:
                 raise ended.error from None
-        # Nothing was signed: the last step of the way back is another process.
+        # The last step of the way back is another process.
         try:
             return self._running(deadline).ask(operation, data, deadline)
         except ProcessEndedError as ended:
@@ -256,6 +256,7 @@ def _order(
         sessions=options.sessions,
         processes=2 * context.workers,
         keep_alive_seconds=options.keep_alive_seconds,
+        start_seconds=options.start_timeout_seconds,
         latch=os.fspath(latch) if latch else None,
         channels=channels,
         environment=options.environment,

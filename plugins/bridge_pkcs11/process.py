@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from queue import Empty, SimpleQueue
+from typing import NoReturn
 
 from bridge.sdk import ChildProcess
 from bridge.spi import (
@@ -20,6 +21,7 @@ from bridge.spi import (
 )
 from bridge_pkcs11.protocol import (
     LARGEST_MESSAGE,
+    NOT_OPENED,
     Answer,
     Operation,
     SignerOrder,
@@ -30,6 +32,8 @@ from bridge_pkcs11.protocol import (
 _MODULE = "bridge_pkcs11.worker"
 _HANG_SECONDS = 0.9
 """A request without an answer for so long hangs. A caller may have less time."""
+_INTERPRETER_SECONDS = 5.0
+"""For the start of the interpreter, on a machine that is busy."""
 _CLOSE_SECONDS = 1.0
 _KILL_SECONDS = 0.2
 """A process that got SIGKILL is gone in this time, unless it is in a driver."""
@@ -41,13 +45,13 @@ class ProcessEndedError(Exception):
 
     Args:
         error: What to tell the caller.
-        was_well: The process had opened the token, and another one may do better.
+        may_repeat: Nothing was signed, and another process may do better.
     """
 
-    def __init__(self, error: BackendError, *, was_well: bool) -> None:
+    def __init__(self, error: BackendError, *, may_repeat: bool) -> None:
         super().__init__(str(error))
         self.error = error
-        self.was_well = was_well
+        self.may_repeat = may_repeat
 
 
 class _Channel:
@@ -85,7 +89,7 @@ class SignerProcess:
     Args:
         order: Makes the order, of the file descriptors of the channels.
         channels: How many calls the process serves at a time.
-        start_seconds: How long it may take to open the token.
+        start_seconds: How long it may take to open the token, by its own watch.
         warn: Is told what the operator should know, once.
 
     Raises:
@@ -104,13 +108,14 @@ class SignerProcess:
         self._overdue: list[_Channel] = []
         self._lock = threading.Lock()
         self._is_open = False
+        self._answers = 0
         self._ending: BackendError | None = None
         kind = socket.SOCK_SEQPACKET
         pairs = [socket.socketpair(socket.AF_UNIX, kind) for _ in range(channels)]
         theirs = tuple(their.fileno() for _, their in pairs)
         self.began = time.monotonic()
         """When it was started."""
-        self._may_open_until = self.began + start_seconds
+        self._may_open_until = self.began + start_seconds + _INTERPRETER_SECONDS
         try:
             self._child = ChildProcess(_MODULE, order(theirs).line(), pass_fds=theirs)
         except OSError:
@@ -154,17 +159,15 @@ class SignerProcess:
         channel.sent_at = now
         try:
             channel.send(request(operation, deadline, data))
-        except OSError as error:
-            self._over(channel, f"the request could not be sent: {error.strerror}")
+        except OSError:
+            self._over(channel, "before the call")
         message = channel.receive(deadline)
         if message is None:
             self._late(channel, operation)
-        elif not message:
+        if not message:
             may_exist = operation is Operation.SIGN
-            self._over(channel, "it ended during the call", may_exist=may_exist)
-        else:
-            return self._answered(channel, message)
-        raise RuntimeError("a call without an answer raises")  # pragma: no cover
+            self._over(channel, "during the call", may_exist=may_exist)
+        return self._answered(channel, message)
 
     def end(self, error: BackendError) -> None:
         """End the process at once; who waits for it gets `error`."""
@@ -190,9 +193,14 @@ class SignerProcess:
             self._child.wait(_KILL_SECONDS)
 
     def _taken(self, deadline: float) -> _Channel:
+        answers = self._answers
         try:
             channel = self._free.get(timeout=max(0.0, deadline - time.monotonic()))
         except Empty:
+            if self._answers == answers:
+                raise BackendUnavailableError(
+                    "no call of the token returns", rule="pkcs11.timeout"
+                ) from None
             raise BackendThrottledError(
                 "every session of the token is in use", rule="pkcs11.sessions"
             ) from None
@@ -209,7 +217,7 @@ class SignerProcess:
                 "the token is being opened", rule="pkcs11.start"
             )
         if not message:
-            self._over(channel, "it ended while it opened the token")
+            self._over(channel, "before the token was open")
         answer = read_answer(message)
         if answer.error is not None:
             self._failed(channel, answer.error)
@@ -220,6 +228,7 @@ class SignerProcess:
             self._warn(answer.data.decode())
 
     def _answered(self, channel: _Channel, message: bytes) -> bytes:
+        self._answers += 1
         answer = self._read(channel, message)
         if answer.is_last and answer.error is not None:
             self._failed(channel, answer.error)
@@ -232,10 +241,9 @@ class SignerProcess:
         try:
             return read_answer(message)
         except (ValueError, LookupError, json.JSONDecodeError):
-            self._over(channel, "its answer cannot be read", may_exist=True)
-            raise
+            self._over(channel, "with an answer that cannot be read", may_exist=True)
 
-    def _late(self, channel: _Channel, operation: Operation) -> None:
+    def _late(self, channel: _Channel, operation: Operation) -> NoReturn:
         error = BackendTimeoutError(
             "the token did not answer in time",
             rule="pkcs11.timeout",
@@ -265,13 +273,16 @@ class SignerProcess:
                 channel.close()
                 self.end(_hangs())
 
-    def _failed(self, channel: _Channel, error: BackendError) -> None:
+    def _failed(self, channel: _Channel, error: BackendError) -> NoReturn:
         channel.close()
-        was_well = self._is_open
+        # Where the token could not be opened, it cannot be a moment later.
+        may_repeat = self._is_open
         self.end(error)
-        raise ProcessEndedError(error, was_well=was_well)
+        raise ProcessEndedError(error, may_repeat=may_repeat)
 
-    def _over(self, channel: _Channel, how: str, *, may_exist: bool = False) -> None:
+    def _over(
+        self, channel: _Channel, how: str, *, may_exist: bool = False
+    ) -> NoReturn:
         channel.close()
         status = self._child.wait(_KILL_SECONDS) if self._ending is None else None
         ended = self._ending or BackendUnavailableError(
@@ -286,11 +297,11 @@ class SignerProcess:
             detail=ended.detail,
             certificate_may_exist=may_exist,
         )
-        raise ProcessEndedError(error, was_well=self._is_open)
+        raise ProcessEndedError(error, may_repeat=not may_exist)
 
     def _ended(self) -> ProcessEndedError:
         error = self._ending or BackendUnavailableError("the signer process ended")
-        return ProcessEndedError(error, was_well=self._is_open)
+        return ProcessEndedError(error, may_repeat=True)
 
     def _give_back(self, channel: _Channel) -> None:
         self._free.put(channel)
@@ -326,4 +337,6 @@ def _no_time() -> BackendUnavailableError:
 def _how(status: int | None) -> str:
     if status is None:
         return "it is still running"
+    if status == NOT_OPENED:
+        return "a call took longer than start_timeout_seconds"
     return f"signal {-status}" if status < 0 else f"status {status}"

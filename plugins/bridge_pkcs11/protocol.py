@@ -22,6 +22,8 @@ from bridge.spi import (
 
 LARGEST_MESSAGE = 64 * 1024
 """In bytes. A TBSCertificate has a tenth of it at most."""
+NOT_OPENED = 75
+"""The exit status of a signer process that could not open the token in time."""
 _REQUEST = struct.Struct("<Bd")
 _ANSWER = struct.Struct("<B?")
 _ERRORS: tuple[type[BackendError], ...] = (
@@ -54,6 +56,8 @@ class SignerOrder:
     """How many signer processes of this issuing CA the host may have at a time."""
     keep_alive_seconds: float
     """How long a session may be idle; 0: for ever."""
+    start_seconds: float
+    """How long it may take to open the token."""
     latch: str | None
     channels: tuple[int, ...]
     """File descriptors."""

@@ -9,6 +9,7 @@ then a new login, then the process ends and another one starts.
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Protocol, TypeVar
 
 from pkcs11 import exceptions
@@ -175,7 +176,8 @@ class SessionPool:
             old = [one for one in self._idle if one.used <= due]
             self._idle = [one for one in self._idle if one.used > due]
         for one in old:
-            self._run_in(one, work)
+            with suppress(PKCS11Error, BackendError):
+                self._run_in(one, work)
 
     def close(self) -> None:
         """Close every session that is not in use."""

@@ -41,11 +41,19 @@ from bridge.spi import (
     ConfigError,
     Latch,
 )
-from bridge_pkcs11.cryptoki import PIN_REFUSED, CryptokiError, Module, words
+from bridge_pkcs11.cryptoki import (
+    PIN_REFUSED,
+    CryptokiError,
+    Module,
+    load_module,
+    words,
+)
 from bridge_pkcs11.mechanism import KeyMechanism, mechanism_of
 from bridge_pkcs11.protocol import SignerOrder
 
 _CHALLENGE_BYTES = 64
+_TURN_SECONDS = 2.0
+"""How long a login waits for that of another process."""
 _FEW_TRIES = TokenFlag.USER_PIN_COUNT_LOW | TokenFlag.USER_PIN_FINAL_TRY
 _log = logging.getLogger(__name__)
 
@@ -97,7 +105,7 @@ class HSMToken:
             BackendError: The module, the token or the PIN cannot be used.
             PKCS11Error: A call failed.
         """
-        self._module = Module(self._order.module)
+        self._module = load_module(self._order.module)
         with self._module.guard:
             self._token = find_token(
                 self._module, self._order.token_label, self._order.token_serial
@@ -225,7 +233,7 @@ class HSMToken:
                 "PIN in the file has not succeeded here yet: it is not tried"
             )
         try:
-            with self._latch.attempt(scope, pin):
+            with self._latch.attempt(scope, pin, wait_seconds=_TURN_SECONDS):
                 self._try(session, pin)
         except _NotTriedError:
             pass  # somebody in this process was logged in
@@ -420,7 +428,8 @@ def _flag(key: Object, attribute: Attribute, wanted: bool) -> bool:  # noqa: FBT
 def _described(one: object) -> str:
     kind = getattr(one, "object_class", None)
     key_type = getattr(one, "key_type", None)
-    names = [str(getattr(part, "name", part)) for part in (kind, key_type) if part]
+    parts = [part for part in (kind, key_type) if part is not None]
+    names = [str(getattr(part, "name", part)) for part in parts]
     return " ".join(names) or "an object"
 
 

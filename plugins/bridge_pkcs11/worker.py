@@ -20,6 +20,7 @@ from bridge.sdk import follow_parent, harden, read_order, set_up_log
 from bridge.spi import BackendBrokenError, BackendError
 from bridge_pkcs11.protocol import (
     LARGEST_MESSAGE,
+    NOT_OPENED,
     Operation,
     SignerOrder,
     failure,
@@ -42,6 +43,10 @@ def main() -> None:
     set_up_log(order.log_level, who=f"signer of {order.name} ")
     os.environ.update(order.environment)
     channels = [socket.socket(fileno=number) for number in order.channels]
+    # A call that hangs lets other threads run, such as this timer's.
+    late = threading.Timer(order.start_seconds, os._exit, [NOT_OPENED])
+    late.daemon = True
+    late.start()
     token = HSMToken(order)
     pool = SessionPool(token, order.sessions)
     try:
@@ -49,6 +54,7 @@ def main() -> None:
     except BackendError as error:
         _tell(channels, failure(error, is_last=True))
         os._exit(0)
+    late.cancel()
     _tell(channels, success(warning.encode()))
     threads = [
         threading.Thread(target=_serve, args=(channel, token, pool), daemon=True)
