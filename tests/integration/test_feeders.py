@@ -65,17 +65,6 @@ def test_workers_share_a_feeder_that_ends_with_the_parent(tmp_path: Path) -> Non
     bridge.require_sound_ledger("--archive")
 
 
-def test_a_stop_that_is_told_to_all_feeds_what_is_left(tmp_path: Path) -> None:
-    # As systemd does it, and some container runtimes.
-    with Supervised(tmp_path / "served") as bridge:
-        feeder = feeder_of(bridge)
-        bridge.ask()
-        os.kill(feeder, signal.SIGTERM)
-        bridge.stop()
-        assert not is_alive(feeder)
-    bridge.require_sound_ledger("--archive")
-
-
 def test_a_reload_moves_the_rows_to_another_archive(tmp_path: Path) -> None:
     with Supervised(tmp_path / "served") as bridge:
         before = feeder_of(bridge)

@@ -177,15 +177,6 @@ def test_it_is_ready_without_a_serving_certificate(front: Front) -> None:
     assert front.server.istio_address == front.server.mtls_address == ""
 
 
-def test_one_connection_may_have_any_number_of_calls_under_way(front: Front) -> None:
-    # Two threads work on them: all others wait, and none is refused.
-    call = front.channel.unary_unary(METHOD)
-    message = REQUEST.SerializeToString()
-    waiting = [call.future(message, WAIT_SECONDS) for _ in range(300)]
-    assert all(CertifyResponse.FromString(one.result()) for one in waiting)
-    assert len(front.issuance.calls) == 300
-
-
 def test_calls_are_counted_as_a_server_in_go_counts_them(front: Front) -> None:
     front.ask()
     front.issuance.fails(MismatchError("w", rule="linkerd.x"))
