@@ -230,16 +230,6 @@ def test_calls_whose_messages_do_not_come_stop_others_only_for_a_while(
 
 
 @pytest.mark.usefixtures("nothing_left")
-def test_streams_that_are_reset_as_fast_as_can_be_stop_nobody_for_long(
-    bridge: Bridge, wire: Wire
-) -> None:
-    with Resets(bridge) as resets:
-        assert eventually(lambda: resets.sent > 1000)
-    assert eventually(lambda: wire.ask().code == "OK")
-    assert eventually(lambda: bridge.metric("meshca_in_flight") == 0)
-    served_at_once(wire)
-
-
 def test_streams_that_are_reset_as_fast_as_can_be_stop_nobody(
     bridge: Bridge, wire: Wire
 ) -> None:

@@ -40,19 +40,6 @@ def test_a_connection_may_have_any_number_of_streams(bridge: Bridge) -> None:
     assert allowed.get(MAX_CONCURRENT_STREAMS, ANY_NUMBER) >= ANY_NUMBER
 
 
-def test_a_client_that_speaks_tls_or_nothing_harms_nobody(
-    bridge: Bridge, certify: Certify
-) -> None:
-    host, port = bridge.linkerd_address.rsplit(":", 1)
-    silent = [socket.create_connection((host, int(port))) for _ in range(50)]
-    for each in silent[:25]:
-        each.sendall(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03")
-    certify.require_healthy()
-    for each in silent:
-        each.close()
-    certify.require_healthy()
-
-
 def begin(bridge: Bridge, calls: int) -> socket.socket:
     """Begin calls on one connection, and send no message."""
     host, port = bridge.linkerd_address.rsplit(":", 1)

@@ -15,7 +15,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, cast
@@ -150,12 +150,11 @@ class Bridge:
         account: str = "web",
         *,
         algorithm: str = "RS256",
-        issued: timedelta = timedelta(),
         audiences: Sequence[str] = ("istio-ca",),
     ) -> str:
-        """Sign a token of the cluster `Kubernetes`, `issued` from now, for an hour."""
+        """Sign a token of the cluster `Kubernetes`, for an hour."""
         (issuer,) = [one for one in self._issuers if one.algorithm == algorithm]
-        now = datetime.now(UTC) + issued
+        now = datetime.now(UTC)
         return issuer.token(namespace, account, audiences=audiences, now=now)
 
     def __enter__(self) -> Self:
