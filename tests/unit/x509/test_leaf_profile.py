@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec, ed448, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
@@ -117,29 +116,3 @@ def test_a_subject_that_cannot_be_copied_is_refused_at_load(
     with pytest.raises(ConfigError, match="cannot be copied byte for byte") as refusal:
         LeafProfile(chain.certificate)
     assert refusal.value.rule == "issuer.subject"
-
-
-@pytest.mark.parametrize(
-    "key",
-    [
-        ed448.Ed448PrivateKey.generate(),
-        ec.generate_private_key(ec.SECP256K1()),
-        rsa.generate_private_key(65537, 1024),  # noqa: S505 - refused is what it is for
-    ],
-    ids=["ed448", "secp256k1", "rsa1024"],
-)
-def test_a_ca_with_another_kind_of_key_is_refused_at_load(
-    key: ed448.Ed448PrivateKey | ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey,
-) -> None:
-    chain = new_chain()
-    certificate = x509.CertificateBuilder(
-        chain.certificate.subject,
-        chain.certificate.subject,
-        key.public_key(),
-        7,
-        NOW.replace(tzinfo=None),
-        (NOW + timedelta(days=1)).replace(tzinfo=None),
-    ).sign(chain.key, chain.certificate.signature_hash_algorithm)  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="a CA key is RSA with 2048") as refusal:
-        LeafProfile(certificate)
-    assert refusal.value.rule == "issuer.key"

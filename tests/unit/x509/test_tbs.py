@@ -5,13 +5,13 @@ from typing import Any
 import pytest
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric import ec, ed448
+from cryptography.hazmat.primitives.asymmetric import ec, ed448, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from bridge.errors import ConfigError
 from bridge.x509.algorithm import algorithm_of, require_signature, signature_of
 from bridge.x509.der import content, elements
-from bridge.x509.tbs import csr_of, recorder_of
+from bridge.x509.tbs import recorder_of
 from tests.support.harness.fake_ca import sign
 from tests.support.parts.pki import KEY_KINDS, new_chain, shared_key
 
@@ -97,31 +97,16 @@ def test_the_identifier_of_the_algorithm_is_the_one_that_others_write(
     assert algorithm_of(shared_key(kind).public_key()).der == identifier
 
 
-def test_a_curve_of_no_mesh_signs_nothing() -> None:
-    key = ec.generate_private_key(ec.SECP256K1()).public_key()
-    with pytest.raises(ConfigError, match=r"a CA key is RSA .* or Ed25519"):
-        algorithm_of(key)
-
-
-@pytest.mark.parametrize("kind", KEY_KINDS)
-def test_a_csr_is_signed_in_another_place(kind: str) -> None:
-    key = shared_key(kind)
-    algorithm = algorithm_of(key.public_key())
-    subject = x509.Name.from_rfc4514_string("CN=in a token")
-    made = csr_of(
-        key.public_key(), subject, lambda data: signature_of(key, algorithm, data)
-    )
-    assert made.public_key() == key.public_key()
-    assert (made.subject, list(made.attributes)) == (subject, [])
-    assert made.is_signature_valid
-
-
-def test_a_csr_that_another_key_has_signed_is_not_handed_out() -> None:
-    other = ec.generate_private_key(ec.SECP256R1())
-    algorithm = algorithm_of(other.public_key())
-    with pytest.raises(ValueError, match="the CSR was signed by another key"):
-        csr_of(
-            shared_key("p256").public_key(),
-            x509.Name([]),
-            lambda data: signature_of(other, algorithm, data),
-        )
+@pytest.mark.parametrize(
+    "key",
+    [
+        ed448.Ed448PrivateKey.generate(),
+        ec.generate_private_key(ec.SECP256K1()),
+        rsa.generate_private_key(65537, 1024),  # noqa: S505 - refused is what it is for
+    ],
+    ids=["ed448", "secp256k1", "rsa1024"],
+)
+def test_another_kind_of_ca_key_signs_nothing(key: Any) -> None:
+    with pytest.raises(ConfigError, match=r"a CA key is RSA .* or Ed25519") as refusal:
+        algorithm_of(key.public_key())
+    assert refusal.value.rule == "issuer.key"
