@@ -244,23 +244,3 @@ def test_name_of_dns_comes_before_the_spiffe_id(tmp_path: Path) -> None:
     for judge in verifiers().values():
         outcome = judge.handshake(mesh.proxy("api"), mesh.proxy("web"), _API)
         assert (outcome.refusal, outcome.peer) == ("", _WEB)
-
-
-@pytest.mark.parametrize(
-    ("tier", "lasts"),
-    [("root", timedelta(hours=3)), ("issuing CA", timedelta(hours=10))],
-)
-def test_no_leaf_outlives_what_is_above_it(
-    tmp_path: Path, tier: str, lasts: timedelta
-) -> None:
-    end = datetime.now(UTC).replace(microsecond=0) + lasts
-    if tier == "root":
-        ca = _root(not_after=end).issue_ca("Issuing CA")
-    else:
-        ca = _root().issue_ca("Issuing CA", not_after=end)
-    with _served(tmp_path, ca) as bridge:
-        answer = ask_bridge(bridge, tmp_path)
-    assert answer.code == "OK", answer.error
-    assert answer.certificate.not_valid_after_utc <= end
-    assert answer.valid_until is not None
-    assert answer.valid_until <= end

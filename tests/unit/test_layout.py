@@ -231,7 +231,6 @@ ACROSS = {
     "test_layout": "this file",
     "test_documents": "the documents",
     "cli/test_commands": "what holds for all commands",
-    "ledger/test_crash": "a process that is killed while it writes",
     "ledger/test_no_record_no_signature": "the procedure on the real ledger",
 }
 

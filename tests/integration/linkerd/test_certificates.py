@@ -173,12 +173,3 @@ def test_istios_api_is_not_served_in_the_clear(certify: Certify) -> None:
 def test_linkerds_api_is_not_served_on_istios_port(bridge: Bridge) -> None:
     with istio_raw.Wire(bridge) as tls:
         assert tls.send(b"", method=linkerd.METHOD).code == "UNIMPLEMENTED"
-
-
-def test_both_meshes_stand_under_one_issuing_ca(
-    bridge: Bridge, certify: Certify
-) -> None:
-    (issuing, *_) = certify.ask().chain
-    with istio_raw.Wire(bridge) as tls:
-        found = x509.load_pem_x509_certificate(tls.ask().chain[1].encode())
-    assert found == issuing
