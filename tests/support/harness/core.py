@@ -31,6 +31,7 @@ from bridge.snapshot.builder import Assembly
 from bridge.snapshot.model import Issuer, Snapshot
 from bridge.x509.pem import parse_certificates
 from tests.support.harness.archive import FeederThread
+from tests.support.harness.clock import SetClock
 from tests.support.harness.configuration import merge, smallest
 from tests.support.harness.fake_ca import LyingCA
 from tests.support.parts.pki import NOW, Authority, Key, bundle, new_key, new_root
@@ -39,16 +40,6 @@ from tests.support.parts.tokens import TokenIssuer
 TRUST_DOMAIN = "corp.example"
 CALLER = f"spiffe://{TRUST_DOMAIN}/ns/shop/sa/web"
 TOKENS = TokenIssuer(algorithm="ES256")
-
-
-class StandingClock:
-    """A clock that stands until it is moved."""
-
-    def __init__(self, now: datetime = NOW) -> None:
-        self.now = now
-
-    def __call__(self) -> datetime:
-        return self.now
 
 
 def csr(*names: x509.GeneralName, key: Key | None = None) -> str:
@@ -81,7 +72,7 @@ class World:
         fake: bool = True,
     ) -> None:
         self.folder = folder
-        self.clock = StandingClock()
+        self.clock = SetClock(NOW)
         self.authorities = dict(authorities or two_authorities())
         self.warnings: list[str] = []
         self.write()

@@ -296,16 +296,13 @@ def load_clusters(
     linkerd = {"listen": "127.0.0.1:0", "trust_domain": "linkerd.example"}
     istio |= {} if mtls is None else {"mtls_listen": mtls}
     tree = {
-        "trust_domain": "corp.example",
+        **TREE,
         "fronts": {"istio": istio, "linkerd": linkerd | {"cluster": [*clusters][-1]}},
         "clusters": [
             {"name": name, "tokens": TOKENS} | more for name, more in clusters.items()
         ],
-        "issuing_cas": {"a": {"plugin": "file"}, "b": {"plugin": "file"}},
-        "trust_anchors": "roots.pem",
         "issuance": {"issuing_cas": ["a"], "rules": [*rules]},
         "limits": limits,
-        "ledger": {"journal": "j", "archive": "sqlite:///a", "heads": {"sink": "h"}},
     }
     return parse(yaml.safe_dump(tree), FILE)
 

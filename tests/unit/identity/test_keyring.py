@@ -15,6 +15,7 @@ from bridge.identity import keyring as keyring_module
 from bridge.identity.jwks import VerificationKey
 from bridge.identity.key_sources import KeyFile, KeySource, URLSource
 from bridge.identity.keyring import KeyOwners, Keyring
+from tests.support.harness.clock import SetClock
 from tests.support.parts.keyserver import KeyServer
 from tests.support.parts.tokens import TokenIssuer
 
@@ -24,20 +25,9 @@ FLOOR = timedelta(seconds=10)
 A, B = (TokenIssuer(algorithm="ES256", kid=kid) for kid in "ab")
 
 
-class HandClock:
-    def __init__(self) -> None:
-        self.now = START
-
-    def __call__(self) -> datetime:
-        return self.now
-
-    def pass_(self, **by: float) -> None:
-        self.now += timedelta(**by)
-
-
 @pytest.fixture
-def clock() -> HandClock:
-    return HandClock()
+def clock() -> SetClock:
+    return SetClock(START)
 
 
 @pytest.fixture
@@ -49,7 +39,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[KeyServe
 
 
 @pytest.fixture
-def remote(server: KeyServer, clock: HandClock) -> Iterator[Keyring]:
+def remote(server: KeyServer, clock: SetClock) -> Iterator[Keyring]:
     keyring = make(URLSource(server.jwks_url, "", server.ca_file), clock)
     keyring.adopt(keyring.read(), clock())
     yield keyring
@@ -65,14 +55,14 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def local(path: Path, clock: HandClock) -> Keyring:
+def local(path: Path, clock: SetClock) -> Keyring:
     keyring = make(KeyFile(path), clock)
     keyring.adopt(keyring.read(), clock())
     return keyring
 
 
 def make(
-    source: KeySource, clock: HandClock, owners: KeyOwners | None = None
+    source: KeySource, clock: SetClock, owners: KeyOwners | None = None
 ) -> Keyring:
     claim = partial((owners or KeyOwners()).claim, "one")
     return Keyring(source, claim, max_age=MAX_AGE, floor=FLOOR, clock=clock)
@@ -114,49 +104,49 @@ def unavailable(keyring: Keyring, kid: str, now: datetime) -> str:
 
 
 def test_a_known_key_needs_no_fetch(
-    server: KeyServer, remote: Keyring, clock: HandClock
+    server: KeyServer, remote: Keyring, clock: SetClock
 ) -> None:
-    clock.pass_(hours=23)
+    clock.forward(hours=23)
     assert remote.key("a", clock()).kid == "a"
     assert len(server.requests) == 1
 
 
 def test_an_unknown_key_id_fetches_the_new_keys(
-    server: KeyServer, remote: Keyring, clock: HandClock
+    server: KeyServer, remote: Keyring, clock: SetClock
 ) -> None:
     show(server, B)
-    clock.pass_(seconds=11)
+    clock.forward(seconds=11)
     assert remote.key("b", clock()).kid == "b"
     refuse(remote, "a", clock())  # what is no longer shown is no longer believed
     assert len(server.requests) == 2
 
 
 def test_unknown_key_ids_fetch_no_more_often_than_the_floor(
-    server: KeyServer, remote: Keyring, clock: HandClock
+    server: KeyServer, remote: Keyring, clock: SetClock
 ) -> None:
     for number in range(50):
         refuse(remote, f"x{number}", clock())
     assert len(server.requests) == 1
-    clock.pass_(seconds=11)
+    clock.forward(seconds=11)
     for number in range(50):
         refuse(remote, f"y{number}", clock())
     assert len(server.requests) == 2
 
 
 def test_a_clock_set_back_does_not_stop_the_refresh(
-    server: KeyServer, remote: Keyring, clock: HandClock
+    server: KeyServer, remote: Keyring, clock: SetClock
 ) -> None:
-    clock.pass_(days=-2)
+    clock.forward(days=-2)
     show(server, A, B)
     assert remote.key("b", clock()).kid == "b"
 
 
 def test_a_slow_fetch_holds_up_few_and_not_for_long(
-    server: KeyServer, remote: Keyring, clock: HandClock
+    server: KeyServer, remote: Keyring, clock: SetClock
 ) -> None:
     server.gate.clear()
     server.asked.acquire(timeout=5)  # the first reading
-    clock.pass_(seconds=11)
+    clock.forward(seconds=11)
     with ThreadPoolExecutor(8) as pool:
         asked = [pool.submit(unavailable, remote, "b", clock()) for _ in range(8)]
         assert remote.key("a", clock()).kid == "a"  # known keys wait for nobody
@@ -170,12 +160,12 @@ def test_a_slow_fetch_holds_up_few_and_not_for_long(
 def test_two_may_wait_for_a_fetch_and_the_third_is_answered_at_once(
     server: KeyServer,
     remote: Keyring,
-    clock: HandClock,
+    clock: SetClock,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(keyring_module, "_WAIT_SECONDS", 30.0)
     server.gate.clear()
-    clock.pass_(seconds=11)
+    clock.forward(seconds=11)
     with ThreadPoolExecutor(2) as pool:
         first = [pool.submit(remote.key, "b", clock()) for _ in range(2)]
         with remote._changed:
@@ -188,18 +178,18 @@ def test_two_may_wait_for_a_fetch_and_the_third_is_answered_at_once(
 
 
 def test_keys_that_cannot_be_confirmed_are_used_until_their_max_age(
-    server: KeyServer, remote: Keyring, clock: HandClock
+    server: KeyServer, remote: Keyring, clock: SetClock
 ) -> None:
     server.answers.clear()
-    clock.pass_(hours=23)
+    clock.forward(hours=23)
     refuse(remote, "b", clock())
     assert remote.key("a", clock()).kid == "a"
     (problem,) = remote.problems(clock())
     assert "23.0 hours ago" in problem
     assert "HTTP status 404" in problem
-    clock.pass_(hours=1, seconds=1)
+    clock.forward(hours=1, seconds=1)
     assert unavailable(remote, "a", clock()) == ("the keys of this cluster are too old")
-    clock.pass_(seconds=11)
+    clock.forward(seconds=11)
     show(server, A)
     assert remote.key("a", clock()).kid == "a"
     assert remote.problems(clock()) == []
@@ -207,17 +197,17 @@ def test_keys_that_cannot_be_confirmed_are_used_until_their_max_age(
 
 @pytest.mark.parametrize("junk", [{}, {"keys": []}, {"keys": [{"kty": "oct"}]}])
 def test_a_key_set_that_spoils_leaves_the_old_keys(
-    server: KeyServer, remote: Keyring, clock: HandClock, junk: object
+    server: KeyServer, remote: Keyring, clock: SetClock, junk: object
 ) -> None:
     server.show(junk)
-    clock.pass_(seconds=11)
+    clock.forward(seconds=11)
     refuse(remote, "b", clock())
     assert remote.key("a", clock()).kid == "a"
     assert len(remote.problems(clock())) == 1
 
 
 def test_the_background_refresh_needs_no_request(
-    server: KeyServer, clock: HandClock
+    server: KeyServer, clock: SetClock
 ) -> None:
     keyring = make(URLSource(server.jwks_url, "", server.ca_file), clock)
     assert keyring.problems(clock()) == ["has no keys yet: "]
@@ -232,7 +222,7 @@ def test_the_background_refresh_needs_no_request(
 
 
 def test_a_changed_file_is_read_when_a_key_is_unknown(
-    path: Path, local: Keyring, clock: HandClock
+    path: Path, local: Keyring, clock: SetClock
 ) -> None:
     B.write_jwks(path)
     assert local.key("b", clock()).kid == "b"
@@ -240,7 +230,7 @@ def test_a_changed_file_is_read_when_a_key_is_unknown(
 
 
 def test_a_started_keyring_notices_a_removed_key_in_its_file(
-    path: Path, clock: HandClock
+    path: Path, clock: SetClock
 ) -> None:
     keyring = make(KeyFile(path), clock)
     seen = told(keyring)
@@ -249,7 +239,7 @@ def test_a_started_keyring_notices_a_removed_key_in_its_file(
         assert seen.wait(5)
         seen.clear()
         B.write_jwks(path)
-        clock.pass_(seconds=2)
+        clock.forward(seconds=2)
         assert seen.wait(5)
     finally:
         keyring.close()
@@ -258,30 +248,30 @@ def test_a_started_keyring_notices_a_removed_key_in_its_file(
 
 
 def test_a_file_that_is_gone_leaves_the_keys_until_they_are_too_old(
-    path: Path, local: Keyring, clock: HandClock
+    path: Path, local: Keyring, clock: SetClock
 ) -> None:
     path.unlink()
-    clock.pass_(hours=24)
+    clock.forward(hours=24)
     refuse(local, "b", clock())
     assert local.key("a", clock()).kid == "a"
     assert "cannot be read" in local.problems(clock())[0]
-    clock.pass_(seconds=1)
+    clock.forward(seconds=1)
     unavailable(local, "a", clock())
     A.write_jwks(path)
     assert local.key("a", clock()).kid == "a"
 
 
 def test_an_unchanged_file_is_confirmed_by_reading_it_again(
-    local: Keyring, clock: HandClock
+    local: Keyring, clock: SetClock
 ) -> None:
     for _ in range(30):
-        clock.pass_(hours=1)
+        clock.forward(hours=1)
         local.refresh()
     assert local.key("a", clock()).kid == "a"
 
 
 def test_the_only_key_of_a_set_without_ids_needs_none(
-    path: Path, clock: HandClock
+    path: Path, clock: SetClock
 ) -> None:
     entry = {name: value for name, value in A.jwk().items() if name != "kid"}
     path.write_text(json.dumps({"keys": [entry]}))
@@ -292,7 +282,7 @@ def test_the_only_key_of_a_set_without_ids_needs_none(
 
 
 def test_a_key_that_becomes_another_clusters_is_not_taken_over(
-    path: Path, clock: HandClock
+    path: Path, clock: SetClock
 ) -> None:
     owners = KeyOwners()
     keyring = make(KeyFile(path), clock, owners)
@@ -308,7 +298,7 @@ def test_a_key_that_becomes_another_clusters_is_not_taken_over(
 
 
 def test_a_key_that_its_cluster_dropped_can_be_claimed(
-    path: Path, clock: HandClock
+    path: Path, clock: SetClock
 ) -> None:
     owners, keys = KeyOwners(), make(KeyFile(path), clock).read()
     assert owners.claim("one", keys) == {}

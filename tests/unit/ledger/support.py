@@ -2,7 +2,7 @@
 
 import os
 import threading
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +14,17 @@ from bridge.ledger.heads import HeadKey, HeadSink
 from bridge.ledger.journal.journal import Journal, JournalOptions
 from bridge.ledger.journal.segments import JournalFile
 from bridge.ledger.ledger import Ledger
+from tests.support.harness import clock
 
 NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
 CALLER = "spiffe://corp.example/ns/payments/sa/api"
 
 
-class SetClock:
-    """A clock that stands until it is moved."""
+class SetClock(clock.SetClock):
+    """One that starts at `NOW`."""
 
     def __init__(self, now: datetime = NOW) -> None:
-        self.now = now
-
-    def __call__(self) -> datetime:
-        return self.now
-
-    def forward(self, seconds: float) -> None:
-        self.now += timedelta(seconds=seconds)
+        super().__init__(now)
 
 
 def make_intent(number: int = 1, **changed: Any) -> Intent:

@@ -18,6 +18,7 @@ from bridge.server.serving_certificate import (
 )
 from bridge.server.tls_credentials import DynamicCredentials
 from bridge.x509.key_pair import KeyPair
+from tests.support.harness.clock import SetClock
 from tests.support.harness.in_process_server import (
     SERVER_NAME,
     WAIT_SECONDS,
@@ -29,14 +30,8 @@ REQUEST = IstioCertificateRequest(csr="pem")
 DAY = timedelta(hours=24)
 
 
-class Hands:
-    """A clock that a test sets."""
-
-    def __init__(self) -> None:
-        self.now = datetime.now(UTC)
-
-    def __call__(self) -> datetime:
-        return self.now
+def now() -> datetime:
+    return datetime.now(UTC)
 
 
 class FailingSource:
@@ -96,13 +91,13 @@ def test_both_versions_of_tls_and_http2(
 
 
 def test_renewal_cuts_no_connection_and_shows_on_the_next(tmp_path: Path) -> None:
-    clock = Hands()
+    clock = SetClock(now())
     with Served(tmp_path, clock=clock) as served:
         address = served.server.istio_address
         stub = served.stub()
         stub(REQUEST)
         first = serial(address, served.ca)
-        clock.now += timedelta(hours=20)
+        clock.forward(hours=20)
         assert served.serving.refresh()
         stub(REQUEST)
         second = serial(address, served.ca)
@@ -114,20 +109,20 @@ def test_renewal_cuts_no_connection_and_shows_on_the_next(tmp_path: Path) -> Non
 def test_a_failed_renewal_keeps_the_old_certificate_and_is_shown(
     tmp_path: Path,
 ) -> None:
-    clock, ca = Hands(), ListenerCA()
+    clock, ca = SetClock(now()), ListenerCA()
     source = FailingSource(ca, clock)
     with Served(tmp_path, clock=clock, issue_serving=source.issue) as served:
         served.ca = ca
         address = served.server.istio_address
         before = serial(address, ca)
         source.error = BackendUnavailableError("the token is gone")
-        clock.now += timedelta(hours=20)
+        clock.forward(hours=20)
         assert not served.serving.refresh()
         assert serial(address, ca) == before
         assert served.server.problems() == {}
         (warning,) = served.server.warnings().values()
         assert warning.endswith("the token is gone")
-        clock.now += timedelta(hours=5)
+        clock.forward(hours=5)
         problem = served.server.problems()["serving certificate"]
         assert problem == "it has expired; the token is gone"
         source.error = None
@@ -164,7 +159,7 @@ def test_renewal_is_due_between_half_and_two_thirds_of_a_life(
 
 
 def test_the_end_of_the_serving_certificate_is_a_metric() -> None:
-    metrics, clock = Metrics(), Hands()
+    metrics, clock = Metrics(), SetClock(now())
     serving = ServingCertificate(
         IssuedCertificateSource(ListenerCA().issue_serving, ["a"], DAY), clock, metrics
     )
@@ -185,19 +180,19 @@ def test_the_end_of_the_serving_certificate_is_a_metric() -> None:
 
 def test_credentials_before_there_is_a_certificate_are_a_bug() -> None:
     source = IssuedCertificateSource(ListenerCA().issue_serving, ["a"], DAY)
-    serving = ServingCertificate(source, Hands(), Metrics())
+    serving = ServingCertificate(source, SetClock(now()), Metrics())
     with pytest.raises(RuntimeError, match="there is no certificate yet"):
         serving.credentials()
 
 
 def expired() -> KeyPair:
     ca = ListenerCA()
-    return ca.issue([x509.DNSName(SERVER_NAME)], DAY, Hands()() - 10 * DAY)
+    return ca.issue([x509.DNSName(SERVER_NAME)], DAY, now() - 10 * DAY)
 
 
 def not_valid_yet() -> KeyPair:
     ca = ListenerCA()
-    return ca.issue([x509.DNSName(SERVER_NAME)], DAY, Hands()() + DAY)
+    return ca.issue([x509.DNSName(SERVER_NAME)], DAY, now() + DAY)
 
 
 class Files:
@@ -277,7 +272,7 @@ def test_a_bad_pair_leaves_the_old_one_in_service(
     ca = ListenerCA()
     files = Files(tmp_path, ca)
     serving = ServingCertificate(
-        FileCertificateSource(files.certificate, files.key), Hands(), Metrics()
+        FileCertificateSource(files.certificate, files.key), SetClock(now()), Metrics()
     )
     assert serving.refresh()
     before = serving.pair
@@ -295,10 +290,10 @@ def test_a_bad_pair_leaves_the_old_one_in_service(
 def test_a_renewal_may_bring_a_pair_that_is_no_worse_than_the_old(
     tmp_path: Path,
 ) -> None:
-    clock, files = Hands(), Files(tmp_path, ListenerCA())
+    clock, files = SetClock(now()), Files(tmp_path, ListenerCA())
     tls = "{certificate: tls.crt, key: tls.key}"
     with Served(tmp_path, tls=tls, clock=clock) as served:
-        clock.now += 2 * DAY
+        clock.forward(days=2)
         files.put(expired())
         assert served.serving.refresh()
         assert "it has expired" in served.server.problems()["serving certificate"]
@@ -307,7 +302,7 @@ def test_a_renewal_may_bring_a_pair_that_is_no_worse_than_the_old(
 def test_a_bad_pair_that_stays_bad_goes_on_being_shown(tmp_path: Path) -> None:
     files = Files(tmp_path, ListenerCA())
     serving = ServingCertificate(
-        FileCertificateSource(files.certificate, files.key), Hands(), Metrics()
+        FileCertificateSource(files.certificate, files.key), SetClock(now()), Metrics()
     )
     serving.refresh()
     _key_only(files)
@@ -317,7 +312,7 @@ def test_a_bad_pair_that_stays_bad_goes_on_being_shown(tmp_path: Path) -> None:
 
 
 def test_a_pair_is_taken_once_it_is_valid(tmp_path: Path) -> None:
-    clock, files = Hands(), Files(tmp_path, ListenerCA())
+    clock, files = SetClock(now()), Files(tmp_path, ListenerCA())
     serving = ServingCertificate(
         FileCertificateSource(files.certificate, files.key), clock, Metrics()
     )
@@ -328,14 +323,14 @@ def test_a_pair_is_taken_once_it_is_valid(tmp_path: Path) -> None:
     assert serving.refresh(), "it is not asked for again meanwhile"
     assert "not valid before" in serving.warnings()["serving certificate"]
     assert serving.pair is before
-    clock.now += DAY
+    clock.forward(days=1)
     assert serving.refresh()
     assert serving.pair is not before
     assert serving.warnings() == serving.problems() == {}
 
 
 def test_a_first_pair_that_is_not_valid_yet_is_a_problem(tmp_path: Path) -> None:
-    clock, files = Hands(), Files(tmp_path, ListenerCA())
+    clock, files = SetClock(now()), Files(tmp_path, ListenerCA())
     files.put(not_valid_yet())
     serving = ServingCertificate(
         FileCertificateSource(files.certificate, files.key), clock, Metrics()
@@ -343,13 +338,13 @@ def test_a_first_pair_that_is_not_valid_yet_is_a_problem(tmp_path: Path) -> None
     assert serving.refresh(), "there is nothing better"
     problem = serving.problems()["serving certificate"]
     assert problem.startswith("it is not valid before ")
-    clock.now += DAY
+    clock.forward(days=1)
     assert serving.problems() == {}
 
 
 def test_grpc_builds_its_context_anew_only_after_a_change() -> None:
     ca, anchors = ListenerCA(), [b"-----BEGIN"]
-    clock = Hands()
+    clock = SetClock(now())
     source = IssuedCertificateSource(ca.issue_serving, [SERVER_NAME], DAY)
     serving = ServingCertificate(source, clock, Metrics())
     serving.refresh()
@@ -359,14 +354,14 @@ def test_grpc_builds_its_context_anew_only_after_a_change() -> None:
     anchors.append(ca.pem)
     assert port.changed_configuration() is not None
     assert port.changed_configuration() is None
-    clock.now += DAY
+    clock.forward(days=1)
     serving.refresh()
     assert port.changed_configuration() is not None
 
 
 def test_no_anchors_for_clients_are_an_error() -> None:
     source = IssuedCertificateSource(ListenerCA().issue_serving, [SERVER_NAME], DAY)
-    serving = ServingCertificate(source, Hands(), Metrics())
+    serving = ServingCertificate(source, SetClock(now()), Metrics())
     serving.refresh()
     with pytest.raises(ConfigError, match="no trust anchors to verify clients"):
         serving.credentials(lambda: b"\n")
