@@ -16,7 +16,7 @@ from bridge.ledger.latch_rows import LatchRecorder, begin
 from bridge.ledger.ledger import Ledger
 from bridge.metrics.instruments import Metrics
 from bridge.process.role import ALONE, UNPROVEN, WITHOUT_KEYS, ProcessRole
-from bridge.resilience.latch_file import Kind
+from bridge.resilience.latch_file import Entry, Kind
 from bridge.resilience.quarantine import StoppedCAs
 from bridge.server.server import Server
 from bridge.server.status import status_name
@@ -117,7 +117,7 @@ class Process:
         ledger = self._open_ledger()
         parts.callback(ledger.close)
         parts.callback(snapshots.stop)
-        stopped = self._open_latch(ledger, parts)
+        stopped = self._open_latch(snapshots, ledger, parts)
         signing = Signing(ledger, metrics, status_name, stopped)
         own = OwnCertificates(snapshots.current, signing, clock)
         issuance = Issuance(
@@ -162,7 +162,9 @@ class Process:
         self.metrics.watch_archive(lambda: ledger.lag()[0], lambda: ledger.lag()[1])
         return ledger
 
-    def _open_latch(self, ledger: Ledger, parts: ExitStack) -> StoppedCAs:
+    def _open_latch(
+        self, snapshots: Snapshots, ledger: Ledger, parts: ExitStack
+    ) -> StoppedCAs:
         section, clock = self._config.ledger, self._clock
         now = clock().timestamp()
         begin(section.latch, now, is_shared=section.archive_is_shared)
@@ -179,7 +181,7 @@ class Process:
         parts.callback(look)
         parts.callback(loop.close)
         self.metrics.watch_latch(
-            lambda: [(each.name, each.kind) for each in stopped.latched()]
+            lambda: [(each.name, each.kind) for each in _waiting(snapshots, stopped)]
         )
         return stopped
 
@@ -230,14 +232,11 @@ def _warnings(snapshots: Snapshots, stopped: StoppedCAs) -> dict[str, str]:
     found: dict[str, str] = {}
     if snapshots.ready() and snapshots.problems():
         found["issuing CAs"] = _sentence(snapshots.problems())
-    issuers = snapshots.current().issuers.values()
-    certificates = {issuer.certificate_sha256 for issuer in issuers}
-    if latched := [
+    if waiting := [
         f"{entry.name}: {entry.state}: {entry.reason}"
-        for entry in stopped.latched()
-        if entry.kind == Kind.CREDENTIAL or entry.scope in certificates
+        for entry in _waiting(snapshots, stopped)
     ]:
-        found["latched"] = f"{'; '.join(latched)} (see `meshca ledger latch list`)"
+        found["latched"] = f"{'; '.join(waiting)} (see `meshca ledger latch list`)"
     if trouble := stopped.trouble():
         found["latch"] = trouble
     clusters = snapshots.current().clusters
@@ -250,6 +249,17 @@ def _warnings(snapshots: Snapshots, stopped: StoppedCAs) -> dict[str, str]:
         if names:
             found[warning] = ", ".join(names)
     return found
+
+
+def _waiting(snapshots: Snapshots, stopped: StoppedCAs) -> list[Entry]:
+    # What waits for an operator. A stop holds for one certificate of an issuing CA.
+    issuers = snapshots.current().issuers.values()
+    certificates = {issuer.certificate_sha256 for issuer in issuers}
+    return [
+        entry
+        for entry in stopped.latched()
+        if entry.kind == Kind.CREDENTIAL or entry.scope in certificates
+    ]
 
 
 def _sentence(problems: Mapping[str, str]) -> str:
