@@ -47,9 +47,9 @@ class CSROrder:
     out: Path
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(given: Sequence[str] | None = None) -> int:
     """Make the CSR that the command line asks for; return the exit status."""
-    order = CSROrder(**vars(_parser().parse_args(arguments)))
+    order = CSROrder(**vars(arguments().parse_args(given)))
     if order.out.exists():
         return _failed(f"{order.out}: expected a new file: nothing is overwritten")
     try:
@@ -182,7 +182,8 @@ def _public_key(private: Any, public: Any) -> CAPublicKey:
     raise ValueError(f"expected a key of {' or '.join(_KINDS)}")
 
 
-def _parser() -> argparse.ArgumentParser:
+def arguments() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m bridge_pkcs11.csr",
         description="Make the CSR of a key in a PKCS#11 token. The options that "

@@ -11,6 +11,7 @@ that is the user's home. What stands in for the reader's machine:
 
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -22,6 +23,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from bridge_pkcs11 import csr
+from bridge_pkcs11.options import PKCS11Options
 from tests.support.harness.real_process import MESHCA
 from tests.support.parts import netports
 from tests.support.parts.tokens import TokenIssuer
@@ -107,6 +110,17 @@ def test_the_blocks_of_the_tutorial_and_of_its_guides_run(home: Path) -> None:
     assert "Throwaway issuing CA eu 2" in said
     assert re.search(r'^meshca_worker_up\{worker="\w+"\} 1.0$', said, re.MULTILINE)
     assert ", 0 attempts without an outcome" in said.splitlines()[-1]
+
+
+def test_the_page_of_hsms_names_options_that_there_are() -> None:
+    (example,) = blocks("docs/hsm.md", "yaml")
+    (issuing_ca,) = yaml.safe_load(example)["issuing_cas"].values()
+    assert {*issuing_ca["options"]} <= {*PKCS11Options.model_fields}
+    text = (ROOT / "docs/hsm.md").read_text("utf-8")
+    command = re.search(r"python -m bridge_pkcs11\.csr (.*?)```", text, re.DOTALL)
+    assert command is not None
+    words = shlex.split(command[1].replace("\\\n", " "))
+    csr.arguments().parse_args(words)
 
 
 @pytest.mark.parametrize("mesh", ["istio", "linkerd"])

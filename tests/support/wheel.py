@@ -2,7 +2,7 @@
 
 Run as `python -m tests.support.wheel`. It makes an environment of its own, installs the
 locked runtime and the wheel, imports every module, and asks for backends that are not
-there, and for such whose extra is missing.
+there, and for such whose extra is missing. Then it installs the extra `pkcs11`.
 """
 
 import subprocess
@@ -57,6 +57,10 @@ sys.path.insert(0, str(site))
 for name, extra in later.items():
     assert f"install meshca-bridge[{extra}]" in refusal(name), refusal(name)
 """
+_WITH_EXTRA = """
+from bridge.registry import load
+assert load("pkcs11").__name__ == "PKCS11CA"
+"""
 
 
 def main() -> int:
@@ -79,6 +83,9 @@ def main() -> int:
             )
             if wanted.encode() not in done.stdout:
                 raise SystemExit(f"meshca {command[0]} does not show {wanted}")
+        extra = str(ROOT / "deploy/locks/pkcs11.txt")
+        _pip(python, "install", "--require-hashes", "-r", extra)
+        subprocess.run([python, "-P", "-c", _WITH_EXTRA], check=True, cwd=folder)
     print("the wheel holds what it must, and works without extras")  # noqa: T201 - a program
     return 0
 
