@@ -120,6 +120,24 @@ def test_where_the_backend_builds_the_outcome_is_on_disk_before_the_reply(
     assert outcome["not_after"] == intent["not_after"] + 3
 
 
+@pytest.mark.parametrize(("builds", "seconds"), [(False, 0), (True, 5)])
+def test_a_leaf_that_a_backend_dates_is_requested_to_end_before_its_chain(
+    tmp_path: Path, seconds: int, *, builds: bool
+) -> None:
+    # It may end the leaf up to 5 s later than requested.
+    ends = NOW + timedelta(hours=6)
+    with World(tmp_path, authorities=two_authorities(not_after=ends)) as world:
+        old = world.snapshot.issuers["a"].description
+        description = replace(old, chooses_serial=builds)
+        world.snapshot = world.replace_issuer(
+            "a", lambda issuer: replace(issuer, description=description)
+        )
+        world.cas["a"].builds_tbs = builds
+        world.issue(ttl_seconds=86400)
+        (prepared,) = world.cas["a"].called
+    assert prepared.request.not_after == ends - timedelta(seconds=seconds)
+
+
 def test_where_the_bridge_builds_the_outcome_is_small(world: World) -> None:
     world.issue()
     _, outcome = world.ended()
