@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import ParamSpec
 
 import pytest
@@ -18,7 +19,7 @@ from bridge.spi import (
     PluginContext,
     Prepared,
 )
-from bridge.testing.leaves import leaf_request
+from bridge.testing.leaves import BACKDATE, leaf_request
 
 Harm = Callable[[], AbstractContextManager[object]]
 """Does something to the part behind the plugin, for the length of a block."""
@@ -55,6 +56,9 @@ class Backend:
         x509.UniformResourceIdentifier("spiffe://corp.example/ns/shop/sa/cart"),
     )
     """Subject alternative names that the CA under test may issue."""
+    backdate: timedelta = BACKDATE
+    """How long before the request a leaf is valid. A backend that dates its leaves by
+    itself has a setting of its own for this."""
     secrets: Mapping[str, bytes] = field(default_factory=dict, repr=False)
     """PIN, token, password, key: what must appear nowhere, by a name for messages. Each
     has 8 bytes or more, so that it is nowhere by chance."""
@@ -73,7 +77,7 @@ class Backend:
 
     def prepare(self, ca: IssuingCA) -> Prepared:
         """Prepare a new request, which must be the one that is prepared."""
-        request = leaf_request(self.names)
+        request = leaf_request(self.names, backdate=self.backdate)
         prepared = ca.prepare(request)
         if prepared.request != request:
             pytest.fail("another request was prepared")

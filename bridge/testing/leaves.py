@@ -17,19 +17,24 @@ from bridge.x509.algorithm import algorithm_of, issuer_key
 from bridge.x509.der import splice
 from bridge.x509.leaf_profile import LeafProfile
 
+BACKDATE = timedelta(minutes=2)
+"""How long before the request a leaf is valid, by default."""
+
 
 def leaf_request(
     names: tuple[x509.GeneralName, ...],
     *,
     now: datetime | None = None,
     ttl: timedelta = timedelta(hours=1),
+    backdate: timedelta = BACKDATE,
 ) -> LeafRequest:
     """Build a request as the core does: new P-256 key and CSR, serial, whole seconds.
 
     Args:
         names: The subject alternative names, in order.
-        now: The machine's time by default; notBefore is two minutes earlier.
+        now: The machine's time by default.
         ttl: From `now` to notAfter.
+        backdate: From notBefore to `now`.
     """
     key = ec.generate_private_key(ec.SECP256R1())
     empty_csr = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
@@ -42,7 +47,7 @@ def leaf_request(
         csr=empty_csr.sign(key, hashes.SHA256()).public_bytes(Encoding.DER),
         names=names,
         serial=randbits(126) | (1 << 126),
-        not_before=moment - timedelta(minutes=2),
+        not_before=moment - backdate,
         not_after=moment + ttl,
     )
 

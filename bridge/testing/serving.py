@@ -11,6 +11,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Mapping
+from datetime import timedelta
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,7 @@ def order_of(backend: Backend) -> str:
         "options": dict(backend.options),
         "name": context.name,
         "names": [[type(one).__name__, one.value] for one in backend.names],
+        "backdate": backend.backdate.total_seconds(),
         "paths": {name: str(path) for name, path in paths.items() if path},
     }
     return json.dumps(order, default=os.fspath) + "\n"
@@ -94,8 +96,10 @@ def main() -> None:
     try:
         ca.check(timeout=_TIMEOUT_SECONDS)
         names = tuple(_KINDS[kind](value) for kind, value in order["names"])
+        backdate = timedelta(seconds=order["backdate"])
         for _ in range(_ISSUES):
-            ca.issue(ca.prepare(leaf_request(names)), timeout=_TIMEOUT_SECONDS)
+            prepared = ca.prepare(leaf_request(names, backdate=backdate))
+            ca.issue(prepared, timeout=_TIMEOUT_SECONDS)
         sys.stdout.write(f"{READY}\n")
         sys.stdout.flush()
         sys.stdin.read()

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from typing import ClassVar
 
 import pytest
@@ -21,8 +22,10 @@ from bridge.spi import (
     PluginContext,
     Prepared,
 )
+from bridge.testing import Backend
 from bridge.testing.contract import ContractTests
 from tests.support.harness.conforming import HonestCA, Kind, Part, backend_of, run
+from tests.support.harness.fake_ca import Answer, LyingCA
 from tests.support.parts.pki import new_chain, new_key
 
 FAILURES = (
@@ -250,6 +253,82 @@ def test_an_honest_ca_passes(
     part: Part, name: str, request: pytest.FixtureRequest
 ) -> None:
     run(name, backend_of(HonestCA, part), request)
+
+
+class Building(HonestCA):
+    """Builds the certificate: chooses serial and order, and dates it by its clock."""
+
+    def __init__(self, part: Part, context: PluginContext) -> None:
+        super().__init__(part, context)
+        self.backend = LyingCA(part.authority, builds_tbs=True)
+
+    def describe(self) -> Description:
+        return self.backend.describe()
+
+    def prepare(self, request: LeafRequest) -> Prepared:
+        return self.backend.prepare(request)
+
+    def issue(self, prepared: Prepared, *, timeout: float) -> IssuedChain:
+        self.signer.check(timeout=timeout)
+        if timeout <= 0:
+            raise BackendUnavailableError("no time is left")
+        return self.backend.answer(prepared, self.as_built)
+
+    def as_built(self, answer: Answer) -> None:
+        answer.not_before = datetime.now(UTC).replace(microsecond=0) - BACKDATE
+        answer.not_after += timedelta(seconds=2)
+        answer.names.reverse()
+
+
+class BuildingForOthers(Building):
+    def as_built(self, answer: Answer) -> None:
+        super().as_built(answer)
+        answer.names = [x509.DNSName("other")]
+
+
+class Revealing(Building):
+    def prepare(self, request: LeafRequest) -> Prepared:
+        return dataclasses.replace(super().prepare(request), tbs=b"0")
+
+
+BACKDATE = timedelta(minutes=10)
+TWO_NAMES = (
+    x509.UniformResourceIdentifier("spiffe://corp.example/ns/shop/sa/cart"),
+    x509.DNSName("cart.shop"),
+)
+
+
+def built_by(kind: Kind, part: Part) -> Backend:
+    return dataclasses.replace(
+        backend_of(kind, part), backdate=BACKDATE, names=TWO_NAMES
+    )
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in vars(ContractTests) if name.startswith("test_")]
+)
+def test_a_ca_that_builds_the_certificate_passes(
+    part: Part, name: str, request: pytest.FixtureRequest
+) -> None:
+    run(name, built_by(Building, part), request)
+
+
+@pytest.mark.parametrize(
+    ("liar", "name", "complaint"),
+    [
+        (BuildingForOthers, "test_issued_is_what_was_prepared", "names are not the"),
+        (Revealing, "test_prepared_is_what_was_asked_for", "builds the TBS, and shows"),
+    ],
+)
+def test_a_builder_is_held_to_the_request_too(
+    part: Part,
+    liar: Kind,
+    name: str,
+    complaint: str,
+    request: pytest.FixtureRequest,
+) -> None:
+    with pytest.raises(FAILURES, match=complaint):
+        run(name, built_by(liar, part), request)
 
 
 @pytest.mark.parametrize(
