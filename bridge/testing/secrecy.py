@@ -20,6 +20,7 @@ from bridge.testing.serving import READY, held_by, order_of
 
 _SHORTEST = 8
 _SECONDS = 60
+_MAIN = "from bridge.testing.serving import main; main()"
 
 
 class SecrecyTests:
@@ -69,8 +70,8 @@ class SecrecyTests:
 
 def _serving(log: IO[bytes]) -> subprocess.Popen[str]:
     path = os.pathsep.join(filter(None, sys.path))
-    return subprocess.Popen(
-        [sys.executable, "-P", "-m", "bridge.testing.serving"],
+    return subprocess.Popen(  # noqa: S603 - this interpreter, and a constant
+        [sys.executable, "-P", "-c", _MAIN],
         env={**os.environ, "PYTHONPATH": path},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

@@ -1,7 +1,7 @@
 """A serving process with nothing in it but a CA, and the search of its memory.
 
-Started as `python -m bridge.testing.serving`, with an order on its input. The process
-does not know the secrets, so what is found in it came from the plugin.
+`main` runs in a process of its own, with an order on its input. The process does not
+know the secrets, so what is found in it came from the plugin.
 """
 
 import importlib
@@ -120,7 +120,3 @@ def _built(order: Mapping[str, Any]) -> IssuingCA:
     )
     built: IssuingCA = factory(order["options"], context)
     return built
-
-
-if __name__ == "__main__":
-    main()
