@@ -21,7 +21,13 @@ from pkcs11.util.ec import encode_named_curve_parameters
 
 from bridge.sdk import CAPublicKey, csr_of
 from bridge.spi import BackendError, ConfigError
-from bridge_pkcs11.cryptoki import PIN_REFUSED, CryptokiError, Module, words
+from bridge_pkcs11.cryptoki import (
+    PIN_REFUSED,
+    CryptokiError,
+    Module,
+    load_module,
+    words,
+)
 from bridge_pkcs11.mechanism import mechanism_of
 from bridge_pkcs11.token import KeySession, find_token, handle_of, read_pin
 
@@ -76,7 +82,7 @@ def make_csr(order: CSROrder) -> x509.CertificateSigningRequest:
         BackendError: Module, token or PIN file cannot be used.
         PKCS11Error: A call failed.
     """
-    module = Module(str(order.module))
+    module = load_module(str(order.module))
     try:
         token = find_token(module, order.token_label, order.token_serial)
         session = token.open(rw=order.make_key is not None)

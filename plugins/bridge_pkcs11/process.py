@@ -147,8 +147,6 @@ class SignerProcess:
             BackendError: The answer is an error, or there is none in time.
             ProcessEndedError: The process can answer no more.
         """
-        if self._overdue:
-            self._look_at_overdue()
         channel = self._taken(deadline)
         if not channel.is_ready:
             self._await_ready(channel, deadline)
@@ -194,16 +192,23 @@ class SignerProcess:
 
     def _taken(self, deadline: float) -> _Channel:
         answers = self._answers
-        try:
-            channel = self._free.get(timeout=max(0.0, deadline - time.monotonic()))
-        except Empty:
+        while True:
+            if self._overdue:
+                self._look_at_overdue()
+            left = deadline - time.monotonic()
+            # Not longer at a time: a call that hangs may become overdue meanwhile.
+            with suppress(Empty):
+                channel = self._free.get(timeout=max(0.0, min(left, _HANG_SECONDS)))
+                break
+            if left > _HANG_SECONDS:
+                continue
             if self._answers == answers:
                 raise BackendUnavailableError(
                     "no call of the token returns", rule="pkcs11.timeout"
-                ) from None
+                )
             raise BackendThrottledError(
                 "every session of the token is in use", rule="pkcs11.sessions"
-            ) from None
+            )
         if channel is None:
             self._free.put(None)
             raise self._ended()
@@ -218,7 +223,7 @@ class SignerProcess:
             )
         if not message:
             self._over(channel, "before the token was open")
-        answer = read_answer(message)
+        answer = self._read(channel, message)
         if answer.error is not None:
             self._failed(channel, answer.error)
         channel.is_ready = True

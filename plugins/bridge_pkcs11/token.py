@@ -318,17 +318,7 @@ class HSMToken:
         return f"{told} in token {order.token_label!r}"
 
     def _require_fit(self, key: Object) -> None:
-        wrong = [
-            f"{name} is {str(not wanted).lower()}"
-            for name, attribute, wanted in (
-                ("CKA_SENSITIVE", Attribute.SENSITIVE, True),
-                ("CKA_EXTRACTABLE", Attribute.EXTRACTABLE, False),
-                ("CKA_SIGN", Attribute.SIGN, True),
-                ("CKA_ALWAYS_AUTHENTICATE", Attribute.ALWAYS_AUTHENTICATE, False),
-            )
-            if _flag(key, attribute, wanted) != wanted
-        ]
-        if wrong:
+        if wrong := unfit(key):
             raise BackendBrokenError(
                 "the key in the token is not fit for an issuing CA",
                 rule="pkcs11.key",
@@ -407,6 +397,20 @@ def handle_of(session: Session) -> int:
     """Return a session's handle, for calls that the library does not make."""
     # The library's stubs leave it out.
     return int(session.handle)  # type: ignore[attr-defined]
+
+
+def unfit(key: Object) -> list[str]:
+    """Return what of a private key's attributes forbids that it is an issuing CA's."""
+    return [
+        f"{name} is {str(not wanted).lower()}"
+        for name, attribute, wanted in (
+            ("CKA_SENSITIVE", Attribute.SENSITIVE, True),
+            ("CKA_EXTRACTABLE", Attribute.EXTRACTABLE, False),
+            ("CKA_SIGN", Attribute.SIGN, True),
+            ("CKA_ALWAYS_AUTHENTICATE", Attribute.ALWAYS_AUTHENTICATE, False),
+        )
+        if _flag(key, attribute, wanted) != wanted
+    ]
 
 
 def close_quietly(session: Session) -> None:

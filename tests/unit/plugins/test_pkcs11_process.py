@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +26,7 @@ from bridge.spi import (
 from bridge.testing import leaf_request
 from bridge.x509.tbs import recorder_of
 from bridge_pkcs11 import PKCS11CA
+from tests.support.parts import install
 from tests.support.parts.pkcs11_shim import Fault, Shim
 from tests.support.parts.pki import Key, bundle, new_chain
 from tests.support.parts.softhsm import SoftHSM
@@ -244,6 +246,7 @@ ca = PKCS11CA(options, PluginContext(name="x", base=base, chain=base / "chain.pe
 name = x509.UniformResourceIdentifier("spiffe://corp.example/ns/shop/sa/cart")
 ca.issue(ca.prepare(leaf_request((name,))), timeout=20)
 print("issued", flush=True)
+sys.stdin.readline()
 ca.issue(ca.prepare(leaf_request((name,))), timeout=60)
 """
 
@@ -251,29 +254,45 @@ ca.issue(ca.prepare(leaf_request((name,))), timeout=60)
 def test_the_process_ends_with_its_parent_also_in_a_hung_call(served: Served) -> None:
     arguments = (json.dumps(served.options), str(served.context.base))
     parent = subprocess.Popen(
-        [sys.executable, "-c", _PARENT, *arguments], stdout=subprocess.PIPE
+        [sys.executable, "-c", _PARENT, *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
     )
+    assert parent.stdin is not None
     assert parent.stdout is not None
     with parent:
-        # The challenge and the first certificate are signed; the second hangs.
-        served.shim.put("C_Sign", Fault.SLEEP, 0, times=2)
         assert parent.stdout.readline() == b"issued\n"
         served.shim.put("C_Sign", Fault.HANG)
         (child,) = children(parent.pid)
+        parent.stdin.write(b"\n")
+        parent.stdin.flush()
         wait_until(lambda: served.shim.hits("C_Sign") == 1)
         parent.kill()
     wait_until(lambda: not Path(f"/proc/{child}").exists())
 
 
-def test_the_process_has_what_the_module_needs_and_no_core_dumps(
+def test_a_change_of_the_chain_is_reported(served: Served) -> None:
+    changed = threading.Event()
+    served.ca.watch(changed.set)
+    chain = served.context.base / "chain.pem"
+    chain.write_bytes(chain.read_bytes() + b"\n")
+    assert changed.wait(SECONDS)
+    with pytest.raises(RuntimeError, match="watched already"):
+        served.ca.watch(changed.set)
+
+
+def test_the_process_dumps_no_core_and_the_module_gets_its_environment(
     served: Served,
 ) -> None:
-    served.options["environment"] = {"HSM_CONFIGURATION": "/etc/hsm.conf"}
-    ca = PKCS11CA(served.options, served.context)
-    try:
+    # Without its own configuration, SoftHSM has no tokens or does not initialise.
+    served.options["environment"] = {"SOFTHSM2_CONF": "/nowhere/softhsm2.conf"}
+    ca = PKCS11CA(
+        {**served.options, "module": str(install.softhsm_module())}, served.context
+    )
+    with pytest.raises(BackendError, match=r"."):
         ca.check(timeout=SECONDS)
-        limits = Path(f"/proc/{served.pid()}/limits").read_text()
-    finally:
-        ca.close()
+    ca.close()
+    served.issue()
+    limits = Path(f"/proc/{served.pid()}/limits").read_text()
     (core,) = [line for line in limits.splitlines() if "core file" in line]
     assert core.split()[4:6] == ["0", "0"]

@@ -3,9 +3,11 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
+from pkcs11 import Attribute
+from pkcs11.exceptions import AttributeTypeInvalid
 
 from bridge.errors import ConfigError
 from bridge.spi import (
@@ -18,6 +20,7 @@ from bridge.spi import (
 )
 from bridge.x509.tbs import recorder_of
 from bridge_pkcs11 import PKCS11CA
+from bridge_pkcs11.token import unfit
 from tests.support.parts import builds, install
 from tests.support.parts.pkcs11_shim import Fault, Shim
 from tests.support.parts.pki import Key, bundle, new_chain, write_private
@@ -149,6 +152,36 @@ def test_a_key_that_cannot_be_used_is_told(
     with pytest.raises(ValueError, match=detail):
         raise ValueError(told)
     assert "key_label 'issuing' and key_id '01' in token 'bridge'" in told
+
+
+@pytest.mark.parametrize(
+    ("attribute", "value", "told"),
+    [
+        (Attribute.SENSITIVE, False, ["CKA_SENSITIVE is false"]),
+        (Attribute.EXTRACTABLE, True, ["CKA_EXTRACTABLE is true"]),
+        (Attribute.SIGN, False, ["CKA_SIGN is false"]),
+        (Attribute.ALWAYS_AUTHENTICATE, True, ["CKA_ALWAYS_AUTHENTICATE is true"]),
+        (Attribute.ALWAYS_AUTHENTICATE, None, []),
+        (Attribute.SENSITIVE, None, ["CKA_SENSITIVE is false"]),
+    ],
+)
+def test_each_attribute_that_forbids_a_key_is_told(
+    attribute: Attribute, told: list[str], *, value: bool | None
+) -> None:
+    class Key(dict[Attribute, bool | None]):
+        def __getitem__(self, name: Attribute) -> bool:
+            found = super().__getitem__(name)
+            if found is None:
+                raise AttributeTypeInvalid
+            return found
+
+    good = {
+        Attribute.SENSITIVE: True,
+        Attribute.EXTRACTABLE: False,
+        Attribute.SIGN: True,
+        Attribute.ALWAYS_AUTHENTICATE: False,
+    }
+    assert unfit(cast("Any", Key({**good, attribute: value}))) == told
 
 
 def test_no_token_of_that_label_is_told_with_those_that_are_there(hsm: HSM) -> None:

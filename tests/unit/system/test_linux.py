@@ -90,3 +90,21 @@ def test_an_operator_may_choose_otherwise(
     monkeypatch.setattr("os.environ", {"GRPC_EXPERIMENTS": chosen} if chosen else {})
     poll_without_hops()
     assert os.environ == {"GRPC_EXPERIMENTS": found}
+
+
+def test_a_child_is_not_kept_to_the_core_of_its_parent() -> None:
+    code = (
+        "import os, subprocess\n"
+        "from bridge.system.child_process import ChildProcess\n"
+        "from bridge.system.linux import allowed_cores, keep_to_core\n"
+        "before = os.sched_getaffinity(0)\n"
+        "keep_to_core(min(before))\n"
+        "child = ChildProcess('timeit', b'')\n"
+        "of_child = os.sched_getaffinity(child.pid)\n"
+        "child.kill(), child.wait(10)\n"
+        "print(os.sched_getaffinity(0) == {min(before)}, of_child == before)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["True", "True"]
