@@ -290,8 +290,8 @@ def _made(folder: Path) -> Path:
             each.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(
-            f"ledger.journal: {folder}: expected a folder that can be made, for what "
-            f"the issuing CA {folder.name!r} keeps ({error.strerror})"
+            f"issuing_cas.{folder.name}: {folder}: expected a folder that can be made, "
+            f"below ledger.journal ({error.strerror})"
         ) from error
     return folder
 
