@@ -283,11 +283,15 @@ def _content(path: Path, source: str) -> bytes:
         raise ConfigError(f"{source}: cannot be read: {error.strerror}") from error
 
 
-def _made(folder: Path) -> Path:
+def _made(folder: Path) -> Path | None:
     state = folder.parent
     try:
-        for each in (state.parent, state, folder):
-            each.mkdir(mode=0o700, parents=True, exist_ok=True)
+        state.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError:
+        return None  # The ledger says so when it is opened, and nothing is served.
+    try:
+        for each in (state, folder):
+            each.mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
         raise ConfigError(
             f"issuing_cas.{folder.name}: {folder}: expected a folder that can be made, "

@@ -286,7 +286,8 @@ def test_a_plugin_that_keeps_nothing_gets_no_folder(
 
 def test_a_folder_that_cannot_be_made_is_told_with_its_key(tmp_path: Path) -> None:
     world = World(tmp_path, fake=False)
-    (tmp_path / "journal").write_text("a file")
+    (tmp_path / "journal/state").mkdir(parents=True)
+    (tmp_path / "journal/state/a").write_text("a file")
     assembly = replace(world.assembly, state=tmp_path / "journal/state")
     with pytest.raises(ConfigError, match=r"ledger\.journal: .*/state/a: expected a"):
         assembly.snapshot()
