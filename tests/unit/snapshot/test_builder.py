@@ -289,7 +289,7 @@ def test_a_folder_that_cannot_be_made_is_told_with_its_key(tmp_path: Path) -> No
     (tmp_path / "journal/state").mkdir(parents=True)
     (tmp_path / "journal/state/a").write_text("a file")
     assembly = replace(world.assembly, state=tmp_path / "journal/state")
-    with pytest.raises(ConfigError, match=r"ledger\.journal: .*/state/a: expected a"):
+    with pytest.raises(ConfigError, match=r"issuing_cas\.a: .*/state/a: expected a"):
         assembly.snapshot()
 
 
