@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from bridge.errors import ConfigError
 from bridge.x509.algorithm import algorithm_of, require_signature, signature_of
 from bridge.x509.der import content, elements
-from bridge.x509.tbs import recorder_of
+from bridge.x509.tbs import csr_of, recorder_of
 from tests.support.harness.fake_ca import sign
 from tests.support.parts.pki import KEY_KINDS, new_chain, shared_key
 
@@ -110,3 +110,20 @@ def test_another_kind_of_ca_key_signs_nothing(key: Any) -> None:
     with pytest.raises(ConfigError, match=r"a CA key is RSA .* or Ed25519") as refusal:
         algorithm_of(key.public_key())
     assert refusal.value.rule == "issuer.key"
+
+
+def test_a_csr_that_another_key_has_signed_is_not_handed_out() -> None:
+    ours, other = shared_key("p256"), ec.generate_private_key(ec.SECP256R1())
+    algorithm = algorithm_of(ours.public_key())
+    made = csr_of(
+        ours.public_key(),
+        x509.Name([]),
+        lambda data: signature_of(ours, algorithm, data),
+    )
+    assert made.public_key() == ours.public_key()
+    with pytest.raises(ValueError, match="the CSR was signed by another key"):
+        csr_of(
+            ours.public_key(),
+            x509.Name([]),
+            lambda data: signature_of(other, algorithm, data),
+        )
