@@ -79,8 +79,13 @@ def is_permanent(error: PKCS11Error) -> bool:
     return isinstance(error, _PERMANENT) or words(error).startswith(_NOT_PERMITTED)
 
 
-def told(error: PKCS11Error) -> BackendError:
-    """Return the error for the caller of a call that failed. Nothing was signed."""
+def told(error: PKCS11Error, hint: str = "") -> BackendError:
+    """Return the error for the caller of a call that failed. Nothing was signed.
+
+    Args:
+        error: What the call raised.
+        hint: Where to look, if the error says nothing of it.
+    """
     detail = words(error)
     if isinstance(error, exceptions.NoSuchKey):
         return BackendBrokenError(
@@ -95,7 +100,7 @@ def told(error: PKCS11Error) -> BackendError:
             "the token cannot sign with the key", rule="pkcs11.refused", detail=detail
         )
     return BackendUnavailableError(
-        "the token returned an error", rule="pkcs11.error", detail=detail
+        "the token returned an error", rule="pkcs11.error", detail=f"{detail}{hint}"
     )
 
 

@@ -30,6 +30,10 @@ from bridge_pkcs11.protocol import (
 from bridge_pkcs11.recovery import ExhaustedError, SessionPool, told
 from bridge_pkcs11.token import HSMToken
 
+_WHERE_TO_LOOK = (
+    ", when the token was opened; see whether the HSM is reachable, and look at the "
+    "configuration and the log of the module itself"
+)
 _log = logging.getLogger(__name__)
 
 
@@ -79,7 +83,7 @@ def _started(token: HSMToken, pool: SessionPool) -> str:
         warning = token.start()
         pool.start()
     except PKCS11Error as error:
-        raise told(error) from error
+        raise told(error, _WHERE_TO_LOOK) from error
     except BackendError:
         raise
     except Exception as error:

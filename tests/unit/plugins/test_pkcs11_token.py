@@ -192,6 +192,13 @@ def test_no_token_of_that_label_is_told_with_those_that_are_there(hsm: HSM) -> N
     assert f"found 'bridge' ({hsm.token.serial}); is the HSM reachable" in error.detail
 
 
+def test_a_store_of_tokens_that_is_gone_is_told_with_where_to_look(hsm: HSM) -> None:
+    hsm.store.take_away()
+    error = hsm.failure()
+    assert isinstance(error, BackendUnavailableError)
+    assert error.detail.startswith("CKR_GENERAL_ERROR, when the token was opened; see")
+
+
 def test_two_tokens_of_one_label_need_a_serial_number(hsm: HSM) -> None:
     other = hsm.store.new_token()
     error = hsm.failure(token_serial=None)
