@@ -18,7 +18,7 @@ type options struct {
 	address, serverName, roots string
 	token, cert, key           string
 	cluster, signer            string
-	csr, csrFile, identity     string
+	csr, identity              string
 	ttl                        int64
 	storm                      int
 }
@@ -43,7 +43,6 @@ func main() {
 	flag.StringVar(&o.cluster, "cluster", "Kubernetes", "cluster ID to send")
 	flag.StringVar(&o.signer, "signer", "", "CertSigner to send")
 	flag.StringVar(&o.csr, "csr", "p256", "key of the CSR: rsa2048, rsa4096, p256 or p384")
-	flag.StringVar(&o.csrFile, "csr-file", "", "send this PEM file as the CSR")
 	flag.StringVar(&o.identity, "identity", "spiffe://cluster.local/ns/shop/sa/web", "SPIFFE ID in the CSR")
 	flag.Int64Var(&o.ttl, "ttl", 86400, "wanted lifetime in seconds")
 	flag.IntVar(&o.storm, "storm", 0, "so many clients at once; -token is then a folder with their tokens: 0, 1, 2 ...")
@@ -102,10 +101,6 @@ func ask(o options) (*answer, error) {
 
 // newCSR makes the CSR that istio-agent would (security/pkg/nodeagent/cache/secretcache.go).
 func newCSR(o options) (csr, key []byte, err error) {
-	if o.csrFile != "" {
-		csr, err = os.ReadFile(o.csrFile)
-		return csr, nil, err
-	}
 	wanted := pkiutil.CertOptions{Host: o.identity, PKCS8Key: true}
 	switch o.csr {
 	case "rsa2048":

@@ -30,7 +30,6 @@ import (
 type options struct {
 	address, authority        string
 	identity, token, requests string
-	csrFile                   string
 	clients                   int
 	within, patience          time.Duration
 }
@@ -52,8 +51,6 @@ type answer struct {
 	ValidUntil    *time.Time `json:"valid_until"`
 	Code          string     `json:"code"`
 	Error         string     `json:"error"`
-	Asked         float64    `json:"asked"`    // seconds after the first client was let go
-	Answered      float64    `json:"answered"` // the same clock
 }
 
 func main() {
@@ -64,7 +61,6 @@ func main() {
 	flag.StringVar(&o.identity, "identity", "", "name to ask for")
 	flag.StringVar(&o.token, "token", "", "file with the token; its bytes are sent as they are")
 	flag.StringVar(&o.requests, "requests", "", "in place of both: file with a name, a space and a token a line, used in turn")
-	flag.StringVar(&o.csrFile, "csr-file", "", "send the bytes of this file as the CSR")
 	flag.IntVar(&o.clients, "clients", 1, "how many ask")
 	flag.DurationVar(&o.within, "within", 0, "spread the clients evenly over this time")
 	flag.DurationVar(&o.patience, "patience", 60*time.Second, "how long to wait for the last answer")
@@ -90,7 +86,7 @@ func run(o options) error {
 	for i := range requests {
 		clients.Go(func() {
 			time.Sleep(time.Until(start.Add(o.within * time.Duration(i) / time.Duration(len(requests)))))
-			answers[i] = ask(ctx, o, requests[i], start)
+			answers[i] = ask(ctx, o, requests[i])
 		})
 	}
 	clients.Wait()
@@ -98,10 +94,9 @@ func run(o options) error {
 }
 
 // ask opens a connection and asks once, as linkerd2-proxy does (linkerd/proxy/identity-client/src/certify.rs).
-func ask(ctx context.Context, o options, r request, start time.Time) answer {
-	out := answer{Identity: r.identity, CSR: r.csr, Key: string(r.key), Asked: time.Since(start).Seconds()}
+func ask(ctx context.Context, o options, r request) answer {
+	out := answer{Identity: r.identity, CSR: r.csr, Key: string(r.key)}
 	reply, err := certify(ctx, o, r)
-	out.Answered = time.Since(start).Seconds()
 	out.Code = status.Code(err).String()
 	if err != nil {
 		out.Error = status.Convert(err).Message()
@@ -137,12 +132,6 @@ func newRequests(o options) ([]request, error) {
 	out := make([]request, o.clients)
 	for i := range out {
 		out[i] = callers[i%len(callers)]
-		if o.csrFile != "" {
-			if out[i].csr, err = os.ReadFile(o.csrFile); err != nil {
-				return nil, err
-			}
-			continue
-		}
 		if out[i].csr, out[i].key, err = newCSR(out[i].identity); err != nil {
 			return nil, err
 		}

@@ -41,9 +41,6 @@ class Answer:
     code: str
     """`OK`, or gRPC's name of the refusal, such as `InvalidArgument`."""
     error: str
-    asked: float
-    """Seconds after the first client was let go; `answered` likewise."""
-    answered: float
 
     @property
     def certificate(self) -> x509.Certificate:
