@@ -80,13 +80,16 @@ def serving(clone: Path, command: str) -> Iterator[int]:
 def files(folder: Path) -> dict[Path, bytes]:
     """Return what `make softhsm` made and must not make a second time.
 
-    SoftHSM itself writes to the token's own object at each login.
+    SoftHSM itself writes to the token's own object at each login, and the bridge to the
+    ledger and the latch.
     """
     changing = {"token", "check.txt", "jwks.json", "token.object", "generation"}
     return {
         path: path.read_bytes()
         for path in folder.rglob("*")
-        if path.is_file() and path.name not in changing
+        if path.is_file()
+        and path.name not in changing
+        and folder / "journal" not in path.parents
     }
 
 
