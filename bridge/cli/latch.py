@@ -78,15 +78,16 @@ def clear(
     if not reason.strip():
         raise ConfigError("--reason: expected a reason")
     file = LatchFile(config.read(config_file).ledger.latch)
-    with file.change() as content:
-        names = sorted({entry.name for entry in _waiting(content)})
-        found = content.clear(name, by=who, reason=reason)
-    if not found:
+    waiting = _waiting(file.read())
+    if not any(entry.is_named(name) for entry in waiting):
+        names = sorted({entry.name for entry in waiting})
         raise LedgerError(
             f"nothing is latched under the name {name!r}; latched are: "
             f"{', '.join(names) or 'none'}",
             rule="ledger.latch",
         )
+    with file.change() as content:
+        found = content.clear(name, by=who, reason=reason)
     for entry in found:
         typer.echo(f"cleared: {_WHAT[entry.kind]} {entry.name} ({entry.state})")
     complain(

@@ -11,7 +11,7 @@ import secrets
 import threading
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
 from pathlib import Path
@@ -359,6 +359,7 @@ class LatchFile:
             return
         try:
             files.replace(self.path, text)
+            _keep_owner(self.path)
         except OSError as error:
             raise _failed(self.path, f"cannot be written: {error.strerror}") from error
 
@@ -369,13 +370,24 @@ def _opened_lock(path: Path, name: str) -> Iterator[int]:
     lock = path.with_name(f"{path.stem}{mark}.lock")
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _keep_owner(path.parent)
         fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        _keep_owner(lock)
     except OSError as error:
         raise _failed(lock, f"cannot be opened: {error.strerror}") from error
     try:
         yield fd
     finally:
         os.close(fd)
+
+
+def _keep_owner(path: Path) -> None:
+    # A command that root runs must leave nothing that the bridge's user cannot use. In
+    # a container root may lack the right, and then the bridge is root as well.
+    if os.geteuid() == 0:
+        above = path.parent.stat()
+        with suppress(PermissionError):
+            os.chown(path, above.st_uid, above.st_gid)
 
 
 def _failed(path: Path | None, reason: str) -> LedgerError:

@@ -148,6 +148,12 @@ def test_what_cannot_be_cleared_is_told(
     assert len(listed(folder)) == 2
 
 
+def test_a_name_that_nothing_has_makes_no_file(folder: Path) -> None:
+    result = run(folder, "clear", "seoul-1", "--reason", "x")
+    assert "latched are: none" in str(result.exception)
+    assert not (folder / "journal").exists()
+
+
 def test_a_reason_is_required(folder: Path) -> None:
     assert run(folder, "clear", "seoul-1").exit_code == 2
 

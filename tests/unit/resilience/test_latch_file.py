@@ -130,6 +130,23 @@ def test_of_a_scope_the_newest_proven_credentials_stay() -> None:
     assert sorted(content.entries) == sorted(each.id for each in (other, *entries[2:]))
 
 
+def test_what_root_writes_belongs_to_the_owner_of_the_journal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[Path] = []
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    monkeypatch.setattr("os.chown", lambda path, *_: given.append(path))
+    path = tmp_path / "state/latch.json"
+    with LatchFile(path).change() as content:
+        content.put(entry("a"))
+    assert given == [path.parent, path.with_name("latch.lock"), path]
+    given.clear()
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    with LatchFile(path).change() as content:
+        content.put(entry("b"))
+    assert given == []
+
+
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     path = tmp_path / "latch.json"
     path.mkdir()
