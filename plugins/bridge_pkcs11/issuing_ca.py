@@ -45,6 +45,9 @@ if importlib.util.find_spec("pkcs11") is None:
 
 _COOL_DOWN_SECONDS = 1.0
 """Between the starts of two signer processes."""
+_REFUSED_SECONDS = 30.0
+"""After a refused PIN the token is looked at again, without a login: somebody may have
+reset its counter."""
 _log = logging.getLogger(__name__)
 
 
@@ -136,7 +139,7 @@ class _ProcessSigner:
         self._process: SignerProcess | None = None
         self._starting = threading.Lock()
         self._began = float("-inf")
-        self._refused: tuple[BackendError, object] | None = None
+        self._refused: tuple[BackendError, object, float] | None = None
         self._is_closed = False
 
     def public_key(self) -> CAPublicKey:
@@ -218,14 +221,16 @@ class _ProcessSigner:
 
     def _remember(self, error: BackendError) -> None:
         if isinstance(error, BackendCredentialError):
-            self._refused = error, self._credential_stamp()
+            now = time.monotonic()
+            self._refused = error, self._credential_stamp(), now
 
     def _require_new_credential(self) -> None:
         # Without another PIN, and without an operator at the latch, a process would be
         # started only to be told the same.
         if self._refused is not None:
-            error, stamp = self._refused
-            if stamp == self._credential_stamp():
+            error, stamp, at = self._refused
+            is_recent = time.monotonic() < at + _REFUSED_SECONDS
+            if is_recent and stamp == self._credential_stamp():
                 raise type(error)(str(error), rule=error.rule, detail=error.detail)
             self._refused = None
 

@@ -19,7 +19,7 @@ from bridge.spi import (
     PluginContext,
 )
 from bridge.x509.tbs import recorder_of
-from bridge_pkcs11 import PKCS11CA
+from bridge_pkcs11 import PKCS11CA, issuing_ca
 from bridge_pkcs11.token import unfit
 from tests.support.parts import builds, install
 from tests.support.parts.pkcs11_shim import Fault, Shim
@@ -302,6 +302,22 @@ def test_no_login_is_tried_where_the_token_says_so(
     assert isinstance(error, kind)
     assert says in error.detail
     assert hsm.shim.calls("C_Login") == 0
+
+
+def test_a_counter_that_was_reset_is_seen_after_a_while(
+    hsm: HSM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hsm.shim.put("C_GetTokenInfo", Fault.FLAGS, _LOCKED)
+    ca = hsm.build()
+    for _ in range(2):
+        with pytest.raises(BackendCredentialError, match="refused"):
+            ca.check(timeout=SECONDS)
+        hsm.shim.clear()
+    assert hsm.shim.calls("C_Initialize") == 1
+    monkeypatch.setattr(issuing_ca, "_REFUSED_SECONDS", 0.0)
+    ca.check(timeout=SECONDS)
+    ca.close()
+    assert hsm.shim.calls("C_Initialize") == 2
 
 
 def test_a_proven_pin_is_used_although_few_tries_are_left(hsm: HSM) -> None:
