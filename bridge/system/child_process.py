@@ -78,7 +78,9 @@ class ChildProcess:
                 own = os.getpriority(os.PRIO_PROCESS, 0)
                 os.setpriority(os.PRIO_PROCESS, self.pid, own + niceness)
             if (cores := allowed_cores()) != os.sched_getaffinity(0):
-                os.sched_setaffinity(self.pid, cores)
+                # It runs as well on one core, if others were taken away meanwhile.
+                with contextlib.suppress(OSError):
+                    os.sched_setaffinity(self.pid, cores)
             self._write(order)
 
     @property

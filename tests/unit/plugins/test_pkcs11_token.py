@@ -1,6 +1,9 @@
 """What is wrong with a token, its key or its PIN: told with the way out."""
 
+import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -360,9 +363,40 @@ def test_a_module_that_cannot_lock_is_called_by_one_thread_at_a_time(
 ) -> None:
     hsm.shim.put("C_Initialize", Fault.RETURN_INSTEAD, 0xA, times=1)
     ca = hsm.build()
-    ca.check(timeout=SECONDS)
+
+    def check_together() -> float:
+        started = time.monotonic()
+        with ThreadPoolExecutor(4) as threads:
+            list(threads.map(lambda _: ca.check(timeout=SECONDS), range(4)))
+        return time.monotonic() - started
+
+    hsm.shim.put("C_FindObjectsInit", Fault.SLEEP, 100)
+    check_together()  # each call has a session now
+    assert check_together() >= 0.4
     ca.close()
     assert hsm.shim.calls("C_Initialize") == 2
+
+
+def test_a_module_that_locks_is_called_by_several_threads_at_a_time(hsm: HSM) -> None:
+    ca = hsm.build()
+    together = threading.Barrier(4, timeout=SECONDS)
+
+    def check(_: int) -> None:
+        together.wait()
+        ca.check(timeout=SECONDS)
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(check, range(4)))
+        hsm.shim.put("C_FindObjectsInit", Fault.SLEEP, 3000, times=2)
+        calls = [threads.submit(ca.check, timeout=SECONDS) for _ in range(2)]
+        deadline = time.monotonic() + SECONDS
+        while hsm.shim.hits("C_FindObjectsInit") < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert not any(call.done() for call in calls), "one waited for the other"
+        for call in calls:
+            call.result(SECONDS)
+    ca.close()
 
 
 def test_the_chain_is_read_at_the_start(hsm: HSM) -> None:
