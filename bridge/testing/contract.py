@@ -30,6 +30,7 @@ _ISSUES = 64
 _CHEAP_CALLS = 1000
 _CHEAP_SECONDS = 1.0
 _BUILD_SECONDS = 1.0
+_BUILDS = 3
 _SETTLE_SECONDS = 1.0
 _PERIOD_SECONDS = 0.02
 
@@ -72,11 +73,14 @@ class ContractTests:
 
     def test_factory_is_quick(self, backend: Backend) -> None:
         """The factory returns within a second: it asks nothing of the backend."""
-        started = time.monotonic()
-        ca = backend.build()
-        spent = time.monotonic() - started
-        ca.close()
-        assert spent < _BUILD_SECONDS, "building the CA takes long"
+        spent = []
+        for _ in range(_BUILDS):
+            started = time.monotonic()
+            ca = backend.build()
+            spent.append(time.monotonic() - started)
+            ca.close()
+        # A busy machine may delay one; who waits for the part does so each time.
+        assert min(spent) < _BUILD_SECONDS, "building the CA takes long"
 
     def test_prepared_is_what_was_asked_for(
         self, backend: Backend, ca: IssuingCA

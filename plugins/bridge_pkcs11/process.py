@@ -152,7 +152,7 @@ class SignerProcess:
             self._await_ready(channel, deadline)
         now = time.monotonic()
         if now >= deadline:
-            self._free.put(channel)
+            self._give_back(channel)
             raise _no_time()
         channel.sent_at = now
         try:
@@ -258,8 +258,7 @@ class SignerProcess:
             channel.close()
             self.end(_hangs())
         else:
-            with self._lock:
-                self._overdue.append(channel)
+            self._put_aside(channel)
         raise error
 
     def _look_at_overdue(self) -> None:
@@ -272,8 +271,7 @@ class SignerProcess:
             if message:
                 self._give_back(channel)
             elif message is None and now - channel.sent_at < _HANG_SECONDS:
-                with self._lock:
-                    self._overdue.append(channel)
+                self._put_aside(channel)
             else:
                 channel.close()
                 self.end(_hangs())
@@ -307,6 +305,12 @@ class SignerProcess:
     def _ended(self) -> ProcessEndedError:
         error = self._ending or BackendUnavailableError("the signer process ended")
         return ProcessEndedError(error, may_repeat=True)
+
+    def _put_aside(self, channel: _Channel) -> None:
+        with self._lock:
+            self._overdue.append(channel)
+        if self._ending is not None:
+            self._close_channels()  # another call ended the process meanwhile
 
     def _give_back(self, channel: _Channel) -> None:
         self._free.put(channel)

@@ -251,6 +251,19 @@ ca.issue(ca.prepare(leaf_request((name,))), timeout=60)
 """
 
 
+@pytest.mark.parametrize("how", ["_give_back", "_put_aside"])
+def test_a_call_that_outlives_the_process_leaves_no_socket(
+    served: Served, how: str
+) -> None:
+    served.issue()
+    process = served.ca._signer._process
+    assert process is not None
+    channel = process._taken(time.monotonic() + SECONDS)
+    process.end(BackendUnavailableError("another call has seen it hang"))
+    getattr(process, how)(channel)
+    assert channel._socket.fileno() == -1
+
+
 def test_the_process_ends_with_its_parent_also_in_a_hung_call(served: Served) -> None:
     arguments = (json.dumps(served.options), str(served.context.base))
     parent = subprocess.Popen(
