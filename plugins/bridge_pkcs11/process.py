@@ -32,9 +32,11 @@ from bridge_pkcs11.protocol import (
 _MODULE = "bridge_pkcs11.worker"
 _HANG_SECONDS = 0.9
 """A request without an answer for so long hangs. A caller may have less time."""
-_INTERPRETER_SECONDS = 5.0
-"""For the start of the interpreter, on a machine that is busy."""
+_START_SECONDS = 15.0
+"""For the start of the interpreter, on a machine that is busy, and for the logins of
+other processes, which come first."""
 _CLOSE_SECONDS = 1.0
+_CLOSE_AT_START_SECONDS = 3.0
 _KILL_SECONDS = 0.2
 """A process that got SIGKILL is gone in this time, unless it is in a driver."""
 _log = logging.getLogger(__name__)
@@ -115,7 +117,7 @@ class SignerProcess:
         theirs = tuple(their.fileno() for _, their in pairs)
         self.began = time.monotonic()
         """When it was started."""
-        self._may_open_until = self.began + start_seconds + _INTERPRETER_SECONDS
+        self._may_open_until = self.began + 2 * start_seconds + _START_SECONDS
         try:
             self._child = ChildProcess(_MODULE, order(theirs).line(), pass_fds=theirs)
         except OSError:
@@ -179,14 +181,16 @@ class SignerProcess:
         _log.warning("signer process %d is over: %s %s", self.pid, error, error.detail)
 
     def close(self) -> None:
-        """Have the process close its sessions and end, in a second at most."""
+        """Have the process close its sessions and end, in some seconds at most."""
         error = BackendUnavailableError("the issuing CA is closed")
         with self._lock:
             if self._ending is not None:
                 return
             self._ending = error
         self._close_channels()
-        if self._child.wait(_CLOSE_SECONDS) is None:
+        # A first login that is cut off counts as refused, so it gets more time.
+        seconds = _CLOSE_SECONDS if self._is_open else _CLOSE_AT_START_SECONDS
+        if self._child.wait(seconds) is None:
             self._child.kill()
             self._child.wait(_KILL_SECONDS)
 

@@ -5,8 +5,11 @@ and does nothing else; sessions for signing are opened without the PIN, so closi
 of them logs nobody out.
 """
 
+import hashlib
 import logging
 import os
+import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,7 +52,7 @@ from bridge_pkcs11.cryptoki import (
     words,
 )
 from bridge_pkcs11.mechanism import KeyMechanism, mechanism_of
-from bridge_pkcs11.protocol import SignerOrder
+from bridge_pkcs11.protocol import NOT_OPENED, SignerOrder
 
 _CHALLENGE_BYTES = 64
 _TURN_SECONDS = 2.0
@@ -77,15 +80,52 @@ class KeySession:
         return mechanism.signature(raw)
 
 
+class TimeLimit:
+    """Ends this process where a part of its start takes too long.
+
+    A call that hangs lets other threads run, such as the timer's.
+
+    Args:
+        seconds: The limit, from each `resume` on.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._timer: threading.Timer | None = None
+        self._is_over = False
+
+    def resume(self) -> None:
+        """Begin the time anew, unless `close` was called."""
+        self.pause()
+        if not self._is_over:
+            self._timer = threading.Timer(self._seconds, os._exit, [NOT_OPENED])
+            self._timer.daemon = True
+            self._timer.start()
+
+    def pause(self) -> None:
+        """Stop the time."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def close(self) -> None:
+        """Stop the time for good: the token is open."""
+        self._is_over = True
+        self.pause()
+
+
 class HSMToken:
     """The token that holds an issuing CA's key.
 
     Args:
         order: Which token and which key, and where the PIN is.
+        limit: Runs while the module is called in `start`.
     """
 
-    def __init__(self, order: SignerOrder) -> None:
+    def __init__(self, order: SignerOrder, limit: TimeLimit) -> None:
         self._order = order
+        self._limit = limit
+        self._pin_sha256 = b""
         self._latch = Latch(
             Path(order.latch) if order.latch else None, issuing_ca=order.name
         )
@@ -224,6 +264,11 @@ class HSMToken:
                 )
             return
         pin = read_pin(Path(path), allow_group_read=self._order.allow_group_read)
+        digest = hashlib.sha256(pin).digest()
+        if self._pin_sha256 not in {b"", digest}:
+            # A caller's deadline could end the first login with another PIN, which
+            # would count as refused. A new process gives it the time of a start.
+            raise CryptokiError(_NOT_LOGGED_IN)
         scope = f"pkcs11:{self._token.label}:{_serial(self._token)}"
         if flags & TokenFlag.USER_PIN_LOCKED:
             raise self._refused("the token says that its user PIN is locked")
@@ -232,11 +277,14 @@ class HSMToken:
                 "the token says that its user PIN was entered wrongly before, and the "
                 "PIN in the file has not succeeded here yet: it is not tried"
             )
-        try:
-            with self._latch.attempt(scope, pin, wait_seconds=_TURN_SECONDS):
-                self._try(session, pin)
-        except _NotTriedError:
-            pass  # somebody in this process was logged in
+        # The wait for other processes is none for the module.
+        self._limit.pause()
+        attempt = self._latch.attempt(scope, pin, wait_seconds=_TURN_SECONDS)
+        with suppress(_NotTriedError), attempt:
+            self._limit.resume()
+            self._try(session, pin)
+        self._limit.resume()
+        self._pin_sha256 = digest
 
     def _try(self, session: int, pin: bytes) -> None:
         try:

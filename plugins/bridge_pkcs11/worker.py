@@ -20,7 +20,6 @@ from bridge.sdk import follow_parent, harden, read_order, set_up_log
 from bridge.spi import BackendBrokenError, BackendError
 from bridge_pkcs11.protocol import (
     LARGEST_MESSAGE,
-    NOT_OPENED,
     Operation,
     SignerOrder,
     failure,
@@ -28,7 +27,7 @@ from bridge_pkcs11.protocol import (
     success,
 )
 from bridge_pkcs11.recovery import ExhaustedError, SessionPool, told
-from bridge_pkcs11.token import HSMToken
+from bridge_pkcs11.token import HSMToken, TimeLimit
 
 _WHERE_TO_LOOK = (
     ", when the token was opened; see whether the HSM is reachable, and look at the "
@@ -47,18 +46,16 @@ def main() -> None:
     set_up_log(order.log_level, who=f"signer of {order.name} ")
     os.environ.update(order.environment)
     channels = [socket.socket(fileno=number) for number in order.channels]
-    # A call that hangs lets other threads run, such as this timer's.
-    late = threading.Timer(order.start_seconds, os._exit, [NOT_OPENED])
-    late.daemon = True
-    late.start()
-    token = HSMToken(order)
+    limit = TimeLimit(order.start_seconds)
+    limit.resume()
+    token = HSMToken(order, limit)
     pool = SessionPool(token, order.sessions)
     try:
         warning = _started(token, pool)
     except BackendError as error:
         _tell(channels, failure(error, is_last=True))
         os._exit(0)
-    late.cancel()
+    limit.close()
     _tell(channels, success(warning.encode()))
     threads = [
         threading.Thread(target=_serve, args=(channel, token, pool), daemon=True)

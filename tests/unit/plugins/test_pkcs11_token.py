@@ -323,6 +323,36 @@ def test_a_counter_that_was_reset_is_seen_after_a_while(
     assert hsm.shim.calls("C_Initialize") == 2
 
 
+def test_the_wait_for_the_login_of_another_process_is_not_that_of_the_module(
+    hsm: HSM,
+) -> None:
+    scope = f"pkcs11:bridge:{hsm.token.serial}"
+    with ThreadPoolExecutor(1) as threads:
+        with Latch(hsm.folder / "latch.json").attempt(scope, b"another"):
+            ca = hsm.build(start_timeout_seconds=1.0)
+            check = threads.submit(ca.check, timeout=SECONDS)
+            deadline = time.monotonic() + SECONDS
+            while hsm.shim.calls("C_OpenSession") == 0:
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            time.sleep(1.4)  # longer than the module may take
+        check.result(SECONDS)
+    ca.close()
+    assert hsm.shim.calls("C_Initialize") == 1
+
+
+def test_another_pin_is_first_tried_by_a_new_process(hsm: HSM) -> None:
+    ca = hsm.build()
+    ca.check(timeout=SECONDS)
+    hsm.pin.write_bytes(b"43210\n")
+    hsm.shim.put("C_FindObjectsInit", Fault.LOGOUT, times=1)
+    with pytest.raises(BackendCredentialError, match="refused"):
+        ca.check(timeout=SECONDS)
+    ca.close()
+    assert hsm.shim.calls("C_Initialize") == 2
+    assert hsm.shim.calls("C_Login") == 2
+
+
 def test_a_proven_pin_is_used_although_few_tries_are_left(hsm: HSM) -> None:
     for flags in (0, _COUNT_LOW):
         hsm.shim.put("C_GetTokenInfo", Fault.FLAGS, flags)
