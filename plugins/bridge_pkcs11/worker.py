@@ -71,8 +71,9 @@ def main() -> None:
 
 
 def _tell(channels: Sequence[socket.socket], message: bytes) -> None:
-    for channel in channels:
-        channel.send(message)
+    with suppress(BrokenPipeError):  # the issuing CA was closed meanwhile
+        for channel in channels:
+            channel.send(message)
 
 
 def _started(token: HSMToken, pool: SessionPool) -> str:
