@@ -104,6 +104,17 @@ def told(error: PKCS11Error, hint: str = "") -> BackendError:
     )
 
 
+def _exhausted(error: PKCS11Error) -> ExhaustedError:
+    if not isinstance(error, exceptions.NoSuchKey):
+        return ExhaustedError(told(error))
+    # This process has found the key before: a logout or a token that is away looks
+    # like this. The next process tells whether the key itself is gone.
+    lost = BackendUnavailableError(
+        "the key is not found any more", rule="pkcs11.error", detail=words(error)
+    )
+    return ExhaustedError(lost)
+
+
 class SessionPool:
     """A number of sessions, each used by one call at a time.
 
@@ -167,7 +178,7 @@ class SessionPool:
         try:
             return self._use(work, deadline, is_new=True)
         except PKCS11Error as error:
-            raise ExhaustedError(told(error)) from error
+            raise _exhausted(error) from error
 
     def keep_alive(
         self, work: Callable[[KeySession], object], idle_seconds: float
@@ -279,11 +290,11 @@ class SessionPool:
             if self._generation != generation:
                 return  # another call has done it since this one began
             if self._clock() < self._logged_in + _LOGIN_COOL_DOWN_SECONDS:
-                raise ExhaustedError(told(last))
+                raise _exhausted(last)
             try:
                 self._source.log_in()
             except PKCS11Error as error:
-                raise ExhaustedError(told(error)) from error
+                raise _exhausted(error) from error
             except BackendError as error:
                 raise ExhaustedError(error) from error
             self._generation += 1

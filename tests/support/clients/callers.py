@@ -99,7 +99,8 @@ class Callers:
 
     def texts(self, since: float = 0.0) -> Counter[str]:
         """Return how often which status came with which text."""
-        return Counter(f"{one.code} {one.text}" for one in self.results(since))
+        shown = (f"{one.front} {one.code} {one.text}" for one in self.results(since))
+        return Counter(shown)
 
     def await_served(self, since: float, timeout: float) -> float:
         """Wait until each front has served a call that began after `since`.

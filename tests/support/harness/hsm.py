@@ -46,7 +46,7 @@ class HSMBridge(Supervised):
         names: Of the issuing CAs; each has a token in a store of its own.
         kind: Of the keys.
         options: More options of each issuing CA.
-        overrides: See `Bridge`.
+        more: See `Bridge`.
     """
 
     def __init__(
@@ -57,9 +57,9 @@ class HSMBridge(Supervised):
         names: Sequence[str] = ("hsm-1",),
         kind: str = "p256",
         options: Mapping[str, Any] | None = None,
-        overrides: Mapping[str, Any] | None = None,
+        **more: Any,
     ) -> None:
-        super().__init__(folder, workers, overrides, fronts=("istio", "linkerd"))
+        super().__init__(folder, workers, fronts=("istio", "linkerd"), **more)
         self.backends = {
             name: Backend.make(name, folder / "backends" / name) for name in names
         }

@@ -43,12 +43,13 @@ class SoftHSM:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.module = install.softhsm_module()
-        self._tokens = folder / "tokens"
+        self.tokens = folder / "tokens"
+        """A folder for each token."""
         self._away = folder / "tokens.away"
-        self._tokens.mkdir(mode=0o700)
+        self.tokens.mkdir(mode=0o700)
         self._conf = folder / "softhsm2.conf"
         self._conf.write_text(
-            f"directories.tokendir = {self._tokens}\n"
+            f"directories.tokendir = {self.tokens}\n"
             "objectstore.backend = file\n"
             "log.level = ERROR\n"
             "slots.removable = false\n"
@@ -68,11 +69,11 @@ class SoftHSM:
 
     def take_away(self) -> None:
         """Remove all tokens at once, as if the device had been unplugged."""
-        self._tokens.rename(self._away)
+        self.tokens.rename(self._away)
 
     def bring_back(self) -> None:
         """Put the tokens back."""
-        self._away.rename(self._tokens)
+        self._away.rename(self.tokens)
 
     def _serials(self) -> list[str]:
         shown = self._util("--show-slots")

@@ -129,6 +129,8 @@ def test_after_the_last_step_the_process_is_over(
     with pytest.raises(ExhaustedError, match=r".") as caught:
         pool.run(failing(3, error), SOON)
     assert token.done[-1] == "close"
+    # The next process may be well: the caller is to ask again.
+    assert isinstance(caught.value.error, BackendUnavailableError)
     assert not caught.value.error.certificate_may_exist
 
 
