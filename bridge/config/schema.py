@@ -235,8 +235,9 @@ class IssuingCAConfig(Section):
     chain: FilePath | None = None
     """PEM: the issuing CA, then the intermediates, without the root. Not for a plugin
     that finds the chain itself."""
-    timeout: PositiveDuration = timedelta(seconds=5)
-    """The longest that one signature may take."""
+    timeout: PositiveDuration = timedelta(seconds=2)
+    """The longest that one signature may take. An issuing CA that is slower counts as
+    failing, and its calls go to the next one where there is one."""
     options: dict[str, object] = {}
     """The options of the plugin; see below. Secrets are given as paths of files."""
 

@@ -24,8 +24,9 @@ from bridge.issuance.selection import (
 from bridge.issuance.signing import Origin, Signed, Signing, new_id, new_serial
 from bridge.ledger.events import Purpose
 from bridge.policy.rules import ISTIO
+from bridge.resilience.boundary import from_plugin
 from bridge.resilience.budget import Budget
-from bridge.resilience.failover import over_issuers
+from bridge.resilience.failover import Failover
 from bridge.snapshot.model import Issuer, Snapshot
 from bridge.spi import LeafRequest
 from bridge.system.clock import Clock
@@ -45,14 +46,20 @@ class OwnCertificates:
     Args:
         snapshot: Returns the current snapshot.
         signing: The steps around a signature.
+        failover: Leads each call to an issuing CA that can answer it.
         clock: The time that a validity starts from.
     """
 
     def __init__(
-        self, snapshot: Callable[[], Snapshot], signing: Signing, clock: Clock
+        self,
+        snapshot: Callable[[], Snapshot],
+        signing: Signing,
+        failover: Failover,
+        clock: Clock,
     ) -> None:
         self._snapshot = snapshot
         self._signing = signing
+        self._failover = failover
         self._clock = clock
 
     def issue_serving(self, dns_names: Sequence[str], ttl: timedelta) -> KeyPair:
@@ -80,11 +87,11 @@ class OwnCertificates:
         )
         budget = Budget.of_seconds(_SERVING_SECONDS)
 
-        def sign_by(issuer: Issuer) -> Signed:
+        def sign_by(issuer: Issuer, parts: int) -> Signed:
             request = leaf_request(subject, issuer, term)
-            return attempt(self._signing, issuer, request, origin, budget)
+            return attempt(self._signing, issuer, request, origin, budget, parts)
 
-        signed = over_issuers(issuers, sign_by, budget)
+        signed = self._failover.over(issuers, sign_by, budget)
         chain = [encode_certificate(signed.leaf_der), *signed.issuer.intermediates_pem]
         return KeyPair(
             certificate_chain_pem="".join(chain).encode("ascii"),
@@ -111,7 +118,7 @@ class OwnCertificates:
             BridgeError: The issuing CA does not sign, its answer is refused, or its
                 chain does not permit the names.
         """
-        issuer.ca.check(timeout=timeout)
+        from_plugin(issuer.ca.check, object, timeout=timeout)
         subject = _subject(
             ec.generate_private_key(ec.SECP256R1()), snapshot.probe_names[issuer.name]
         )

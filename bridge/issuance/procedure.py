@@ -32,8 +32,9 @@ from bridge.ledger.ledger import Ledger
 from bridge.metrics.instruments import Metrics
 from bridge.policy.issuance_policy import Lifetime, valid_until
 from bridge.policy.rate_limit import RATE_LIMIT_RULES
+from bridge.resilience.breaker import OPEN_RULE
 from bridge.resilience.budget import Budget
-from bridge.resilience.failover import over_issuers
+from bridge.resilience.failover import Failover
 from bridge.snapshot.model import Issuer, Snapshot
 from bridge.spi import LeafRequest
 from bridge.system.clock import Clock
@@ -72,8 +73,17 @@ def attempt(
     request: LeafRequest,
     origin: Origin,
     budget: Budget,
+    parts: int = 1,
 ) -> Signed:
     """Have one issuing CA sign a request: steps 6 to 9, for every certificate.
+
+    Args:
+        signing: The steps around a signature.
+        issuer: The issuing CA.
+        request: Every field of the leaf.
+        origin: The caller and purpose.
+        budget: What is left of the call's time.
+        parts: How many attempts share the budget.
 
     Raises:
         OverloadedError: The budget is spent; nothing was signed.
@@ -90,7 +100,7 @@ def attempt(
     with signing.outcome_of(intent) as under_way:
         # (7) Sign.
         budget.require()
-        issued = signing.sign(issuer, prepared, budget)
+        issued = signing.sign(issuer, prepared, budget, parts)
         timer.lap("sign")
         # (8) Verify.
         leaf = signing.verify(under_way, issuer, prepared, issued, proven)
@@ -107,6 +117,7 @@ class Issuance:
         snapshot: Returns the current snapshot; called once per request.
         ledger: Records refusals.
         signing: The steps around a signature.
+        failover: Leads each call to an issuing CA that can answer it.
         metrics: Counts the requests and times their steps.
         clock: The time that a validity starts from.
         status_name: Returns the name of the gRPC status of an error at a front.
@@ -120,6 +131,7 @@ class Issuance:
         snapshot: Callable[[], Snapshot],
         ledger: Ledger,
         signing: Signing,
+        failover: Failover,
         metrics: Metrics,
         clock: Clock,
         status_name: Callable[[BridgeError, str], str],
@@ -129,6 +141,7 @@ class Issuance:
         self._snapshot = snapshot
         self._ledger = ledger
         self._signing = signing
+        self._failover = failover
         self._metrics = metrics
         self._clock = clock
         self._status_name = status_name
@@ -187,14 +200,14 @@ class Issuance:
         timer.lap("constrain")
         origin = _origin(trace, caller, snapshot)
 
-        def sign_by(issuer: Issuer) -> Signed:
+        def sign_by(issuer: Issuer, parts: int) -> Signed:
             request = leaf_request(subject, issuer, term)
             budget.require()
             trace.attempted = True
             # (6) to (9).
-            return attempt(self._signing, issuer, request, origin, budget)
+            return attempt(self._signing, issuer, request, origin, budget, parts)
 
-        signed = over_issuers(issuers, sign_by, budget)
+        signed = self._failover.over(issuers, sign_by, budget, front=call.front)
         self._note_lifetime(lifetime, signed, now)
         # (9) Reply.
         return self._answer(snapshot, signed, now)
@@ -277,6 +290,8 @@ class Issuance:
             return self._ledger.refuse_unauthenticated(ending)
         if is_excess:
             return self._ledger.refuse_excess(ending)
+        if ending.rule == OPEN_RULE:
+            return self._ledger.refuse_open(ending)
         self._ledger.end(ending)
         return True
 

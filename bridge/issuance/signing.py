@@ -19,6 +19,7 @@ from cryptography import x509
 
 from bridge.errors import (
     BackendBrokenError,
+    BackendError,
     BridgeError,
     CallerError,
     LedgerError,
@@ -29,7 +30,10 @@ from bridge.ledger.events import CertificateEnding, Ending, Intent, Outcome, Pur
 from bridge.ledger.ledger import Ledger
 from bridge.metrics.instruments import Metrics
 from bridge.policy.issued import names_of, require_as_prepared, require_profile
+from bridge.resilience.boundary import from_plugin
+from bridge.resilience.breaker import STOPPED_RULE
 from bridge.resilience.budget import Budget
+from bridge.resilience.failover import Guards
 from bridge.resilience.quarantine import StoppedCAs
 from bridge.snapshot.model import Issuer
 from bridge.spi import IssuedChain, LeafRequest, Prepared
@@ -65,7 +69,7 @@ def new_serial() -> int:
 def stopped_error() -> BackendBrokenError:
     """Build the error of an issuing CA that was stopped."""
     return BackendBrokenError(
-        "the issuing CA is stopped after a mis-issuance", rule="issuer.stopped"
+        "the issuing CA is stopped after a mis-issuance", rule=STOPPED_RULE
     )
 
 
@@ -143,6 +147,7 @@ class Signing:
         metrics: Counts and times the calls of the issuing CAs.
         status_name: Returns the name of the gRPC status of an error at a front.
         stopped: The issuing CAs that are stopped; by default those of this process.
+        guards: The health of the issuing CAs, which each call of a CA shows.
     """
 
     def __init__(
@@ -151,12 +156,14 @@ class Signing:
         metrics: Metrics,
         status_name: Callable[[BridgeError, str], str],
         stopped: StoppedCAs | None = None,
+        guards: Guards | None = None,
     ) -> None:
         self._ledger = ledger
         self.metrics = metrics
         """The metrics of the process."""
         self._status_name = status_name
         self._stopped = StoppedCAs() if stopped is None else stopped
+        self._guards = Guards() if guards is None else guards
 
     def stopped(self, issuer: Issuer) -> str | None:
         """Return why `issuer` may not be used until an operator acts, or None.
@@ -186,8 +193,16 @@ class Signing:
             # Another request may have stopped it since this one chose it.
             if self.stopped(issuer) is not None:
                 raise stopped_error()
-            prepared = issuer.ca.prepare(request)
+            prepared = self._prepared(issuer, request)
             return prepared, require_profile(prepared, issuer.pinned)
+
+    def _prepared(self, issuer: Issuer, request: LeafRequest) -> Prepared:
+        breaker = self._guards.of(issuer).breaker
+        try:
+            return from_plugin(issuer.ca.prepare, Prepared, request)
+        except BackendError as error:
+            breaker.failed(error)
+            raise
 
     def intend(self, issuer: Issuer, prepared: Prepared, origin: Origin) -> Intent:
         """Record the intent durably (6). If that fails, nothing may be signed.
@@ -214,26 +229,37 @@ class Signing:
             self._end_with(attempt.ending(outcome), error)
             raise
 
-    def sign(self, issuer: Issuer, prepared: Prepared, budget: Budget) -> IssuedChain:
+    def sign(
+        self, issuer: Issuer, prepared: Prepared, budget: Budget, parts: int = 1
+    ) -> IssuedChain:
         """Have `issuer` sign what was prepared, inside the budget (7).
+
+        Args:
+            issuer: The issuing CA.
+            prepared: What it prepared.
+            budget: What is left of the call's time.
+            parts: How many attempts share the budget.
 
         Raises:
             BackendError: The issuing CA failed.
         """
         backend = self.metrics.backend(issuer.name)
-        timeout = min(issuer.timeout_seconds, budget.remaining())
+        breaker = self._guards.of(issuer).breaker
+        timeout = min(issuer.timeout_seconds, budget.part(parts))
         began = time.perf_counter()
-        result = "internal"
+        failure: BackendError | None = None
+        call = breaker.began(timeout)
         try:
-            issued = issuer.ca.issue(prepared, timeout=timeout)
-            result = "ok"
-        except BridgeError as error:
-            result = error.rule
+            return from_plugin(
+                issuer.ca.issue, IssuedChain, prepared, timeout=timeout, may_sign=True
+            )
+        except BackendError as error:
+            failure = error
             raise
         finally:
+            breaker.ended(call, failure)
             backend.seconds.observe(time.perf_counter() - began)
-            backend.called(result)
-        return issued
+            backend.called("ok" if failure is None else failure.rule)
 
     def verify(
         self,

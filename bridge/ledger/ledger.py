@@ -23,6 +23,8 @@ from bridge.system.clock import Clock
 
 _DETAIL_CHARACTERS = 500
 _TICK_SECONDS = 0.25
+_OPEN_PER_SECOND = 1
+"""Rows of calls that an open breaker keeps away: each says the same."""
 _HEADS_OVERDUE = timedelta(seconds=60)
 _BRAKE_SECONDS = 0.1
 """How long an intent waits when the archive is at its bound behind the journal."""
@@ -135,9 +137,11 @@ class Ledger:
         self._lag = ArchiveLag(lambda: journal.head, journal.progress, clock)
         self._publisher = publisher
         self._clock = clock
-        # Two meters: unauthenticated calls must not use up the rate of known callers.
+        # Each kind has a meter: unauthenticated calls must not use up the rate of known
+        # callers.
         self._refusals = RefusalMeter(config.refusals_per_second)
         self._excess = RefusalMeter(config.refusals_per_second)
+        self._open = RefusalMeter(_OPEN_PER_SECOND)
         self._tried = self._published = clock()
         self._heads_trouble = ""
         name = f"ledger-heads-{journal.folder.name}"
@@ -242,6 +246,13 @@ class Ledger:
         """Record a call above a rate limit. See `refuse_unauthenticated`."""
         return self._end_metered(ending, self._excess)
 
+    def refuse_open(self, ending: Ending) -> bool:
+        """Record a call that no issuing CA gets, since the breakers are open.
+
+        See `refuse_unauthenticated`; one row a second.
+        """
+        return self._end_metered(ending, self._open)
+
     def _end_metered(self, ending: Ending, meter: RefusalMeter) -> bool:
         self._summarize(int(self._clock().timestamp()))
         if not meter.admit(ending.rule):
@@ -317,7 +328,7 @@ class Ledger:
             self._heads_trouble, self._published = "", now
 
     def _summarize(self, second: int) -> None:
-        for meter in (self._refusals, self._excess):
+        for meter in (self._refusals, self._excess, self._open):
             if (summary := meter.due(second)) is not None:
                 self._journal.append(summary)
 

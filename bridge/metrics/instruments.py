@@ -9,6 +9,7 @@ The metrics of the meshes' own CAs are in `bridge.metrics.compatibility`.
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from platform import python_version
 
@@ -62,15 +63,56 @@ _LONG = (1e-3, 25e-4, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
+_KEPT_AWAY = ("breaker", "bulkhead")
+
+
+@dataclass(frozen=True, slots=True)
+class _BackendFamilies:
+    # The metrics that have the issuing CA's name as a label.
+    calls: Counter
+    seconds: Histogram
+    retries: Counter
+    failovers: Counter
+    kept_away: Counter
+    breaker_open: Gauge
+    breaker_opened: Counter
+
+
 class BackendMetrics:
     """The metrics of one issuing CA, looked up once."""
 
-    def __init__(self, calls: Counter, seconds: Histogram, issuing_ca: str) -> None:
-        self._calls = calls
+    def __init__(self, families: _BackendFamilies, issuing_ca: str) -> None:
+        self._calls = families.calls
         self._issuing_ca = issuing_ca
         self._results: dict[str, Counter] = {}
-        self.seconds = seconds.labels(issuing_ca)
+        self.seconds = families.seconds.labels(issuing_ca)
         """The duration of a call, of any result."""
+        self._retries = families.retries.labels(issuing_ca)
+        self._failovers = families.failovers.labels(issuing_ca)
+        self._kept_away = {
+            reason: families.kept_away.labels(issuing_ca, reason)
+            for reason in _KEPT_AWAY
+        }
+        self._breaker_open = families.breaker_open.labels(issuing_ca)
+        self._breaker_opened = families.breaker_opened.labels(issuing_ca)
+
+    def opened(self, is_open: bool, /) -> None:  # noqa: FBT001 - see `Observer`
+        """See `bridge.resilience.breaker.Observer`."""
+        self._breaker_open.set(is_open)
+        if is_open:
+            self._breaker_opened.inc()
+
+    def retried(self) -> None:
+        """See `bridge.resilience.breaker.Observer`."""
+        self._retries.inc()
+
+    def failed_over(self) -> None:
+        """See `bridge.resilience.breaker.Observer`."""
+        self._failovers.inc()
+
+    def kept_away(self, reason: str, /) -> None:
+        """See `bridge.resilience.breaker.Observer`."""
+        self._kept_away[reason].inc()
 
     def called(self, result: str) -> None:
         """Count one call; `result` is `ok` or the rule of the error."""
@@ -144,10 +186,8 @@ class Metrics:
         """Return the metrics of one issuing CA."""
         found = self._backends.get(issuing_ca)
         if found is None:
-            found = BackendMetrics(
-                self._backend_calls, self._backend_seconds, issuing_ca
-            )
-            self._backends[issuing_ca] = found
+            made = BackendMetrics(self._backend_families, issuing_ca)
+            found = self._backends.setdefault(issuing_ca, made)
         return found
 
     def watch_archive(
@@ -221,17 +261,47 @@ class Metrics:
         )
 
     def _define_backends(self) -> None:
-        self._backend_calls = self._counter(
-            "meshca_backend_calls",
-            "Calls of an issuing CA, by result: ok, or the rule of the error.",
-            "issuing_ca",
-            "result",
-        )
-        self._backend_seconds = self._histogram(
-            "meshca_backend_seconds",
-            "Seconds of one call of an issuing CA.",
-            _LONG,
-            "issuing_ca",
+        self._backend_families = _BackendFamilies(
+            calls=self._counter(
+                "meshca_backend_calls",
+                "Calls of an issuing CA, by result: ok, or the rule of the error.",
+                "issuing_ca",
+                "result",
+            ),
+            seconds=self._histogram(
+                "meshca_backend_seconds",
+                "Seconds of one call of an issuing CA.",
+                _LONG,
+                "issuing_ca",
+            ),
+            retries=self._counter(
+                "meshca_backend_retries",
+                "Calls that asked the same issuing CA again.",
+                "issuing_ca",
+            ),
+            failovers=self._counter(
+                "meshca_backend_failovers",
+                "Calls that went to this issuing CA in place of a preferred one.",
+                "issuing_ca",
+            ),
+            kept_away=self._counter(
+                "meshca_backend_kept_away",
+                "Calls that an issuing CA did not get, by reason: its breaker was "
+                "open, or it held its share of the threads (bulkhead).",
+                "issuing_ca",
+                "reason",
+            ),
+            breaker_open=Gauge(
+                "meshca_breaker_open",
+                "1 while an issuing CA fails and gets no calls, in any worker.",
+                ["issuing_ca"],
+                registry=self.registry,
+            ),
+            breaker_opened=self._counter(
+                "meshca_breaker_opened",
+                "How often an issuing CA began to get no calls.",
+                "issuing_ca",
+            ),
         )
         self._backends: dict[str, BackendMetrics] = {}
         self._misissued = self._counter(

@@ -16,6 +16,7 @@ from bridge.ledger.latch_rows import LatchRecorder, begin
 from bridge.ledger.ledger import Ledger
 from bridge.metrics.instruments import Metrics
 from bridge.process.role import ALONE, UNPROVEN, WITHOUT_KEYS, ProcessRole
+from bridge.resilience.failover import Failover, Guards
 from bridge.resilience.latch_file import Entry, Kind
 from bridge.resilience.quarantine import StoppedCAs
 from bridge.server.server import Server
@@ -28,7 +29,6 @@ from bridge.system.clock import Clock, system_clock
 from bridge.system.linux import bound_malloc
 
 _log = logging.getLogger(__name__)
-_PROBE_SECONDS = 10.0
 _LATCH_SECONDS = 0.5
 _COLLECT_AFTER = (50_000, 20, 100)
 """Thresholds of the garbage collector, see `gc.set_threshold`."""
@@ -107,10 +107,12 @@ class Process:
         config, clock = self._config, self._clock
         metrics = self.metrics
         first = self._assembly.snapshot()
+        guards = Guards(config.limits.threads, metrics.backend)
         snapshots = Snapshots(
             self._assembly,
             first,
             metrics,
+            guards,
             linger_seconds=_linger_seconds(config),
         )
         parts.callback(snapshots.close)
@@ -118,20 +120,24 @@ class Process:
         parts.callback(ledger.close)
         parts.callback(snapshots.stop)
         stopped = self._open_latch(snapshots, ledger, parts)
-        signing = Signing(ledger, metrics, status_name, stopped)
-        own = OwnCertificates(snapshots.current, signing, clock)
+        signing = Signing(ledger, metrics, status_name, stopped, guards)
+        failover = Failover(
+            guards, second_certificate=config.issuance.second_certificate
+        )
+        own = OwnCertificates(snapshots.current, signing, failover, clock)
         issuance = Issuance(
             snapshot=snapshots.current,
             ledger=ledger,
             signing=signing,
+            failover=failover,
             metrics=metrics,
             clock=clock,
             status_name=status_name,
-            ready=snapshots.ready,
+            ready=snapshots.prober.ready,
         )
 
-        def probe(issuer: Issuer, snapshot: Snapshot) -> None:
-            own.probe(issuer, snapshot, timeout=_PROBE_SECONDS)
+        def probe(issuer: Issuer, snapshot: Snapshot, seconds: float) -> None:
+            own.probe(issuer, snapshot, timeout=seconds)
 
         snapshots.start(probe)
         first.clusters.start()
@@ -222,7 +228,7 @@ def _problems(snapshots: Snapshots, ledger: Ledger) -> dict[str, str]:
     found: dict[str, str] = {}
     if (shut := ledger.problem()) is not None:
         found["ledger"] = shut
-    if not snapshots.ready():
+    if not snapshots.prober.ready():
         found["issuing CAs"] = _sentence(snapshots.problems())
     return found
 
@@ -230,7 +236,7 @@ def _problems(snapshots: Snapshots, ledger: Ledger) -> dict[str, str]:
 def _warnings(snapshots: Snapshots, stopped: StoppedCAs) -> dict[str, str]:
     # One issuing CA that signs is enough to serve; problems of another are warnings.
     found: dict[str, str] = {}
-    if snapshots.ready() and snapshots.problems():
+    if snapshots.prober.ready() and snapshots.problems():
         found["issuing CAs"] = _sentence(snapshots.problems())
     if waiting := [
         f"{entry.name}: {entry.state}: {entry.reason}"
@@ -244,7 +250,7 @@ def _warnings(snapshots: Snapshots, stopped: StoppedCAs) -> dict[str, str]:
         found["token keys"] = "; ".join(stale)
     for warning, names in (
         (WITHOUT_KEYS, clusters.without_keys()),
-        (UNPROVEN, snapshots.unproven()),
+        (UNPROVEN, snapshots.prober.unproven()),
     ):
         if names:
             found[warning] = ", ".join(names)

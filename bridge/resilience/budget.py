@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 from bridge.errors import OverloadedError
 
-RESERVE_SECONDS = 0.12
+_WORK_SECONDS = 0.1
+_RETURN_SECONDS = 0.02
+RESERVE_SECONDS = _WORK_SECONDS + _RETURN_SECONDS
 """With less than this left, the answer would be late: 100 ms of work, 20 ms to return.
 
 Source:
@@ -30,6 +32,16 @@ class Budget:
     def remaining(self) -> float:
         """Return the seconds until the deadline; negative after it."""
         return self.deadline - time.monotonic()
+
+    def part(self, parts: int = 1) -> float:
+        """Return the seconds for one attempt, with the time to return taken off.
+
+        Args:
+            parts: How many attempts share the time that is left. One of several gets
+                at least the time for useful work, as long as there is as much.
+        """
+        whole = self.remaining() - _RETURN_SECONDS
+        return max(whole / parts, min(whole, _WORK_SECONDS))
 
     def require(self) -> None:
         """Refuse the next expensive step if its result would be useless.

@@ -7,25 +7,36 @@ import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, cast
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from bridge.config import SECTIONS, BridgeConfig, IssuingCAConfig
 from bridge.dataplanes.linkerd import require_verifiable
-from bridge.errors import BridgeError, ConfigError, PluginError
+from bridge.errors import BackendError, BridgeError, ConfigError, PluginError
 from bridge.identity.clusters import ClusterRegistry
 from bridge.policy.issued import PinnedIssuer
 from bridge.policy.linkerd_names import LinkerdNames
 from bridge.policy.rate_limit import RateLimits
 from bridge.policy.rules import LINKERD, RoutedCaller, Rules
 from bridge.registry import load
+from bridge.resilience.boundary import close_plugin, from_plugin
 from bridge.snapshot.model import Issuer, Snapshot
-from bridge.spi import IssuingCA, Latch, PluginContext, PluginMetrics
+from bridge.spi import (
+    Description,
+    IssuingCA,
+    Latch,
+    PluginContext,
+    PluginMetrics,
+)
 from bridge.spiffe import TrustDomain
 from bridge.system.clock import Clock
 from bridge.x509.path import ValidatedChain, validate_chain
 from bridge.x509.pem import encode_certificate, parse_certificates
+
+_OF_A_FACTORY = (ConfigError, PluginError, BackendError)
+_METHODS = ("describe", "prepare", "issue", "check", "close")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +102,7 @@ class Assembly:
                     parts.issuers[name] = self.issuer(name, parts.anchors)
                 else:
                     # No chain can be validated. Other problems show nevertheless.
-                    self._opened(name).close()
+                    close_plugin(self._opened(name).close)
             except BridgeError as error:
                 parts.problems.append(error)
         if self._has("clusters", "trust_domain"):
@@ -128,7 +139,7 @@ class Assembly:
         source = f"{where}.chain: {config.chain}" if config.chain else where
         ca = self._opened(name)
         try:
-            description = ca.describe()
+            description = from_plugin(ca.describe, Description)
             chain = validate_chain(
                 description.certificate,
                 description.intermediates,
@@ -146,8 +157,11 @@ class Assembly:
                 added=description.added_extensions,
                 ends=chain.not_after,
             )
+        except BackendError as error:
+            close_plugin(ca.close)
+            raise _failed(where, config.plugin, error) from error
         except BridgeError:
-            ca.close()
+            close_plugin(ca.close)
             raise
         return Issuer(
             name=name,
@@ -162,12 +176,28 @@ class Assembly:
 
     def _opened(self, name: str) -> IssuingCA:
         config = self.config.issuing_cas[name]
+        where, context = f"issuing_cas.{name}", self._context(name, config)
         try:
-            make = load(config.plugin)
+            make: Any = from_plugin(load, object, config.plugin, allowed=(PluginError,))
         except PluginError as error:
-            where = f"issuing_cas.{name}.plugin"
-            raise PluginError(f"{where}: {error}", detail=error.detail) from error
-        return make(config.options, self._context(name, config))
+            raise PluginError(
+                f"{where}.plugin: {error}", detail=error.detail
+            ) from error
+        except BackendError as error:
+            raise _failed(where, config.plugin, error) from error
+        try:
+            ca: Any = from_plugin(
+                make, object, config.options, context, allowed=_OF_A_FACTORY
+            )
+        except BackendError as error:
+            raise _failed(where, config.plugin, error) from error
+        lacking = [name for name in _METHODS if not callable(getattr(ca, name, None))]
+        if lacking:
+            raise PluginError(
+                f"{where}: plugin {config.plugin} made no issuing CA: "
+                f"{type(ca).__name__} has no {', '.join(lacking)}"
+            )
+        return cast("IssuingCA", ca)
 
     def _context(self, name: str, config: IssuingCAConfig) -> PluginContext:
         # Of a file with errors only the sections that could be read are there.
@@ -271,9 +301,15 @@ class _Parts:
 
     def close(self) -> None:
         for issuer in self.issuers.values():
-            issuer.ca.close()
+            close_plugin(issuer.ca.close)
         if self.clusters is not None:
             self.clusters.close()
+
+
+def _failed(where: str, plugin: str, error: BackendError) -> ConfigError:
+    return ConfigError(
+        f"{where}: plugin {plugin} cannot be set up: {error}", detail=error.detail
+    )
 
 
 def _content(path: Path, source: str) -> bytes:

@@ -11,6 +11,7 @@ from bridge.policy.issued import PinnedIssuer
 from bridge.policy.linkerd_names import LinkerdNames
 from bridge.policy.rate_limit import RateLimits
 from bridge.policy.rules import Rules
+from bridge.resilience.boundary import close_plugin
 from bridge.spi import Description, IssuingCA
 from bridge.spiffe import TrustDomain
 from bridge.x509.path import ValidatedChain
@@ -36,6 +37,11 @@ class Issuer:
     intermediates_pem: tuple[str, ...]
     """The chain without its trust anchor, issuing CA first; each ends in a newline."""
     timeout_seconds: float
+
+    @property
+    def chooses_serial(self) -> bool:
+        """Whether the backend builds the TBSCertificate."""
+        return self.description.chooses_serial
 
     def expiries(self) -> Iterator[CertificateExpiry]:
         """Yield the expiry of each certificate of the chain and of its trust anchor."""
@@ -71,5 +77,5 @@ class Snapshot:
     def close(self) -> None:
         """Close the issuing CAs and end the background refresh of keys."""
         for issuer in self.issuers.values():
-            issuer.ca.close()
+            close_plugin(issuer.ca.close)
         self.clusters.close()

@@ -14,19 +14,18 @@ from functools import partial
 
 from bridge.errors import BridgeError
 from bridge.metrics.instruments import Metrics
+from bridge.resilience.boundary import close_plugin
+from bridge.resilience.failover import Guards
 from bridge.snapshot.builder import Assembly
 from bridge.snapshot.model import Issuer, Snapshot
+from bridge.snapshot.prober import Probe, Prober
 from bridge.spi import IssuingCA, Watcher
 
 _log = logging.getLogger(__name__)
-_PROBE_SECONDS = 10.0
 _PROBE_AGAIN_SECONDS = 5.0
 _REFUSED_AGAIN_SECONDS = 60.0
 _STOP = ""
 """Stops the thread. No issuing CA has this name."""
-
-Probe = Callable[[Issuer, Snapshot], None]
-"""Proves an issuing CA, or raises a `BridgeError`."""
 
 
 class Snapshots:
@@ -36,6 +35,7 @@ class Snapshots:
         assembly: Builds snapshots and issuing CAs.
         first: The first snapshot; `close` closes its issuing CAs.
         metrics: Shows the expiry of the chains' certificates.
+        guards: The health of the issuing CAs.
         linger_seconds: How long a request may still use an issuing CA after its swap.
     """
 
@@ -44,6 +44,7 @@ class Snapshots:
         assembly: Assembly,
         first: Snapshot,
         metrics: Metrics,
+        guards: Guards,
         *,
         linger_seconds: float,
     ) -> None:
@@ -52,8 +53,8 @@ class Snapshots:
         self._metrics = metrics
         self._linger_seconds = linger_seconds
         self._changes: queue.SimpleQueue[str] = queue.SimpleQueue()
-        self._probe: Probe | None = None
-        self._unproven = dict.fromkeys(first.issuers, "has not been probed yet")
+        self.prober = Prober(guards, self.current)
+        """Proves the issuing CAs."""
         self._refused: dict[str, str] = {}
         self._unproven_changes: set[str] = set()
         self._old: list[tuple[threading.Timer, IssuingCA]] = []
@@ -66,30 +67,22 @@ class Snapshots:
         return self._current
 
     def start(self, probe: Probe) -> None:
-        """Probe every issuing CA, and start to watch their files.
+        """Probe every issuing CA (see `Prober.start`), and start to watch their files.
 
         An issuing CA that does not sign now is probed again in the background.
         """
-        self._probe = probe
+        self.prober.start(probe)
         for issuer in self._current.issuers.values():
-            self._prove(issuer)
             self._watch(issuer)
         self._thread.start()
 
-    def ready(self) -> bool:
-        """Return whether an issuing CA has signed since the start."""
-        return len(self._unproven) < len(self._current.issuers)
-
-    def unproven(self) -> tuple[str, ...]:
-        """Return the names of the issuing CAs that have not signed since the start."""
-        return tuple(self._unproven)
-
     def problems(self) -> Mapping[str, str]:
         """Return the current problem of each issuing CA that has one."""
-        return {**self._unproven, **self._refused}
+        return {**self.prober.problems(), **self._refused}
 
     def stop(self) -> None:
-        """Stop the thread: no more probes and swaps. May be called again."""
+        """Stop the threads: no more probes and swaps. May be called again."""
+        self.prober.close()
         if self._thread.is_alive():
             self._changes.put(_STOP)
             self._thread.join()
@@ -101,7 +94,7 @@ class Snapshots:
             old, self._old = self._old, []
         for timer, ca in old:
             timer.cancel()
-            ca.close()
+            close_plugin(ca.close)
         self._current.close()
 
     def _watch(self, issuer: Issuer) -> None:
@@ -110,16 +103,13 @@ class Snapshots:
 
     def _run(self) -> None:
         while True:
-            waiting = self._unproven or self._unproven_changes
             # A refused change is tried again: the watch does not see a file's mode, and
             # a certificate may become valid.
             rest = _REFUSED_AGAIN_SECONDS if self._refused else None
-            wait = _PROBE_AGAIN_SECONDS if waiting else rest
+            wait = _PROBE_AGAIN_SECONDS if self._unproven_changes else rest
             try:
                 name = self._changes.get(timeout=wait)
             except queue.Empty:
-                for name in [*self._unproven]:
-                    self._guarded(name, lambda n: self._prove(self._current.issuers[n]))
                 for name in {*self._unproven_changes, *self._refused}:
                     self._guarded(name, self._renew)
                 continue
@@ -136,21 +126,6 @@ class Snapshots:
             self._refused[name] = f"could not be examined: {type(error).__name__}"
             _log.exception("issuing CA %s could not be examined", name)
 
-    def _prove(self, issuer: Issuer) -> None:
-        try:
-            self._probe_with(issuer)
-        except BridgeError as error:
-            self._unproven[issuer.name] = f"has not signed yet: {error}"
-            _log.warning(
-                "issuing CA %s cannot sign: %s %s", issuer.name, error, error.detail
-            )
-        else:
-            self._unproven.pop(issuer.name, None)
-
-    def _probe_with(self, issuer: Issuer) -> None:
-        if self._probe is not None:
-            self._probe(issuer, self._current)
-
     def _renew(self, name: str) -> None:
         before = self._current.issuers[name]
         self._unproven_changes.discard(name)
@@ -161,18 +136,18 @@ class Snapshots:
             return
         if issuer.description == before.description:
             self._refused.pop(name, None)
-            issuer.ca.close()
+            close_plugin(issuer.ca.close)
+            self.prober.again(name)
             return
         try:
-            self._probe_with(issuer)
+            self.prober.prove(issuer, self._current)
         except BridgeError as error:
             # The cause may be the ledger or the network, so it is tried again.
             self._unproven_changes.add(name)
-            issuer.ca.close()
+            close_plugin(issuer.ca.close)
             self._refuse(name, error)
             return
         self._refused.pop(name, None)
-        self._unproven.pop(name, None)
         self._swap(issuer)
 
     def _refuse(self, name: str, error: BridgeError) -> None:
@@ -211,7 +186,7 @@ class Snapshots:
             kept = [(timer, ca) for timer, ca in self._old if ca is not gone]
             was_open, self._old = len(kept) < len(self._old), kept
         if was_open:
-            gone.close()
+            close_plugin(gone.close)
 
     def _show(self) -> None:
         for issuer in self._current.issuers.values():

@@ -37,6 +37,7 @@ from bridge.issuance.signing import Signing
 from bridge.ledger.ledger import Ledger
 from bridge.metrics.instruments import STEPS, Metrics
 from bridge.resilience.budget import Budget
+from bridge.resilience.failover import Failover, Guards
 from bridge.server import linkerd
 from bridge.server.istio import METHOD
 from bridge.server.status import status_name
@@ -169,10 +170,12 @@ def _issuance(config: BridgeConfig) -> Iterator[tuple[Issuance, Metrics]]:
         feeding.start()
         parts.callback(feeding.close)
         snapshot.clusters.start()
+        guards = Guards(observe=metrics.backend)
         issuance = Issuance(
             snapshot=lambda: snapshot,
             ledger=ledger,
-            signing=Signing(ledger, metrics, status_name),
+            signing=Signing(ledger, metrics, status_name, guards=guards),
+            failover=Failover(guards),
             metrics=metrics,
             clock=clock,
             status_name=status_name,

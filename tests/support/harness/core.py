@@ -26,6 +26,7 @@ from bridge.issuance.signing import Signing
 from bridge.ledger.ledger import Ledger
 from bridge.metrics.instruments import Metrics
 from bridge.resilience.budget import Budget
+from bridge.resilience.failover import Failover, Guards
 from bridge.server.status import status_name
 from bridge.snapshot.builder import Assembly
 from bridge.snapshot.model import Issuer, Snapshot
@@ -109,12 +110,19 @@ class World:
         self.ledger = self.open_ledger()
         self._feeding = FeederThread(self.config.ledger)
         self._feeding.start()
-        self.signing = Signing(self.ledger, self.metrics, status_name)
-        self.own = OwnCertificates(lambda: self.snapshot, self.signing, self.clock)
+        self.guards = Guards(observe=self.metrics.backend)
+        self.signing = Signing(
+            self.ledger, self.metrics, status_name, guards=self.guards
+        )
+        self.failover = Failover(self.guards)
+        self.own = OwnCertificates(
+            lambda: self.snapshot, self.signing, self.failover, self.clock
+        )
         self.issuance = Issuance(
             snapshot=lambda: self.snapshot,
             ledger=self.ledger,
             signing=self.signing,
+            failover=self.failover,
             metrics=self.metrics,
             clock=self.clock,
             status_name=status_name,

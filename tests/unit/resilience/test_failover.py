@@ -1,11 +1,15 @@
+"""Failover and retries; the pauses move the clock, and nothing sleeps."""
+
 import re
-from collections.abc import Callable
+from collections import Counter
+from dataclasses import dataclass
 
 import pytest
 
 from bridge.errors import (
     BackendAuthError,
     BackendBrokenError,
+    BackendCredentialError,
     BackendError,
     BackendRefusedError,
     BackendThrottledError,
@@ -18,17 +22,34 @@ from bridge.errors import (
     OverloadedError,
 )
 from bridge.resilience.budget import RESERVE_SECONDS, Budget
-from bridge.resilience.failover import over_issuers
+from bridge.resilience.failover import Failover, Guards
 
 DOWN = BackendUnavailableError("down")
+Answer = BaseException | str
 
 
-class Pauses:
-    """The pauses between tries, and a clock that they move; nothing sleeps."""
+@dataclass(frozen=True)
+class CA:
+    name: str
+    chooses_serial: bool = False
+    certificate_sha256: str = "00"
+
+
+A, B, C = CA("a"), CA("b"), CA("c")
+
+
+class Place:
+    """Issuing CAs that answer in order; the last answer of each is repeated."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 1000.0
         self.slept: list[float] = []
+        self.asked: list[str] = []
+        self.parts: list[int] = []
+        self.counted: Counter[str] = Counter()
+        self.answers: dict[str, list[Answer]] = {}
+        self.guards = Guards(4, self.observer, lambda: self.now)
+        self.failover = Failover(self.guards)
         monkeypatch.setattr("bridge.resilience.budget.time.monotonic", lambda: self.now)
         monkeypatch.setattr("tenacity.nap.time.sleep", self.sleep)
 
@@ -36,50 +57,84 @@ class Pauses:
         self.slept.append(seconds)
         self.now += seconds
 
+    def observer(self, name: str) -> "Observed":
+        return Observed(name, self.counted)
 
-@pytest.fixture
-def pauses(monkeypatch: pytest.MonkeyPatch) -> Pauses:
-    return Pauses(monkeypatch)
-
-
-class Issuers:
-    """Answers in order, one list per issuing CA; the last answer is repeated."""
-
-    def __init__(self, **answers: list[BackendError | str]) -> None:
-        self.answers = answers
-        self.asked: list[str] = []
-
-    def __call__(self, name: str) -> str:
-        self.asked.append(name)
-        answers = self.answers[name]
+    def attempt(self, target: CA, parts: int) -> str:
+        self.asked.append(target.name)
+        self.parts.append(parts)
+        answers = self.answers[target.name]
         answer = answers.pop(0) if len(answers) > 1 else answers[0]
-        if isinstance(answer, BackendError):
+        if isinstance(answer, BaseException):
             raise answer
         return answer
 
+    def call(self, *targets: CA, front: str = "", seconds: float = 10) -> str:
+        budget = Budget(self.now + seconds)
+        return self.failover.over(targets, self.attempt, budget, front=front)
 
-def test_the_first_that_answers_is_taken() -> None:
-    issuers = Issuers(a=["1"], b=["2"])
-    assert over_issuers(["a", "b"], issuers, Budget.of_seconds(1)) == "1"
-    assert issuers.asked == ["a"]
+    def open(self, target: CA, cause: BackendError = DOWN) -> None:
+        self.guards.of(target).breaker.open(cause)
 
 
-@pytest.mark.parametrize(
-    "error", [DOWN, BackendAuthError("no"), BackendThrottledError("slow")]
-)
-def test_the_next_one_stands_in(error: BackendError) -> None:
-    issuers = Issuers(a=[error], b=["2"])
-    assert over_issuers(["a", "b"], issuers, Budget.of_seconds(1)) == "2"
-    assert issuers.asked == ["a", "b"]
+@dataclass
+class Observed:
+    name: str
+    counted: Counter[str]
+
+    def opened(self, is_open: bool, /) -> None:  # noqa: FBT001 - see `Observer`
+        pass
+
+    def retried(self) -> None:
+        self.counted[f"{self.name} retried"] += 1
+
+    def failed_over(self) -> None:
+        self.counted[f"{self.name} failed over"] += 1
+
+    def kept_away(self, reason: str, /) -> None:
+        self.counted[f"{self.name} {reason}"] += 1
+
+
+@pytest.fixture
+def place(monkeypatch: pytest.MonkeyPatch) -> Place:
+    return Place(monkeypatch)
+
+
+def test_the_first_that_answers_is_taken(place: Place) -> None:
+    place.answers = {"a": ["1"], "b": ["2"]}
+    assert place.call(A, B) == "1"
+    assert (place.asked, place.parts) == (["a"], [2])
+    assert not place.counted
 
 
 @pytest.mark.parametrize(
     "error",
     [
-        BackendError("any"),
+        DOWN,
+        BackendAuthError("lost"),
+        BackendThrottledError("slow"),
+        # The TBSCertificate is ours: the other CA makes a certificate of another
+        # issuer, and both attempts are on record before they are made.
         BackendTimeoutError("late"),
+        # None of these says anything about an equal CA.
         BackendRefusedError("no"),
         BackendBrokenError("gone"),
+        BackendCredentialError("wrong PIN"),
+        BackendError("any"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_an_equal_ca_stands_in_at_once(place: Place, error: BackendError) -> None:
+    place.answers = {"a": [error], "b": ["2"]}
+    assert place.call(A, B) == "2"
+    assert place.asked == ["a", "b"]
+    assert place.slept in ([], [0.0])
+    assert place.counted == {"b failed over": 1}
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
         MisissuedError("another key"),
         LedgerError("full"),
         OverloadedError("busy"),
@@ -89,86 +144,171 @@ def test_the_next_one_stands_in(error: BackendError) -> None:
     ],
     ids=lambda error: type(error).__name__,
 )
-def test_no_other_error_is_tried_again(error: Exception) -> None:
-    asked: list[str] = []
-
-    def attempt(name: str) -> str:
-        asked.append(name)
-        raise error
-
+def test_after_these_no_ca_is_asked(place: Place, error: Exception) -> None:
+    place.answers = {"a": [error], "b": ["2"]}
     with pytest.raises(type(error), match=re.escape(str(error))):
-        over_issuers(["a", "b"], attempt, Budget.of_seconds(1))
-    assert asked == ["a"]
+        place.call(A, B)
+    assert place.asked == ["a"]
 
 
-def test_after_a_round_there_is_a_pause_and_another_round(pauses: Pauses) -> None:
-    issuers = Issuers(a=[DOWN, DOWN, "1"], b=[DOWN, DOWN, "2"])
-    assert over_issuers(["a", "b"], issuers, Budget.of_seconds(10)) == "1"
-    assert issuers.asked == ["a", "b", "a", "b", "a"]
-    assert len(pauses.slept) == 2
-    assert all(0 <= pause <= 1 for pause in pauses.slept)
-
-
-@pytest.mark.usefixtures("pauses")
-def test_the_rounds_end_with_the_budget_and_the_last_error_is_raised() -> None:
-    last = BackendUnavailableError("b is down")
-    issuers = Issuers(a=[DOWN], b=[last])
-    budget = Budget.of_seconds(3)
-    with pytest.raises(BackendUnavailableError, match="b is down"):
-        over_issuers(["a", "b"], issuers, budget)
-    assert len(issuers.asked) > 4
-    assert budget.remaining() >= RESERVE_SECONDS
-
-
-def test_a_backend_says_when_to_come_back(pauses: Pauses) -> None:
-    later = BackendThrottledError("slow", retry_after_seconds=2.5)
-    issuers = Issuers(a=[later, "1"])
-    assert over_issuers(["a"], issuers, Budget.of_seconds(10)) == "1"
-    assert pauses.slept == [2.5]
-
-
-def test_no_pause_goes_beyond_the_budget(pauses: Pauses) -> None:
-    later = BackendThrottledError("slow", retry_after_seconds=9.95)
-    with pytest.raises(BackendThrottledError, match="slow"):
-        over_issuers(["a"], Issuers(a=[later, "1"]), Budget.of_seconds(10))
-    assert pauses.slept == []
-
-
-@pytest.mark.usefixtures("pauses")
-def test_an_error_in_a_later_round_that_may_not_pass_ends_it() -> None:
-    issuers = Issuers(a=[DOWN, BackendTimeoutError("late")])
-    with pytest.raises(BackendTimeoutError, match="late"):
-        over_issuers(["a"], issuers, Budget.of_seconds(10))
-    assert issuers.asked == ["a", "a"]
-
-
-def test_no_issuing_ca_is_no_success() -> None:
-    with pytest.raises(BackendUnavailableError, match="no issuing CA is ready"):
-        over_issuers([], Issuers(), Budget.of_seconds(0))
-
-
-def gone() -> bool:
-    return False
+@pytest.mark.parametrize("may_exist", [True, False])
+@pytest.mark.parametrize("second_certificate", [True, False])
+def test_what_the_backend_builds_is_asked_for_twice_only_where_that_is_allowed(
+    place: Place, *, may_exist: bool, second_certificate: bool
+) -> None:
+    error = BackendUnavailableError("cut", certificate_may_exist=may_exist)
+    place.failover = Failover(place.guards, second_certificate=second_certificate)
+    place.answers = {"a": [error], "b": ["2"]}
+    vaults = CA("a", chooses_serial=True), CA("b", chooses_serial=True)
+    if may_exist and not second_certificate:
+        with pytest.raises(BackendUnavailableError, match="cut"):
+            place.call(*vaults)
+        assert place.asked == ["a"]
+    else:
+        assert place.call(*vaults) == "2"
 
 
 @pytest.mark.parametrize(
-    ("seconds", "is_active", "rule"),
+    ("targets", "asked"),
     [
-        (RESERVE_SECONDS - 0.01, lambda: True, "overload.deadline"),
-        (0, lambda: True, "overload.deadline"),
-        (-5, lambda: True, "overload.deadline"),
-        (10, gone, "overload.gone"),
-        (0, gone, "overload.deadline"),
+        ([A], ["a", "a", "a"]),
+        ([A, B], ["a", "b", "a"]),
+        ([A, B, C], ["a", "b", "c"]),
+        ([A, B, C, CA("d")], ["a", "b", "c"]),
     ],
 )
-def test_work_without_a_waiting_caller_is_not_done(
-    seconds: float, is_active: Callable[[], bool], rule: str, pauses: Pauses
+def test_a_call_has_three_attempts_in_all(
+    place: Place, targets: list[CA], asked: list[str]
 ) -> None:
-    budget = Budget(pauses.now + seconds, is_active)
-    with pytest.raises(OverloadedError, match=r"nearly spent|has gone") as refusal:
-        budget.require()
-    assert refusal.value.rule == rule
+    place.answers = {one.name: [DOWN] for one in targets}
+    with pytest.raises(BackendUnavailableError, match="down"):
+        place.call(*targets)
+    assert place.asked == asked
 
 
-def test_a_budget_with_time_left_lets_work_pass(pauses: Pauses) -> None:
-    Budget(pauses.now + RESERVE_SECONDS + 0.01).require()
+def test_the_same_ca_is_asked_again_after_a_pause(place: Place) -> None:
+    place.answers = {"a": [DOWN, "1"]}
+    assert place.call(A) == "1"
+    (pause,) = place.slept
+    assert 0 <= pause <= 0.1
+    assert place.counted == {"a retried": 1}
+
+
+@pytest.mark.parametrize(
+    "error",
+    [BackendRefusedError("no"), BackendBrokenError("x"), BackendCredentialError("x")],
+    ids=lambda error: type(error).__name__,
+)
+def test_what_cannot_pass_is_not_asked_again(place: Place, error: BackendError) -> None:
+    place.answers = {"a": [error]}
+    with pytest.raises(type(error)):
+        place.call(A)
+    assert place.asked == ["a"]
+
+
+def test_retries_are_a_fifth_of_the_calls(place: Place) -> None:
+    place.answers = {"a": [DOWN]}
+    for _ in range(200):
+        with pytest.raises(BackendUnavailableError, match="down"):
+            place.call(A)
+    retries = place.counted["a retried"]
+    assert len(place.asked) == 200 + retries
+    assert 40 <= retries <= 60
+
+
+def test_a_backend_says_when_to_come_back(place: Place) -> None:
+    later = BackendThrottledError("slow", retry_after_seconds=2.5)
+    place.answers = {"a": [later, "1"]}
+    assert place.call(A) == "1"
+    assert place.slept == [2.5]
+
+
+def test_no_pause_goes_beyond_the_budget(place: Place) -> None:
+    later = BackendThrottledError("slow", retry_after_seconds=9.95)
+    place.answers = {"a": [later, "1"]}
+    with pytest.raises(BackendThrottledError, match="slow"):
+        place.call(A)
+    assert place.slept == []
+    assert place.asked == ["a"]
+
+
+def test_an_open_breaker_keeps_calls_away_before_an_attempt(place: Place) -> None:
+    place.answers = {"a": ["1"], "b": ["2"]}
+    place.open(A)
+    assert place.call(A, B) == "2"
+    assert place.asked == ["b"]
+    assert place.counted == {"a breaker": 1, "b failed over": 1}
+    place.open(B)
+    with pytest.raises(BackendUnavailableError, match="gets no calls") as caught:
+        place.call(A, B)
+    assert caught.value.rule == "issuer.open"
+    assert (place.asked, place.slept) == (["b"], [])
+
+
+def test_calls_stay_with_the_second_until_the_first_has_proven_itself(
+    place: Place,
+) -> None:
+    place.answers = {"a": ["1"], "b": ["2"]}
+    place.open(A)
+    assert [place.call(A, B) for _ in range(3)] == ["2"] * 3
+    place.guards.of(A).breaker.close()
+    assert place.call(A, B) == "1"
+
+
+def test_one_that_flaps_comes_last_for_a_while(place: Place) -> None:
+    place.answers = {"a": ["1"], "b": ["2"]}
+    for _ in range(2):
+        place.open(A)
+        place.guards.of(A).breaker.close()
+    assert place.call(A, B) == "2"
+    place.now += 61
+    assert place.call(A, B) == "1"
+
+
+def test_a_stalled_ca_holds_three_quarters_of_a_fronts_threads(place: Place) -> None:
+    place.answers = {"a": ["1"], "b": ["2"]}
+    guard = place.guards.of(A)
+    for _ in range(3):  # of four threads
+        assert guard.bulkhead("istio").enter(0)
+        guard.breaker.began(2.0)
+    place.now += 1
+    assert place.call(A, B, front="istio") == "2"
+    assert place.counted["a bulkhead"] == 1
+    with pytest.raises(OverloadedError, match="as many calls as it can take") as caught:
+        place.call(A, front="istio")
+    assert caught.value.rule == "overload.backend"
+    assert place.call(A, front="linkerd") == "1", "the other front has its own threads"
+
+
+def test_a_place_is_given_back_after_an_error(place: Place) -> None:
+    place.answers = {"a": [BackendBrokenError("x")]}
+    for _ in range(10):
+        with pytest.raises(BackendBrokenError, match="x"):
+            place.call(A, front="istio")
+    assert len(place.asked) == 10
+
+
+def test_each_attempt_leaves_time_for_the_next_ca(place: Place) -> None:
+    place.answers = {"a": [DOWN], "b": [DOWN], "c": ["3"]}
+    assert place.call(A, B, C) == "3"
+    assert place.parts == [3, 2, 1]
+
+
+def test_a_reload_of_the_same_certificate_keeps_what_is_known(place: Place) -> None:
+    place.open(A)
+    assert place.guards.of(CA("a")).breaker.cause is DOWN
+    assert place.guards.of(CA("a", certificate_sha256="11")).breaker.cause is None
+    place.guards.keep([B])
+    assert place.guards.of(A).breaker.cause is None
+
+
+def test_no_issuing_ca_is_no_success(place: Place) -> None:
+    with pytest.raises(BackendUnavailableError, match="no issuing CA is ready"):
+        place.call()
+
+
+def test_a_spent_budget_makes_no_second_attempt(place: Place) -> None:
+    place.answers = {"a": [DOWN], "b": ["2"]}
+    with pytest.raises(BackendUnavailableError, match="down"):
+        place.call(A, B, seconds=RESERVE_SECONDS / 2)
+    assert place.asked == ["a"]

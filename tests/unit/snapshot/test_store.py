@@ -10,6 +10,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
 from bridge.errors import BackendUnavailableError
+from bridge.snapshot import prober
 from bridge.snapshot import store as module
 from bridge.snapshot.model import Issuer, Snapshot
 from bridge.snapshot.store import Snapshots
@@ -44,15 +45,17 @@ class Watched:
         self.probed: list[Issuer] = []
         self.error: BaseException | None = None
         monkeypatch.setattr(module, "_PROBE_AGAIN_SECONDS", 0.05)
+        monkeypatch.setattr(prober, "AGAIN_SECONDS", 0.05)
         self.snapshots = Snapshots(
-            world.assembly, world.snapshot, world.metrics, linger_seconds=0.05
+            *(world.assembly, world.snapshot, world.metrics, world.guards),
+            linger_seconds=0.05,
         )
 
-    def probe(self, issuer: Issuer, snapshot: Snapshot) -> None:
+    def probe(self, issuer: Issuer, snapshot: Snapshot, seconds: float) -> None:
         self.probed.append(issuer)
         if self.error is not None:
             raise self.error
-        self.world.own.probe(issuer, snapshot, timeout=5)
+        self.world.own.probe(issuer, snapshot, timeout=seconds)
 
     def renew(self, name: str = "a") -> bytes:
         """Write a new issuing CA's files; return its certificate."""
@@ -76,12 +79,12 @@ def watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Watched
 
 
 def test_nothing_is_ready_before_it_has_signed(watched: Watched) -> None:
-    assert not watched.snapshots.ready()
+    assert not watched.snapshots.prober.ready()
     assert {*watched.snapshots.problems()} == {"a", "b"}
     watched.snapshots.start(watched.probe)
-    assert watched.snapshots.ready()
+    assert watched.snapshots.prober.ready()
     assert watched.snapshots.problems() == {}
-    assert [issuer.name for issuer in watched.probed] == ["a", "b"]
+    assert sorted(issuer.name for issuer in watched.probed) == ["a", "b"]
     rows = watched.world.ended()
     assert [row["purpose"] for row in rows] == ["probe"] * 4
 
@@ -91,23 +94,23 @@ def test_one_that_signs_is_enough_and_the_other_is_tried_again(
 ) -> None:
     first = [BackendUnavailableError("down")]
 
-    def probe(issuer: Issuer, snapshot: Snapshot) -> None:
+    def probe(issuer: Issuer, snapshot: Snapshot, seconds: float) -> None:
         if issuer.name == "b" and first:
             raise first.pop()
-        watched.probe(issuer, snapshot)
+        watched.probe(issuer, snapshot, seconds)
 
     watched.snapshots.start(probe)
-    assert watched.snapshots.ready()
+    assert watched.snapshots.prober.ready()
     await_true(lambda: not watched.snapshots.problems())
 
 
 def test_none_that_signs_is_not_ready(watched: Watched) -> None:
     watched.error = BackendUnavailableError("down")
     watched.snapshots.start(watched.probe)
-    assert not watched.snapshots.ready()
+    assert not watched.snapshots.prober.ready()
     assert watched.snapshots.problems()["a"] == "has not signed yet: down"
     watched.error = None
-    await_true(watched.snapshots.ready)
+    await_true(watched.snapshots.prober.ready)
 
 
 def test_a_changed_file_is_proven_and_swapped_in(watched: Watched) -> None:
@@ -138,7 +141,7 @@ def test_a_change_that_does_not_fit_leaves_the_old_one(watched: Watched) -> None
     await_true(watched.snapshots.problems)
     assert watched.snapshots.problems()["a"].startswith("a change is refused, the old")
     assert watched.snapshots.current().generation == 1
-    assert watched.snapshots.ready()
+    assert watched.snapshots.prober.ready()
     watched.snapshots.current().issuers["a"].ca.check(timeout=1)
     key.write_bytes(good)
     await_true(lambda: not watched.snapshots.problems())
@@ -234,7 +237,8 @@ def test_the_same_again_is_no_new_generation(watched: Watched) -> None:
 def test_closing_closes_everything_once(tmp_path: Path) -> None:
     with World(tmp_path) as world:
         snapshots = Snapshots(
-            world.assembly, world.snapshot, world.metrics, linger_seconds=60
+            *(world.assembly, world.snapshot, world.metrics, world.guards),
+            linger_seconds=60,
         )
         snapshots.start(lambda *_: None)
         old = world.snapshot.issuers["a"]

@@ -1,0 +1,69 @@
+import threading
+
+import pytest
+
+from bridge.resilience.bulkhead import Bulkhead, places_of
+
+
+@pytest.mark.parametrize(
+    ("threads", "places"), [(1, 1), (2, 1), (4, 3), (24, 18), (256, 192)]
+)
+def test_one_ca_may_hold_three_quarters_of_the_threads(
+    threads: int, places: int
+) -> None:
+    assert places_of(threads) == places
+
+
+class Door:
+    def __init__(self, places: int) -> None:
+        self.now = 0.0
+        self.is_stalled = False
+        self.waits = 0
+        self.bulkhead = Bulkhead(
+            places, lambda: self.is_stalled, now=lambda: self.now, wait=self.wait
+        )
+
+    def wait(self, free: threading.Semaphore, seconds: float) -> bool:
+        self.waits += 1
+        self.now += seconds
+        return free.acquire(blocking=False)
+
+
+def test_a_place_is_given_back() -> None:
+    one = Door(2)
+    assert one.bulkhead.enter(1)
+    assert one.bulkhead.enter(1)
+    one.is_stalled = True
+    assert not one.bulkhead.enter(1)
+    one.bulkhead.leave()
+    assert one.bulkhead.enter(1)
+    assert one.waits == 0
+
+
+def test_at_a_ca_that_stalls_nobody_waits_for_a_place() -> None:
+    one = Door(1)
+    one.bulkhead.enter(10)
+    one.is_stalled = True
+    assert not one.bulkhead.enter(10)
+    assert (one.waits, one.now) == (0, 0.0)
+
+
+def test_at_a_ca_that_is_slow_and_well_a_call_waits_until_its_time_is_up() -> None:
+    one = Door(1)
+    one.bulkhead.enter(1)
+    assert not one.bulkhead.enter(1)
+    assert 1 <= one.now < 1.1
+
+
+def test_a_wait_ends_when_the_ca_begins_to_stall() -> None:
+    one = Door(1)
+    one.bulkhead.enter(100)
+    plain = one.wait
+
+    def wait(free: threading.Semaphore, seconds: float) -> bool:
+        one.is_stalled = one.waits == 2
+        return plain(free, seconds)
+
+    one.bulkhead._wait = wait
+    assert not one.bulkhead.enter(100)
+    assert one.waits == 3
