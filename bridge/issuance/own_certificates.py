@@ -102,7 +102,7 @@ class OwnCertificates:
             not_after=signed.leaf.not_valid_after_utc,
         )
 
-    def probe(self, issuer: Issuer, snapshot: Snapshot, *, timeout: float) -> None:
+    def probe(self, issuer: Issuer, snapshot: Snapshot, timeout: float) -> None:
         """Verify that `issuer` signs correctly.
 
         The probe is a well-formed certificate for a name that no caller can have. It

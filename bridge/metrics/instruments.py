@@ -159,6 +159,7 @@ class Metrics:
         ).info({"version": version, "python": python_version()})
         self._define_requests()
         self._define_backends()
+        self._define_plugins()
         self._define_ledger()
 
     def requests(self, front: str, code: str) -> Counter:
@@ -310,6 +311,7 @@ class Metrics:
             "issuing_ca",
         )
 
+    def _define_plugins(self) -> None:
         self._plugin_values = Gauge(
             "meshca_plugin_value",
             "A value that a plugin shows, summed over the workers.",

@@ -22,7 +22,6 @@ from bridge.resilience.quarantine import StoppedCAs
 from bridge.server.server import Server
 from bridge.server.status import status_name
 from bridge.snapshot.builder import Assembly
-from bridge.snapshot.model import Issuer, Snapshot
 from bridge.snapshot.store import Snapshots
 from bridge.system.background import BackgroundLoop
 from bridge.system.clock import Clock, system_clock
@@ -135,11 +134,7 @@ class Process:
             status_name=status_name,
             ready=snapshots.prober.ready,
         )
-
-        def probe(issuer: Issuer, snapshot: Snapshot, seconds: float) -> None:
-            own.probe(issuer, snapshot, timeout=seconds)
-
-        snapshots.start(probe)
+        snapshots.start(own.probe)
         first.clusters.start()
         self._server = Server(
             config,

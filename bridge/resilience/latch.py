@@ -132,6 +132,17 @@ class Latch:
             return False
         return found is not None and found.state == State.PROVEN
 
+    def knows_refusal(self, scope: str) -> bool:
+        """Return whether a credential of the scope is latched on this host.
+
+        The backend's counter of wrong attempts then has a cause that is known, and
+        another credential is one that an operator has put in its place.
+        """
+        try:
+            return _latched_count(self._file.read(), scope) > 0
+        except LedgerError:
+            return False
+
     @contextmanager
     def _turn(self, scope: str, wait_seconds: float) -> Iterator[None]:
         with ExitStack() as held:

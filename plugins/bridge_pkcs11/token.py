@@ -272,11 +272,7 @@ class HSMToken:
         scope = f"pkcs11:{self._token.label}:{_serial(self._token)}"
         if flags & TokenFlag.USER_PIN_LOCKED:
             raise self._refused("the token says that its user PIN is locked")
-        if flags & _FEW_TRIES and not self._latch.is_proven(scope, pin):
-            raise self._refused(
-                "the token says that its user PIN was entered wrongly before, and the "
-                "PIN in the file has not succeeded here yet: it is not tried"
-            )
+        self._require_tries(flags, scope, pin)
         # The wait for other processes is none for the module.
         self._limit.pause()
         attempt = self._latch.attempt(scope, pin, wait_seconds=_TURN_SECONDS)
@@ -285,6 +281,18 @@ class HSMToken:
             self._try(session, pin)
         self._limit.resume()
         self._pin_sha256 = digest
+
+    def _require_tries(self, flags: int, scope: str, pin: bytes) -> None:
+        # Where this host entered the wrong PIN itself, another one in the file is what
+        # an operator has corrected, and it has one login.
+        is_last = bool(flags & TokenFlag.USER_PIN_FINAL_TRY)
+        if not flags & _FEW_TRIES or self._latch.is_proven(scope, pin):
+            return
+        if is_last or not self._latch.knows_refusal(scope):
+            raise self._refused(
+                "the token says that its user PIN was entered wrongly before, and the "
+                "PIN in the file has not succeeded here yet: it is not tried"
+            )
 
     def _try(self, session: int, pin: bytes) -> None:
         try:

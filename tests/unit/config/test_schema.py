@@ -12,12 +12,14 @@ ROW = re.compile(r"\| `([^`]+)` \| .* \|")
 KEYS = [*all_keys()]
 
 
-def documented() -> dict[str, str]:
-    """Return the row of each key that the document has."""
+def documented() -> list[str]:
+    """Return the rows of keys that the document has."""
     rows = [ROW.fullmatch(line) for line in DOCUMENT.read_text("utf-8").splitlines()]
-    found = [(row[1], row[0]) for row in rows if row]
-    assert len(dict(found)) == len(found), "a key stands there twice"
-    return dict(found)
+    return [row[0] for row in rows if row]
+
+
+def row_of(key: Key) -> str:
+    return f"| {' | '.join(key.row)} |"
 
 
 def test_the_keys_are_found() -> None:
@@ -26,7 +28,8 @@ def test_the_keys_are_found() -> None:
 
 @pytest.mark.parametrize("key", KEYS, ids=[key.path for key in KEYS])
 def test_a_key_is_documented_as_it_is_declared(key: Key) -> None:
-    assert documented().get(key.path) == f"| {' | '.join(key.row)} |", "make docs"
+    # Two plugins may have an option of one name, each with its own meaning.
+    assert documented().count(row_of(key)) == 1, "make docs"
 
 
 @pytest.mark.parametrize("key", KEYS, ids=[key.path for key in KEYS])
@@ -35,4 +38,4 @@ def test_a_key_has_a_description(key: Key) -> None:
 
 
 def test_no_other_key_is_documented() -> None:
-    assert set(documented()) == {key.path for key in KEYS}
+    assert sorted(documented()) == sorted(row_of(key) for key in KEYS)

@@ -31,7 +31,7 @@ from tests.support.parts.softhsm import SoftHSM, Token
 
 SECONDS = 20.0
 """For one call, on a busy machine."""
-_PROTECTED, _LOCKED, _COUNT_LOW = 0x100, 0x40000, 0x10000
+_PROTECTED, _LOCKED, _COUNT_LOW, _FINAL_TRY = 0x100, 0x40000, 0x10000, 0x20000
 
 
 @dataclass
@@ -258,8 +258,22 @@ def test_a_wrong_pin_is_tried_once_and_a_mended_file_once_more(hsm: HSM) -> None
     hsm.pin.write_bytes(b"4321\n")  # the same again, with other times
     assert isinstance(failure(hsm_again(hsm)), BackendCredentialError)
     assert hsm.shim.calls("C_Login") == 1
-    # SoftHSM sets CKF_USER_PIN_COUNT_LOW now: a PIN that is not proven is not tried.
+    # SoftHSM sets CKF_USER_PIN_COUNT_LOW now. The cause is known: the corrected PIN is
+    # tried, although it has never succeeded here.
     hsm.pin.write_bytes(right)
+    mended = hsm_again(hsm)
+    mended.check(timeout=SECONDS)
+    mended.close()
+    assert hsm.shim.calls("C_Login") == 2
+
+
+def test_a_mended_file_does_not_get_the_last_try_of_a_token(hsm: HSM) -> None:
+    ca = hsm.build()
+    right = hsm.pin.read_bytes()
+    hsm.pin.write_bytes(b"4321\n")
+    assert "CKR_PIN_INCORRECT" in failure(ca).detail
+    hsm.pin.write_bytes(right)
+    hsm.shim.put("C_GetTokenInfo", Fault.FLAGS, _FINAL_TRY)
     assert "is not tried" in failure(hsm_again(hsm)).detail
     assert hsm.shim.calls("C_Login") == 1
 
