@@ -144,6 +144,31 @@ def test_each_attempt_has_its_rows_and_the_last_error_its_status(
     assert world.signing.stopped(world.snapshot.issuers["a"]) is None
 
 
+def test_what_the_backend_builds_is_not_asked_for_twice(world: World) -> None:
+    world.cas["a"].error = BackendTimeoutError("late")
+    description = replace(world.cas["a"].describe(), chooses_serial=True)
+    world.snapshot = world.replace_issuer(
+        "a", lambda issuer: replace(issuer, description=description)
+    )
+    with pytest.raises(BackendTimeoutError, match="late"):
+        world.issue()
+    rows = world.ended()
+    assert kinds(rows) == ["intent", "unknown"]
+    assert not world.cas["b"].called
+
+
+def test_an_open_breaker_leaves_a_row_a_second_and_no_intent(world: World) -> None:
+    for issuer in world.snapshot.issuers.values():
+        world.guards.of(issuer).breaker.open(BackendUnavailableError("down"))
+    for _ in range(20):
+        with pytest.raises(BackendUnavailableError, match="gets no calls"):
+            world.issue()
+    one, summary = world.ended()
+    assert (one["kind"], one["rule"]) == ("failed", "issuer.open")
+    assert summary["rules"] == {"issuer.open": 19}
+    assert [len(ca.called) for ca in world.cas.values()] == [0, 0]
+
+
 def test_a_backend_that_comes_back_is_asked_again(world: World) -> None:
     down = BackendUnavailableError("down")
     first, second = world.cas.values()
