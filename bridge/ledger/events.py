@@ -154,7 +154,8 @@ journal, and `hash` its SHA-256."""
 class Summary:
     """Calls of a time span above the rate that gets rows of its own.
 
-    They were unauthenticated, or above a ceiling of their identity or cluster.
+    They were unauthenticated, above a ceiling of their identity or cluster, or kept
+    away from an issuing CA that fails.
     """
 
     kind: ClassVar[str] = "summary"

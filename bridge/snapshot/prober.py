@@ -2,7 +2,7 @@
 
 A probe is a certificate that the CA signs for a name that no caller can have. Each runs
 in a thread of its own, so a CA that hangs neither stops nor delays another. A CA gets
-no second probe while one is out, and none sooner than 5 s after the last.
+no second probe while one is out, and none sooner than `AGAIN_SECONDS` after the last.
 """
 
 import logging
