@@ -29,7 +29,7 @@ from bridge.system.background import BackgroundLoop
 Probe = Callable[[Issuer, Snapshot, float], object]
 """Proves an issuing CA in some seconds, or raises a `BridgeError`."""
 
-AGAIN_SECONDS = 2.5
+AGAIN_SECONDS = 2.0
 """The least time between two probes of one issuing CA."""
 IDLE_SECONDS = 60.0
 """An issuing CA that nobody called for so long is probed. One that needs a person, by

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
-from tests.integration.pkcs11_faults.support import CODES, keep
+from tests.integration.pkcs11_faults.support import CODES, WELL_AGAIN_SECONDS, keep
 from tests.support.clients.callers import RETRYABLE, Callers, Result
 from tests.support.harness.hsm import Backend, HSMBridge
 from tests.support.harness.workers import await_true
@@ -110,7 +110,7 @@ def test_the_only_ca_is_down_and_callers_hear_of_it_at_once(tmp_path: Path) -> N
         assert written < 10 * _DOWN_SECONDS
         bridge.only.shim.clear()
         well = time.monotonic()
-        assert callers.await_served(well, 30) <= 5
+        assert callers.await_served(well, 30) <= WELL_AGAIN_SECONDS
     bridge.require_all_on_record(callers)
 
 

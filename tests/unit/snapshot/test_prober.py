@@ -103,7 +103,7 @@ def test_one_that_hangs_does_not_delay_the_start(probed: Probed) -> None:
     assert probed.prober.unproven() == ()
 
 
-def test_none_that_signs_is_not_ready_and_is_tried_every_five_seconds(
+def test_none_that_signs_is_not_ready_and_is_tried_again(
     probed: Probed,
 ) -> None:
     probed.errors = {"a": DOWN, "b": LedgerError("full")}
