@@ -23,6 +23,7 @@ from bridge.errors import (
     MisissuedError,
 )
 from bridge.ledger.events import Ending, Intent
+from bridge.resilience.breaker import FAILURES_IN_A_ROW
 from bridge.resilience.budget import Budget
 from bridge.resilience.quarantine import StoppedCAs
 from bridge.spi import IssuedChain, LeafRequest, Prepared
@@ -155,6 +156,13 @@ def test_what_the_backend_builds_is_not_asked_for_twice(world: World) -> None:
     rows = world.ended()
     assert kinds(rows) == ["intent", "unknown"]
     assert not world.cas["b"].called
+
+
+def test_a_ca_that_fails_in_a_row_is_not_asked_any_more(world: World) -> None:
+    world.cas["a"].error = BackendUnavailableError("down")
+    for _ in range(20):
+        world.issue()  # by b
+    assert [len(ca.called) for ca in world.cas.values()] == [FAILURES_IN_A_ROW, 20]
 
 
 def test_an_open_breaker_leaves_a_row_a_second_and_no_intent(world: World) -> None:
