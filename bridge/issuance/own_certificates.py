@@ -21,7 +21,14 @@ from bridge.issuance.selection import (
     leaf_request,
     usable_issuers,
 )
-from bridge.issuance.signing import Origin, Signed, Signing, new_id, new_serial
+from bridge.issuance.signing import (
+    Origin,
+    Signed,
+    Signing,
+    new_id,
+    new_serial,
+    stopped_error,
+)
 from bridge.ledger.events import Purpose
 from bridge.policy.rules import ISTIO
 from bridge.resilience.boundary import from_plugin
@@ -118,6 +125,8 @@ class OwnCertificates:
             BridgeError: The issuing CA does not sign, its answer is refused, or its
                 chain does not permit the names.
         """
+        if self._signing.stopped(issuer) is not None:
+            raise stopped_error()  # looked at often, so it leaves no row
         from_plugin(issuer.ca.check, object, timeout=timeout)
         subject = _subject(
             ec.generate_private_key(ec.SECP256R1()), snapshot.probe_names[issuer.name]

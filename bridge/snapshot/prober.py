@@ -32,8 +32,10 @@ Probe = Callable[[Issuer, Snapshot, float], object]
 AGAIN_SECONDS = 2.0
 """The least time between two probes of one issuing CA."""
 IDLE_SECONDS = 60.0
-"""An issuing CA that nobody called for so long is probed. One that needs a person, by
-what its last probe showed, is probed no sooner."""
+"""An issuing CA that nobody called for so long is probed."""
+PERSON_SECONDS = 5.0
+"""The least time after a probe that showed that a person is needed. The latch answers
+the next one: no login is tried, and nothing is signed, until it is cleared."""
 FIRST_SECONDS = 10.0
 """The longest that a start or a change waits for probes."""
 _OTHERS_SECONDS = 0.5
@@ -219,8 +221,7 @@ class Prober:
             isinstance(error, BackendCredentialError | MisissuedError)
             or error.rule == STOPPED_RULE
         ):
-            # Another try costs an attempt of the credential, or shows the same again.
-            state.pause = IDLE_SECONDS
+            state.pause = PERSON_SECONDS
         if state.problem:
             problem = f"has not signed yet: {error}"
             if state.problem != problem:

@@ -207,6 +207,18 @@ def test_a_probe_detects_a_misissuance(world: World) -> None:
     assert world.signing.stopped(world.snapshot.issuers["a"]) is not None
 
 
+def test_a_probe_of_a_stopped_ca_asks_nobody_and_leaves_no_row(world: World) -> None:
+    world.cas["a"].lie = lie_called("other key")
+    issuer = world.snapshot.issuers["a"]
+    with pytest.raises(MisissuedError, match="issued certificate is refused"):
+        world.own.probe(issuer, world.snapshot, timeout=5)
+    rows = world.ended()
+    world.cas["a"].check_error = AssertionError("asked")
+    with pytest.raises(BackendBrokenError, match="stopped after a mis-issuance"):
+        world.own.probe(issuer, world.snapshot, timeout=5)
+    assert world.ended() == rows
+
+
 def test_a_probe_of_a_ca_that_may_not_sign_for_the_trust_domain_signs_nothing(
     tmp_path: Path,
 ) -> None:

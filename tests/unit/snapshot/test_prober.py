@@ -14,7 +14,7 @@ from bridge.errors import (
 )
 from bridge.snapshot import prober as module
 from bridge.snapshot.model import Issuer, Snapshot
-from bridge.snapshot.prober import AGAIN_SECONDS, IDLE_SECONDS, Prober
+from bridge.snapshot.prober import AGAIN_SECONDS, IDLE_SECONDS, PERSON_SECONDS, Prober
 from tests.support.harness.core import World
 
 WAIT_SECONDS = 15.0
@@ -156,11 +156,16 @@ def test_a_signed_probe_closes_the_breaker(probed: Probed) -> None:
     assert not probed.is_open("a")
 
 
-def test_a_refused_credential_is_looked_at_once_a_minute(probed: Probed) -> None:
+def test_one_that_needs_a_person_is_looked_at_every_five_seconds(
+    probed: Probed,
+) -> None:
+    # The latch answers until it is cleared, or another credential is there.
     probed.errors = {"a": BackendCredentialError("wrong PIN")}
     probed.start()
-    assert "a" not in probed.look(IDLE_SECONDS - 1)
-    assert "a" in probed.look(2)
+    assert "a" not in probed.look(PERSON_SECONDS - 0.1)
+    probed.errors = {}
+    assert "a" in probed.look(0.2)
+    assert not probed.is_open("a")
 
 
 def test_one_that_nobody_called_for_a_minute_is_probed(probed: Probed) -> None:
