@@ -29,7 +29,7 @@ def test_a_wrong_pin_is_tried_once_and_a_mended_file_once_more(tmp_path: Path) -
         began = len(_log(bridge))
         bridge.__enter__()
         assert "PIN" in bridge.run("check").stdout
-        await_true(partial(_is_refused_to_all, bridge, began))
+        await_true(partial(_is_refused_to_all, bridge, began), 60)
         bridge.kill()
     assert logins("C_Login") == 1
     backend.pin_file.write_text(right)
@@ -37,7 +37,7 @@ def test_a_wrong_pin_is_tried_once_and_a_mended_file_once_more(tmp_path: Path) -
     assert re.search(r"hsm-1 +backend +ok", checked), checked
     assert logins("C_Login") == 2
     with bridge, Callers(bridge) as callers:
-        callers.await_served(time.monotonic(), 30)
+        callers.await_served(time.monotonic(), 60)
     bridge.require_all_on_record(callers)
     assert right.strip() not in _log(bridge)
 
@@ -94,7 +94,7 @@ def test_of_two_issuing_cas_on_a_token_one_is_reloaded(tmp_path: Path) -> None:
         bridge.hang_up()
         bridge.await_reloads("ok")
         await_true(lambda: len(set(bridge.signers()) & signers) <= 1)
-        callers.await_served(time.monotonic(), 30)
+        callers.await_served(time.monotonic(), 60)
         assert set(callers.codes(began)) == {"OK"}, callers.texts(began)
     bridge.require_all_on_record(callers)
 
