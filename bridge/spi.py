@@ -73,6 +73,9 @@ API_VERSION = 2
 class LeafRequest:
     """A request for one leaf, with every field decided. A plugin adds nothing."""
 
+    attempt: str
+    """The ID of this attempt in the ledger, 32 hex digits. A backend with a log of its
+    own may note it there: it then tells what became of an attempt without an answer."""
     public_key: CertificatePublicKeyTypes
     spki: bytes
     """The same key, as SubjectPublicKeyInfo in DER."""

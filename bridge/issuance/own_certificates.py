@@ -134,6 +134,7 @@ class OwnCertificates:
         issuer.chain.constraints.require_permitted(subject.names)
         not_before, not_after = self._probe_window(issuer, snapshot)
         request = LeafRequest(
+            attempt=new_id(),
             public_key=subject.public_key,
             spki=subject.spki,
             csr=subject.csr,

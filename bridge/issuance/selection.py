@@ -8,7 +8,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 
 from bridge.errors import BackendUnavailableError, BridgeError
-from bridge.issuance.signing import Signing, new_serial, stopped_error
+from bridge.issuance.signing import Signing, new_id, new_serial, stopped_error
 from bridge.policy.issuance_policy import validity
 from bridge.policy.issued import NOT_AFTER_SLACK
 from bridge.snapshot.model import Issuer, Snapshot
@@ -99,6 +99,7 @@ def leaf_request(subject: Subject, issuer: Issuer, term: Validity) -> LeafReques
     """
     not_before, not_after = _window(issuer, term)
     return LeafRequest(
+        attempt=new_id(),
         public_key=subject.public_key,
         spki=subject.spki,
         csr=subject.csr,

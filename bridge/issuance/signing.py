@@ -368,7 +368,7 @@ def _outcome(error: BaseException) -> Outcome:
 def _intent(issuer: Issuer, prepared: Prepared, origin: Origin) -> Intent:
     request = prepared.request
     return Intent(
-        attempt=new_id(),
+        attempt=request.attempt,
         request=origin.request,
         purpose=origin.purpose.value,
         front=origin.front,

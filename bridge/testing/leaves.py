@@ -40,6 +40,7 @@ def leaf_request(
     empty_csr = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
     moment = (now or datetime.now(UTC)).replace(microsecond=0)
     return LeafRequest(
+        attempt=f"{randbits(128):032x}",
         public_key=key.public_key(),
         spki=key.public_key().public_bytes(
             Encoding.DER, PublicFormat.SubjectPublicKeyInfo

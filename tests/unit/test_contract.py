@@ -27,6 +27,7 @@ from tests.support.parts.pki import KEY_KINDS, NOW, Authority, Key, new_chain, n
 
 KEY = new_key().public_key()
 REQUEST = LeafRequest(
+    attempt="0" * 32,
     public_key=KEY,
     spki=KEY.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo),
     csr=b"",

@@ -26,6 +26,7 @@ BOTH = [
 
 def request(*names: x509.GeneralName) -> LeafRequest:
     return LeafRequest(
+        attempt="0" * 32,
         public_key=KEY,
         spki=KEY.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo),
         csr=b"",
