@@ -14,8 +14,7 @@ EXTRAS: Mapping[str, str] = {
     "vault-pki": "vault",
     "vault-transit": "vault",
 }
-"""Plugins of this project that need a library, and the extra that installs it. Those
-for Vault are not in this version."""
+"""Plugins of this project that need a library, and the extra that installs it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,8 @@ the options, `read_chain` reads the certificates, `read_secret` reads secrets, a
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -33,6 +34,7 @@ from bridge.spi import (
     Prepared,
     Signer,
 )
+from bridge.system.background import BackgroundLoop
 from bridge.system.child_process import ChildProcess, follow_parent, read_order
 from bridge.system.file_watch import FileWatch
 from bridge.system.files import (
@@ -65,6 +67,7 @@ __all__ = [
     "CA_KEYS",
     "CURVES",
     "RSA_BITS",
+    "BackgroundLoop",
     "CAPrivateKey",
     "CAPublicKey",
     "ChildProcess",
@@ -73,6 +76,8 @@ __all__ = [
     "PluginOptions",
     "SignatureAlgorithm",
     "SigningCA",
+    "WatchedFiles",
+    "WatchedSigningCA",
     "algorithm_of",
     "csr_of",
     "digest_of",
@@ -348,3 +353,67 @@ class SigningCA:
     def close(self) -> None:
         """See `IssuingCA.close`."""
         self._signer.close()
+
+
+class WatchedFiles:
+    """The files that an issuing CA was made of: reports when their content changes.
+
+    Args:
+        paths: The files.
+        digest: `digest_of` their content, taken before they were read.
+    """
+
+    def __init__(self, paths: Sequence[Path], digest: str) -> None:
+        self._paths = tuple(paths)
+        self._digest = digest
+        self._watch: FileWatch | None = None
+        self._is_closed = False
+        self._lock = threading.Lock()
+
+    def watch(self, changed: Callable[[], None]) -> None:
+        """See `Watcher.watch`; `changed` may close the issuing CA.
+
+        Raises:
+            RuntimeError: The files are watched already, or the CA is closed.
+        """
+        with self._lock:
+            if self._watch is not None or self._is_closed:
+                raise RuntimeError("the files are watched already, or closed")
+            self._watch = FileWatch(self._paths, self._digest, changed)
+            self._watch.start()
+
+    def close(self) -> None:
+        """End the watch; may be called before it begins, and by `changed`."""
+        with self._lock:
+            watch, self._is_closed = self._watch, True
+        if watch is not None:
+            watch.close()
+
+
+class WatchedSigningCA(SigningCA):
+    """A `SigningCA` and `Watcher` that is made of files.
+
+    Args:
+        description: See `SigningCA`.
+        signer: See `SigningCA`.
+        files: What its certificate and its options were read from.
+    """
+
+    def __init__(
+        self, description: Description, signer: Signer, files: WatchedFiles
+    ) -> None:
+        super().__init__(description, signer)
+        self._files = files
+
+    def watch(self, changed: Callable[[], None]) -> None:
+        """See `Watcher.watch`; `changed` may close this object.
+
+        Raises:
+            RuntimeError: The files are watched already, or closed.
+        """
+        self._files.watch(changed)
+
+    def close(self) -> None:
+        """See `IssuingCA.close`."""
+        self._files.close()
+        super().close()

@@ -8,7 +8,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
@@ -18,9 +18,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from bridge.sdk import (
     CA_KEYS,
     CAPublicKey,
-    FileWatch,
     SignatureAlgorithm,
-    SigningCA,
+    WatchedFiles,
+    WatchedSigningCA,
     digest_of,
     read_chain,
     stamp_of,
@@ -31,10 +31,7 @@ from bridge.spi import (
     BackendUnavailableError,
     ConfigError,
     Description,
-    IssuedChain,
-    LeafRequest,
     PluginContext,
-    Prepared,
 )
 from bridge_pkcs11.options import PKCS11Options, options_of
 from bridge_pkcs11.process import ProcessEndedError, SignerProcess
@@ -51,7 +48,7 @@ reset its counter."""
 _log = logging.getLogger(__name__)
 
 
-class PKCS11CA:
+class PKCS11CA(WatchedSigningCA):
     """An issuing CA whose key is in a token. It reports changes of its chain.
 
     Args:
@@ -72,8 +69,7 @@ class PKCS11CA:
         chain = context.base / (context.chain or "")
         digest = digest_of([chain])
         certificates = read_chain(context)
-        self._signer = _ProcessSigner(_key_of(certificates[0], chain), parsed, context)
-        self._ca = SigningCA(
+        super().__init__(
             Description(
                 certificate=certificates[0],
                 intermediates=certificates[1:],
@@ -83,48 +79,9 @@ class PKCS11CA:
                     "key": parsed.key_label or parsed.key_id or "",
                 },
             ),
-            self._signer,
+            _ProcessSigner(_key_of(certificates[0], chain), parsed, context),
+            WatchedFiles([chain], digest),
         )
-        self._paths, self._digest = (chain,), digest
-        self._watch: FileWatch | None = None
-        self._is_closed = False
-        self._watch_lock = threading.Lock()
-
-    def describe(self) -> Description:
-        """See `IssuingCA.describe`."""
-        return self._ca.describe()
-
-    def prepare(self, request: LeafRequest) -> Prepared:
-        """See `IssuingCA.prepare`: the TBSCertificate is the bridge's own."""
-        return self._ca.prepare(request)
-
-    def issue(self, prepared: Prepared, *, timeout: float) -> IssuedChain:
-        """See `IssuingCA.issue`."""
-        return self._ca.issue(prepared, timeout=timeout)
-
-    def check(self, *, timeout: float) -> None:
-        """See `IssuingCA.check`: token, login and key are looked at, in a session."""
-        self._ca.check(timeout=timeout)
-
-    def watch(self, changed: Callable[[], None]) -> None:
-        """See `Watcher.watch`; `changed` may close this object.
-
-        Raises:
-            RuntimeError: The object is watched already, or closed.
-        """
-        with self._watch_lock:
-            if self._watch is not None or self._is_closed:
-                raise RuntimeError("the chain is watched already, or closed")
-            self._watch = FileWatch(self._paths, self._digest, changed)
-            self._watch.start()
-
-    def close(self) -> None:
-        """See `IssuingCA.close`. Calls that are under way get a `BackendError`."""
-        with self._watch_lock:
-            watch, self._is_closed = self._watch, True
-        if watch is not None:
-            watch.close()
-        self._ca.close()
 
 
 class _ProcessSigner:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
 from cryptography import x509
@@ -256,7 +256,7 @@ def test_a_call_that_outlives_the_process_leaves_no_socket(
     served: Served, how: str
 ) -> None:
     served.issue()
-    process = served.ca._signer._process
+    process = cast("Any", served.ca)._signer._process
     assert process is not None
     channel = process._taken(time.monotonic() + SECONDS)
     process.end(BackendUnavailableError("another call has seen it hang"))

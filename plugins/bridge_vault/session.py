@@ -1,0 +1,145 @@
+"""A session with Vault: its addresses, and one token for all CAs that log in alike."""
+
+import ssl
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from bridge.sdk import digest_of
+from bridge.spi import PluginContext
+from bridge_vault.adapter import Servers, VaultAdapter, VaultError
+from bridge_vault.answers import DENIED, error_of
+from bridge_vault.connection import Connections
+from bridge_vault.login import VaultLogin
+from bridge_vault.options import VaultOptions, files_of
+
+Ask = Callable[[VaultAdapter], Any]
+
+
+class VaultSession:
+    """Makes calls with the session's token. Safe between threads.
+
+    Args:
+        options: Addresses, namespace and login.
+        context: Of the first CA that uses the session.
+        tls: How the server is verified.
+    """
+
+    def __init__(
+        self, options: VaultOptions, context: PluginContext, tls: ssl.SSLContext | None
+    ) -> None:
+        self._servers = Servers(
+            [Connections(address, tls) for address in options.addresses]
+        )
+        self._namespace = options.namespace or ""
+        self._login = VaultLogin(options, context, self._adapter)
+        self.users = 0
+        """How many CAs use the session."""
+
+    @property
+    def skew_seconds(self) -> float:
+        """How far Vault's clock is ahead of ours; 0 before the first answer."""
+        return self._servers.skew_seconds or 0.0
+
+    def call(
+        self, ask: Ask, deadline: float, *, attempt: str = "", signs: bool = False
+    ) -> Any:
+        """Make a call, and log in where the token is dead.
+
+        Args:
+            ask: Makes the call with an adapter, and may be run twice.
+            deadline: A value of `time.monotonic()`.
+            attempt: The ID of the attempt in the ledger.
+            signs: See `error_of`.
+
+        Raises:
+            BackendError: The call did not succeed.
+        """
+        token = self._login.token(deadline)
+        try:
+            return ask(self._adapter(deadline, token, attempt))
+        except VaultError as error:
+            if error.status not in DENIED:
+                raise error_of(error, signs=signs) from error
+            # Nothing was signed.
+            self._login.refused(token, error, deadline)
+        token = self._login.token(deadline)
+        try:
+            return ask(self._adapter(deadline, token, attempt))
+        except VaultError as error:
+            raise error_of(error, signs=signs) from error
+
+    def close(self) -> None:
+        """End the renewals and close the idle connections."""
+        self._login.close()
+        self._servers.close()
+
+    def _adapter(self, deadline: float, token: str, attempt: str = "") -> VaultAdapter:
+        return VaultAdapter(
+            self._servers,
+            deadline,
+            token=token,
+            namespace=self._namespace,
+            attempt=attempt,
+        )
+
+
+_open: dict[tuple[object, ...], VaultSession] = {}
+_lock = threading.Lock()
+
+
+class SharedSession:
+    """A CA's share in the session of its process.
+
+    CAs with the same servers and login have one session, and so have a CA and its
+    successor after a reload: each login may use up a secret.
+
+    Args:
+        options: Of the CA.
+        context: Of the CA.
+        tls: How the server is verified.
+    """
+
+    def __init__(
+        self, options: VaultOptions, context: PluginContext, tls: ssl.SSLContext | None
+    ) -> None:
+        self._key = (
+            options.addresses,
+            options.namespace,
+            options.method,
+            options.allow_group_read,
+            digest_of(files_of(options)),
+        )
+        with _lock:
+            session = _open.get(self._key)
+            if session is None:
+                session = _open[self._key] = VaultSession(options, context, tls)
+            session.users += 1
+        self._session = session
+        self._is_closed = False
+
+    @property
+    def skew_seconds(self) -> float:
+        """See `VaultSession.skew_seconds`."""
+        return self._session.skew_seconds
+
+    def call(
+        self, ask: Ask, timeout: float, *, attempt: str = "", signs: bool = False
+    ) -> Any:
+        """See `VaultSession.call`; `timeout` in seconds."""
+        deadline = time.monotonic() + timeout
+        return self._session.call(ask, deadline, attempt=attempt, signs=signs)
+
+    def close(self) -> None:
+        """Give the share back. The last one closes the session."""
+        with _lock:
+            if self._is_closed:
+                return
+            self._is_closed = True
+            self._session.users -= 1
+            is_last = self._session.users == 0
+            if is_last:
+                del _open[self._key]
+        if is_last:
+            self._session.close()

@@ -1,0 +1,226 @@
+"""The backend `vault-transit`: an issuing CA whose key is in Vault's Transit engine."""
+
+import base64
+import binascii
+import hashlib
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    PublicFormat,
+    load_pem_public_key,
+)
+from hvac.api.secrets_engines import Transit
+
+from bridge.sdk import (
+    CA_KEYS,
+    CAPublicKey,
+    SignatureAlgorithm,
+    WatchedFiles,
+    WatchedSigningCA,
+    digest_of,
+    read_chain,
+    require_signature,
+)
+from bridge.spi import (
+    BackendBrokenError,
+    BackendUnavailableError,
+    ConfigError,
+    Description,
+    PluginContext,
+)
+from bridge_vault.options import TransitOptions, files_of, options_of, tls_of
+from bridge_vault.rights import require_rights
+from bridge_vault.session import SharedSession
+
+
+class VaultTransitCA(WatchedSigningCA):
+    """An issuing CA whose key is in Transit. It reports changes of its files.
+
+    Args:
+        options: See `bridge_vault.options.TransitOptions`.
+        context: `chain` names the certificates.
+
+    Raises:
+        ConfigError: An option or a file cannot be used; the message says what was
+            expected.
+    """
+
+    api_version = 2
+
+    def __init__(
+        self, options: Mapping[str, object], context: PluginContext, /
+    ) -> None:
+        parsed = options_of(TransitOptions, options, context)
+        chain = context.base / (context.chain or "")
+        paths = (chain, *files_of(parsed))
+        digest = digest_of(paths)
+        certificates = read_chain(context)
+        key = certificates[0].public_key()
+        if not isinstance(key, CAPublicKey):
+            raise ConfigError(
+                f"{chain}: expected an issuing CA whose key is {CA_KEYS}",
+                rule="issuer.key",
+            )
+        tls = tls_of(parsed, context)
+        super().__init__(
+            Description(
+                certificate=certificates[0],
+                intermediates=certificates[1:],
+                assurance="service",
+                labels={"key": f"{parsed.mount}/{parsed.key} v{parsed.key_version}"},
+            ),
+            _TransitSigner(key, parsed, SharedSession(parsed, context, tls), context),
+            WatchedFiles(paths, digest),
+        )
+
+
+class _TransitSigner:
+    # A `Signer`.
+    def __init__(
+        self,
+        public_key: CAPublicKey,
+        options: TransitOptions,
+        session: SharedSession,
+        context: PluginContext,
+    ) -> None:
+        self._public_key = public_key
+        self._options = options
+        self._session = session
+        self._context = context
+        self._is_closed = False
+
+    def public_key(self) -> CAPublicKey:
+        return self._public_key
+
+    def check(self, *, timeout: float) -> None:
+        deadline = time.monotonic() + timeout
+        options = self._options
+        where = f"{options.mount}/keys/{options.key}"
+        require_rights(
+            self._session,
+            {f"{options.mount}/sign/{options.key}": "update", where: "read"},
+            deadline,
+        )
+        answer = self._session.call(
+            lambda adapter: adapter.get(f"/v1/{where}"), deadline - time.monotonic()
+        )
+        data = answer.get("data")
+        problem = self._problem(data if isinstance(data, dict) else {})
+        if problem:
+            raise BackendBrokenError(
+                "the key in Transit is not the issuing CA's",
+                rule="vault.key",
+                detail=f"{where}: {problem}",
+            )
+
+    def sign(
+        self, tbs: bytes, algorithm: SignatureAlgorithm, *, timeout: float
+    ) -> bytes:
+        if self._is_closed:
+            raise BackendUnavailableError("the issuing CA is closed")
+        options = self._options
+        fields = _fields(self._public_key, algorithm, tbs)
+        answer = self._session.call(
+            lambda adapter: Transit(adapter).sign_data(
+                options.key,
+                key_version=options.key_version,
+                mount_point=options.mount,
+                **fields,
+            ),
+            timeout,
+        )
+        signature = self._signature_of(answer)
+        try:
+            # Another key under the same name and version makes no certificate of ours.
+            require_signature(self._public_key, algorithm, signature, tbs)
+        except InvalidSignature as error:
+            raise BackendBrokenError(
+                "the key in Transit is not the issuing CA's",
+                rule="vault.key",
+                detail=f"{options.mount}/keys/{options.key}: its signature does not "
+                "verify with the issuing CA's certificate",
+            ) from error
+        return signature
+
+    def close(self) -> None:
+        self._is_closed = True
+        self._session.close()
+
+    def _signature_of(self, answer: Mapping[str, Any]) -> bytes:
+        # Source: OpenBao, internal/builtin/logical/transit: `vault:v<N>:<base64>`.
+        version = self._options.key_version
+        data = answer.get("data")
+        text = data.get("signature") if isinstance(data, dict) else None
+        _, _, encoded = str(text).rpartition(":")
+        if text != f"vault:v{version}:{encoded}":
+            raise BackendBrokenError(
+                f"Transit's answer has no signature by version {version} of the key",
+                rule="vault.answer",
+            )
+        try:
+            return base64.b64decode(encoded, validate=True)
+        except binascii.Error as error:
+            raise BackendBrokenError(
+                "Transit's signature is no base64", rule="vault.answer"
+            ) from error
+
+    def _problem(self, key: Mapping[str, Any]) -> str:
+        wanted = self._options.key_version
+        versions = key.get("keys")
+        found = versions.get(str(wanted)) if isinstance(versions, dict) else None
+        if not isinstance(found, dict):
+            latest = key.get("latest_version", "unknown")
+            return f"version {wanted} is not there (the latest is {latest})"
+        if key.get("min_encryption_version", 0) > wanted:
+            least = key["min_encryption_version"]
+            return (
+                f"min_encryption_version {least} keeps version {wanted} from signing: "
+                f"set it to {wanted}, or 0"
+            )
+        if key.get("supports_signing") is not True:
+            return f"a key of type {key.get('type')} does not sign"
+        if _spki(found.get("public_key")) != _spki_of(self._public_key):
+            return f"version {wanted} is another key than that of the certificate"
+        return ""
+
+
+def _fields(
+    key: CAPublicKey, algorithm: SignatureAlgorithm, tbs: bytes
+) -> dict[str, Any]:
+    if algorithm.hash is None:
+        # Ed25519 signs the message itself.
+        return {"hash_input": base64.b64encode(tbs).decode("ascii")}
+    digest = hashlib.new(algorithm.hash.name, tbs).digest()
+    fields = {
+        "hash_input": base64.b64encode(digest).decode("ascii"),
+        "prehashed": True,
+        "hash_algorithm": algorithm.hash.name.replace("sha", "sha2-"),
+    }
+    if isinstance(key, rsa.RSAPublicKey):
+        # Transit's own choice is PSS.
+        fields["signature_algorithm"] = "pkcs1v15"
+    else:
+        fields["marshaling_algorithm"] = "asn1"
+    return fields
+
+
+def _spki_of(key: CAPublicKey) -> bytes:
+    return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+
+
+def _spki(text: object) -> bytes:
+    # In PEM; an Ed25519 key is its 32 bytes in base64.
+    try:
+        if str(text).startswith("-----"):
+            key = load_pem_public_key(str(text).encode("ascii"))
+        else:
+            raw = base64.b64decode(str(text), validate=True)
+            key = ed25519.Ed25519PublicKey.from_public_bytes(raw)
+    except (ValueError, TypeError):
+        return b""
+    return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
