@@ -89,11 +89,8 @@ def _only(name: str) -> EntryPoint:
     found = tuple(entry_points(group=GROUP, name=name))
     if not found:
         known = ", ".join(plugin.name for plugin in installed()) or "none"
-        # An entry point exists with or without the extra. If there is none, no extra
-        # can help.
-        where = "in this version of meshca-bridge" if name in EXTRAS else "here"
         raise PluginError(
-            f"no backend {name!r} is installed {where}; installed: {known} "
+            f"no backend {name!r} is installed here; installed: {known} "
             "(see meshca plugins)"
         )
     if len(found) > 1:

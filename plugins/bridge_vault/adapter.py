@@ -14,7 +14,7 @@ from typing import Any
 
 from hvac.adapters import JSONAdapter
 
-from bridge_vault.connection import Answer, Connections, ExchangeError
+from bridge_vault.connection import Connections, ExchangeError, HTTPAnswer
 
 ATTEMPT_HEADER = "X-Meshca-Attempt"
 """Has the ID of an attempt in the ledger. Vault's audit log has it where `meshca vault
@@ -87,7 +87,7 @@ class Servers:
         headers: Mapping[str, str],
         body: bytes | None,
         deadline: float,
-    ) -> Answer:
+    ) -> HTTPAnswer:
         """Have the first address that can serve a request serve it.
 
         Raises:
@@ -129,7 +129,7 @@ class Servers:
             if self._first == index:
                 self._first = (index + 1) % len(self._all)
 
-    def _note_clock(self, answer: Answer, sent_at: float) -> None:
+    def _note_clock(self, answer: HTTPAnswer, sent_at: float) -> None:
         date = answer.headers.get("Date")
         try:
             told = parsedate_to_datetime(date or "").timestamp()
@@ -218,7 +218,7 @@ class VaultAdapter(JSONAdapter):  # type: ignore[misc]  # hvac has no types
         return _content_of(answer)
 
 
-def _content_of(answer: Answer) -> Any:
+def _content_of(answer: HTTPAnswer) -> Any:
     status = answer.status
     if status == _NO_CONTENT:
         return {}
@@ -250,7 +250,7 @@ def _content_of(answer: Answer) -> Any:
     )
 
 
-def _json(answer: Answer) -> Any:
+def _json(answer: HTTPAnswer) -> Any:
     if answer.headers.get_content_type() != "application/json":
         return None
     try:
@@ -259,7 +259,7 @@ def _json(answer: Answer) -> Any:
         return None
 
 
-def _retry_after(answer: Answer) -> float:
+def _retry_after(answer: HTTPAnswer) -> float:
     # Source: RFC 9110, 10.2.3: seconds, or a date.
     value = answer.headers.get("Retry-After", "").strip()
     if value.isdecimal():

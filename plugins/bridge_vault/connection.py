@@ -47,7 +47,7 @@ class ExchangeError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class HTTPAnswer:
     """An answer of the server, whole."""
 
     status: int
@@ -83,7 +83,7 @@ class Connections:
         body: bytes | None,
         deadline: float,
         connected_by: float,
-    ) -> Answer:
+    ) -> HTTPAnswer:
         """Send a request and read the whole answer.
 
         Args:
@@ -245,7 +245,7 @@ class _Connection:
         headers: Mapping[str, str],
         body: bytes | None,
         deadline: float,
-    ) -> Answer:
+    ) -> HTTPAnswer:
         self.is_reusable = is_sent = False
         try:
             # It writes a request onto the socket, and does no more for us.
@@ -268,7 +268,7 @@ class _Connection:
             raise ExchangeError(text, is_sent=True, is_late=False)
         self.is_reusable = response.isclosed() and not response.will_close
         self._used = time.monotonic()
-        return Answer(response.status, response.headers, content)
+        return HTTPAnswer(response.status, response.headers, content)
 
     def close(self) -> None:
         self._socket.close()

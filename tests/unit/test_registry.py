@@ -136,13 +136,6 @@ def test_a_plugin_that_is_not_there_tells_which_are() -> None:
         load("x")
 
 
-@pytest.mark.parametrize("name", [name for name in EXTRAS if name != "pkcs11"])
-def test_no_extra_is_named_that_would_bring_nothing(name: str) -> None:
-    with pytest.raises(PluginError, match="in this version of meshca-bridge;") as found:
-        load(name)
-    assert "[" not in str(found.value)
-
-
 @pytest.mark.parametrize(("name", "extra"), EXTRAS.items())
 def test_every_extra_is_one_of_the_project(name: str, extra: str) -> None:
     text = (Path(__file__).parents[2] / "pyproject.toml").read_text()
