@@ -6,7 +6,7 @@ They stand in the file of the latch. Each request asks, so a look costs one `sta
 import logging
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 from bridge.errors import LedgerError
@@ -52,7 +52,11 @@ class StoppedCAs:
         return self._reasons.get(certificate_sha256)
 
     def latched(self) -> tuple[Entry, ...]:
-        """Return all that waits for an operator, refused credentials as well."""
+        """Return all that waits for an operator, refused credentials as well.
+
+        A refused credential waits for nobody once another one has passed in its place.
+        It stays latched.
+        """
         self._read()
         known = {**self._known}
         with self._lock:
@@ -133,9 +137,17 @@ class StoppedCAs:
             self._unread = error.detail
         else:
             self._unread = ""
-            latched = (each for each in content.entries.values() if each.is_latched)
-            self._known = {entry.id: entry for entry in latched}
+            entries = content.entries.values()
+            self._known = {entry.id: entry for entry in _waiting(entries)}
             every = [*self._known.values(), *self._unwritten.values()]
             stopped = (entry for entry in every if entry.kind == Kind.ISSUING_CA)
             self._reasons = {entry.scope: entry.reason for entry in stopped}
         self._stamp = stamp
+
+
+def _waiting(entries: Collection[Entry]) -> Iterator[Entry]:
+    # `at` of a proven credential is its last login.
+    passed = {entry.scope: entry.at for entry in entries if entry.state == State.PROVEN}
+    for entry in entries:
+        if entry.is_latched and passed.get(entry.scope, float("-inf")) < entry.at:
+            yield entry

@@ -18,8 +18,10 @@ from bridge.checks.findings import (
     second_certificates,
 )
 from bridge.cli import app, demo_scenario
+from bridge.errors import BackendCredentialError
 from bridge.policy.linkerd_names import LinkerdNames
 from bridge.policy.rules import RoutedCaller
+from bridge.resilience.latch import Latch
 from bridge.resilience.quarantine import StoppedCAs
 from bridge.spiffe import TrustDomain
 from bridge.system.clock import system_clock
@@ -355,6 +357,26 @@ def test_each_front_is_shown_with_what_it_takes(
     assert shown.what == "linkerd"
     assert f"tokens of Kubernetes for {audience}" in shown.detail
     assert ".serviceaccount.identity.linkerd.corp.example" in shown.detail
+
+
+def test_a_refused_credential_fails_the_check_until_another_one_passes(
+    tmp_path: Path,
+) -> None:
+    path = written(tmp_path)
+    latch = Latch(tmp_path / "journal/state/latch.json", issuing_ca="demo")
+    refusal = pytest.raises(BackendCredentialError, match="another PIN")
+    with refusal, latch.attempt("token 1", b"1234"):
+        raise BackendCredentialError("another PIN")
+    with refusal, latch.attempt("token 2", b"1234"):
+        raise BackendCredentialError("another PIN")
+    assert run("-c", path)[0] == 1
+    with latch.attempt("token 1", b"4321"):
+        pass
+    status, out = run("-c", path)
+    assert (status, out.count("the credential is refused")) == (1, 1)
+    with latch.attempt("token 2", b"4321"):
+        pass
+    assert run("-c", path)[0] == 0
 
 
 def test_what_is_latched_fails_the_check(tmp_path: Path) -> None:
