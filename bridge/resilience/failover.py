@@ -30,6 +30,8 @@ from bridge.resilience.retry import (
 )
 
 _THREADS = 24
+_PLACE_SECONDS = 0.1
+"""For a place at an issuing CA that has an equal, which can take the call."""
 
 
 class Guarded(Protocol):
@@ -300,7 +302,7 @@ class _Run(Generic[Target, Result]):
         if guard.breaker.cause is not None:
             reason, refusal = "breaker", guard.breaker.refusal()
         elif not self._front or guard.bulkhead(self._front).enter(
-            self._budget.deadline - RESERVE_SECONDS
+            self._place_by(target)
         ):
             return True
         else:
@@ -315,6 +317,14 @@ class _Run(Generic[Target, Result]):
         if target.name not in self._asked:
             self._told.append(refusal)
         return False
+
+    def _place_by(self, target: Target) -> float:
+        # A call that waits holds a thread: with all of them at a CA that stalls, and
+        # waiting for it, nobody asks its equal.
+        deadline = self._budget.deadline - RESERVE_SECONDS
+        if any(one is not target for one in self._fresh()):
+            return min(deadline, time.monotonic() + _PLACE_SECONDS)
+        return deadline
 
     def _parts(self, target: Target) -> int:
         # An attempt leaves time for the issuing CAs that can follow.

@@ -16,7 +16,16 @@ from pathlib import Path
 
 from bridge.hierarchy.throwaway import KeyAlgorithm
 from tests.bench.load import CLIENT_CORE, BenchError, build
-from tests.soak import kills, latency, memory, overload, report, storm, workers
+from tests.soak import (
+    failover,
+    kills,
+    latency,
+    memory,
+    overload,
+    report,
+    storm,
+    workers,
+)
 from tests.soak.ground import Ground, Sizes, say
 from tests.soak.result import Result
 from tests.support.clients.istio_go import program
@@ -29,6 +38,7 @@ _PARTS: dict[str, Callable[[Ground], Result]] = {
     "memory": memory.run,
     "workers": workers.run,
     "latency": latency.run,
+    "failover": failover.run,
 }
 _PEERS = Path(__file__).resolve().parents[3] / "shared/peers"
 _KEYS: tuple[KeyAlgorithm, ...] = ("p256", "rsa2048")

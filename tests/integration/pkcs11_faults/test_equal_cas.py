@@ -1,8 +1,6 @@
 """Two equal issuing CAs in tokens, the first at fault; and one alone that is down."""
 
 import json
-import os
-import signal
 import statistics
 import time
 from collections.abc import Callable
@@ -11,38 +9,32 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
-from tests.integration.pkcs11_faults.support import CODES, WELL_AGAIN_SECONDS, keep
+from tests.integration.pkcs11_faults.support import (
+    MEASURES,
+    WELL_AGAIN_SECONDS,
+    keep,
+)
 from tests.support.clients.callers import RETRYABLE, Callers, Result
 from tests.support.harness.hsm import Backend, HSMBridge
 from tests.support.harness.workers import await_true
-from tests.support.parts.pkcs11_shim import Fault
 
 _EACH = 3
 _PAUSE_SECONDS = 0.1
 """Of each client, after an answer: far below the highest rate, also in a busy CI."""
 _FAULT_SECONDS = 8.0
-_DOWN_SECONDS = 8.0
-_DEVICE_ERROR = CODES["CKR_DEVICE_ERROR"]
+_DOWN_SECONDS = 60.0 if MEASURES else 8.0
 
 
 def refuse(_: HSMBridge, first: Backend) -> None:
-    first.shim.put("C_Sign", Fault.RETURN_INSTEAD, _DEVICE_ERROR)
+    first.refuse()
 
 
 def stall(_: HSMBridge, first: Backend) -> None:
-    first.shim.put("C_Sign", Fault.HANG)
+    first.stall()
 
 
 def stop(bridge: HSMBridge, first: Backend) -> None:
-    folder = str(first.store.tokens)
-    stopped = [pid for pid in bridge.signers() if has_open(pid, first)]
-    assert stopped, f"no signer has the module of {folder}"
-    for pid in stopped:
-        os.kill(pid, signal.SIGSTOP)
-
-
-def has_open(pid: int, backend: Backend) -> bool:
-    return str(backend.pin_file.parent) in Path(f"/proc/{pid}/maps").read_text()
+    bridge.stop_signers(first)
 
 
 @pytest.mark.xdist_group("pkcs11-equal")
@@ -91,7 +83,7 @@ def test_the_only_ca_is_down_and_callers_hear_of_it_at_once(tmp_path: Path) -> N
         callers.await_served(time.monotonic(), 30)
         rows = len(bridge.rows())
         began = time.monotonic()
-        bridge.only.shim.put("C_Sign", Fault.HANG)
+        bridge.only.stall()
         time.sleep(_DOWN_SECONDS)
         results, codes = callers.results(began), callers.codes(began)
         waited = statistics.median(one.seconds for one in results)

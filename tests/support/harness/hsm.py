@@ -12,10 +12,11 @@ from tests.support.harness import processes
 from tests.support.harness.kills import Intents
 from tests.support.harness.workers import Supervised, await_true
 from tests.support.parts import softhsm
-from tests.support.parts.pkcs11_shim import Shim
+from tests.support.parts.pkcs11_shim import Fault, Shim
 from tests.support.parts.softhsm import SoftHSM, Token
 
 _SIGNER = b"bridge_pkcs11.worker"
+_CKR_DEVICE_ERROR = 0x30
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,14 @@ class Backend:
         store = SoftHSM(folder / "store")
         shim = Shim(folder, store.module, store.variables)
         return cls(name, store, store.new_token(name), shim, folder / "pin")
+
+    def refuse(self) -> None:
+        """Have each signature refused, until `shim.clear`."""
+        self.shim.put("C_Sign", Fault.RETURN_INSTEAD, _CKR_DEVICE_ERROR)
+
+    def stall(self) -> None:
+        """Have each signature hang, until `shim.clear`."""
+        self.shim.put("C_Sign", Fault.HANG)
 
 
 class HSMBridge(Supervised):
@@ -82,6 +91,22 @@ class HSMBridge(Supervised):
             for pid in processes.descendants(self.pid)
             if _SIGNER in processes.command(pid)
         ]
+
+    def stop_signers(self, backend: Backend) -> None:
+        """Stop the signer processes of one backend (SIGSTOP).
+
+        Raises:
+            AssertionError: There is none.
+        """
+        module = str(backend.pin_file.parent)
+        stopped = [
+            pid
+            for pid in self.signers()
+            if module in Path(f"/proc/{pid}/maps").read_text()
+        ]
+        assert stopped, f"no signer has the module of {module}"
+        for pid in stopped:
+            os.kill(pid, signal.SIGSTOP)
 
     def kill_signers(self, number: int = signal.SIGKILL) -> list[int]:
         """Send a signal to all signer processes; return them."""

@@ -280,6 +280,28 @@ def test_a_stalled_ca_holds_three_quarters_of_a_fronts_threads(place: Place) -> 
     assert place.call(A, front="linkerd") == "1", "the other front has its own threads"
 
 
+@pytest.mark.parametrize(
+    ("targets", "waits"), [((A, B), 0.1), ((A,), 10 - RESERVE_SECONDS)]
+)
+def test_nobody_waits_long_for_a_place_where_an_equal_ca_can_serve(
+    place: Place, monkeypatch: pytest.MonkeyPatch, targets: tuple[CA, ...], waits: float
+) -> None:
+    place.answers = {"a": ["1"], "b": ["2"]}
+    waited: list[float] = []
+
+    def enter(until: float) -> bool:
+        waited.append(until - place.now)
+        return False
+
+    monkeypatch.setattr(place.guards.of(A).bulkhead("istio"), "enter", enter)
+    if B in targets:
+        assert place.call(*targets, front="istio") == "2"
+    else:
+        with pytest.raises(OverloadedError, match="as many calls as it can take"):
+            place.call(*targets, front="istio")
+    assert waited == [pytest.approx(waits)]
+
+
 def test_a_place_is_given_back_after_an_error(place: Place) -> None:
     place.answers = {"a": [BackendBrokenError("x")]}
     for _ in range(10):
