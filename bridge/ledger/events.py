@@ -285,6 +285,48 @@ class Cleared:
     """The reason that the operator gave."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settled:
+    """What became of an attempt that ended `unknown`, by the backend's own log.
+
+    `meshca ledger reconcile` writes it, at most once for an attempt.
+    """
+
+    kind: ClassVar[str] = "settled"
+
+    attempt: str
+    """As in the rows `intent` and `unknown`, and so are the fields that follow."""
+    request: str
+    purpose: str
+    front: str
+    cluster: str
+    caller: str
+    issuing_ca: str
+    result: str
+    """`issued`: the backend answered with a certificate or a signature. `not-issued`:
+    the backend refused the call."""
+    serial: str
+    """Empty where nothing was issued, or where the log hides it."""
+    certificate_sha256: str
+    """SHA-256 of the certificate in DER; empty where the log does not show it."""
+    not_before: int
+    """When the validity of the certificate begins; 0 if that is not known."""
+    not_after: int
+    """When the validity of the certificate ends; 0 if that is not known."""
+    certificate: str
+    """The certificate, as base64 of its DER; empty where the log does not show it."""
+    log_file: str
+    """The file of the log that has the answer."""
+    log_request: str
+    """The ID of the request in that log."""
+    log_at: int
+    """When the backend logged the answer."""
+    by: str
+    """The name of the operator in the operating system."""
+    detail: str
+    """For operators; at most 500 characters."""
+
+
 Event = (
     Intent
     | Ending
@@ -297,6 +339,7 @@ Event = (
     | Latched
     | Stopped
     | Cleared
+    | Settled
 )
 
 EARLIER_KINDS = ("attested", "restored")

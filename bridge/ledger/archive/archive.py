@@ -13,11 +13,13 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from bridge.errors import LedgerError
 from bridge.ledger.archive.database import Database, failed
-from bridge.ledger.archive.queries import Query, attempts_of, select
+from bridge.ledger.archive.queries import Query, attempts_of, select, select_attempts
 from bridge.ledger.archive.schema import LATCH_ROWS, entries, positions
 from bridge.ledger.chain import GENESIS, Head
 
 _READ_ROWS = 1_000
+_READ_ATTEMPTS = 500
+"""A statement has at most some thousand parameters."""
 
 
 class Position(NamedTuple):
@@ -134,6 +136,23 @@ class Archive:
                     attempts = connection.execute(attempts_of(query)).scalars().all()
                 for row in connection.execute(select(query, attempts)):
                     yield row._asdict()
+        except SQLAlchemyError as error:
+            raise failed(error) from error
+
+    def of_attempts(
+        self, attempts: Sequence[str], kind: str = ""
+    ) -> Iterator[Mapping[str, Any]]:
+        """Yield the entries of `attempts`, oldest first; all, or those of one kind.
+
+        Raises:
+            LedgerError: The database does not answer.
+        """
+        try:
+            with self._engine.connect() as connection:
+                for first in range(0, len(attempts), _READ_ATTEMPTS):
+                    some = attempts[first : first + _READ_ATTEMPTS]
+                    for row in connection.execute(select_attempts(some, kind)):
+                        yield row._asdict()
         except SQLAlchemyError as error:
             raise failed(error) from error
 

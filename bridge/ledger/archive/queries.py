@@ -7,6 +7,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from bridge.ledger.archive.schema import PREFIX_CHARACTERS, entries, prefix
+from bridge.ledger.events import Settled
 
 _ATTEMPTS = 1_000
 """Of one serial number, certificate or key there are a few."""
@@ -21,6 +22,8 @@ class Query:
     certificate: str = ""
     key: str = ""
     kind: str = ""
+    unsettled: bool = False
+    """Only rows of attempts that have no row `settled`."""
     since: int | None = None
     until: int | None = None
     limit: int | None = None
@@ -58,6 +61,8 @@ def select(query: Query, attempts: Sequence[str] = ()) -> sa.Select[Any]:
         chosen = chosen.where(condition)
     if query.kind:
         chosen = chosen.where(column.kind == query.kind)
+    if query.unsettled:
+        chosen = chosen.where(~_is_settled())
     if query.since is not None:
         chosen = chosen.where(column.at >= query.since)
     if query.until is not None:
@@ -68,6 +73,32 @@ def select(query: Query, attempts: Sequence[str] = ()) -> sa.Select[Any]:
     picked = newest.limit(query.limit).subquery()
     order = (picked.c.at, picked.c.writer, picked.c.seq)
     return sa.select(picked).order_by(*order)
+
+
+def select_attempts(attempts: Sequence[str], kind: str = "") -> sa.Select[Any]:
+    """Select the entries of `attempts`, oldest first; all, or those of one kind."""
+    column = entries.c
+    chosen = sa.select(entries).where(_is_any(column.attempt, set(attempts)))
+    if kind:
+        chosen = chosen.where(column.kind == kind)
+    return chosen.order_by(column.at, column.writer, column.seq)
+
+
+def _is_settled() -> sa.ColumnElement[bool]:
+    # In the words of the index, which `prefix` explains.
+    other = entries.alias("other")
+    return (
+        sa.select(sa.literal_column("1"))
+        .select_from(other)
+        .where(
+            prefix(other.c.attempt) == prefix(entries.c.attempt),
+            other.c.attempt == entries.c.attempt,
+            other.c.attempt != sa.text("''"),
+            other.c.kind == Settled.kind,
+        )
+        .correlate(entries)
+        .exists()
+    )
 
 
 def _is_any(column: sa.ColumnElement[str], values: set[str]) -> sa.ColumnElement[bool]:
