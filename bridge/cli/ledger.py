@@ -5,16 +5,16 @@
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, get_args
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 from rich.console import Console
 
 from bridge import config
-from bridge.cli import latch
+from bridge.cli import latch, reconcile
 from bridge.cli.console import OUTPUT_HELP, OutputOption, operator
 from bridge.cli.ledger_output import (
     ExportOutput,
@@ -217,6 +217,13 @@ def search(  # noqa: PLR0913 - options of a command
     ] = "",
     key: Annotated[str, typer.Option(help="SHA-256 of the public key's DER.")] = "",
     kind: Annotated[str, typer.Option(help=", ".join(_KINDS))] = "",
+    unsettled: Annotated[
+        bool,
+        typer.Option(
+            "--unsettled",
+            help="Attempts that ended `unknown` and are not settled by `reconcile`.",
+        ),
+    ] = False,
     since: Since = "",
     until: Annotated[str, typer.Option(metavar="TIME", help="Before this time.")] = "",
     limit: Annotated[
@@ -230,22 +237,26 @@ def search(  # noqa: PLR0913 - options of a command
 
     An entry that matches is shown with the other entries of the same attempt. The
     server may be running; its newest entries arrive within a second. In a pipe, the
-    columns are time, kind, caller, issuing CA, serial number, not after and rule, with
-    tabs between them. Exits with 1 when nothing matches.
+    columns are time, kind, caller, issuing CA, serial number, not after, rule and, for
+    an attempt that ended `unknown`, what it was settled as, with tabs between them.
+    Exits with 1 when nothing matches.
     """
+    if unsettled and kind not in {"", Outcome.UNKNOWN}:
+        raise typer.BadParameter("--unsettled: expected no other --kind than unknown")
     wanted = {
         "serial": _parsed_serial(serial),
         "caller": caller,
         "certificate": _parsed_digest(certificate, "--certificate"),
         "key": _parsed_digest(key, "--key"),
-        "kind": _parsed_kind(kind),
+        "kind": Outcome.UNKNOWN.value if unsettled else _parsed_kind(kind),
+        "unsettled": unsettled,
         "since": _parsed_moment(since, "--since"),
         "until": _parsed_moment(until, "--until"),
         "limit": limit,
     }
     archive, query = _open(config_file)
     try:
-        found = [dict(row) for row in archive.search(query(**wanted))]
+        found = _with_results(archive, archive.search(query(**wanted)))
     finally:
         archive.close()
     if output is SearchOutput.JSON:
@@ -256,6 +267,21 @@ def search(  # noqa: PLR0913 - options of a command
         if output is SearchOutput.TEXT:
             _complain("nothing found")
         raise typer.Exit(1)
+
+
+def _with_results(
+    archive: "Archive", rows: Iterable[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    # Each entry, and in `settled` what became of an attempt that ended `unknown`.
+    found = [dict(row) for row in rows]
+    unknown = [row for row in found if row["kind"] == Outcome.UNKNOWN]
+    results = {
+        row["attempt"]: json.loads(row["body"])["result"]
+        for row in archive.of_attempts([row["attempt"] for row in unknown], "settled")
+    }
+    for row in unknown:
+        row["settled"] = results.get(row["attempt"], "")
+    return found
 
 
 @app.command("export")
@@ -284,6 +310,9 @@ def export(
                 typer.echo(row["body"])
     finally:
         archive.close()
+
+
+app.command("reconcile")(reconcile.reconcile)
 
 
 def _open(config_file: Path) -> "tuple[Archive, Callable[..., Query]]":

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from bridge.ledger.events import COLUMNS
+from bridge.ledger.events import COLUMNS, Settled
 from bridge.ledger.verify import Comparison, Report
 
 
@@ -32,13 +32,19 @@ class ExportOutput(StrEnum):
     CSV = "csv"
 
 
-_COLUMNS = ("time", "kind", "caller", "issuing CA", "serial", "not after", "rule")
+_COLUMNS = (
+    *("time", "kind", "caller", "issuing CA", "serial", "not after", "rule"),
+    "settled",
+)
 _CSV_COLUMNS = tuple(name for name in COLUMNS if name != "body")
 
 
 def public(row: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return an entry for JSON output."""
-    return {"writer": row["writer"], "hash": row["hash"], **json.loads(row["body"])}
+    values = json.loads(row["body"])
+    if "settled" in row:
+        values["settled"] = row["settled"]
+    return {"writer": row["writer"], "hash": row["hash"], **values}
 
 
 def verified(report: Report, compared: Comparison | None) -> Mapping[str, Any]:
@@ -72,6 +78,9 @@ def show(found: list[dict[str, Any]]) -> None:
 def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
     at = datetime.fromtimestamp(row["at"] / 1e6, UTC)
     end = row["not_after"]
+    settled = row.get("settled", "")
+    if row["kind"] == Settled.kind:
+        settled = json.loads(row["body"])["result"]
     return tuple(
         # A value comes from a peer: it must not control the terminal.
         "".join(
@@ -84,8 +93,9 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
             row["caller"],
             row["issuing_ca"],
             row["serial"],
-            "" if end is None else f"{datetime.fromtimestamp(end, UTC):%FT%TZ}",
+            "" if not end else f"{datetime.fromtimestamp(end, UTC):%FT%TZ}",
             row["rule"],
+            settled,
         )
     )
 
