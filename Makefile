@@ -78,8 +78,8 @@ lock: ## Write the locked requirements anew (needs uv on PATH)
 	  --custom-compile-command "make lock" pyproject.toml -o $(LOCKS)/runtime.txt
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate \
 	  --custom-compile-command "make lock" --all-extras --group dev -c $(LOCKS)/runtime.txt pyproject.toml -o $(LOCKS)/development.txt
-	sed -n 's/^pkcs11 = \["\(.*\)"\]/\1/p' pyproject.toml | uv pip compile -q --universal --python-version 3.11 --generate-hashes \
-	  --no-emit-index-url --no-annotate --custom-compile-command "make lock" -c $(LOCKS)/runtime.txt - -o $(LOCKS)/pkcs11.txt
+	for extra in pkcs11 vault; do sed -n "s/^$$extra = \[\"\(.*\)\"\]/\1/p" pyproject.toml | uv pip compile -q --universal --python-version 3.11 \
+	  --generate-hashes --no-emit-index-url --no-annotate --custom-compile-command "make lock" -c $(LOCKS)/development.txt - -o $(LOCKS)/$$extra.txt; done
 	echo -e "hatchling\neditables" | uv pip compile -q --universal --python-version 3.11 --generate-hashes \
 	  --no-emit-index-url --no-annotate --custom-compile-command "make lock" - -o $(LOCKS)/build.txt
 

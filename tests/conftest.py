@@ -1,7 +1,40 @@
-"""What holds for every test."""
+"""What holds for every test, and the servers that tests share."""
 
+from collections.abc import Iterator
+
+import pytest
 from hypothesis import settings
+
+from tests.support.parts.vault import OPENBAO, Product, Server
 
 # A busy machine takes its time: no test is about that.
 settings.register_profile("any machine", settings(), deadline=None)
 settings.load_profile("any machine")
+
+
+@pytest.fixture(scope="session", params=[OPENBAO], ids=str)
+def vault_product(request: pytest.FixtureRequest) -> Product:
+    """Each product in turn, for tests that start servers of their own."""
+    product: Product = request.param
+    return product
+
+
+@pytest.fixture(scope="session")
+def vault_server(
+    vault_product: Product, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    """A server of each product in turn, for tests that do not harm it.
+
+    Each test makes its own mounts, policies and tokens in it.
+    """
+    folder = tmp_path_factory.mktemp("vault") / "server"
+    with Server(folder, vault_product, storage="inmem") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def openbao(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """An OpenBao, for tests that do not harm it and need no other product."""
+    folder = tmp_path_factory.mktemp("openbao") / "server"
+    with Server(folder, OPENBAO, storage="inmem") as server:
+        yield server

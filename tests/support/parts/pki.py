@@ -104,11 +104,12 @@ class Authority:
         key: Key | None = None,
         not_before: datetime = NOW,
         not_after: datetime | None = None,
+        subject: x509.Name | None = None,
     ) -> x509.Certificate:
-        """Issue a leaf of the mesh's profile."""
+        """Issue a leaf of the mesh's profile, whose subject is empty by default."""
         builder = (
             x509.CertificateBuilder()
-            .subject_name(x509.Name([]))
+            .subject_name(subject or x509.Name([]))
             .issuer_name(self.certificate.subject)
             .public_key((key or new_key()).public_key())
             .serial_number(next(_serials))
