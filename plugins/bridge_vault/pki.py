@@ -111,8 +111,9 @@ class VaultPKICA:
 
     def check(self, *, timeout: float) -> None:
         """See `IssuingCA.check`: rights, role, issuer and URLs are looked at."""
-        if timeout <= 0:
-            raise BackendUnavailableError("no time is left to ask Vault")
+        if timeout <= 0 or self._is_closed:
+            why = "the issuing CA is closed" if self._is_closed else "no time is left"
+            raise BackendUnavailableError(why)
         self._verified(time.monotonic() + timeout, is_fresh=True)
 
     def watch(self, changed: Callable[[], None]) -> None:

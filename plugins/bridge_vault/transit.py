@@ -98,6 +98,8 @@ class _TransitSigner:
         return self._public_key
 
     def check(self, *, timeout: float) -> None:
+        if self._is_closed:
+            raise BackendUnavailableError("the issuing CA is closed")
         deadline = time.monotonic() + timeout
         options = self._options
         where = f"{options.mount}/keys/{options.key}"

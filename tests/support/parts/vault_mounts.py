@@ -47,7 +47,7 @@ _PKI_KEYS: Mapping[str, Mapping[str, object]] = {
     "rsa2048": {"key_type": "rsa", "key_bits": 2048},
     "ed25519": {"key_type": "ed25519"},
 }
-_TRANSIT_KEYS = {
+TRANSIT_KEYS = {
     "p256": "ecdsa-p256",
     "p384": "ecdsa-p384",
     "rsa2048": "rsa-2048",
@@ -218,7 +218,7 @@ class Transit:
         """
         mount = f"transit-{next(_numbers)}"
         server.api.post(f"sys/mounts/{mount}", type="transit")
-        server.api.post(f"{mount}/keys/issuing", type=_TRANSIT_KEYS[kind])
+        server.api.post(f"{mount}/keys/issuing", type=TRANSIT_KEYS[kind])
         key = _public_key(server, f"{mount}/keys/issuing", 1)
         return cls(server, mount, chain, write_chain(key, hierarchy, chain))
 
