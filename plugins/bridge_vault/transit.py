@@ -135,6 +135,7 @@ class _TransitSigner:
                 **fields,
             ),
             timeout,
+            signs=True,
         )
         signature = self._signature_of(answer)
         try:
@@ -146,6 +147,7 @@ class _TransitSigner:
                 rule="vault.key",
                 detail=f"{options.mount}/keys/{options.key}: its signature does not "
                 "verify with the issuing CA's certificate",
+                certificate_may_exist=True,
             ) from error
         return signature
 
@@ -163,12 +165,15 @@ class _TransitSigner:
             raise BackendBrokenError(
                 f"Transit's answer has no signature by version {version} of the key",
                 rule="vault.answer",
+                certificate_may_exist=True,
             )
         try:
             return base64.b64decode(encoded, validate=True)
         except binascii.Error as error:
             raise BackendBrokenError(
-                "Transit's signature is no base64", rule="vault.answer"
+                "Transit's signature is no base64",
+                rule="vault.answer",
+                certificate_may_exist=True,
             ) from error
 
     def _problem(self, key: Mapping[str, Any]) -> str:
