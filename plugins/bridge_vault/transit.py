@@ -5,6 +5,7 @@ import binascii
 import hashlib
 import time
 from collections.abc import Mapping
+from contextvars import ContextVar
 from typing import Any
 
 from cryptography.exceptions import InvalidSignature
@@ -31,7 +32,9 @@ from bridge.spi import (
     BackendUnavailableError,
     ConfigError,
     Description,
+    IssuedChain,
     PluginContext,
+    Prepared,
 )
 from bridge_vault.options import TransitOptions, files_of, options_of, tls_of
 from bridge_vault.rights import require_rights
@@ -77,6 +80,18 @@ class VaultTransitCA(WatchedSigningCA):
             _TransitSigner(key, parsed, SharedSession(parsed, context, tls), context),
             WatchedFiles(paths, digest),
         )
+
+    def issue(self, prepared: Prepared, *, timeout: float) -> IssuedChain:
+        """See `IssuingCA.issue`; Vault's audit log has the attempt's ID."""
+        before = _attempt.set(prepared.request.attempt)
+        try:
+            return super().issue(prepared, timeout=timeout)
+        finally:
+            _attempt.reset(before)
+
+
+_attempt = ContextVar("_attempt", default="")
+"""The attempt of the signature that this thread asks for: a `Signer` is not told."""
 
 
 class _TransitSigner:
@@ -136,6 +151,7 @@ class _TransitSigner:
             ),
             timeout,
             signs=True,
+            attempt=_attempt.get(),
         )
         signature = self._signature_of(answer)
         try:
