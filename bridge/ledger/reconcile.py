@@ -188,13 +188,9 @@ def catch_up(config: LedgerConfig, seconds: float = _CATCH_UP_SECONDS) -> None:
     )
     wanted, until = _durable(config.journal), time.monotonic() + seconds
     try:
-        while behind := _behind(config, feeder, wanted):
+        while (problem := _lag(config, feeder, wanted)) is not None:
             if time.monotonic() >= until:
-                raise LedgerError(
-                    f"the archive does not have all rows of {', '.join(behind)}: see "
-                    "/readyz of the bridge, or `meshca ledger verify --archive`",
-                    rule="ledger.lag",
-                )
+                raise problem
             time.sleep(_POLL_SECONDS)
     finally:
         feeder.close()
@@ -211,21 +207,29 @@ def _durable(journal: Path) -> dict[str, int]:
     return found
 
 
-def _behind(
+def _lag(
     config: LedgerConfig, feeder: ArchiveFeeder, wanted: Mapping[str, int]
-) -> list[str]:
+) -> LedgerError | None:
+    # Why the archive does not have everything, or None.
     while feeder.run_pass(at_once=True):
         pass
-    if feeder.trouble:
-        raise LedgerError(
-            "the archive cannot be fed", rule="ledger.lag", detail=feeder.trouble
-        )
-    with closing(Archive.open(config.archive, make=False)) as archive:
-        return [
-            writer
-            for writer, seq in wanted.items()
-            if archive.position(writer).head.seq < seq
-        ]
+    try:
+        with closing(Archive.open(config.archive, make=False)) as archive:
+            behind = [
+                writer
+                for writer, seq in wanted.items()
+                if archive.position(writer).head.seq < seq
+            ]
+    except LedgerError as error:
+        return error  # a server that has just started may be making it
+    if not behind:
+        return None
+    return LedgerError(
+        f"the archive does not have all rows of {', '.join(behind)}: see /readyz of "
+        "the bridge, or `meshca ledger verify --archive`",
+        rule="ledger.lag",
+        detail=feeder.trouble,
+    )
 
 
 def _require_owner(journal: Path) -> None:

@@ -553,8 +553,6 @@ def test_many_calls_are_judged_in_batches(world: World) -> None:
 
 def test_a_server_that_runs_feeds_the_archive(world: World) -> None:
     world.write(issued(LEAF, ATTEMPT))
-    world.record(intent(2))
-    feed(world.config.journal, world.config.archive)
     with FeederThread(world.config):
         ledger = open_ledger(world.folder)
         ledger.intend(intent())
@@ -577,6 +575,13 @@ def test_an_archive_that_stays_behind_is_an_error(world: World) -> None:
     os.close(fd)
     assert caught.value.rule == "ledger.lag"
     catch_up(world.config, 0.1)
+
+
+def test_an_archive_that_cannot_be_opened_is_an_error(world: World) -> None:
+    world.record(intent(), ended())
+    (world.folder / "archive.db").write_text("no database")
+    with pytest.raises(LedgerError, match="the archive of the ledger does not answer"):
+        catch_up(world.config, 0.1)
 
 
 def test_only_one_run_writes_at_a_time(world: World) -> None:
