@@ -4,7 +4,7 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -18,9 +18,10 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from bridge.config import LedgerConfig
 from bridge.errors import LedgerError
-from bridge.ledger.events import Settled
+from bridge.ledger.events import SHARED_FIELDS, Settled
 from bridge.ledger.ledger import Ledger
 from bridge.ledger.reconcile import Reconciliation, catch_up, reconcile
+from bridge.ledger.vault_audit import AuditLogs, LoggedCall
 from bridge.ledger.verify import verify
 from tests.support.harness.archive import FeederThread, compared, feed
 from tests.support.harness.audit_log import (
@@ -600,18 +601,44 @@ def test_a_run_that_waited_for_another_one_settles_nothing_again(
     world.record(intent(), ended())
     world.write(issued(LEAF, ATTEMPT))
     opened: list[Callable[..., Ledger]] = [Ledger.open]
+    values: dict[str, Any] = {
+        **{name: getattr(intent(), name) for name in SHARED_FIELDS},
+        **dict.fromkeys(("log_file", "log_request", "by", "detail"), ""),
+        **dict.fromkeys(("certificate_sha256", "certificate"), ""),
+        **dict.fromkeys(("log_at", "not_before", "not_after"), 0),
+    }
+    settled = Settled(**values | {"result": "issued", "serial": "abc"})
 
     def open_late(*args: Any, **kwargs: Any) -> Ledger:
-        # The other run has ended before this one gets the lock.
+        # The other run has ended before this one gets the lock, and was killed before
+        # it had fed the archive.
         real = opened.pop()
         monkeypatch.setattr(Ledger, "open", real)
-        assert len(world.run().settled) == 1
+        other = open_ledger(world.folder, "reconcile")
+        other.record(settled)
+        other.close()
         return real(*args, **kwargs)
 
     monkeypatch.setattr(Ledger, "open", open_late)
     report = world.run()
     assert (report.settled, report.settled_before) == ([], 1)
     assert len(world.rows()) == 1
+
+
+def test_an_attempt_that_a_server_begins_meanwhile_is_known(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.record(intent(2), ended(2))
+    world.write(issued(LEAF, ATTEMPT))
+    read = AuditLogs.read
+
+    def read_later(logs: AuditLogs, path: Path) -> Iterator[LoggedCall]:
+        world.record(intent(), ended())
+        return read(logs, path)
+
+    monkeypatch.setattr(AuditLogs, "read", read_later)
+    report = world.run()
+    assert (len(report.settled), report.problems) == (1, [])
 
 
 def test_another_user_is_refused(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -140,6 +140,7 @@ DAMAGED = [
     (f"{DATA}.serial_number", ":", "a serial number in hex"),
     (f"{DATA}.serial_number", "01" * 33, "a serial number in hex"),
     (f"{DATA}.certificate", "no certificate", "PEM or base64"),
+    (f"{DATA}.certificate", "AAAA!AAAA", "PEM or base64"),
     (f"{DATA}.certificate", "\N{EURO SIGN}", "PEM or base64"),
 ]
 
@@ -222,6 +223,8 @@ def test_a_line_of_another_call_is_left_out(
         (DATA, "hmac-sha256:00", Step.UNCLEAR),
         ("response", None, Step.UNCLEAR),
         ("response", {"wrap_info": {"ttl": 60}}, Step.UNCLEAR),
+        ("response", {"wrap_info": {}, "data": {"error": "x"}}, Step.REFUSED),
+        ("response", {"wrap_info": {"ttl": 1}, "data": {"error": "x"}}, Step.UNCLEAR),
         (DATA, {"error": "hmac-sha256:00"}, Step.REFUSED),
         (DATA, {"error": "no such role"}, Step.REFUSED),
         (DATA, {"batch_results": [{"error": "hmac-sha256:00"}]}, Step.UNCLEAR),
