@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from contextvars import ContextVar
 from typing import Any
 
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
@@ -37,7 +37,7 @@ from bridge.spi import (
     Prepared,
 )
 from bridge_vault.options import TransitOptions, files_of, options_of, tls_of
-from bridge_vault.rights import require_rights
+from bridge_vault.rights import Rights
 from bridge_vault.session import SharedSession
 
 
@@ -90,6 +90,7 @@ class VaultTransitCA(WatchedSigningCA):
             _attempt.reset(before)
 
 
+_UNWISE = ("exportable", "allow_plaintext_backup", "deletion_allowed")
 _attempt = ContextVar("_attempt", default="")
 """The attempt of the signature that this thread asks for: a `Signer` is not told."""
 
@@ -107,6 +108,8 @@ class _TransitSigner:
         self._options = options
         self._session = session
         self._context = context
+        self._rights = Rights(session, context, _needless(options))
+        self._warned: set[str] = set()
         self._is_closed = False
 
     def public_key(self) -> CAPublicKey:
@@ -118,22 +121,27 @@ class _TransitSigner:
         deadline = time.monotonic() + timeout
         options = self._options
         where = f"{options.mount}/keys/{options.key}"
-        require_rights(
-            self._session,
-            {f"{options.mount}/sign/{options.key}": "update", where: "read"},
-            deadline,
+        self._rights.require(
+            {f"{options.mount}/sign/{options.key}": "update", where: "read"}, deadline
         )
         answer = self._session.call(
             lambda adapter: adapter.get(f"/v1/{where}"), deadline - time.monotonic()
         )
         data = answer.get("data")
-        problem = self._problem(data if isinstance(data, dict) else {})
-        if problem:
+        key = data if isinstance(data, dict) else {}
+        if problem := self._problem(key):
             raise BackendBrokenError(
                 "the key in Transit is not the issuing CA's",
                 rule="vault.key",
                 detail=f"{where}: {problem}",
             )
+        for name in _UNWISE:
+            if key.get(name) and name not in self._warned:
+                self._warned.add(name)
+                self._context.warn(
+                    f"issuing_cas.{self._context.name}: {where} has {name}: the key of "
+                    "an issuing CA should neither leave Vault nor be deleted"
+                )
 
     def sign(
         self, tbs: bytes, algorithm: SignatureAlgorithm, *, timeout: float
@@ -199,17 +207,29 @@ class _TransitSigner:
         if not isinstance(found, dict):
             latest = key.get("latest_version", "unknown")
             return f"version {wanted} is not there (the latest is {latest})"
-        if key.get("min_encryption_version", 0) > wanted:
-            least = key["min_encryption_version"]
+        least = key.get("min_encryption_version")
+        if isinstance(least, int) and least > wanted:
             return (
                 f"min_encryption_version {least} keeps version {wanted} from signing: "
                 f"set it to {wanted}, or 0"
             )
         if key.get("supports_signing") is not True:
             return f"a key of type {key.get('type')} does not sign"
+        if key.get("derived"):
+            return "a derived key signs with a key of its own for each context"
         if _spki(found.get("public_key")) != _spki_of(self._public_key):
             return f"version {wanted} is another key than that of the certificate"
         return ""
+
+
+def _needless(options: TransitOptions) -> tuple[str, ...]:
+    mount, key = options.mount, options.key
+    return (
+        f"{mount}/keys/{key}/config",
+        f"{mount}/keys/{key}/rotate",
+        f"{mount}/export/signing-key/{key}",
+        f"{mount}/backup/{key}",
+    )
 
 
 def _fields(
@@ -244,6 +264,6 @@ def _spki(text: object) -> bytes:
         else:
             raw = base64.b64decode(str(text), validate=True)
             key = ed25519.Ed25519PublicKey.from_public_bytes(raw)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, UnsupportedAlgorithm):
         return b""
     return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
