@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
-from tests.integration.pkcs11_faults.support import WELL_AGAIN_SECONDS, ground, keep
+from tests.integration.pkcs11_faults.support import ground
 from tests.support.clients.callers import RETRYABLE, Callers
+from tests.support.harness.faults import WELL_AGAIN_SECONDS, keep
 from tests.support.harness.hsm import HSMBridge
 from tests.support.harness.workers import await_true
 from tests.support.parts import softhsm

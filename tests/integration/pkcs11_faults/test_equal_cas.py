@@ -9,12 +9,8 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
-from tests.integration.pkcs11_faults.support import (
-    MEASURES,
-    WELL_AGAIN_SECONDS,
-    keep,
-)
 from tests.support.clients.callers import RETRYABLE, Callers, Result
+from tests.support.harness.faults import MEASURES, WELL_AGAIN_SECONDS, keep
 from tests.support.harness.hsm import Backend, HSMBridge
 from tests.support.harness.workers import await_true
 

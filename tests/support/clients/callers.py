@@ -9,7 +9,6 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from hashlib import sha256
 from typing import Any, Self
 
 import grpc
@@ -126,15 +125,9 @@ class Callers:
             raise TimeoutError(f"served by {sorted(came)} after {timeout} s: {seen}")
         return max(came.values()) - since
 
-    def digests(self) -> set[str]:
-        """Return the SHA-256 of the TBSCertificate of each certificate."""
-        leaves = [one.leaf for one in self._results.copy() if one.leaf]
-        return {
-            sha256(
-                x509.load_der_x509_certificate(leaf).tbs_certificate_bytes
-            ).hexdigest()
-            for leaf in leaves
-        }
+    def leaves(self) -> list[bytes]:
+        """Return the certificates that the clients hold, in DER."""
+        return [one.leaf for one in self._results.copy() if one.leaf]
 
     def _run(self, front: "Callable[[Bridge], _Client]") -> None:
         try:

@@ -9,8 +9,8 @@ from typing import Any
 
 from tests.support.clients.callers import Callers
 from tests.support.harness import processes
-from tests.support.harness.kills import Intents
-from tests.support.harness.workers import Supervised, await_true
+from tests.support.harness.recorded import require_all_on_record
+from tests.support.harness.workers import Supervised
 from tests.support.parts import softhsm
 from tests.support.parts.pkcs11_shim import Fault, Shim
 from tests.support.parts.softhsm import SoftHSM, Token
@@ -116,24 +116,8 @@ class HSMBridge(Supervised):
         return found
 
     def require_all_on_record(self, callers: Callers) -> None:
-        """Hold the ledger against itself, and each certificate against the ledger.
-
-        Raises:
-            AssertionError: They do not agree.
-        """
-        intents = Intents(self.folder / "journal")
-        intents.read()
-        if missing := callers.digests() - intents.digests:
-            raise AssertionError(f"{len(missing)} certificates have no intent")
-        if intents.repeated:
-            raise AssertionError(f"serial numbers given out twice: {intents.repeated}")
-        await_true(self._is_verified)
-        self.require_sound_ledger()
-
-    def _is_verified(self) -> bool:
-        # An outcome may follow the answer; `require_sound_ledger` says what is wrong.
-        checked = self.run("ledger", "verify")
-        return not checked.returncode and " 0 attempts without" in checked.stdout
+        """See `recorded.require_all_on_record`."""
+        require_all_on_record(self, callers)
 
     def _section(
         self, backend: Backend, kind: str, options: Mapping[str, Any]

@@ -1,0 +1,89 @@
+"""A bridge with its keys in OpenBao, and the clients that ask it while that fails."""
+
+import time
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.support.clients.callers import RETRYABLE, Callers
+from tests.support.harness.faults import PATIENCE_SECONDS, Faults, keep
+from tests.support.harness.vault import VaultBridge
+from tests.support.harness.workers import await_true
+from tests.support.parts.vault import Server
+
+ENOUGH = 5
+"""Calls that fail in a row: so many open the breaker."""
+_UNMOVED = 40
+"""Calls that show that nothing has moved."""
+REFUSED = RETRYABLE | {"FAILED_PRECONDITION"}
+"""What clients see while a person is needed, who then acts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """A bridge that all rows of a module share, and the clients that ask it."""
+
+    bridge: VaultBridge
+    callers: Callers
+
+    @property
+    def server(self) -> Server:
+        """Behind the bridge."""
+        return self.bridge.server
+
+    @property
+    def faults(self) -> Faults:
+        """The rows."""
+        return Faults(self.callers)
+
+    def survive(
+        self,
+        name: str,
+        begin: Callable[[], object],
+        end: Callable[[], object],
+        *,
+        allowed: Collection[str] = RETRYABLE,
+        front: str = "",
+        failures: int = ENOUGH,
+    ) -> float:
+        """See `Faults.survive`. The fault lasts until `failures` calls failed."""
+        since = time.monotonic()
+        return self.faults.survive(
+            name,
+            begin,
+            until=lambda: self.faults.failures(since, front) >= failures,
+            end=end,
+            allowed=allowed,
+        )
+
+    def is_unmoved(self, name: str, change: Callable[[], object]) -> None:
+        """Require that a change of Vault moves nothing: calls get certificates.
+
+        Raises:
+            AssertionError: A call failed.
+        """
+        began = time.monotonic()
+        change()
+        changed = time.monotonic()
+        await_true(lambda: len(self.callers.results(changed)) >= _UNMOVED)
+        took = self.callers.await_served(changed, PATIENCE_SECONDS)
+        codes = self.callers.codes(began)
+        slowest = max(one.seconds for one in self.callers.results(began))
+        keep(name, changed - began, took, slowest, dict(codes))
+        assert set(codes) == {"OK"}, self.callers.texts(began)
+
+
+@contextmanager
+def ground(folder: Path, server: Server, *args: Any, **more: Any) -> Iterator[Ground]:
+    """Serve and ask; at the end hold the ledger against clients and audit log."""
+    bridge = VaultBridge(folder, server, *args, **more)
+    try:
+        with bridge, Callers(bridge) as callers:
+            callers.await_served(time.monotonic(), PATIENCE_SECONDS)
+            yield Ground(bridge, callers)
+        bridge.require_all_on_record(callers)
+    except BaseException as error:
+        error.add_note(bridge.log())
+        raise

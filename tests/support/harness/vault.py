@@ -1,0 +1,182 @@
+"""A served bridge with its issuing keys in OpenBao or Vault: one CA of each backend."""
+
+import json
+from base64 import b64decode
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tests.support.clients.callers import Callers
+from tests.support.harness.real_process import PEER_SERVER_NAME, SERVER_NAME
+from tests.support.harness.recorded import (
+    Signed,
+    require_all_on_record,
+    require_signed_on_record,
+)
+from tests.support.harness.workers import Supervised
+from tests.support.parts import vault_mounts
+from tests.support.parts.vault import Server
+from tests.support.parts.vault_mounts import PKI, Transit
+
+ROLE: Mapping[str, object] = {
+    "allowed_uri_sans": ["spiffe://corp.example/*"],
+    "allowed_domains": [
+        SERVER_NAME,
+        PEER_SERVER_NAME,
+        "identity.linkerd.corp.example",
+    ],
+    "allow_bare_domains": True,
+    "not_before_duration": "120s",
+}
+"""What the role of these bridges has of its own: the names of probe and listener, and
+the default of `issuance.backdate`."""
+Login = Callable[[str, Path], Mapping[str, object]]
+"""Makes the option `login` of a policy and a folder."""
+
+
+class VaultBridge(Supervised):
+    """See `Supervised`. Istio's callers get leaves of PKI, and Linkerd's of Transit.
+
+    Args:
+        folder: New.
+        server: Running. It gets an engine for each CA, a policy and an audit log.
+        login: How the bridge logs in; by default with a token in a file.
+        addresses: Of the server, as the bridge sees it; by default its own.
+        workers: How many.
+        options: More options of both CAs.
+        more: See `Bridge`.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        server: Server,
+        login: Login | None = None,
+        *,
+        addresses: Sequence[str] = (),
+        workers: int = 1,
+        options: Mapping[str, Any] | None = None,
+        **more: Any,
+    ) -> None:
+        super().__init__(folder, workers, fronts=("istio", "linkerd"), **more)
+        self.server = server
+        hierarchy = folder / "hierarchy"
+        self.pki = PKI.make(server, hierarchy, folder / "pki.pem")
+        self.pki.write_role(**ROLE)
+        self.transit = Transit.make(server, hierarchy, folder / "transit.pem")
+        self.rules = self.pki.rules | self.transit.rules
+        self.policy = vault_mounts.write_policy(server, self.rules)
+        self.audit_log = folder / "audit.jsonl"
+        self.token_file = folder / "token"
+        self.audit_device = ""
+        self.audit()
+        chosen = {
+            "addresses": list(addresses or [server.url]),
+            **(options or {}),
+        }
+        method = (login or self._token_login)(self.policy, folder)
+        sections = {
+            "pki": ("vault-pki", self.pki.options(method, **chosen)),
+            "transit": ("vault-transit", self.transit.options(method, **chosen)),
+        }
+        self.change(
+            issuing_cas={
+                name: {"plugin": plugin, "chain": f"{name}.pem", "options": own}
+                for name, (plugin, own) in sections.items()
+            },
+            issuance__issuing_cas=["pki"],
+            issuance__rules=[{"fronts": ["linkerd"], "issuing_cas": ["transit"]}],
+        )
+
+    def new_token(self, **fields: object) -> None:
+        """Put another token into the file, as an agent does; `fields` of the token."""
+        token = vault_mounts.new_token(self.server, self.policy, **fields)
+        vault_mounts.token_login(token, self.token_file)
+
+    def permit(self, rules: Mapping[str, Sequence[str]]) -> None:
+        """Replace the policy of the bridge's token."""
+        vault_mounts.write_policy(self.server, rules, self.policy)
+
+    def audited(self, kind: str, path: str) -> Iterator[dict[str, Any]]:
+        """Yield the entries of the audit log.
+
+        Args:
+            kind: `request` or `response`.
+            path: The end of the path.
+        """
+        for line in self.audit_log.read_text("utf-8").splitlines():
+            entry = json.loads(line)
+            asked = entry.get("request", {}).get("path", "")
+            engine = asked.partition("/")[0]
+            is_ours = engine in {self.pki.mount, self.transit.mount, "auth"}
+            if entry["type"] == kind and is_ours and asked.endswith(path):
+                yield entry
+
+    def logins(self) -> int:
+        """Return how many logins the server was asked for."""
+        return sum(1 for _ in self.audited("request", "/login"))
+
+    def unanswered(self) -> list[str]:
+        """Return the attempts that PKI was asked for, and whose answer has no entry."""
+        path = f"/sign/{self.pki.role}"
+        answered = {one["request"]["id"] for one in self.audited("response", path)}
+        return [
+            _attempt_of(one)
+            for one in self.audited("request", path)
+            if one["request"]["id"] not in answered
+        ]
+
+    def signed(self) -> list[Signed]:
+        """Return the signatures that the server made, by its audit log.
+
+        A request without an entry for its answer may have been served.
+        """
+        by_pki = [
+            Signed(
+                attempt=_attempt_of(entry),
+                serial=_hex(entry["response"]["data"]["serial_number"]),
+            )
+            for entry in self.audited("response", f"/sign/{self.pki.role}")
+            if not entry.get("error")
+        ]
+        by_transit = [
+            Signed(tbs_sha256=b64decode(entry["request"]["data"]["input"]).hex())
+            for entry in self.audited("response", f"/sign/{self.transit.key}")
+            if not entry.get("error")
+        ]
+        lost = [Signed(attempt=attempt) for attempt in self.unanswered()]
+        return by_pki + by_transit + lost
+
+    def require_all_on_record(self, callers: Callers) -> None:
+        """Hold the ledger against what clients hold, and what the server signed."""
+        require_all_on_record(self, callers)
+        signed = self.signed()
+        assert signed
+        require_signed_on_record(self, signed)
+
+    def _token_login(self, _policy: str, _folder: Path) -> Mapping[str, object]:
+        self.new_token()
+        return {"token": {"file": str(self.token_file)}}
+
+    def audit(self) -> None:
+        """Have the server write its audit log, with the IDs of attempts.
+
+        The log tells digest and serial number in clear: neither is a secret.
+        """
+        for mount, kind, key in (
+            (self.transit.mount, "request", "input"),
+            (self.pki.mount, "response", "serial_number"),
+        ):
+            fields = {f"audit_non_hmac_{kind}_keys": [key]}
+            self.server.api.post(f"sys/mounts/{mount}/tune", **fields)
+        self.audit_device = vault_mounts.audit_to(self.server, self.audit_log)
+
+
+def _attempt_of(entry: Mapping[str, Any]) -> str:
+    # The listener's own certificate and probes are attempts, too.
+    attempt: str = entry["request"]["headers"]["x-meshca-attempt"][0]
+    return attempt
+
+
+def _hex(serial_number: str) -> str:
+    return f"{int(serial_number.replace(':', ''), 16):x}"
