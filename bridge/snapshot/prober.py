@@ -33,7 +33,7 @@ AGAIN_SECONDS = 2.0
 """The least time between two probes of one issuing CA."""
 IDLE_SECONDS = 60.0
 """An issuing CA that nobody called for so long is probed."""
-PERSON_SECONDS = 5.0
+PERSON_SECONDS = 4.0
 """The least time after a probe that showed that a person is needed. The latch answers
 the next one: no login is tried, and nothing is signed, until it is cleared."""
 FIRST_SECONDS = 10.0

@@ -35,8 +35,13 @@ class AuditSocket:
     def __exit__(self, *_: object) -> None:
         self._leave()
 
+    @property
+    def is_away(self) -> bool:
+        """Whether nothing can be audited."""
+        return self._listener is None
+
     def leave_after(self, path: str) -> None:
-        """Close all after the next entry of a request whose path ends so.
+        """Close all after the next entry of a request with this in its path.
 
         Its answer then cannot be audited, nor any other request.
         """
@@ -74,7 +79,7 @@ class AuditSocket:
         if self._last:
             entry = json.loads(line)
             path: str = entry.get("request", {}).get("path", "")
-            if entry["type"] == "request" and path.endswith(self._last):
+            if entry["type"] == "request" and self._last in path:
                 self._leave()
 
     def _leave(self) -> None:

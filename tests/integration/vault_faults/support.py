@@ -9,12 +9,14 @@ from typing import Any
 
 from tests.support.clients.callers import RETRYABLE, Callers
 from tests.support.harness.faults import PATIENCE_SECONDS, Faults, keep
-from tests.support.harness.vault import VaultBridge
-from tests.support.harness.workers import await_true
+from tests.support.harness.vault import Login, VaultBridge
+from tests.support.harness.workers import WAIT_SECONDS, await_true
 from tests.support.parts.vault import Server
 
 ENOUGH = 5
 """Calls that fail in a row: so many open the breaker."""
+_EACH = 3
+"""Clients of each front: enough for a breaker to open within one timeout."""
 _UNMOVED = 40
 """Calls that show that nothing has moved."""
 REFUSED = RETRYABLE | {"FAILED_PRECONDITION"}
@@ -38,7 +40,7 @@ class Ground:
         """The rows."""
         return Faults(self.callers)
 
-    def survive(
+    def survive(  # noqa: PLR0913 - what differs between rows, each by name
         self,
         name: str,
         begin: Callable[[], object],
@@ -47,6 +49,7 @@ class Ground:
         allowed: Collection[str] = RETRYABLE,
         front: str = "",
         failures: int = ENOUGH,
+        patience: float = WAIT_SECONDS,
     ) -> float:
         """See `Faults.survive`. The fault lasts until `failures` calls failed."""
         since = time.monotonic()
@@ -56,6 +59,7 @@ class Ground:
             until=lambda: self.faults.failures(since, front) >= failures,
             end=end,
             allowed=allowed,
+            patience=patience,
         )
 
     def is_unmoved(self, name: str, change: Callable[[], object]) -> None:
@@ -76,11 +80,20 @@ class Ground:
 
 
 @contextmanager
-def ground(folder: Path, server: Server, *args: Any, **more: Any) -> Iterator[Ground]:
-    """Serve and ask; at the end hold the ledger against clients and audit log."""
-    bridge = VaultBridge(folder, server, *args, **more)
+def ground(
+    folder: Path, server: Server, login: Login | None = None, **more: Any
+) -> Iterator[Ground]:
+    """Serve and ask; at the end hold the ledger against clients and audit log.
+
+    Args:
+        folder: Of the bridge.
+        server: Running.
+        login: How the bridge logs in.
+        more: See `VaultBridge`.
+    """
+    bridge = VaultBridge(folder, server, login, **more)
     try:
-        with bridge, Callers(bridge) as callers:
+        with bridge, Callers(bridge, _EACH) as callers:
             callers.await_served(time.monotonic(), PATIENCE_SECONDS)
             yield Ground(bridge, callers)
         bridge.require_all_on_record(callers)

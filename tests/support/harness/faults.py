@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.support.clients.callers import RETRYABLE, Callers
-from tests.support.harness.workers import await_true
+from tests.support.harness.workers import WAIT_SECONDS, await_true
 
 _TIMES = os.environ.get("MESHCA_FAULT_TIMES", "")
 """The file for the measured times, on a machine where nothing else runs."""
@@ -33,6 +33,7 @@ class Faults:
         until: Callable[[], bool],
         end: Callable[[], object],
         allowed: Collection[str] = RETRYABLE,
+        patience: float = WAIT_SECONDS,
     ) -> float:
         """Begin a fault, await that it is felt, end it, and await certificates.
 
@@ -42,6 +43,7 @@ class Faults:
             until: Whether it was felt.
             end: Makes the part well again.
             allowed: The statuses that clients may see.
+            patience: The longest, in seconds, until it is felt.
 
         Returns:
             When it began, by `time.monotonic()`.
@@ -52,7 +54,7 @@ class Faults:
         began = time.monotonic()
         try:
             begin()
-            await_true(until)
+            await_true(until, patience)
         except TimeoutError as error:
             error.add_note(f"clients saw {self.callers.texts(began)}")
             raise

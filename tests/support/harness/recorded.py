@@ -20,10 +20,8 @@ _MAY_EXIST = {"issued", "unknown"}
 class Signed:
     """A signature that a backend made, by its own log."""
 
-    attempt: str = ""
-    """The ID of the attempt; empty where the backend is not told."""
-    tbs_sha256: str = ""
-    """Of the TBSCertificate; empty where the backend built it."""
+    attempt: str
+    """The ID of the attempt."""
     serial: str = ""
     """In lower-case hex; empty where the backend does not know it."""
 
@@ -70,9 +68,6 @@ def require_signed_on_record(bridge: Supervised, signed: Iterable[Signed]) -> No
         AssertionError: A certificate may exist that the ledger does not know.
     """
     rows = _by_kind(bridge)
-    by_digest = {
-        row["tbs_sha256"]: row["attempt"] for row in rows["intent"] if row["tbs_sha256"]
-    }
     attempts = {row["attempt"] for row in rows["intent"]}
     endings = {
         row["attempt"]: row
@@ -81,9 +76,8 @@ def require_signed_on_record(bridge: Supervised, signed: Iterable[Signed]) -> No
         if row["attempt"]
     }
     for one in signed:
-        attempt = one.attempt or by_digest.get(one.tbs_sha256, "")
-        assert attempt in attempts, f"nobody intended {one}"
-        ending = endings[attempt]
+        assert one.attempt in attempts, f"nobody intended {one}"
+        ending = endings[one.attempt]
         assert ending["kind"] in _MAY_EXIST, f"{one} was signed, and the row: {ending}"
         if one.serial and ending["kind"] == "issued":
             assert ending["serial"] == one.serial

@@ -1,7 +1,6 @@
 """A served bridge with its issuing keys in OpenBao or Vault: one CA of each backend."""
 
 import json
-from base64 import b64decode
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ ROLE: Mapping[str, object] = {
 }
 """What the role of these bridges has of its own: the names of probe and listener, and
 the default of `issuance.backdate`."""
+_SIGN = "/sign/"
 Login = Callable[[str, Path], Mapping[str, object]]
 """Makes the option `login` of a policy and a folder."""
 
@@ -98,31 +98,30 @@ class VaultBridge(Supervised):
         vault_mounts.write_policy(self.server, rules, self.policy)
 
     def audited(self, kind: str, path: str) -> Iterator[dict[str, Any]]:
-        """Yield the entries of the audit log.
+        """Yield the entries of the audit log about the bridge's engines and logins.
 
         Args:
             kind: `request` or `response`.
-            path: The end of the path.
+            path: A part of the path.
         """
+        ours = {self.pki.mount, self.transit.mount, "auth"}
         for line in self.audit_log.read_text("utf-8").splitlines():
             entry = json.loads(line)
             asked = entry.get("request", {}).get("path", "")
-            engine = asked.partition("/")[0]
-            is_ours = engine in {self.pki.mount, self.transit.mount, "auth"}
-            if entry["type"] == kind and is_ours and asked.endswith(path):
+            is_ours = asked.partition("/")[0] in ours and path in asked
+            if entry["type"] == kind and is_ours:
                 yield entry
 
     def logins(self) -> int:
         """Return how many logins the server was asked for."""
         return sum(1 for _ in self.audited("request", "/login"))
 
-    def unanswered(self) -> list[str]:
-        """Return the attempts that PKI was asked for, and whose answer has no entry."""
-        path = f"/sign/{self.pki.role}"
-        answered = {one["request"]["id"] for one in self.audited("response", path)}
+    def unanswered(self) -> list[Signed]:
+        """Return the attempts whose request has an entry, and whose answer has none."""
+        answered = {one["request"]["id"] for one in self.audited("response", _SIGN)}
         return [
-            _attempt_of(one)
-            for one in self.audited("request", path)
+            Signed(_attempt_of(one))
+            for one in self.audited("request", _SIGN)
             if one["request"]["id"] not in answered
         ]
 
@@ -131,21 +130,12 @@ class VaultBridge(Supervised):
 
         A request without an entry for its answer may have been served.
         """
-        by_pki = [
-            Signed(
-                attempt=_attempt_of(entry),
-                serial=_hex(entry["response"]["data"]["serial_number"]),
-            )
-            for entry in self.audited("response", f"/sign/{self.pki.role}")
-            if not entry.get("error")
+        made = [
+            Signed(_attempt_of(one), _hex(one["response"]["data"]))
+            for one in self.audited("response", _SIGN)
+            if not one.get("error")
         ]
-        by_transit = [
-            Signed(tbs_sha256=b64decode(entry["request"]["data"]["input"]).hex())
-            for entry in self.audited("response", f"/sign/{self.transit.key}")
-            if not entry.get("error")
-        ]
-        lost = [Signed(attempt=attempt) for attempt in self.unanswered()]
-        return by_pki + by_transit + lost
+        return made + self.unanswered()
 
     def require_all_on_record(self, callers: Callers) -> None:
         """Hold the ledger against what clients hold, and what the server signed."""
@@ -161,22 +151,18 @@ class VaultBridge(Supervised):
     def audit(self) -> None:
         """Have the server write its audit log, with the IDs of attempts.
 
-        The log tells digest and serial number in clear: neither is a secret.
+        The log tells serial numbers in clear: they are no secret.
         """
-        for mount, kind, key in (
-            (self.transit.mount, "request", "input"),
-            (self.pki.mount, "response", "serial_number"),
-        ):
-            fields = {f"audit_non_hmac_{kind}_keys": [key]}
-            self.server.api.post(f"sys/mounts/{mount}/tune", **fields)
+        tuned = {"audit_non_hmac_response_keys": ["serial_number"]}
+        self.server.api.post(f"sys/mounts/{self.pki.mount}/tune", **tuned)
         self.audit_device = vault_mounts.audit_to(self.server, self.audit_log)
 
 
 def _attempt_of(entry: Mapping[str, Any]) -> str:
-    # The listener's own certificate and probes are attempts, too.
     attempt: str = entry["request"]["headers"]["x-meshca-attempt"][0]
     return attempt
 
 
-def _hex(serial_number: str) -> str:
-    return f"{int(serial_number.replace(':', ''), 16):x}"
+def _hex(data: Mapping[str, str]) -> str:
+    number = data.get("serial_number", "")
+    return f"{int(number.replace(':', ''), 16):x}" if number else ""

@@ -1,0 +1,167 @@
+"""Tokens and logins end: callers hear of it at most for a moment, and nobody restarts.
+
+All rows have one server; each bridge has a login of its own.
+"""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from tests.integration.vault_faults.support import REFUSED, Ground, ground
+from tests.support.clients.callers import RETRYABLE
+from tests.support.harness.workers import await_true
+from tests.support.parts.pki import write_private
+from tests.support.parts.vault import Server
+from tests.support.parts.vault_mounts import AppRole
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with Server(tmp_path_factory.mktemp("server") / "server") as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def by_file(
+    server: Server, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Ground]:
+    with ground(tmp_path_factory.mktemp("bridge") / "file", server) as made:
+        yield made
+
+
+class Role:
+    """AppRole with one role, which a test changes."""
+
+    def __init__(self, server: Server) -> None:
+        self.server = server
+        self.file = Path()
+        self._made: list[AppRole] = []
+
+    @property
+    def made(self) -> AppRole:
+        (found,) = self._made
+        return found
+
+    def login(self, policy: str, folder: Path) -> Mapping[str, object]:
+        self._made.append(AppRole.make(self.server, policy))
+        self.file = folder / "secret-id"
+        return self.made.login(self.file)
+
+    def change(self, fields: Mapping[str, object]) -> None:
+        path = f"auth/{self.made.mount}/role/{self.made.role}"
+        self.server.api.call("POST", path, fields)
+
+    def renew(self, **fields: object) -> None:
+        """Put another SecretID into the file."""
+        secret = self.made.new_secret_id(**fields)
+        write_private(self.file, f"{secret}\n".encode())
+
+    def revoke(self) -> None:
+        """Revoke all tokens that logins with it have made."""
+        self.server.api.post(f"sys/leases/revoke-prefix/auth/{self.made.mount}")
+
+
+@pytest.fixture(scope="module")
+def role(server: Server) -> Role:
+    return Role(server)
+
+
+@pytest.fixture(scope="module")
+def by_role(
+    server: Server, role: Role, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Ground]:
+    folder = tmp_path_factory.mktemp("bridge") / "approle"
+    with ground(folder, server, role.login) as made:
+        yield made
+
+
+@pytest.mark.xdist_group("vault-tokens")
+class TestTokenFile:
+    def test_a_revoked_token_is_replaced_by_the_next_one_in_the_file(
+        self, by_file: Ground
+    ) -> None:
+        api, bridge = by_file.server.api, by_file.bridge
+        token = bridge.token_file.read_text().strip()
+        by_file.survive(
+            "token revoked (token file)",
+            lambda: api.post("auth/token/revoke", token=token),
+            bridge.new_token,
+        )
+
+    def test_a_token_without_uses_is_replaced_by_the_next_one_in_the_file(
+        self, by_file: Ground
+    ) -> None:
+        bridge = by_file.bridge
+        by_file.survive(
+            "token used up (token file)",
+            lambda: bridge.new_token(num_uses=40),
+            bridge.new_token,
+        )
+
+
+@pytest.mark.xdist_group("vault-tokens")
+class TestAppRole:
+    def test_a_policy_that_was_taken_away_costs_no_login(self, by_role: Ground) -> None:
+        bridge = by_role.bridge
+        logins = bridge.logins()
+        by_role.survive(
+            "policy taken away",
+            lambda: bridge.permit({}),
+            lambda: bridge.permit(bridge.rules),
+            allowed=REFUSED,
+            failures=20,
+        )
+        assert bridge.logins() == logins
+
+    def test_a_revoked_token_is_replaced_by_one_login(
+        self, by_role: Ground, role: Role
+    ) -> None:
+        bridge, logins = by_role.bridge, by_role.bridge.logins()
+        by_role.is_unmoved("token revoked (AppRole)", role.revoke)
+        assert bridge.logins() == logins + 1
+
+    def test_tokens_with_few_uses_are_replaced_before_they_are_used_up(
+        self, by_role: Ground, role: Role
+    ) -> None:
+        logins = by_role.bridge.logins()
+        role.change({"token_num_uses": 10})
+        role.revoke()
+        by_role.is_unmoved("token used up each 10 calls (AppRole)", lambda: None)
+        await_true(lambda: by_role.bridge.logins() >= logins + 3)
+        role.change({"token_num_uses": 0})
+
+    def test_a_token_that_is_not_renewable_is_replaced_before_it_ends(
+        self, by_role: Ground, role: Role
+    ) -> None:
+        logins = by_role.bridge.logins()
+        ttl = {"token_ttl": "6s", "token_max_ttl": "6s"}
+        role.change({"token_type": "batch", **ttl})
+        role.revoke()
+
+        def until_two_more() -> None:
+            await_true(lambda: by_role.bridge.logins() >= logins + 3)
+
+        by_role.is_unmoved("token not renewable, ends after 6 s", until_two_more)
+        ttl = {"token_ttl": "1h", "token_max_ttl": "1h"}
+        role.change({"token_type": "service", **ttl})
+
+    def test_a_secret_id_that_is_used_up_is_tried_once(
+        self, by_role: Ground, role: Role
+    ) -> None:
+        bridge, logins = by_role.bridge, by_role.bridge.logins()
+
+        def begin() -> None:
+            path = f"auth/{role.made.mount}/role/{role.made.role}/secret-id/destroy"
+            role.server.api.post(path, secret_id=role.file.read_text().strip())
+            role.revoke()
+
+        by_role.survive(
+            "secret_id used up",
+            begin,
+            role.renew,
+            allowed=RETRYABLE | {"FAILED_PRECONDITION"},
+            failures=20,
+        )
+        # One with each SecretID: no call and no probe tried the old one again.
+        assert bridge.logins() == logins + 2
