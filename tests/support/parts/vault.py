@@ -280,6 +280,8 @@ class Server:
     def stalled(self) -> Iterator[None]:
         """Stop the process inside the block: it accepts and does not answer."""
         os.kill(self.pid, signal.SIGSTOP)
+        # The signal is taken by each of its threads in turn.
+        os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WNOWAIT)
         try:
             yield
         finally:
