@@ -1,17 +1,14 @@
-"""The bridge's token of Vault: how it is had, kept alive, and replaced."""
+"""The methods by which the bridge gets a token of Vault."""
 
-import logging
-import threading
-import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hvac.api.auth_methods import AppRole, Kubernetes, Token
 
-from bridge.sdk import BackgroundLoop, read_public, read_secret, secret_line
+from bridge.sdk import read_public, read_secret, secret_line
 from bridge.spi import (
     BackendAuthError,
     BackendBrokenError,
@@ -24,170 +21,91 @@ from bridge_vault.adapter import VaultAdapter, VaultError
 from bridge_vault.answers import DENIED, error_of
 from bridge_vault.options import (
     AppRoleLogin,
+    JWTLogin,
     KubernetesLogin,
     TLSLogin,
     TokenLogin,
     VaultOptions,
 )
 
-_RENEWED_AT = 2 / 3
-"""A token is renewed when this part of its life has passed."""
-_SHRUNK = 1 / 2
-"""A renewal that grants less than this part of the first life nears the token's
-explicit end: another login is better."""
-_LOOK_SECONDS = 5.0
-"""How often the token's age and a token file are looked at."""
-_LOGIN_SECONDS = 5.0
-"""For a login or a renewal in the background."""
-_COOL_DOWN_SECONDS = 1.0
-"""After a login that failed, calls get its error and try none of their own."""
+_BAD_REQUEST = 400
 _REFUSED = frozenset({400, 401, 403})
-_log = logging.getLogger(__name__)
 
 Adapt = Callable[[float, str], VaultAdapter]
 """Makes the adapter of a deadline and a token."""
 
 
-@dataclass(slots=True)
-class _Lease:
-    # A token and what is known of its life, in seconds of `time.monotonic()`.
-    token: str
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """A token that works, and what Vault says of its life."""
+
+    token: str = field(repr=False)
+    seconds: float
+    """Its life from the answer on; 0 for a life without end, such as a root token's."""
     is_renewable: bool
-    first_seconds: float
-    due: float
-    expires: float
     uses: int | None
-
-    @classmethod
-    def of(cls, token: str, life: Mapping[str, Any], seconds: object) -> "_Lease":
-        granted = float(seconds) if isinstance(seconds, int) else 0.0
-        uses = life.get("num_uses")
-        lease = cls(
-            token=token,
-            is_renewable=life.get("renewable") is True,
-            first_seconds=granted,
-            due=0.0,
-            expires=0.0,
-            uses=uses if isinstance(uses, int) and uses > 0 else None,
-        )
-        lease.extend(granted)
-        return lease
-
-    def extend(self, seconds: float) -> None:
-        # 0 seconds are a life without end, such as that of a root token.
-        now = time.monotonic()
-        self.due = now + seconds * _RENEWED_AT if seconds else float("inf")
-        self.expires = now + seconds if seconds else float("inf")
+    """How many requests it is good for from now on; None for no limit."""
 
 
-class VaultLogin:
-    """The one token of a session. Safe between threads.
+def uses_of(life: Mapping[str, Any]) -> int | None:
+    """Return how many requests a token is good for, from an answer of Vault.
 
-    A thread renews it. The old token is in use until the new one works.
+    Source:
+        OpenBao, vault/token_store.go: 0 is no limit, below 0 is used up.
+    """
+    uses = life.get("num_uses")
+    if not isinstance(uses, int) or uses == 0:
+        return None
+    return max(uses, 0)
+
+
+def seconds_of(life: Mapping[str, Any], key: str) -> float:
+    """Return a duration of an answer of Vault; 0 where there is none."""
+    seconds = life.get(key)
+    return float(seconds) if isinstance(seconds, int) and seconds > 0 else 0.0
+
+
+class LoginMethod:
+    """Logs in by the method that the options name.
 
     Args:
-        options: Say how to log in.
-        context: Has the latch, for a secret that must not be tried twice.
+        options: Name the method.
+        context: Returns the context whose latch is asked before a SecretID is tried.
         adapt: Makes the adapter of a call.
+        clock: Of the deadlines.
     """
 
     def __init__(
-        self, options: VaultOptions, context: PluginContext, adapt: Adapt
+        self,
+        options: VaultOptions,
+        context: Callable[[], PluginContext],
+        adapt: Adapt,
+        clock: Callable[[], float],
     ) -> None:
         self._options = options
         self._method = options.method
         self._context = context
         self._adapt = adapt
-        self._lock = threading.Lock()
-        self._lease: _Lease | None = None
-        self._failure: BackendError | None = None
-        self._failed_at = float("-inf")
-        self._loop = BackgroundLoop("vault-login", self._keep, _LOOK_SECONDS)
-        self._is_running = False
+        self._clock = clock
 
-    def token(self, deadline: float) -> str:
-        """Return the token. Logs in where there is none.
+    @property
+    def name(self) -> str:
+        """Of the method, as the options have it."""
+        return type(self._method).__name__.removesuffix("Login").lower()
 
-        Raises:
-            BackendError: There is no token in time.
-        """
-        lease = self._lease
-        if lease is None or lease.uses is not None or time.monotonic() > lease.expires:
-            with self._turn(deadline):
-                lease = self._usable(deadline)
-        return lease.token
+    @property
+    def file(self) -> Path | None:
+        """The file that another program writes a token to; None for a login."""
+        return self._method.file if isinstance(self._method, TokenLogin) else None
 
-    def refused(self, token: str, denial: VaultError, deadline: float) -> None:
-        """Find out why a token was refused. Returns if the call may be repeated.
-
-        Args:
-            token: As the call had it.
-            denial: The refusal.
-            deadline: Of the call.
+    def log_in(self, deadline: float) -> Grant:
+        """Get a token, and have it look itself up: from then on it is known to work.
 
         Raises:
-            BackendBrokenError: The token lives: it is a policy that denies the call.
-            BackendError: The token is dead, and there is no other in time.
+            BackendError: There is none in time, or it does not work.
         """
-        with self._turn(deadline):
-            if self._lease is not None and self._lease.token != token:
-                return  # another call has logged in meanwhile
-            try:
-                Token(self._adapt(deadline, token)).lookup_self()
-            except VaultError as error:
-                if error.status not in DENIED:
-                    raise error_of(error, signs=False) from error
-            else:
-                raise error_of(denial, signs=False) from denial
-            _log.warning("Vault does not know the bridge's token any more")
-            self._context.metrics.count("vault_tokens_lost")
-            self._lease = None
-            self._usable(deadline)
-
-    def close(self) -> None:
-        """End the renewals. The token is left to its end."""
-        self._loop.stop()
-
-    def _turn(self, deadline: float) -> AbstractContextManager[object]:
-        left = max(0.0, deadline - time.monotonic())
-        if not self._lock.acquire(timeout=left):
-            raise BackendAuthError("another call logs in at Vault", rule="vault.login")
-        return _Held(self._lock)
-
-    def _usable(self, deadline: float) -> _Lease:
-        # In turn. Takes one use of a token with a limit.
-        lease, now = self._lease, time.monotonic()
-        if lease is not None and now <= lease.expires and lease.uses != 0:
-            if lease.uses is not None:
-                lease.uses -= 1
-            return lease
-        if self._failure is not None and now < self._failed_at + _COOL_DOWN_SECONDS:
-            failure = self._failure
-            raise type(failure)(
-                str(failure), rule=failure.rule, detail=failure.detail
-            ) from failure
-        lease = self._lease = self._logged_in(deadline)
-        if not self._is_running:
-            self._is_running = True
-            self._loop.start()
-        if lease.uses is not None:
-            lease.uses -= 1
-        return lease
-
-    def _logged_in(self, deadline: float) -> _Lease:
-        try:
-            lease = self._log_in(deadline)
-        except BackendError as error:
-            self._failure, self._failed_at = error, time.monotonic()
-            raise
-        self._failure = None
-        self._context.metrics.count("vault_logins")
-        _log.info("logged in at Vault by %s", _name_of(self._method))
-        return lease
-
-    def _log_in(self, deadline: float) -> _Lease:
-        if isinstance(self._method, TokenLogin):
-            return self._of_file(deadline)
+        if self.file is not None:
+            return self._of_file(self.file, deadline)
         secret = self._secret()
         try:
             with self._attempt(secret, deadline):
@@ -195,129 +113,177 @@ class VaultLogin:
         except VaultError as error:
             raise self._refusal(error) from error
         life = answer.get("auth")
-        if not isinstance(life, dict) or not isinstance(life.get("client_token"), str):
+        token = life.get("client_token") if isinstance(life, dict) else None
+        if not isinstance(token, str) or not token:
             raise BackendBrokenError(
                 "Vault's answer to the login has no token",
                 rule="vault.login",
-                detail="a wrapped one is not taken" if answer.get("wrap_info") else "",
+                detail="it is wrapped: expected a role without a wrapping TTL"
+                if answer.get("wrap_info")
+                else "expected auth.client_token",
             )
-        return _Lease.of(life["client_token"], life, life.get("lease_duration"))
+        return self._proven(token, cast("dict[str, Any]", life), deadline)
 
-    def _attempt(
-        self, secret: bytes, deadline: float
-    ) -> AbstractContextManager[object]:
-        # Each try may use up a SecretID, and some of them lock the role.
-        method = self._method
-        if not isinstance(method, AppRoleLogin):
-            return nullcontext()
-        server = self._options.addresses[0]
-        scope = f"{server} auth/{method.mount} role_id {method.role_id}"
-        left = max(0.0, deadline - time.monotonic())
-        return self._context.latch.attempt(scope, secret, wait_seconds=left)
+    def token_of_file(self, path: Path) -> str:
+        """Return the token that is in the file now.
 
-    def _secret(self) -> bytes:
-        method = self._method
-        if isinstance(method, AppRoleLogin):
-            return self._read(method.secret_id_file, "a SecretID", is_secret=True)
-        if isinstance(method, TLSLogin):
-            return b""
-        assert not isinstance(method, TokenLogin)  # noqa: S101 - for mypy
-        return self._read(method.token_file, "a JWT", is_secret=False)
-
-    def _send(self, secret: bytes, deadline: float) -> dict[str, Any]:
-        method, adapter = self._method, self._adapt(deadline, "")
-        assert not isinstance(method, TokenLogin)  # noqa: S101 - for mypy
-        text = secret.decode("ascii", errors="replace")
-        try:
-            if isinstance(method, AppRoleLogin):
-                return dict(
-                    AppRole(adapter).login(
-                        method.role_id, text, mount_point=method.mount
-                    )
-                )
-            if isinstance(method, KubernetesLogin):
-                return dict(
-                    Kubernetes(adapter).login(
-                        method.role, text, mount_point=method.mount
-                    )
-                )
-            path = f"/v1/auth/{method.mount}/login"
-            if isinstance(method, TLSLogin):
-                body = {"name": method.role} if method.role else {}
-            else:
-                body = {"role": method.role, "jwt": text}
-            return dict(adapter.post(path, json=body))
-        except VaultError as error:
-            # Inside the latch's attempt: the kind of the error is what it keeps.
-            if isinstance(method, AppRoleLogin) and error.status in _REFUSED:
-                raise BackendCredentialError(
-                    "Vault refuses the SecretID",
-                    rule="vault.secret-id",
-                    detail=f"{method.secret_id_file}: {error}",
-                ) from error
-            raise
-
-    def _refusal(self, error: VaultError) -> BackendError:
-        if error.status in _REFUSED | {404}:
-            return BackendAuthError(
-                "Vault refuses the login",
-                rule="vault.login",
-                detail=f"{_name_of(self._method)}: {error}",
+        Raises:
+            BackendError: There is none.
+        """
+        text = self._read(path, "a token", is_secret=True)
+        if text.startswith("{"):
+            wraps = "; leave wrap_ttl out of the agent's sink" if "wrap" in text else ""
+            raise BackendAuthError(
+                "the file of the token holds JSON",
+                rule="vault.token",
+                detail=f"{path}: expected the token itself{wraps}",
             )
-        return error_of(error, signs=False)
+        return text
 
-    def _of_file(self, deadline: float) -> _Lease:
-        method = self._method
-        assert isinstance(method, TokenLogin)  # noqa: S101 - for mypy
-        token = self._token_of(method.file)
-        adapter = self._adapt(deadline, token)
+    def _of_file(self, path: Path, deadline: float) -> Grant:
+        token = self.token_of_file(path)
+        # Another request with a wrapping token would use it up.
+        if self._is_wrapping(token, deadline):
+            raise BackendAuthError(
+                "the file of the token holds a wrapping token",
+                rule="vault.token",
+                detail=f"{path}: expected the token that it wraps",
+            )
         try:
-            life = Token(adapter).lookup_self()["data"]
+            life = self._looked_up(token, deadline)
         except VaultError as error:
             if error.status not in DENIED:
                 raise error_of(error, signs=False) from error
-            why = "it has ended or was revoked; expected a token that lives"
-            if self._is_wrapping(token, deadline):
-                why = "it is a wrapping token: expected the token that it wraps"
             raise BackendAuthError(
                 "Vault does not know the token of the file",
                 rule="vault.token",
-                detail=f"{method.file}: {why}",
+                detail=f"{path}: it has ended, was revoked, or may not look itself up: "
+                "expected a token that lives and has the policy `default`",
             ) from error
-        return _Lease.of(token, life, life.get("ttl"))
+        seconds = seconds_of(life, "ttl")
+        if not seconds and life.get("expire_time"):
+            seconds = 1.0  # it ends within the second
+        is_renewable = life.get("renewable") is True
+        return Grant(token, seconds, is_renewable, uses_of(life))
+
+    def _proven(self, token: str, life: Mapping[str, Any], deadline: float) -> Grant:
+        uses = uses_of(life)
+        if uses is None:
+            try:
+                self._looked_up(token, deadline)
+            except VaultError as error:
+                if error.status not in DENIED:
+                    raise error_of(error, signs=False) from error
+                # A refused call would be taken for a dead token, and followed by a
+                # login each time.
+                raise BackendBrokenError(
+                    "the token of the login may not look itself up",
+                    rule="vault.denied",
+                    detail="expected read on auth/token/lookup-self, which the policy "
+                    "`default` permits",
+                ) from error
+        is_renewable = life.get("renewable") is True
+        return Grant(token, seconds_of(life, "lease_duration"), is_renewable, uses)
+
+    def _looked_up(self, token: str, deadline: float) -> Mapping[str, Any]:
+        answer = Token(self._adapt(deadline, token)).lookup_self()
+        data = answer.get("data")
+        return data if isinstance(data, dict) else {}
 
     def _is_wrapping(self, token: str, deadline: float) -> bool:
         try:
             self._adapt(deadline, "").post(
                 "/v1/sys/wrapping/lookup", json={"token": token}
             )
-        except VaultError:
+        except VaultError as error:
+            if error.status not in _REFUSED | {404}:
+                raise error_of(error, signs=False) from error
             return False
         return True
 
-    def _token_of(self, path: Path) -> str:
-        content = self._read(path, "a token", is_secret=True)
-        if content.startswith(b"{"):
-            raise BackendBrokenError(
-                "the file of the token holds JSON",
-                rule="vault.token",
-                detail=f"{path}: expected the token itself; leave wrap_ttl out of the "
-                "agent's sink"
-                if b"wrap" in content
-                else f"{path}: expected the token itself",
-            )
-        return content.decode("ascii", errors="replace")
+    def _attempt(self, secret: str, deadline: float) -> AbstractContextManager[object]:
+        # Each try may use up a SecretID, and some of them lock the role.
+        method, options = self._method, self._options
+        if not isinstance(method, AppRoleLogin):
+            return nullcontext()
+        server = f"{options.addresses[0]} {options.namespace or ''}".rstrip()
+        scope = f"{server} auth/{method.mount} role_id {method.role_id}"
+        left = max(0.0, deadline - self._clock())
+        latch = self._context().latch
+        return latch.attempt(scope, secret.encode(), wait_seconds=left)
 
-    def _read(self, path: Path, what: str, *, is_secret: bool) -> bytes:
-        try:
-            if not is_secret:  # a projected token is readable, and short-lived
-                return secret_line(read_public(path), path, what)
-            content = read_secret(
-                path,
-                allow_group_read=self._options.allow_group_read,
-                group_hint=", or set allow_group_read: true for a Secret's fsGroup",
+    def _secret(self) -> str:
+        method = self._method
+        if isinstance(method, AppRoleLogin):
+            return self._read(method.secret_id_file, "a SecretID", is_secret=True)
+        if isinstance(method, KubernetesLogin | JWTLogin):
+            return self._read(method.token_file, "a JWT", is_secret=False)
+        return ""  # the connection has the certificate
+
+    def _send(self, secret: str, deadline: float) -> Mapping[str, Any]:
+        method, adapter = self._method, self._adapt(deadline, "")
+        answer: Mapping[str, Any]
+        if isinstance(method, AppRoleLogin):
+            answer = self._sent_secret_id(method, adapter, secret)
+        elif isinstance(method, KubernetesLogin):
+            answer = Kubernetes(adapter).login(
+                method.role, secret, mount_point=method.mount
             )
-            return secret_line(content, path, what)
+        else:
+            path = f"/v1/auth/{getattr(method, 'mount', '')}/login"
+            body: dict[str, str] = {}
+            if isinstance(method, JWTLogin):
+                body = {"role": method.role, "jwt": secret}
+            elif isinstance(method, TLSLogin) and method.role:
+                body = {"name": method.role}
+            answer = adapter.post(path, json=body)
+        return answer
+
+    def _sent_secret_id(
+        self, method: AppRoleLogin, adapter: VaultAdapter, secret: str
+    ) -> Mapping[str, Any]:
+        try:
+            answer: Mapping[str, Any] = AppRole(adapter).login(
+                method.role_id, secret, mount_point=method.mount
+            )
+        except VaultError as error:
+            # A SecretID is refused with 400. With 403 it was not looked at: the role is
+            # locked for a while after wrong ones, or the mount is not there.
+            if error.status != _BAD_REQUEST:
+                raise
+            # Inside the latch's attempt: the kind of the error is what it keeps.
+            raise BackendCredentialError(
+                "Vault refuses the SecretID",
+                rule="vault.secret-id",
+                detail=f"{method.secret_id_file}: {error}: expected a SecretID of the "
+                "role that is not used up and not a wrapping token",
+            ) from error
+        return answer
+
+    def _refusal(self, error: VaultError) -> BackendError:
+        if error.status not in _REFUSED:
+            return error_of(error, signs=False)
+        mount = getattr(self._method, "mount", "")
+        hint = ""
+        if error.status in DENIED:
+            hint = ": expected a mount that is there, and a role that is not locked"
+        return BackendAuthError(
+            "Vault refuses the login",
+            rule="vault.login",
+            detail=f"auth/{mount}/login: {error}{hint}",
+        )
+
+    def _read(self, path: Path, what: str, *, is_secret: bool) -> str:
+        try:
+            if is_secret:
+                content = read_secret(
+                    path,
+                    allow_group_read=self._options.allow_group_read,
+                    group_hint=", or set allow_group_read: true for a Secret's fsGroup",
+                )
+            else:  # a projected token is readable, and short-lived
+                content = read_public(path)
+            return _text_of(content, path, what)
         except ConfigError as error:
             raise BackendAuthError(
                 "the credential for Vault cannot be read",
@@ -325,57 +291,10 @@ class VaultLogin:
                 detail=str(error),
             ) from error
 
-    def _keep(self) -> None:
-        """Renew the token, or replace it, before it ends."""
-        lease = self._lease
-        if lease is None:
-            return
-        if lease.expires != float("inf"):
-            left = lease.expires - time.monotonic()
-            self._context.metrics.set("vault_token_seconds", max(left, 0.0))
-        deadline = time.monotonic() + _LOGIN_SECONDS
-        try:
-            if isinstance(self._method, TokenLogin):
-                self._look_at_file(lease, self._method.file, deadline)
-            if self._lease is lease and time.monotonic() >= lease.due:
-                self._renew(lease, deadline)
-        except BackendError as error:
-            _log.warning("Vault's token is not renewed: %s %s", error, error.detail)
 
-    def _look_at_file(self, lease: _Lease, path: Path, deadline: float) -> None:
-        if self._token_of(path) != lease.token:
-            self._replace(lease, deadline)
-
-    def _renew(self, lease: _Lease, deadline: float) -> None:
-        if lease.is_renewable:
-            try:
-                adapter = self._adapt(deadline, lease.token)
-                life = Token(adapter).renew_self()["auth"]
-            except VaultError as error:
-                if error.status not in DENIED | {400}:
-                    raise error_of(error, signs=False) from error
-            else:
-                granted = float(life.get("lease_duration") or 0)
-                lease.extend(granted)
-                is_file = isinstance(self._method, TokenLogin)
-                if is_file or granted >= lease.first_seconds * _SHRUNK:
-                    return
-        self._replace(lease, deadline)
-
-    def _replace(self, lease: _Lease, deadline: float) -> None:
-        with self._turn(deadline):
-            if self._lease is lease:
-                self._lease = self._logged_in(deadline)
-
-
-class _Held(AbstractContextManager[object]):
-    # A lock that is held already.
-    def __init__(self, lock: threading.Lock) -> None:
-        self._lock = lock
-
-    def __exit__(self, *_: object) -> None:
-        self._lock.release()
-
-
-def _name_of(method: object) -> str:
-    return type(method).__name__.removesuffix("Login").lower()
+def _text_of(content: bytes, path: Path, what: str) -> str:
+    text = secret_line(content, path, what).decode("ascii", errors="replace")
+    # The error of `http.client` shows what cannot be a header's value.
+    if not text.isascii() or not text.isprintable():
+        raise ConfigError(f"{path}: expected {what} in one line of printable ASCII")
+    return text

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, TypeVar
 from urllib.parse import urlsplit
 
+from cryptography.hazmat.primitives.serialization import Encoding
 from pydantic import Field
 
 from bridge.sdk import (
@@ -16,6 +17,7 @@ from bridge.sdk import (
     parse_certificates,
     parse_options,
     read_public,
+    read_secret,
 )
 from bridge.spi import ConfigError, PluginContext
 
@@ -30,8 +32,8 @@ class TokenLogin(PluginOptions):
     """`login.token`: a token that somebody else writes, such as Vault's agent."""
 
     file: FileOption
-    """The token, in a file that only its owner can read. It is read again when Vault
-    refuses the token, and each minute."""
+    """The token, in a file that only its owner can read. It is read every 5 s, and when
+    Vault refuses the token."""
 
 
 class AppRoleLogin(PluginOptions):
@@ -171,6 +173,9 @@ def options_of(
         known, found = ", ".join(Login.model_fields), " and ".join(given) or "none"
         text = f"expected one of {known} (found {found})"
         problems.append(option_error(context, "options.login", text))
+    if parsed.login.tls and any(one.startswith("http:") for one in parsed.addresses):
+        text = "expected addresses with https: without TLS no certificate is shown"
+        problems.append(option_error(context, "options.login.tls", text))
     if problems:
         told = "\n".join(str(problem) for problem in problems)
         raise ConfigError(told, rule=problems[0].rule)
@@ -210,26 +215,41 @@ def tls_of(options: VaultOptions, context: PluginContext) -> ssl.SSLContext | No
         return None
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     tls.minimum_version = ssl.TLSVersion.TLSv1_2
+    # A CA in `ca_file` is trusted, root or not, as by Vault's own client.
+    tls.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     if options.ca_file is None:
         tls.load_default_certs()
     else:
         try:
-            data = read_public(options.ca_file)
-            parse_certificates(data, str(options.ca_file))
-            tls.load_verify_locations(cadata=data.decode("ascii"))
-        except (ConfigError, ValueError, ssl.SSLError) as error:
-            raise option_error(context, "options.ca_file", str(error)) from error
-    method = options.method
-    if isinstance(method, TLSLogin):
-        try:
-            tls.load_cert_chain(method.certificate_file, method.key_file)
-        except (OSError, ssl.SSLError) as error:
-            text = (
-                f"{method.certificate_file} and {method.key_file}: expected a client "
-                f"certificate and its key, in PEM ({error})"
+            found = parse_certificates(
+                read_public(options.ca_file), str(options.ca_file)
             )
-            raise option_error(context, "options.login.tls", text) from error
+            tls.load_verify_locations(
+                cadata=b"".join(one.public_bytes(Encoding.DER) for one in found)
+            )
+        except (ConfigError, ssl.SSLError) as error:
+            raise option_error(context, "options.ca_file", str(error)) from error
+    if isinstance(options.method, TLSLogin):
+        _load_client(tls, options.method, options, context)
     return tls
+
+
+def _load_client(
+    tls: ssl.SSLContext, method: TLSLogin, options: VaultOptions, context: PluginContext
+) -> None:
+    try:
+        read_public(method.certificate_file)
+        read_secret(method.key_file, allow_group_read=options.allow_group_read)
+        # Without a password, OpenSSL would ask for one at the terminal.
+        tls.load_cert_chain(method.certificate_file, method.key_file, password="")
+    except ConfigError as error:
+        raise option_error(context, "options.login.tls", str(error)) from error
+    except (OSError, ssl.SSLError) as error:
+        text = (
+            f"{method.certificate_file} and {method.key_file}: expected a client "
+            f"certificate and its key without a password, in PEM ({error})"
+        )
+        raise option_error(context, "options.login.tls", text) from error
 
 
 def files_of(options: VaultOptions) -> Sequence[Path]:

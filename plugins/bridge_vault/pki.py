@@ -26,7 +26,7 @@ from bridge.spi import (
     PluginContext,
     Prepared,
 )
-from bridge_vault.options import PKIOptions, files_of, options_of, tls_of
+from bridge_vault.options import PKIOptions, files_of, options_of
 from bridge_vault.rights import Rights
 from bridge_vault.role import Limits, added_extensions, issuer_problems, role_problems
 from bridge_vault.session import SharedSession
@@ -100,7 +100,7 @@ class VaultPKICA:
             one.public_bytes(Encoding.DER) for one in certificates
         )
         self._path = f"{parsed.mount}/issuer/{parsed.issuer}/sign/{parsed.role}"
-        self._session = SharedSession(parsed, context, tls_of(parsed, context))
+        self._session = SharedSession(parsed, context)
         self._rights = Rights(self._session, context, _needless(parsed))
         self._files = WatchedFiles(paths, digest)
         self._limits: Limits | None = None

@@ -7,12 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 from bridge.sdk import digest_of
-from bridge.spi import PluginContext
+from bridge.spi import BackendAuthError, PluginContext
 from bridge_vault.adapter import Servers, VaultAdapter, VaultError
 from bridge_vault.answers import DENIED, error_of
 from bridge_vault.connection import Connections
-from bridge_vault.login import VaultLogin
-from bridge_vault.options import VaultOptions, files_of
+from bridge_vault.options import VaultOptions, files_of, tls_of
+from bridge_vault.token import VaultToken
 
 Ask = Callable[[VaultAdapter], Any]
 
@@ -33,9 +33,9 @@ class VaultSession:
             [Connections(address, tls) for address in options.addresses]
         )
         self._namespace = options.namespace or ""
-        self._login = VaultLogin(options, context, self._adapter)
-        self.users = 0
-        """How many CAs use the session."""
+        self.users = [context]
+        """The contexts of the CAs that use it. The oldest one has latch and metrics."""
+        self._token = VaultToken(options, lambda: self.users[0], self._adapter)
 
     @property
     def skew_seconds(self) -> float:
@@ -56,23 +56,22 @@ class VaultSession:
         Raises:
             BackendError: The call did not succeed.
         """
-        token = self._login.token(deadline)
-        try:
-            return ask(self._adapter(deadline, token, attempt))
-        except VaultError as error:
-            if error.status not in DENIED:
-                raise error_of(error, signs=signs) from error
-            # Nothing was signed.
-            self._login.refused(token, error, deadline)
-        token = self._login.token(deadline)
-        try:
-            return ask(self._adapter(deadline, token, attempt))
-        except VaultError as error:
-            raise error_of(error, signs=signs) from error
+        for _ in range(2):
+            token = self._token.get(deadline)
+            try:
+                return ask(self._adapter(deadline, token, attempt))
+            except VaultError as error:
+                if error.status not in DENIED:
+                    raise error_of(error, signs=signs) from error
+                # Nothing was signed.
+                self._token.refused(token, error, deadline)
+        raise BackendAuthError(
+            "Vault refuses the token of a new login as well", rule="vault.login"
+        )
 
     def close(self) -> None:
         """End the renewals and close the idle connections."""
-        self._login.close()
+        self._token.close()
         self._servers.close()
 
     def _adapter(self, deadline: float, token: str, attempt: str = "") -> VaultAdapter:
@@ -98,12 +97,13 @@ class SharedSession:
     Args:
         options: Of the CA.
         context: Of the CA.
-        tls: How the server is verified.
+
+    Raises:
+        ConfigError: A file of the connection cannot be used.
     """
 
-    def __init__(
-        self, options: VaultOptions, context: PluginContext, tls: ssl.SSLContext | None
-    ) -> None:
+    def __init__(self, options: VaultOptions, context: PluginContext) -> None:
+        # The digest comes first: a file that changes after it makes another session.
         self._key = (
             options.addresses,
             options.namespace,
@@ -111,11 +111,14 @@ class SharedSession:
             options.allow_group_read,
             digest_of(files_of(options)),
         )
+        self._context = context
         with _lock:
             session = _open.get(self._key)
             if session is None:
-                session = _open[self._key] = VaultSession(options, context, tls)
-            session.users += 1
+                session = VaultSession(options, context, tls_of(options, context))
+                _open[self._key] = session
+            else:
+                session.users.append(context)
         self._session = session
         self._is_closed = False
 
@@ -137,9 +140,11 @@ class SharedSession:
             if self._is_closed:
                 return
             self._is_closed = True
-            self._session.users -= 1
-            is_last = self._session.users == 0
+            users = self._session.users
+            is_last = len(users) == 1
             if is_last:
                 del _open[self._key]
+            else:
+                users.remove(self._context)
         if is_last:
             self._session.close()

@@ -36,7 +36,7 @@ from bridge.spi import (
     PluginContext,
     Prepared,
 )
-from bridge_vault.options import TransitOptions, files_of, options_of, tls_of
+from bridge_vault.options import TransitOptions, files_of, options_of
 from bridge_vault.rights import Rights
 from bridge_vault.session import SharedSession
 
@@ -69,7 +69,6 @@ class VaultTransitCA(WatchedSigningCA):
                 f"{chain}: expected an issuing CA whose key is {CA_KEYS}",
                 rule="issuer.key",
             )
-        tls = tls_of(parsed, context)
         super().__init__(
             Description(
                 certificate=certificates[0],
@@ -77,7 +76,7 @@ class VaultTransitCA(WatchedSigningCA):
                 assurance="service",
                 labels={"key": f"{parsed.mount}/{parsed.key} v{parsed.key_version}"},
             ),
-            _TransitSigner(key, parsed, SharedSession(parsed, context, tls), context),
+            _TransitSigner(key, parsed, SharedSession(parsed, context), context),
             WatchedFiles(paths, digest),
         )
 
