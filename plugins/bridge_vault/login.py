@@ -36,7 +36,7 @@ Adapt = Callable[[float, str], VaultAdapter]
 
 
 @dataclass(frozen=True, slots=True)
-class Grant:
+class GrantedToken:
     """A token that works, and what Vault says of its life."""
 
     token: str = field(repr=False)
@@ -98,7 +98,7 @@ class LoginMethod:
         """The file that another program writes a token to; None for a login."""
         return self._method.file if isinstance(self._method, TokenLogin) else None
 
-    def log_in(self, deadline: float) -> Grant:
+    def log_in(self, deadline: float) -> GrantedToken:
         """Get a token, and have it look itself up: from then on it is known to work.
 
         Raises:
@@ -140,7 +140,7 @@ class LoginMethod:
             )
         return text
 
-    def _of_file(self, path: Path, deadline: float) -> Grant:
+    def _of_file(self, path: Path, deadline: float) -> GrantedToken:
         token = self.token_of_file(path)
         # Another request with a wrapping token would use it up.
         if self._is_wrapping(token, deadline):
@@ -164,9 +164,11 @@ class LoginMethod:
         if not seconds and life.get("expire_time"):
             seconds = 1.0  # it ends within the second
         is_renewable = life.get("renewable") is True
-        return Grant(token, seconds, is_renewable, uses_of(life))
+        return GrantedToken(token, seconds, is_renewable, uses_of(life))
 
-    def _proven(self, token: str, life: Mapping[str, Any], deadline: float) -> Grant:
+    def _proven(
+        self, token: str, life: Mapping[str, Any], deadline: float
+    ) -> GrantedToken:
         uses = uses_of(life)
         if uses is None:
             try:
@@ -183,7 +185,9 @@ class LoginMethod:
                     "`default` permits",
                 ) from error
         is_renewable = life.get("renewable") is True
-        return Grant(token, seconds_of(life, "lease_duration"), is_renewable, uses)
+        return GrantedToken(
+            token, seconds_of(life, "lease_duration"), is_renewable, uses
+        )
 
     def _looked_up(self, token: str, deadline: float) -> Mapping[str, Any]:
         answer = Token(self._adapt(deadline, token)).lookup_self()

@@ -22,7 +22,7 @@ from bridge.spi import (
 )
 from bridge_vault.adapter import VaultError
 from bridge_vault.answers import DENIED, error_of
-from bridge_vault.login import Adapt, Grant, LoginMethod, seconds_of, uses_of
+from bridge_vault.login import Adapt, GrantedToken, LoginMethod, seconds_of, uses_of
 from bridge_vault.options import VaultOptions
 
 _RENEWED_AT = 2 / 3
@@ -54,7 +54,7 @@ class _Lease:
     lived_at: float = float("-inf")
 
     @classmethod
-    def of(cls, grant: Grant, now: float) -> "_Lease":
+    def of(cls, grant: GrantedToken, now: float) -> "_Lease":
         lease = cls(grant.token, grant.is_renewable, grant.seconds, grant.uses)
         lease.extend(grant.seconds, now)
         return lease
