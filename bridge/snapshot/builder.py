@@ -79,7 +79,7 @@ class Assembly:
             rules=rules,
             clusters=clusters,
             rate_limits=rate_limits,
-            probe_names=self._probe_names(rules),
+            probe_names=self._probe_names(rules, issuers),
             linkerd=self._linkerd(),
         )
 
@@ -232,22 +232,25 @@ class Assembly:
             with_uri=front.spiffe_uri,
         )
 
-    def _probe_names(self, rules: Rules) -> dict[str, tuple[x509.GeneralName, ...]]:
+    def _probe_names(
+        self, rules: Rules, issuers: Mapping[str, Issuer]
+    ) -> dict[str, tuple[x509.GeneralName, ...]]:
         # Names of the kind that callers get: a constraint that forbids them then shows.
         found: dict[str, tuple[x509.GeneralName, ...]] = {}
-        for issuer in self.config.issuing_cas:
+        for name, issuer in issuers.items():
             led = {
-                front: route[issuer]
+                front: route[name]
                 for front, route in rules.routes.items()
-                if issuer in route
+                if name in route
             } or dict.fromkeys(rules.routes, (RoutedCaller(),))
-            found[issuer] = tuple(
-                self._probe_name(front, callers) for front, callers in led.items()
+            found[name] = tuple(
+                self._probe_name(front, callers, issuer)
+                for front, callers in led.items()
             )
         return found
 
     def _probe_name(
-        self, front: str, callers: tuple[RoutedCaller, ...]
+        self, front: str, callers: tuple[RoutedCaller, ...], issuer: Issuer
     ) -> x509.GeneralName:
         linkerd = self._linkerd()
         if front != LINKERD or linkerd is None:
@@ -256,8 +259,11 @@ class Assembly:
         namespaces = [one.namespace for one in callers]
         if None in namespaces:
             return x509.DNSName(f"meshca-probe{linkerd.suffix}")
-        # The constraints of a chain may permit only the names of some namespaces. The
-        # name of a service account cannot contain an underscore.
+        # The constraints of a chain may permit only the names of some namespaces.
+        if issuer.chooses_serial:
+            # Vault leaves a name with an underscore out. This one has no account.
+            return x509.DNSName(f"{namespaces[0]}{linkerd.suffix}")
+        # The name of a service account cannot contain an underscore.
         return x509.DNSName(f"meshca_probe.{namespaces[0]}{linkerd.suffix}")
 
     def _rules(self) -> Rules:

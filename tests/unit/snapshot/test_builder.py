@@ -11,6 +11,7 @@ from bridge.errors import BackendUnavailableError, ConfigError
 from bridge.metrics.instruments import Metrics
 from bridge.snapshot import builder
 from bridge.snapshot.builder import Assembly
+from bridge.snapshot.model import Issuer
 from bridge.spi import IssuingCA, PluginContext
 from tests.support.harness.core import World
 from tests.support.harness.fake_ca import LyingCA
@@ -106,20 +107,16 @@ def test_a_chain_that_ends_early_asks_for_an_intermediate(tmp_path: Path) -> Non
 def test_a_plugin_that_cannot_be_loaded_is_reported_with_its_key(
     tmp_path: Path,
 ) -> None:
-    issuing_cas = {"a": {"plugin": "vault-pki"}, "b": {"plugin": "ours"}}
+    issuing_cas = {"a": {"plugin": "theirs"}, "b": {"plugin": "ours"}}
     world = World(tmp_path, fake=False, overrides={"issuing_cas": issuing_cas})
     with pytest.raises(ConfigError, match=r"issuing_cas\.a\.plugin: ") as refusal:
         world.assembly.snapshot()
-    first, second = str(refusal.value).splitlines()
-    installed = "installed: file, pkcs11 (see meshca plugins)"
-    where = f"{world.config.path}: issuing_cas"
-    assert first == (
-        f"{where}.a.plugin: no backend 'vault-pki' is installed in this version of "
-        f"meshca-bridge; {installed}"
-    )
-    assert (
-        second == f"{where}.b.plugin: no backend 'ours' is installed here; {installed}"
-    )
+    installed = "file, pkcs11, vault-pki, vault-transit (see meshca plugins)"
+    assert str(refusal.value).splitlines() == [
+        f"{world.config.path}: issuing_cas.{ca}.plugin: no backend {name!r} is "
+        f"installed here; installed: {installed}"
+        for ca, name in (("a", "theirs"), ("b", "ours"))
+    ]
 
 
 # What the proxies of a mesh cannot verify is refused, where calls are led to it.
@@ -192,9 +189,16 @@ def test_what_linkerds_proxies_do_not_meet_is_not_refused(
     world.assembly.snapshot().close()
 
 
+@pytest.mark.parametrize(
+    ("builds", "first"), [(False, "meshca_probe.shop"), (True, "shop")]
+)
 def test_a_probe_is_for_names_of_those_who_are_led_to_an_issuing_ca(
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    builds: bool,  # noqa: FBT001 - a parameter
+    first: str,
 ) -> None:
+    monkeypatch.setattr(Issuer, "chooses_serial", builds)
     rules = [
         {"fronts": ["linkerd"], "namespaces": ["shop"], "issuing_cas": ["b"]},
         {"fronts": ["linkerd"], "issuing_cas": ["c"]},
@@ -217,7 +221,7 @@ def test_a_probe_is_for_names_of_those_who_are_led_to_an_issuing_ca(
     assert told == {
         "a": [uri],
         # Its chain may permit the names of this namespace alone.
-        "b": [f"meshca_probe.shop.{suffix}"],
+        "b": [f"{first}.{suffix}"],
         "c": [f"meshca-probe.{suffix}"],
         "d": [uri, f"meshca-probe.{suffix}"],  # nobody
     }
