@@ -36,8 +36,8 @@ _LOOK_SECONDS = 60.0
 _LOOK_AGAIN_SECONDS = 2.0
 """The same, while they are not as they must be."""
 _LOOK_TIMEOUT_SECONDS = 5.0
-_NOT_AFTER = timedelta(seconds=5)
-"""The difference that the bridge takes."""
+_NOT_BEFORE, _NOT_AFTER = timedelta(seconds=30), timedelta(seconds=5)
+"""The differences that the bridge takes."""
 _CLOCK_SECONDS = 3.0
 """By how much Vault's clock may differ from what was computed with: the times of its
 answers are cut to seconds."""
@@ -157,7 +157,8 @@ class VaultPKICA:
             or abs(leaf.not_valid_after_utc - request.not_after) > _NOT_AFTER
             or not self._is_usual(leaf, request)
         ):
-            signed = _Signed(request, leaf, before, after, end - now)
+            lease = str(answer.get("lease_id") or "")
+            signed = _Signed(request, leaf, lease, before, after, end - now)
             self._require_unexplained(signed, deadline)
         return IssuedChain(leaf.public_bytes(Encoding.DER), self._intermediates)
 
@@ -257,17 +258,22 @@ class VaultPKICA:
                 leaf, limits, signed.before, signed.after, self._skew
             )
             now = leaf.not_valid_before_utc + limits.backdate
-            limits.end(request, now)
+            is_late = abs(ends - request.not_after) > _NOT_AFTER
+            if is_late or abs(now - limits.backdate - request.not_before) > _NOT_BEFORE:
+                limits.end(request, now)
             error = (ends - now - signed.lifetime).total_seconds()
-            if (
-                abs(ends - request.not_after) > _NOT_AFTER
-                and abs(error) < _CLOCK_SECONDS
-            ):
+            if is_late and abs(error) < _CLOCK_SECONDS:
                 raise BackendUnavailableError(
                     "Vault's clock is another than its answers show",
                     rule="vault.clock",
                     detail=f"notAfter is {ends}, and {request.not_after} was "
                     "requested; the next request is computed with its clock",
+                )
+            if signed.lease:
+                raise BackendBrokenError(
+                    "the certificate has a lease, with which it would be revoked",
+                    rule="vault.lease",
+                    detail=f"lease {signed.lease}",
                 )
         except BackendError as error:
             detail = f"{error.detail}; Vault signed {leaf.serial_number:x}"
@@ -364,6 +370,7 @@ class _Signed:
     # A leaf, and when it was asked for and came back, by the bridge's clock.
     request: LeafRequest
     leaf: x509.Certificate
+    lease: str
     before: datetime
     after: datetime
     lifetime: timedelta
