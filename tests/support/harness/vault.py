@@ -29,6 +29,7 @@ ROLE: Mapping[str, object] = {
 }
 """What the role of these bridges has of its own: the names of probe and listener, and
 the default of `issuance.backdate`."""
+_ENGINES: Mapping[str, type[PKI | Transit]] = {"pki": PKI, "transit": Transit}
 _SIGN = "/sign/"
 Login = Callable[[str, Path], Mapping[str, object]]
 """Makes the option `login` of a policy and a folder."""
@@ -42,7 +43,8 @@ class VaultBridge(Supervised):
         server: Running. It gets an engine for each CA, a policy and an audit log.
         login: How the bridge logs in; by default with a token in a file.
         addresses: Of the server, as the bridge sees it; by default its own.
-        workers: How many.
+        engines: By the name of each CA; by default `pki` for Istio's callers, and
+            `transit` for Linkerd's. Others are equal CAs, in this order, for both.
         options: More options of both CAs.
         more: See `Bridge`.
     """
@@ -54,17 +56,24 @@ class VaultBridge(Supervised):
         login: Login | None = None,
         *,
         addresses: Sequence[str] = (),
-        workers: int = 1,
+        engines: Mapping[str, type[PKI | Transit]] = _ENGINES,
         options: Mapping[str, Any] | None = None,
         **more: Any,
     ) -> None:
-        super().__init__(folder, workers, fronts=("istio", "linkerd"), **more)
+        super().__init__(folder, fronts=("istio", "linkerd"), **more)
         self.server = server
-        hierarchy = folder / "hierarchy"
-        self.pki = PKI.make(server, hierarchy, folder / "pki.pem")
-        self.pki.write_role(**ROLE)
-        self.transit = Transit.make(server, hierarchy, folder / "transit.pem")
-        self.rules = self.pki.rules | self.transit.rules
+        self.engines = {
+            name: kind.make(server, folder / "hierarchy", folder / f"{name}.pem")
+            for name, kind in engines.items()
+        }
+        for engine in self.engines.values():
+            if isinstance(engine, PKI):
+                engine.write_role(**ROLE)
+        self.rules = {
+            path: rights
+            for engine in self.engines.values()
+            for path, rights in engine.rules.items()
+        }
         self.policy = vault_mounts.write_policy(server, self.rules)
         self.audit_log = folder / "audit.jsonl"
         self.token_file = folder / "token"
@@ -76,17 +85,34 @@ class VaultBridge(Supervised):
         }
         method = (login or self._token_login)(self.policy, folder)
         sections = {
-            "pki": ("vault-pki", self.pki.options(method, **chosen)),
-            "transit": ("vault-transit", self.transit.options(method, **chosen)),
+            name: {
+                "plugin": f"vault-{'pki' if isinstance(engine, PKI) else 'transit'}",
+                "chain": f"{name}.pem",
+                "options": engine.options(method, **chosen),
+            }
+            for name, engine in self.engines.items()
         }
+        rules = [{"fronts": ["linkerd"], "issuing_cas": ["transit"]}]
+        is_usual = engines is _ENGINES
         self.change(
-            issuing_cas={
-                name: {"plugin": plugin, "chain": f"{name}.pem", "options": own}
-                for name, (plugin, own) in sections.items()
-            },
-            issuance__issuing_cas=["pki"],
-            issuance__rules=[{"fronts": ["linkerd"], "issuing_cas": ["transit"]}],
+            issuing_cas=sections,
+            issuance__issuing_cas=["pki"] if is_usual else list(engines),
+            issuance__rules=rules if is_usual else [],
         )
+
+    @property
+    def pki(self) -> PKI:
+        """The engine of the CA `pki`."""
+        found = self.engines["pki"]
+        assert isinstance(found, PKI)
+        return found
+
+    @property
+    def transit(self) -> Transit:
+        """The engine of the CA `transit`."""
+        found = self.engines["transit"]
+        assert isinstance(found, Transit)
+        return found
 
     def new_token(self, **fields: object) -> None:
         """Put another token into the file, as an agent does; `fields` of the token."""
@@ -104,7 +130,7 @@ class VaultBridge(Supervised):
             kind: `request` or `response`.
             path: A part of the path.
         """
-        ours = {self.pki.mount, self.transit.mount, "auth"}
+        ours = {"auth", *(engine.mount for engine in self.engines.values())}
         for line in self.audit_log.read_text("utf-8").splitlines():
             entry = json.loads(line)
             asked = entry.get("request", {}).get("path", "")
@@ -154,7 +180,8 @@ class VaultBridge(Supervised):
         The log tells serial numbers in clear: they are no secret.
         """
         tuned = {"audit_non_hmac_response_keys": ["serial_number"]}
-        self.server.api.post(f"sys/mounts/{self.pki.mount}/tune", **tuned)
+        for engine in self.engines.values():
+            self.server.api.post(f"sys/mounts/{engine.mount}/tune", **tuned)
         self.audit_device = vault_mounts.audit_to(self.server, self.audit_log)
 
 
