@@ -26,7 +26,7 @@ _PERMANENT = (
     "unable to fetch corresponding key",
     "does not have usage",
     "issuer does not support",
-    "usage for",
+    "requested usage",
     "signing key not found",
     "unknown role",
     "encryption key not found",
