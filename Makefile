@@ -57,8 +57,9 @@ bench-fronts: $(VENV)/.development ## Linkerd's front beside Istio's, in one run
 bench-peers: $(VENV)/.development ## The bridge beside Istio's own CA, in one run
 	@$(BIN)/python -m tests.bench.peers $(BENCH_ARGS)
 
-bench-backends: $(VENV)/.development ## PKCS#11 (SoftHSM) beside a key in a file and the bare calls, in one run
+bench-backends: $(VENV)/.development ## PKCS#11 (SoftHSM), and Vault (OpenBao), beside a key in a file and the bare calls
 	@$(BIN)/python -m tests.bench.backends $(BENCH_ARGS)
+	@$(BIN)/python -m tests.bench.vault $(VAULT_ARGS)
 
 bench-before: $(VENV)/.development ## This code beside an earlier commit (BEFORE: the meshca command of its worktree)
 	@$(BIN)/python -m tests.bench.before $(BEFORE) $(BENCH_ARGS)

@@ -13,12 +13,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import yaml
 from cryptography.hazmat.primitives.asymmetric.types import (
@@ -49,20 +50,20 @@ _ROOT = Path(__file__).resolve().parents[2]
 _KEYS: tuple[KeyAlgorithm, ...] = ("p256", "rsa2048")
 _MOST_PER_SECOND = 2_800
 """More than one core can do: so many tokens are made for a second of load."""
-_MOST_CPU, _LEAST_RATE, _MOST_MORE_MS, _MOST_GROWTH = 1.5, 0.5, 5.0, 0.10
+_MOST_CPU, LEAST_RATE, MOST_MORE_MS, MOST_GROWTH = 1.5, 0.5, 5.0, 0.10
 _VOIDS = 3
 """So many rounds in a row may be void before the run gives up."""
-_WARM = 0.1
+WARM = 0.1
 """Of all calls of the long run: from then on nothing may grow."""
 _FEW_SESSIONS = 2
-_WRONG = "errors and repeated serial numbers"
+WRONG = "errors and repeated serial numbers"
 _SIGNER = b"bridge_pkcs11"
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bare:
-    """C_Sign in a loop."""
+    """The backend's own call in a loop."""
 
     per_second: float
     cpu_us: float
@@ -139,12 +140,30 @@ class Held:
 
 def main() -> int:
     """Measure, print the tables and the verdicts; return the exit status."""
-    options = _options()
+    options = options_of("bench-backends", __doc__ or "", _KEYS)
+    verdicts: list[tuple[bool, str]] = []
+    with prepared(options) as run:
+        if "rates" in options.parts:
+            rounds = list(_rounds(run, options))
+            say("", *_table(rounds), "")
+            verdicts += _verdicts(rounds)
+            written(options.json, rounds)
+        if "long" in options.parts:
+            verdicts += _long(run, options.calls)
+    say(*(f"* {text}" for _, text in verdicts))
+    return 0 if all(good for good, _ in verdicts) else 1
+
+
+@contextmanager
+def prepared(options: argparse.Namespace) -> Iterator["Run"]:
+    """Build the clients, make tokens, and say where this is.
+
+    Ends the program with status 2 where the measurement cannot be made.
+    """
     peers = os.environ.get("MESHCA_PEERS")
     # Not under /tmp, which may be memory: a journal there would cost nothing.
     home = builds.cache_folder()
     home.mkdir(parents=True, exist_ok=True)
-    verdicts: list[tuple[bool, str]] = []
     try:
         programs = build(Path(peers) if peers else _ROOT.parent / "shared/peers")
         with tempfile.TemporaryDirectory("-bench", dir=home) as name:
@@ -157,23 +176,17 @@ def main() -> int:
             issuer = TokenIssuer()
             tokens = folder / "tokens"
             issuer.write_many(tokens, int(_MOST_PER_SECOND * load.all_seconds))
-            run = Run(folder=folder, load=load, issuer=issuer, tokens=tokens)
-            if "rates" in options.parts:
-                rounds = list(_rounds(run, options))
-                say("", *_table(rounds), "")
-                verdicts += _verdicts(rounds)
-                _write(options.json, rounds)
-            if "long" in options.parts:
-                verdicts += _long(run, options.calls)
+            yield Run(folder=folder, load=load, issuer=issuer, tokens=tokens)
     except (BenchError, builds.BuildError) as error:
         sys.stderr.write(f"bench-backends: {error}\n")
-        return 2
-    say(*(f"* {text}" for _, text in verdicts))
-    return 0 if all(good for good, _ in verdicts) else 1
+        raise SystemExit(2) from error
 
 
-def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="bench-backends", description=__doc__)
+def options_of(
+    program: str, description: str, keys: Sequence[str]
+) -> argparse.Namespace:
+    """Parse the command line of a comparison of backends."""
+    parser = argparse.ArgumentParser(prog=program, description=description)
     parser.add_argument("--rounds", type=int, default=5, help="of each key (5)")
     parser.add_argument("--seconds", type=float, default=8.0, help="of each run (8)")
     parser.add_argument(
@@ -186,7 +199,7 @@ def _options() -> argparse.Namespace:
         default=["rates", "long"],
         help="what is measured (both)",
     )
-    parser.add_argument("--key", choices=_KEYS, help="only this key of the CA")
+    parser.add_argument("--key", choices=keys, help="only this one")
     parser.add_argument(
         "--quick",
         action="store_true",
@@ -227,6 +240,25 @@ class Run:
             ca_key=ca_key,
             prefix=("env", *settings, "taskset", "-c", SERVER_CORE),
         )
+
+    def side(
+        self, bridge: Bridge, ca_key: KeyAlgorithm = "p256", *, signer: bool = False
+    ) -> Side:
+        """Measure a bridge that is not started yet.
+
+        Args:
+            bridge: What `bridge` made.
+            ca_key: Of its CA.
+            signer: Whether it must have a signer process.
+        """
+        load = replace(self.load, ca_key=ca_key)
+        seconds = max(load.seconds / 2, 2)
+        one = replace(load, connections=1, in_flight=1, seconds=seconds)
+        with _on_server_core(bridge, signer=signer):
+            busy = measure_running(load, self.tokens, bridge)
+            one_caller = measure_running(one, self.tokens, bridge)
+        require_on_record(bridge, busy, one_caller)
+        return Side(busy=busy, one_caller=one_caller)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -270,12 +302,26 @@ def _in_token(
 def _rounds(run: Run, options: argparse.Namespace) -> Iterator[Round]:
     for ca_key in [options.key] if options.key else _KEYS:
         for number in range(options.rounds):
-            yield _valid_round(run, ca_key, f"{ca_key}-{number}", options.void)
+            measure = partial(_round, run, ca_key)
+            yield valid(f"{ca_key}-{number}", options.void, measure)
 
 
-def _valid_round(run: Run, ca_key: KeyAlgorithm, name: str, void: float) -> Round:
+class _Measured(Protocol):
+    @property
+    def other_percent(self) -> float: ...
+
+
+Measured = TypeVar("Measured", bound=_Measured)
+
+
+def valid(name: str, void: float, measure: Callable[[str], Measured]) -> Measured:
+    """Measure a round, again where others used more of the machine than `void` %.
+
+    Raises:
+        BenchError: Three in a row were void.
+    """
     for attempt in range(_VOIDS):
-        found = _round(run, ca_key, f"{name}-{attempt}")
+        found = measure(f"{name}-{attempt}")
         if found.other_percent <= void:
             return found
         say(f"{name}: void: something else used {found.other_percent:.0f} %")
@@ -288,11 +334,10 @@ def _valid_round(run: Run, ca_key: KeyAlgorithm, name: str, void: float) -> Roun
 def _round(run: Run, ca_key: KeyAlgorithm, name: str) -> Round:
     folder = run.folder / name
     folder.mkdir()
-    load = replace(run.load, ca_key=ca_key)
     in_token = _in_token(run, folder, ca_key)
-    bare = _bare(in_token, load.seconds)
-    file = _side(run, load, run.bridge(folder / "file", ca_key, {}))
-    pkcs11 = _side(run, load, in_token.bridge, signer=True)
+    bare = _bare(in_token, run.load.seconds)
+    file = run.side(run.bridge(folder / "file", ca_key, {}), ca_key)
+    pkcs11 = run.side(in_token.bridge, ca_key, signer=True)
     found = Round(ca_key=ca_key, bare=bare, file=file, pkcs11=pkcs11)
     say(
         f"{name}: bare {bare.cpu_us:.0f} us, file {file.busy.cpu_us:.0f} us, PKCS#11 "
@@ -300,15 +345,6 @@ def _round(run: Run, ca_key: KeyAlgorithm, name: str) -> Round:
         f"{found.other_percent:.0f} %"
     )
     return found
-
-
-def _side(run: Run, load: Load, bridge: Bridge, *, signer: bool = False) -> Side:
-    one = replace(load, connections=1, in_flight=1, seconds=max(load.seconds / 2, 2))
-    with _on_server_core(bridge, signer=signer):
-        busy = measure_running(load, run.tokens, bridge)
-        one_caller = measure_running(one, run.tokens, bridge)
-    require_on_record(bridge, busy, one_caller)
-    return Side(busy=busy, one_caller=one_caller)
 
 
 @contextmanager
@@ -345,7 +381,7 @@ def _bare(in_token: InToken, seconds: float) -> Bare:
         "seconds": seconds,
     }
     path = f"{_ROOT}:{_ROOT / 'plugins'}"
-    busy, began = _busy_seconds(), time.monotonic()
+    busy, began = busy_seconds(), time.monotonic()
     done = subprocess.run(
         ["taskset", "-c", SERVER_CORE, sys.executable, "-m", "tests.bench.bare_call"],
         cwd=_ROOT,
@@ -360,12 +396,12 @@ def _bare(in_token: InToken, seconds: float) -> Bare:
     found: dict[str, Any] = json.loads(done.stdout)
     whole = time.monotonic() - began
     # Its start counts as other use too, so this is at most too strict.
-    other = _busy_seconds() - busy - found.pop("cpu_seconds")
+    other = busy_seconds() - busy - found.pop("cpu_seconds")
     percent = 100 * max(other, 0.0) / whole / (os.cpu_count() or 1)
     return Bare(**found, other_percent=percent)
 
 
-def _busy_seconds() -> float:
+def busy_seconds() -> float:
     """Return the CPU time that the machine has spent, and what was stolen from it."""
     fields = Path("/proc/stat").read_text().splitlines()[0].split()[1:]
     user, nice, system, _, _, irq, softirq, steal = map(int, fields[:8])
@@ -382,7 +418,7 @@ def _long(run: Run, calls: int) -> Iterator[tuple[bool, str]]:
     looks: list[Held] = []
     wrong = 0
     with _on_server_core(bridge, signer=True):
-        for wanted in (int(calls * _WARM), calls):
+        for wanted in (int(calls * WARM), calls):
             result = None
             while (done := bridge.metric("meshca_requests_total", code="OK")) < wanted:
                 rate = max(result.per_second, 1) if result else _MOST_PER_SECOND / 4
@@ -396,14 +432,14 @@ def _long(run: Run, calls: int) -> Iterator[tuple[bool, str]]:
     checked = bridge.run("ledger", "verify")
     if checked.returncode:
         raise BenchError(f"the ledger does not verify: {checked.stderr}")
-    yield verdict(f"long run: {_WRONG}: {wrong}", good=wrong == 0)
+    yield verdict(f"long run: {WRONG}: {wrong}", good=wrong == 0)
     warm, end = looks
     growth = end.resident_kb / warm.resident_kb - 1
-    text = f"after {calls:,} calls, compared with {int(calls * _WARM):,}"
+    text = f"after {calls:,} calls, compared with {int(calls * WARM):,}"
     yield verdict(
         f"{text}: memory {end.resident_kb / 1024:.0f} MiB, {growth:+.1%}, bound "
-        f"{_MOST_GROWTH:+.0%}",
-        good=growth <= _MOST_GROWTH,
+        f"{MOST_GROWTH:+.0%}",
+        good=growth <= MOST_GROWTH,
     )
     for name in ("sessions", "sockets", "threads"):
         before, after = getattr(warm, name), getattr(end, name)
@@ -425,7 +461,8 @@ def _held(in_token: InToken) -> Held:
     )
 
 
-def _write(path: Path | None, rounds: list[Round]) -> None:
+def written(path: Path | None, rounds: Sequence[Any]) -> None:
+    """Write all figures of dataclasses to a file, if there is one."""
     if path is None:
         return
     figures = [
@@ -477,17 +514,17 @@ def _verdicts(rounds: list[Round]) -> Iterator[tuple[bool, str]]:
         found = statistics.median(one.rate_ratio for one in of_key)
         yield verdict(
             f"CA {ca_key}: certificates a second {found:.2f} of what that CPU or the "
-            f"bare call allows, floor {_LEAST_RATE}",
-            good=found >= _LEAST_RATE,
+            f"bare call allows, floor {LEAST_RATE}",
+            good=found >= LEAST_RATE,
         )
         found = statistics.median(one.more_ms for one in of_key)
         yield verdict(
             f"CA {ca_key}: one caller waits {found:.2f} ms more than for file and the "
-            f"bare call, bound {_MOST_MORE_MS:.0f} ms",
-            good=found <= _MOST_MORE_MS,
+            f"bare call, bound {MOST_MORE_MS:.0f} ms",
+            good=found <= MOST_MORE_MS,
         )
     wrong = sum(one.file.wrong + one.pkcs11.wrong for one in rounds)
-    yield verdict(f"{_WRONG}: {wrong}", good=wrong == 0)
+    yield verdict(f"{WRONG}: {wrong}", good=wrong == 0)
 
 
 if __name__ == "__main__":
