@@ -228,7 +228,8 @@ def tls_of(options: VaultOptions, context: PluginContext) -> ssl.SSLContext | No
                 cadata=b"".join(one.public_bytes(Encoding.DER) for one in found)
             )
         except (ConfigError, ssl.SSLError) as error:
-            raise option_error(context, "options.ca_file", str(error)) from error
+            text = f"{error}: expected the CAs of the server's certificate, in PEM"
+            raise option_error(context, "options.ca_file", text) from error
     if isinstance(options.method, TLSLogin):
         _load_client(tls, options.method, options, context)
     return tls

@@ -14,6 +14,7 @@ from bridge.config.diagnostics import section_of
 from bridge.config.types import written
 from bridge_file.options import Options
 from bridge_pkcs11.options import PKCS11Options
+from bridge_vault.options import PKIOptions, TransitOptions, VaultOptions
 from tests.support.documents.docstrings import annotations, of_attributes
 from tests.support.documents.markdown import code, table
 
@@ -25,6 +26,9 @@ PLACES = (
     "issuing_cas.*",
     "options of the plugin file",
     "options of the plugin pkcs11",
+    "options of both plugins for Vault",
+    "options of the plugin vault-pki",
+    "options of the plugin vault-transit",
     "issuance",
     "issuance.rules[]",
     "limits",
@@ -45,7 +49,10 @@ _TYPES = {
     "TrustDomainName": "trust domain",
     "UpToAMinute": "duration, to 1m",
     "WholeSeconds": "duration, whole seconds",
+    "_Name": "name",
+    "_Path": "path in Vault",
     "_Text": "text",
+    "_UUID": "UUID",
     "FileOption": "path",
 }
 """What the aliases of `bridge.config.types` are called in the document."""
@@ -81,11 +88,30 @@ def keys(model: type[BaseModel], above: str = "") -> Iterator[Key]:
         yield Key(above + name, kind, default_of(field), texts.get(name, ""))
 
 
+def _options() -> dict[str, list[Key]]:
+    # Options that two plugins share have one table.
+    shared = VaultOptions.model_fields
+    own: dict[str, type[VaultOptions]] = {
+        "vault-pki": PKIOptions,
+        "vault-transit": TransitOptions,
+    }
+    return {
+        "options of the plugin file": [*keys(Options)],
+        "options of the plugin pkcs11": [*keys(PKCS11Options)],
+        "options of both plugins for Vault": [*keys(VaultOptions)],
+    } | {
+        f"options of the plugin {name}": [
+            key for key in keys(model) if key.path.partition(".")[0] not in shared
+        ]
+        for name, model in own.items()
+    }
+
+
 def all_keys() -> Iterator[Key]:
     """Yield every key of the file, and every option of the plugins."""
     yield from keys(BridgeConfig)
-    yield from keys(Options)
-    yield from keys(PKCS11Options)
+    for own in _options().values():
+        yield from own
 
 
 def default_of(field: FieldInfo) -> str:
@@ -108,8 +134,7 @@ def parts() -> dict[str, Iterator[str]]:
     for key in keys(BridgeConfig):
         fitting = [name for name in PLACES if key.path.startswith(f"{name}.")]
         placed[max(fitting, key=len, default="top level")].append(key)
-    placed["options of the plugin file"] = [*keys(Options)]
-    placed["options of the plugin pkcs11"] = [*keys(PKCS11Options)]
+    placed |= _options()
     header = ("Key", "Type", "Default", "Meaning")
     return {name: table(header, (key.row for key in placed[name])) for name in PLACES}
 
