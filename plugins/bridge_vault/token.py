@@ -31,9 +31,10 @@ bridges that began together do not stay together."""
 _SHRUNK = 1 / 2
 """A renewal that grants less than this part of the first life nears the token's
 explicit end: another login is better."""
-_LOOK_SECONDS = 5.0
-"""How often the token's age and a token file are looked at, at least."""
-_SHORTEST_LOOK_SECONDS = 0.5
+_LOOK_SECONDS = 0.5
+"""How often the token's age is looked at."""
+_AGAIN_SECONDS = 5.0
+"""How often a token file is looked at, and a renewal that failed is tried again."""
 _LOGIN_SECONDS = 5.0
 """For a login or a renewal. They are not the callers', which may have less time."""
 _COOL_DOWN_SECONDS = 1.0
@@ -100,9 +101,11 @@ class VaultToken:
         self._again_at = float("-inf")
         self._is_closed = False
         self._is_running = False
+        self._file_at = float("-inf")
+        """When the token file is looked at next."""
         self._lookup = threading.Lock()
         """Of the one who asks whether the token lives."""
-        self._loop = BackgroundLoop("vault-token", self.keep, self._pause)
+        self._loop = BackgroundLoop("vault-token", self.keep, _LOOK_SECONDS)
 
     def get(self, deadline: float) -> str:
         """Return the token. Logs in where there is none.
@@ -155,16 +158,15 @@ class VaultToken:
         if lease.expires != float("inf"):
             seconds = max(0.0, lease.expires - now)
             self._context().metrics.set("vault_token_seconds", seconds)
-        try:
+        if now >= self._file_at:
+            self._file_at = now + _AGAIN_SECONDS
             self._look_at_file(lease)
-        except BackendError as error:
-            _log.warning("the token's file is not used: %s: %s", error, error.detail)
         if self._lease is not lease or now < lease.due:
             return
         try:
             self._renew(lease, now)
         except BackendError as error:
-            lease.due = now + _LOOK_SECONDS
+            lease.due = now + _AGAIN_SECONDS
             _log.warning("Vault's token is not renewed: %s: %s", error, error.detail)
 
     def close(self) -> None:
@@ -271,8 +273,13 @@ class VaultToken:
 
     def _look_at_file(self, lease: _Lease) -> None:
         file = self._method.file
-        if file is not None and self._method.token_of_file(file) != lease.token:
-            self._replace(lease)
+        if file is None:
+            return
+        try:
+            if self._method.token_of_file(file) != lease.token:
+                self._replace(lease)
+        except BackendError as error:
+            _log.warning("the token's file is not used: %s: %s", error, error.detail)
 
     def _renew(self, lease: _Lease, now: float) -> None:
         if lease.is_renewable and self._is_extended(lease, now):
@@ -315,8 +322,3 @@ class VaultToken:
                 return
             login = self._begun()
         self._wait(login, self._clock() + _LOGIN_SECONDS)
-
-    def _pause(self) -> float:
-        lease = self._lease
-        due = lease.due if lease is not None else float("inf")
-        return min(_LOOK_SECONDS, max(_SHORTEST_LOOK_SECONDS, due - self._clock()))

@@ -107,10 +107,21 @@ class API:
         return found if isinstance(found, dict) else answer
 
     def ask(
-        self, method: str, path: str, fields: Mapping[str, object] | None = None
+        self,
+        method: str,
+        path: str,
+        fields: Mapping[str, object] | None = None,
+        **more: str,
     ) -> tuple[int, dict[str, Any]]:
-        """Return the status and the JSON of the answer, whatever they are."""
-        headers = {"X-Vault-Request": "true", "X-Vault-Token": self.token}
+        """Return the status and the JSON of the answer, whatever they are.
+
+        Args:
+            method: In upper case.
+            path: After `/v1/`.
+            fields: The body, as JSON.
+            more: Headers.
+        """
+        headers = {"X-Vault-Request": "true", "X-Vault-Token": self.token, **more}
         if self.namespace:
             headers["X-Vault-Namespace"] = self.namespace
         if method == "PATCH":
