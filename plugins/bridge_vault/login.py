@@ -259,8 +259,8 @@ class LoginMethod:
             raise BackendCredentialError(
                 "Vault refuses the SecretID",
                 rule="vault.secret-id",
-                detail=f"{method.secret_id_file}: {error}: expected a SecretID of the "
-                "role that is not used up and not a wrapping token",
+                detail=f"{method.secret_id_file}: {error}: expected the RoleID and an "
+                "unused SecretID of one role, not wrapped",
             ) from error
         return answer
 
@@ -270,7 +270,9 @@ class LoginMethod:
         mount = getattr(self._method, "mount", "")
         hint = ""
         if error.status in DENIED:
-            hint = ": expected a mount that is there, and a role that is not locked"
+            hint = ": expected a mount that is there"
+            if isinstance(self._method, AppRoleLogin):
+                hint += ", and a role that is not locked"
         return BackendAuthError(
             "Vault refuses the login",
             rule="vault.login",

@@ -167,6 +167,7 @@ class TestFiles:
         assert len(tls.get_ca_certs()) == 1
         assert tls.verify_mode == ssl.CERT_REQUIRED
         assert tls.check_hostname
+        assert tls.verify_flags & ssl.VERIFY_X509_PARTIAL_CHAIN  # an intermediate
 
     def test_loopback_needs_no_tls(self, tmp_path: Path) -> None:
         assert self.tls(tmp_path, addresses=["http://127.0.0.1:8200"]) is None

@@ -195,14 +195,17 @@ def test_a_new_token_that_is_dead_as_well_ends_the_call(
     assert vault.logins == 2
 
 
-def test_another_failure_asks_for_no_login(
+def test_another_failure_asks_for_no_login_and_looks_nothing_up(
     make: Make, vault: FakeVault, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session = make()
     sign(session)
+    before, serve = vault.count("lookup-self"), vault.serve
 
-    def sealed(*_: object) -> dict[str, Any]:
-        raise answer(503, "Vault is sealed")
+    def sealed(url: str, token: str, body: dict[str, Any]) -> dict[str, Any]:
+        if url.endswith("/sign"):
+            raise answer(503, "Vault is sealed")
+        return serve(url, token, body)
 
     with monkeypatch.context() as patched:
         patched.setattr(vault, "serve", sealed)
@@ -210,3 +213,4 @@ def test_another_failure_asks_for_no_login(
             sign(session)
     sign(session)
     assert vault.logins == 1
+    assert vault.count("lookup-self") == before

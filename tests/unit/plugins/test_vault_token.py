@@ -130,6 +130,54 @@ def test_a_token_that_lives_means_a_policy_and_no_login(
     assert vault.logins == 1
 
 
+def test_one_answer_does_for_all_calls_that_were_refused_before_it(
+    token: VaultToken, vault: FakeVault, clock: Clock
+) -> None:
+    token.get(soon(clock))
+    before = vault.count("lookup-self")
+    clock.now = 1.0
+    for _ in range(3):
+        with pytest.raises(BackendBrokenError, match=r"policies do not permit"):
+            token.refused("token-1", answer(403), soon(clock))
+    assert vault.count("lookup-self") == before + 1
+    clock.now = 2.0
+    with pytest.raises(BackendBrokenError, match=r"policies do not permit"):
+        token.refused("token-1", answer(403), soon(clock))
+    assert vault.count("lookup-self") == before + 2
+
+
+def test_a_refusal_of_an_earlier_token_says_nothing_of_the_new_one(
+    token: VaultToken, vault: FakeVault, clock: Clock
+) -> None:
+    vault.life["lease_duration"] = 60
+    token.get(soon(clock))
+    clock.now = 60.0
+    assert token.get(soon(clock)) == "token-2"
+    token.refused("token-1", answer(403), soon(clock))
+    assert vault.count("lookup-self") == 2  # one for each login
+    assert token.get(soon(clock)) == "token-2"
+
+
+def test_a_token_that_came_while_the_old_one_was_asked_about_is_kept(
+    token: VaultToken, vault: FakeVault, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vault.life["renewable"] = False
+    token.get(soon(clock))
+    vault.tokens.clear()
+    clock.now = HOUR * 0.7
+    serve = vault.serve
+
+    def replaced(url: str, asker: str, body: dict[str, Any]) -> dict[str, Any]:
+        if asker == "token-1":
+            token.keep()
+        return serve(url, asker, body)
+
+    monkeypatch.setattr(vault, "serve", replaced)
+    token.refused("token-1", answer(403), soon(clock))
+    assert token.get(soon(clock)) == "token-2"
+    assert vault.logins == 2
+
+
 def test_a_token_that_cannot_be_asked_about_is_kept(
     token: VaultToken, vault: FakeVault, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -275,6 +323,17 @@ def test_a_token_with_a_limit_is_replaced_before_a_call_is_refused(
     assert max(taken.values()) == 5
     assert vault.logins == 5
     assert vault.count("lookup-self") == 0  # each would take a use
+
+
+def test_the_last_use_of_a_token_is_not_spent_on_a_renewal(
+    token: VaultToken, vault: FakeVault, clock: Clock
+) -> None:
+    vault.life["num_uses"] = 2
+    token.get(soon(clock))
+    clock.now = HOUR * 0.7
+    token.keep()
+    assert vault.count("renew-self") == 0
+    assert vault.logins == 2
 
 
 def test_uses_that_others_took_are_found_out(
