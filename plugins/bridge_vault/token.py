@@ -35,8 +35,9 @@ _LOOK_SECONDS = 0.5
 """How often the token's age is looked at."""
 _AGAIN_SECONDS = 5.0
 """How often a token file is looked at, and a renewal that failed is tried again."""
-_LOGIN_SECONDS = 5.0
-"""For a login or a renewal. They are not the callers', which may have less time."""
+_LOGIN_SECONDS = 3.0
+"""For a login or a renewal, whatever the callers have. With the cool-down, a Vault that
+is well again is used within 5 s, also after a call that hung."""
 _COOL_DOWN_SECONDS = 1.0
 """After a login that failed, calls get its error for half to the whole of it, and none
 is tried."""
