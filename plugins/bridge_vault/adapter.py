@@ -215,10 +215,13 @@ class VaultAdapter(JSONAdapter):  # type: ignore[misc]  # hvac has no types
             )
         except ExchangeError as error:
             raise NoAnswerError(error) from error
-        return _content_of(answer)
+        namespace = self._headers.get("X-Vault-Namespace")
+        path = url.removeprefix("/v1/")
+        where = f"namespace {namespace}, {path}" if namespace else path
+        return _content_of(where, answer)
 
 
-def _content_of(answer: HTTPAnswer) -> Any:
+def _content_of(where: str, answer: HTTPAnswer) -> Any:
     status = answer.status
     if status == _NO_CONTENT:
         return {}
@@ -242,7 +245,7 @@ def _content_of(answer: HTTPAnswer) -> Any:
     errors = content.get("errors")
     texts = [str(one) for one in errors] if isinstance(errors, list) else []
     raise VaultError(
-        f"status {status}: {'; '.join(texts)[:500] or 'no reason is given'}",
+        f"{where}: status {status}: {'; '.join(texts)[:500] or 'without a reason'}",
         status=status,
         errors=texts,
         retry_after=_retry_after(answer),

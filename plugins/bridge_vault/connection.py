@@ -316,5 +316,10 @@ def _is_literal(host: str) -> bool:
 
 
 def _text(error: BaseException) -> str:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return (
+            f"certificate verify failed: {error.verify_message}: compare "
+            "ca_file and the host name of the address with it"
+        )
     text = getattr(error, "strerror", None) or str(error)
     return text or type(error).__name__

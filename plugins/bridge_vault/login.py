@@ -267,7 +267,6 @@ class LoginMethod:
     def _refusal(self, error: VaultError) -> BackendError:
         if error.status not in _REFUSED:
             return error_of(error, signs=False)
-        mount = getattr(self._method, "mount", "")
         hint = ""
         if error.status in DENIED:
             hint = ": expected a mount that is there"
@@ -276,7 +275,7 @@ class LoginMethod:
         return BackendAuthError(
             "Vault refuses the login",
             rule="vault.login",
-            detail=f"auth/{mount}/login: {error}{hint}",
+            detail=f"{error}{hint}",
         )
 
     def _read(self, path: Path, what: str, *, is_secret: bool) -> str:
