@@ -364,6 +364,26 @@ class TestSecretID:
         vault_server.api.delete(f"sys/audit/{bridge.audit_device}")
 
 
+def test_a_server_with_another_store_latches_nothing(
+    vault_product: Product, tmp_path: Path
+) -> None:
+    with Server(tmp_path / "server", vault_product) as server:
+        ground = Ground(server, tmp_path)
+        approle = AppRole.make(server, ground.policy)
+        login = approle.login(tmp_path / "secret-id")
+        saved = server.save_store()
+        with ground.ca(login, tmp_path / "latch.json") as ca:
+            issue(ca)
+            server.restart(empty=True)
+            await_true(lambda: not is_issuing(ca))
+            with pytest.raises(BackendAuthError, match=r"refuses the login$"):
+                issue(ca)
+            server.restart(store=saved)
+            began = time.monotonic()
+            await_true(lambda: is_issuing(ca))
+            assert time.monotonic() - began <= WELL_AGAIN_SECONDS
+
+
 class TestTokenFile:
     def test_a_replaced_one_is_used_within_seconds(
         self, ground: Ground, tmp_path: Path
