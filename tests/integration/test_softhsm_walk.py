@@ -1,80 +1,29 @@
 """`softhsm/README.md`: three commands, from nothing to a certificate by a token's key.
 
-Its blocks run as they stand in a clean clone. What differs from the reader's machine:
-the environment of the tests is installed already, and the ports are free ones.
+Its blocks run as they stand in a clean clone.
 """
 
-import os
-import re
-import shutil
-import subprocess
-import sys
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from cryptography import x509
 
 from tests.support.harness.processes import descendants
+from tests.support.harness.walk import (
+    BASH,
+    blocks,
+    clone_of,
+    environment,
+    run,
+    serving,
+)
 from tests.support.parts import install, netports
-
-ROOT = Path(__file__).parents[2]
-BLOCK = re.compile(r"^```sh\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-SECONDS = 120
-BASH = shutil.which("bash") or "bash"
-
-
-def environment(**more: str) -> dict[str, str]:
-    # `make test` is a make of its own, with options that are not for the one here.
-    kept = {name: value for name, value in os.environ.items() if "MAKE" not in name}
-    return kept | more
 
 
 @pytest.fixture
 def clone(tmp_path: Path) -> Path:
     install.softhsm()
-    folder = tmp_path / "clone"
-    ignore = shutil.ignore_patterns("demo")
-    shutil.copytree(ROOT / "softhsm", folder / "softhsm", ignore=ignore)
-    shutil.copy(ROOT / "Makefile", folder)
-    (folder / ".venv").symlink_to(sys.prefix)
-    return folder
-
-
-def run(
-    clone: Path, command: str, env: Mapping[str, str]
-) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [BASH, "-c", command],
-        cwd=clone,
-        env=env,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=SECONDS,
-        check=False,
-    )
-
-
-@contextmanager
-def serving(clone: Path, command: str) -> Iterator[int]:
-    """Run the second command until the block ends; give the bridge's process."""
-    with (clone / "bridge.log").open("w+b") as log:
-        process = subprocess.Popen(
-            [BASH, "-c", f"exec {command}"], cwd=clone, env=environment(), stderr=log
-        )
-        try:
-            deadline = time.monotonic() + SECONDS
-            while b": ready\n" not in (clone / "bridge.log").read_bytes():
-                assert process.poll() is None, (clone / "bridge.log").read_text()
-                assert time.monotonic() < deadline, (clone / "bridge.log").read_text()
-                time.sleep(0.1)
-            yield process.pid
-        finally:
-            process.terminate()
-            assert process.wait(SECONDS) == 0
+    return clone_of(tmp_path / "clone", "softhsm")
 
 
 def files(folder: Path) -> dict[Path, bytes]:
@@ -96,7 +45,7 @@ def files(folder: Path) -> dict[Path, bytes]:
 def test_three_commands_go_from_nothing_to_a_certificate(clone: Path) -> None:
     istio, admin = (str(netports.reserve()) for _ in range(2))
     text = (clone / "softhsm/README.md").read_text().replace("15012", istio)
-    make, serve, request = BLOCK.findall(text)
+    make, serve, request = blocks(text)
     env = environment(ISTIO=f"127.0.0.1:{istio}", ADMIN=f"127.0.0.1:{admin}")
     # The environment of the tests has what this file stands for.
     make = make.replace("make ", "make -o .venv/.pkcs11 ")

@@ -1,0 +1,119 @@
+"""`deploy/vault/README.md`: three commands, from nothing to a certificate by OpenBao.
+
+Its blocks run as they stand in a clean clone, for each backend.
+"""
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+
+from tests.support.harness.walk import (
+    BASH,
+    blocks,
+    clone_of,
+    environment,
+    run,
+    serving,
+)
+from tests.support.parts import install, netports
+
+BACKENDS = ("vault-pki", "vault-transit")
+_CHANGING = {"token", "check.txt", "jwks.json", "server.log", "generation"}
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Iterator[Path]:
+    install.openbao()
+    folder = clone_of(tmp_path / "clone", "deploy/vault")
+    yield folder
+    for pid in folder.glob("deploy/vault/demo/*/server.pid"):
+        os.kill(int(pid.read_text()), signal.SIGKILL)
+
+
+def files(folder: Path) -> dict[Path, bytes]:
+    """Return what `make vault` made and must not make a second time."""
+    return {
+        path: path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+        and path.name not in _CHANGING
+        and folder / "journal" not in path.parents
+    }
+
+
+def ports() -> tuple[str, dict[str, str]]:
+    istio, admin, vault = (str(netports.reserve()) for _ in range(3))
+    addresses = {"ISTIO": istio, "ADMIN": admin, "VAULT_LISTEN": vault}
+    return istio, {name: f"127.0.0.1:{port}" for name, port in addresses.items()}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_three_commands_go_from_nothing_to_a_certificate(
+    clone: Path, backend: str
+) -> None:
+    istio, addresses = ports()
+    text = (clone / "deploy/vault/README.md").read_text().replace("15012", istio)
+    at = 3 * BACKENDS.index(backend)
+    make, serve, request = blocks(text)[at : at + 3]
+    env = environment(**addresses)
+    # The environment of the tests has what this file stands for.
+    make = make.replace("make ", "make -o .venv/.vault ")
+    demo = clone / "deploy/vault/demo" / backend
+
+    first = run(clone, make, env)
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert "Traceback" not in first.stderr
+    made = files(demo)
+    with serving(clone, serve):
+        asked = run(clone, request, env)
+        assert asked.returncode == 0, asked.stdout + asked.stderr
+        again = run(clone, make, env)
+        assert again.returncode == 0, again.stdout + again.stderr
+    assert {path: files(demo)[path] for path in made} == made
+
+    leaf, issuing, *_ = x509.load_pem_x509_certificates(
+        (demo / "web/chain.pem").read_bytes()
+    )
+    leaf.verify_directly_issued_by(issuing)
+    csr = x509.load_pem_x509_csr((demo / "issuing.csr").read_bytes())
+    assert issuing.public_key() == csr.public_key()
+    assert not (demo / "ca/issuing.key").exists()
+    for secret in ("secret-id", "root-token"):
+        assert (demo / secret).stat().st_mode & 0o777 == 0o600
+
+
+def test_a_server_that_has_ended_is_made_anew_with_all_that_it_held(
+    clone: Path,
+) -> None:
+    _, addresses = ports()
+    command = "deploy/vault/prepare.sh deploy/vault/demo/vault-pki .venv/bin"
+    demo = clone / "deploy/vault/demo/vault-pki"
+    made = []
+    for _ in range(2):
+        done = run(clone, command, environment(**addresses))
+        assert done.returncode == 0, done.stdout + done.stderr
+        made.append((demo / "issuing.csr").read_bytes())
+        os.kill(int((demo / "server.pid").read_text()), signal.SIGKILL)
+    assert made[0] != made[1]
+    assert run(clone, command, environment(**addresses)).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("env", "told"),
+    [
+        ({"BACKEND": "pki"}, "BACKEND is 'pki': expected vault-pki or vault-transit"),
+        ({"VAULT_BIN": "/nonexistent"}, "there is no 'bao' or 'vault': run "),
+    ],
+)
+def test_what_is_missing_is_told_before_anything_is_made(
+    clone: Path, env: dict[str, str], told: str
+) -> None:
+    command = f"{BASH} deploy/vault/prepare.sh deploy/vault/demo/x .venv/bin"
+    done = run(clone, command, environment(**env))
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"vault: {told}")
+    assert not (clone / "deploy/vault/demo").exists()
