@@ -238,6 +238,10 @@ class IssuingCAConfig(Section):
     timeout: PositiveDuration = timedelta(seconds=2)
     """The longest that one signature may take. An issuing CA that is slower counts as
     failing, and its calls go to the next one where there is one."""
+    assurance: Literal["hsm", "service"] | None = None
+    """By default as the plugin has it: `file`, `hsm` or `service`. The issuing CAs of a
+    list need the same, since failover may not lower it. Declare it where an HSM and a
+    Vault are equals. A key in a file stays `file`."""
     options: dict[str, object] = {}
     """The options of the plugin; see below. Secrets are given as paths of files."""
 

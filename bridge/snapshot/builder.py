@@ -285,16 +285,25 @@ class Assembly:
         found: list[BridgeError] = []
         for path, names in self.config.issuance.routes().items():
             kinds = {
-                issuers[name].description.assurance for name in names if name in issuers
+                self._assurance(name, issuers[name])
+                for name in names
+                if name in issuers
             }
             if len(kinds) > 1:
                 found.append(
                     ConfigError(
                         f"{path}: expected issuing CAs of one assurance, found "
-                        f"{', '.join(sorted(kinds))}: failover may not lower it"
+                        f"{', '.join(sorted(kinds))}: failover may not lower it. An "
+                        "HSM and a service that are equals have the same "
+                        "issuing_cas.<name>.assurance"
                     )
                 )
         return found
+
+    def _assurance(self, name: str, issuer: Issuer) -> str:
+        own = issuer.description.assurance
+        # Nobody makes an HSM of a file by declaring it.
+        return own if own == "file" else self.config.issuing_cas[name].assurance or own
 
 
 @dataclass(slots=True)

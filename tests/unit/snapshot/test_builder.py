@@ -74,6 +74,32 @@ def test_issuing_cas_of_two_assurances_do_not_stand_in_for_each_other(
         assert world.assembly._unequal(world.snapshot.issuers) == []
 
 
+@pytest.mark.parametrize(
+    ("own", "declared", "found"),
+    [
+        (("hsm", "service"), {}, "found hsm, service"),
+        (("hsm", "service"), {"b": {"assurance": "hsm"}}, ""),
+        (("service", "hsm"), {"b": {"assurance": "service"}}, ""),
+        (("hsm", "file"), {"b": {"assurance": "hsm"}}, "found file, hsm"),
+    ],
+    ids=["not declared", "a service as an HSM", "an HSM as a service", "a file"],
+)
+def test_issuing_cas_that_are_declared_equals_stand_in_for_each_other(
+    tmp_path: Path, own: tuple[str, str], declared: dict[str, Any], found: str
+) -> None:
+    issuance = {"issuing_cas": ["a", "b"]}
+    world = World(tmp_path, overrides={"issuance": issuance, "issuing_cas": declared})
+    with world:
+        issuers = {
+            name: replace(one, description=replace(one.description, assurance=kind))
+            for (name, one), kind in zip(
+                sorted(world.snapshot.issuers.items()), own, strict=True
+            )
+        }
+        problems = world.assembly._unequal(issuers)
+        assert [found in str(one) for one in problems] == [True] * bool(found)
+
+
 def test_the_file_backend_warns_that_it_is_for_development(tmp_path: Path) -> None:
     with World(tmp_path, fake=False) as world:
         assert len([text for text in world.warnings if "for development" in text]) == 2
