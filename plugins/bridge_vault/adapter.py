@@ -5,9 +5,10 @@ times the CPU, follow redirects, and return HTML with status 200 as success.
 """
 
 import json
+import math
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -22,17 +23,25 @@ setup` or an operator made it an audited header."""
 _OTHER_NODE = frozenset({412, 472, 473, 474, 501, 503, 530})
 """This node cannot serve it now, nothing was done, and another one may."""
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
-_NO_CONTENT = 204
+_OK, _NO_CONTENT, _SERVER_ERROR = 200, 204, 500
+_SECRETS = ("secret_id", "jwt", "token")
+"""Fields of a request that its errors may not tell."""
+_LONGEST_TEXT = 500
+_MOST_DIGITS = 18
+_LONGEST_PAUSE = 3600.0
+_MOST_SKEW = 1e8
+"""In seconds, three years: more is no clock, and no date is computed with it."""
 
 
 class VaultError(Exception):
     """A call did not succeed.
 
     Attributes:
-        status: Of the answer; 0 where there is none.
-        errors: What the server says, perhaps nothing.
-        retry_after: Seconds; 0 where the server does not say.
-        request_id: By which the server's log has the request; "" where it is unknown.
+        status: Of Vault's answer; 0 where there is none, or not one of Vault's API.
+        http_status: Of whatever answered; 0 where nothing did.
+        errors: What Vault says, perhaps nothing.
+        retry_after: Seconds, an hour at most; 0 where the server does not say.
+        request_id: By which Vault's log has the request; "" where it is unknown.
     """
 
     def __init__(
@@ -40,12 +49,14 @@ class VaultError(Exception):
         text: str,
         *,
         status: int,
+        http_status: int | None = None,
         errors: Sequence[str] = (),
         retry_after: float = 0.0,
         request_id: str = "",
     ) -> None:
         super().__init__(text)
         self.status = status
+        self.http_status = status if http_status is None else http_status
         self.errors = tuple(errors)
         self.retry_after = retry_after
         self.request_id = request_id
@@ -76,6 +87,7 @@ class Servers:
         self._all = tuple(connections)
         self._first = 0
         self._lock = threading.Lock()
+        self._date: str | None = None
         self.skew_seconds: float | None = None
         """How far the server's clock is ahead of ours, by its last answer, to a second
         or two. None before the first."""
@@ -112,10 +124,13 @@ class Servers:
                 if is_last or error.is_sent or time.monotonic() >= deadline:
                     raise
                 continue
-            if is_last or answer.status not in _OTHER_NODE | _REDIRECTS:
+            if answer.status == _OK:
                 self._note_clock(answer, sent_at)
                 return answer
-            self._leave(index)
+            if answer.status >= _SERVER_ERROR or _is_for_another(answer):
+                self._leave(index)
+            if is_last or not _is_for_another(answer):
+                return answer
         raise AssertionError("there is at least one address")
 
     def close(self) -> None:
@@ -131,12 +146,21 @@ class Servers:
 
     def _note_clock(self, answer: HTTPAnswer, sent_at: float) -> None:
         date = answer.headers.get("Date")
-        try:
-            told = parsedate_to_datetime(date or "").timestamp()
-        except (TypeError, ValueError):
-            return
-        # The header has whole seconds, cut off.
-        self.skew_seconds = told + 0.5 - (sent_at + time.time()) / 2
+        if date == self._date:
+            return  # parsing costs as much as a small part of a call
+        self._date = date
+        if (moment := _moment(date)) is not None:
+            # The header has whole seconds, cut off.
+            skew = moment.timestamp() + 0.5 - (sent_at + time.time()) / 2
+            self.skew_seconds = min(max(skew, -_MOST_SKEW), _MOST_SKEW)
+
+
+def _is_for_another(answer: HTTPAnswer) -> bool:
+    # A proxy that says 503 may have sent the request on, and the node may have served
+    # it: only Vault's own word is taken for it.
+    if answer.status in _REDIRECTS:
+        return True
+    return answer.status in _OTHER_NODE and b'"errors"' in answer.body
 
 
 def _share(deadline: float, parts: int) -> float:
@@ -215,62 +239,101 @@ class VaultAdapter(JSONAdapter):  # type: ignore[misc]  # hvac has no types
             )
         except ExchangeError as error:
             raise NoAnswerError(error) from error
+        if answer.status == _NO_CONTENT:
+            return {}
+        content = _json(answer)
+        if answer.status == _OK and isinstance(content, dict):
+            return content
         namespace = self._headers.get("X-Vault-Namespace")
         path = url.removeprefix("/v1/")
         where = f"namespace {namespace}, {path}" if namespace else path
-        return _content_of(where, answer)
+        raise _error_of(where, answer, content, self._hidden(kwargs.get("json")))
+
+    def _hidden(self, sent: object) -> list[str]:
+        # Texts that no error may tell, whatever the server does.
+        hidden = [self._headers.get("X-Vault-Token", "")]
+        if isinstance(sent, dict):
+            hidden += [str(sent.get(name) or "") for name in _SECRETS]
+        return [one for one in hidden if one]
 
 
-def _content_of(where: str, answer: HTTPAnswer) -> Any:
-    status = answer.status
-    if status == _NO_CONTENT:
-        return {}
-    content = _json(answer)
-    if status == 200 and isinstance(content, dict):  # noqa: PLR2004 - OK
-        return content
+def _error_of(
+    where: str, answer: HTTPAnswer, content: object, hidden: Collection[str]
+) -> VaultError:
+    status, headers = answer.status, answer.headers
+    retry_after = _retry_after(headers.get("Retry-After", ""))
+    errors = content.get("errors") if isinstance(content, dict) else None
+    if isinstance(errors, list):
+        assert isinstance(content, dict)  # noqa: S101 - it has errors
+        texts = [_tellable(str(one), hidden) for one in errors]
+        told = "; ".join(texts)[:_LONGEST_TEXT] or "without a reason"
+        return VaultError(
+            f"{where}: status {status}: {told}",
+            status=status,
+            errors=texts,
+            retry_after=retry_after,
+            request_id=_tellable(str(content.get("request_id") or ""), hidden),
+        )
     if status in _REDIRECTS:
-        where = answer.headers.get("Location", "")
-        raise VaultError(
-            f"the server redirects to {where[:200]!r}, which is not followed: its own "
-            "address is expected",
-            status=status,
+        place = _tellable(headers.get("Location", ""), hidden)
+        text = (
+            f"the server redirects to {place!r}, which is not followed: its own "
+            "address is expected"
         )
-    if not isinstance(content, dict):
-        kind = answer.headers.get("Content-Type", "")
-        raise VaultError(
-            f"status {status} with {kind[:80]!r}: expected JSON of Vault's API",
-            status=status,
-            retry_after=_retry_after(answer),
-        )
-    errors = content.get("errors")
-    texts = [str(one) for one in errors] if isinstance(errors, list) else []
-    raise VaultError(
-        f"{where}: status {status}: {'; '.join(texts)[:500] or 'without a reason'}",
-        status=status,
-        errors=texts,
-        retry_after=_retry_after(answer),
-        request_id=str(content.get("request_id") or ""),
-    )
+    else:
+        kind = _tellable(headers.get("Content-Type", ""), hidden)
+        text = f"status {status} with {kind!r}: expected JSON of Vault's API"
+    return VaultError(text, status=0, http_status=status, retry_after=retry_after)
+
+
+def _tellable(text: str, hidden: Collection[str]) -> str:
+    for secret in hidden:
+        text = text.replace(secret, "(a secret)")
+    text = text[:_LONGEST_TEXT]
+    return "".join(one if one.isprintable() else " " for one in text)
+
+
+def _integer(text: str) -> int:
+    if len(text) > _MOST_DIGITS:
+        raise ValueError("an integer that nothing in Vault has")
+    return int(text)
+
+
+def _real(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError("no finite number")
+    return number
+
+
+_DECODER = json.JSONDecoder(parse_int=_integer, parse_float=_real, parse_constant=_real)
+"""Takes only numbers that can be computed with."""
 
 
 def _json(answer: HTTPAnswer) -> Any:
     if answer.headers.get_content_type() != "application/json":
         return None
     try:
-        return json.loads(answer.body)
+        return _DECODER.decode(answer.body.decode("utf-8"))
     except (ValueError, RecursionError):
         return None
 
 
-def _retry_after(answer: HTTPAnswer) -> float:
+def _retry_after(value: str) -> float:
     # Source: RFC 9110, 10.2.3: seconds, or a date.
-    value = answer.headers.get("Retry-After", "").strip()
+    value = value.strip()
     if value.isdecimal():
-        return float(value)
+        seconds = float(value)
+    elif (moment := _moment(value)) is not None:
+        seconds = (moment - datetime.now(UTC)).total_seconds()
+    else:
+        return 0.0
+    return min(max(0.0, seconds), _LONGEST_PAUSE)
+
+
+def _moment(value: str | None) -> datetime | None:
     try:
-        moment = parsedate_to_datetime(value)
-    except (TypeError, ValueError):
-        return 0.0
-    if moment.tzinfo is None:
-        return 0.0
-    return max(0.0, (moment - datetime.now(UTC)).total_seconds())
+        moment = parsedate_to_datetime(value or "")
+    except (TypeError, ValueError, OverflowError, IndexError):
+        return None
+    return moment if moment.tzinfo is not None else None

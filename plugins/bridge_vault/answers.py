@@ -19,26 +19,20 @@ DENIED = frozenset({401, 403})
 _ABSENT = frozenset({404, 405, 413})
 _AWAY = frozenset({412, 472, 473, 474, 501, 503, 530})
 _PERMANENT = (
-    "unable to find issuer",
     "unable to find pki issuer",
-    "could not fetch the ca",
-    "could not find issuer",
     "unable to fetch corresponding key",
-    "does not have usage",
-    "issuer does not support",
     "requested usage",
-    "signing key not found",
     "unknown role",
-    "encryption key not found",
+    "signing key not found",
     "requested version for signing",
-    "cannot sign with",
+    "no such key version",
+    "does not support signing",
 )
-"""Texts of the server that a repeat cannot cure, whatever the status. Nothing was
-signed."""
-
-
+"""Texts of Vault that a repeat cannot cure, whatever the status. Nothing was signed.
+What stands before them ("could not fetch the CA certificate") may pass."""
 _THROTTLED = 429
 _BAD_REQUEST = 400
+_REQUEST_TIMEOUT = 408
 _SERVER_ERROR = 500
 _NOT_OK = 300
 
@@ -52,15 +46,17 @@ def error_of(error: VaultError, *, signs: bool) -> BackendError:
     """
     if isinstance(error, NoAnswerError):
         return _without_answer(error, signs=signs)
-    status = error.status
     detail = f"{error}{f' (request {error.request_id})' if error.request_id else ''}"
-    if status == _THROTTLED:
+    if error.http_status == _THROTTLED:
         return BackendThrottledError(
             "Vault asks for fewer requests",
             detail=detail,
             retry_after_seconds=error.retry_after,
         )
-    kind, text, rule, may_exist = _meaning(error)
+    if error.status:
+        kind, text, rule, may_exist = _meaning(error)
+    else:
+        kind, text, rule, may_exist = _foreign(error.http_status)
     return kind(
         text, rule=rule, detail=detail, certificate_may_exist=signs and may_exist
     )
@@ -80,9 +76,16 @@ def _meaning(error: VaultError) -> tuple[type[BackendError], str, str, bool]:
     if status == _BAD_REQUEST:
         return BackendRefusedError, "Vault refuses the request", "vault.refused", False
     if status >= _SERVER_ERROR:
-        # The audit device may have failed after the certificate was signed, and a proxy
-        # may answer for a server that goes on.
+        # The audit device may have failed after the certificate was signed.
         return BackendUnavailableError, "Vault failed", "vault.failed", True
+    return _foreign(status)
+
+
+def _foreign(status: int) -> tuple[type[BackendError], str, str, bool]:
+    # A proxy may answer for a server that goes on.
+    if status >= _SERVER_ERROR or status == _REQUEST_TIMEOUT:
+        text = "something before Vault failed"
+        return BackendUnavailableError, text, "vault.failed", True
     text = "the answer is none of Vault's API"
     return BackendBrokenError, text, "vault.answer", status < _NOT_OK
 

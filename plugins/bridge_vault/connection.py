@@ -4,8 +4,10 @@ Clients in common use bound each read of a socket: an answer that trickles holds
 for as long as it likes. Here the time that is left bounds each read.
 """
 
+import contextlib
 import io
 import ipaddress
+import re
 import select
 import socket
 import ssl
@@ -15,11 +17,16 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from email.message import Message
-from http.client import HTTPConnection, HTTPException, HTTPResponse
+from http.client import HTTPException, HTTPResponse, IncompleteRead
 from typing import Any
 from urllib.parse import urlsplit
 
 _LARGEST_ANSWER = 1024 * 1024
+_LARGEST_REST = 64 * 1024
+"""Of an answer, beside its body: status, headers, chunk sizes, trailers."""
+_BUFFER = 16 * 1024
+_FIRST_FINAL = 200
+_MOST_INTERIM = 10
 _MOST_IDLE = 64
 _IDLE_SECONDS = 20.0
 """An idle connection is not used after this time: proxies and servers close theirs, and
@@ -28,7 +35,11 @@ _CONNECT_SECONDS = 1.0
 """For one address of a name that has several."""
 _RESOLVE_SECONDS = 30.0
 """A name that was resolved so long ago is resolved again, beside the calls."""
+_RESOLVE_AGAIN_SECONDS = 1.0
+"""The same, after a lookup that failed."""
 _PORTS = {"http": 80, "https": 443}
+_LINE = re.compile(r"[ -~]*")
+_PATH = re.compile(r"/[!-~]*")
 
 
 class ExchangeError(Exception):
@@ -69,9 +80,9 @@ class Connections:
         """As it was given."""
         self._prefix = parts.path.rstrip("/")
         self._host = parts.hostname or ""
-        self._port = parts.port or _PORTS[parts.scheme]
+        self._authority = parts.netloc
         self._tls = tls
-        self._names = _Names(self._host, self._port)
+        self._names = _Names(self._host, parts.port or _PORTS[parts.scheme])
         self._idle: deque[_Connection] = deque()
         self._is_closed = False
 
@@ -97,28 +108,66 @@ class Connections:
         Raises:
             ExchangeError: There was no answer in time.
         """
+        request = self._written(method, path, headers, body)
         connection = self._taken(connected_by)
         try:
-            path = self._prefix + path
-            answer = connection.exchange(method, path, headers, body, deadline)
+            answer = connection.exchange(method, request, deadline)
         except BaseException:
             connection.close()
             raise
-        is_kept = connection.is_reusable and len(self._idle) < _MOST_IDLE
-        if is_kept and not self._is_closed:
+        if connection.is_reusable and len(self._idle) < _MOST_IDLE:
             self._idle.append(connection)
         else:
             connection.close()
+        if self._is_closed:
+            self.close()
+        elif (oldest := self._oldest()) is not None and oldest.is_old:
+            # Nobody may ask for so many at once again.
+            self._drop(oldest)
         return answer
 
     def close(self) -> None:
         """Close the idle connections; those in use are closed after their answer."""
         self._is_closed = True
-        while self._idle:
-            self._idle.pop().close()
+        while (oldest := self._oldest()) is not None:
+            self._drop(oldest)
+
+    def _written(
+        self, method: str, path: str, headers: Mapping[str, str], body: bytes | None
+    ) -> bytes:
+        # In one piece: head and body in two cost a packet and a system call more.
+        path = self._prefix + path
+        lines = [
+            f"Host: {self._authority}",
+            "Accept-Encoding: identity",
+            *(f"{name}: {value}" for name, value in headers.items()),
+        ]
+        if not _PATH.fullmatch(path) or not all(map(_LINE.fullmatch, lines)):
+            # It may be the token, so it is not told.
+            text = "the path or a header has characters that HTTP does not permit"
+            raise ExchangeError(text, is_sent=False, is_late=False)
+        if body is not None:
+            lines.append(f"Content-Length: {len(body)}")
+        head = "\r\n".join([f"{method} {path} HTTP/1.1", *lines, "", ""])
+        return head.encode("ascii") + (body or b"")
+
+    def _oldest(self) -> "_Connection | None":
+        try:
+            return self._idle[0]
+        except IndexError:
+            return None
+
+    def _drop(self, connection: "_Connection") -> None:
+        # Another thread may have taken it meanwhile.
+        with contextlib.suppress(ValueError):
+            self._idle.remove(connection)
+            connection.close()
 
     def _taken(self, deadline: float) -> "_Connection":
         while True:
+            if self._is_closed:
+                text = f"{self.address}: the connections are closed"
+                raise ExchangeError(text, is_sent=False, is_late=False)
             try:
                 connection = self._idle.pop()  # the one used last
             except IndexError:
@@ -129,33 +178,35 @@ class Connections:
 
     def _opened(self, deadline: float) -> "_Connection":
         found = self._names.resolved(deadline)
-        problem = "the name has no address"
-        for number, one in enumerate(found, start=1):
-            left = deadline - time.monotonic()
-            if left <= 0:
-                raise ExchangeError(problem, is_sent=False, is_late=True)
-            seconds = left if number == len(found) else min(left, _CONNECT_SECONDS)
+        problem = f"{self.address}: no connection in time"
+        for one in found:
+            until = deadline
+            if one is not found[-1]:
+                until = min(deadline, time.monotonic() + _CONNECT_SECONDS)
             try:
-                return _Connection(
-                    self._host, self._port, self._connected(one, seconds)
-                )
+                opened = self._connected(one, until)
             except TimeoutError:
                 problem = f"{self.address}: no connection in time"
             except (OSError, ValueError) as error:
                 problem = f"{self.address}: {_text(error)}"
+            else:
+                self._names.note(one)
+                return _Connection(opened)
+        self._names.note(None)
         is_late = time.monotonic() >= deadline
         raise ExchangeError(problem, is_sent=False, is_late=is_late)
 
-    def _connected(self, found: "_Found", seconds: float) -> socket.socket:
+    def _connected(self, found: "_Found", deadline: float) -> socket.socket:
         family, kind, protocol, _, address = found
         plain = socket.socket(family, kind, protocol)
         try:
-            plain.settimeout(seconds)
+            plain.settimeout(_left(deadline))
             plain.connect(address)
             plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if self._tls is None:
                 return plain
             # The timeout is one for the whole handshake.
+            plain.settimeout(_left(deadline))
             return self._tls.wrap_socket(plain, server_hostname=self._host)
         except BaseException:
             plain.close()
@@ -173,16 +224,16 @@ class _Names:
         self._port = port
         self._lock = threading.Lock()
         self._known: list[_Found] = []
-        self._known_at = float("-inf")
+        self._due = float("-inf")
         self._lookup: threading.Event | None = None
         self._problem = ""
-        if _is_literal(host):
+        self._is_literal = _is_literal(host)
+        if self._is_literal:
             self._known = _look_up(host, port)
-            self._known_at = float("inf")
 
     def resolved(self, deadline: float) -> list[_Found]:
         known, now = self._known, time.monotonic()
-        if now - self._known_at < _RESOLVE_SECONDS:
+        if self._is_literal or (known and now < self._due):
             return known
         lookup = self._begin()
         if known:
@@ -194,25 +245,37 @@ class _Names:
             raise ExchangeError(self._problem, is_sent=False, is_late=False)
         return self._known
 
+    def note(self, good: "_Found | None") -> None:
+        # The address that takes connections is tried first. With none, the name may
+        # have moved.
+        known = self._known
+        if good is None:
+            self._due = min(self._due, time.monotonic())
+        elif known and good is not known[0]:
+            self._known = [good, *(one for one in known if one is not good)]
+
     def _begin(self) -> threading.Event:
         with self._lock:
             if self._lookup is None:
-                self._lookup = threading.Event()
+                lookup = threading.Event()
                 threading.Thread(
                     target=self._run,
-                    args=(self._lookup,),
+                    args=(lookup,),
                     name=f"resolve-{self._host}",
                     daemon=True,
                 ).start()
+                self._lookup = lookup
             return self._lookup
 
     def _run(self, lookup: threading.Event) -> None:
+        pause = _RESOLVE_AGAIN_SECONDS
         try:
             self._known = _look_up(self._host, self._port)
-            self._known_at = time.monotonic()
+            pause = _RESOLVE_SECONDS
         except (OSError, UnicodeError) as error:
             self._problem = f"{self._host}: the name is not resolved: {_text(error)}"
         finally:
+            self._due = time.monotonic() + pause
             with self._lock:
                 self._lookup = None
             lookup.set()
@@ -220,17 +283,19 @@ class _Names:
 
 class _Connection:
     # A connection that is open.
-    def __init__(self, host: str, port: int, opened: socket.socket) -> None:
-        self._host = host
-        self._port = port
+    def __init__(self, opened: socket.socket) -> None:
         self._socket = opened
         self._used = time.monotonic()
         self.is_reusable = False
 
+    @property
+    def is_old(self) -> bool:
+        return time.monotonic() - self._used >= _IDLE_SECONDS
+
     def is_fresh(self) -> bool:
         # A server that closed the connection, or says anything unasked, makes it
         # readable.
-        if time.monotonic() - self._used >= _IDLE_SECONDS:
+        if self.is_old:
             return False
         if isinstance(self._socket, ssl.SSLSocket) and self._socket.pending():
             return False
@@ -238,35 +303,33 @@ class _Connection:
         poll.register(self._socket, select.POLLIN)
         return not poll.poll(0)
 
-    def exchange(
-        self,
-        method: str,
-        path: str,
-        headers: Mapping[str, str],
-        body: bytes | None,
-        deadline: float,
-    ) -> HTTPAnswer:
+    def exchange(self, method: str, request: bytes, deadline: float) -> HTTPAnswer:
         self.is_reusable = is_sent = False
+        incoming = _Incoming(self._socket, deadline)
+        reader = _Reader(incoming, _BUFFER)
         try:
-            # It writes a request onto the socket, and does no more for us.
-            writer = HTTPConnection(self._host, self._port)
-            writer.sock = self._socket
             self._socket.settimeout(_left(deadline))
-            writer.request(method, path, body, dict(headers))
+            self._socket.sendall(request)
             is_sent = True
-            response = _Response(self._socket, method, deadline)
-            response.begin()
+            response = _begun(reader, method)
             content = response.read(_LARGEST_ANSWER + 1)
+            if response.length and len(content) <= _LARGEST_ANSWER:
+                raise IncompleteRead(content, response.length)
         except TimeoutError as error:
             text = "no answer in time" if is_sent else "it could not be sent in time"
             raise ExchangeError(text, is_sent=is_sent, is_late=True) from error
-        except (OSError, HTTPException, ValueError) as error:
+        except OSError as error:
             text = f"the connection was cut: {_text(error)}"
             raise ExchangeError(text, is_sent=is_sent, is_late=False) from error
+        except (HTTPException, ValueError) as error:
+            # Its text has the server's bytes.
+            text = f"the answer is not whole, or no HTTP ({type(error).__name__})"
+            raise ExchangeError(text, is_sent=is_sent, is_late=False) from error
         if len(content) > _LARGEST_ANSWER:
-            text = f"the answer is longer than {_LARGEST_ANSWER} bytes"
-            raise ExchangeError(text, is_sent=True, is_late=False)
-        self.is_reusable = response.isclosed() and not response.will_close
+            raise _too_long()
+        # Bytes after the answer would be taken for the next one.
+        is_whole = response.isclosed() and not response.will_close
+        self.is_reusable = is_whole and not reader.has_more(incoming)
         self._used = time.monotonic()
         return HTTPAnswer(response.status, response.headers, content)
 
@@ -274,26 +337,55 @@ class _Connection:
         self._socket.close()
 
 
-class _Response(HTTPResponse):
-    # Reads with the time that is left until the deadline.
-    def __init__(self, sock: socket.socket, method: str, deadline: float) -> None:
-        super().__init__(_Readable(sock, deadline), method=method)  # type: ignore[arg-type]  # it needs only `makefile`
+def _begun(reader: "_Reader", method: str) -> HTTPResponse:
+    # The library takes 103 for the answer.
+    for _ in range(_MOST_INTERIM):
+        response = HTTPResponse(reader, method=method)  # type: ignore[arg-type]  # it needs only `makefile`
+        response.begin()
+        if response.status >= _FIRST_FINAL:
+            return response
+    raise HTTPException("too many interim answers")
 
 
-class _Readable(io.RawIOBase):
+class _Reader(io.BufferedReader):
+    # What `HTTPResponse` takes for its socket and the socket's file.
+    def makefile(self, mode: str) -> io.BufferedReader:
+        return self
+
+    def close(self) -> None:
+        # A response closes it before it is known what else was read.
+        pass
+
+    def has_more(self, incoming: "_Incoming") -> bool:
+        incoming.is_over = True
+        return bool(self.peek(1))
+
+
+class _Incoming(io.RawIOBase):
+    # Reads with the time that is left until the deadline, and no more than an answer.
     def __init__(self, sock: socket.socket, deadline: float) -> None:
         self._sock = sock
         self._deadline = deadline
-
-    def makefile(self, mode: str) -> io.BufferedReader:
-        return io.BufferedReader(self)
+        self._room = _LARGEST_ANSWER + _LARGEST_REST
+        self.is_over = False
 
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: Any) -> int:
+    def readinto(self, buffer: Any) -> int | None:
+        if self.is_over:
+            return None
+        if self._room <= 0:
+            raise _too_long()
         self._sock.settimeout(_left(self._deadline))
-        return self._sock.recv_into(buffer)
+        count = self._sock.recv_into(buffer)
+        self._room -= count
+        return count
+
+
+def _too_long() -> ExchangeError:
+    text = f"the answer is longer than {_LARGEST_ANSWER} bytes"
+    return ExchangeError(text, is_sent=True, is_late=False)
 
 
 def _left(deadline: float) -> float:
