@@ -96,7 +96,11 @@ def test_of_two_issuing_cas_on_a_token_one_is_reloaded(tmp_path: Path) -> None:
         bridge.await_reloads("ok")
         await_true(lambda: len(set(bridge.signers()) & signers) <= 1)
         callers.await_served(time.monotonic(), 60)
-        assert set(callers.codes(began)) == {"OK"}, callers.texts(began)
+        codes = callers.codes(began)
+        # A reload replaces the workers. gRPC's core cancels a call that arrives while
+        # the old one stops (docs/faults.md): at most the one that a client has out.
+        assert set(codes) <= {"OK", "CANCELLED"}, callers.texts(began)
+        assert codes["CANCELLED"] <= 4, callers.texts(began)
     bridge.require_all_on_record(callers)
 
 
