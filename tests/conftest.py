@@ -5,14 +5,14 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import settings
 
-from tests.support.parts.vault import OPENBAO, Product, Server
+from tests.support.parts.vault import OPENBAO, PRODUCTS, Product, Server
 
 # A busy machine takes its time: no test is about that.
 settings.register_profile("any machine", settings(), deadline=None)
 settings.load_profile("any machine")
 
 
-@pytest.fixture(scope="session", params=[OPENBAO], ids=str)
+@pytest.fixture(scope="session", params=PRODUCTS, ids=str)
 def vault_product(request: pytest.FixtureRequest) -> Product:
     """Each product in turn, for tests that start servers of their own."""
     product: Product = request.param

@@ -15,7 +15,7 @@ from bridge.errors import BridgeError
 from tests.support.harness.workers import Supervised
 from tests.support.parts import netports, vault_mounts
 from tests.support.parts.pki import new_root, write_private
-from tests.support.parts.vault import Product, Server
+from tests.support.parts.vault import VAULT, Product, Server
 from tests.support.parts.vault_mounts import JWT, PKI, AppRole, Transit
 
 pytestmark = pytest.mark.xdist_group("bad-input-vault")
@@ -301,6 +301,9 @@ def ground(
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.id)
 def test_a_mistake_is_told_with_its_way_out(ground: Ground, row: Row) -> None:
     told = ground.check(row)
+    if row.id == "no such namespace" and ground.server.product is VAULT:
+        assert told == "", "Vault's Community edition ignores namespaces"
+        return
     for part in row.expected:
         assert part in told
 

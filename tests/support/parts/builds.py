@@ -6,14 +6,20 @@ Nothing that is built here lands in the repository: the cache is
 
 import fcntl
 import hashlib
+import json
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 _BUILD_SECONDS = 1800
-"""The largest module here (a kube-apiserver) takes minutes on two cores."""
+"""The largest module here (Vault) takes ten minutes on two cores."""
+_RECIPE = "build.json"
+"""Beside go.mod: what a build needs besides."""
 
 
 class BuildError(Exception):
@@ -62,12 +68,74 @@ def build(module: Path, package: str = ".") -> Path:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not program.exists():
             unfinished = folder / "unfinished"
-            _compile(compiler, module, package, unfinished)
+            with _prepared(compiler, module, folder) as (sources, flags):
+                _compile(compiler, sources, [*flags, package], unfinished)
             unfinished.replace(program)
     return program
 
 
-def _compile(compiler: Path, module: Path, package: str, output: Path) -> None:
+@contextmanager
+def _prepared(
+    compiler: Path, module: Path, folder: Path
+) -> Iterator[tuple[Path, list[str]]]:
+    """Give the sources of a module, and more arguments of `go build`.
+
+    A module may need others that do not fit as they were published. Its `build.json`
+    names them with the checksum that go.sum would have, and with edits. Each is copied
+    to where a `replace` of go.mod expects it.
+    """
+    file = module / _RECIPE
+    if not file.exists():
+        yield module, []
+        return
+    recipe = json.loads(file.read_text("utf-8"))
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        sources = Path(temporary) / module.name
+        shutil.copytree(module, sources)
+        for one in recipe["copies"]:
+            published = _download(compiler, one["module"], one["sum"], folder)
+            _copy_edited(published, sources / one["folder"], one["edits"])
+        yield sources, recipe["flags"]
+
+
+def _download(compiler: Path, module: str, checksum: str, folder: Path) -> Path:
+    """Return the folder of a published module in the cache of Go."""
+    done = subprocess.run(
+        [compiler, "mod", "download", "-json", module],
+        cwd=folder,
+        env=os.environ | {"GOFLAGS": "", "GOWORK": "off"},
+        capture_output=True,
+        text=True,
+        timeout=_BUILD_SECONDS,
+        check=False,
+    )
+    found = json.loads(done.stdout or "{}")
+    if done.returncode:
+        text = found.get("Error") or done.stderr
+        raise BuildError(f"go mod download {module} failed:\n{text}")
+    if found["Sum"] != checksum:
+        raise BuildError(f"{module}: expected {checksum} (found {found['Sum']})")
+    return Path(found["Dir"])
+
+
+def _copy_edited(
+    published: Path, target: Path, edits: Sequence[Mapping[str, str]]
+) -> None:
+    # The cache of Go is read-only, its copy is not.
+    shutil.copytree(published, target, copy_function=shutil.copyfile)
+    for folder in (target, *filter(Path.is_dir, target.rglob("*"))):
+        folder.chmod(0o755)
+    for edit in edits:
+        file = target / edit["file"]
+        text = file.read_text("utf-8")
+        if text.count(edit["old"]) != 1:
+            raise BuildError(f"{file}: expected once: {edit['old']}")
+        file.write_text(text.replace(edit["old"], edit["new"]), "utf-8")
+
+
+def _compile(
+    compiler: Path, module: Path, arguments: Sequence[str], output: Path
+) -> None:
     environment = os.environ | {
         "GOFLAGS": "-mod=mod -buildvcs=false",
         "GOWORK": "off",
@@ -75,7 +143,7 @@ def _compile(compiler: Path, module: Path, package: str, output: Path) -> None:
     }
     try:
         done = subprocess.run(
-            [compiler, "build", "-trimpath", "-o", output, package],
+            [compiler, "build", "-trimpath", "-o", output, *arguments],
             cwd=module,
             env=environment,
             capture_output=True,
@@ -85,10 +153,10 @@ def _compile(compiler: Path, module: Path, package: str, output: Path) -> None:
         )
     except subprocess.TimeoutExpired as error:
         raise BuildError(
-            f"building {package} of {module} took over {_BUILD_SECONDS} s"
+            f"building {arguments[-1]} of {module} took over {_BUILD_SECONDS} s"
         ) from error
     if done.returncode:
-        raise BuildError(f"go build {package} in {module} failed:\n{done.stderr}")
+        raise BuildError(f"go build {arguments[-1]} in {module} failed:\n{done.stderr}")
 
 
 def _key(compiler: Path, module: Path, package: str) -> str:

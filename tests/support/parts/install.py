@@ -20,6 +20,7 @@ from tests.support.parts import builds
 _ROOT = Path(__file__).resolve().parents[3]
 SHIM_SOURCE = _ROOT / "tests/support/parts/pkcs11_shim.c"
 _GO_LOCK = _ROOT / "deploy/locks/go.txt"
+_VAULT_MODULE = _ROOT / "tests/interop/vault"
 _LEAST_GO = (1, 26)
 """What go.mod of Istio at the tested commit asks for."""
 _SOFTHSM_PLACES = (
@@ -112,6 +113,35 @@ def openbao_binary() -> Path:
     return binary
 
 
+def vault() -> str:
+    """Return the version of HashiCorp Vault and where it is, built if need be.
+
+    Raises:
+        PartError: There is none, and it cannot be built.
+    """
+    binary = vault_binary()
+    return f"{_output(str(binary), 'version')} ({binary})"
+
+
+def vault_binary() -> Path:
+    """Return HashiCorp Vault: `VAULT_BIN`, or the one on PATH, or one that is built.
+
+    Raises:
+        PartError: `VAULT_BIN` is no program, or it cannot be built.
+    """
+    configured = os.environ.get("VAULT_BIN")
+    if configured is not None and not os.access(configured, os.X_OK):
+        raise PartError(f"VAULT_BIN is no program: {configured}")
+    found = configured or shutil.which("vault")
+    if found is not None:
+        return Path(found).absolute()
+    try:
+        return builds.build(_VAULT_MODULE)
+    except builds.BuildError as error:
+        way_out = "or name a vault by the variable VAULT_BIN"
+        raise PartError(f"{error}\n{way_out}") from error
+
+
 def softhsm() -> str:
     """Return the version of SoftHSM and where its module is, installed if we may.
 
@@ -167,12 +197,13 @@ def shim() -> str:
 
 
 def programs() -> str:
-    """Build each Go program of the tests, and return their names.
+    """Build each Go program of the tests but Vault, and return their names.
 
     Raises:
         PartError: One does not compile, or its modules cannot be fetched.
     """
-    modules = sorted(path.parent for path in (_ROOT / "tests").rglob("go.mod"))
+    found = {path.parent for path in (_ROOT / "tests").rglob("go.mod")}
+    modules = sorted(found - {_VAULT_MODULE})
     for module in modules:
         try:
             builds.build(module)
@@ -208,6 +239,7 @@ def main() -> int:
         "softhsm": softhsm,
         "faults of a PKCS#11 module": shim,
         "programs built with Go": programs,
+        "vault": vault,
         "programs built with Rust": crates,
     }
     _say("parts of other projects:")

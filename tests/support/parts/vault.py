@@ -57,6 +57,11 @@ OPENBAO = Product(
     role={"not_after_bound": "ttl-limited"},
 )
 
+VAULT = Product(
+    "vault", install.vault_binary, configuration={"disable_mlock": True}, role={}
+)
+PRODUCTS = (OPENBAO, VAULT)
+
 
 class AnswerError(Exception):
     """An answer that is no success."""
