@@ -117,9 +117,16 @@ def test_a_deleted_issuer_is_replaced_by_a_reload(shared: Ground) -> None:
         bridge.change(issuing_cas__pki__options__issuer=issuer)
         bridge.hang_up()
 
-    shared.survive(
-        "issuer deleted", pki.delete_issuer, end, front="istio", allowed=REFUSED
+    # A reload replaces the workers, and gRPC's core cancels a call that arrives while
+    # the old one stops (docs/faults.md): at most the one that a client has out.
+    began = shared.survive(
+        "issuer deleted",
+        pki.delete_issuer,
+        end,
+        front="istio",
+        allowed=REFUSED | {"CANCELLED"},
     )
+    assert shared.callers.codes(began)["CANCELLED"] <= 6
 
 
 def move(server: Server, engine: str, to: str) -> None:

@@ -131,7 +131,9 @@ class VaultBridge(Supervised):
             path: A part of the path.
         """
         ours = {"auth", *(engine.mount for engine in self.engines.values())}
-        for line in self.audit_log.read_text("utf-8").splitlines():
+        for line in self.audit_log.read_text("utf-8").splitlines(keepends=True):
+            if not line.endswith("\n"):
+                break  # it is being written
             entry = json.loads(line)
             asked = entry.get("request", {}).get("path", "")
             is_ours = asked.partition("/")[0] in ours and path in asked
