@@ -30,6 +30,9 @@ _PERMANENT = (
 )
 """Texts of Vault that a repeat cannot cure, whatever the status. Nothing was signed.
 What stands before them ("could not fetch the CA certificate") may pass."""
+_NAME_REFUSED = "not authorized to sign for this name"
+"""Vault holds a leaf to the constraints of its own chain, and answers with status 500
+in place of the leaf."""
 _THROTTLED = 429
 _BAD_REQUEST = 400
 _REQUEST_TIMEOUT = 408
@@ -73,7 +76,7 @@ def _meaning(error: VaultError) -> tuple[type[BackendError], str, str, bool]:
     if status in _ABSENT or any(known in told for known in _PERMANENT):
         text = "Vault does not have what the configuration names"
         return BackendBrokenError, text, "vault.absent", False
-    if status == _BAD_REQUEST:
+    if status == _BAD_REQUEST or _NAME_REFUSED in told:
         return BackendRefusedError, "Vault refuses the request", "vault.refused", False
     if status >= _SERVER_ERROR:
         # The audit device may have failed after the certificate was signed.
