@@ -96,6 +96,8 @@ END
   fi
   # The ID of each attempt in the ledger, in the server's audit log where there is one.
   bao write sys/config/auditing/request-headers/x-meshca-attempt hmac=false > /dev/null
+  [ "$backend" = vault-transit ] || bao secrets tune -audit-non-hmac-response-keys=certificate \
+    -audit-non-hmac-response-keys=serial_number pki > /dev/null
   bao auth enable approle > /dev/null
   bao write auth/approle/role/meshca token_policies=meshca token_period=1h > /dev/null
   role_id=$(bao read -field=role_id auth/approle/role/meshca/role-id)

@@ -18,8 +18,8 @@ from hvac.adapters import JSONAdapter
 from bridge_vault.connection import Connections, ExchangeError, HTTPAnswer
 
 ATTEMPT_HEADER = "X-Meshca-Attempt"
-"""Has the ID of an attempt in the ledger. Vault's audit log has it where `meshca vault
-setup` or an operator made it an audited header."""
+"""Has the ID of an attempt in the ledger. Vault's audit log has it where an operator
+made it an audited header."""
 _OTHER_NODE = frozenset({412, 472, 473, 474, 501, 503, 530})
 """This node cannot serve it now, nothing was done, and another one may."""
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
