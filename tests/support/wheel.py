@@ -2,7 +2,7 @@
 
 Run as `python -m tests.support.wheel`. It makes an environment of its own, installs the
 locked runtime and the wheel, imports every module, and asks for backends that are not
-there, and for such whose extra is missing. Then it installs the extra `pkcs11`.
+there, and for such whose extra is missing. Then it installs the extras.
 """
 
 import subprocess
@@ -13,7 +13,13 @@ import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-_ALLOWED = ("bridge/", "bridge_file/", "bridge_pkcs11/", "meshca_bridge-")
+_ALLOWED = (
+    "bridge/",
+    "bridge_file/",
+    "bridge_pkcs11/",
+    "bridge_vault/",
+    "meshca_bridge-",
+)
 _EXTRA_LIBRARIES = ("hvac", "python-pkcs11")
 _IMPORT_ALL = """
 import importlib, pkgutil, bridge, bridge_file
@@ -28,9 +34,8 @@ for absent in ("hvac", "pkcs11", "pytest"):
     assert importlib.util.find_spec(absent) is None, absent
 """
 _MISSING = """
-import pathlib, sys
 from bridge.errors import PluginError
-from bridge.registry import EXTRAS, GROUP, load
+from bridge.registry import EXTRAS, load
 def refusal(name):
     try:
         load(name)
@@ -38,28 +43,17 @@ def refusal(name):
         return str(error)
     raise SystemExit(f"{name} was loaded without its extra")
 
-assert "install meshca-bridge[pkcs11]" in refusal("pkcs11"), refusal("pkcs11")
-later = {name: extra for name, extra in EXTRAS.items() if name != "pkcs11"}
-for name in later:
-    assert f"no backend {name!r} is installed in this version" in refusal(name)
-# Once it ships such a backend, its entry point is there without the extra.
-site = pathlib.Path("site")
-info = site / "later-1.dist-info"
-info.mkdir(parents=True)
-(info / "METADATA").write_text("Metadata-Version: 2.1\\nName: later\\nVersion: 1\\n")
-lines = [f"[{GROUP}]"]
-for name in later:
-    module = "later_" + name.replace("-", "_")
-    (site / f"{module}.py").write_text("import hvac\\n")
-    lines.append(f"{name} = {module}:CA")
-(info / "entry_points.txt").write_text("\\n".join(lines))
-sys.path.insert(0, str(site))
-for name, extra in later.items():
+for name, extra in EXTRAS.items():
     assert f"install meshca-bridge[{extra}]" in refusal(name), refusal(name)
 """
 _WITH_EXTRA = """
 from bridge.registry import load
-assert load("pkcs11").__name__ == "PKCS11CA"
+for name, factory in (
+    ("pkcs11", "PKCS11CA"),
+    ("vault-pki", "VaultPKICA"),
+    ("vault-transit", "VaultTransitCA"),
+):
+    assert load(name).__name__ == factory
 """
 
 
@@ -76,6 +70,7 @@ def main() -> int:
         for command, wanted in (
             (["--help"], "hierarchy"),
             (["plugins"], "bridge_pkcs11:PKCS11CA"),
+            (["plugins"], "bridge_vault:VaultPKICA"),
             (["demo"], ""),
         ):
             done = subprocess.run(
@@ -83,8 +78,9 @@ def main() -> int:
             )
             if wanted.encode() not in done.stdout:
                 raise SystemExit(f"meshca {command[0]} does not show {wanted}")
-        extra = str(ROOT / "deploy/locks/pkcs11.txt")
-        _pip(python, "install", "--require-hashes", "-r", extra)
+        for extra in ("pkcs11", "vault"):
+            lock = str(ROOT / f"deploy/locks/{extra}.txt")
+            _pip(python, "install", "--require-hashes", "-r", lock)
         subprocess.run([python, "-P", "-c", _WITH_EXTRA], check=True, cwd=folder)
     print("the wheel holds what it must, and works without extras")  # noqa: T201 - a program
     return 0
@@ -108,6 +104,7 @@ def _require_contents(wheel: Path) -> None:
         "bridge/cli/__init__.py",
         "bridge_file/__init__.py",
         "bridge_pkcs11/__init__.py",
+        "bridge_vault/__init__.py",
     }
     if foreign or not wanted <= {*names}:
         raise SystemExit(f"the wheel holds {foreign} and lacks {wanted - {*names}}")
