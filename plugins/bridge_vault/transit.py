@@ -1,7 +1,6 @@
 """The backend `vault-transit`: an issuing CA whose key is in Vault's Transit engine."""
 
 import base64
-import binascii
 import hashlib
 import time
 from collections.abc import Mapping
@@ -192,7 +191,7 @@ class _TransitSigner:
             )
         try:
             return base64.b64decode(encoded, validate=True)
-        except binascii.Error as error:
+        except ValueError as error:
             raise BackendBrokenError(
                 "Transit's signature is no base64",
                 rule="vault.answer",

@@ -47,7 +47,9 @@ class ScriptedVault:
     issuer: dict[str, Any] = field(default_factory=dict)
     urls: dict[str, Any] = field(default_factory=dict)
     keys: dict[str, Any] = field(default_factory=dict)
-    """The data of a Transit key."""
+    """The data of the Transit key `k`."""
+    transit: Callable[[Mapping[str, Any]], Any] = lambda _: {}
+    """Answers a request to sign with it."""
     rights: dict[str, Any] = field(default_factory=dict)
     """By path; what is not here is permitted where it is needed."""
     ahead: float = 0.0
@@ -112,14 +114,16 @@ class ScriptedVault:
         found = (one for part, one in parts.items() if part in path)
         return {"data": next(found, self.urls)}
 
-    def post(self, path: str, json: Mapping[str, Any]) -> Any:
+    def post(self, url: str, json: Mapping[str, Any]) -> Any:
         """Write, as an adapter does."""
-        if path == "/v1/sys/capabilities-self":
+        if url == "/v1/sys/capabilities-self":
             return {"data": {one: self._rights_on(one) for one in json["paths"]}}
-        assert _SIGN.fullmatch(path), path
         self.signed.append(json)
         if self.sign_error is not None:
             raise self.sign_error
+        if url == "/v1/transit/sign/k":
+            return self.transit(json)
+        assert _SIGN.fullmatch(url), url
         # The leaf need not be one.
         pem = ssl.DER_cert_to_PEM_cert(self._leaf(json))
         return {"data": {"certificate": pem}, "lease_id": "", **self.more}
