@@ -1,5 +1,6 @@
 """The helper that builds Go programs: once per state of the sources, or an error."""
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -10,6 +11,9 @@ from tests.support.parts import builds
 
 pytestmark = pytest.mark.interop
 
+_PUBLISHED = "github.com/hashicorp/errwrap"
+_CHECKSUM = "h1:OxrOeh75EUXMY8TBjag2fzXGZ40LB6IKw45YeGUDY2I="
+_EDITED = "func Wrap(outer, inner error) error {"
 GOOD = "package main\n\nfunc main() { println(42) }\n"
 
 
@@ -40,6 +44,45 @@ def test_sources_that_do_not_compile_are_an_error_each_time(module: Path) -> Non
     for _ in range(2):
         with pytest.raises(builds.BuildError, match=r"(?s)failed.*undefined: missing"):
             builds.build(module)
+
+
+def _need_edited(module: Path, checksum: str, old: str) -> None:
+    """Have a module need another one, with a function added."""
+    (module / "go.mod").write_text(
+        "module meshca.test/tool\n\ngo 1.23\n\n"
+        f"require {_PUBLISHED} v1.1.0\n\nreplace {_PUBLISHED} => ./copied\n"
+    )
+    (module / "main.go").write_text(
+        f'package main\n\nimport "{_PUBLISHED}"\n\n'
+        "func main() { println(errwrap.Added()) }\n"
+    )
+    new = f"func Added() error {{ return Wrap(nil, nil) }}\n\n{_EDITED}"
+    edit = {"file": "errwrap.go", "old": old, "new": new}
+    copy = {"module": f"{_PUBLISHED}@v1.1.0", "sum": checksum, "folder": "copied"}
+    recipe = {"flags": [], "copies": [{**copy, "edits": [edit]}]}
+    (module / "build.json").write_text(json.dumps(recipe))
+
+
+def test_a_published_module_that_does_not_fit_is_edited_in_a_copy(module: Path) -> None:
+    _need_edited(module, _CHECKSUM, _EDITED)
+    assert os.access(builds.build(module), os.X_OK)
+    assert not (module / "copied").exists()
+
+
+@pytest.mark.parametrize(
+    ("checksum", "old", "told"),
+    [
+        pytest.param("h1:other=", _EDITED, "expected h1:other= ", id="other module"),
+        pytest.param(_CHECKSUM, "no such text", "expected once: no such", id="no text"),
+        pytest.param(_CHECKSUM, "error", "expected once: error", id="in many places"),
+    ],
+)
+def test_an_edit_of_something_else_is_an_error(
+    module: Path, checksum: str, old: str, told: str
+) -> None:
+    _need_edited(module, checksum, old)
+    with pytest.raises(builds.BuildError, match=told):
+        builds.build(module)
 
 
 def test_a_missing_toolchain_is_an_error_that_says_what_to_install(
