@@ -76,7 +76,7 @@ if [ ! -e bridge.yaml ]; then
       cn_validations=disabled allow_localhost=false allow_ip_sans=false allow_wildcard_certificates=false allow_subdomains=false \
       allowed_uri_sans='spiffe://corp.example/*' allowed_domains=meshca.istio-system.svc allow_bare_domains=true \
       server_flag=true client_flag=true key_usage=DigitalSignature,KeyEncipherment basic_constraints_valid_for_non_ca=true \
-      key_type=any not_before_duration=120s ttl=24h max_ttl=24h no_store=true generate_lease=false "${bound[@]}" > /dev/null
+      key_type=any not_before_duration=120s ttl=25h max_ttl=25h no_store=true generate_lease=false "${bound[@]}" > /dev/null
     bao policy write meshca - > /dev/null << END
 path "pki/issuer/$issuer/sign/mesh" {
   capabilities = ["update"]

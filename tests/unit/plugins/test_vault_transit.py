@@ -163,7 +163,6 @@ def test_the_labels_say_which_key_and_version(ground: Ground) -> None:
         ({"keys": {"2": {"public_key": "é"}}}, "version 2 is another key"),
         ({"keys": {"2": {}}}, "version 2 is another key"),
     ],
-    ids=str,
 )
 def test_a_key_that_is_not_the_issuing_cas_fails_the_check(
     ground: Ground, changes: dict[str, Any], problem: str
