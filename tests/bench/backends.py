@@ -91,13 +91,12 @@ class Side:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Round:
-    """Bare calls, file and PKCS#11, one after the other."""
+class Compared:
+    """Bare calls, file and a backend, one after the other."""
 
-    ca_key: KeyAlgorithm
     bare: Bare
     file: Side
-    pkcs11: Side
+    ours: Side
 
     @property
     def sum_us(self) -> float:
@@ -107,24 +106,36 @@ class Round:
     @property
     def cpu_ratio(self) -> float:
         """CPU time of a certificate, as a part of that sum."""
-        return self.pkcs11.busy.cpu_us / self.sum_us
+        return self.ours.busy.cpu_us / self.sum_us
+
+    @property
+    def bare_per_second(self) -> float:
+        """The highest rate of bare calls."""
+        return self.bare.per_second
 
     @property
     def rate_ratio(self) -> float:
         """The rate, as a part of what that sum allows, or of the bare calls'."""
-        allowed = min(1e6 / self.sum_us, self.bare.per_second)
-        return self.pkcs11.busy.per_second / allowed
+        allowed = min(1e6 / self.sum_us, self.bare_per_second)
+        return self.ours.busy.per_second / allowed
 
     @property
     def more_ms(self) -> float:
         """What one caller waits beyond file's time and the bare call's."""
         shortest = self.file.one_caller.p50_ms + self.bare.p50_ms
-        return self.pkcs11.one_caller.p50_ms - shortest
+        return self.ours.one_caller.p50_ms - shortest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Round(Compared):
+    """With PKCS#11."""
+
+    ca_key: KeyAlgorithm
 
     @property
     def other_percent(self) -> float:
         """What anything else used of the machine, in the worst run."""
-        return max(one.other_percent for one in (self.bare, self.file, self.pkcs11))
+        return max(one.other_percent for one in (self.bare, self.file, self.ours))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -338,7 +349,7 @@ def _round(run: Run, ca_key: KeyAlgorithm, name: str) -> Round:
     bare = _bare(in_token, run.load.seconds)
     file = run.side(run.bridge(folder / "file", ca_key, {}), ca_key)
     pkcs11 = run.side(in_token.bridge, ca_key, signer=True)
-    found = Round(ca_key=ca_key, bare=bare, file=file, pkcs11=pkcs11)
+    found = Round(ca_key=ca_key, bare=bare, file=file, ours=pkcs11)
     say(
         f"{name}: bare {bare.cpu_us:.0f} us, file {file.busy.cpu_us:.0f} us, PKCS#11 "
         f"{pkcs11.busy.cpu_us:.0f} us, {found.cpu_ratio:.2f} of the sum; other CPU "
@@ -486,7 +497,7 @@ def _table(rounds: list[Round]) -> Iterator[str]:
     )
     yield "|" + "---|" * 14
     for one in rounds:
-        bare, file, ours = one.bare, one.file, one.pkcs11
+        bare, file, ours = one.bare, one.file, one.ours
         cells = [
             one.ca_key,
             *(f"{us:.0f}" for us in (bare.cpu_us, file.busy.cpu_us, ours.busy.cpu_us)),
@@ -523,7 +534,7 @@ def _verdicts(rounds: list[Round]) -> Iterator[tuple[bool, str]]:
             f"bare call, bound {MOST_MORE_MS:.0f} ms",
             good=found <= MOST_MORE_MS,
         )
-    wrong = sum(one.file.wrong + one.pkcs11.wrong for one in rounds)
+    wrong = sum(one.file.wrong + one.ours.wrong for one in rounds)
     yield verdict(f"{WRONG}: {wrong}", good=wrong == 0)
 
 

@@ -30,8 +30,8 @@ from tests.bench.backends import (
     WARM,
     WRONG,
     Bare,
+    Compared,
     Run,
-    Side,
     busy_seconds,
     options_of,
     prepared,
@@ -44,7 +44,8 @@ from tests.soak.ground import Look
 from tests.support.harness.processes import descendants
 from tests.support.harness.real_process import Bridge
 from tests.support.harness.vault import ROLE
-from tests.support.parts import netports, vault_mounts
+from tests.support.parts import vault_mounts
+from tests.support.parts.delaying_proxy import DelayingProxy
 from tests.support.parts.vault import Server
 from tests.support.parts.vault_mounts import PKI, Transit
 
@@ -55,47 +56,26 @@ _MOST_OF_REQUESTS = 0.5
 _COMMIT_MS = 2.0
 """Where the backend chooses the serial number, its outcome is on disk before the
 answer."""
-_DELAY_MS = 5
+_DELAY_SECONDS = 0.005
 _IN_FLIGHT = 32
 _ROLE = {**ROLE, "allowed_uri_sans": ["spiffe://cluster.local/*"]}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class VaultRound:
-    """Bare calls, file and one backend of Vault, one after the other."""
+class VaultRound(Compared):
+    """With one backend of Vault. `bare` is one caller."""
 
     backend: str
-    bare: Bare
-    """One caller."""
     at_once: Bare
     """32 callers."""
     requests: Bare
     """One caller, with hvac over requests."""
-    file: Side
-    vault: Side
     other_percent: float
 
     @property
-    def sum_us(self) -> float:
-        """CPU time of file's certificate and the bare call."""
-        return self.file.busy.cpu_us + self.bare.cpu_us
-
-    @property
-    def cpu_ratio(self) -> float:
-        """CPU time of a certificate, as a part of that sum."""
-        return self.vault.busy.cpu_us / self.sum_us
-
-    @property
-    def rate_ratio(self) -> float:
-        """The rate, as a part of what that sum allows, or of the bare calls'."""
-        allowed = min(1e6 / self.sum_us, self.at_once.per_second)
-        return self.vault.busy.per_second / allowed
-
-    @property
-    def more_ms(self) -> float:
-        """What one caller waits beyond file's time and the bare call's."""
-        shortest = self.file.one_caller.p50_ms + self.bare.p50_ms
-        return self.vault.one_caller.p50_ms - shortest
+    def bare_per_second(self) -> float:
+        """See `Compared`: that of 32 callers."""
+        return self.at_once.per_second
 
     @property
     def of_requests(self) -> float:
@@ -146,22 +126,14 @@ def main() -> int:
 
 @contextmanager
 def _place(folder: Path) -> Iterator[Place]:
-    with Server(folder / "openbao", storage="inmem") as server:
-        subprocess.run(
-            ["taskset", "-acp", CLIENT_CORE, str(server.pid)],
-            check=True,
-            capture_output=True,
-        )
-        port = netports.reserve()
-        command = ["taskset", "-c", CLIENT_CORE, sys.executable, "-m"]
-        command += ["tests.bench.delay", str(port), str(server.port), str(_DELAY_MS)]
-        with subprocess.Popen(command, cwd=_ROOT, stdin=subprocess.PIPE) as delay:
-            try:
-                yield Place(
-                    server=server, url=f"http://127.0.0.1:{port}", delay_pid=delay.pid
-                )
-            finally:
-                delay.kill()
+    with (
+        Server(folder / "openbao", storage="inmem") as server,
+        DelayingProxy(server.url, _DELAY_SECONDS) as delay,
+    ):
+        for pid in (server.pid, delay.pid):
+            command = ["taskset", "-acp", CLIENT_CORE, str(pid)]
+            subprocess.run(command, check=True, capture_output=True)
+        yield Place(server=server, url=delay.url, delay_pid=delay.pid)
 
 
 def _in_vault(run: Run, place: Place, folder: Path, backend: str) -> InVault:
@@ -247,7 +219,7 @@ def _round(run: Run, place: Place, backend: str, name: str) -> VaultRound:
         at_once=at_once,
         requests=requests,
         file=file,
-        vault=vault,
+        ours=vault,
         other_percent=others,
     )
     say(
@@ -341,7 +313,7 @@ def _table(rounds: list[VaultRound]) -> Iterator[str]:
     )
     yield "|" + "---|" * 15
     for one in rounds:
-        file, ours = one.file, one.vault
+        file, ours = one.file, one.ours
         cells = [
             one.backend,
             f"{one.bare.cpu_us:.0f}",
@@ -387,7 +359,7 @@ def _verdicts(rounds: list[VaultRound]) -> Iterator[tuple[bool, str]]:
             f"{_MOST_OF_REQUESTS}",
             good=found <= _MOST_OF_REQUESTS,
         )
-    wrong = sum(one.file.wrong + one.vault.wrong for one in rounds)
+    wrong = sum(one.file.wrong + one.ours.wrong for one in rounds)
     yield verdict(f"{WRONG}: {wrong}", good=wrong == 0)
 
 

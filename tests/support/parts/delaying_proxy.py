@@ -33,6 +33,12 @@ class DelayingProxy:
         self._process: subprocess.Popen[bytes] | None = None
         self.url = f"{parts.scheme}://127.0.0.1:{self._port}"
 
+    @property
+    def pid(self) -> int:
+        """Of its process."""
+        assert self._process is not None, "it was not started"
+        return self._process.pid
+
     def __enter__(self) -> Self:
         arguments = [self._server, str(self._port), str(self._seconds)]
         self._process = subprocess.Popen(
