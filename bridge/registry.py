@@ -15,10 +15,10 @@ EXTRAS: Mapping[str, str] = {
     "pkcs11": "pkcs11",
     "vault-pki": "vault",
     "vault-transit": "vault",
-    "vault": "vault",
 }
-"""Plugins and commands of this project that need a library, and the extra that
-installs it."""
+"""Plugins of this project that need a library, and the extra that installs it."""
+COMMAND_EXTRAS: Mapping[str, str] = {"vault": "vault"}
+"""The same for the commands of this project's plugins."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,8 @@ def load_command(name: str) -> Any:
     try:
         return entry_point.load()
     except ImportError as error:
-        raise _not_importable("command", name, error) from error
+        extra = COMMAND_EXTRAS.get(name)
+        raise _not_importable(f"command {name!r}", extra, error) from error
 
 
 def load(name: str) -> IssuingCAFactory:
@@ -86,7 +87,8 @@ def load(name: str) -> IssuingCAFactory:
     try:
         factory = cast("IssuingCAFactory", entry_point.load())
     except ImportError as error:
-        raise _not_importable("plugin", name, error) from error
+        extra = EXTRAS.get(name)
+        raise _not_importable(f"plugin {name!r}", extra, error) from error
     except AttributeError as error:
         raise PluginError(
             f"plugin {name!r} is not where its entry point says: {entry_point.value}",
@@ -98,11 +100,9 @@ def load(name: str) -> IssuingCAFactory:
     return factory
 
 
-def _not_importable(what: str, name: str, error: ImportError) -> PluginError:
-    wanted = f"install meshca-bridge[{EXTRAS[name]}]" if name in EXTRAS else error
-    return PluginError(
-        f"{what} {name!r} cannot be imported: {wanted}", detail=str(error)
-    )
+def _not_importable(what: str, extra: str | None, error: ImportError) -> PluginError:
+    way_out = f"install meshca-bridge[{extra}]" if extra else error
+    return PluginError(f"{what} cannot be imported: {way_out}", detail=str(error))
 
 
 def _other_version(name: str, entry_point: EntryPoint, spoken: object) -> str:

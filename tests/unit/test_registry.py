@@ -151,7 +151,9 @@ def test_a_plugin_that_is_not_there_tells_which_are() -> None:
         load("x")
 
 
-@pytest.mark.parametrize(("name", "extra"), EXTRAS.items())
+@pytest.mark.parametrize(
+    ("name", "extra"), [*EXTRAS.items(), *registry.COMMAND_EXTRAS.items()]
+)
 def test_every_extra_is_one_of_the_project(name: str, extra: str) -> None:
     text = (Path(__file__).parents[2] / "pyproject.toml").read_text()
     extras = text.partition("[project.optional-dependencies]")[2].partition("\n[")[0]
@@ -180,7 +182,7 @@ def test_a_command_of_a_plugin_is_listed_and_imported_when_it_is_run(
 def test_a_command_without_its_library_names_the_extra(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(registry, "EXTRAS", {"tool": "vault"})
+    monkeypatch.setattr(registry, "COMMAND_EXTRAS", {"tool": "vault"})
     source = "import no_such_library\n"
     site.install("tool", "tool = tool_2:app", "tool_2", source, group=COMMANDS)
     with pytest.raises(
