@@ -3,18 +3,22 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points, packages_distributions
-from typing import cast
+from typing import Any, cast
 
 from bridge.errors import PluginError
 from bridge.spi import API_VERSION, IssuingCAFactory
 
 GROUP = "meshca_bridge.issuing_ca"
+COMMANDS = "meshca_bridge.commands"
+"""The entry points of commands: the value is a Typer application with subcommands."""
 EXTRAS: Mapping[str, str] = {
     "pkcs11": "pkcs11",
     "vault-pki": "vault",
     "vault-transit": "vault",
 }
 """Plugins of this project that need a library, and the extra that installs it."""
+COMMAND_EXTRAS: Mapping[str, str] = {"vault": "vault"}
+"""The same for the commands of this project's plugins."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +44,30 @@ def installed() -> tuple[Plugin, ...]:
     )
 
 
+def plugin_commands() -> tuple[str, ...]:
+    """Return the names of the commands that plugins bring, without importing one."""
+    return tuple(sorted(entry_points(group=COMMANDS).names))
+
+
+def load_command(name: str) -> Any:
+    """Import the application of a plugin's command.
+
+    Args:
+        name: One of `plugin_commands()`.
+
+    Raises:
+        PluginError: Several plugins bring it, another distribution ships the same
+            package, or a library that it needs is not installed.
+    """
+    entry_point = _only(name, COMMANDS)
+    _require_sole_owner(entry_point)
+    try:
+        return entry_point.load()
+    except ImportError as error:
+        extra = COMMAND_EXTRAS.get(name)
+        raise _not_importable(f"command {name!r}", extra, error) from error
+
+
 def load(name: str) -> IssuingCAFactory:
     """Import the one plugin called `name`.
 
@@ -59,10 +87,8 @@ def load(name: str) -> IssuingCAFactory:
     try:
         factory = cast("IssuingCAFactory", entry_point.load())
     except ImportError as error:
-        wanted = f"install meshca-bridge[{EXTRAS[name]}]" if name in EXTRAS else error
-        raise PluginError(
-            f"plugin {name!r} cannot be imported: {wanted}", detail=str(error)
-        ) from error
+        extra = EXTRAS.get(name)
+        raise _not_importable(f"plugin {name!r}", extra, error) from error
     except AttributeError as error:
         raise PluginError(
             f"plugin {name!r} is not where its entry point says: {entry_point.value}",
@@ -72,6 +98,11 @@ def load(name: str) -> IssuingCAFactory:
     if spoken != API_VERSION:
         raise PluginError(_other_version(name, entry_point, spoken))
     return factory
+
+
+def _not_importable(what: str, extra: str | None, error: ImportError) -> PluginError:
+    way_out = f"install meshca-bridge[{extra}]" if extra else error
+    return PluginError(f"{what} cannot be imported: {way_out}", detail=str(error))
 
 
 def _other_version(name: str, entry_point: EntryPoint, spoken: object) -> str:
@@ -85,8 +116,8 @@ def _other_version(name: str, entry_point: EntryPoint, spoken: object) -> str:
     )
 
 
-def _only(name: str) -> EntryPoint:
-    found = tuple(entry_points(group=GROUP, name=name))
+def _only(name: str, group: str = GROUP) -> EntryPoint:
+    found = tuple(entry_points(group=group, name=name))
     if not found:
         known = ", ".join(plugin.name for plugin in installed()) or "none"
         raise PluginError(

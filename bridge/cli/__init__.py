@@ -12,20 +12,46 @@ from typer.main import get_command, get_group
 from bridge import __version__
 from bridge.cli.console import complain
 from bridge.errors import BridgeError
+from bridge.registry import load_command, plugin_commands
 
 _COMMANDS = ("demo", "serve", "check", "request", "plugins", "hierarchy", "ledger")
 """In the order of `--help`. Each is a module here with a Typer application `app`."""
 _GROUPS = frozenset({"hierarchy", "ledger"})
 
 
+class PluginCommand(TyperGroup):
+    """A command that a plugin brings. The plugin is imported when the command is run.
+
+    Args:
+        name: One of `plugin_commands()`.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name=name, help=f"Commands of the backends of {name}.")
+
+    def load(self) -> TyperGroup:
+        """Import the plugin, and return its command.
+
+        Raises:
+            PluginError: A library that it needs is not installed.
+        """
+        return get_group(load_command(str(self.name)))
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any
+    ) -> Any:
+        """Make the context of the plugin's own command."""
+        return self.load().make_context(info_name, args, parent, **extra)
+
+
 class _Commands(TyperGroup):
     # Imports only the command that is run: `serve` has to be ready within two seconds.
     def list_commands(self, ctx: Any) -> list[str]:
-        return list(_COMMANDS)
+        return [*_COMMANDS, *plugin_commands()]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         if cmd_name not in _COMMANDS:
-            return None
+            return PluginCommand(cmd_name) if cmd_name in plugin_commands() else None
         module = import_module(f"bridge.cli.{cmd_name}")
         make = get_group if cmd_name in _GROUPS else get_command
         command = make(module.app)

@@ -232,7 +232,7 @@ class VaultAdapter(JSONAdapter):  # type: ignore[misc]  # hvac has no types
         body = None
         if (content := kwargs.get("json")) is not None:
             body = json.dumps(content).encode()
-            sent["Content-Type"] = "application/json"
+            sent.setdefault("Content-Type", "application/json")
         try:
             answer = self._servers.exchange(
                 method.upper(), url, sent, body, self._deadline

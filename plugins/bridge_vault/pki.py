@@ -27,7 +27,7 @@ from bridge.spi import (
     Prepared,
 )
 from bridge_vault.options import PKIOptions, files_of, options_of
-from bridge_vault.rights import Rights
+from bridge_vault.rights import Rights, pki_rights
 from bridge_vault.role import Limits, added_extensions, issuer_problems, role_problems
 from bridge_vault.session import SharedSession
 
@@ -327,8 +327,8 @@ class VaultPKICA:
         mount, role_path = options.mount, f"{options.mount}/roles/{options.role}"
         issuer_path = f"{mount}/issuer/{options.issuer}"
         urls_path = f"{mount}/config/urls"
-        reads = dict.fromkeys((role_path, issuer_path, urls_path), "read")
-        self._rights.require({self._path: "update", **reads}, deadline)
+        rights = pki_rights(mount, options.issuer, options.role)
+        self._rights.require(rights, deadline)
         role = self._get(role_path, deadline)
         issuer = self._get(issuer_path, deadline)
         urls = self._get(urls_path, deadline)

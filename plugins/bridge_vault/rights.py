@@ -10,6 +10,18 @@ _NONE = frozenset({"deny"})
 _ALL = "root"
 
 
+def pki_rights(mount: str, issuer: str, role: str) -> dict[str, str]:
+    """Return what `vault-pki` needs: the capability by path, the signing one first."""
+    own = f"{mount}/issuer/{issuer}"
+    reads = (f"{mount}/roles/{role}", own, f"{mount}/config/urls")
+    return {f"{own}/sign/{role}": "update", **dict.fromkeys(reads, "read")}
+
+
+def transit_rights(mount: str, key: str) -> dict[str, str]:
+    """Return what `vault-transit` needs: the capability by path."""
+    return {f"{mount}/sign/{key}": "update", f"{mount}/keys/{key}": "read"}
+
+
 class Rights:
     """The capabilities of the token that an issuing CA's calls are made with.
 

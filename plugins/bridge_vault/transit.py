@@ -36,7 +36,7 @@ from bridge.spi import (
     Prepared,
 )
 from bridge_vault.options import TransitOptions, files_of, options_of
-from bridge_vault.rights import Rights
+from bridge_vault.rights import Rights, transit_rights
 from bridge_vault.session import SharedSession
 
 
@@ -119,15 +119,13 @@ class _TransitSigner:
         deadline = time.monotonic() + timeout
         options = self._options
         where = f"{options.mount}/keys/{options.key}"
-        self._rights.require(
-            {f"{options.mount}/sign/{options.key}": "update", where: "read"}, deadline
-        )
+        self._rights.require(transit_rights(options.mount, options.key), deadline)
         answer = self._session.call(
             lambda adapter: adapter.get(f"/v1/{where}"), deadline - time.monotonic()
         )
         data = answer.get("data")
         key = data if isinstance(data, dict) else {}
-        if problem := self._problem(key):
+        if problem := key_problem(key, options.key_version, self._public_key):
             raise BackendBrokenError(
                 "the key in Transit is not the issuing CA's",
                 rule="vault.key",
@@ -198,26 +196,33 @@ class _TransitSigner:
                 certificate_may_exist=True,
             ) from error
 
-    def _problem(self, key: Mapping[str, Any]) -> str:
-        wanted = self._options.key_version
-        versions = key.get("keys")
-        found = versions.get(str(wanted)) if isinstance(versions, dict) else None
-        if not isinstance(found, dict):
-            latest = key.get("latest_version", "unknown")
-            return f"version {wanted} is not there (the latest is {latest})"
-        least = key.get("min_encryption_version")
-        if isinstance(least, int) and least > wanted:
-            return (
-                f"min_encryption_version {least} keeps version {wanted} from signing: "
-                f"set it to {wanted}, or 0"
-            )
-        if key.get("supports_signing") is not True:
-            return f"a key of type {key.get('type')} does not sign"
-        if key.get("derived"):
-            return "a derived key signs with a key of its own for each context"
-        if _spki(found.get("public_key")) != _spki_of(self._public_key):
-            return f"version {wanted} is another key than that of the certificate"
-        return ""
+
+def key_problem(key: Mapping[str, Any], version: int, public_key: CAPublicKey) -> str:
+    """Return why a version of a key cannot sign for a certificate; "" if it can.
+
+    Args:
+        key: The data of `GET <mount>/keys/<name>`.
+        version: Of the key.
+        public_key: Of the certificate.
+    """
+    versions = key.get("keys")
+    found = versions.get(str(version)) if isinstance(versions, dict) else None
+    if not isinstance(found, dict):
+        latest = key.get("latest_version", "unknown")
+        return f"version {version} is not there (the latest is {latest})"
+    least = key.get("min_encryption_version")
+    if isinstance(least, int) and least > version:
+        return (
+            f"min_encryption_version {least} keeps version {version} from signing: "
+            f"set it to {version}, or 0"
+        )
+    if key.get("supports_signing") is not True:
+        return f"a key of type {key.get('type')} does not sign"
+    if key.get("derived"):
+        return "a derived key signs with a key of its own for each context"
+    if _spki(found.get("public_key")) != _spki_of(public_key):
+        return f"version {version} is another key than that of the certificate"
+    return ""
 
 
 def _needless(options: TransitOptions) -> tuple[str, ...]:

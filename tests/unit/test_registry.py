@@ -6,7 +6,16 @@ import pytest
 
 from bridge import registry
 from bridge.errors import PluginError
-from bridge.registry import EXTRAS, GROUP, Plugin, installed, load
+from bridge.registry import (
+    COMMANDS,
+    EXTRAS,
+    GROUP,
+    Plugin,
+    installed,
+    load,
+    load_command,
+    plugin_commands,
+)
 from bridge_file import FileCA
 
 GOOD = "class CA:\n    api_version = 2\n"
@@ -19,15 +28,21 @@ class Site:
         self.folder = folder
 
     def install(
-        self, distribution: str, entry: str, module: str, source: str = GOOD
+        self,
+        distribution: str,
+        entry: str,
+        module: str,
+        source: str = GOOD,
+        *,
+        group: str = GROUP,
     ) -> None:
-        """Install `module`, with `entry` (`name = module:attribute`) in our group."""
+        """Install `module`, with `entry` (`name = module:attribute`) in a group."""
         (self.folder / f"{module}.py").write_text(source)
         info = self.folder / f"{distribution}-2.1.dist-info"
         info.mkdir()
         metadata = f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 2.1\n"
         (info / "METADATA").write_text(metadata)
-        (info / "entry_points.txt").write_text(f"[{GROUP}]\n{entry}\n")
+        (info / "entry_points.txt").write_text(f"[{group}]\n{entry}\n")
         (info / "RECORD").write_text(f"{module}.py,,\n")
 
 
@@ -136,7 +151,9 @@ def test_a_plugin_that_is_not_there_tells_which_are() -> None:
         load("x")
 
 
-@pytest.mark.parametrize(("name", "extra"), EXTRAS.items())
+@pytest.mark.parametrize(
+    ("name", "extra"), [*EXTRAS.items(), *registry.COMMAND_EXTRAS.items()]
+)
 def test_every_extra_is_one_of_the_project(name: str, extra: str) -> None:
     text = (Path(__file__).parents[2] / "pyproject.toml").read_text()
     extras = text.partition("[project.optional-dependencies]")[2].partition("\n[")[0]
@@ -149,3 +166,27 @@ def test_the_list_of_a_fresh_process_imports_no_plugin() -> None:
         "sys.exit(any(name.startswith('bridge_') for name in sys.modules))"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_a_command_of_a_plugin_is_listed_and_imported_when_it_is_run(
+    site: Site,
+) -> None:
+    site.install(
+        "tool", "tool = tool_1:app", "tool_1", "app = 'here'\n", group=COMMANDS
+    )
+    assert "tool" in plugin_commands()
+    assert "tool_1" not in sys.modules
+    assert load_command("tool") == "here"
+
+
+def test_a_command_without_its_library_names_the_extra(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "COMMAND_EXTRAS", {"tool": "vault"})
+    source = "import no_such_library\n"
+    site.install("tool", "tool = tool_2:app", "tool_2", source, group=COMMANDS)
+    with pytest.raises(
+        PluginError,
+        match=r"command 'tool' cannot be imported: install meshca-bridge\[vault\]",
+    ):
+        load_command("tool")

@@ -64,6 +64,29 @@ def test_o_is_short_for_output(command: str, form: str, tmp_path: Path) -> None:
     assert isinstance(CliRunner().invoke(app, arguments).exception, ConfigError)
 
 
+def test_the_help_lists_the_command_of_a_plugin_and_imports_no_plugin() -> None:
+    code = (
+        "import sys; from bridge.cli import app; "
+        "app(['--help'], standalone_mode=False); "
+        "sys.exit(any(n.startswith(('bridge_', 'hvac')) for n in sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "vault" in done.stdout
+
+
+def test_the_command_of_a_plugin_has_its_own_help() -> None:
+    done = run("vault", "setup", "--help")
+    assert done.returncode == 0
+    assert "--plan" in done.stdout
+
+
 def test_an_unknown_command_is_a_wrong_use() -> None:
     done = run("issue")
     assert done.returncode == 2

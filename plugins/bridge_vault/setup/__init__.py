@@ -1,0 +1,1 @@
+"""`meshca vault setup`: makes in Vault what an issuing CA of `bridge.yaml` needs."""

@@ -1,0 +1,99 @@
+"""Calls to Vault with an operator's token."""
+
+import ssl
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from bridge.spi import BackendError
+from bridge_vault.adapter import Servers, VaultAdapter, VaultError
+from bridge_vault.answers import error_of
+from bridge_vault.connection import Connections
+from bridge_vault.options import VaultOptions
+
+_CALL_SECONDS = 30.0
+_ABSENT = 404
+_PATCH = {"Content-Type": "application/merge-patch+json"}
+
+
+class OperatorSession:
+    """Reads and writes in Vault. The bridge's own login has no part in it.
+
+    Args:
+        options: Addresses and namespace.
+        tls: How the server is verified.
+        token: The operator's.
+    """
+
+    def __init__(
+        self, options: VaultOptions, tls: ssl.SSLContext | None, token: str
+    ) -> None:
+        self._servers = Servers(
+            [Connections(address, tls) for address in options.addresses]
+        )
+        self._namespace = options.namespace or ""
+        self._token = token
+
+    def read(self, path: str) -> Mapping[str, Any] | None:
+        """Return the data of a path; None if there is nothing."""
+        return self._unless_absent("GET", path)
+
+    def list(self, path: str) -> Mapping[str, Any]:
+        """Return the data of a list; empty if there is nothing."""
+        return self._unless_absent("LIST", path) or {}
+
+    def write(self, path: str, fields: Mapping[str, object]) -> Mapping[str, Any]:
+        """Write; return the data of the answer. Fields that are left out get defaults.
+
+        Raises:
+            BackendError: As all calls: Vault refuses or cannot be asked. The detail has
+                the path.
+        """
+        return self._call(
+            f"POST {path}",
+            lambda adapter: adapter.post(f"/v1/{path}", json=dict(fields)),
+        )
+
+    def change(self, path: str, fields: Mapping[str, object]) -> None:
+        """Change some fields; the others stay."""
+        self._call(
+            f"PATCH {path}",
+            lambda adapter: adapter.request(
+                "PATCH", f"/v1/{path}", headers=_PATCH, json=dict(fields)
+            ),
+        )
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._servers.close()
+
+    def _unless_absent(self, method: str, path: str) -> Mapping[str, Any] | None:
+        try:
+            return self._call(
+                f"{method} {path}",
+                lambda adapter: adapter.request(method, f"/v1/{path}"),
+            )
+        except _AbsentError:
+            return None
+
+    def _call(self, what: str, ask: Callable[[VaultAdapter], Any]) -> Mapping[str, Any]:
+        adapter = VaultAdapter(
+            self._servers,
+            time.monotonic() + _CALL_SECONDS,
+            token=self._token,
+            namespace=self._namespace,
+        )
+        try:
+            answer = ask(adapter)
+        except VaultError as error:
+            told = error_of(error, signs=False)
+            kind = _AbsentError if error.status == _ABSENT else type(told)
+            raise kind(
+                str(told), rule=told.rule, detail=f"{what}: {told.detail}"
+            ) from error
+        data = answer.get("data")
+        return data if isinstance(data, dict) else {}
+
+
+class _AbsentError(BackendError):
+    pass
