@@ -240,7 +240,7 @@ def test_an_import_that_would_move_the_default_issuer_is_refused(
 @pytest.mark.parametrize(
     ("fields", "told"),
     [
-        ({"max_ttl": "48h"}, "max_ttl: 172800 -> 86400"),
+        ({"max_ttl": "48h"}, "max_ttl: 172800 -> 86460"),
         ({"no_store": False}, "no_store: false -> true"),
         ({"allow_any_name": True}, "allow_any_name: true -> false"),
         ({"allow_ip_sans": True}, "allow_ip_sans: true -> false"),

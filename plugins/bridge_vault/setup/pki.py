@@ -32,6 +32,9 @@ UNKNOWN = "00000000-0000-0000-0000-000000000000"
 _AUDITED = ("certificate", "serial_number")
 _BEHAVIOR = "leaf_not_after_behavior"
 _NEW = "<the ID of the new issuer>"
+_CLOCK_ROOM = timedelta(minutes=1)
+"""How much longer a leaf may live by the role than by the configuration: Vault's clock
+may be behind. Clocks that differ by more are refused anyway."""
 
 
 def wanted_role(
@@ -45,7 +48,7 @@ def wanted_role(
         is_openbao: Only OpenBao has `not_after_bound`.
     """
     globs = [name for name in ca.dns_names if "*" in name]
-    longest = _seconds(ca.max_ttl)
+    longest = _seconds(ca.max_ttl + _CLOCK_ROOM)
     role: dict[str, object] = {
         **ROLE,
         **{name: list[str]() for name in SUBJECT},
@@ -115,7 +118,7 @@ class PKISetup:
         return self.access.mount(
             self.options.mount,
             "pki",
-            least_seconds=_seconds(self.access.ca.max_ttl),
+            least_seconds=_seconds(self.access.ca.max_ttl + _CLOCK_ROOM),
             shown=_AUDITED,
         )
 
