@@ -51,7 +51,7 @@ softhsm2-util --show-slots | grep -q '^ *Label: *meshca *$' ||
 import pathlib
 from cryptography.hazmat.primitives import serialization as form
 from cryptography.hazmat.primitives.asymmetric import ec
-from bridge.cli.demo_scenario import DemoCluster
+from bridge.cli.demo_setup.scenario import DemoCluster
 from bridge.system.clock import system_clock
 
 file = pathlib.Path("cluster.key")

@@ -22,9 +22,9 @@ from typing import Annotated, TypeVar
 import typer
 from cryptography import x509
 
-from bridge.cli import demo_scenario as stage
 from bridge.cli.chain_tree import chain_tree
 from bridge.cli.console import complain, results
+from bridge.cli.demo_setup import scenario as stage
 from bridge.client.istio import IstioReply, IstioRequest, ask
 from bridge.client.linkerd import LinkerdReply, LinkerdRequest, certify
 from bridge.config import ConfigText

@@ -110,7 +110,7 @@ fi
 import pathlib
 from cryptography.hazmat.primitives import serialization as form
 from cryptography.hazmat.primitives.asymmetric import ec
-from bridge.cli.demo_scenario import DemoCluster
+from bridge.cli.demo_setup.scenario import DemoCluster
 from bridge.system.clock import system_clock
 
 file = pathlib.Path("cluster.key")

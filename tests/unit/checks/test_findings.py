@@ -17,7 +17,8 @@ from bridge.checks.findings import (
     fronts,
     second_certificates,
 )
-from bridge.cli import app, demo_scenario
+from bridge.cli import app
+from bridge.cli.demo_setup import scenario as demo_scenario
 from bridge.errors import BackendCredentialError
 from bridge.policy.linkerd_names import LinkerdNames
 from bridge.policy.rules import RoutedCaller

@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from bridge.cli import demo_scenario
+from bridge.cli.demo_setup import scenario as demo_scenario
 from bridge.system.clock import system_clock
 
 PATIENCE_SECONDS = 60

@@ -1,0 +1,1 @@
+"""What `meshca demo` is shown on."""
