@@ -1,5 +1,6 @@
 """The documents have short sentences, the terms of the field, and links that work."""
 
+import ast
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -147,6 +148,31 @@ def test_every_rule_that_the_code_names_is_in_the_reference() -> None:
     named = {each for path in SOURCES for each in RULE.findall(path.read_text("utf-8"))}
     assert len(named) > 50
     assert named <= listed
+
+
+def test_a_message_of_the_troubleshooting_page_is_one_of_the_code() -> None:
+    text = (ROOT / "docs/troubleshooting.md").read_text("utf-8")
+    messages = re.findall(r"^\| `([^`]+)` \|", text, re.MULTILINE)
+    said = literals()
+    parts = {
+        part.strip(" .:;,()")
+        for message in messages
+        for part in message.split("\N{HORIZONTAL ELLIPSIS}")
+    }
+    assert len(messages) > 40
+    assert {part for part in parts if part not in said} == set()
+    assert len({*messages}) == len(messages)
+
+
+def literals() -> str:
+    """Return every text of the product's code, one a line."""
+    return "\n".join(
+        node.value
+        for folder in ("bridge", "plugins")
+        for path in (ROOT / folder).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    )
 
 
 def test_rules_that_are_put_together_are_in_the_reference() -> None:
