@@ -5,15 +5,14 @@ All rows have one server and one bridge, one after the other.
 
 import os
 import signal
-import time
 from collections.abc import Iterator
 
 import pytest
 
 from tests.integration.vault_faults.audit_socket import AuditSocket
 from tests.integration.vault_faults.support import Ground, ground
-from tests.support.harness.faults import PATIENCE_SECONDS
 from tests.support.harness.vault import VaultBridge
+from tests.support.harness.workers import await_true
 from tests.support.parts.vault import Server
 
 _SIGN = "/sign/"
@@ -40,8 +39,9 @@ def test_a_server_with_an_earlier_token_store_needs_another_token(
 ) -> None:
     bridge, server = shared.bridge, shared.server
     saved = server.save_store()
+    before = bridge.tokens_used()
     bridge.new_token()
-    shared.callers.await_served(time.monotonic(), PATIENCE_SECONDS)
+    await_true(lambda: bridge.tokens_used() > before)
     shared.survive(
         "restarted with another token store (token file)",
         lambda: server.restart(store=saved),

@@ -234,7 +234,7 @@ class Bridge:
             with error:
                 return error.code, error.read().decode()
 
-    def metric(self, name: str, **labels: str) -> float:
+    def metric(self, name: str, /, **labels: str) -> float:
         """Return the sum of the samples `name` that carry `labels`; 0 without any."""
         _, text = self.get("/metrics")
         # Not by the library's own parser: it would rename Istio's counters.

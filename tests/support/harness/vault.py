@@ -134,6 +134,8 @@ class VaultBridge(Supervised):
         for line in self.audit_log.read_text("utf-8").splitlines(keepends=True):
             if not line.endswith("\n"):
                 break  # it is being written
+            if path not in line:
+                continue  # most lines, and cheaper than to read them
             entry = json.loads(line)
             asked = entry.get("request", {}).get("path", "")
             is_ours = asked.partition("/")[0] in ours and path in asked
@@ -143,6 +145,23 @@ class VaultBridge(Supervised):
     def logins(self) -> int:
         """Return how many logins the server was asked for."""
         return sum(1 for _ in self.audited("request", "/login"))
+
+    def tokens(self, logins: int) -> list[str]:
+        """Return the accessors of the tokens that logins got; "" for a batch token.
+
+        The last of them is in use, or was.
+
+        Args:
+            logins: So many must be over: the list is empty as long as they are not.
+        """
+        answers = list(self.audited("response", "/login"))
+        got = [one["auth"].get("accessor", "") for one in answers if "error" not in one]
+        are_over = len(answers) >= logins
+        return got if are_over and self.tokens_used() >= len(got) else []
+
+    def tokens_used(self) -> float:
+        """Return how many tokens the bridge has used, of logins or of its file."""
+        return self.metric("meshca_plugin_events_total", name="vault_logins")
 
     def unanswered(self) -> list[Signed]:
         """Return the attempts whose request has an entry, and whose answer has none."""
