@@ -134,6 +134,8 @@ def _findings(config: BridgeConfig, snapshot: Snapshot) -> Iterator[Finding]:
         domain = snapshot.clusters.trust_domain_of(cluster.name)
         yield Finding("cluster", cluster.name, "ok", f"trust domain {domain}")
     yield from fronts(config, snapshot)
+    for problem in snapshot.clusters.unserved(config.callers_by_front()):
+        yield Finding("front", "token keys", "FAILED", problem)
     for problem in snapshot.clusters.problems():
         yield Finding("cluster", "token keys", "note", problem)
     yield from given_pair(config)

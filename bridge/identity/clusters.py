@@ -4,7 +4,7 @@ A credential belongs to one cluster. The caller names it (`clusterid`), and the 
 verified by the keys of that cluster alone.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
@@ -226,17 +226,25 @@ class ClusterRegistry:
 
     def problems(self) -> list[str]:
         """Return the problems of all clusters' keys, one sentence each."""
-        now = self._clock()
-        return [
-            f"cluster {cluster.name}: {problem}"
-            for cluster in self.clusters
-            for problem in cluster.keyring.problems(now)
-        ]
+        return self._problems_of([cluster.name for cluster in self.clusters])
 
     def without_keys(self) -> list[str]:
         """Return the names of the clusters that have no keys to verify tokens with."""
         now = self._clock()
         return [one.name for one in self.clusters if not one.keyring.has_keys(now)]
+
+    def unserved(self, callers: Mapping[str, Collection[str]]) -> list[str]:
+        """Return the fronts that can verify no token, one sentence each.
+
+        Args:
+            callers: The fronts, each with the names of its callers' clusters.
+        """
+        without_keys = set(self.without_keys())
+        return [
+            f"front {front} can verify no token: {'; '.join(self._problems_of(names))}"
+            for front, names in callers.items()
+            if without_keys.issuperset(names)
+        ]
 
     def start(self) -> None:
         """Start the background refresh of keys."""
@@ -247,6 +255,15 @@ class ClusterRegistry:
         """Stop the background refresh. Requests in progress may finish."""
         for cluster in self.clusters:
             cluster.keyring.close()
+
+    def _problems_of(self, names: Collection[str]) -> list[str]:
+        now = self._clock()
+        return [
+            f"cluster {cluster.name}: {problem}"
+            for cluster in self.clusters
+            if cluster.name in names
+            for problem in cluster.keyring.problems(now)
+        ]
 
     def _named(self, name: str) -> Cluster:
         cluster = self._names.get(name)

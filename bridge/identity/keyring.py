@@ -5,6 +5,7 @@ the next successful refresh. Keys that were not confirmed for `max_key_age` are 
 longer used. Only a few requests wait for a fetch, and only half a second.
 """
 
+import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from bridge.identity.key_sources import KeySource
 from bridge.identity.service_account_token import shown
 from bridge.system.clock import Clock
 
+_log = logging.getLogger(__name__)
 _POLL_SECONDS = 1.0
 _CONFIRM_SECONDS = 60.0
 _REFRESH_SECONDS = 300.0
@@ -111,8 +113,8 @@ class Keyring:
 
         Raises:
             AuthenticationError: The cluster has no such key.
-            BackendUnavailableError: The keys are too old, or are being fetched. The
-                caller should try again.
+            BackendUnavailableError: The keys were never fetched, are too old, or are
+                being fetched. The caller should try again.
         """
         if (found := self._find(kid, now)) is None:
             self._look_again()
@@ -121,7 +123,9 @@ class Keyring:
             return found
         if self._believed(now) is None:
             raise BackendUnavailableError(
-                "the keys of this cluster are too old",
+                "the keys of this cluster could not be fetched"
+                if self._state is None
+                else "the keys of this cluster are too old",
                 rule="cluster.keys",
                 detail=self._failure,
             )
@@ -138,7 +142,8 @@ class Keyring:
 
     def has_keys(self, now: datetime) -> bool:
         """Return whether there are keys that are not too old."""
-        return self._believed(now) is not None
+        state = self._believed(now)
+        return state is not None and bool(state.keys)
 
     def _believed(self, now: datetime) -> _State | None:
         state = self._state
@@ -222,18 +227,23 @@ class Keyring:
             if key.sha256 in foreign
         )
         self._state = _State(kept, confirmed)
+        if self._failure:
+            _log.info("token keys are read again, after: %s", self._failure)
         self._failure = ""
         return foreign
 
     def failed(self, error: BridgeError) -> None:
-        """Store the error of a read, for `problems`."""
-        self._failure = error.detail or str(error)
+        """Store the error of a read, for `problems`, and log it when it is new."""
+        failure = error.detail or str(error)
+        if failure != self._failure:
+            _log.warning("token keys cannot be read: %s", failure)
+        self._failure = failure
 
     def problems(self, now: datetime) -> list[str]:
         """Return the problems of the keys for an operator, one sentence each."""
         state, failure, found = self._state, self._failure, list(self._foreign)
         if state is None:
-            return [f"has no keys yet: {failure}"]
+            return [f"has no keys yet: {failure or 'not fetched so far'}"]
         if failure or now - state.confirmed > self._max_age:
             hours = (now - state.confirmed) / timedelta(hours=1)
             found.append(

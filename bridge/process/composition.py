@@ -143,7 +143,7 @@ class Process:
             anchors_pem=lambda: snapshots.current().anchors_pem.encode("ascii"),
             metrics=metrics,
             clock=clock,
-            problems=lambda: _problems(snapshots, ledger),
+            problems=lambda: _problems(snapshots, ledger, config),
             warnings=lambda: _warnings(snapshots, stopped),
             shares_ports=self._role.shares_ports,
             admin_address=self._role.admin,
@@ -219,12 +219,16 @@ def _observer(metrics: Metrics) -> Callable[[float, int], None]:
     return observe
 
 
-def _problems(snapshots: Snapshots, ledger: Ledger) -> dict[str, str]:
+def _problems(
+    snapshots: Snapshots, ledger: Ledger, config: BridgeConfig
+) -> dict[str, str]:
     found: dict[str, str] = {}
     if (shut := ledger.problem()) is not None:
         found["ledger"] = shut
     if not snapshots.prober.ready():
         found["issuing CAs"] = _sentence(snapshots.problems())
+    if unserved := snapshots.current().clusters.unserved(config.callers_by_front()):
+        found["token keys"] = "; ".join(unserved)
     return found
 
 

@@ -424,3 +424,25 @@ def test_a_second_certificate_is_noted_where_it_may_come(
     assert [each.result for each in found] == ["note"] * len(told)
     for each, text in zip(found, told, strict=True):
         assert each.detail.startswith(text)
+
+
+@pytest.mark.parametrize(("others", "status"), [([], 1), (["second"], 0)])
+def test_a_front_without_token_keys_fails(
+    tmp_path: Path, others: list[str], status: int
+) -> None:
+    def change(tree: dict[str, Any], _: Path) -> None:
+        (good,) = tree["clusters"]
+        keys = {"verify": "jwks", "issuer": "https://x", "url": "https://127.0.0.1:1/x"}
+        tree["clusters"] = [{"name": "first", "tokens": keys}]
+        tree["clusters"] += [{**good, "name": name} for name in others]
+        tree["fronts"].pop("linkerd")
+
+    found = findings(written(tmp_path, change), status)
+    note = found["cluster", "token keys"]
+    assert note["result"] == "note"
+    assert note["detail"].startswith("cluster first: has no keys yet: https://127.0.0")
+    failed = found.get(("front", "token keys"), {"result": "", "detail": ""})
+    assert (failed["result"] == "FAILED") == (status == 1)
+    assert (
+        f"front istio can verify no token: {note['detail']}" in failed.values()
+    ) == (status == 1)

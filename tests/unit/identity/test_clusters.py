@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bridge import config
-from bridge.errors import AuthenticationError, BridgeError, ConfigError, DeniedError
+from bridge.errors import (
+    AuthenticationError,
+    BackendUnavailableError,
+    BridgeError,
+    ConfigError,
+    DeniedError,
+)
 from bridge.identity.caller import Caller, CertificateCredential, TokenCredential
 from bridge.identity.clusters import ClusterRegistry
 from bridge.spiffe import SpiffeID, TrustDomain
@@ -324,8 +330,9 @@ def test_a_key_server_that_is_down_is_a_problem_and_no_error(
     (problem,) = registry.problems()
     assert problem.startswith("cluster prod: has no keys yet: https://127.0.0.1:")
     assert registry.without_keys() == ["prod"]
-    with pytest.raises(BridgeError, match="too old"):
+    with pytest.raises(BackendUnavailableError, match="could not be fetched") as caught:
         identify(registry, shown(token()))
+    assert "HTTP status 404" in caught.value.detail
     server.show(prod.jwks())
     recovered = built(configuration)
     assert recovered.problems() == []
@@ -333,6 +340,49 @@ def test_a_key_server_that_is_down_is_a_problem_and_no_error(
     assert identify(recovered, shown(token())).cluster == "prod"
     for one in (registry, recovered):
         one.close()
+
+
+# Clusters by front; the fronts that are told of, and the cluster each time. Only `prod`
+# has no keys.
+UNSERVED: list[tuple[dict[str, tuple[str, ...]], list[str]]] = [
+    ({"istio": ("prod", "dev")}, []),
+    ({"istio": ("prod",)}, ["istio"]),
+    ({"istio": ("dev",), "linkerd": ("dev",)}, []),
+    ({"istio": ("prod", "dev"), "linkerd": ("prod",)}, ["linkerd"]),
+    ({"istio": ("prod",), "linkerd": ("prod",)}, ["istio", "linkerd"]),
+]
+
+
+@pytest.mark.parametrize(("callers", "fronts"), UNSERVED)
+def test_a_front_is_unserved_if_none_of_its_clusters_has_keys(
+    tmp_path: Path,
+    server: KeyServer,
+    callers: dict[str, tuple[str, ...]],
+    fronts: list[str],
+) -> None:
+    prod = by_url(server, issuers()["prod"].issuer)
+    registry = built(configured(tmp_path, prod, cluster(tmp_path, "dev")))
+    told = registry.unserved(callers)
+    assert [one.split(" can verify no token: ")[0] for one in told] == [
+        f"front {front}" for front in fronts
+    ]
+    why = "cluster prod: has no keys yet: https://127.0.0.1:"
+    assert all(f"no token: {why}" in one for one in told)
+    assert [one.startswith(why) for one in registry.problems()] == [True]
+    server.show(issuers()["prod"].jwks())
+    registry.clusters[0].keyring.refresh(always=True)
+    assert registry.unserved(callers) == []
+
+
+def test_a_front_whose_keys_are_too_old_is_unserved(tmp_path: Path) -> None:
+    now = NOW
+    configuration = configured(tmp_path, cluster(tmp_path, "prod"))
+    registry = ClusterRegistry.build(configuration, clock=lambda: now)
+    now += timedelta(hours=24)
+    assert registry.unserved({"istio": ("prod",)}) == []
+    now += timedelta(seconds=1)
+    (told,) = registry.unserved({"istio": ("prod",)})
+    assert "its keys were last confirmed 24.0 hours ago: no refresh since" in told
 
 
 def test_what_a_key_server_answers_must_be_keys(

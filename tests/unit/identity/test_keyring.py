@@ -195,6 +195,30 @@ def test_keys_that_cannot_be_confirmed_are_used_until_their_max_age(
     assert remote.problems(clock()) == []
 
 
+def test_keys_that_were_never_fetched_are_not_told_to_be_too_old(
+    server: KeyServer, clock: SetClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.answers.clear()
+    keyring = make(URLSource(server.jwks_url, "", server.ca_file), clock)
+    caplog.set_level("INFO")
+    for _ in range(2):
+        keyring.refresh(always=True)  # too soon, after it, for another fetch
+    said = {unavailable(keyring, kid, clock()) for kid in "ab"}
+    assert said == {"the keys of this cluster could not be fetched"}
+    assert not keyring.has_keys(clock())
+    show(server, A)
+    keyring.refresh(always=True)
+    assert keyring.key("a", clock()).kid == "a"
+    assert keyring.has_keys(clock())
+    failure = f"{server.jwks_url}: HTTP status 404"
+    assert [
+        one.getMessage() for one in caplog.records if one.name.endswith("ring")
+    ] == [
+        f"token keys cannot be read: {failure}",
+        f"token keys are read again, after: {failure}",
+    ]
+
+
 @pytest.mark.parametrize("junk", [{}, {"keys": []}, {"keys": [{"kty": "oct"}]}])
 def test_a_key_set_that_spoils_leaves_the_old_keys(
     server: KeyServer, remote: Keyring, clock: SetClock, junk: object
@@ -210,7 +234,7 @@ def test_the_background_refresh_needs_no_request(
     server: KeyServer, clock: SetClock
 ) -> None:
     keyring = make(URLSource(server.jwks_url, "", server.ca_file), clock)
-    assert keyring.problems(clock()) == ["has no keys yet: "]
+    assert keyring.problems(clock()) == ["has no keys yet: not fetched so far"]
     arrived = told(keyring)
     keyring.start()
     try:
@@ -295,6 +319,9 @@ def test_a_key_that_becomes_another_clusters_is_not_taken_over(
     refuse(keyring, "b", clock())
     assert keyring.key("a", clock()).kid == "a"
     assert keyring.problems(clock()) == ["the key 'b' is not used: it is also two's"]
+    other.write_jwks(path)
+    refuse(keyring, "b", clock())
+    assert not keyring.has_keys(clock())  # none of its own is left
 
 
 def test_a_key_that_its_cluster_dropped_can_be_claimed(
