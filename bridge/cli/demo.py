@@ -21,10 +21,12 @@ from typing import Annotated, TypeVar
 
 import typer
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 
 from bridge.cli.chain_tree import chain_tree
 from bridge.cli.console import complain, results
 from bridge.cli.demo_setup import scenario as stage
+from bridge.cli.demo_setup.backends import Backend, issuing_key, require_parts
 from bridge.client.istio import IstioReply, IstioRequest, ask
 from bridge.client.linkerd import LinkerdReply, LinkerdRequest, certify
 from bridge.config import ConfigText
@@ -43,6 +45,7 @@ _out = results()
 _NAMESPACE, _ACCOUNT = "shop", "web"
 _ISTIO, _ISTIO_MTLS = "fronts.istio.listen", "fronts.istio.mtls_listen"
 _LINKERD = "fronts.linkerd.listen"
+_MAKING = "making an offline root, a regional intermediate and an issuing CA"
 _LOOK_SECONDS = 0.02
 _PATIENCE_SECONDS = 5.0
 
@@ -53,6 +56,9 @@ Addresses = Mapping[str, str]
 @app.command()
 def demo(
     *,
+    backend: Annotated[
+        Backend, typer.Option(help="Where the issuing key is.")
+    ] = "file",
     keep: Annotated[
         bool, typer.Option("--keep", help="Keep the bridge running until Ctrl-C.")
     ] = False,
@@ -67,9 +73,15 @@ def demo(
     constraints. Serves both fronts, Istio's and Linkerd's, on the loopback address.
     Requests certificates as a workload of each mesh would, checks them, and shows
     refusals. Exits with 1 if a check fails.
+
+    The issuing key is made in a file, in a token of SoftHSM, or in a dev server of
+    OpenBao or Vault. Programs that this needs are started for the demo and end with it.
     """
     logging.basicConfig(level="ERROR")
     harden()
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _end)
+    require_parts(backend)
     began = time.monotonic()
     with ExitStack() as stack:
         if folder is None and keep:
@@ -79,10 +91,8 @@ def demo(
         elif folder.exists() and any(folder.iterdir()):
             complain(f"{folder}: expected a new or empty folder")
             raise typer.Exit(1)
-        scenario = _say(
-            "making an offline root, a regional intermediate and an issuing CA",
-            lambda: stage.prepare(folder, system_clock),
-        )
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        scenario = _prepared(backend, folder.absolute(), stack)
         with _running(scenario.configuration) as addresses:
             _out.print("\n[bold]Istio[/]")
             _show(scenario, addresses)
@@ -99,6 +109,24 @@ def demo(
             if keep:
                 _keep(scenario, addresses)
         _require_ledger(scenario)
+
+
+def _end(number: int, _frame: object) -> None:
+    # As an error would: what was started ends, and what was made is removed.
+    raise SystemExit(128 + number)
+
+
+def _prepared(backend: Backend, folder: Path, stack: ExitStack) -> stage.Scenario:
+    if backend == "file":
+        return _say(_MAKING, lambda: stage.prepare(folder, system_clock))
+    key = _say(
+        f"opening a place for the issuing key: {backend}",
+        lambda: stack.enter_context(issuing_key(backend, folder)),
+    )
+    return _say(
+        f"{_MAKING}, whose key is made in {key.place}",
+        lambda: stage.prepare(folder, system_clock, key),
+    )
 
 
 @contextmanager
@@ -208,11 +236,16 @@ def _checks(
 
 
 def _record(scenario: stage.Scenario, leaf: x509.Certificate) -> str:
+    # A backend that builds certificates itself is asked before there is a digest.
     digest = hashlib.sha256(leaf.tbs_certificate_bytes).hexdigest()
-    rows = read_journal(scenario.folder / "journal")
-    if not any(row.values.get("tbs_sha256") == digest for _, row in rows):
-        raise LedgerError("the certificate is not on record")
-    return f"the ledger recorded it before it was signed: TBS digest {digest[:16]}..."
+    whole = leaf.fingerprint(hashes.SHA256()).hex()
+    for _, row in read_journal(scenario.folder / "journal"):
+        if row.values.get("tbs_sha256") == digest:
+            when = "before it was signed"
+            return f"the ledger recorded it {when}: TBS digest {digest[:16]}..."
+        if row.values.get("certificate_sha256") == whole:
+            return f"the ledger recorded it before it was sent: digest {whole[:16]}..."
+    raise LedgerError("the certificate is not on record")
 
 
 def _refusal(scenario: stage.Scenario) -> None:

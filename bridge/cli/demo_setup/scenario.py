@@ -1,12 +1,11 @@
 """The surroundings of the demo: a hierarchy, a cluster's tokens, a configuration.
 
-Keys, configuration and ledger are throwaway, and in one folder.
+Keys, configuration and ledger are throwaway, and in one folder. Where the issuing key
+is says `backends`.
 """
 
 import json
-import socket
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -16,8 +15,10 @@ import jwt
 import yaml
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from bridge.cli.demo_setup.backends import FileKey, IssuingKey, free_addresses
 from bridge.hierarchy.export import write
-from bridge.hierarchy.throwaway import Hierarchy, ThrowawaySpec, make
+from bridge.hierarchy.issuing_csr import read_issuing_key
+from bridge.hierarchy.throwaway import ThrowawaySpec, make
 from bridge.spiffe import TrustDomain
 from bridge.system.clock import Clock
 
@@ -74,7 +75,6 @@ class Scenario:
     """The folder of the demo, and the cluster whose workloads request certificates."""
 
     folder: Path
-    hierarchy: Hierarchy
     cluster: DemoCluster
 
     @property
@@ -93,37 +93,56 @@ class Scenario:
         return self.folder / "hierarchy" / "roots.pem"
 
 
-def prepare(folder: Path, clock: Clock) -> Scenario:
-    """Make hierarchy, token keys and configuration in `folder`, which must be new."""
-    hierarchy = make(
-        ThrowawaySpec(trust_domains=(TrustDomain(TRUST_DOMAIN),)), clock=clock
-    )
+def prepare(folder: Path, clock: Clock, key: IssuingKey | None = None) -> Scenario:
+    """Make issuing key, hierarchy, token keys and configuration in a folder.
+
+    Args:
+        folder: New or empty, or with what the backend has made; made with mode 0700 if
+            absent.
+        clock: The beginning of the certificates.
+        key: The issuing key; by default it is in a file.
+
+    Raises:
+        ConfigError: A program of the backend failed.
+    """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    write(hierarchy, folder / "hierarchy")
     cluster = DemoCluster(
         "Kubernetes",
         "https://kubernetes.default.svc",
         ec.generate_private_key(ec.SECP256R1()),
     )
     (folder / "jwks.json").write_text(cluster.jwks(), "utf-8")
-    scenario = Scenario(folder, hierarchy, cluster)
-    linkerd, *addresses = _free_addresses(7)
-    good = _configuration(cluster, TRUST_DOMAIN, "journal", addresses[:3])
-    good["fronts"] |= {"linkerd": {"listen": linkerd}}
-    journal = "mistaken-journal"
-    bad = _configuration(cluster, FOREIGN_TRUST_DOMAIN, journal, addresses[3:])
-    for path, content in ((scenario.configuration, good), (scenario.mistaken, bad)):
-        path.write_text(yaml.safe_dump(content, sort_keys=False), "utf-8")
+    scenario = Scenario(folder, cluster)
+    addresses = tuple(free_addresses(7))
+    key = key or FileKey()
+    _write_configurations(scenario, key, addresses)
+    csr = key.make(scenario.configuration)
+    spec = ThrowawaySpec(trust_domains=(TrustDomain(TRUST_DOMAIN),))
+    public_key = None if csr is None else read_issuing_key(csr)
+    write(make(spec, clock=clock, issuing_key=public_key), folder / "hierarchy")
+    key.certify(scenario.configuration)
+    # Only now are all options known.
+    _write_configurations(scenario, key, addresses)
     return scenario
 
 
-def _free_addresses(number: int) -> Iterator[str]:
-    # All are bound before the first is released: each is another one.
-    with ExitStack() as stack:
-        for _ in range(number):
-            probe = stack.enter_context(socket.socket())
-            probe.bind(("127.0.0.1", 0))
-            yield f"127.0.0.1:{probe.getsockname()[1]}"
+def _write_configurations(
+    scenario: Scenario, key: IssuingKey, addresses: Sequence[str]
+) -> None:
+    linkerd, *others = addresses
+    cluster, journal = scenario.cluster, "mistaken-journal"
+    good = _configuration(cluster, TRUST_DOMAIN, "journal", others[:3])
+    good["fronts"] |= {"linkerd": {"listen": linkerd}}
+    bad = _configuration(cluster, FOREIGN_TRUST_DOMAIN, journal, others[3:])
+    for path, content in ((scenario.configuration, good), (scenario.mistaken, bad)):
+        content["issuing_cas"] = {
+            "demo": {
+                "plugin": key.plugin,
+                "chain": "hierarchy/chain.pem",
+                "options": key.options,
+            }
+        }
+        path.write_text(yaml.safe_dump(content, sort_keys=False), "utf-8")
 
 
 def _configuration(
@@ -151,13 +170,6 @@ def _configuration(
                 },
             },
         ],
-        "issuing_cas": {
-            "demo": {
-                "plugin": "file",
-                "chain": "hierarchy/chain.pem",
-                "options": {"key": "hierarchy/issuing.key"},
-            }
-        },
         "trust_anchors": "hierarchy/roots.pem",
         "issuance": {"issuing_cas": ["demo"]},
         "ledger": {

