@@ -17,9 +17,9 @@ from typing import Any, Self
 from tests.support.parts import install
 
 _START_SECONDS = 20.0
-_TYPES = "type.googleapis.com/envoy.extensions"
-_TLS = f"{_TYPES}.transport_sockets.tls.v3"
-_NETWORK = f"{_TYPES}.filters.network"
+TYPES = "type.googleapis.com/envoy.extensions"
+TLS = f"{TYPES}.transport_sockets.tls.v3"
+_NETWORK = f"{TYPES}.filters.network"
 _REFUSAL = re.compile(r"default_validator\.cc:\d+\] verify cert failed: (.*)")
 PEER_HEADER = "x-peer"
 """The response header in which a server says which URI SAN its peer showed."""
@@ -41,6 +41,7 @@ class Envoy:
         folder: Empty; for its configuration and log.
         listener: The one listener, as Envoy's configuration wants it.
         clusters: The upstreams.
+        watched: The file of more upstreams; one that Envoy rejects stops no other.
     """
 
     def __init__(
@@ -48,13 +49,20 @@ class Envoy:
         folder: Path,
         listener: dict[str, Any],
         clusters: tuple[dict[str, Any], ...] = (),
+        watched: Path | None = None,
     ) -> None:
         folder.mkdir()
         self._folder = folder
         self._configuration = {
+            "node": {"id": "test", "cluster": "test"},
             "admin": {"address": _address(0)},
             "static_resources": {"listeners": [listener], "clusters": list(clusters)},
         }
+        if watched is not None:
+            source = {"path_config_source": {"path": str(watched)}}
+            self._configuration["dynamic_resources"] = {
+                "cds_config": {**source, "resource_api_version": "V3"}
+            }
         self._process: subprocess.Popen[bytes] | None = None
         self._admin = ""
 
@@ -95,6 +103,12 @@ class Envoy:
     def refusals(self) -> list[str]:
         """Return why it refused each peer that it refused, oldest first."""
         return _REFUSAL.findall(self.log())
+
+    def statistics(self, prefix: str) -> dict[str, int]:
+        """Return the counters whose names start with `prefix`, without it."""
+        lines = self._get(f"/stats?filter=^{prefix}").decode().splitlines()
+        pairs = (line.removeprefix(prefix).split(": ") for line in lines)
+        return {name: int(value) for name, value in pairs if value.isdigit()}
 
     def log(self) -> str:
         """Return what it has logged."""
@@ -155,12 +169,12 @@ def server(folder: Path, identity: Identity, roots: Path, *, peer: str = "") -> 
         "http_filters": [
             {
                 "name": "router",
-                "typed_config": {"@type": f"{_TYPES}.filters.http.router.v3.Router"},
+                "typed_config": {"@type": f"{TYPES}.filters.http.router.v3.Router"},
             }
         ],
     }
     tls = {
-        "@type": f"{_TLS}.DownstreamTlsContext",
+        "@type": f"{TLS}.DownstreamTlsContext",
         "require_client_certificate": True,
         "common_tls_context": _tls(identity, roots, peer),
     }
@@ -190,7 +204,7 @@ def client(
         "max_connect_attempts": 1,
     }
     tls = {
-        "@type": f"{_TLS}.UpstreamTlsContext",
+        "@type": f"{TLS}.UpstreamTlsContext",
         "common_tls_context": _tls(identity, roots, peer),
     }
     endpoint = {"endpoint": {"address": _address(upstream)}}

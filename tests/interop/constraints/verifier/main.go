@@ -18,6 +18,8 @@ type chain struct {
 	Intermediates []string `json:"intermediates"`
 	Leaf          string   `json:"leaf"`
 	Time          int64    `json:"time"`
+	// Usages are the purposes of the leaf, each asked by itself; any if there is none.
+	Usages []x509.ExtKeyUsage `json:"usages"`
 }
 
 type verdict struct {
@@ -39,12 +41,12 @@ func parse(text string) (*x509.Certificate, error) {
 func judge(given chain) verdict {
 	answer := verdict{Name: given.Name}
 	roots, intermediates := x509.NewCertPool(), x509.NewCertPool()
-	root, err := parse(given.Root)
-	if err != nil {
-		answer.Reason = err.Error()
+	// As every Go program reads a bundle: what it cannot read is left out.
+	if !roots.AppendCertsFromPEM([]byte(given.Root)) {
+		_, err := parse(given.Root)
+		answer.Reason = fmt.Sprint("no trust anchor: ", err)
 		return answer
 	}
-	roots.AddCert(root)
 	for _, text := range given.Intermediates {
 		certificate, err := parse(text)
 		if err != nil {
@@ -59,15 +61,20 @@ func judge(given chain) verdict {
 		return answer
 	}
 	answer.Parsed = true
-	_, err = leaf.Verify(x509.VerifyOptions{
-		Roots:         roots,
-		Intermediates: intermediates,
-		CurrentTime:   time.Unix(given.Time, 0),
-		KeyUsages:     []x509.ExtKeyUsage{x509.ExtKeyUsageAny},
-	})
-	if err != nil {
-		answer.Reason = err.Error()
-		return answer
+	if len(given.Usages) == 0 {
+		given.Usages = []x509.ExtKeyUsage{x509.ExtKeyUsageAny}
+	}
+	for _, usage := range given.Usages {
+		_, err = leaf.Verify(x509.VerifyOptions{
+			Roots:         roots,
+			Intermediates: intermediates,
+			CurrentTime:   time.Unix(given.Time, 0),
+			KeyUsages:     []x509.ExtKeyUsage{usage},
+		})
+		if err != nil {
+			answer.Reason = err.Error()
+			return answer
+		}
 	}
 	answer.Accepted = true
 	return answer

@@ -7,10 +7,14 @@ use std::{error::Error, fs, sync::Arc};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{verify_server_cert_signed_by_trust_anchor, ResolvesClientCert};
 use rustls::crypto::{verify_tls12_signature, verify_tls13_signature};
-use rustls::pki_types::{pem::PemObject, CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::pki_types::{
+    pem::PemObject, CertificateDer, PrivateKeyDer, ServerName, SignatureVerificationAlgorithm,
+    UnixTime,
+};
 use rustls::server::{ClientHello, ParsedCertificate, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls::{DigitallySignedStruct, RootCertStore, SignatureScheme};
+use webpki::{EndEntityCert, KeyUsage};
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 use crate::crypto::{provider, ALGORITHMS, SHOWN_WITH};
@@ -24,12 +28,35 @@ pub struct Files {
     pub key: String,
 }
 
+/// As both proxies do: an anchor that cannot be read is left out, and one has to be left.
 pub fn read_roots(file: &str) -> Result<RootCertStore, Failure> {
     let mut roots = RootCertStore::empty();
-    for one in CertificateDer::pem_slice_iter(&fs::read(file)?) {
-        roots.add(one?)?;
+    let (added, _) = roots.add_parsable_certificates(read_chain(file)?);
+    if added == 0 {
+        return Err("no trust anchor can be read".into());
     }
     Ok(roots)
+}
+
+/// Says why a proxy would not take a path, as a client and as a server.
+pub fn path_refusal(
+    algorithms: &[&dyn SignatureVerificationAlgorithm],
+    roots: &str,
+    chain: &str,
+) -> Result<Option<String>, Failure> {
+    let (roots, chain) = (read_roots(roots)?, read_chain(chain)?);
+    let (leaf, above) = chain.split_first().ok_or("the chain is empty")?;
+    let leaf = EndEntityCert::try_from(leaf)?;
+    for usage in [KeyUsage::server_auth(), KeyUsage::client_auth()] {
+        let now = UnixTime::now();
+        let roots = &roots.roots;
+        if let Err(error) =
+            leaf.verify_for_usage(algorithms, roots, above, now, usage, None, None)
+        {
+            return Ok(Some(error.to_string()));
+        }
+    }
+    Ok(None)
 }
 
 pub fn read_chain(file: &str) -> Result<Vec<CertificateDer<'static>>, Failure> {

@@ -1,0 +1,104 @@
+"""What each plane makes of each oddity, at each tier of a chain.
+
+`o` is OpenSSL, `g` Go, `b` BoringSSL (Envoy), `a` rustls as ztunnel has it (Istio
+ambient), `l` rustls as linkerd2-proxy has it. A letter means that the plane takes the
+chain, a hyphen that it does not. `beside` is an odd anchor in front of a good one in
+one bundle: a hyphen there means that the plane loses the good one too.
+
+A new oddity gets its definition in `oddities.py` and its row here.
+"""
+
+TABLE = """
+                                issuing intermediate anchor beside
+plain                           ogbal   ogbal        ogbal  ogbal
+p384-key                        ogbal   ogbal        ogbal  ogbal
+p521-key                        ogbal   ogbal        ogbal  ogbal
+ed25519-key                     ogbal   ogbal        ogbal  ogbal
+rsa-3072-key                    ogbal   ogbal        ogbal  ogbal
+rsa-4096-key                    ogbal   ogbal        ogbal  ogbal
+rsa-8192-key                    ogbal   ogbal        ogbal  ogbal
+rsa-1024-key                    -gb--   -gb--        -gb--  ogbal
+rsa-2047-key                    ogb--   ogb--        ogb--  ogbal
+rsa-2056-key                    ogbal   ogbal        ogbal  ogbal
+rsa-exponent-3-key              ogbal   ogbal        ogbal  ogbal
+rsa-pss-key                     -----   -----        -----  ogbal
+rsa-pss-key-with-parameters     -----   -----        -----  ogbal
+rsa-key-without-null            o----   o----        o----  ogbal
+p224-key                        ogb--   ogb--        ogb--  ogbal
+secp256k1-key                   o----   o----        o----  ogbal
+brainpool-key                   o----   o----        o----  ogbal
+explicit-parameters-key         -----   -----        -----  ogbal
+compressed-point-key            o-bal   o-bal        o-bal  ogbal
+hybrid-point-key                o----   o----        o----  ogbal
+ed25519-key-with-null           -----   -----        -----  ogbal
+ed448-key                       o----   o----        o----  ogbal
+rsa-sha384-signature            ogbal   ogbal        ogbal  ogbal
+rsa-sha512-signature            ogbal   ogbal        ogbal  ogbal
+rsa-sha224-signature            o-b--   o-b--        ogbal  ogbal
+rsa-sha1-signature              --b--   --b--        ogbal  ogbal
+rsa-md5-signature               -----   -----        ogbal  ogbal
+rsa-signature-without-null      ogba-   ogba-        ogbal  ogbal
+pss-sha256-signature            ogba-   ogba-        ogbal  ogbal
+pss-sha384-signature            ogba-   ogba-        ogbal  ogbal
+pss-sha512-signature            ogba-   ogba-        ogbal  ogbal
+pss-signature-with-a-short-salt o----   o----        ogbal  ogbal
+ecdsa-sha384-signature-of-p256  ogbal   ogbal        ogbal  ogbal
+ecdsa-sha512-signature-of-p256  ogbal   ogbal        ogbal  ogbal
+ecdsa-sha256-signature-of-p384  ogbal   ogbal        ogbal  ogbal
+ecdsa-sha256-signature-of-p521  ogbal   ogbal        ogbal  ogbal
+ecdsa-sha224-signature          o-b--   o-b--        ogbal  ogbal
+ecdsa-sha1-signature            --b--   --b--        ogbal  ogbal
+ecdsa-signature-with-null       ogb--   ogb--        ogbal  ogbal
+ed25519-signature-with-null     o----   o----        ogbal  ogbal
+other-algorithm-inside          -----   -----        o-b--  ogbal
+negative-serial                 o-bal   o-bal        o-bal  ogbal
+long-negative-serial            o-bal   o-bal        o-bal  ogbal
+zero-serial                     ogbal   ogbal        ogbal  ogbal
+serial-of-20-octets             ogbal   ogbal        ogbal  ogbal
+serial-of-21-octets             ogbal   ogbal        ogbal  ogbal
+serial-of-40-octets             ogbal   ogbal        ogbal  ogbal
+serial-with-padding             ---al   ---al        ---al  -g-al
+version-1                       -----   -----        ogbal  ogbal
+version-1-with-extensions       o----   o----        og---  og-al
+version-2                       -----   -----        -gb--  ogbal
+version-3-without-extensions    -----   -----        --bal  ogbal
+no-key-usage                    ogbal   ogbal        ogbal  ogbal
+key-usage-not-critical          ogbal   ogbal        ogbal  ogbal
+key-usage-without-certsign      ---al   ---al        ---al  ogbal
+no-basic-constraints            -----   -----        o-bal  ogbal
+basic-constraints-not-critical  ogbal   ogbal        ogbal  ogbal
+basic-constraints-of-no-ca      -----   -----        --bal  ogbal
+empty-subject                   -gbal   ogbal        ogbal  ogbal
+latin-1-in-teletex-subject      ogbal   ogbal        ogbal  ogbal
+latin-1-in-printable-subject    o-bal   o-bal        o-bal  ogbal
+latin-1-in-utf8-subject         ---al   ---al        ---al  -g-al
+asterisk-in-printable-subject   o-bal   o-bal        o-bal  ogbal
+bmp-subject                     ogbal   ogbal        ogbal  ogbal
+empty-common-name               ogbal   ogbal        ogbal  ogbal
+policies                        ogbal   ogbal        ogbal  ogbal
+critical-policies               ogb--   ogb--        ogbal  ogbal
+latin-1-in-policy-notice        ogbal   ogbal        ogbal  ogbal
+latin-1-in-utf8-policy-notice   og-al   og-al        ogbal  ogbal
+critical-policy-constraints     ogb--   ogb--        ogbal  ogbal
+critical-inhibit-any-policy     ogb--   ogb--        ogbal  ogbal
+critical-key-identifier         -----   -----        --bal  ogbal
+critical-unknown-extension      -----   -----        --bal  ogbal
+unknown-extension               ogbal   ogbal        ogbal  ogbal
+extension-twice                 -----   -----        -----  ogbal
+netscape-type                   ogbal   ogbal        ogbal  ogbal
+unique-id                       ogb--   ogb--        ogb--  ogbal
+both-purposes                   ogbal   ogbal        ogbal  ogbal
+server-purpose-only             --b--   --b--        --bal  ogbal
+client-purpose-only             -----   -----        --bal  ogbal
+any-purpose                     -g---   -g---        -gbal  ogbal
+foreign-purpose                 -----   -----        --bal  ogbal
+expired                         -----   -----        ---al  ogbal
+"""
+PLANES = "ogbal"
+COLUMNS = ("issuing", "intermediate", "anchor", "beside")
+
+
+def rows() -> dict[str, dict[str, str]]:
+    """Return the table: by oddity and column, the planes that take it."""
+    lines = [line.split() for line in TABLE.splitlines() if line][1:]
+    return {name: dict(zip(COLUMNS, cells, strict=True)) for name, *cells in lines}
