@@ -1,4 +1,4 @@
-"""A bridge with its keys in OpenBao, and the clients that ask it while that fails."""
+"""A bridge with its keys in OpenBao or Vault, and clients that ask while that fails."""
 
 import time
 from collections.abc import Callable, Collection, Iterator
@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.support.clients.callers import RETRYABLE, Callers
 from tests.support.harness.faults import PATIENCE_SECONDS, Faults, keep
 from tests.support.harness.vault import Login, VaultBridge
 from tests.support.harness.workers import WAIT_SECONDS, await_true
-from tests.support.parts.vault import Server
+from tests.support.parts.vault import PRODUCTS, Server
 
 ENOUGH = 5
 """Calls that fail in a row: so many open the breaker."""
@@ -21,6 +23,22 @@ _UNMOVED = 40
 """Calls that show that nothing has moved."""
 REFUSED = RETRYABLE | {"FAILED_PRECONDITION"}
 """What clients see while a person is needed, who then acts."""
+
+
+def on_each_product(group: str) -> pytest.MarkDecorator:
+    """Return the mark of a module whose tests run on each product, one after the other.
+
+    Args:
+        group: So begin the names of the two groups of xdist.
+    """
+    marks = pytest.mark.xdist_group
+    products = [
+        pytest.param(one, id=str(one), marks=marks(f"{group}-{one}"))
+        for one in PRODUCTS
+    ]
+    return pytest.mark.parametrize(
+        "vault_product", products, indirect=True, scope="module"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +58,10 @@ class Ground:
         """The rows."""
         return Faults(self.callers)
 
+    def named(self, name: str) -> str:
+        """Return the name of a row, with the product."""
+        return f"{self.server.product}: {name}"
+
     def survive(  # noqa: PLR0913 - what differs between rows, each by name
         self,
         name: str,
@@ -54,7 +76,7 @@ class Ground:
         """See `Faults.survive`. The fault lasts until `failures` calls failed."""
         since = time.monotonic()
         return self.faults.survive(
-            name,
+            self.named(name),
             begin,
             until=lambda: self.faults.failures(since, front) >= failures,
             end=end,
@@ -75,7 +97,7 @@ class Ground:
         took = self.callers.await_served(changed, PATIENCE_SECONDS)
         codes = self.callers.codes(began)
         slowest = max(one.seconds for one in self.callers.results(began))
-        keep(name, changed - began, took, slowest, dict(codes))
+        keep(self.named(name), changed - began, took, slowest, dict(codes))
         assert set(codes) == {"OK"}, self.callers.texts(began)
 
 

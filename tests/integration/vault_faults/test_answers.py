@@ -8,14 +8,19 @@ from dataclasses import dataclass
 
 import pytest
 
-from tests.integration.vault_faults.support import REFUSED, Ground, ground
+from tests.integration.vault_faults.support import (
+    REFUSED,
+    Ground,
+    ground,
+    on_each_product,
+)
 from tests.support.clients.callers import RETRYABLE
 from tests.support.harness.workers import await_true
 from tests.support.parts import faulty_proxy
 from tests.support.parts.faulty_proxy import Answer, Exchange, Fault, FaultyProxy, on
-from tests.support.parts.vault import Server
+from tests.support.parts.vault import Product, Server
 
-pytestmark = pytest.mark.xdist_group("vault-answers")
+pytestmark = on_each_product("vault-answers")
 SIGN = on("/sign/")
 HTML = Answer(200, {"Content-Type": "text/html"}, b"<html>It works!</html>")
 AWAY = Answer.of(302, Location="http://127.0.0.1:9/v1/elsewhere")
@@ -57,10 +62,12 @@ class Proxied:
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxied]:
+def shared(
+    vault_product: Product, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Proxied]:
     folder = tmp_path_factory.mktemp("bridge")
     with (
-        Server(folder / "server") as server,
+        Server(folder / "server", vault_product) as server,
         FaultyProxy(server.url) as proxy,
         ground(folder / "b", server, addresses=[proxy.url]) as made,
     ):

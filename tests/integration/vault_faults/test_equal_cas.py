@@ -18,7 +18,7 @@ from tests.support.harness.hsm import Backend
 from tests.support.harness.vault import VaultBridge
 from tests.support.harness.workers import await_true
 from tests.support.parts import softhsm
-from tests.support.parts.vault import Server
+from tests.support.parts.vault import OPENBAO, VAULT, Product, Server
 from tests.support.parts.vault_mounts import PKI, Transit
 
 _EACH = 3
@@ -46,30 +46,32 @@ def stopped_vault(server: Server, _: Backend) -> Part:
 
 
 ROWS = (
-    ("pki", [_HSM, "pki"], stalled_hsm),
-    ("transit", [_HSM, "transit"], stalled_hsm),
-    ("pki", ["pki", _HSM], sealed_vault),
-    ("pki", ["pki", _HSM], stopped_vault),
-    ("transit", ["transit", _HSM], stopped_vault),
+    (OPENBAO, "pki", [_HSM, "pki"], stalled_hsm),
+    (VAULT, "transit", [_HSM, "transit"], stalled_hsm),
+    (VAULT, "pki", ["pki", _HSM], sealed_vault),
+    (OPENBAO, "pki", ["pki", _HSM], stopped_vault),
+    (VAULT, "transit", ["transit", _HSM], stopped_vault),
 )
+"""What both products do alike is shown with one of them each."""
 
 
 @pytest.mark.parametrize(
-    ("engine", "order", "fault"),
+    ("product", "engine", "order", "fault"),
     [
         pytest.param(*row, marks=pytest.mark.xdist_group(f"vault-equal-{number % 3}"))
         for number, row in enumerate(ROWS)
     ],
-    ids=[f"{' before '.join(order)}, {fault.__name__}" for _, order, fault in ROWS],
+    ids=[f"{' before '.join(order)}, {fault.__name__}" for *_, order, fault in ROWS],
 )
 def test_calls_go_to_the_second_of_hsm_and_vault(
     tmp_path: Path,
+    product: Product,
     engine: str,
     order: list[str],
     fault: Callable[[Server, Backend], Part],
 ) -> None:
     kinds: dict[str, type[PKI | Transit]] = {"pki": PKI, "transit": Transit}
-    with Server(tmp_path / "server") as server:
+    with Server(tmp_path / "server", product) as server:
         bridge = VaultBridge(
             tmp_path / "bridge", server, engines={engine: kinds[engine]}
         )
@@ -88,7 +90,7 @@ def test_calls_go_to_the_second_of_hsm_and_vault(
             finally:
                 end()
             slowest = max(one.seconds for one in results)
-            name = f"{' before '.join(order)}: {fault.__name__}"
+            name = f"{product}: {' before '.join(order)}: {fault.__name__}"
             keep(name, _FAULT_SECONDS, 0.0, slowest, dict(codes))
             assert set(codes) <= RETRYABLE, callers.texts(began)
             failed = codes.total() - codes["OK"]

@@ -8,11 +8,16 @@ from dataclasses import replace
 
 import pytest
 
-from tests.integration.vault_faults.support import REFUSED, Ground, ground
+from tests.integration.vault_faults.support import (
+    REFUSED,
+    Ground,
+    ground,
+    on_each_product,
+)
 from tests.support.harness.vault import ROLE
-from tests.support.parts.vault import Server
+from tests.support.parts.vault import Product, Server
 
-pytestmark = pytest.mark.xdist_group("vault-rights")
+pytestmark = on_each_product("vault-rights")
 
 
 _MINUTE = 70.0
@@ -20,9 +25,14 @@ _MINUTE = 70.0
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
+def shared(
+    vault_product: Product, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Ground]:
     folder = tmp_path_factory.mktemp("bridge")
-    with Server(folder / "server") as server, ground(folder / "b", server) as made:
+    with (
+        Server(folder / "server", vault_product) as server,
+        ground(folder / "b", server) as made,
+    ):
         yield made
 
 

@@ -10,19 +10,24 @@ from collections.abc import Iterator
 import pytest
 
 from tests.integration.vault_faults.audit_socket import AuditSocket
-from tests.integration.vault_faults.support import Ground, ground
+from tests.integration.vault_faults.support import Ground, ground, on_each_product
 from tests.support.harness.vault import VaultBridge
 from tests.support.harness.workers import await_true
-from tests.support.parts.vault import Server
+from tests.support.parts.vault import Product, Server
 
 _SIGN = "/sign/"
-pytestmark = pytest.mark.xdist_group("vault-server")
+pytestmark = on_each_product("vault-server")
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
+def shared(
+    vault_product: Product, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Ground]:
     folder = tmp_path_factory.mktemp("bridge")
-    with Server(folder / "server") as server, ground(folder / "b", server) as made:
+    with (
+        Server(folder / "server", vault_product) as server,
+        ground(folder / "b", server) as made,
+    ):
         yield made
 
 
@@ -106,7 +111,7 @@ def test_a_certificate_whose_answer_could_not_be_audited_is_on_record(
             return bool(unaudited(bridge) - before)
 
         shared.faults.survive(
-            "audit device gone after the request",
+            shared.named("audit device gone after the request"),
             lambda: device.leave_after(_SIGN),
             until=is_lost,
             end=end,

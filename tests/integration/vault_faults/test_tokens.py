@@ -8,18 +8,28 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.vault_faults.support import REFUSED, Ground, ground
+from tests.integration.vault_faults.support import (
+    REFUSED,
+    Ground,
+    ground,
+    on_each_product,
+)
 from tests.support.clients.callers import RETRYABLE
 from tests.support.harness.vault import VaultBridge
 from tests.support.harness.workers import await_true
 from tests.support.parts.pki import write_private
-from tests.support.parts.vault import Server
+from tests.support.parts.vault import Product, Server
 from tests.support.parts.vault_mounts import AppRole
+
+pytestmark = on_each_product("vault-tokens")
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with Server(tmp_path_factory.mktemp("server") / "server") as made:
+def server(
+    vault_product: Product, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("server")
+    with Server(folder / "server", vault_product) as made:
         yield made
 
 
@@ -92,7 +102,6 @@ def by_role(
         yield made
 
 
-@pytest.mark.xdist_group("vault-tokens")
 class TestTokenFile:
     def test_a_revoked_token_is_replaced_by_the_next_one_in_the_file(
         self, by_file: Ground
@@ -116,7 +125,6 @@ class TestTokenFile:
         )
 
 
-@pytest.mark.xdist_group("vault-tokens")
 class TestAppRole:
     def test_a_policy_that_was_taken_away_costs_no_login(self, by_role: Ground) -> None:
         bridge = by_role.bridge
