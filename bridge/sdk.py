@@ -11,7 +11,6 @@ import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -62,6 +61,7 @@ from bridge.x509.algorithm import (
 )
 from bridge.x509.der import splice
 from bridge.x509.leaf_profile import LeafProfile
+from bridge.x509.path import require_path
 from bridge.x509.pem import parse_certificates
 from bridge.x509.tbs import csr_of
 
@@ -99,8 +99,7 @@ __all__ = [
     "read_order",
     "read_public",
     "read_secret",
-    "require_links",
-    "require_no_root",
+    "require_path",
     "require_signature",
     "secret_line",
     "set_up_log",
@@ -222,60 +221,59 @@ def secret_line(data: bytes, source: Path, what: str) -> bytes:
 def read_chain(context: PluginContext) -> tuple[x509.Certificate, ...]:
     """Read the file `chain` of an issuing CA's section.
 
+    The bridge finds the path to a trust anchor among the certificates. Their order in
+    the file tells only which one is the issuing CA, where nothing else does.
+
     Returns:
-        The issuing CA, then the intermediates, each issued by the next; no root, unless
-        the issuing CA is one.
+        The issuing CA, then all other certificates of the file, each once, in the
+        order of the file.
 
     Raises:
-        ConfigError: There is no such file, it cannot be read or holds anything else, a
-            certificate is not issued by the next, or the last is a root. The message
-            names key, file and expectation.
+        ConfigError: There is no such file, it cannot be read or holds anything else,
+            or it is not clear which certificate is the issuing CA. The message names
+            key, file and expectation.
     """
     if context.chain is None:
         raise option_error(
             context,
             "chain",
-            "expected a file that holds the issuing CA's certificate and then its "
+            "expected a file that holds the issuing CA's certificate and its "
             "intermediates (found nothing)",
         )
     path = context.base / context.chain
     try:
-        chain = parse_certificates(read_public(path), str(path))
-        require_links(chain, path)
-        require_no_root(chain, path)
+        chain = tuple(dict.fromkeys(parse_certificates(read_public(path), str(path))))
+        issuing = _issuing_ca(chain, path)
     except ConfigError as error:
         raise placed(error, {path: f"issuing_cas.{context.name}.chain"}) from error
-    return chain
+    return (issuing, *(one for one in chain if one != issuing))
 
 
-def require_links(chain: Sequence[x509.Certificate], source: Path) -> None:
-    """Require that each certificate of a chain is issued by the next.
-
-    Raises:
-        ConfigError: One is not; the message names both.
-    """
-    for lower, upper in pairwise(chain):
-        if not is_issued_by(lower, upper):
-            raise ConfigError(
-                f"{source}: expected each certificate to be issued by the next: "
-                f"{subject_text(lower)} is not issued by {subject_text(upper)}",
-                rule="file.chain",
-            )
-
-
-def require_no_root(chain: Sequence[x509.Certificate], source: Path) -> None:
-    """Require that a chain of more than one certificate does not end in a root.
-
-    Raises:
-        ConfigError: The last one is self-signed.
-    """
-    if len(chain) > 1 and is_self_signed(chain[-1]):
+def _issuing_ca(chain: Sequence[x509.Certificate], source: Path) -> x509.Certificate:
+    # The issuing CA is at the lower end of a chain: it has issued none of the others.
+    ends = [one for one in chain if not _issued(one, chain)]
+    if not ends or chain[0] in ends:
+        return chain[0]
+    below = {chain[0]}
+    while new := {one for upper in below for one in _issued(upper, chain)} - below:
+        below |= new
+    candidates = [one for one in ends if one in below]
+    first = candidates[0]
+    # One key may have two certificates, such as those of two roots.
+    if any(one.public_key() != first.public_key() for one in candidates):
+        names = " and ".join(subject_text(one) for one in candidates)
         raise ConfigError(
-            f"{source}: certificate {len(chain)} ({subject_text(chain[-1])}) is "
-            "self-signed: expected the issuing CA and its intermediates; a root "
-            "belongs in trust_anchors",
+            f"{source}: expected the issuing CA's certificate first, as several have "
+            f"issued none of the others ({names})",
             rule="file.chain",
         )
+    return first
+
+
+def _issued(
+    upper: x509.Certificate, chain: Sequence[x509.Certificate]
+) -> list[x509.Certificate]:
+    return [one for one in chain if one != upper and is_issued_by(one, upper)]
 
 
 def is_self_signed(certificate: x509.Certificate) -> bool:

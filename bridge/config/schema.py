@@ -233,8 +233,8 @@ class IssuingCAConfig(Section):
     plugin: Name
     """The backend. `meshca plugins` lists those that are installed."""
     chain: FilePath | None = None
-    """PEM: the issuing CA, then the intermediates, without the root. Not for a plugin
-    that finds the chain itself."""
+    """PEM: the issuing CA and its intermediates, in any order; the issuing CA first
+    where the key is not in a file. Not for a plugin that finds the chain itself."""
     timeout: PositiveDuration = timedelta(seconds=2)
     """The longest that one signature may take. An issuing CA that is slower counts as
     failing, and its calls go to the next one where there is one."""

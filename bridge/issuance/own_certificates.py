@@ -99,7 +99,7 @@ class OwnCertificates:
             return attempt(self._signing, issuer, request, origin, budget, parts)
 
         signed = self._failover.over(issuers, sign_by, budget)
-        chain = [encode_certificate(signed.leaf_der), *signed.issuer.intermediates_pem]
+        chain = [encode_certificate(signed.leaf_der), *signed.issuer.served_pem]
         return KeyPair(
             certificate_chain_pem="".join(chain).encode("ascii"),
             private_key_pem=key.private_bytes(

@@ -232,8 +232,8 @@ class Issuance:
         ends = min(signed.leaf.not_valid_after_utc, signed.issuer.chain.not_after)
         return Issued(
             leaf=signed.leaf_der,
-            chain=signed.issuer.pinned.intermediates,
-            chain_pem=signed.issuer.intermediates_pem,
+            chain=signed.issuer.served,
+            chain_pem=signed.issuer.served_pem,
             anchors_pem=snapshot.anchors_pem,
             valid_until=valid_until(now, ends, self._draw()),
         )

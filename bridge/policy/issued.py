@@ -38,7 +38,8 @@ class PinnedIssuer:
 
     Args:
         certificate: The issuing CA's certificate.
-        intermediates: DER, issuing CA first: the chain that follows every leaf.
+        intermediates: DER, issuing CA first: the chain that the plugin describes, and
+            returns with every leaf.
         added: What the backend's own configuration adds to each leaf, see
             `Description.added_extensions`.
         ends: The first notAfter of the whole chain; by default that of `certificate`.

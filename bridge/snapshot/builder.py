@@ -4,8 +4,9 @@ Every problem is reported at once, so that an operator has to edit the file only
 """
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -32,7 +33,8 @@ from bridge.spi import (
 )
 from bridge.spiffe import TrustDomain
 from bridge.system.clock import Clock
-from bridge.x509.path import ValidatedChain, validate_chain
+from bridge.x509.certificate import name_text
+from bridge.x509.path import FoundChain, ValidatedChain, find_chain
 from bridge.x509.pem import encode_certificate, parse_certificates
 
 _OF_A_FACTORY = (ConfigError, PluginError, BackendError)
@@ -140,20 +142,19 @@ class Assembly:
         ca = self._opened(name)
         try:
             description = from_plugin(ca.describe, Description)
-            chain = validate_chain(
+            found = find_chain(
                 description.certificate,
                 description.intermediates,
                 anchors,
                 now=self.clock(),
                 source=source,
+                require=partial(self._require_verifiable, name, source),
             )
-            if self._has("fronts", "clusters", "issuance"):
-                self._require_verifiable(name, chain, source)
-            certificates = (description.certificate, *description.intermediates)
-            encoded = tuple(item.public_bytes(Encoding.DER) for item in certificates)
+            chain = found.chain
+            self._warn_of_left_out(found, anchors, source)
             pinned = PinnedIssuer(
                 description.certificate,
-                encoded,
+                _encoded(description.certificate, *description.intermediates),
                 added=description.added_extensions,
                 ends=chain.not_after,
             )
@@ -163,14 +164,16 @@ class Assembly:
         except BridgeError:
             close_plugin(ca.close)
             raise
+        served = _encoded(chain.issuing, *chain.intermediates)
         return Issuer(
             name=name,
             ca=ca,
             description=description,
             chain=chain,
             pinned=pinned,
-            certificate_sha256=hashlib.sha256(encoded[0]).hexdigest(),
-            intermediates_pem=tuple(encode_certificate(item) for item in encoded),
+            certificate_sha256=hashlib.sha256(pinned.intermediates[0]).hexdigest(),
+            served=served,
+            served_pem=tuple(encode_certificate(item) for item in served),
             timeout_seconds=config.timeout.total_seconds(),
         )
 
@@ -270,14 +273,28 @@ class Assembly:
         return Rules.of(self.config.issuance, self.config.callers_by_front())
 
     def _require_verifiable(
-        self, name: str, chain: ValidatedChain, source: str
+        self, name: str, source: str, chain: ValidatedChain
     ) -> None:
         # The proxies of each mesh that can get leaves of this issuing CA must be able
         # to verify its chain.
+        if not self._has("fronts", "clusters", "issuance"):
+            return
         front = self.config.fronts.linkerd
         if front is not None and name in self._rules().routes[LINKERD]:
             path = [certificate for _, certificate in chain.tiers()]
             require_verifiable(path, with_uri=front.spiffe_uri, source=source)
+
+    def _warn_of_left_out(
+        self, found: FoundChain, anchors: Sequence[x509.Certificate], source: str
+    ) -> None:
+        if not found.left_out:
+            return
+        told = "; ".join(_left_out(one, anchors) for one in found.left_out)
+        self.warn(
+            f"{source}: not on the path to the trust anchor "
+            f"({name_text(found.chain.anchor, 'subject')}), and therefore not served: "
+            f"{told}; take out of the file what does not belong there"
+        )
 
     def _unequal(self, issuers: Mapping[str, Issuer]) -> list[BridgeError]:
         # Failover goes from an issuing CA to a later one of its list, so all of a list
@@ -325,6 +342,19 @@ def _failed(where: str, plugin: str, error: BackendError) -> ConfigError:
     return ConfigError(
         f"{where}: plugin {plugin} cannot be set up: {error}", detail=error.detail
     )
+
+
+def _encoded(*certificates: x509.Certificate) -> tuple[bytes, ...]:
+    return tuple(one.public_bytes(Encoding.DER) for one in certificates)
+
+
+def _left_out(
+    certificate: x509.Certificate, anchors: Sequence[x509.Certificate]
+) -> str:
+    # Two certificates of one name differ by their serial number.
+    kind = ", a trust anchor" if certificate in anchors else ""
+    serial = f"serial {certificate.serial_number:x}"
+    return f"{name_text(certificate, 'subject')} ({serial}{kind})"
 
 
 def _content(path: Path, source: str) -> bytes:

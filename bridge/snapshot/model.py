@@ -34,8 +34,10 @@ class Issuer:
     pinned: PinnedIssuer
     certificate_sha256: str
     """Fingerprint of the issuing CA's certificate in DER, 64 hex digits."""
-    intermediates_pem: tuple[str, ...]
-    """The chain without its trust anchor, issuing CA first; each ends in a newline."""
+    served: tuple[bytes, ...]
+    """The chain that follows every leaf, in DER: issuing CA first, no trust anchor."""
+    served_pem: tuple[str, ...]
+    """The same in PEM; each ends in a newline."""
     timeout_seconds: float
 
     @property

@@ -1,8 +1,8 @@
-"""Validates the chain of an issuing CA when it is loaded.
+"""Finds and validates the chain of an issuing CA when it is loaded.
 
-A chain is given, never searched: issuing CA, intermediates in order, and one of the
-trust anchors issued the last. So this is a short walk, and it asks for more than RFC
-5280 does: a chain that OpenSSL takes and rustls or Go refuse is an outage.
+`find_chain` searches a path to a trust anchor among certificates in any order. Each
+path that it finds is validated by `validate_chain`: a short walk that asks for more
+than RFC 5280 does, as a chain that OpenSSL takes and rustls or Go refuse is an outage.
 
 `cryptography.x509.verification` cannot do this: it refuses every URI constraint.
 
@@ -10,10 +10,11 @@ Source:
     RFC 5280, 6.1; X509-SVID, 5.
 """
 
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime
-from itertools import pairwise
+from datetime import datetime, timedelta
+from itertools import islice, pairwise
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
@@ -44,6 +45,12 @@ _SIGNATURES = frozenset(
 )
 _MOST_CAS_BELOW_ANCHOR = 6
 """What rustls-webpki builds a path from."""
+_MOST_STEPS = 10_000
+_MOST_PATHS = 64
+"""Bounds of a search: how often a certificate is held against an issuer, and how many
+paths are validated."""
+_LASTING = timedelta(days=30)
+"""A path that ends sooner is taken only if there is no other."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +76,88 @@ class ValidatedChain:
         ]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoundChain:
+    """The best path from an issuing CA to a trust anchor, and what is not on it."""
+
+    chain: ValidatedChain
+    left_out: tuple[x509.Certificate, ...]
+    """Each certificate that was given and is not on the path, once, in order."""
+
+
+def find_chain(
+    issuing: x509.Certificate,
+    others: Sequence[x509.Certificate],
+    anchors: Sequence[x509.Certificate],
+    *,
+    now: datetime,
+    source: str,
+    require: Callable[[ValidatedChain], None] = lambda _: None,
+) -> FoundChain:
+    """Find a valid path from the issuing CA to a trust anchor, and validate it.
+
+    Of several paths the longest one that lasts 30 days is taken: a cross-certificate is
+    served to peers that do not have the newer anchor yet. Of two such paths the one
+    that ends later is taken.
+
+    Args:
+        issuing: The issuing CA's certificate. Another certificate of its name and key
+            among `others` may take its place in the path, such as the other half of a
+            cross-signed pair.
+        others: Certificates in any order: intermediates, repeated ones, roots,
+            strangers.
+        anchors: See `validate_chain`.
+        now: See `validate_chain`.
+        source: See `validate_chain`.
+        require: Raises a `ConfigError` for a valid path that cannot be used
+            nevertheless, such as one that a data plane rejects.
+
+    Raises:
+        ConfigError: No path leads to a trust anchor: the message names the issuer that
+            is missing. Or each path has problems: the message lists those of the path
+            with the fewest, a line each.
+    """
+    given = [*dict.fromkeys((issuing, *others))]
+    found: list[ValidatedChain] = []
+    problems: list[ConfigError] = []
+    for *path, anchor in _paths(given, anchors, source):
+        try:
+            chain = validate_chain(path[0], path[1:], [anchor], now=now, source=source)
+            require(chain)
+        except ConfigError as error:
+            problems.append(error)
+        else:
+            found.append(chain)
+    if not found:
+        raise min(problems, key=lambda error: len(str(error).splitlines()))
+    best = max(
+        found,
+        key=lambda one: (
+            one.not_after - now > _LASTING,
+            len(one.intermediates),
+            one.not_after,
+        ),
+    )
+    on_path = {best.issuing, *best.intermediates}
+    left_out = tuple(one for one in given if one not in on_path)
+    return FoundChain(chain=best, left_out=left_out)
+
+
+def require_path(
+    issuing: x509.Certificate,
+    others: Sequence[x509.Certificate],
+    anchors: Sequence[x509.Certificate],
+    *,
+    source: str,
+) -> None:
+    """Require that a path leads to a trust anchor, whatever is wrong with its tiers.
+
+    Raises:
+        ConfigError: None does; the message names the issuer that is missing.
+    """
+    _paths([*dict.fromkeys((issuing, *others))], anchors, source)
+
+
 def validate_chain(
     issuing: x509.Certificate,
     intermediates: Sequence[x509.Certificate],
@@ -89,11 +178,7 @@ def validate_chain(
     Raises:
         ConfigError: Anything is wrong; the message lists all that is, a line each.
     """
-    if not anchors:
-        raise ConfigError(
-            f"{source}: there are no trust anchors; expected 1 or more certificates",
-            rule="config.trust-anchors",
-        )
+    _require_anchors(anchors, source)
     given = (issuing, *intermediates)
     anchor, missing = _anchor_of(given[-1], anchors, now)
     path = given if anchor is None else (*given, anchor)
@@ -133,6 +218,131 @@ _Problem = tuple[int, str]
 """Index of the certificate in the path, and a sentence without its subject."""
 
 
+def _require_anchors(anchors: Sequence[x509.Certificate], source: str) -> None:
+    if not anchors:
+        raise ConfigError(
+            f"{source}: there are no trust anchors; expected 1 or more certificates",
+            rule="config.trust-anchors",
+        )
+
+
+_Path = tuple[x509.Certificate, ...]
+_Pool = dict[bytes, list[x509.Certificate]]
+"""Certificates by their subject."""
+
+
+def _paths(
+    given: Sequence[x509.Certificate],
+    anchors: Sequence[x509.Certificate],
+    source: str,
+) -> list[_Path]:
+    search = _Search(given, anchors, source)
+    found = [*islice(search.paths(), _MOST_PATHS)]
+    if not found:
+        raise search.no_path()
+    return found
+
+
+class _Search:
+    """Walks from the issuing CA upwards, the shortest paths first.
+
+    Args:
+        given: The issuing CA, then the others, each once.
+        anchors: The trust anchors.
+        source: See `validate_chain`.
+    """
+
+    def __init__(
+        self,
+        given: Sequence[x509.Certificate],
+        anchors: Sequence[x509.Certificate],
+        source: str,
+    ) -> None:
+        _require_anchors(anchors, source)
+        self._given = _by_subject(given)
+        self._anchors = _by_subject([*dict.fromkeys(anchors)])
+        self._all_anchors = anchors
+        self._source = source
+        # Leaves have the issuing CA's name and key identifier: both must be the same.
+        wanted = _identity(given[0])
+        self._starts = [
+            one
+            for one in self._given[subject_of(given[0])]
+            if one == given[0] or (wanted and _identity(one) == wanted)
+        ]
+        self._steps = _MOST_STEPS
+        self._links: dict[tuple[x509.Certificate, x509.Certificate], bool] = {}
+
+    def paths(self) -> Iterator[_Path]:
+        """Yield paths that link; the last certificate of each is an anchor."""
+        waiting: deque[_Path] = deque((one,) for one in self._starts)
+        while waiting and self._steps > 0:
+            path = waiting.popleft()
+            for anchor in self._issuers(path[-1], self._anchors):
+                yield (*path, anchor)
+            for one in self._issuers(path[-1], self._given):
+                if one not in path:
+                    waiting.append((*path, one))
+
+    def no_path(self) -> ConfigError:
+        """Say where the search ended, and which issuer is missing there."""
+        if self._steps <= 0:
+            text = "the search of a path was given up: leave out what is not of it"
+            return ConfigError(f"{self._source}: {text}", rule="config.chain")
+        depths = dict.fromkeys(self._starts, 1)
+        waiting = deque(depths)
+        lines: list[str] = []
+        while waiting:
+            one = waiting.popleft()
+            issuers = self._issuers(one, self._given)
+            new = [issuer for issuer in issuers if issuer not in depths]
+            depths |= dict.fromkeys(new, depths[one] + 1)
+            waiting.extend(new)
+            if not issuers:
+                title = f"certificate {depths[one]} ({name_text(one, 'subject')})"
+                lines.append(f"{self._source}: {title} {self._why(one)}")
+        if not lines:
+            text = "its CA certificates issued each other, and no trust anchor any"
+            lines = [f"{self._source}: {text} of them"]
+        return ConfigError("\n".join(lines), rule="config.chain")
+
+    def _issuers(self, child: x509.Certificate, pool: _Pool) -> list[x509.Certificate]:
+        found = pool.get(issuer_of(child), ())
+        return [one for one in found if one != child and self._is_link(child, one)]
+
+    def _is_link(self, child: x509.Certificate, parent: x509.Certificate) -> bool:
+        self._steps -= 1
+        if (child, parent) not in self._links:
+            is_link = not [*link_faults(child, parent)]
+            self._links[child, parent] = is_link
+        return self._links[child, parent]
+
+    def _why(self, last: x509.Certificate) -> str:
+        named = self._anchors.get(issuer_of(last), [])
+        others = [one for one in self._given.get(issuer_of(last), []) if one != last]
+        if named or not others:
+            return _why_without_anchor(last, named, self._all_anchors)
+        fault = next(link_faults(last, others[0]))
+        return (
+            f"is named as issued by a certificate of the chain, but {fault}; add the "
+            f"one that issued it ({_issuer_text(last)})"
+        )
+
+
+def _by_subject(certificates: Sequence[x509.Certificate]) -> _Pool:
+    pool: _Pool = {}
+    for one in certificates:
+        pool.setdefault(subject_of(one), []).append(one)
+    return pool
+
+
+def _identity(certificate: x509.Certificate) -> tuple[bytes, bytes | None] | None:
+    try:
+        return _public_key(certificate), _own_identifier(certificate)
+    except UNREADABLE:
+        return None
+
+
 def _anchor_of(
     last: x509.Certificate, anchors: Sequence[x509.Certificate], now: datetime
 ) -> tuple[x509.Certificate | None, str]:
@@ -169,18 +379,29 @@ def _why_without_anchor(
         )
     if subject_of(last) == issuer_of(last):
         return (
-            "is issued by itself: a root does not belong in the chain; put it among "
-            "the trust anchors"
+            "is issued by itself, and is none of the trust anchors: a root does not "
+            "belong in the chain; put it among the trust anchors, if peers may trust it"
         )
     if not named:
         known = "; ".join(sorted(str(name_text(one, "subject")) for one in anchors))
         return (
             f"is issued by ({name_text(last, 'issuer')}), which is none of the trust "
-            f"anchors ({known}); names are compared byte for byte; is an intermediate "
-            "missing?"
+            f"anchors ({known}) and not in the chain; names are compared byte for "
+            f"byte; add the certificate of this issuer ({_issuer_text(last)})"
         )
     faults = [fault for anchor in named for fault in link_faults(last, anchor)]
     return f"is named as issued by a trust anchor, but {faults[0]}"
+
+
+def _issuer_text(certificate: x509.Certificate) -> str:
+    try:
+        wanted = certificate.extensions.get_extension_for_class(
+            x509.AuthorityKeyIdentifier
+        ).value.key_identifier
+    except (x509.ExtensionNotFound, *UNREADABLE):
+        wanted = None
+    key = f", key identifier {wanted.hex(':')}" if wanted else ""
+    return f"{name_text(certificate, 'issuer')}{key}"
 
 
 def _problems_of_each(
@@ -220,10 +441,15 @@ def _problems_of_pairs(path: Sequence[x509.Certificate]) -> Iterator[_Problem]:
 
 def _key_of(certificate: x509.Certificate, index: int) -> bytes:
     try:
-        key = certificate.public_key()
+        return _public_key(certificate)
     except UNREADABLE:
         return b"%d" % index  # reported by `ca_problems`; equal to no other
-    return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+
+
+def _public_key(certificate: x509.Certificate) -> bytes:
+    return certificate.public_key().public_bytes(
+        Encoding.DER, PublicFormat.SubjectPublicKeyInfo
+    )
 
 
 def _problems_of_own_names(path: Sequence[x509.Certificate]) -> Iterator[_Problem]:
@@ -307,9 +533,15 @@ def _key_identifier_faults(
     serial = wanted.authority_cert_serial_number
     if serial is not None and serial != parent.serial_number:
         yield "its authority key identifier names another serial number"
-    try:
-        found = parent.extensions.get_extension_for_class(x509.SubjectKeyIdentifier)
-    except (x509.ExtensionNotFound, *UNREADABLE):
-        return
-    if wanted.key_identifier not in {None, found.value.digest}:
+    found = _own_identifier(parent)
+    if found is not None and wanted.key_identifier not in {None, found}:
         yield "its authority key identifier is not the other's subject key identifier"
+
+
+def _own_identifier(certificate: x509.Certificate) -> bytes | None:
+    try:
+        return certificate.extensions.get_extension_for_class(
+            x509.SubjectKeyIdentifier
+        ).value.digest
+    except (x509.ExtensionNotFound, *UNREADABLE):
+        return None

@@ -50,15 +50,13 @@ class FileCA(WatchedSigningCA):
         super().__init__(
             Description(
                 certificate=material.certificate,
-                intermediates=material.intermediates,
+                intermediates=material.others,
                 assurance="file",
                 labels={"path": str(files.key)},
             ),
             _FileSigner(material.key),
             WatchedFiles(files.paths, material.digest),
         )
-        for warning in material.warnings:
-            context.warn(warning)
         context.warn(
             f"issuing CA {context.name!r}: its key is in the file {files.key}; that is "
             "for development: anyone who copies the file is this CA"

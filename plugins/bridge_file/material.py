@@ -10,13 +10,11 @@ from cryptography import x509
 from bridge.sdk import (
     CAPrivateKey,
     digest_of_contents,
-    is_issued_by,
     is_self_signed,
     parse_certificates,
     read_public,
     read_secret,
-    require_links,
-    require_no_root,
+    require_path,
     secret_line,
     stamp_of,
     subject_text,
@@ -37,11 +35,10 @@ class Material:
 
     key: CAPrivateKey
     certificate: x509.Certificate
-    intermediates: Chain
-    """From the issuing CA's issuer upwards; no self-signed root."""
+    others: Chain
+    """All other certificates of the files, each once; the bridge finds the path."""
     digest: str
     """SHA-256 over the files that were read."""
-    warnings: tuple[str, ...] = ()
 
 
 class _HalfwayError(ConfigError):
@@ -83,22 +80,33 @@ def _load_once(files: FileSet) -> Material:
         source = files.passphrase
         passphrase = secret_line(contents[source], source, "a passphrase")
     key = parse_key(contents[files.key], files.key, passphrase, files.passphrase)
-    chain, warnings = _chain(files, contents)
-    if chain[0].public_key() != key.public_key():
+    own = _parsed(files, files.certificates, contents)
+    chain = _parsed(files, files.chain, contents)
+    anchors = _parsed(files, files.anchors, contents)
+    # Roots are there for peers: Istio's tools/certs repeats the root at the end of
+    # cert-chain.pem. cert-manager puts the topmost certificate that it knows into
+    # ca.crt, which may be an intermediate.
+    roots = {one for one in anchors if is_self_signed(one)}
+    between = (one for one in (*chain, *anchors) if one not in roots)
+    given = tuple(dict.fromkeys((*own, *between)))
+    issuing = next((one for one in given if one.public_key() == key.public_key()), None)
+    if issuing is None:
         raise _HalfwayError(
-            f"{files.key}: expected the key of the first certificate in "
-            f"{files.certificates} ({subject_text(chain[0])}); found another key",
+            f"{files.key}: expected the key of a certificate in {files.certificates} "
+            f"(the first is {subject_text(own[0])}); found another key",
             rule="file.mismatch",
         )
-    return Material(key, chain[0], chain[1:], digest_of_contents(contents), warnings)
+    others = tuple(one for one in given if one != issuing)
+    if files.chain is not None:
+        _require_path(files, issuing, others, anchors)
+    return Material(key, issuing, others, digest_of_contents(contents))
 
 
 def _contents(files: FileSet) -> Mapping[Path, bytes]:
     contents: dict[Path, bytes] = {}
     problems: list[ConfigError] = []
     for path in files.paths:
-        is_optional = path == files.anchors and not files.anchors_are_required
-        if is_optional and not path.exists():
+        if path in files.optional and not path.exists():
             continue
         try:
             contents[path] = _content(files, path)
@@ -121,80 +129,19 @@ def _content(files: FileSet, path: Path) -> bytes:
     return read_public(path)
 
 
-def _chain(
-    files: FileSet, contents: Mapping[Path, bytes]
-) -> tuple[Chain, tuple[str, ...]]:
-    own = parse_certificates(contents[files.certificates], str(files.certificates))
-    anchors: Chain = ()
-    if files.anchors is not None and files.anchors in contents:
-        anchors = parse_certificates(contents[files.anchors], str(files.anchors))
-    if files.chain is not None:
-        more = parse_certificates(contents[files.chain], str(files.chain))
-        return _cacerts_chain(files, own, more, anchors), ()
-    _require_links(own, files.certificates)
-    if len(own) > 1 and is_self_signed(own[-1]):
-        return _without_root(files, own)
-    if files.anchors is not None:
-        return _climb(own, anchors), ()
-    return own, ()
+def _parsed(files: FileSet, path: Path | None, contents: Mapping[Path, bytes]) -> Chain:
+    content = contents.get(path, b"") if path else b""
+    # cert-manager writes an empty ca.crt where it knows no CA.
+    if path is None or (path in files.optional and not content.strip()):
+        return ()
+    return parse_certificates(content, str(path))
 
 
-def _without_root(files: FileSet, own: Chain) -> tuple[Chain, tuple[str, ...]]:
-    if files.anchors is None:
-        require_no_root(own, files.certificates)
-    warning = (
-        f"{files.certificates}: the self-signed root at its end "
-        f"({subject_text(own[-1])}) is left out of the chain; peers take roots from "
-        "their trust anchors"
-    )
-    return own[:-1], (warning,)
-
-
-def _climb(own: Chain, anchors: Chain) -> Chain:
-    # cert-manager puts the topmost certificate that it knows into ca.crt. If its own
-    # issuer is not a root, that is an intermediate, which peers need.
-    chain = own
-    for _ in anchors:
-        found = [
-            certificate
-            for certificate in anchors
-            if not is_self_signed(certificate) and is_issued_by(chain[-1], certificate)
-        ]
-        if not found:
-            break
-        chain = (*chain, found[0])
-    return chain
-
-
-def _cacerts_chain(files: FileSet, own: Chain, more: Chain, anchors: Chain) -> Chain:
-    if len(own) != 1:
-        raise ConfigError(
-            f"{files.certificates}: expected the issuing CA's certificate alone, "
-            f"found {len(own)} certificates",
-            rule="file.chain",
-        )
-    # Istio documents both forms: tools/certs repeats the issuing CA at the start of
-    # cert-chain.pem and puts the root at its end.
-    rest = more[1:] if more[0] == own[0] else more
-    chain = (*own, *rest)
-    _require_links(chain, files.chain or files.certificates)
-    if len(chain) > 1 and (is_self_signed(chain[-1]) or chain[-1] in anchors):
-        top, chain = chain[-1], chain[:-1]
-        if top in anchors:
-            return chain
-    if not any(
-        chain[-1] == anchor or is_issued_by(chain[-1], anchor) for anchor in anchors
-    ):
-        raise _HalfwayError(
-            f"{files.anchors}: expected the issuer of {subject_text(chain[-1])}, the "
-            f"top of {files.chain}",
-            rule="file.chain",
-        )
-    return chain
-
-
-def _require_links(chain: Chain, source: Path) -> None:
+def _require_path(
+    files: FileSet, issuing: x509.Certificate, others: Chain, anchors: Chain
+) -> None:
+    # root-cert.pem tells whether the files of a folder belong together.
     try:
-        require_links(chain, source)
+        require_path(issuing, others, anchors, source=str(files.key.parent))
     except ConfigError as error:
-        raise _HalfwayError(str(error), rule=error.rule) from error
+        raise _HalfwayError(str(error), rule="file.chain") from error

@@ -36,12 +36,13 @@ class FileSet:
 
     key: Path
     certificates: Path
-    """Issuing CA first."""
+    """The issuing CA, and in any order what else there is."""
     chain: Path | None = None
     """More intermediates; cacerts only."""
     anchors: Path | None = None
-    """The trust anchors in the folder. May be absent in a tls folder."""
-    anchors_are_required: bool = False
+    """The trust anchors in the folder."""
+    optional: frozenset[Path] = frozenset()
+    """Files that may be absent or empty."""
     passphrase: Path | None = None
     allow_group_read: bool = False
     keys: Mapping[Path, str] = field(default_factory=dict)
@@ -85,7 +86,7 @@ def parse_options(options: Mapping[str, object], context: PluginContext) -> File
             context,
             "chain",
             "with the option key, expected a file that holds the issuing CA's "
-            "certificate and then its intermediates (found nothing)",
+            "certificate and its intermediates (found nothing)",
         )
     else:
         files = FileSet(key=parsed.key, certificates=context.base / context.chain)
@@ -108,6 +109,7 @@ def _folder(options: Options) -> FileSet:
             key=folder / "tls.key",
             certificates=folder / "tls.crt",
             anchors=folder / "ca.crt",
+            optional=frozenset({folder / "ca.crt"}),
         )
     folder = options.cacerts_folder or Path()
     return FileSet(
@@ -115,7 +117,7 @@ def _folder(options: Options) -> FileSet:
         certificates=folder / "ca-cert.pem",
         chain=folder / "cert-chain.pem",
         anchors=folder / "root-cert.pem",
-        anchors_are_required=True,
+        optional=frozenset({folder / "cert-chain.pem"}),
     )
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from cryptography import x509
 
 from bridge.errors import ConfigError
 from bridge.sdk import (
@@ -121,24 +122,61 @@ def test_a_chain_is_the_issuing_ca_and_its_intermediates(tmp_path: Path) -> None
     assert read_chain(context(tmp_path, "chain.pem")) == CA.chain
 
 
-def test_an_issuing_ca_may_be_a_root(tmp_path: Path) -> None:
-    (tmp_path / "chain.pem").write_bytes(bundle(CA.root))
-    assert read_chain(context(tmp_path, "chain.pem")) == (CA.root,)
+LOWER = CA.issue_ca("lower")
+TWIN = OTHER.issue_ca("lower", key=LOWER.key)
+"""The other half of a cross-signed pair: the name and key of `LOWER`."""
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        # an issuing CA may be a root; whether it may be used is the core's to say
+        ((CA.root,), (CA.root,)),
+        # the order does not matter, and a certificate that stands twice comes once
+        (
+            (CA.root, *reversed(CA.chain), CA.root),
+            (CA.certificate, CA.root, CA.chain[1]),
+        ),
+        # the first one stays first, if it can be the issuing CA
+        ((CA.certificate, *OTHER.chain), (CA.certificate, *OTHER.chain)),
+        # of several at a lower end, it is the one below the first certificate
+        (
+            (CA.root, OTHER.certificate, CA.chain[1], CA.certificate),
+            (CA.certificate, CA.root, OTHER.certificate, CA.chain[1]),
+        ),
+        # a pair of one name and one key
+        (
+            (CA.certificate, LOWER.certificate, OTHER.certificate, TWIN.certificate),
+            (LOWER.certificate, CA.certificate, OTHER.certificate, TWIN.certificate),
+        ),
+    ],
+    ids=["a root", "reversed", "strangers after", "strangers between", "a pair"],
+)
+def test_the_issuing_ca_comes_first_and_each_certificate_once(
+    tmp_path: Path,
+    given: tuple[x509.Certificate, ...],
+    expected: tuple[x509.Certificate, ...],
+) -> None:
+    (tmp_path / "chain.pem").write_bytes(bundle(*given))
+    assert read_chain(context(tmp_path, "chain.pem")) == expected
 
 
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [
         (b"", r"^issuing_cas\.hsm-1\.chain: .*chain\.pem: expected one or more"),
-        # a root at the end belongs in another file
+        # two that the first one has issued
         (
-            bundle(*CA.chain, CA.root),
-            r"chain\.pem: certificate \d .*: .* a root belongs in trust_anchors$",
-        ),
-        # the names fit and the keys do not
-        (
-            bundle(CA.certificate, *OTHER.chain[1:], OTHER.root),
-            r"^issuing_cas\.hsm-1\.chain: .*: expected each certificate to be issued",
+            bundle(
+                CA.root,
+                CA.certificate,
+                CA.chain[1],
+                CA.above[0].issue_ca("b").certificate,
+            ),
+            (
+                r"^issuing_cas\.hsm-1\.chain: .*chain\.pem: expected the issuing CA's "
+                r"certificate first, .* \(CN=issuing .* and CN=b\)$"
+            ),
         ),
     ],
 )

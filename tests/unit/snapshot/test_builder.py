@@ -13,7 +13,7 @@ from bridge.snapshot import builder
 from bridge.snapshot.builder import Assembly
 from bridge.snapshot.model import Issuer
 from bridge.spi import IssuingCA, PluginContext
-from tests.support.harness.core import World
+from tests.support.harness.core import World, leaf_of
 from tests.support.harness.fake_ca import LyingCA
 from tests.support.parts.pki import NOW, Authority, bundle, new_root
 
@@ -127,7 +127,39 @@ def test_a_chain_that_ends_early_asks_for_an_intermediate(tmp_path: Path) -> Non
     where = rf"issuing_cas\.a\.chain: {tmp_path}/a\.pem: certificate"
     with pytest.raises(ConfigError, match=where) as refusal:
         world.assembly.snapshot()
-    assert str(refusal.value).splitlines()[0].endswith("an intermediate missing?")
+    assert "add the certificate of this issuer (CN=" in str(refusal.value)
+
+
+def test_a_chain_in_any_order_is_served_in_order_and_the_rest_is_told(
+    tmp_path: Path,
+) -> None:
+    world = World(tmp_path, fake=False)
+    ca, stranger = world.authorities["a"], new_root("stranger").certificate
+    (tmp_path / "a.pem").write_bytes(bundle(stranger, ca.root, *reversed(ca.chain)))
+    with world:
+        issuer = world.snapshot.issuers["a"]
+        answer = world.issue()
+    assert issuer.chain.tiers()[-1] == ("trust anchor", ca.root)
+    assert answer.chain == issuer.served
+    served = [x509.load_der_x509_certificate(one) for one in answer.chain]
+    assert served == [*ca.chain]
+    assert "".join(answer.chain_pem).encode() == bundle(*ca.chain)
+    (told,) = [text for text in world.warnings if "not served" in text]
+    assert told.startswith(f"issuing_cas.a.chain: {tmp_path}/a.pem: not on the path to")
+    assert f": CN=stranger (serial {stranger.serial_number:x});" in told
+    assert f"; CN=root (serial {ca.root.serial_number:x}, a trust anchor);" in told
+
+
+def test_the_other_half_of_the_issuing_ca_is_served(tmp_path: Path) -> None:
+    world = World(tmp_path, fake=False)
+    ca = world.authorities["a"]
+    half = new_root("untrusted").issue_ca("issuing a", key=ca.key)
+    (tmp_path / "a.pem").write_bytes(bundle(half.certificate, *ca.chain))
+    with world:
+        answer = world.issue()
+    served = [x509.load_der_x509_certificate(one) for one in answer.chain]
+    assert served == [*ca.chain]
+    leaf_of(answer.leaf_pem).verify_directly_issued_by(ca.certificate)
 
 
 def test_a_plugin_that_cannot_be_loaded_is_reported_with_its_key(

@@ -1,5 +1,6 @@
 """Load-time validation of a chain: what is wrong with which certificate."""
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -16,8 +17,14 @@ from bridge.errors import ConfigError, DeniedError
 from bridge.x509.algorithm import algorithm_of, signature_of
 from bridge.x509.certificate import key_usage
 from bridge.x509.der import content, elements, splice, tlv
-from bridge.x509.path import ValidatedChain, validate_chain, verify_leaf_signature
-from tests.support.parts.pki import NOW, new_chain
+from bridge.x509.path import (
+    FoundChain,
+    ValidatedChain,
+    find_chain,
+    validate_chain,
+    verify_leaf_signature,
+)
+from tests.support.parts.pki import NOW, Authority, new_chain, new_root
 
 Hash = hashes.SHA224 | hashes.SHA256 | hashes.SHA512 | hashes.SHA3_256
 CA_USAGE = key_usage(key_cert_sign=True, crl_sign=True)
@@ -29,6 +36,7 @@ Key = (
 )
 UTF8, PRINTABLE = x509.name._ASN1Type.UTF8String, x509.name._ASN1Type.PrintableString
 DAY = timedelta(days=1)
+PATIENCE_SECONDS = 20.0
 
 
 @cache
@@ -405,7 +413,7 @@ def made(tiers: Tiers | None = None) -> list[x509.Certificate]:
         ((0, 1, 2), (2,), r"certificate 3 \(CN=root\) is itself a trust anchor"),
         ((0, 1), (1,), r"certificate 2 \(CN=regional\) is itself a trust anchor"),
         ((2,), (2,), r"certificate 1 \(CN=root\) is itself a trust anchor"),
-        ((0, 1, 2), (0,), "certificate 3 .* is issued by itself: a root does not"),
+        ((0, 1, 2), (0,), "certificate 3 .* is issued by itself, and is none of"),
         ((0,), (2,), r"is issued by \(CN=regional\), which is none of .*\(CN=root\)"),
         ((1, 0), (2,), "certificate 1 .* is not issued by the next"),
         ((0, 0), (1,), "has the subject of certificate 1"),
@@ -543,3 +551,182 @@ def test_the_leaf_is_the_issuing_cas_or_it_is_not(
 ) -> None:
     issuing, regional, _ = made(changed("issuing", **change))
     assert verify_leaf_signature(issuing, regional) is verdict
+
+
+ROOT_A, ROOT_B = new_root("A"), new_root("B")
+UPPER = ROOT_A.issue_ca("upper")
+UPPER_OF_B = ROOT_B.issue_ca("upper", key=UPPER.key)
+"""The other half of a cross-signed pair: name and key of `UPPER`, by another root."""
+CA = UPPER.issue_ca("lower")
+CA_OF_B = ROOT_B.issue_ca("lower", key=CA.key)
+A_BY_B = ROOT_B.issue_ca("A", key=ROOT_A.key)
+"""A cross-certificate of the root A."""
+B_BY_A = ROOT_A.issue_ca("B", key=ROOT_B.key)
+SHORT_A_BY_B = ROOT_B.issue_ca("A", key=ROOT_A.key, not_after=NOW + 29 * DAY)
+ENDED_UPPER = ROOT_A.issue_ca("upper", key=UPPER.key, not_after=NOW - timedelta(1))
+RENEWED_UPPER = ROOT_A.issue_ca("upper", key=UPPER.key, not_after=NOW + 3660 * DAY)
+STRANGER = new_root("C").issue_ca("stranger")
+SAME_NAME = ROOT_A.issue_ca("upper")
+"""An intermediate of the same name with another key."""
+
+
+def found(others: list[Authority], anchors: list[Authority]) -> FoundChain:
+    return find_chain(
+        CA.certificate,
+        [one.certificate for one in others],
+        [one.certificate for one in anchors],
+        now=NOW,
+        source="chain.pem",
+    )
+
+
+@pytest.mark.parametrize(
+    ("others", "anchors", "path"),
+    [
+        ([UPPER], [ROOT_A], [CA, UPPER, ROOT_A]),
+        ([ROOT_A, UPPER, CA], [ROOT_A], [CA, UPPER, ROOT_A]),
+        ([UPPER, UPPER, ROOT_A], [ROOT_A, ROOT_A], [CA, UPPER, ROOT_A]),
+        ([STRANGER, UPPER, ROOT_B], [ROOT_B, ROOT_A], [CA, UPPER, ROOT_A]),
+        ([SAME_NAME, UPPER], [ROOT_A], [CA, UPPER, ROOT_A]),
+        ([UPPER_OF_B, UPPER], [ROOT_A], [CA, UPPER, ROOT_A]),
+        ([UPPER, UPPER_OF_B], [ROOT_B], [CA, UPPER_OF_B, ROOT_B]),
+        ([CA_OF_B, UPPER], [ROOT_A], [CA, UPPER, ROOT_A]),
+        ([CA_OF_B, UPPER], [ROOT_B], [CA_OF_B, ROOT_B]),
+        ([A_BY_B, UPPER], [ROOT_A], [CA, UPPER, ROOT_A]),
+        ([A_BY_B, UPPER], [ROOT_B], [CA, UPPER, A_BY_B, ROOT_B]),
+        ([A_BY_B, UPPER], [ROOT_A, ROOT_B], [CA, UPPER, A_BY_B, ROOT_B]),
+        ([SHORT_A_BY_B, UPPER], [ROOT_A, ROOT_B], [CA, UPPER, ROOT_A]),
+        ([SHORT_A_BY_B, UPPER], [ROOT_B], [CA, UPPER, SHORT_A_BY_B, ROOT_B]),
+        ([A_BY_B, B_BY_A, UPPER], [ROOT_A], [CA, UPPER, ROOT_A]),
+        ([ENDED_UPPER, UPPER], [ROOT_A], [CA, UPPER, ROOT_A]),
+        ([UPPER, UPPER_OF_B], [UPPER], [CA, UPPER]),
+        ([UPPER, ROOT_A], [UPPER], [CA, UPPER]),
+        ([UPPER], [UPPER, ROOT_A], [CA, UPPER, ROOT_A]),
+    ],
+    ids=[
+        "nothing else",
+        "the root and the issuing CA among them",
+        "everything twice",
+        "strangers",
+        "the same name with another key",
+        *("a pair, of which A is trusted", "a pair, of which B is trusted"),
+        *("a pair of issuing CAs, A", "a pair of issuing CAs, B"),
+        "a cross-certificate of an issuer that is not trusted",
+        "a cross-certificate of the only issuer that is trusted",
+        "a cross-certificate is served to peers that know one of the roots",
+        "a cross-certificate that ends soon is not served",
+        "a cross-certificate that ends soon, and no other path",
+        "roots that issued each other",
+        "an intermediate and the expired one before it",
+        *("a trusted intermediate", "a trusted intermediate below its root"),
+        "an intermediate and its root are trusted",
+    ],
+)
+def test_the_path_is_found_among_what_is_given(
+    others: list[Authority], anchors: list[Authority], path: list[Authority]
+) -> None:
+    for given in (others, others[::-1]):
+        result = found(given, anchors)
+        tiers = [certificate for _, certificate in result.chain.tiers()]
+        assert tiers == [one.certificate for one in path]
+        everything = dict.fromkeys([CA.certificate, *(o.certificate for o in given)])
+        assert result.left_out == tuple(
+            one for one in everything if one not in tiers[:-1]
+        )
+
+
+def test_of_two_halves_the_one_that_lasts_longer_is_served() -> None:
+    lasting = ROOT_B.issue_ca(
+        "upper", key=UPPER.key, not_after=NOW + 20 * DAY, not_before=NOW
+    )
+    short = ROOT_A.issue_ca("upper", key=UPPER.key, not_after=NOW + 10 * DAY)
+    for given in ([lasting, short], [short, lasting]):
+        anchor = found(given, [ROOT_A, ROOT_B]).chain.anchor
+        assert anchor == ROOT_B.certificate
+
+
+@pytest.mark.parametrize(
+    ("others", "anchors", "complaint"),
+    [
+        (
+            [],
+            [ROOT_A],
+            (
+                r"^chain\.pem: certificate 1 \(CN=lower\) is issued by \(CN=upper\), "
+                r"which is none of the trust anchors \(CN=A\) and not in the chain; .* "
+                r"add the certificate of this issuer \(CN=upper, key identifier "
+            ),
+        ),
+        (
+            [STRANGER, ROOT_A],
+            [ROOT_A],
+            r"\(CN=lower\) is issued by \(CN=upper\), which",
+        ),
+        ([UPPER], [ROOT_B], r"^chain\.pem: certificate 2 \(CN=upper\) is issued by"),
+        (
+            [SAME_NAME],
+            [ROOT_A],
+            (
+                r"certificate 1 \(CN=lower\) is named as issued by a certificate of "
+                r"the chain, but the signature is not .*; add the one that issued it "
+                r"\(CN=upper, key identifier"
+            ),
+        ),
+        ([UPPER, ROOT_A], [ROOT_B], r"certificate 3 \(CN=A\) is issued by itself"),
+        ([], [CA], r"certificate 1 \(CN=lower\) is itself a trust anchor"),
+        ([UPPER, A_BY_B, B_BY_A], [STRANGER], "CA certificates issued each other"),
+        ([ENDED_UPPER], [ROOT_A], r"certificate 2 \(CN=upper\) expired on"),
+        ([UPPER], [], "there are no trust anchors"),
+    ],
+    ids=[
+        *("no intermediate", "only strangers", "another anchor", "another key"),
+        *("an untrusted root", "the issuing CA is an anchor", "a circle", "expired"),
+        "no anchors",
+    ],
+)
+def test_where_no_path_leads_the_missing_issuer_is_named(
+    others: list[Authority], anchors: list[Authority], complaint: str
+) -> None:
+    with pytest.raises(ConfigError, match=complaint):
+        found(others, anchors)
+
+
+def test_each_end_of_a_search_has_its_line() -> None:
+    with pytest.raises(ConfigError, match=r"\(CN=A, key") as caught:
+        found([UPPER, UPPER_OF_B], [STRANGER])
+    assert len(str(caught.value).splitlines()) == 2
+
+
+def test_a_path_that_a_data_plane_rejects_is_not_taken() -> None:
+    def require(chain: ValidatedChain) -> None:
+        if chain.anchor == ROOT_A.certificate:
+            raise ConfigError("not with this root", rule="config.chain")
+
+    given = [UPPER.certificate, UPPER_OF_B.certificate]
+    anchors = [ROOT_A.certificate, ROOT_B.certificate]
+    search = partial(find_chain, now=NOW, source="chain.pem", require=require)
+    assert search(CA.certificate, given, anchors).chain.anchor == anchors[1]
+    with pytest.raises(ConfigError, match="not with this root"):
+        search(CA.certificate, given, anchors[:1])
+
+
+def test_a_search_is_bounded() -> None:
+    # Ten CAs that have all certified each other: nine million paths, and none ends.
+    keys = {name: new_root(name) for name in map(str, range(10))}
+    crossed = [
+        keys[upper].issue_ca(lower, key=keys[lower].key)
+        for upper in keys
+        for lower in keys
+        if upper != lower
+    ]
+    start = keys["0"].issue_ca("lower")
+    begun = time.monotonic()
+    with pytest.raises(ConfigError, match="the search of a path was given up"):
+        find_chain(
+            start.certificate,
+            [one.certificate for one in crossed],
+            [STRANGER.certificate],
+            now=NOW,
+            source="chain.pem",
+        )
+    assert time.monotonic() - begun < PATIENCE_SECONDS
