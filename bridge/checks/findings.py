@@ -20,6 +20,7 @@ from bridge.dataplanes.exposure import exposure_of
 from bridge.dataplanes.planes import data_plane_problems
 from bridge.errors import BridgeError, ConfigError, DeniedError, SubjectError
 from bridge.hierarchy.replica import openssl_accepts, replicate
+from bridge.metrics.expiry import CertificateExpiry, ExpiryLevel
 from bridge.policy.linkerd_names import LinkerdNames
 from bridge.policy.rules import ISTIO, LINKERD, RoutedCaller
 from bridge.resilience.latch_file import Kind
@@ -33,6 +34,11 @@ from bridge.x509.key_pair import read_key_pair
 _CHECK_SECONDS = 10.0
 _MOST_EXAMPLES = 4
 """Of rules that route to one issuing CA: each name costs a process of openssl."""
+_RESULTS = {
+    ExpiryLevel.OK: "ok",
+    ExpiryLevel.WARNING: "warning",
+    ExpiryLevel.ERROR: "FAILED",
+}
 _TIER = re.compile(
     r"(the certificate of tier ([0-9]+) \(.*?\) )"
     r"((?:has|constrains|permits|excludes) .*)"
@@ -46,7 +52,7 @@ class Finding:
     part: str
     what: str
     result: str
-    """`ok`, `note` or `FAILED`."""
+    """`ok`, `note`, `warning` or `FAILED`."""
     detail: str = ""
 
 
@@ -124,7 +130,7 @@ def _findings(config: BridgeConfig, snapshot: Snapshot) -> Iterator[Finding]:
     for whom, what in rule_summary(config, snapshot.rules):
         yield Finding("issuance", whom, "ok", what)
     for issuer in snapshot.issuers.values():
-        yield from _tiers(issuer)
+        yield from _tiers(snapshot, issuer)
         yield _backend(issuer)
         yield from _names(config, snapshot, issuer)
         yield from _exposure(issuer)
@@ -143,15 +149,15 @@ def _findings(config: BridgeConfig, snapshot: Snapshot) -> Iterator[Finding]:
         yield Finding("ledger", key, "FAILED" if problem else "ok", problem or fine)
 
 
-def _tiers(issuer: Issuer) -> Iterator[Finding]:
-    for tier, certificate in issuer.chain.tiers():
-        left = certificate.not_valid_after_utc - system_clock()
-        yield Finding(
-            issuer.name,
-            tier,
-            "ok",
-            f"{certificate.subject.rfc4514_string()}, {left.days} days left",
-        )
+def _tiers(snapshot: Snapshot, issuer: Issuer) -> Iterator[Finding]:
+    for one in snapshot.expiries(issuer):
+        yield _expiry(issuer.name, one)
+
+
+def _expiry(part: str, one: CertificateExpiry) -> Finding:
+    now = system_clock()
+    result = _RESULTS[one.level(now)]
+    return Finding(part, one.title, result, one.when(now))
 
 
 def _backend(issuer: Issuer) -> Finding:
@@ -337,9 +343,9 @@ def given_pair(config: BridgeConfig) -> Iterator[Finding]:
     except BridgeError as error:
         yield Finding(part, what, "FAILED", str(error))
         return
-    now = system_clock()
-    if fault := pair.fault(now):
+    if fault := pair.fault(system_clock()):
         yield Finding(part, what, "FAILED", f"{fault}: expected one that is valid")
         return
-    left = (pair.not_after - now).days
-    yield Finding(part, what, "ok", f"its key belongs to it, {left} days left")
+    leaf = x509.load_pem_x509_certificate(pair.certificate_chain_pem)
+    end = _expiry(part, CertificateExpiry.of(leaf, "serving"))
+    yield replace(end, what=what, detail=f"its key belongs to it, it {end.detail}")

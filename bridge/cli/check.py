@@ -30,7 +30,12 @@ def check(*, config: ConfigOption, output: OutputOption = "text") -> None:
 
 
 def _print(findings: list[Finding]) -> None:
-    colours = {"ok": "green", "note": "yellow", "FAILED": "bold red"}
+    colours = {
+        "ok": "green",
+        "note": "cyan",
+        "warning": "bold yellow",
+        "FAILED": "bold red",
+    }
     table = Table("part", "what", "", "detail", box=None, pad_edge=False)
     for finding in findings:
         colour = colours[finding.result]

@@ -243,7 +243,8 @@ class Issuance:
         cut = ends < now.replace(microsecond=0) + lifetime.ttl
         if lifetime.clamped or cut:
             self._metrics.ttl_clamped.inc()
-            _log.info(
+            _log.log(
+                logging.WARNING if cut else logging.INFO,
                 "the lifetime of serial %x was shortened to end at %s: %s",
                 signed.leaf.serial_number,
                 ends.isoformat(),

@@ -1,11 +1,39 @@
-"""The expiry of the certificates that the bridge depends on, for Prometheus."""
+"""The expiry of the certificates that the bridge depends on: its level, and metrics.
+
+`meshca check`, `/readyz`, the log and the metrics all show the level that is decided
+here.
+"""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
+from enum import IntEnum
+from typing import Self
 
+from cryptography import x509
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
+
+_WARNING_DAYS = {"issuing": 30, "intermediate": 90, "anchor": 365, "serving": 30}
+_HOURS_UNTIL = 48
+"""A shorter time is told in hours."""
+_TITLES = {
+    "issuing": "issuing CA",
+    "anchor": "trust anchor",
+    "serving": "serving certificate",
+}
+
+
+class ExpiryLevel(IntEnum):
+    """How urgent it is to replace a certificate."""
+
+    OK = 0
+    WARNING = 1
+    """It ends in less than 30 days (issuing CA, serving certificate), 90 days
+    (intermediate) or 365 days (trust anchor), or is in the last quarter of its life, if
+    that begins later."""
+    ERROR = 2
+    """It ends within the longest lifetime that may be issued, or has ended."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,7 +48,63 @@ class CertificateExpiry:
     """RFC 4514."""
     serial: str
     """Lower-case hex."""
+    not_before: datetime
     not_after: datetime
+    longest: timedelta = timedelta()
+    """The longest lifetime that may be issued under it."""
+
+    @classmethod
+    def of(
+        cls,
+        certificate: x509.Certificate,
+        tier: str,
+        issuing_ca: str = "",
+        longest: timedelta = timedelta(),
+    ) -> Self:
+        """Read the expiry of a certificate. See the attributes."""
+        return cls(
+            issuing_ca=issuing_ca,
+            tier=tier,
+            subject=certificate.subject.rfc4514_string(),
+            serial=f"{certificate.serial_number:x}",
+            not_before=certificate.not_valid_before_utc,
+            not_after=certificate.not_valid_after_utc,
+            longest=longest,
+        )
+
+    @property
+    def title(self) -> str:
+        """What the certificate is, with its subject, for people."""
+        title = _TITLES.get(self.tier, self.tier)
+        return f"{title} ({self.subject})" if self.subject else title
+
+    def level(self, now: datetime) -> ExpiryLevel:
+        """Return the level at `now`, aware, in UTC."""
+        left = self.not_after - now
+        if left <= self.longest:
+            return ExpiryLevel.ERROR
+        quarter = (self.not_after - self.not_before) / 4
+        if left < min(timedelta(days=_WARNING_DAYS[self.tier]), quarter):
+            return ExpiryLevel.WARNING
+        return ExpiryLevel.OK
+
+    def when(self, now: datetime) -> str:
+        """Say when it ends and, unless the level is OK, what that means and asks for.
+
+        The text changes once a day, and once an hour in the last two days.
+        """
+        left, ends = self.not_after - now, f"{self.not_after:%Y-%m-%dT%H:%M:%SZ}"
+        if left <= timedelta():
+            return f"ended {ends}: replace it"
+        text = f"ends {ends}, in {_span(left)}"
+        if left <= self.longest:
+            return (
+                f"{text}, within the longest lifetime that may be issued "
+                f"({_span(self.longest)}): certificates get shorter lifetimes; replace "
+                "it now"
+            )
+        level = self.level(now)
+        return f"{text}: replace it before" if level else text
 
 
 class Expiries(Collector):
@@ -40,9 +124,13 @@ class Expiries(Collector):
         """Set the certificates of `owner`, in place of earlier ones."""
         self._by_owner = {**self._by_owner, owner: certificates}
 
+    def known(self) -> list[CertificateExpiry]:
+        """Return the certificates of all owners."""
+        return [item for items in self._by_owner.values() for item in items]
+
     def collect(self) -> Iterator[Metric]:
         """Yield each metric, under the bridge's name and under the meshes' names."""
-        known = [item for items in self._by_owner.values() for item in items]
+        known = self.known()
         family = GaugeMetricFamily(
             "meshca_certificate_expiry_timestamp_seconds",
             "Unix time at which a certificate that the bridge depends on expires.",
@@ -54,10 +142,23 @@ class Expiries(Collector):
                 item.not_after.timestamp(),
             )
         yield family
+        yield self._levels(known)
         yield from self._of_istio("root_cert", known, ("anchor",))
         yield from self._of_istio("cert_chain", known, ("issuing", "intermediate"))
         yield from self._of_linkerd("issuer", known, "issuing")
         yield from self._of_linkerd("anchor", known, "anchor")
+
+    def _levels(self, known: Iterable[CertificateExpiry]) -> Metric:
+        family = GaugeMetricFamily(
+            "meshca_certificate_expiry_level",
+            "0 ok, 1 warning, 2 error: how soon a certificate has to be replaced.",
+            labels=("issuing_ca", "tier", "subject", "serial"),
+        )
+        now = self._now()
+        for item in known:
+            labels = (item.issuing_ca, item.tier, item.subject, item.serial)
+            family.add_metric(labels, item.level(now))
+        return family
 
     def _of_istio(
         self, name: str, known: Iterable[CertificateExpiry], tiers: tuple[str, ...]
@@ -90,3 +191,12 @@ class Expiries(Collector):
                 f"Seconds until the first {what} expires.",
                 value=min(ends) - self._now().timestamp(),
             )
+
+
+def _span(time: timedelta) -> str:
+    hours = int(time.total_seconds() // 3600)
+    if hours < 1:
+        return "less than 1 hour"
+    if hours >= _HOURS_UNTIL:
+        return f"{hours // 24} days"
+    return "1 hour" if hours == 1 else f"{hours} hours"

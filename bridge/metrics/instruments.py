@@ -148,8 +148,9 @@ class Metrics:
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         self.citadel = CitadelMetrics()
-        self._expiries = Expiries(now or system_clock)
-        for collector in (_Adapter(self.citadel.collect), self._expiries):
+        self.expiries = Expiries(now or system_clock)
+        """The expiry of the certificates of all owners."""
+        for collector in (_Adapter(self.citadel.collect), self.expiries):
             self.registry.register(collector)
         ProcessCollector(registry=self.registry)
         Info(
@@ -227,7 +228,7 @@ class Metrics:
             owner: The name of an issuing CA, `anchors` or `serving`.
             certificates: All that the owner has now.
         """
-        self._expiries.replace(owner, tuple(certificates))
+        self.expiries.replace(owner, tuple(certificates))
 
     def render(self) -> tuple[bytes, str]:
         """Return the text of a scrape, and its content type."""

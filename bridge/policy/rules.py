@@ -7,6 +7,7 @@ look-up, and none where there are no rules.
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from itertools import chain
 
 from bridge.config import IssuanceConfig, RuleConfig
@@ -46,6 +47,17 @@ def routes_of(config: IssuanceConfig, callers: CallersByFront) -> Routes:
         for policy, caller in _policies(config, front, clusters):
             for name in _issuing_cas(policy, with_signers=front == ISTIO):
                 led[name] = (*led.get(name, ()), caller)
+    return found
+
+
+def _longest_ttls(
+    config: IssuanceConfig, callers: CallersByFront
+) -> dict[str, timedelta]:
+    found: dict[str, timedelta] = {}
+    for front, clusters in callers.items():
+        for policy, _ in _policies(config, front, clusters):
+            for name in _issuing_cas(policy, with_signers=front == ISTIO):
+                found[name] = max(policy.max_ttl, found.get(name, timedelta()))
     return found
 
 
@@ -96,6 +108,9 @@ class Rules:
     routes: Routes
     reachable: Mapping[str, tuple[str, ...]]
     """By front, the names of all issuing CAs in its routes."""
+    longest_ttls: Mapping[str, timedelta]
+    """The longest lifetime that callers can get of an issuing CA, by its name. An
+    issuing CA that no call can reach is absent."""
 
     @classmethod
     def of(cls, config: IssuanceConfig, callers: CallersByFront) -> "Rules":
@@ -115,6 +130,7 @@ class Rules:
             match if config.rules else None,
             routes,
             {front: tuple(led) for front, led in routes.items()},
+            _longest_ttls(config, callers),
         )
 
     def policy_for(self, front: str, caller: Caller) -> IssuancePolicy:

@@ -22,6 +22,7 @@ from bridge.resilience.quarantine import StoppedCAs
 from bridge.server.server import Server
 from bridge.server.status import status_name
 from bridge.snapshot.builder import Assembly
+from bridge.snapshot.expiry import ExpiryWatch
 from bridge.snapshot.store import Snapshots
 from bridge.system.background import BackgroundLoop
 from bridge.system.clock import Clock, system_clock
@@ -134,6 +135,7 @@ class Process:
             status_name=status_name,
             ready=snapshots.prober.ready,
         )
+        expiry = self._watch_expiry(snapshots, parts)
         snapshots.start(own.probe)
         first.clusters.start()
         self._server = Server(
@@ -143,8 +145,8 @@ class Process:
             anchors_pem=lambda: snapshots.current().anchors_pem.encode("ascii"),
             metrics=metrics,
             clock=clock,
-            problems=lambda: _problems(snapshots, ledger, config),
-            warnings=lambda: _warnings(snapshots, stopped),
+            problems=lambda: _problems(snapshots, ledger, config, stopped, expiry),
+            warnings=lambda: _warnings(snapshots, stopped) | expiry.warnings(),
             shares_ports=self._role.shares_ports,
             admin_address=self._role.admin,
         )
@@ -186,6 +188,13 @@ class Process:
         )
         return stopped
 
+    def _watch_expiry(self, snapshots: Snapshots, parts: ExitStack) -> ExpiryWatch:
+        known = self.metrics.expiries.known
+        watch = ExpiryWatch(known, snapshots.current, self._clock)
+        watch.start()
+        parts.callback(watch.close)
+        return watch
+
     def _drain(self) -> None:
         self.server.drain(self._config.limits.drain.total_seconds())
 
@@ -220,16 +229,35 @@ def _observer(metrics: Metrics) -> Callable[[float, int], None]:
 
 
 def _problems(
-    snapshots: Snapshots, ledger: Ledger, config: BridgeConfig
+    snapshots: Snapshots,
+    ledger: Ledger,
+    config: BridgeConfig,
+    stopped: StoppedCAs,
+    expiry: ExpiryWatch,
 ) -> dict[str, str]:
     found: dict[str, str] = {}
     if (shut := ledger.problem()) is not None:
         found["ledger"] = shut
-    if not snapshots.prober.ready():
-        found["issuing CAs"] = _sentence(snapshots.problems())
+    if reason := _no_issuing_ca(snapshots, stopped, expiry):
+        found["issuing CAs"] = reason
     if unserved := snapshots.current().clusters.unserved(config.callers_by_front()):
         found["token keys"] = "; ".join(unserved)
     return found
+
+
+def _no_issuing_ca(
+    snapshots: Snapshots, stopped: StoppedCAs, expiry: ExpiryWatch
+) -> str:
+    # Why no issuing CA can be used; empty if one can.
+    latched = (
+        entry.name
+        for entry in _waiting(snapshots, stopped)
+        if entry.kind != Kind.CREDENTIAL
+    )
+    reasons = [expiry.problem({*snapshots.prober.unproven(), *latched})]
+    if not snapshots.prober.ready():
+        reasons.append(_sentence(snapshots.problems()))
+    return "; ".join(filter(None, reasons))
 
 
 def _warnings(snapshots: Snapshots, stopped: StoppedCAs) -> dict[str, str]:

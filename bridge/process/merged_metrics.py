@@ -13,7 +13,10 @@ _LOOSE = re.compile(r"^# TYPE (\S+)(?<!_total) counter$", re.MULTILINE)
 _CUMULATIVE = frozenset({"counter", "histogram", "unknown"})
 _SMALLEST = re.compile(r"_expiry_|_cert_ttl_|^process_(start_time_seconds|max_fds)$")
 """Metrics that all processes share, or whose smallest value counts."""
-_LARGEST = re.compile(r"^meshca_(archive_lag_seconds|breaker_open|build_info|latched)$")
+_LARGEST = re.compile(
+    r"^meshca_(archive_lag_seconds|breaker_open|build_info|certificate_expiry_level"
+    r"|latched)$"
+)
 
 
 @dataclass(slots=True)
@@ -95,8 +98,8 @@ def _sum(pages: Iterable[Page]) -> Page:
 
 
 def _joined(name: str, one: float, other: float) -> float:
-    if _SMALLEST.search(name):
-        return min(one, other)
     if _LARGEST.search(name):
         return max(one, other)
+    if _SMALLEST.search(name):
+        return min(one, other)
     return one + other

@@ -254,15 +254,5 @@ class ServingCertificate:
         return longest * random.uniform(0.5, 1.0)  # noqa: S311 - spreads load
 
     def _show(self, leaf: x509.Certificate) -> None:
-        self._metrics.show_certificates(
-            "serving",
-            [
-                CertificateExpiry(
-                    issuing_ca="",
-                    tier="serving",
-                    subject=leaf.subject.rfc4514_string(),
-                    serial=f"{leaf.serial_number:x}",
-                    not_after=leaf.not_valid_after_utc,
-                )
-            ],
-        )
+        expiry = CertificateExpiry.of(leaf, "serving")
+        self._metrics.show_certificates("serving", [expiry])

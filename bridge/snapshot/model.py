@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 
 from cryptography import x509
 
@@ -45,16 +46,14 @@ class Issuer:
         """Whether the backend builds the TBSCertificate."""
         return self.description.chooses_serial
 
-    def expiries(self) -> Iterator[CertificateExpiry]:
-        """Yield the expiry of each certificate of the chain and of its trust anchor."""
+    def expiries(self, longest: timedelta) -> Iterator[CertificateExpiry]:
+        """Yield the expiry of each certificate of the chain and of its trust anchor.
+
+        Args:
+            longest: The longest lifetime that may be issued.
+        """
         for tier, certificate in self.chain.tiers():
-            yield CertificateExpiry(
-                issuing_ca=self.name,
-                tier=_TIERS[tier],
-                subject=certificate.subject.rfc4514_string(),
-                serial=f"{certificate.serial_number:x}",
-                not_after=certificate.not_valid_after_utc,
-            )
+            yield CertificateExpiry.of(certificate, _TIERS[tier], self.name, longest)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +74,11 @@ class Snapshot:
     """The names of each issuing CA's probe certificate. No caller can have them."""
     linkerd: LinkerdNames | None = None
     """The names of Linkerd's mesh; None without a front for Linkerd."""
+
+    def expiries(self, issuer: Issuer) -> tuple[CertificateExpiry, ...]:
+        """Return the expiry of each certificate of an issuing CA's chain."""
+        longest = self.rules.longest_ttls.get(issuer.name, timedelta())
+        return tuple(issuer.expiries(longest))
 
     def close(self) -> None:
         """Close the issuing CAs and end the background refresh of keys."""

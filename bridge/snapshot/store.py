@@ -189,5 +189,6 @@ class Snapshots:
             close_plugin(gone.close)
 
     def _show(self) -> None:
-        for issuer in self._current.issuers.values():
-            self._metrics.show_certificates(issuer.name, [*issuer.expiries()])
+        current = self._current
+        for issuer in current.issuers.values():
+            self._metrics.show_certificates(issuer.name, current.expiries(issuer))

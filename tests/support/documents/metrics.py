@@ -56,7 +56,12 @@ def _metrics() -> Metrics:
         "one",
         tuple(
             CertificateExpiry(
-                issuing_ca="", tier=tier, subject="", serial="", not_after=ends
+                issuing_ca="",
+                tier=tier,
+                subject="",
+                serial="",
+                not_before=ends,
+                not_after=ends,
             )
             for tier in ("issuing", "intermediate", "anchor", "serving")
         ),

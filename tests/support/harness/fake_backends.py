@@ -16,6 +16,7 @@ from bridge.config import ConfigText
 from bridge.errors import BackendTimeoutError
 from bridge.process.composition import Process
 from bridge.spi import IssuedChain, PluginContext, Prepared
+from bridge.system.clock import Clock, system_clock
 from tests.support.harness.archive import FeederThread
 from tests.support.harness.configuration import merge
 from tests.support.harness.core import two_authorities
@@ -54,6 +55,7 @@ class FakeBackends(Bridge):
         folder: New.
         monkeypatch: Puts the fake plugin in place.
         overrides: Merged into the configuration.
+        clock: The time of the bridge. The chains end 99 days from now.
     """
 
     def __init__(
@@ -61,7 +63,9 @@ class FakeBackends(Bridge):
         folder: Path,
         monkeypatch: pytest.MonkeyPatch,
         overrides: Mapping[str, Any] | None = None,
+        clock: Clock = system_clock,
     ) -> None:
+        self.clock = clock
         super().__init__(folder, fronts=("istio", "linkerd"))
         authorities = two_authorities(not_after=datetime.now(UTC) + timedelta(days=99))
         self.roots.write_bytes(bundle(authorities["a"].root))
@@ -78,7 +82,7 @@ class FakeBackends(Bridge):
 
     def __enter__(self) -> Self:
         config = ConfigText.read(self.configuration).config
-        process = Process(config)
+        process = Process(config, clock=self.clock)
         self._parts.enter_context(FeederThread(config.ledger))
         process.start()
         self._parts.callback(gc.unfreeze)

@@ -1,4 +1,5 @@
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
@@ -20,6 +21,8 @@ from bridge.checks.findings import (
 from bridge.cli import app
 from bridge.cli.demo_setup import scenario as demo_scenario
 from bridge.errors import BackendCredentialError
+from bridge.hierarchy.export import write
+from bridge.hierarchy.throwaway import ThrowawaySpec, make
 from bridge.policy.linkerd_names import LinkerdNames
 from bridge.policy.rules import RoutedCaller
 from bridge.resilience.latch import Latch
@@ -130,7 +133,7 @@ def given(certificate: str, key: str) -> Change:
 @pytest.mark.parametrize(
     ("change", "result", "says"),
     [
-        (given("issuing.pem", "issuing.key"), "ok", "364 days left"),
+        (given("issuing.pem", "issuing.key"), "ok", "its key belongs to it"),
         (given("issuing.pem", "root.key"), "FAILED", "root.key: is not the key of"),
         (given("no.pem", "root.key"), "FAILED", "no.pem: cannot be read: No such file"),
         (given("issuing.pem", "root.pem"), "FAILED", "0600 or 0440 (found 0644)"),
@@ -143,6 +146,69 @@ def test_a_serving_certificate_that_is_given_is_looked_at(
     (found,) = [one for one in json.loads(out) if one["what"] == "serving certificate"]
     assert found["result"] == result
     assert says in found["detail"]
+
+
+DAY = timedelta(days=1)
+
+
+def lasting(
+    root: timedelta = 3650 * DAY,
+    intermediate: timedelta = 1825 * DAY,
+    issuing: timedelta = 365 * DAY,
+    *,
+    age: timedelta = timedelta(),
+) -> Change:
+    def change(_: dict[str, Any], folder: Path) -> None:
+        shutil.rmtree(folder / "hierarchy")
+        spec = ThrowawaySpec(
+            trust_domains=(TrustDomain(demo_scenario.TRUST_DOMAIN),),
+            root_ttl=root,
+            intermediate_ttl=intermediate,
+            issuing_ttl=issuing,
+        )
+        hierarchy = make(spec, clock=lambda: system_clock() - age)
+        write(hierarchy, folder / "hierarchy")
+
+    return change
+
+
+def longer_lifetimes(tree: dict[str, Any], _: Path) -> None:
+    tree["issuance"] |= {"max_ttl": "9000h", "default_ttl": "24h"}
+
+
+def ending_pair(tree: dict[str, Any], folder: Path) -> None:
+    given("given.pem", "given.key")(tree, folder)
+    pair = ListenerCA().issue([x509.DNSName("a")], timedelta(days=1), system_clock())
+    (folder / "hierarchy/given.pem").write_bytes(pair.certificate_chain_pem)
+    key = folder / "hierarchy/given.key"
+    key.touch(0o600)
+    key.write_bytes(pair.private_key_pem)
+
+
+ENDS: list[tuple[Change | None, str, str]] = [
+    (None, "issuing CA", "ok"),
+    (lasting(issuing=29 * DAY), "issuing CA", "ok"),
+    (lasting(issuing=2 * DAY), "issuing CA", "ok"),
+    (lasting(age=334 * DAY), "issuing CA", "ok"),
+    (lasting(age=336 * DAY), "issuing CA", "warning"),
+    (lasting(intermediate=365 * DAY, age=276 * DAY), "intermediate", "warning"),
+    (lasting(365 * DAY, 365 * DAY, age=275 * DAY), "trust anchor", "warning"),
+    (lasting(issuing=DAY), "issuing CA", "FAILED"),
+    (longer_lifetimes, "issuing CA", "FAILED"),
+    (lasting(root=50 * DAY, intermediate=DAY, issuing=DAY), "intermediate", "FAILED"),
+    (lasting(root=DAY, intermediate=DAY, issuing=DAY), "trust anchor", "FAILED"),
+    (ending_pair, "serving certificate", "ok"),
+]
+
+
+@pytest.mark.parametrize(("change", "tier", "result"), ENDS)
+def test_an_expiry_has_a_level_and_an_error_fails_the_check(
+    tmp_path: Path, change: Change | None, tier: str, result: str
+) -> None:
+    status, out = run("-c", written(tmp_path, change), "-o", "json")
+    found = [one for one in json.loads(out) if one["what"].startswith(tier)]
+    assert [one["result"] for one in found] == [result]
+    assert status == (1 if result == "FAILED" else 0)
 
 
 @pytest.mark.parametrize(

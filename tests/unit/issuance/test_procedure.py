@@ -375,6 +375,24 @@ def test_a_leaf_does_not_outlive_its_chain(tmp_path: Path) -> None:
     assert leaf.not_valid_after_utc == ends
 
 
+@pytest.mark.parametrize(
+    ("left", "level"), [(timedelta(minutes=30), "WARNING"), (timedelta(days=9), "")]
+)
+def test_a_lifetime_that_the_chain_cuts_short_is_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, left: timedelta, level: str
+) -> None:
+    with World(tmp_path, authorities=two_authorities(not_after=NOW + left)) as world:
+        caplog.set_level("INFO", "bridge.issuance.procedure")
+        world.issue()
+    told = {
+        one.levelname: one.getMessage()
+        for one in caplog.records
+        if "was shortened" in one.getMessage()
+    }
+    assert [*told] == ([level] if level else [])
+    assert all("the chain expires then" in text for text in told.values())
+
+
 def test_a_chain_that_ends_too_soon_is_refused_at_once(tmp_path: Path) -> None:
     ends = NOW + timedelta(minutes=2)
     with World(tmp_path, authorities=two_authorities(not_after=ends)) as world:

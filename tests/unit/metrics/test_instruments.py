@@ -15,6 +15,7 @@ def expiry(tier: str, days: int, serial: str = "0a") -> CertificateExpiry:
         tier=tier,
         subject=f"CN={tier}",
         serial=serial,
+        not_before=NOW - timedelta(days=days),
         not_after=NOW + timedelta(days=days),
     )
 

@@ -97,6 +97,35 @@ def test_the_first_rule_that_matches_holds_alone() -> None:
     assert (second.max_ttl, second.issuing_cas) == (timedelta(hours=2), ("c",))
 
 
+LONGEST = [
+    pytest.param((), {"a": 24, "b": 24, "c": 24}, id="the top, with its signers"),
+    pytest.param(
+        ({"max_ttl": "1h", "default_ttl": "1h", "issuing_cas": ["d"]},),
+        {"d": 1},
+        id="a rule for everybody hides the top",
+    ),
+    pytest.param(
+        ({"namespaces": ["shop"], "max_ttl": "48h", "issuing_cas": ["a"]},),
+        {"a": 48, "b": 24, "c": 24},
+        id="the longest of a rule and the top",
+    ),
+    pytest.param(
+        ({"clusters": ["south"], "max_ttl": "48h"},),
+        {"a": 24, "b": 24, "c": 24},
+        id="a rule that matches no caller",
+    ),
+    pytest.param(({"refuse": True},), {}, id="nobody gets a certificate"),
+]
+
+
+@pytest.mark.parametrize(("given", "hours"), LONGEST)
+def test_the_longest_lifetime_of_an_issuing_ca(
+    given: tuple[dict[str, Any], ...], hours: dict[str, int]
+) -> None:
+    found = rules(*given).longest_ttls
+    assert found == {name: timedelta(hours=each) for name, each in hours.items()}
+
+
 @pytest.mark.parametrize("given", [(), ({"namespaces": ["bank"], "refuse": True},)])
 def test_a_caller_that_no_rule_matches_gets_the_top_level(
     given: tuple[Any, ...],

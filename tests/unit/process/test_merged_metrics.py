@@ -1,9 +1,12 @@
 from collections.abc import Mapping
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from bridge.metrics.expiry import CertificateExpiry
 from bridge.metrics.instruments import Metrics
 from bridge.process.merged_metrics import Page, Totals, parse
 
@@ -64,6 +67,30 @@ def test_what_no_sum_makes_sense_of_is_shown_once() -> None:
     found = merged(Totals(), {1: scrape(lag=2.0), 2: scrape(lag=5.0)})
     assert found["meshca_archive_lag_seconds"] == 5
     assert [value for name, value in found.items() if "build_info" in name] == [1]
+
+
+def test_the_worst_level_of_an_expiry_counts_and_the_first_end() -> None:
+    now = datetime(2026, 5, 1, tzinfo=UTC)
+    one = CertificateExpiry(
+        issuing_ca="a",
+        tier="issuing",
+        subject="",
+        serial="",
+        not_before=now - timedelta(days=365),
+        not_after=now + timedelta(days=1),
+    )
+    pages: dict[int, Page | None] = {}
+    for pid, days in ((1, 0), (2, 300)):
+        metrics = Metrics("1.0", lambda: now)
+        ends = one.not_after + timedelta(days=days)
+        metrics.show_certificates("a", [replace(one, not_after=ends)])
+        pages[pid] = parse(metrics.render()[0].decode())
+    labels = '{issuing_ca="a",serial="",subject="",tier="issuing"}'
+    found = merged(Totals(), pages)
+    assert found[f"meshca_certificate_expiry_level{labels}"] == 1
+    ends = one.not_after
+    name = f"meshca_certificate_expiry_timestamp_seconds{labels}"
+    assert found[name] == ends.timestamp()
 
 
 def test_counters_of_a_process_that_ended_stay() -> None:
