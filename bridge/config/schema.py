@@ -281,9 +281,10 @@ class LagConfig(Section):
 
     entries: Annotated[int, Field(ge=1)] = 10_000
     """When the archive is more rows behind than this, issuing stops. From half of it
-    on, issuing slows down."""
+    on, issuing slows down. In a rebuild of the archive, only rows that were written
+    since its begin count."""
     seconds: PositiveNumber = 60
-    """The same in time, without slowing down first."""
+    """The same in time, without slowing down first. A rebuild does not count."""
 
 
 class HeadsConfig(Section):

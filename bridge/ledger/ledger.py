@@ -98,23 +98,44 @@ class ArchiveLag:
         if fed is None:
             return
         while self._samples and fed >= self._samples[0][0]:
-            self._caught_up = self._samples.popleft()[1]
-        if fed >= tip:
+            # Not before the end of a rebuild, in which rows are older than that.
+            self._caught_up = max(self._caught_up, self._samples.popleft()[1])
+        if fed >= tip or self.is_rebuilt():
             self._caught_up = now
 
-    def rows(self) -> int:
-        """Return how many rows the archive does not have.
+    def is_rebuilt(self) -> bool:
+        """Return whether the archive is new, and still lacks rows of the time before.
 
-        Until the feeder has opened the archive, these are the rows since the start.
+        It is fed beside the service, for as long as that takes.
         """
         fed = self._progress.fed
-        return max(self._durable().seq - (self._began if fed is None else fed), 0)
+        return fed is not None and fed < self._progress.rebuild_until
+
+    def rows(self) -> int:
+        """Return how many rows count as missing in the archive.
+
+        In a rebuild, these are the rows since its begin. Until the feeder has opened
+        the archive, these are the rows since the start.
+        """
+        fed = self._progress.fed
+        known = self._began if fed is None else fed
+        return max(self._durable().seq - max(known, self._progress.rebuild_until), 0)
 
     def seconds(self) -> float:
-        """Return for how long the archive has not had all rows."""
-        if self._progress.fed is not None and not self.rows():
+        """Return for how long the archive has not had all rows; 0 in a rebuild."""
+        if self.is_rebuilt() or (self._progress.fed is not None and not self.rows()):
             return 0.0
         return max((self._clock() - self._caught_up).total_seconds(), 0.0)
+
+    def rebuild(self) -> str:
+        """Return how far a rebuild of the archive is; empty without one."""
+        if not self.is_rebuilt():
+            return ""
+        fed, until = self._progress.fed or 0, self._progress.rebuild_until
+        return (
+            f"is rebuilt from the journal and has {max(fed, 0)} of {until} rows: "
+            "`meshca ledger search` lacks the others"
+        )
 
 
 class Ledger:
@@ -264,6 +285,10 @@ class Ledger:
         """Return why no certificate may be issued, or None."""
         refusal = self._refusal()
         return refusal and refusal[1]
+
+    def rebuild(self) -> str:
+        """Return how far a rebuild of the archive is; empty without one."""
+        return self._lag.rebuild()
 
     def lag(self) -> tuple[int, float]:
         """Return how many rows, and seconds, the archive is behind the journal."""

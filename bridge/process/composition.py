@@ -104,8 +104,7 @@ class Process:
         _log.info("stopped in order")
 
     def _start(self, parts: ExitStack) -> None:
-        config, clock = self._config, self._clock
-        metrics = self.metrics
+        config, clock, metrics = self._config, self._clock, self.metrics
         first = self._assembly.snapshot()
         guards = Guards(config.limits.threads, metrics.backend)
         snapshots = Snapshots(
@@ -146,7 +145,7 @@ class Process:
             metrics=metrics,
             clock=clock,
             problems=lambda: _problems(snapshots, ledger, config, stopped, expiry),
-            warnings=lambda: _warnings(snapshots, stopped) | expiry.warnings(),
+            warnings=lambda: _warnings(snapshots, ledger, stopped, expiry),
             shares_ports=self._role.shares_ports,
             admin_address=self._role.admin,
         )
@@ -260,9 +259,13 @@ def _no_issuing_ca(
     return "; ".join(filter(None, reasons))
 
 
-def _warnings(snapshots: Snapshots, stopped: StoppedCAs) -> dict[str, str]:
+def _warnings(
+    snapshots: Snapshots, ledger: Ledger, stopped: StoppedCAs, expiry: ExpiryWatch
+) -> dict[str, str]:
     # One issuing CA that signs is enough to serve; problems of another are warnings.
-    found: dict[str, str] = {}
+    found = expiry.warnings()
+    if rebuild := ledger.rebuild():
+        found["archive"] = rebuild
     if snapshots.prober.ready() and snapshots.problems():
         found["issuing CAs"] = _sentence(snapshots.problems())
     if waiting := [

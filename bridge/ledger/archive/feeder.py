@@ -186,7 +186,7 @@ class ArchiveFeeder:
             # Deleted or replaced: the file that is there now is fed from the first row.
             self._archive = None
             for writer in self._writers.values():
-                writer.forget_position()
+                writer.begin_rebuild()
             archive.close()
         if self._archive is None:
             self._archive = self._open_archive()
@@ -239,8 +239,9 @@ class _Writer:
         # A new feeder does not know yet, and the archive has what it had before.
         self.progress.report(self.progress.fed if fed is None else fed, state, reason)
 
-    def forget_position(self) -> None:
+    def begin_rebuild(self) -> None:
         self._position = None
+        self.progress.begin_rebuild()
         state = FeederState.BROKEN if self._broken else FeederState.FEEDING
         self.progress.report(None, state, self._broken)
 
@@ -257,6 +258,8 @@ class _Writer:
             return False
         if self._position is None:
             self._position = archive.position(self._folder.name)
+            if self.progress.note_opened(self._position.head.seq):
+                _log.info("the archive is built from the journal %s", self._folder)
         position, tip = self._position, durable.head
         self._require_same(position.head, tip)
         if position.head.seq == tip.seq or not (at_once or self._is_time(tip.seq)):

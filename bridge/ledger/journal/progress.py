@@ -27,8 +27,9 @@ _BYTES = 4096
 _DURABLE = struct.Struct("<QQq32s")
 """Life, segment, seq and digest."""
 _DURABLE_AT, _DURABLE_BYTES = 0, 128
-_FED, _STATE, _BEAT = 64, 65, 66
-"""Places of single values, counted in words of eight bytes."""
+_FED, _STATE, _BEAT, _REBUILD, _HIGHEST = 64, 65, 66, 67, 68
+"""Places of single values, counted in words of eight bytes. The last two are one more
+than the number of a row: a file of an earlier version has 0 there, for none."""
 _REASON_AT, _REASON_BYTES = 1024, 1024
 _REASON_LONGEST = 800
 _UNKNOWN = -2
@@ -112,9 +113,10 @@ class Progress:
         if self.is_of(folder):
             return
         with self._writing:
-            fed, head = self.fed, self._head
+            fed, head, rebuild = self.fed, self._head, self._words[_REBUILD]
             with _made(folder / _FILE) as fd:
                 self._use(fd)
+            self._words[_REBUILD] = rebuild
             self._begin(fed)
             self._publish(head)
 
@@ -144,8 +146,44 @@ class Progress:
             if text != self._reason.read():
                 self._reason.write(text)
         self._words[_FED] = _UNKNOWN if fed is None else fed
+        if fed is not None:
+            self._words[_HIGHEST] = fed + 1
         self._words[_STATE] = state
         self._words[_BEAT] = time.monotonic_ns()
+
+    def begin_rebuild(self) -> None:
+        """Note that the archive lost its rows. For the feeder.
+
+        Until it has them again, only rows that are written from now on count as
+        missing.
+        """
+        durable = self.durable()
+        self._words[_REBUILD] = 0 if durable is None else durable.head.seq + 1
+        self._words[_HIGHEST] = 0
+
+    def note_opened(self, archived: int) -> bool:
+        """Compare what an archive holds with what was fed before. For the feeder.
+
+        An archive that holds less, or the first one of this journal, is rebuilt: see
+        `begin_rebuild`. A feeder that starts again in a rebuild goes on with it.
+
+        Args:
+            archived: The last row that the archive has; -1 for none.
+
+        Returns:
+            Whether a rebuild begins.
+        """
+        is_less = archived + 1 < self._words[_HIGHEST]
+        is_first = archived < 0 and not self._words[_REBUILD]
+        if is_less or is_first:
+            self.begin_rebuild()
+            return True
+        return False
+
+    @property
+    def rebuild_until(self) -> int:
+        """The last row when the last rebuild began; -1 where none did."""
+        return int(self._words[_REBUILD]) - 1
 
     @property
     def fed(self) -> int | None:

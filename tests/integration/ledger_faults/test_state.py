@@ -76,8 +76,28 @@ def test_an_archive_that_is_deleted_in_use_is_made_again(hurried: Bridge) -> Non
             assert status(bridge) == "OK"
             await_archive(bridge)
         archive.unlink()
+        for _ in range(2):
+            assert status(bridge) == "OK", "the rebuild stops nobody"
         await_archive(bridge)
-        await_true(lambda: ready(bridge)[0])
+        assert ready(bridge)[0]
+        assert status(bridge) == "OK"
+    require_sound(bridge)
+
+
+def test_an_archive_that_was_removed_before_a_start_stops_nobody(
+    hurried: Bridge,
+) -> None:
+    bridge = hurried
+    with bridge:
+        await_archive(bridge)
+        for _ in range(5):
+            assert status(bridge) == "OK"
+            await_archive(bridge)
+    for path in bridge.folder.glob("archive.db*"):
+        path.unlink()
+    with bridge:
+        assert status(bridge) == "OK"
+        await_archive(bridge)
         assert status(bridge) == "OK"
     require_sound(bridge)
 

@@ -163,6 +163,58 @@ def test_the_lag_is_the_time_since_the_archive_had_every_row(
     journal.close()
 
 
+def test_in_a_rebuild_only_rows_since_its_begin_count(
+    tmp_path: Path, clock: SetClock
+) -> None:
+    journal = open_journal(tmp_path)
+    lag = ArchiveLag(lambda: journal.head, journal.progress, clock)
+    for _ in range(9):
+        journal.append_durable(make_intent())
+    journal.progress.report(journal.head.seq)
+    lag.sample()
+    until = journal.head.seq
+    journal.progress.begin_rebuild()
+    journal.progress.report(None)
+    lag.sample()
+    assert lag.rows() == 0
+    journal.progress.report(2)
+    lag.sample()
+    assert (lag.rows(), lag.seconds()) == (0, 0.0)
+    assert lag.rebuild().startswith(f"is rebuilt from the journal and has 2 of {until}")
+    journal.append_durable(make_intent())
+    clock.forward(600)
+    lag.sample()
+    assert (lag.rows(), lag.seconds()) == (1, 0.0)
+    journal.progress.report(until)
+    assert lag.rebuild() == ""
+    lag.sample()
+    clock.forward(3)
+    assert (lag.rows(), lag.seconds()) == (1, 3.0), (
+        "counted from the end of the rebuild"
+    )
+    journal.progress.report(journal.head.seq)
+    lag.sample()
+    assert (lag.rows(), lag.seconds()) == (0, 0.0)
+    journal.close()
+
+
+def test_a_rebuild_stops_no_intent(tmp_path: Path, clock: SetClock) -> None:
+    ledger = open_ledger(tmp_path, clock, max_lag={"entries": 4, "seconds": 1})
+    with FeederThread(make_config(tmp_path)):
+        for number in range(9):
+            ledger.intend(make_intent(number))
+            await_true(lambda: ledger.lag()[0] == 0)
+    ledger._journal.progress.begin_rebuild()
+    ledger._journal.progress.report(-1)
+    clock.forward(5)
+    for number in range(5):
+        ledger.intend(make_intent(number))
+    with pytest.raises(LedgerError, match="takes no intent") as caught:
+        ledger.intend(make_intent(9))
+    assert caught.value.detail.startswith("the archive is 5 rows and 0 s behind")
+    ledger.close()
+
+
 def test_intents_wait_the_longer_the_further_the_archive_is_behind(
     tmp_path: Path, clock: SetClock
 ) -> None:

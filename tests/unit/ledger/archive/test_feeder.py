@@ -101,6 +101,93 @@ def test_a_feeder_that_dies_anywhere_repeats_and_loses_nothing(
     assert bodies(tmp_path) == [row.line for row in all_rows(journal.folder)]
 
 
+def remove_archive(folder: Path) -> None:
+    for path in folder.glob("archive.db*"):
+        path.unlink()
+
+
+def restore(folder: Path) -> None:
+    remove_archive(folder)
+    (folder / "copy").rename(folder / "archive.db")
+
+
+def test_the_first_archive_of_a_journal_is_a_rebuild(
+    journal: Journal, feeder: ArchiveFeeder
+) -> None:
+    assert journal.progress.rebuild_until == -1
+    began = journal.head.seq
+    feeder.run_pass(at_once=True)
+    journal.append_durable(make_intent(11))
+    run(feeder)
+    assert journal.progress.rebuild_until == began
+
+
+def test_an_archive_that_is_removed_in_use_is_rebuilt_from_that_moment(
+    tmp_path: Path, journal: Journal, feeder: ArchiveFeeder
+) -> None:
+    run(feeder)
+    journal.append_durable(make_intent(11))
+    remove_archive(tmp_path)
+    feeder.run_pass(at_once=True)
+    assert journal.progress.rebuild_until == journal.head.seq
+    assert journal.progress.fed == 2
+    run(feeder)
+    assert bodies(tmp_path) == [row.line for row in all_rows(journal.folder)]
+
+
+@pytest.mark.parametrize(
+    ("change", "is_rebuilt"),
+    [
+        pytest.param(remove_archive, True, id="removed"),
+        pytest.param(restore, True, id="older copy"),
+        pytest.param(lambda _: None, False, id="as it was"),
+    ],
+)
+def test_a_feeder_that_starts_knows_an_archive_that_lost_rows(
+    tmp_path: Path,
+    journal: Journal,
+    change: Callable[[Path], None],
+    *,
+    is_rebuilt: bool,
+) -> None:
+    first = make_feeder(tmp_path / "journal", archive_url(tmp_path), batch_rows=3)
+    first.run_pass(at_once=True)
+    first.close()
+    (tmp_path / "copy").write_bytes((tmp_path / "archive.db").read_bytes())
+    feed(tmp_path / "journal", archive_url(tmp_path))
+    before = journal.progress.rebuild_until
+    journal.append_durable(make_intent(11))
+    change(tmp_path)
+    feed(tmp_path / "journal", archive_url(tmp_path))
+    after = journal.head.seq if is_rebuilt else before
+    assert journal.progress.rebuild_until == after
+    assert journal.progress.fed == journal.head.seq
+
+
+def test_a_feeder_that_starts_in_a_rebuild_goes_on_with_it(
+    tmp_path: Path, journal: Journal
+) -> None:
+    feed(tmp_path / "journal", archive_url(tmp_path))
+    remove_archive(tmp_path)
+    began = journal.head.seq
+    for number in range(3):
+        feeder = make_feeder(tmp_path / "journal", archive_url(tmp_path), batch_rows=3)
+        feeder.run_pass(at_once=True)
+        feeder.close()
+        journal.append_durable(make_intent(20 + number))
+        assert journal.progress.rebuild_until == began
+
+
+def test_a_rebuild_outlives_the_file_that_names_it(
+    journal: Journal, feeder: ArchiveFeeder
+) -> None:
+    feeder.run_pass(at_once=True)
+    until = journal.progress.rebuild_until
+    (journal.folder / "progress").unlink()
+    journal.progress.keep(journal.folder)
+    assert journal.progress.rebuild_until == until > 0
+
+
 def test_a_row_that_is_not_durable_is_not_fed(
     tmp_path: Path, journal: Journal, feeder: ArchiveFeeder
 ) -> None:
