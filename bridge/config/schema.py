@@ -163,8 +163,12 @@ class TokensConfig(Section):
     verify: Literal["jwks"]
     """Signature, issuer, audience and time are verified offline, with the cluster's
     public keys."""
-    issuer: Text
-    """The value of `iss`, character for character."""
+    issuer: Text | None = None
+    """The value of `iss`, character for character. Either `issuer` or `issuers` is
+    given."""
+    issuers: Annotated[Names, Some] | None = None
+    """While the cluster's issuer is being changed: each value of `iss` that is
+    accepted, the current one first. Discovery asks at the first."""
     file: FilePath | None = None
     """The public keys, as a JWK Set. Exactly one of `file`, `url` and `discovery` is
     given."""
@@ -175,6 +179,10 @@ class TokensConfig(Section):
     `<issuer>/.well-known/openid-configuration`."""
     ca_file: FilePath | None = None
     """Trust anchors for `url` and `discovery`. By default those of the system."""
+    token_file: FilePath | None = None
+    """A bearer token for `url` and `discovery`, read again for each fetch. An API
+    server asks for one by default. Needs `ca_file`: the token is sent only to servers
+    with a certificate under it."""
     max_key_age: PositiveDuration = timedelta(hours=24)
     """Keys are trusted for this long after they were last confirmed."""
     refresh_floor: Duration = timedelta(seconds=10)
@@ -187,16 +195,33 @@ class TokensConfig(Section):
             return "file"
         return "discovery" if self.url is None else "url"
 
+    @property
+    def accepted_issuers(self) -> tuple[str, ...]:
+        """The values of `iss` that are accepted; the current one first."""
+        return self.issuers or (self.issuer or "",)
+
     @model_validator(mode="after")
     def _one_source(self) -> Self:
+        if (self.issuer is None) == (self.issuers is None):
+            raise WrongError(
+                "expected issuer, or issuers while it is being changed",
+                "neither" if self.issuer is None else "both",
+            )
         if [self.file is None, self.url is None, not self.discovery].count(False) != 1:
             raise ValueError("expected one of file, url and discovery: true")
         if self.discovery:
-            require_https(self.issuer)
-        if self.file is not None and self.ca_file is not None:
-            raise WrongError(
-                "expected ca_file beside url or discovery only: a file is not fetched",
-                "ca_file beside file",
+            require_https(self.accepted_issuers[0])
+        for key in ("ca_file", "token_file") if self.file is not None else ():
+            if getattr(self, key) is not None:
+                raise WrongError(
+                    f"expected {key} beside url or discovery only: a file is not "
+                    "fetched",
+                    f"{key} beside file",
+                )
+        if self.token_file is not None and self.ca_file is None:
+            raise ValueError(
+                "expected ca_file beside token_file: the token is sent only to servers "
+                "with a certificate under these trust anchors"
             )
         return self
 

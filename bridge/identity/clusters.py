@@ -105,7 +105,12 @@ def _cluster(
 def _source(entry: TokensConfig) -> KeySource:
     if entry.file is not None:
         return KeyFile(entry.file)
-    return URLSource(entry.url or "", entry.issuer, entry.ca_file)
+    return URLSource(
+        entry.url or "",
+        entry.accepted_issuers,
+        ca_file=entry.ca_file,
+        token_file=entry.token_file,
+    )
 
 
 def _impossible_namespaces(entry: ClusterConfig, index: int) -> list[str]:
@@ -145,7 +150,7 @@ def _read(cluster: Cluster) -> Sequence[VerificationKey] | BridgeError:
 
 
 def _place(entry: TokensConfig) -> str:
-    return str(entry.file or entry.url or entry.issuer)
+    return str(entry.file or entry.url or entry.accepted_issuers[0])
 
 
 _SCHEME = "Bearer "
@@ -276,14 +281,18 @@ class ClusterRegistry:
     ) -> Caller:
         token = _bearer_token(credential.authorization)
         cluster = self._named_by_header(credential.cluster_ids)
-        key_of = partial(self._key, cluster)
-        account = service_account_token.verify(
-            token,
-            issuer=cluster.tokens.issuer,
-            audiences=audiences,
-            key_of=key_of,
-            now=now,
-        )
+        try:
+            account = service_account_token.verify(
+                token,
+                issuers=cluster.tokens.accepted_issuers,
+                audiences=audiences,
+                keys_of=partial(self._keys, cluster),
+                now=now,
+            )
+        except AuthenticationError as error:
+            if error.rule == "token.signature":
+                cluster.keyring.doubt()
+            raise
         return Caller(
             spiffe_id=_name_of(cluster.trust_domain, account.namespace, account.name),
             cluster=cluster.name,
@@ -308,9 +317,11 @@ class ClusterRegistry:
             )
         return cluster
 
-    def _key(self, cluster: Cluster, kid: str | None, now: datetime) -> VerificationKey:
+    def _keys(
+        self, cluster: Cluster, kid: str | None, now: datetime
+    ) -> Sequence[VerificationKey]:
         try:
-            return cluster.keyring.key(kid, now)
+            return cluster.keyring.keys(kid, now)
         except AuthenticationError as error:
             # The usual cause is an agent with the wrong cluster ID.
             for other in self.clusters:

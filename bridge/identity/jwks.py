@@ -8,28 +8,48 @@ Source:
     RFC 7517, sections 4 and 5; RFC 7518, sections 3.1 and 6.
 """
 
+import codecs
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from jwt import PyJWK, PyJWTError
 
 from bridge.errors import ConfigError, CSRError
 from bridge.identity import jose
-from bridge.x509.key_quality import require_good_key
+from bridge.x509.key_quality import require_good_rsa
 
 _RSA_ALGORITHMS = frozenset({"RS256", "RS384", "RS512"})
-_CURVES: dict[object, str] = {"P-256": "ES256", "P-384": "ES384"}
-_COORDINATE = {"P-256": 43, "P-384": 64}
+_CURVES: dict[object, str] = {"P-256": "ES256", "P-384": "ES384", "P-521": "ES512"}
+"""An API server signs with the algorithm of its key's curve."""
+_COORDINATE = {"P-256": 43, "P-384": 64, "P-521": 88}
 """Characters of a coordinate: RFC 7518, 6.2.1.2 wants its full length."""
 _MODULUS = range(171, 700)
 """Characters of an RSA modulus of 1024 to 4096 bits, with some zeros before it."""
 ALGORITHMS = _RSA_ALGORITHMS | set(_CURVES.values())
 """Every algorithm that a token may name."""
 _PRIVATE = frozenset({"d", "p", "q", "dp", "dq", "qi", "oth", "k"})
-_LONGEST_KID = 256
+_LONGEST_KID = 1024
+"""Characters. Kubernetes' interface of external signers permits as many."""
+_MOST_ALIKE = 8
+"""Keys that one token may have to be tried with. Anybody can send one."""
+_TO_UTF8 = "convert it with `iconv -f UTF-16 -t UTF-8`"
+_TEXTS = {
+    b"-----BEGIN": "found PEM; `kubectl get --raw /openid/v1/jwks` shows the set",
+    codecs.BOM_UTF16_LE: f"found UTF-16; {_TO_UTF8}",
+    codecs.BOM_UTF16_BE: f"found UTF-16; {_TO_UTF8}",
+}
+"""What is brought in place of JSON in UTF-8, by its first bytes."""
+_OBJECTS = {
+    "kty": '; found a single key, which belongs into {"keys": [...]}',
+    "jwks_uri": "; found the discovery document: the keys are behind its jwks_uri",
+    "apiVersion": "; found an object of Kubernetes, such as the status of an error",
+}
+"""What is brought in place of a set, by a name in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +57,7 @@ class VerificationKey:
     """One key of a cluster's API server."""
 
     kid: str | None
+    """None if its JWK has none, or an empty one."""
     by_algorithm: Mapping[str, PyJWK]
     """The key for each allowed algorithm: all of its type, or the one that its JWK
     names."""
@@ -48,7 +69,8 @@ def parse_jwks(document: bytes) -> tuple[VerificationKey, ...]:
     """Read the keys of a JWK Set that may verify a token.
 
     Keys of another type, curve, algorithm or use are ignored (RFC 7517, section 5). A
-    private, symmetric or weak key makes the whole set an error.
+    private, symmetric or weak key makes the whole set an error. Keys may share an ID,
+    or have none: a token is then tried with each of them. A repeated key is read once.
 
     Args:
         document: JSON in UTF-8.
@@ -58,28 +80,45 @@ def parse_jwks(document: bytes) -> tuple[VerificationKey, ...]:
 
     Raises:
         ConfigError: The document is not a JWK Set or has no usable key; or a key is
-            symmetric, private, weak or malformed, or has no ID of its own.
+            symmetric, private, weak or malformed; or too many share an ID.
     """
-    try:
-        entries = jose.json_object(document).get("keys")
-    except ValueError as error:
-        raise ConfigError(f"expected a JWK Set in JSON: {error}") from None
-    if not isinstance(entries, list) or not entries:
-        raise ConfigError('expected a JWK Set with at least one key under "keys"')
-    found = [_key(entry, f"keys[{index}]") for index, entry in enumerate(entries)]
-    keys = tuple(key for key in found if key is not None)
+    found = [
+        _key(entry, f"keys[{index}]") for index, entry in enumerate(_entries(document))
+    ]
+    keys = tuple(
+        {
+            (key.kid, key.sha256, *key.by_algorithm): key
+            for key in found
+            if key is not None
+        }.values()
+    )
     if not keys:
-        raise ConfigError("expected at least one RSA, P-256 or P-384 signature key")
-    _require_own_ids(keys)
+        raise ConfigError(
+            "expected at least one signature key: RSA, P-256, P-384 or P-521"
+        )
+    for kid, count in Counter(key.kid for key in keys).items():
+        if count > _MOST_ALIKE:
+            raise ConfigError(
+                f'expected at most {_MOST_ALIKE} keys with one "kid", or without one '
+                f"(found {count} with {kid!r})"
+            )
     return keys
 
 
-def _require_own_ids(keys: Sequence[VerificationKey]) -> None:
-    kids = [key.kid for key in keys]
-    if len(keys) > 1 and None in kids:
-        raise ConfigError('expected a "kid" for every one of several keys')
-    if len(set(kids)) != len(kids):
-        raise ConfigError('expected a "kid" of its own for every key')
+def _entries(document: bytes) -> Sequence[object]:
+    for start, what in _TEXTS.items():
+        if document.startswith(start):
+            raise ConfigError(f"expected a JWK Set in JSON and UTF-8: {what}")
+    try:
+        # PowerShell begins a file with this mark, which says nothing.
+        found = jose.json_object(document.removeprefix(codecs.BOM_UTF8))
+    except ValueError as error:
+        raise ConfigError(f"expected a JWK Set in JSON: {error}") from None
+    entries = found.get("keys")
+    if isinstance(entries, list) and entries:
+        return entries
+    instead = next((what for name, what in _OBJECTS.items() if name in found), "")
+    raise ConfigError(f'expected a JWK Set with at least one key under "keys"{instead}')
 
 
 def _key(entry: object, where: str) -> VerificationKey | None:
@@ -98,7 +137,9 @@ def _key(entry: object, where: str) -> VerificationKey | None:
         _require_encoded(entry)
         keys = {name: PyJWK(entry, algorithm=name) for name in sorted(algorithms)}
         public_key = next(iter(keys.values())).key
-        require_good_key(public_key, what="key set")
+        if isinstance(public_key, rsa.RSAPublicKey):
+            numbers = public_key.public_numbers()
+            require_good_rsa(numbers.n, numbers.e, what="key set")
     except CSRError as error:
         raise ConfigError(f"{where}: {error}") from None
     except (ValueError, TypeError, PyJWTError) as error:
@@ -142,8 +183,8 @@ def _require_encoded(entry: dict[str, Any]) -> None:
 
 def _kid(entry: dict[str, Any], where: str) -> str | None:
     kid = entry.get("kid")
-    if kid is not None and not (isinstance(kid, str) and 0 < len(kid) <= _LONGEST_KID):
-        raise ConfigError(
-            f'{where}: expected a "kid" of 1 to {_LONGEST_KID} characters'
-        )
-    return kid
+    if kid is None or kid == "":
+        return None
+    if isinstance(kid, str) and len(kid) <= _LONGEST_KID:
+        return kid
+    raise ConfigError(f'{where}: expected a "kid" of at most {_LONGEST_KID} characters')

@@ -8,21 +8,31 @@ Source:
 """
 
 import http.client
+import re
 import ssl
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, Protocol
 
 from bridge.errors import BackendUnavailableError, ConfigError
 from bridge.identity import jose
-from bridge.system.files import Stamp, stamp_of
+from bridge.system.files import Stamp, read_public, stamp_of
 
 _LARGEST: Final = 1024 * 1024
 _CHUNK = 64 * 1024
 _ANSWER_SECONDS = 5.0
+_TOKEN = re.compile(rb"[A-Za-z0-9._~+/=-]+")
+"""RFC 6750, section 2.1."""
+_REFUSED = (401, 403)
+_WITHOUT_TOKEN = "it asks for a token: see tokens.token_file"  # noqa: S105 - a text
+_WITH_TOKEN = (
+    "it refuses the token of token_file: is its audience that of the API server, and "  # noqa: S105 - a text
+    "has its account the cluster role system:service-account-issuer-discovery?"
+)
 
 
 class KeySource(Protocol):
@@ -79,8 +89,11 @@ class URLSource:
 
     Args:
         url: The URL of the key set; empty for discovery.
-        issuer: For discovery, `<issuer>/.well-known/openid-configuration` has the URL.
-        ca_file: Trust anchors in PEM; the system's if None.
+        issuers: For discovery, `<issuer>/.well-known/openid-configuration` of the first
+            has the URL. The document may name any of them: while the issuer is being
+            changed, it names the other one.
+        ca_file: Trust anchors in PEM; the system's if None. Read again when it changes.
+        token_file: Has a bearer token, read for each request; None: none is sent.
         seconds: The time limit of one answer.
 
     Raises:
@@ -92,13 +105,18 @@ class URLSource:
     def __init__(
         self,
         url: str,
-        issuer: str,
+        issuers: Sequence[str],
+        *,
         ca_file: Path | None = None,
+        token_file: Path | None = None,
         seconds: float = _ANSWER_SECONDS,
     ) -> None:
         self._url = url
-        self._issuer = issuer
+        self._issuers = issuers
+        self._ca_file = ca_file
+        self._token_file = token_file
         self._seconds = seconds
+        self._seen = self._stamp()
         self._opener = _opener(_tls(ca_file))
 
     def changed(self) -> bool:
@@ -107,17 +125,23 @@ class URLSource:
 
     def read(self) -> bytes:
         """See KeySource.read."""
+        if (stamp := self._stamp()) != self._seen:
+            self._opener = _opener(_tls(self._ca_file))
+            self._seen = stamp
         return self._get(self._url or self._discovered())
 
+    def _stamp(self) -> Stamp:
+        return stamp_of(() if self._ca_file is None else (self._ca_file,))
+
     def _discovered(self) -> str:
-        place = f"{self._issuer.rstrip('/')}/.well-known/openid-configuration"
+        place = f"{self._issuers[0].rstrip('/')}/.well-known/openid-configuration"
         try:
             document = jose.json_object(self._get(place))
         except ValueError as error:
             raise ConfigError(f"{place}: expected JSON: {error}") from None
-        if document.get("issuer") != self._issuer:
+        if document.get("issuer") not in self._issuers:
             raise ConfigError(
-                f"{place}: expected the issuer {self._issuer!r} "
+                f"{place}: expected the issuer {' or '.join(map(repr, self._issuers))} "
                 f"(found {str(document.get('issuer'))[:200]!r})"
             )
         url = document.get("jwks_uri")
@@ -127,15 +151,32 @@ class URLSource:
 
     def _get(self, url: str) -> bytes:
         ends = time.monotonic() + self._seconds
+        request = urllib.request.Request(url, headers=self._headers())  # noqa: S310 - the opener has no scheme but https:
         try:
-            with self._opener.open(url, timeout=self._seconds) as answer:
+            with self._opener.open(request, timeout=self._seconds) as answer:
                 return _body(answer, ends)
         except urllib.error.HTTPError as error:
             with error:
-                raise _silent(url, f"HTTP status {error.code}") from None
+                raise _silent(url, self._status(error.code)) from None
         except (OSError, http.client.HTTPException, ValueError) as error:
             reason = getattr(error, "reason", None) or error
             raise _silent(url, str(reason) or type(error).__name__) from error
+
+    def _status(self, code: int) -> str:
+        said = f"HTTP status {code}"
+        if code not in _REFUSED:
+            return said
+        return f"{said}: {_WITH_TOKEN if self._token_file else _WITHOUT_TOKEN}"
+
+    def _headers(self) -> dict[str, str]:
+        if self._token_file is None:
+            return {}
+        token = read_public(self._token_file).strip()
+        if not _TOKEN.fullmatch(token):
+            raise ConfigError(
+                f"{self._token_file}: expected one token and nothing else"
+            )
+        return {"Authorization": f"Bearer {token.decode('ascii')}"}
 
 
 def _body(answer: http.client.HTTPResponse, ends: float) -> bytes:
@@ -186,7 +227,7 @@ class _SameHost(urllib.request.HTTPRedirectHandler):
         old, new = (urllib.parse.urlsplit(url) for url in (req.full_url, newurl))
         if (new.scheme, new.netloc) != (old.scheme, old.netloc):
             return None  # urllib then raises the redirect as an HTTPError
-        return urllib.request.Request(newurl)  # noqa: S310 - the scheme is the old one
+        return urllib.request.Request(newurl, headers=req.headers)  # noqa: S310 - the scheme is the old one
 
 
 def _opener(context: ssl.SSLContext) -> urllib.request.OpenerDirector:

@@ -31,7 +31,7 @@ Claim = Callable[[Sequence[VerificationKey]], Mapping[str, str]]
 
 @dataclass(frozen=True, slots=True)
 class _State:
-    keys: Mapping[str | None, VerificationKey]
+    keys: Mapping[str | None, tuple[VerificationKey, ...]]
     confirmed: datetime
 
 
@@ -108,18 +108,25 @@ class Keyring:
         self._wanted = self._busy = self._closed = False
         self._rounds = self._waiting = 0
 
-    def key(self, kid: str | None, now: datetime) -> VerificationKey:
-        """Return the key with this ID; `None` is the only key of a set without IDs.
+    def keys(self, kid: str | None, now: datetime) -> tuple[VerificationKey, ...]:
+        """Return the keys with this ID, or those without one if no key has it.
+
+        Args:
+            kid: From the token's header; None if it has none.
+            now: The time of the request.
+
+        Returns:
+            One key, or a few.
 
         Raises:
             AuthenticationError: The cluster has no such key.
             BackendUnavailableError: The keys were never fetched, are too old, or are
                 being fetched. The caller should try again.
         """
-        if (found := self._find(kid, now)) is None:
+        if not (found := self._find(kid, now)):
             self._look_again()
             found = self._find(kid, now)
-        if found is not None:
+        if found:
             return found
         if self._believed(now) is None:
             raise BackendUnavailableError(
@@ -151,9 +158,23 @@ class Keyring:
             return None
         return state
 
-    def _find(self, kid: str | None, now: datetime) -> VerificationKey | None:
+    def _find(self, kid: str | None, now: datetime) -> tuple[VerificationKey, ...]:
         state = self._believed(now)
-        return None if state is None else state.keys.get(kid)
+        if state is None:
+            return ()
+        return state.keys.get(kid) or state.keys.get(None, ())
+
+    def doubt(self) -> None:
+        """Fetch the keys soon: a token's signature fits none that should verify it.
+
+        The issuer may have a new key under an old ID, or without one. Unlike for an
+        unknown ID, no request waits for it.
+        """
+        if not self._source.is_local:  # changes of a file are seen anyway
+            with self._changed:
+                self._wanted = True
+                self._start()
+                self._changed.notify_all()
 
     def _look_again(self) -> None:
         if self._source.is_local:
@@ -220,7 +241,10 @@ class Keyring:
             The dropped keys, as `KeyOwners.claim`.
         """
         foreign = self._claim(keys)
-        kept = {key.kid: key for key in keys if key.sha256 not in foreign}
+        kept: dict[str | None, tuple[VerificationKey, ...]] = {}
+        for key in keys:
+            if key.sha256 not in foreign:
+                kept[key.kid] = (*kept.get(key.kid, ()), key)
         self._foreign = tuple(
             f"the key {shown(key.kid)} is not used: it is also {foreign[key.sha256]}'s"
             for key in keys

@@ -10,7 +10,7 @@ Source:
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -37,8 +37,9 @@ _SUBJECT = re.compile(rf"system:serviceaccount:({LABEL}):({SUBDOMAIN})")
 _LONGEST_SUBJECT = len("system:serviceaccount::") + 63 + LONGEST
 _UID = re.compile(r"[A-Za-z0-9-]{1,64}")
 
-KeyLookup = Callable[[str | None, datetime], VerificationKey]
-"""From key ID and time to the key; raises AuthenticationError if there is none."""
+KeyLookup = Callable[[str | None, datetime], Sequence[VerificationKey]]
+"""From key ID and time to the keys that may have signed; raises AuthenticationError if
+there is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,24 +61,24 @@ def shown(value: object) -> str:
 def verify(
     token: str,
     *,
-    issuer: str,
+    issuers: Collection[str],
     audiences: frozenset[str],
-    key_of: KeyLookup,
+    keys_of: KeyLookup,
     now: datetime,
 ) -> ServiceAccount:
     """Verify a token and return its service account.
 
     Args:
         token: In JWS compact serialization, without a scheme.
-        issuer: The required value of `iss`, compared byte for byte.
+        issuers: `iss` must be one of them, compared byte for byte.
         audiences: `aud` must contain at least one of them.
-        key_of: Returns the issuer's key.
+        keys_of: Returns the issuer's keys.
         now: The time that `exp`, `nbf` and `iat` are compared with.
 
     Raises:
         AuthenticationError: The token is refused. Message and detail repeat nothing of
             it but the algorithm, the key ID, the issuer, the audiences and the expiry.
-        BackendUnavailableError: `key_of` has no keys now.
+        BackendUnavailableError: `keys_of` has no keys now.
     """
     if len(token) > LONGEST_TOKEN:
         raise _refused(f"a token has at most {LONGEST_TOKEN} bytes", "token.size")
@@ -85,8 +86,9 @@ def verify(
     if len(parts) != 3 or not token.isascii():  # noqa: PLR2004 - JWS compact form
         raise _refused("a token has three parts, in ASCII", "token.format")
     algorithm, kid = _header(parts[0])
-    key = key_of(kid, now).by_algorithm.get(algorithm)
-    if key is None:
+    found = (key.by_algorithm.get(algorithm) for key in keys_of(kid, now))
+    keys = [key for key in found if key is not None]
+    if not keys:
         raise _refused(
             "the token's algorithm is not that of the key",
             "token.algorithm",
@@ -95,15 +97,29 @@ def verify(
     # By the key's own algorithm. `PyJWS.decode` would read the header once more, and
     # a forged token of 16 KiB would cost 1 ms.
     signed = token[: len(parts[0]) + 1 + len(parts[1])].encode("ascii")
-    if not key.Algorithm.verify(signed, key.key, _decoded(parts[2])):
+    signature = _decoded(parts[2])
+    if not any(key.Algorithm.verify(signed, key.key, signature) for key in keys):
         raise _refused(
             "the token's signature is wrong", "token.signature", f"kid {shown(kid)}"
         )
     claims = _object(parts[1])
-    _require_issuer(claims, issuer)
+    _require_issuer(claims, issuers)
     _require_audience(claims, audiences)
     _require_in_time(claims, now.timestamp())
     return _service_account(claims)
+
+
+def unverified(token: str) -> dict[str, Any]:
+    """Return the header and the claims of a token in one, for an operator to read.
+
+    Nothing is verified: nobody may be identified by it.
+
+    Raises:
+        AuthenticationError: It has no header and claims, see `verify`.
+    """
+    if len(token) > LONGEST_TOKEN or len(parts := token.split(".")) != 3:  # noqa: PLR2004 - JWS compact form
+        raise _refused("a token has three parts, in ASCII", "token.format")
+    return {**_object(parts[1]), **_object(parts[0])}
 
 
 def _refused(message: str, rule: str, detail: str = "") -> AuthenticationError:
@@ -152,14 +168,16 @@ def _header(part: str) -> tuple[str, str | None]:
         )
     if "kid" in header and not isinstance(kid, str):
         raise _refused("a token's key ID is text", "token.key")
-    return algorithm, kid
+    return algorithm, kid or None
 
 
-def _require_issuer(claims: dict[str, Any], issuer: str) -> None:
+def _require_issuer(claims: dict[str, Any], issuers: Collection[str]) -> None:
     found = claims.get("iss")
-    if not isinstance(found, str) or found != issuer:
+    if not isinstance(found, str) or found not in issuers:
         raise _refused(
-            "the token is of another issuer", "token.issuer", f"iss {shown(found)}"
+            "the token is of another issuer",
+            "token.issuer",
+            f"iss {shown(found)}, expected {' or '.join(map(shown, issuers))}",
         )
 
 
@@ -236,16 +254,17 @@ def _bound_pod(bound: object, namespace: str, name: str) -> str:
             "the token's claims do not agree with its subject", "token.claims"
         )
     if "node" in bound:
-        _named(bound["node"])
+        # Where the Node object is absent, the API server knows its name alone.
+        _named(bound["node"], may_lack_uid=True)
     if "pod" not in bound:
         return ""
     pod, uid = _named(bound["pod"])
     return f"{namespace}/{pod}/{uid}"
 
 
-def _named(value: object) -> tuple[str, str]:
+def _named(value: object, *, may_lack_uid: bool = False) -> tuple[str, str]:
     if isinstance(value, dict):
-        name, uid = value.get("name"), value.get("uid")
+        name, uid = value.get("name"), value.get("uid", "-" if may_lack_uid else None)
         if (
             isinstance(name, str)
             and is_subdomain(name)

@@ -35,6 +35,8 @@ class KeyServer:
         """From path to status, headers and body; anything else is a 404."""
         self.requests: list[str] = []
         """The paths that were asked for."""
+        self.bearer = ""
+        """The bearer token that a request has to show; empty: none."""
         self.gate = threading.Event()
         """While it is clear, no answer leaves."""
         self.gate.set()
@@ -78,6 +80,10 @@ def _handler(server: KeyServer) -> type[BaseHTTPRequestHandler]:
             server.asked.release()
             server.gate.wait(10)
             status, headers, body = server.answers.get(self.path, (404, {}, b""))
+            shown = self.headers.get("Authorization", "")
+            if server.bearer and shown != f"Bearer {server.bearer}":
+                # As an API server: anonymous callers are known, and have no right.
+                status, headers, body = (401 if shown else 403), {}, b""
             try:
                 self.send_response(status)
                 for name, value in (

@@ -20,11 +20,15 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 
-Algorithm = Literal["RS256", "ES256"]
+Algorithm = Literal["RS256", "ES256", "ES384", "ES512"]
 ISSUER = "https://kubernetes.default.svc.cluster.local"
 OMIT: Final = object()
 """As the value of a claim or header: leave it out."""
-_P256_BYTES = 32
+_CURVES: dict[str, tuple[ec.EllipticCurve, hashes.HashAlgorithm]] = {
+    "ES256": (ec.SECP256R1(), hashes.SHA256()),
+    "ES384": (ec.SECP384R1(), hashes.SHA384()),
+    "ES512": (ec.SECP521R1(), hashes.SHA512()),
+}
 
 
 def base64url(data: bytes) -> str:
@@ -54,7 +58,7 @@ def public_jwk(
 def new_key(algorithm: str) -> rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey:
     if algorithm == "RS256":
         return rsa.generate_private_key(public_exponent=65537, key_size=2048)
-    return ec.generate_private_key(ec.SECP256R1())
+    return ec.generate_private_key(_CURVES[algorithm][0])
 
 
 class TokenIssuer:
@@ -62,7 +66,7 @@ class TokenIssuer:
 
     Args:
         issuer: The `iss` claim.
-        algorithm: `RS256` or `ES256`.
+        algorithm: An `Algorithm`.
         kid: The key's ID; by default the API server's, a hash of the public key.
         key: By default a new one.
     """
@@ -157,8 +161,10 @@ class TokenIssuer:
         """Sign `data` as the algorithm says."""
         if isinstance(self.key, rsa.RSAPrivateKey):
             return self.key.sign(data, padding.PKCS1v15(), hashes.SHA256())
-        r, s = decode_dss_signature(self.key.sign(data, ec.ECDSA(hashes.SHA256())))
-        return r.to_bytes(_P256_BYTES, "big") + s.to_bytes(_P256_BYTES, "big")
+        digest = ec.ECDSA(_CURVES[self.algorithm][1])
+        r, s = decode_dss_signature(self.key.sign(data, digest))
+        size = (self.key.key_size + 7) // 8
+        return r.to_bytes(size, "big") + s.to_bytes(size, "big")
 
     def many(
         self,

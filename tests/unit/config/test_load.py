@@ -177,6 +177,12 @@ BAD_VALUES: list[tuple[str, object, str]] = [
     ("clusters.0.aliases", ["Kubernetes"], "[0]: expected each name and alias in one"),
     ("clusters.0.tokens.verify", "none", "Input should be 'jwks' (found 'none')"),
     ("clusters.0.tokens.issuer", "", "String should have at least 1 character"),
+    ("clusters.0.tokens.issuer", ..., "expected issuer, or issuers while it is being"),
+    ("clusters.0.tokens.issuers", ["b"], "while it is being changed (found both)"),
+    ("clusters.0.tokens.issuers", [], "issuers: expected one or more (found [])"),
+    ("clusters.0.tokens.issuers", ["b", "b"], "issuers: expected each entry once"),
+    ("clusters.0.tokens.issuers", [""], "[0]: String should have at least 1 char"),
+    ("clusters.0.tokens.token_file", "t", "expected token_file beside url or discover"),
     ("clusters.0.tokens.file", ..., "expected one of file, url and discovery: true"),
     ("clusters.0.tokens.url", "https://a", "expected one of file, url and discovery"),
     ("clusters.0.tokens.url", "http://a", "url: keys are fetched from https:// only"),
@@ -448,6 +454,33 @@ def test_an_issuer_that_is_asked_for_its_keys_is_behind_https() -> None:
     load(changed)
     changed["clusters"][0]["tokens"]["discovery"] = True
     del changed["clusters"][0]["tokens"]["file"]
+    (line,) = problems(changed)
+    assert "keys are fetched from https:// only" in line
+
+
+def test_a_token_is_shown_only_to_servers_under_given_trust_anchors() -> None:
+    changed = put("clusters.0.tokens.url", "https://a")
+    del changed["clusters"][0]["tokens"]["file"]
+    changed["clusters"][0]["tokens"] |= {"token_file": "token"}
+    (line,) = problems(changed)
+    assert "expected ca_file beside token_file: the token is sent only to" in line
+    changed["clusters"][0]["tokens"]["ca_file"] = "ca.crt"
+    tokens = load(changed).clusters[0].tokens
+    assert tokens.token_file is not None
+    assert tokens.token_file.is_absolute()
+
+
+def test_the_issuers_of_a_cluster_are_one_or_several_the_current_one_first() -> None:
+    changed = put("clusters.0.tokens.issuer", "https://a")
+    assert load(changed).clusters[0].tokens.accepted_issuers == ("https://a",)
+    tokens = changed["clusters"][0]["tokens"]
+    del tokens["issuer"]
+    tokens["issuers"] = ["https://b", "kubernetes/serviceaccount"]
+    assert load(changed).clusters[0].tokens.accepted_issuers == (*tokens["issuers"],)
+    del tokens["file"]
+    tokens["discovery"] = True
+    load(changed)
+    tokens["issuers"].reverse()
     (line,) = problems(changed)
     assert "keys are fetched from https:// only" in line
 

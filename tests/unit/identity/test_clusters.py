@@ -159,6 +159,21 @@ def test_a_wrong_cluster_id_is_explained_to_the_operator(
     assert "clusterid means prod, the key is dev's" in caught.value.detail
 
 
+def test_tokens_of_two_issuers_are_of_one_cluster_while_its_issuer_is_changed(
+    tmp_path: Path,
+) -> None:
+    entry = cluster(tmp_path, "prod")
+    old = entry["tokens"].pop("issuer")
+    entry["tokens"]["issuers"] = ["https://new.example", old]
+    registry = built(configured(tmp_path, entry))
+    for iss in ("https://new.example", old):
+        made = issuers()["prod"].token(now=NOW, claims={"iss": iss})
+        assert identify(registry, shown(made)).cluster == "prod"
+    made = issuers()["prod"].token(now=NOW, claims={"iss": "https://third.example"})
+    with pytest.raises(AuthenticationError, match="another issuer"):
+        identify(registry, shown(made))
+
+
 def test_a_token_for_another_front_is_refused(registry: ClusterRegistry) -> None:
     audiences = frozenset({"identity.l5d.io"})
     with pytest.raises(AuthenticationError, match="another audience"):
@@ -319,6 +334,42 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[KeyServe
 def by_url(server: KeyServer, issuer: str) -> dict[str, Any]:
     keys = {"verify": "jwks", "url": server.jwks_url, "issuer": issuer}
     return {"name": "prod", "tokens": keys | {"ca_file": str(server.ca_file)}}
+
+
+def test_the_keys_of_an_api_server_that_asks_for_a_token(
+    tmp_path: Path, server: KeyServer
+) -> None:
+    prod = issuers()["prod"]
+    server.bearer = "e30.e30.a"
+    server.show(prod.jwks())
+    entry = by_url(server, prod.issuer)
+    (problem,) = built(configured(tmp_path, entry)).problems()
+    assert "HTTP status 403: it asks for a token: see tokens.token_file" in problem
+    entry["tokens"] |= {"token_file": "token"}
+    configuration = configured(tmp_path, entry)
+    where = rf"clusters\[0\].tokens.url: {server.jwks_url}: .*/token: cannot be read"
+    with pytest.raises(ConfigError, match=where):
+        built(configuration)
+    (tmp_path / "token").write_text(f"{server.bearer}\n")
+    registry = built(configuration)
+    assert identify(registry, shown(token())).cluster == "prod"
+
+
+def test_a_wrong_signature_has_the_keys_fetched_again(
+    tmp_path: Path, server: KeyServer
+) -> None:
+    prod = issuers()["prod"]
+    server.show(prod.jwks())
+    entry = by_url(server, prod.issuer)
+    entry["tokens"]["refresh_floor"] = "0s"
+    registry = built(configured(tmp_path, entry))
+    renewed = TokenIssuer(prod.issuer, "ES256", kid=prod.kid)
+    server.show(renewed.jwks())
+    with pytest.raises(AuthenticationError, match="signature"):
+        identify(registry, shown(renewed.token(now=NOW)))
+    for _ in range(2):
+        assert server.asked.acquire(timeout=5)
+    registry.close()
 
 
 def test_a_key_server_that_is_down_is_a_problem_and_no_error(

@@ -47,18 +47,39 @@ def test_a_key_says_what_it_is_for(
 
 def test_without_an_algorithm_a_key_is_good_for_those_of_its_type() -> None:
     p384 = ec.generate_private_key(ec.SECP384R1()).public_key()
+    p521 = ec.generate_private_key(ec.SECP521R1()).public_key()
     found = parse(
-        _without("alg"), public_jwk(p384, kid="p384"), ec_jwk() | {"alg": "ES256"}
+        _without("alg"),
+        public_jwk(p384, kid="p384"),
+        ec_jwk() | {"alg": "ES256"},
+        public_jwk(p521, kid="p521"),
     )
     assert [set(key.by_algorithm) for key in found] == [
         {"RS256", "RS384", "RS512"},
         {"ES384"},
         {"ES256"},
+        {"ES512"},
     ]
 
 
-def test_one_key_needs_no_id() -> None:
-    assert parse(_without("kid"))[0].kid is None
+@pytest.mark.parametrize(
+    ("changes", "kid"),
+    [
+        ({"kid": OMIT}, None),
+        ({"kid": None}, None),
+        ({"kid": ""}, None),
+        ({"kid": "k" * 1024}, "k" * 1024),
+        ({"kid": " "}, " "),
+    ],
+    ids=["missing", "null", "empty", "long", "blank"],
+)
+def test_a_key_may_have_any_id_or_none(
+    changes: dict[str, object], kid: str | None
+) -> None:
+    merged = rsa_jwk() | changes
+    entry = {name: value for name, value in merged.items() if value is not OMIT}
+    found = parse(ec_jwk(), entry)
+    assert [key.kid for key in found] == ["e", kid]
 
 
 def test_the_same_key_under_another_id_is_the_same_key() -> None:
@@ -66,11 +87,32 @@ def test_the_same_key_under_another_id_is_the_same_key() -> None:
     assert one.sha256 == two.sha256
 
 
+def test_a_key_that_is_repeated_is_read_once() -> None:
+    # As an API server shows a key that its options name twice.
+    assert [key.kid for key in parse(rsa_jwk(), ec_jwk(), rsa_jwk())] == ["r", "e"]
+
+
+def test_keys_with_one_id_are_kept_side_by_side() -> None:
+    found = parse(rsa_jwk(), ec_jwk() | {"kid": "r"})
+    assert [set(key.by_algorithm) for key in found] == [{"RS256"}, {"ES256"}]
+
+
+@pytest.mark.parametrize("kid", ["same", ""])
+def test_no_more_keys_than_a_few_are_alike(kid: str) -> None:
+    def alike(count: int) -> list[object]:
+        return [TokenIssuer(algorithm="ES256", kid=kid).jwk() for _ in range(count)]
+
+    parse(*alike(8), rsa_jwk())
+    too_many = alike(9)
+    with pytest.raises(ConfigError, match=r"at most 8 keys with one .*found 9 with"):
+        parse(*too_many)
+
+
 @pytest.mark.parametrize(
     "foreign",
     [
         {"kty": "OKP", "crv": "Ed25519", "x": "AA", "kid": "o"},
-        {"kty": "EC", "crv": "P-521", "x": "AA", "y": "AA", "kid": "o"},
+        {"kty": "EC", "crv": "P-224", "x": "AA", "y": "AA", "kid": "o"},
         {"kty": "EC", "crv": "secp256k1", "x": "AA", "y": "AA", "kid": "o"},
         {"kty": ["RSA"]},
         {},
@@ -108,9 +150,10 @@ def _weak(bits: int, e: int = 65537) -> dict[str, object]:
         ({"e": "Aw"}, "65537"),
         ({"n": "!!"}, "base64url"),
         ({"n": "_" * 1400}, "2048"),
-        ({"kid": ""}, "kid"),
         ({"kid": 1}, "kid"),
-        ({"kid": "k" * 257}, "kid"),
+        ({"kid": 0}, "kid"),
+        ({"kid": []}, "kid"),
+        ({"kid": "k" * 1025}, "at most 1024 characters"),
         ("text", "object"),
         (None, "object"),
     ],
@@ -150,6 +193,15 @@ def test_a_point_off_the_curve_is_refused(changes: dict[str, object]) -> None:
         (b'{"keys": [], "keys": []}', "repeated"),
         (b"\x00\xff", "JSON"),
         (b"<html>", "JSON"),
+        (b"-----BEGIN PUBLIC KEY-----\nMFkw", "found PEM; `kubectl get --raw"),
+        ('{"keys": []}'.encode("utf-16"), "found UTF-16; convert it with `iconv"),
+        (b"\xfe\xff\0{\0}", "found UTF-16; convert it with `iconv"),
+        (b'{"kty": "RSA", "n": "AQAB"}', "found a single key, which belongs into"),
+        (b'{"issuer": "x", "jwks_uri": "y"}', "the keys are behind its jwks_uri"),
+        (
+            b'{"kind": "Status", "apiVersion": "v1", "code": 403}',
+            "found an object of Kubernetes, such as the status of an error",
+        ),
     ],
 )
 def test_what_is_no_key_set_is_refused(document: bytes, match: str) -> None:
@@ -157,10 +209,6 @@ def test_what_is_no_key_set_is_refused(document: bytes, match: str) -> None:
         parse_jwks(document)
 
 
-def test_keys_without_an_id_of_their_own_are_refused() -> None:
-    same = ec_jwk() | {"kid": "r"}
-    none = {name: value for name, value in ec_jwk().items() if name != "kid"}
-    with pytest.raises(ConfigError, match="of its own"):
-        parse(rsa_jwk(), same)
-    with pytest.raises(ConfigError, match="every one of several"):
-        parse(rsa_jwk(), none)
+def test_the_mark_before_utf_8_says_nothing() -> None:
+    document = json.dumps({"keys": [ec_jwk()]}).encode("utf-8-sig")
+    assert [key.kid for key in parse_jwks(document)] == ["e"]

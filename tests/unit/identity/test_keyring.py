@@ -12,17 +12,17 @@ import pytest
 
 from bridge.errors import AuthenticationError, BackendUnavailableError
 from bridge.identity import keyring as keyring_module
-from bridge.identity.jwks import VerificationKey
+from bridge.identity.jwks import VerificationKey, parse_jwks
 from bridge.identity.key_sources import KeyFile, KeySource, URLSource
 from bridge.identity.keyring import KeyOwners, Keyring
 from tests.support.harness.clock import SetClock
 from tests.support.parts.keyserver import KeyServer
-from tests.support.parts.tokens import TokenIssuer
+from tests.support.parts.tokens import OMIT, TokenIssuer
 
 START = datetime(2030, 1, 2, 3, 4, 5, tzinfo=UTC)
 MAX_AGE = timedelta(hours=24)
 FLOOR = timedelta(seconds=10)
-A, B = (TokenIssuer(algorithm="ES256", kid=kid) for kid in "ab")
+A, B, C = (TokenIssuer(algorithm="ES256", kid=kid) for kid in "abc")
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[KeyServe
 
 @pytest.fixture
 def remote(server: KeyServer, clock: SetClock) -> Iterator[Keyring]:
-    keyring = make(URLSource(server.jwks_url, "", server.ca_file), clock)
+    keyring = make(URLSource(server.jwks_url, (), ca_file=server.ca_file), clock)
     keyring.adopt(keyring.read(), clock())
     yield keyring
     server.gate.set()
@@ -91,14 +91,18 @@ def told(keyring: Keyring) -> threading.Event:
     return event
 
 
-def refuse(keyring: Keyring, kid: str, now: datetime) -> None:
+def refuse(keyring: Keyring, kid: str | None, now: datetime) -> None:
     with pytest.raises(AuthenticationError, match="not one of its cluster"):
-        keyring.key(kid, now)
+        keyring.keys(kid, now)
+
+
+def kids(keyring: Keyring, kid: str | None, now: datetime) -> list[str | None]:
+    return [key.kid for key in keyring.keys(kid, now)]
 
 
 def unavailable(keyring: Keyring, kid: str, now: datetime) -> str:
     with pytest.raises(BackendUnavailableError, match="keys of this cluster") as caught:
-        keyring.key(kid, now)
+        keyring.keys(kid, now)
     assert caught.value.rule == "cluster.keys"
     return str(caught.value)
 
@@ -107,7 +111,7 @@ def test_a_known_key_needs_no_fetch(
     server: KeyServer, remote: Keyring, clock: SetClock
 ) -> None:
     clock.forward(hours=23)
-    assert remote.key("a", clock()).kid == "a"
+    assert kids(remote, "a", clock()) == ["a"]
     assert len(server.requests) == 1
 
 
@@ -116,7 +120,7 @@ def test_an_unknown_key_id_fetches_the_new_keys(
 ) -> None:
     show(server, B)
     clock.forward(seconds=11)
-    assert remote.key("b", clock()).kid == "b"
+    assert kids(remote, "b", clock()) == ["b"]
     refuse(remote, "a", clock())  # what is no longer shown is no longer believed
     assert len(server.requests) == 2
 
@@ -138,7 +142,7 @@ def test_a_clock_set_back_does_not_stop_the_refresh(
 ) -> None:
     clock.forward(days=-2)
     show(server, A, B)
-    assert remote.key("b", clock()).kid == "b"
+    assert kids(remote, "b", clock()) == ["b"]
 
 
 def test_a_slow_fetch_holds_up_few_and_not_for_long(
@@ -149,7 +153,7 @@ def test_a_slow_fetch_holds_up_few_and_not_for_long(
     clock.forward(seconds=11)
     with ThreadPoolExecutor(8) as pool:
         asked = [pool.submit(unavailable, remote, "b", clock()) for _ in range(8)]
-        assert remote.key("a", clock()).kid == "a"  # known keys wait for nobody
+        assert kids(remote, "a", clock()) == ["a"]  # known keys wait for nobody
         said = {one.result(timeout=5) for one in asked}
     assert said == {"the keys of this cluster are being fetched"}
     assert len(server.requests) == 2
@@ -167,14 +171,14 @@ def test_two_may_wait_for_a_fetch_and_the_third_is_answered_at_once(
     server.gate.clear()
     clock.forward(seconds=11)
     with ThreadPoolExecutor(2) as pool:
-        first = [pool.submit(remote.key, "b", clock()) for _ in range(2)]
+        first = [pool.submit(kids, remote, "b", clock()) for _ in range(2)]
         with remote._changed:
             while remote._waiting < 2:  # nobody is told of a new waiter
                 remote._changed.wait(0.01)
         unavailable(remote, "b", clock())
         show(server, B)
         server.gate.set()
-        assert [one.result(timeout=5).kid for one in first] == ["b", "b"]
+        assert [one.result(timeout=5) for one in first] == [["b"], ["b"]]
 
 
 def test_keys_that_cannot_be_confirmed_are_used_until_their_max_age(
@@ -183,7 +187,7 @@ def test_keys_that_cannot_be_confirmed_are_used_until_their_max_age(
     server.answers.clear()
     clock.forward(hours=23)
     refuse(remote, "b", clock())
-    assert remote.key("a", clock()).kid == "a"
+    assert kids(remote, "a", clock()) == ["a"]
     (problem,) = remote.problems(clock())
     assert "23.0 hours ago" in problem
     assert "HTTP status 404" in problem
@@ -191,7 +195,7 @@ def test_keys_that_cannot_be_confirmed_are_used_until_their_max_age(
     assert unavailable(remote, "a", clock()) == ("the keys of this cluster are too old")
     clock.forward(seconds=11)
     show(server, A)
-    assert remote.key("a", clock()).kid == "a"
+    assert kids(remote, "a", clock()) == ["a"]
     assert remote.problems(clock()) == []
 
 
@@ -199,7 +203,7 @@ def test_keys_that_were_never_fetched_are_not_told_to_be_too_old(
     server: KeyServer, clock: SetClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     server.answers.clear()
-    keyring = make(URLSource(server.jwks_url, "", server.ca_file), clock)
+    keyring = make(URLSource(server.jwks_url, (), ca_file=server.ca_file), clock)
     caplog.set_level("INFO")
     for _ in range(2):
         keyring.refresh(always=True)  # too soon, after it, for another fetch
@@ -208,7 +212,7 @@ def test_keys_that_were_never_fetched_are_not_told_to_be_too_old(
     assert not keyring.has_keys(clock())
     show(server, A)
     keyring.refresh(always=True)
-    assert keyring.key("a", clock()).kid == "a"
+    assert kids(keyring, "a", clock()) == ["a"]
     assert keyring.has_keys(clock())
     failure = f"{server.jwks_url}: HTTP status 404"
     assert [
@@ -226,14 +230,14 @@ def test_a_key_set_that_spoils_leaves_the_old_keys(
     server.show(junk)
     clock.forward(seconds=11)
     refuse(remote, "b", clock())
-    assert remote.key("a", clock()).kid == "a"
+    assert kids(remote, "a", clock()) == ["a"]
     assert len(remote.problems(clock())) == 1
 
 
 def test_the_background_refresh_needs_no_request(
     server: KeyServer, clock: SetClock
 ) -> None:
-    keyring = make(URLSource(server.jwks_url, "", server.ca_file), clock)
+    keyring = make(URLSource(server.jwks_url, (), ca_file=server.ca_file), clock)
     assert keyring.problems(clock()) == ["has no keys yet: not fetched so far"]
     arrived = told(keyring)
     keyring.start()
@@ -249,7 +253,7 @@ def test_a_changed_file_is_read_when_a_key_is_unknown(
     path: Path, local: Keyring, clock: SetClock
 ) -> None:
     B.write_jwks(path)
-    assert local.key("b", clock()).kid == "b"
+    assert kids(local, "b", clock()) == ["b"]
     refuse(local, "a", clock())
 
 
@@ -277,12 +281,12 @@ def test_a_file_that_is_gone_leaves_the_keys_until_they_are_too_old(
     path.unlink()
     clock.forward(hours=24)
     refuse(local, "b", clock())
-    assert local.key("a", clock()).kid == "a"
+    assert kids(local, "a", clock()) == ["a"]
     assert "cannot be read" in local.problems(clock())[0]
     clock.forward(seconds=1)
     unavailable(local, "a", clock())
     A.write_jwks(path)
-    assert local.key("a", clock()).kid == "a"
+    assert kids(local, "a", clock()) == ["a"]
 
 
 def test_an_unchanged_file_is_confirmed_by_reading_it_again(
@@ -291,18 +295,58 @@ def test_an_unchanged_file_is_confirmed_by_reading_it_again(
     for _ in range(30):
         clock.forward(hours=1)
         local.refresh()
-    assert local.key("a", clock()).kid == "a"
+    assert kids(local, "a", clock()) == ["a"]
 
 
-def test_the_only_key_of_a_set_without_ids_needs_none(
-    path: Path, clock: SetClock
+# The IDs of a set's keys; a token's ID; the IDs of the keys that it is tried with.
+ALIKE: list[tuple[list[str | None], str | None, list[str | None]]] = [
+    ([None], None, [None]),
+    ([None], "x", [None]),
+    ([""], "x", [None]),
+    (["a", None], "a", ["a"]),
+    (["a", None], "x", [None]),
+    (["a", None, ""], "x", [None, None]),
+    (["a", "a"], "a", ["a", "a"]),
+    (["a", "b"], "x", []),
+    (["a", "b"], None, []),
+]
+
+
+@pytest.mark.parametrize(("of_set", "of_token", "tried"), ALIKE)
+def test_a_key_without_an_id_is_tried_where_no_other_has_the_tokens(
+    path: Path,
+    clock: SetClock,
+    of_set: list[str | None],
+    of_token: str | None,
+    tried: list[str | None],
 ) -> None:
-    entry = {name: value for name, value in A.jwk().items() if name != "kid"}
-    path.write_text(json.dumps({"keys": [entry]}))
+    entries = [
+        one.jwk(kid=OMIT if kid is None else kid)
+        for one, kid in zip((A, B, C), of_set, strict=False)
+    ]
+    path.write_text(json.dumps({"keys": entries}))
     keyring = make(KeyFile(path), clock)
     keyring.adopt(keyring.read(), clock())
-    assert keyring.key(None, clock()).kid is None
-    refuse(keyring, "a", clock())
+    if tried:
+        assert kids(keyring, of_token, clock()) == tried
+        return
+    refuse(keyring, of_token, clock())
+
+
+def test_a_doubted_key_is_fetched_soon_and_no_sooner_than_the_floor(
+    server: KeyServer, remote: Keyring, clock: SetClock
+) -> None:
+    arrived = told(remote)
+    server.show({"keys": [B.jwk(kid="a")]})  # a new key under the old ID
+    remote.doubt()
+    assert kids(remote, "a", clock()) == ["a"]
+    assert len(server.requests) == 1
+    clock.forward(seconds=11)
+    remote.doubt()
+    assert arrived.wait(5)
+    (key,) = remote.keys("a", clock())
+    assert key.sha256 == parse_jwks(json.dumps(document(B)).encode())[0].sha256
+    assert len(server.requests) == 2
 
 
 def test_a_key_that_becomes_another_clusters_is_not_taken_over(
@@ -317,7 +361,7 @@ def test_a_key_that_becomes_another_clusters_is_not_taken_over(
     other.write_jwks(path.with_name("two.json"))
     owners.claim("two", make(KeyFile(path.with_name("two.json")), clock).read())
     refuse(keyring, "b", clock())
-    assert keyring.key("a", clock()).kid == "a"
+    assert kids(keyring, "a", clock()) == ["a"]
     assert keyring.problems(clock()) == ["the key 'b' is not used: it is also two's"]
     other.write_jwks(path)
     refuse(keyring, "b", clock())

@@ -17,12 +17,13 @@ from bridge.errors import AuthenticationError
 from bridge.identity import service_account_token
 from bridge.identity.jwks import VerificationKey, parse_jwks
 from bridge.identity.service_account_token import ServiceAccount
-from tests.support.parts.tokens import OMIT, TokenIssuer, base64url
+from tests.support.parts.tokens import ISSUER, OMIT, TokenIssuer, base64url
 
 NOW = datetime(2030, 1, 2, 3, 4, 5, tzinfo=UTC)
 AT = int(NOW.timestamp())
 AUDIENCES = frozenset({"istio-ca"})
-ALGORITHMS = ("RS256", "ES256")
+ALGORITHMS = ("RS256", "ES256", "ES384", "ES512")
+OLD_ISSUER = "https://old.example"
 BOUND = {
     "namespace": "shop",
     "pod": {"name": "web-0", "uid": "7d3a1c9e"},
@@ -45,17 +46,21 @@ def keys() -> dict[str | None, VerificationKey]:
     return {key.kid: key for key in parse_jwks(json.dumps(document).encode())}
 
 
-def key_of(kid: str | None, _: datetime) -> VerificationKey:
+def keys_of(kid: str | None, _: datetime) -> tuple[VerificationKey, ...]:
     if (key := keys().get(kid)) is None:
         raise AuthenticationError("no such key", rule="token.key")
-    return key
+    return (key,)
 
 
 def verify(
     token: str, *, audiences: frozenset[str] = AUDIENCES, now: datetime = NOW
 ) -> ServiceAccount:
     return service_account_token.verify(
-        token, issuer=issuer().issuer, audiences=audiences, key_of=key_of, now=now
+        token,
+        issuers=(issuer().issuer, OLD_ISSUER),
+        audiences=audiences,
+        keys_of=keys_of,
+        now=now,
     )
 
 
@@ -81,6 +86,11 @@ def test_a_good_token_names_its_service_account(algorithm: str) -> None:
         {"nbf": AT + 60, "iat": AT + 60},
         {"nbf": OMIT, "iat": OMIT, "jti": OMIT},
         {"kubernetes.io": BOUND | {"warnafter": AT}},
+        {"kubernetes.io": BOUND | {"node": {"name": "node-1", "uid": "7d3a1c9e"}}},
+        # As the API server writes it where the Node object is absent.
+        {"kubernetes.io": BOUND | {"node": {"name": "ip-10-0-0-1.eu.internal"}}},
+        {"kubernetes.io": BOUND | {"secret": {"name": "s", "uid": "1"}}},
+        {"iss": OLD_ISSUER},
     ],
 )
 def test_what_the_rules_allow_is_allowed(claims: dict[str, object]) -> None:
@@ -106,6 +116,9 @@ BAD_CLAIMS: list[tuple[str, str, object]] = [
     ("token.audience", "aud", {"istio-ca": 1}),
     ("token.issuer", "iss", "https://kubernetes.default.svc.cluster.local/"),
     ("token.issuer", "iss", "https://evil.example"),
+    ("token.issuer", "iss", f"{OLD_ISSUER}/"),
+    ("token.issuer", "iss", f"{ISSUER} {OLD_ISSUER}"),
+    ("token.issuer", "iss", ""),
     ("token.issuer", "iss", OMIT),
     ("token.issuer", "iss", None),
     ("token.issuer", "iss", ["https://kubernetes.default.svc.cluster.local"]),
@@ -167,6 +180,11 @@ BAD_CLAIMS: list[tuple[str, str, object]] = [
     ("token.claims", "kubernetes.io", BOUND | {"pod": {"name": "a", "uid": "\ud800"}}),
     ("token.claims", "kubernetes.io", BOUND | {"pod": {"name": 1, "uid": "1"}}),
     ("token.claims", "kubernetes.io", BOUND | {"node": ["node-1"]}),
+    ("token.claims", "kubernetes.io", BOUND | {"node": {}}),
+    ("token.claims", "kubernetes.io", BOUND | {"node": {"uid": "1"}}),
+    ("token.claims", "kubernetes.io", BOUND | {"node": {"name": "n", "uid": ""}}),
+    ("token.claims", "kubernetes.io", BOUND | {"node": {"name": "n", "uid": None}}),
+    ("token.claims", "kubernetes.io", BOUND | {"node": {"name": "a/b"}}),
     ("token.claims", "kubernetes.io", BOUND | {"node": {"name": "", "uid": "1"}}),
 ]
 
@@ -210,6 +228,7 @@ BAD_HEADERS: list[tuple[str, dict[str, object]]] = [
     ("token.key", {"kid": "../../dev/null"}),
     ("token.key", {"kid": "' OR 1=1"}),
     ("token.key", {"kid": OMIT}),
+    ("token.key", {"kid": ""}),
     ("token.key", {"kid": None}),
     ("token.key", {"kid": 1}),
     ("token.key", {"kid": ["a"]}),
@@ -221,6 +240,51 @@ BAD_HEADERS: list[tuple[str, dict[str, object]]] = [
 @pytest.mark.parametrize(("rule", "headers"), BAD_HEADERS)
 def test_a_bad_header_is_refused(rule: str, headers: dict[str, object]) -> None:
     assert refusal(issuer().token(now=NOW, headers=headers)).rule == rule
+
+
+# The keys that a token's ID leads to, by the algorithm that signed; is one of them its?
+CANDIDATES: list[tuple[tuple[str, ...], str, str]] = [
+    (("RS256", "ES256", "ES384", "ES512"), "ES512", ""),
+    (("other ES256", "ES256"), "ES256", ""),
+    (("other ES256", "other ES256"), "ES256", "token.signature"),
+    (("ES256",), "RS256", "token.algorithm"),
+]
+
+
+@pytest.mark.parametrize(("candidates", "signed_by", "rule"), CANDIDATES)
+def test_a_token_is_tried_with_each_key_that_may_have_signed_it(
+    candidates: tuple[str, ...], signed_by: str, rule: str
+) -> None:
+    entries = [
+        TokenIssuer(algorithm="ES256").jwk(kid=f"{number}")
+        if name.startswith("other")
+        else issuer(name).jwk(kid=f"{number}")
+        for number, name in enumerate(candidates)
+    ]
+    found = parse_jwks(json.dumps({"keys": entries}).encode())
+    asked: list[str | None] = []
+
+    def alike(kid: str | None, _: datetime) -> tuple[VerificationKey, ...]:
+        asked.append(kid)
+        return found
+
+    def verified(kid: object) -> ServiceAccount:
+        return service_account_token.verify(
+            issuer(signed_by).token(now=NOW, headers={"kid": kid}),
+            issuers=(issuer().issuer,),
+            audiences=AUDIENCES,
+            keys_of=alike,
+            now=NOW,
+        )
+
+    for kid in (OMIT, "", "x"):
+        if not rule:
+            assert verified(kid).name == "web"
+            continue
+        with pytest.raises(AuthenticationError, match="the token's") as caught:
+            verified(kid)
+        assert caught.value.rule == rule
+    assert asked == [None, None, "x"]
 
 
 def test_a_type_and_unknown_headers_say_nothing() -> None:
@@ -341,6 +405,12 @@ def _elliptic(change: Callable[[bytes], bytes]) -> str:
 )
 def test_a_bad_form_is_refused(rule: str, make: Callable[[], str]) -> None:
     assert refusal(make()).rule == rule
+
+
+def test_a_refused_issuer_is_named_beside_what_is_expected() -> None:
+    error = refusal(issuer().token(now=NOW, claims={"iss": "https://x"}))
+    wanted = f"expected '{issuer().issuer}' or '{OLD_ISSUER}'"
+    assert error.detail == f"iss 'https://x', {wanted}"
 
 
 def test_without_configured_audiences_every_token_is_refused() -> None:

@@ -292,7 +292,7 @@ def test_a_call_that_a_front_could_not_read_is_a_row(world: World) -> None:
 def test_another_namespace_than_the_clusters_is_denied(tmp_path: Path) -> None:
     tokens = {"verify": "jwks", "file": "jwks.json", "issuer": "x"}
     with World(tmp_path) as whole:
-        tokens["issuer"] = whole.config.clusters[0].tokens.issuer
+        tokens["issuer"] = whole.config.clusters[0].tokens.accepted_issuers[0]
     clusters = [{"name": "c", "namespaces": ["pay"], "tokens": tokens}]
     with World(tmp_path, overrides={"clusters": clusters}) as world:
         with pytest.raises(DeniedError, match="names of this namespace"):
