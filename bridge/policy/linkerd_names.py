@@ -10,10 +10,12 @@ Source:
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Self
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from bridge.config import BridgeConfig
 from bridge.dns_names import LONGEST, is_label
 from bridge.errors import (
     AuthenticationError,
@@ -47,6 +49,19 @@ class LinkerdNames:
     trust_domain: TrustDomain
     with_uri: bool
     """The leaf has a SPIFFE ID beside its DNS name."""
+
+    @classmethod
+    def of(cls, config: BridgeConfig) -> Self | None:
+        """Return the names of a configuration; None without a front for Linkerd."""
+        front, cluster = config.fronts.linkerd, config.linkerd_cluster()
+        if front is None or cluster is None:
+            return None
+        return cls(
+            cluster=cluster.name,
+            control_plane_namespace=front.control_plane_namespace,
+            trust_domain=TrustDomain(config.linkerd_trust_domain()),
+            with_uri=front.spiffe_uri,
+        )
 
     @cached_property
     def suffix(self) -> str:

@@ -144,11 +144,7 @@ class Rules:
         Raises:
             DeniedError: A rule refuses this caller.
         """
-        if self._match is None:
-            return self.top
-        index = self._match.index(
-            (front, caller.cluster, caller.namespace, caller.service_account)
-        )
+        index = self.index_for(front, caller)
         if index is None:
             return self.top
         policy = self._policies[index]
@@ -159,6 +155,19 @@ class Rules:
                 detail=f"issuance.rules[{index}]",
             )
         return policy
+
+    def index_for(self, front: str, caller: Caller) -> int | None:
+        """Return the index of the rule that applies to a caller; None: the top level.
+
+        Args:
+            front: The front of the call.
+            caller: As for `policy_for`.
+        """
+        if self._match is None:
+            return None
+        return self._match.index(
+            (front, caller.cluster, caller.namespace, caller.service_account)
+        )
 
     def of_others(self, front: str) -> IssuancePolicy | None:
         """Return the policy of callers that no rule lists; None if they are refused."""

@@ -82,7 +82,7 @@ class Assembly:
             clusters=clusters,
             rate_limits=rate_limits,
             probe_names=self._probe_names(rules, issuers),
-            linkerd=self._linkerd(),
+            linkerd=LinkerdNames.of(self.config),
         )
 
     def problems(self) -> list[str]:
@@ -224,17 +224,6 @@ class Assembly:
         names = [own, *(item.trust_domain or own for item in self.config.clusters)]
         return tuple(TrustDomain(name) for name in dict.fromkeys(names))
 
-    def _linkerd(self) -> LinkerdNames | None:
-        front, cluster = self.config.fronts.linkerd, self.config.linkerd_cluster()
-        if front is None or cluster is None:
-            return None
-        return LinkerdNames(
-            cluster=cluster.name,
-            control_plane_namespace=front.control_plane_namespace,
-            trust_domain=TrustDomain(self.config.linkerd_trust_domain()),
-            with_uri=front.spiffe_uri,
-        )
-
     def _probe_names(
         self, rules: Rules, issuers: Mapping[str, Issuer]
     ) -> dict[str, tuple[x509.GeneralName, ...]]:
@@ -255,7 +244,7 @@ class Assembly:
     def _probe_name(
         self, front: str, callers: tuple[RoutedCaller, ...], issuer: Issuer
     ) -> x509.GeneralName:
-        linkerd = self._linkerd()
+        linkerd = LinkerdNames.of(self.config)
         if front != LINKERD or linkerd is None:
             uri = f"spiffe://{self.config.trust_domain}/meshca/probe"
             return x509.UniformResourceIdentifier(uri)
