@@ -5,34 +5,32 @@ from datetime import datetime
 from itertools import repeat
 
 from cryptography import x509
-from rich.markup import escape
-from rich.tree import Tree
 
-from bridge.cli.console import results
+from bridge.cli.console import print_folded
 
 _SAN = x509.SubjectAlternativeName
+_STEP = " " * 4
 
 
 def print_chain(certificates: Sequence[x509.Certificate]) -> None:
-    """Print a chain to stdout.
-
-    Args:
-        certificates: Leaf first, trust anchor last.
-    """
-    results().print(chain_tree(certificates))
-
-
-def chain_tree(certificates: Sequence[x509.Certificate]) -> Tree:
-    """Draw a chain: names, validity and constraints of every tier.
+    """Print a chain to stdout: names, validity and constraints of every tier.
 
     Args:
         certificates: Leaf first, trust anchor last.
     """
     *below, anchor = certificates
-    tree = node = Tree(_described("trust anchor", anchor))
-    for role, certificate in reversed([*zip(_roles(below), below, strict=False)]):
-        node = node.add(_described(role, certificate))
-    return tree
+    tiers = [*zip(_roles(below), below, strict=False)]
+    for depth, (role, certificate) in enumerate(
+        [("trust anchor", anchor), *tiers[::-1]]
+    ):
+        branch = (
+            f"{_STEP * (depth - 1)}\N{BOX DRAWINGS LIGHT UP AND RIGHT}\u2500\u2500 "
+        )
+        indent = _STEP * depth
+        first = f"{branch if depth else ''}[bold]{role}[/bold] "
+        print_folded(_title(certificate), first, f"{indent}  ")
+        for line in _described(certificate):
+            print_folded(line, indent, f"{indent}  ")
 
 
 def _roles(below: Sequence[x509.Certificate]) -> Iterator[str]:
@@ -51,15 +49,13 @@ def _is_ca(certificate: x509.Certificate) -> bool:
         return False
 
 
-def _described(role: str, certificate: x509.Certificate) -> str:
-    lines = [f"[bold]{role}[/bold] {escape(_title(certificate))}"]
-    lines.append(
+def _described(certificate: x509.Certificate) -> Iterator[str]:
+    yield (
         f"valid {_day(certificate.not_valid_before_utc)} to "
         f"{_day(certificate.not_valid_after_utc)}, {_key(certificate)}, "
         f"serial {certificate.serial_number:x}"
     )
-    lines.extend(escape(line) for line in _constraints(certificate))
-    return "\n".join(lines)
+    yield from _constraints(certificate)
 
 
 def _title(certificate: x509.Certificate) -> str:

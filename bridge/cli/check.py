@@ -1,19 +1,16 @@
 """`meshca check`: find out whether a configuration would serve."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
-from rich.table import Table
 
 from bridge.checks.findings import Finding, check_configuration
 from bridge.checks.token_verdict import check_token
-from bridge.cli.console import ConfigOption, OutputOption, print_table, warn
+from bridge.cli.console import ConfigOption, OutputOption, print_json, print_rows, warn
 
-app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 
 @app.command()
@@ -41,7 +38,7 @@ def check(
     else:
         findings = check_configuration(config, warn)
     if output == "json":
-        typer.echo(json.dumps([asdict(finding) for finding in findings]))
+        print_json({"findings": [asdict(finding) for finding in findings]})
     else:
         _print(findings)
     if any(finding.result == "FAILED" for finding in findings):
@@ -49,19 +46,9 @@ def check(
 
 
 def _print(findings: list[Finding]) -> None:
-    colours = {
-        "ok": "green",
-        "note": "cyan",
-        "warning": "bold yellow",
-        "FAILED": "bold red",
-    }
-    table = Table("part", "what", "", "detail", box=None, pad_edge=False)
-    for finding in findings:
-        colour = colours[finding.result]
-        table.add_row(
-            escape(finding.part),
-            escape(finding.what),
-            f"[{colour}]{finding.result}[/]",
-            escape(finding.detail),
-        )
-    print_table(table)
+    styles = {"note": "cyan", "warning": "bold yellow", "FAILED": "bold red"}
+    print_rows(
+        ("part", "what", "", "detail"),
+        [(one.part, one.what, one.result, one.detail) for one in findings],
+        [styles.get(one.result, "") for one in findings],
+    )

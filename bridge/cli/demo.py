@@ -23,7 +23,7 @@ import typer
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
-from bridge.cli.chain_tree import chain_tree
+from bridge.cli.chain_tree import print_chain
 from bridge.cli.console import complain, results
 from bridge.cli.demo_setup import scenario as stage
 from bridge.cli.demo_setup.backends import Backend, issuing_key, require_parts
@@ -39,7 +39,7 @@ from bridge.system.linux import harden
 from bridge.x509.path import validate_chain
 from bridge.x509.pem import parse_certificates
 
-app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
 Result = TypeVar("Result")
 _out = results()
 _NAMESPACE, _ACCOUNT = "shop", "web"
@@ -170,7 +170,7 @@ def _show(scenario: stage.Scenario, addresses: Addresses) -> None:
     )
     certificates = _certificates(asked["p256"])
     _out.print()
-    _out.print(chain_tree(certificates))
+    print_chain(certificates)
     _out.print("\n[bold]checked[/]")
     for text in _checks(scenario, certificates, wanted):
         _out.print(f"  ok  {text}")
@@ -294,7 +294,7 @@ def _show_linkerd(scenario: stage.Scenario, wanted: LinkerdRequest) -> None:
         lambda: certify(wanted),
     )
     _out.print()
-    _out.print(chain_tree(answer.certificates()))
+    print_chain(answer.certificates())
     _out.print("\n[bold]checked[/]")
     for text in _linkerd_checks(scenario, answer, wanted.identity):
         _out.print(f"  ok  {text}")

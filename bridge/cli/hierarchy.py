@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from bridge.cli.console import complain, warn
+from bridge.cli.console import CommandGroup, complain, warn
 from bridge.dataplanes.exposure import exposure_of
 from bridge.dataplanes.linkerd import require_verifiable
 from bridge.dataplanes.planes import DataPlane
@@ -28,8 +28,9 @@ from bridge.system.clock import system_clock
 from bridge.x509.path import validate_chain
 
 app = typer.Typer(
+    cls=CommandGroup,
     add_completion=False,
-    rich_markup_mode="markdown",
+    rich_markup_mode=None,
     help="Make the chain above an issuing CA.",
     no_args_is_help=True,
 )

@@ -1,6 +1,5 @@
 """`meshca request`: get a certificate as a workload would."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
@@ -9,7 +8,7 @@ import typer
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from bridge.cli.chain_tree import print_chain
-from bridge.cli.console import OutputOption
+from bridge.cli.console import OutputOption, print_json, rfc3339
 from bridge.client.istio import IstioReply, IstioRequest, ask
 from bridge.client.linkerd import LinkerdReply, LinkerdRequest, certify, is_identity
 from bridge.dns_names import is_address
@@ -20,7 +19,7 @@ from bridge.x509.pem import parse_certificates
 _LONGEST = 2**63 - 1
 """What a number of the API can be."""
 
-app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 
 @app.command()
@@ -136,7 +135,7 @@ def _show_istio(answer: IstioReply, out: Path | None, output: str) -> None:
             },
         )
     if output == "json":
-        typer.echo(json.dumps({"cert_chain": list(answer.cert_chain)}))
+        print_json({"cert_chain": list(answer.cert_chain)})
         return
     print_chain(
         [
@@ -161,10 +160,9 @@ def _show_linkerd(
                 "roots.pem": roots.read_bytes(),
             },
         )
-    valid_until = answer.valid_until.isoformat(timespec="seconds")
+    valid_until = rfc3339(int(answer.valid_until.timestamp()))
     if output == "json":
-        shown = {"cert_chain": chain, "valid_until": valid_until}
-        typer.echo(json.dumps(shown))
+        print_json({"cert_chain": chain, "valid_until": valid_until})
         return
     print_chain(answer.certificates())
     typer.echo(f"the reply says: valid until {valid_until}")

@@ -11,7 +11,7 @@ from bridge.errors import BridgeError, ConfigError
 from bridge.process import parent
 from bridge.system.logs import set_up
 
-app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 
 @app.command()

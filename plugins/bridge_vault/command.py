@@ -35,7 +35,7 @@ from bridge_vault.setup.transit import TransitSetup
 
 app = typer.Typer(
     add_completion=False,
-    rich_markup_mode="markdown",
+    rich_markup_mode=None,
     help="Set up Vault or OpenBao for the backends vault-pki and vault-transit.",
     no_args_is_help=True,
 )
@@ -45,6 +45,7 @@ _MODELS: Mapping[str, type[VaultOptions]] = {
 }
 _TOKENS = ("BAO_TOKEN", "VAULT_TOKEN")
 _TO_DO = 3
+_JSON_FORMAT = 1
 _NO_LOGIN = Login(token=TokenLogin(file=Path("unused")))
 """The client certificate of `login.tls` is the bridge's, not the operator's."""
 Output = Literal["text", "json"]
@@ -237,6 +238,7 @@ def _tell(
 ) -> None:
     if output == "json":
         content = {
+            "format": _JSON_FORMAT,
             "applied": is_applied,
             "findings": [public(one) for one in findings],
             "options": options,

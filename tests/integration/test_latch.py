@@ -88,7 +88,9 @@ def test_a_refused_credential_shows_and_its_rows_are_written_at_the_next_start(
         search = ("ledger", "search", "--kind", "latched", "-o", "json")
         await_true(lambda: "token 0042" in bridge.run(*search).stdout)
     found = bridge.run(*search)
-    assert [row["scope"] for row in json.loads(found.stdout)] == ["token 0042"]
+    assert [row["scope"] for row in json.loads(found.stdout)["entries"]] == [
+        "token 0042"
+    ]
     spellings = ("hunter-2-31337", b"hunter-2-31337".hex())
     for file in bridge.folder.rglob("*"):
         if file.is_file():

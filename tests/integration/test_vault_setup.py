@@ -12,7 +12,7 @@ import yaml
 from cryptography import x509
 from typer.testing import CliRunner, Result
 
-from bridge.cli import app as meshca
+from bridge.cli.command_line import app as meshca
 from bridge.hierarchy.export import write
 from bridge.hierarchy.issuing_csr import read_issuing_key
 from bridge.hierarchy.throwaway import ThrowawaySpec, make

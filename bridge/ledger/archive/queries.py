@@ -22,6 +22,12 @@ class Query:
     certificate: str = ""
     key: str = ""
     kind: str = ""
+    namespace: str = ""
+    """Of the caller, as its SPIFFE ID says."""
+    cluster: str = ""
+    issuing_ca: str = ""
+    request: str = ""
+    purpose: str = ""
     unsettled: bool = False
     """Only rows of attempts that have no row `settled`."""
     since: int | None = None
@@ -59,8 +65,11 @@ def select(query: Query, attempts: Sequence[str] = ()) -> sa.Select[Any]:
         if attempts:
             condition = sa.or_(condition, _is_any(column.attempt, set(attempts)))
         chosen = chosen.where(condition)
-    if query.kind:
-        chosen = chosen.where(column.kind == query.kind)
+    for name in ("kind", "cluster", "issuing_ca", "request", "purpose"):
+        if value := getattr(query, name):
+            chosen = chosen.where(column[name] == value)
+    if query.namespace:
+        chosen = chosen.where(column.caller.like(f"%/ns/{query.namespace}/sa/%"))
     if query.unsettled:
         chosen = chosen.where(~_is_settled())
     if query.since is not None:

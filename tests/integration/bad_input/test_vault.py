@@ -317,6 +317,8 @@ def test_the_command_tells_it_and_fails(ground: Ground) -> None:
     ground.check(Row("", wrapping_token, ()))
     done = ground.bridge.run("check", "-o", "json")
     assert done.returncode == 1
-    (failed,) = (one for one in json.loads(done.stdout) if one["result"] == "FAILED")
+    (failed,) = (
+        one for one in json.loads(done.stdout)["findings"] if one["result"] == "FAILED"
+    )
     assert (failed["part"], failed["what"]) == ("vault", "backend")
     assert "holds a wrapping token" in failed["detail"]

@@ -7,7 +7,7 @@ import typer
 from typer.cli import get_docs_for_click
 from typer.main import get_command
 
-from bridge.cli import PluginCommand, app
+from bridge.cli.command_line import PluginCommand, app
 from bridge.registry import plugin_commands
 
 

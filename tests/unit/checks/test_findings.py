@@ -18,7 +18,7 @@ from bridge.checks.findings import (
     fronts,
     second_certificates,
 )
-from bridge.cli import app
+from bridge.cli.command_line import app
 from bridge.cli.demo_setup import scenario as demo_scenario
 from bridge.errors import BackendCredentialError
 from bridge.hierarchy.export import write
@@ -120,7 +120,9 @@ def test_a_place_that_cannot_be_written_fails(
     status, out = run("-c", path, "-o", "json")
     assert status == 1
     assert names(tmp_path) == before
-    (failed,) = [found for found in json.loads(out) if found["result"] == "FAILED"]
+    (failed,) = [
+        found for found in json.loads(out)["findings"] if found["result"] == "FAILED"
+    ]
     assert failed["what"] == f"ledger.{key}"
     assert says in failed["detail"]
 
@@ -143,7 +145,11 @@ def test_a_serving_certificate_that_is_given_is_looked_at(
     tmp_path: Path, change: Change, result: str, says: str
 ) -> None:
     _, out = run("-c", written(tmp_path, change), "-o", "json")
-    (found,) = [one for one in json.loads(out) if one["what"] == "serving certificate"]
+    (found,) = [
+        one
+        for one in json.loads(out)["findings"]
+        if one["what"] == "serving certificate"
+    ]
     assert found["result"] == result
     assert says in found["detail"]
 
@@ -228,7 +234,11 @@ def test_a_serving_certificate_that_is_not_valid_now_fails(
     key.write_bytes(pair.private_key_pem)
     status, out = run("-c", path, "-o", "json")
     assert status == 1
-    (found,) = [one for one in json.loads(out) if one["what"] == "serving certificate"]
+    (found,) = [
+        one
+        for one in json.loads(out)["findings"]
+        if one["what"] == "serving certificate"
+    ]
     assert found["result"] == "FAILED"
     assert found["detail"].startswith(says)
     assert found["detail"].endswith(": expected one that is valid")
@@ -311,7 +321,7 @@ def test_the_same_of_several_tiers_is_told_once() -> None:
 def findings(path: Path, status: int = 0) -> dict[tuple[str, str], dict[str, str]]:
     found, out = run("-c", path, "-o", "json")
     assert found == status, out
-    return {(one["part"], one["what"]): one for one in json.loads(out)}
+    return {(one["part"], one["what"]): one for one in json.loads(out)["findings"]}
 
 
 def rules(*given: dict[str, Any], **more: Any) -> Change:
@@ -455,7 +465,7 @@ def test_what_is_latched_fails_the_check(tmp_path: Path) -> None:
     StoppedCAs(latch).add("demo", digest, "another name")
     StoppedCAs(latch).add("earlier", "0a", "another key")
     status, out = run("-c", path, "--output", "json")
-    found = [each for each in json.loads(out) if each["what"] == "latch"]
+    found = [each for each in json.loads(out)["findings"] if each["what"] == "latch"]
     assert status == 1
     assert [(each["part"], each["result"]) for each in found] == [
         ("demo", "FAILED"),

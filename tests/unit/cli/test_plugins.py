@@ -19,7 +19,9 @@ def test_plugins_are_listed_for_people_and_for_programs() -> None:
     assert re.search(
         r"^ *file +bridge_file:FileCA +meshca-bridge +\S+", text.stdout, re.MULTILINE
     )
-    (ours,) = [one for one in json.loads(parsed.stdout) if one["name"] == "file"]
+    (ours,) = [
+        one for one in json.loads(parsed.stdout)["plugins"] if one["name"] == "file"
+    ]
     assert ours == {
         "name": "file",
         "module": "bridge_file:FileCA",

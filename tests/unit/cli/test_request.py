@@ -11,7 +11,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from typer.testing import CliRunner
 
-from bridge.cli import app, main
+from bridge.cli import main
+from bridge.cli.command_line import app
 from bridge.client.istio import IstioReply, IstioRequest
 from bridge.client.linkerd import LinkerdReply, LinkerdRequest
 from bridge.errors import ConfigError

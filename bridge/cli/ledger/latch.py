@@ -1,27 +1,27 @@
 """`meshca ledger latch`: show what waits for an operator, and clear it."""
 
-import json
-from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
-from rich.text import Text
 
 from bridge import config
 from bridge.cli.console import (
+    CommandGroup,
     ConfigOption,
     OutputOption,
     complain,
     operator,
-    print_table,
+    print_json,
+    print_rows,
+    rfc3339,
 )
 from bridge.errors import ConfigError, LedgerError
 from bridge.resilience.latch_file import Content, Entry, Kind, LatchFile, State
 
 app = typer.Typer(
+    cls=CommandGroup,
     add_completion=False,
-    rich_markup_mode="markdown",
+    rich_markup_mode=None,
     help="Show and clear refused credentials and stopped issuing CAs.",
     no_args_is_help=True,
 )
@@ -42,15 +42,12 @@ def show(*, config_file: ConfigOption, output: OutputOption = "text") -> None:
     content = LatchFile(config.read(config_file).ledger.latch).read()
     entries = _waiting(content)
     if output == "json":
-        typer.echo(json.dumps([_public(entry) for entry in entries]))
+        print_json({"latched": [_public(entry) for entry in entries]})
         return
     if not entries:
         typer.echo("nothing is latched")
         return
-    table = Table(*_COLUMNS, box=None, pad_edge=False)
-    for entry in entries:
-        table.add_row(*(Text(cell, overflow="fold") for cell in _cells(entry)))
-    print_table(table)
+    print_rows(_COLUMNS, [_cells(entry) for entry in entries])
 
 
 @app.command("clear")
@@ -119,4 +116,4 @@ def _cells(entry: Entry) -> tuple[str, ...]:
 
 
 def _since(entry: Entry) -> str:
-    return datetime.fromtimestamp(int(entry.at), UTC).isoformat()
+    return rfc3339(int(entry.at))

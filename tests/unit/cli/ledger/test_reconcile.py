@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from bridge.cli import reconcile
-from bridge.cli.ledger import app
+from bridge.cli.ledger import app, reconcile
 from tests.support.harness.audit_log import Real, issued, lines, real_certificate
 from tests.support.harness.configuration import text
 from tests.unit.ledger.support import make_ended, make_intent, open_ledger
@@ -132,7 +131,7 @@ def test_search_shows_what_became_of_an_unknown_attempt(
     found = json.loads(
         run("search", "-c", config_file, "--kind", "unknown", "-o", "json").stdout
     )
-    assert [row["settled"] for row in found] == ["issued", "not-issued", ""]
+    assert [row["settled"] for row in found["entries"]] == ["issued", "not-issued", ""]
 
 
 def test_search_finds_what_is_not_settled(config_file: Path, log: Path) -> None:
@@ -140,7 +139,9 @@ def test_search_finds_what_is_not_settled(config_file: Path, log: Path) -> None:
     found = json.loads(
         run("search", "-c", config_file, "--unsettled", "-o", "json").stdout
     )
-    assert [(row["kind"], row["attempt"]) for row in found] == [("unknown", OPEN)]
+    assert [(row["kind"], row["attempt"]) for row in found["entries"]] == [
+        ("unknown", OPEN)
+    ]
     log.write_text("".join(lines(Real.REFUSED_BY_ROLE, OPEN)))
     settle(config_file, log)
     assert run("search", "-c", config_file, "--unsettled").exit_code == 1

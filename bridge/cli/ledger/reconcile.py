@@ -1,6 +1,5 @@
 """`meshca ledger reconcile`: settle attempts that ended `unknown`."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -8,7 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bridge import config
-from bridge.cli.console import ConfigOption, OutputOption, complain, operator
+from bridge.cli.console import (
+    ConfigOption,
+    OutputOption,
+    complain,
+    operator,
+    print_json,
+)
+from bridge.cli.ledger.output import with_times
 from bridge.system.clock import system_clock
 
 if TYPE_CHECKING:
@@ -50,7 +56,7 @@ def reconcile(
     section = config.read(config_file).ledger
     report = run(section, vault_audit, operator=operator(), clock=system_clock)
     if output == "json":
-        typer.echo(json.dumps(_public(report), ensure_ascii=False))
+        print_json(_public(report))
     else:
         _print(report)
     for note in report.notes:
@@ -62,7 +68,7 @@ def reconcile(
 
 
 def _public(report: "Reconciliation") -> dict[str, Any]:
-    settled = [{"kind": row.kind, **asdict(row)} for row in report.settled]
+    settled = [{"kind": row.kind, **with_times(asdict(row))} for row in report.settled]
     return asdict(report) | {"settled": settled}
 
 

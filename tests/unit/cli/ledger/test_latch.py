@@ -50,7 +50,7 @@ def run(folder: Path, *args: str) -> Result:
 def listed(folder: Path) -> list[dict[str, Any]]:
     result = run(folder, "list", "--output", "json")
     assert result.exit_code == 0, result.output
-    found: list[dict[str, Any]] = json.loads(result.stdout)
+    found: list[dict[str, Any]] = json.loads(result.stdout)["latched"]
     return found
 
 

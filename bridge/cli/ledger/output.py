@@ -10,19 +10,10 @@ from enum import StrEnum
 from typing import Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
+from bridge.cli.console import print_rows, rfc3339
 from bridge.ledger.events import COLUMNS, Settled
 from bridge.ledger.verify import Comparison, Report
-
-
-class SearchOutput(StrEnum):
-    """The output formats of `search`."""
-
-    TEXT = "text"
-    JSON = "json"
 
 
 class ExportOutput(StrEnum):
@@ -36,15 +27,28 @@ _COLUMNS = (
     *("time", "kind", "caller", "issuing CA", "serial", "not after", "rule"),
     "settled",
 )
+_SECONDS = {"not_before", "not_after", "since", "until", "log_at"}
+"""The fields of rows that are times in whole seconds."""
 _CSV_COLUMNS = tuple(name for name in COLUMNS if name != "body")
 
 
 def public(row: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return an entry for JSON output."""
+    """Return an entry for JSON output. Of an entry `issued`, `not_after` is whole."""
     values = json.loads(row["body"])
+    if row["not_after"] and not values.get("not_after"):
+        values["not_after"] = row["not_after"]
     if "settled" in row:
         values["settled"] = row["settled"]
-    return {"writer": row["writer"], "hash": row["hash"], **values}
+    return {"writer": row["writer"], "hash": row["hash"], **with_times(values)}
+
+
+def with_times(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a row with its times in RFC 3339; None for unknown ones."""
+    times = {name: values[name] for name in _SECONDS & values.keys()}
+    if "at" in values:
+        times["at"] = values["at"] / 1e6
+    shown = {name: rfc3339(time) if time else None for name, time in times.items()}
+    return {**values, **shown}
 
 
 def verified(report: Report, compared: Comparison | None) -> Mapping[str, Any]:
@@ -62,17 +66,14 @@ def verified(report: Report, compared: Comparison | None) -> Mapping[str, Any]:
 
 
 def show(found: list[dict[str, Any]]) -> None:
-    """Print entries: as a table on a terminal, and as lines in a pipe."""
+    """Print entries: as a table or as blocks on a terminal, and as lines in a pipe."""
     lines = [_cells(row) for row in found]
     if not sys.stdout.isatty():
         for line in lines:
-            typer.echo("\t".join(line))
+            typer.echo("\t".join(cell or "-" for cell in line))
         return
-    table = Table(*_COLUMNS)
-    for line in lines:
-        style = "red" if line[1] in {"refused", "failed", "unknown"} else ""
-        table.add_row(*(Text(cell, overflow="fold") for cell in line), style=style)
-    Console().print(table)
+    bad = {"refused", "failed", "unknown"}
+    print_rows(_COLUMNS, lines, ["red" if line[1] in bad else "" for line in lines])
 
 
 def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
@@ -86,14 +87,13 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
         "".join(
             char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in cell
         )
-        or "-"
         for cell in (
             at.strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z",
             row["kind"],
             row["caller"],
             row["issuing_ca"],
             row["serial"],
-            "" if not end else f"{datetime.fromtimestamp(end, UTC):%FT%TZ}",
+            rfc3339(end) if end else "",
             row["rule"],
             settled,
         )

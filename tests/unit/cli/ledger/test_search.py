@@ -21,6 +21,8 @@ from tests.unit.ledger.support import (
     make_intent,
 )
 
+LINKERD_CALLER = "api.payments.serviceaccount.identity.linkerd.corp.example"
+
 
 @pytest.fixture
 def config_file(tmp_path: Path) -> Path:
@@ -111,6 +113,12 @@ def test_verify_wants_one_place(args: list[str]) -> None:
         (["--key", f"{1 + 7:064x}"], ["intent", "issued"]),
         (["--kind", "refused"], ["refused"]),
         (["--caller", CALLER, "--limit", "2"], ["issued", "refused"]),
+        (["--caller", LINKERD_CALLER, "--limit", "2"], ["issued", "refused"]),
+        (["--namespace", "payments", "--limit", "2"], ["issued", "refused"]),
+        (["--cluster", "Kubernetes", "--kind", "refused"], ["refused"]),
+        (["--issuing-ca", "seoul-1", "--limit", "1"], ["refused"]),
+        (["--request", f"{1:032x}"], ["intent", "issued"]),
+        (["--purpose", "workload", "--kind", "refused"], ["refused"]),
         (["--since", "2026-11-23T12:00:00", "--kind", "opened"], ["opened"]),
         (["--until", "2026-11-23T12:00:01Z", "--kind", "opened"], ["opened"]),
     ],
@@ -120,7 +128,7 @@ def test_search_while_a_server_writes(
 ) -> None:
     result = run("search", "-c", config_file, "--output", "json", *options)
     assert result.exit_code == 0, result.output
-    assert [row["kind"] for row in json.loads(result.stdout)] == kinds
+    assert [row["kind"] for row in json.loads(result.stdout)["entries"]] == kinds
 
 
 @pytest.mark.usefixtures("running")
@@ -135,11 +143,49 @@ def test_search_in_a_pipe_is_plain_text_without_control_characters(
 
 
 @pytest.mark.usefixtures("running")
+@pytest.mark.parametrize("kind", ["", "issued"])
+def test_an_issued_entry_has_the_end_of_what_was_issued(
+    config_file: Path, kind: str
+) -> None:
+    search = ("search", "-c", config_file, "--caller", CALLER, "--kind", kind)
+    lines = [line.split("\t") for line in run(*search).stdout.splitlines()]
+    ends = [line[5] for line in lines if line[1] == "issued"]
+    assert ends == ["2026-11-19T11:06:40Z"] * 3
+    found = json.loads(run(*search, "-o", "json").stdout)
+    assert found["format"] == 1
+    issued = [row for row in found["entries"] if row["kind"] == "issued"]
+    assert [row["not_after"] for row in issued] == ends
+
+
+@pytest.mark.usefixtures("running")
+def test_the_times_of_json_are_those_of_rfc_3339(config_file: Path) -> None:
+    found = run("search", "-c", config_file, "--kind", "intent", "-o", "json").stdout
+    row = json.loads(found)["entries"][0]
+    assert row["at"].startswith("2026-11-23T12:00:00")
+    assert row["not_before"] == "2026-11-18T11:06:40Z"
+    assert {name for name, value in row.items() if type(value) is int} == {
+        "generation",
+        "seq",
+    }
+
+
+@pytest.mark.usefixtures("running")
 @pytest.mark.parametrize(
     ("options", "status", "reason"),
     [
         (["--serial", "123456"], 1, "nothing found"),
         (["--until", "2020-01-01"], 1, "nothing found"),
+        (["--namespace", "pay"], 1, "nothing found"),
+        (["--cluster", "kubernetes"], 1, "nothing found"),
+        (["--issuing-ca", "seoul"], 1, "nothing found"),
+        (["--request", "f" * 32], 1, "nothing found"),
+        (["--purpose", "serving"], 1, "nothing found"),
+        (["--caller", f"{CALLER}x"], 1, "nothing found"),
+        (["--caller", "payments/api"], 2, "--caller: expected a SPIFFE ID, or ACC"),
+        (["--caller", LINKERD_CALLER.upper()], 2, "--caller: expected a SPIFFE ID"),
+        (["--namespace", "%"], 2, "--namespace: expected the name of a namespace"),
+        (["--request", "12"], 2, "--request: expected an ID of 32 hex digits"),
+        (["--purpose", "leaf"], 2, "--purpose: expected one of workload, serving"),
         (["--since", "yesterday"], 2, "expected a time such as"),
         (["--since", "999999999d"], 2, "expected a time such as"),
         (["--until", "99999999999999d"], 2, "expected a time such as"),
