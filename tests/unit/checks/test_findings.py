@@ -212,7 +212,7 @@ def test_an_expiry_has_a_level_and_an_error_fails_the_check(
     tmp_path: Path, change: Change | None, tier: str, result: str
 ) -> None:
     status, out = run("-c", written(tmp_path, change), "-o", "json")
-    found = [one for one in json.loads(out) if one["what"].startswith(tier)]
+    found = [one for one in json.loads(out)["findings"] if one["what"].startswith(tier)]
     assert [one["result"] for one in found] == [result]
     assert status == (1 if result == "FAILED" else 0)
 

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from bridge.checks.findings import Finding
 from bridge.checks.token_verdict import check_token
-from bridge.cli import app
+from bridge.cli.command_line import app
 from bridge.errors import ConfigError
 from bridge.system.clock import system_clock
 from tests.support.harness.configuration import text
@@ -216,5 +216,7 @@ def test_the_command_says_so_by_its_status(
     command = ["check", "-c", str(configured(tmp_path)), "--token-file", str(file)]
     found = CliRunner().invoke(app, [*command, "-o", "json"])
     assert found.exit_code == status
-    assert {Finding(**one).part for one in json.loads(found.stdout)} == {"token"}
+    assert {Finding(**one).part for one in json.loads(found.stdout)["findings"]} == {
+        "token"
+    }
     assert not any(part in found.stdout for part in token.split("."))
