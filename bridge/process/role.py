@@ -11,6 +11,9 @@ if TYPE_CHECKING:
 REFUSED = 78
 """The exit status of a worker that cannot use its configuration, or a file or ledger
 that it names (EX_CONFIG)."""
+BROKEN = 65
+"""The exit status of a worker whose journal is broken or was cut (EX_DATAERR). Another
+start would find the same: an operator has to act."""
 WITHOUT_KEYS = "clusters without token keys"
 UNPROVEN = "issuing CAs that have not signed"
 """Warnings in a worker's readiness whose text is names, separated by commas."""

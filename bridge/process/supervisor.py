@@ -136,7 +136,9 @@ class Supervisor:
     @property
     def is_settled(self) -> bool:
         """Whether nothing is expected to happen soon."""
-        is_whole = all(worker.child for worker in self._current.workers)
+        is_whole = all(
+            worker.child or worker.is_given_up for worker in self._current.workers
+        )
         return self._is_proven and is_whole and self._next is None and not self._leaving
 
     def workers(self) -> tuple[Worker, ...]:

@@ -11,7 +11,7 @@ import signal
 import threading
 from pathlib import Path
 
-from bridge.process.role import REFUSED, ProcessRole, WorkerOrder
+from bridge.process.role import BROKEN, REFUSED, ProcessRole, WorkerOrder
 from bridge.system.child_process import follow_parent, read_order
 from bridge.system.linux import harden, keep_to_core, poll_without_hops, take_turns
 from bridge.system.logs import set_up
@@ -19,6 +19,8 @@ from bridge.system.logs import set_up
 _MARGIN_SECONDS = 5.0
 """Between the end of the drain and the end by force."""
 _WAKE_SECONDS = 0.25
+_BROKEN_RULES = frozenset({"ledger.chain", "ledger.cut"})
+"""Of a journal that is not as it was written."""
 _log = logging.getLogger(__name__)
 
 
@@ -72,6 +74,8 @@ def _serve(
             order.reason.write_bytes(reason.encode("utf-8", "replace"))
         except OSError:  # the disk may be full, which may be the reason
             _log.error("%s", f"{error} {error.detail}".rstrip())
+        if error.rule in _BROKEN_RULES:
+            return BROKEN
         # A worker of a parent that died may still have the journal: try again later.
         is_locked = error.rule == "ledger.locked"
         return REFUSED if isinstance(error, OperatorError) and not is_locked else 1

@@ -6,7 +6,7 @@ import socket
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-from bridge.process.role import REFUSED, WorkerOrder
+from bridge.process.role import BROKEN, REFUSED, WorkerOrder
 from bridge.system.child_process import (
     Child,
     ChildProcess,
@@ -76,11 +76,13 @@ class Worker(SupervisedChild[RunningWorker]):
     """
 
     def __init__(self, order: WorkerOrder, spawn: Spawn) -> None:
-        super().__init__(f"worker {order.writer}", self._spawned, self._reason_of_end)
+        super().__init__(
+            f"worker {order.writer}", self._spawned, self._reason_of_end, (BROKEN,)
+        )
         self.order = order
         """What the worker is told."""
         self.is_refused = False
-        """Whether the last process could not use the configuration."""
+        """Whether the last process could not use the configuration or its journal."""
         self.has_answered = False
         """Whether a process has said that it is ready, or why not."""
         self._spawn = spawn
@@ -125,7 +127,7 @@ class Worker(SupervisedChild[RunningWorker]):
         return child
 
     def _reason_of_end(self, child: RunningWorker, status: int) -> str:
-        self.is_refused = status == REFUSED
+        self.is_refused = status in {REFUSED, BROKEN}
         return child.refusal() or how_it_ended(child, status)
 
 

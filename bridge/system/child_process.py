@@ -21,6 +21,7 @@ _FIRST_WAIT_SECONDS = 0.2
 _LONGEST_WAIT_SECONDS = 30.0
 _STEADY_SECONDS = 30.0
 """A child that ran for so long was well: the next wait is the first again."""
+_GIVEN_UP = "not started again until a reload (SIGHUP): a restart cannot mend that"
 _log = logging.getLogger(__name__)
 
 
@@ -143,6 +144,7 @@ class SupervisedChild(Generic[C]):
         name: str,
         start: Callable[[], C],
         on_end: Callable[[C, int], str] = how_it_ended,
+        final: Collection[int] = (),
     ) -> None:
         self.name = name
         """Names the child in the log."""
@@ -154,6 +156,7 @@ class SupervisedChild(Generic[C]):
         """The process, while there is one."""
         self._start_process = start
         self._on_end = on_end
+        self._final = final
         self._due = float("-inf")
         self._began = 0.0
         self._wait = _FIRST_WAIT_SECONDS
@@ -165,6 +168,11 @@ class SupervisedChild(Generic[C]):
     def is_gone(self) -> bool:
         """Whether there is no process, and none will be started."""
         return self._is_stopping and self.child is None
+
+    @property
+    def is_given_up(self) -> bool:
+        """Whether there is no process, and a restart would not help."""
+        return self.child is None and self._due == float("inf")
 
     def tick(self, now: float) -> None:
         """Notice an end, and do what is due.
@@ -213,8 +221,17 @@ class SupervisedChild(Generic[C]):
 
     def _ended(self, child: C, status: int, now: float) -> None:
         self.child = None
-        if not self._is_stopping:
-            self._restart_later(self._on_end(child, status), now)
+        if self._is_stopping:
+            return
+        reason = self._on_end(child, status)
+        if status in self._final:
+            self._give_up(reason)
+        else:
+            self._restart_later(reason, now)
+
+    def _give_up(self, reason: str) -> None:
+        self.reason, self._due = f"{reason}; {_GIVEN_UP}", float("inf")
+        _log.error("%s: %s", self.name, "; ".join(self.reason.splitlines()))
 
     def _restart_later(self, reason: str, now: float) -> None:
         if now - self._began >= _STEADY_SECONDS:

@@ -71,6 +71,32 @@ def test_a_killed_worker_comes_back_and_the_other_serves_meanwhile(
     bridge.require_sound_ledger()
 
 
+def test_a_worker_whose_journal_was_edited_stays_down_and_the_other_serves(
+    tmp_path: Path,
+) -> None:
+    with Supervised(tmp_path / "served", 2) as bridge:
+        await_true(lambda: bridge.metric("meshca_worker_up") == 2)
+        folder = bridge.folder / "journal/w0"
+        (segment,) = folder.glob("*.jsonl")
+        whole = segment.read_bytes()
+        segment.write_bytes(whole.replace(b'"opened"', b'"0pened"', 1))
+        os.kill(int((folder / "lock").read_text()), signal.SIGKILL)
+
+        def told() -> str:
+            page = json.loads(bridge.get("/readyz")[1])
+            return str(page["workers"]["w0"]["parts"].get("worker", ""))
+
+        await_true(lambda: "not started again until a reload" in told())
+        assert "00000001.jsonl" in told()
+        assert bridge.metric("meshca_worker_restarts_total", worker="w0") == 1
+        assert bridge.get("/readyz")[0] == 200
+        bridge.ask()
+        segment.write_bytes(whole)
+        bridge.hang_up()
+        bridge.await_reloads("ok")
+        bridge.ask()
+
+
 def test_workers_leave_when_their_parent_is_killed(tmp_path: Path) -> None:
     bridge = Supervised(tmp_path / "served", 2)
     with bridge:

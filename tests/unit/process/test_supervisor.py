@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry
 from bridge.config import BridgeConfig, ConfigText, parse
 from bridge.errors import ConfigError
 from bridge.process.reload import Reloads
-from bridge.process.role import REFUSED, UNPROVEN, WITHOUT_KEYS, WorkerOrder
+from bridge.process.role import BROKEN, REFUSED, UNPROVEN, WITHOUT_KEYS, WorkerOrder
 from bridge.process.supervisor import Supervisor, WorkerDefaults
 from bridge.process.worker_process import WorkerProcess
 from bridge.system.child_process import ChildProcess
@@ -336,6 +336,45 @@ def test_a_first_configuration_that_is_refused_is_an_error() -> None:
     one.nursery.prepare = refuse
     one.supervisor.tick(0)
     with pytest.raises(ConfigError, match=r"chain\.pem: no chain"):
+        one.supervisor.tick(1)
+
+
+def test_a_worker_whose_journal_is_broken_is_not_started_again() -> None:
+    one = Supervision()
+    one.supervisor.tick(0)
+    first = one.nursery.born[0]
+    first.status, first.words = BROKEN, "journal/w0/00000001.jsonl:7: edited"
+    for now in range(1, 100):
+        one.supervisor.tick(now)
+    assert one.nursery.alive() == ["w1"]
+    assert len(one.nursery.born) == 2
+    assert one.supervisor.is_settled
+    assert (
+        "edited; not started again until a reload" in one.supervisor.serving()[0].reason
+    )
+    # A reload begins with workers of other names: the journal stays as it is.
+    one.supervisor.reload(source(2), 100)
+    one.supervisor.tick(100)
+    one.supervisor.tick(101)
+    assert one.nursery.alive() == ["w2", "w3"]
+    # Then the name is free, and the next reload finds whether it was mended.
+    one.nursery.prepare = lambda child: setattr(child, "is_ready", False)
+    one.supervisor.reload(source(1), 102)
+    one.supervisor.tick(102)
+    last = one.nursery.born[-1]
+    assert last.order.writer == "w0"
+    last.status, last.words = BROKEN, "still edited"
+    one.supervisor.tick(103)
+    assert "still edited" in one.reloads.warnings()["configuration"]
+    assert one.nursery.alive() == ["w2", "w3"]
+
+
+def test_a_journal_that_is_broken_at_the_start_ends_it() -> None:
+    one = Supervision(workers=1)
+    one.nursery.prepare = lambda child: setattr(child, "is_ready", False)
+    one.supervisor.tick(0)
+    one.nursery.born[0].status, one.nursery.born[0].words = BROKEN, "edited"
+    with pytest.raises(ConfigError, match="edited"):
         one.supervisor.tick(1)
 
 

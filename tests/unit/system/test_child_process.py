@@ -127,6 +127,23 @@ def test_a_status_is_told_in_words(status: int, words: str) -> None:
     assert how_it_ended(FakeChild(1), status) == words
 
 
+def test_a_final_status_is_the_last(starter: Starter) -> None:
+    child = SupervisedChild("the child", starter, final=(65,))
+    child.tick(0)
+    starter.started[0].status = 1
+    child.tick(1)
+    assert not child.is_given_up
+    child.tick(2)
+    starter.started[1].status = 65
+    for now in range(3, 99):
+        child.tick(now)
+    assert child.is_given_up
+    assert len(starter.started) == 2
+    assert child.reason.startswith("ended with status 65; not started again until a re")
+    child.stop(100, 1)
+    assert child.is_gone
+
+
 def test_one_that_is_stopped_while_it_waits_is_never_started(
     supervised: SupervisedChild[FakeChild], starter: Starter
 ) -> None:
