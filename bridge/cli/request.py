@@ -96,7 +96,7 @@ def request(  # noqa: PLR0913 - each is an option of its own
         _require_linkerd(identity, token_file, foreign)
         wanted = LinkerdRequest(
             address=address,
-            anchors=parse_certificates(roots.read_bytes(), f"--roots {roots}"),
+            anchors=parse_certificates(roots.read_bytes(), f"--roots: {roots}"),
             identity=identity,
             token=token_file.read_bytes() if token_file else b"",
             timeout_seconds=timeout,
@@ -218,9 +218,9 @@ _RESULTS = ("key.pem", "chain.pem", "roots.pem")
 
 def _roots(path: Path) -> bytes:
     # With bad anchors, the TLS library only says that the handshake failed.
-    data = path.read_bytes()
-    parse_certificates(data, f"--roots {path}")
-    return data
+    # It does not take text around the blocks either.
+    found = parse_certificates(path.read_bytes(), f"--roots: {path}")
+    return b"".join(one.public_bytes(Encoding.PEM) for one in found)
 
 
 def _token(path: Path) -> str:

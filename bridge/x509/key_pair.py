@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 
 from bridge.errors import ConfigError
 from bridge.system.files import read_public, read_secret
@@ -32,14 +32,13 @@ class KeyPair:
 
 
 def read_key_pair(certificate: Path, key: Path) -> KeyPair:
-    """Read a certificate, those that follow it in the file, and its key.
+    """Read a certificate, the others of its file, and its key.
 
     Raises:
         ConfigError: A file cannot be read or holds something else, strangers may read
             the key, or it is another certificate's.
     """
-    chain = read_public(certificate)
-    leaf = parse_certificates(chain, str(certificate))[0]
+    chain = parse_certificates(read_public(certificate), str(certificate))
     secret = read_secret(key, allow_group_read=True)
     try:
         private_key = load_pem_private_key(secret, None)
@@ -47,10 +46,14 @@ def read_key_pair(certificate: Path, key: Path) -> KeyPair:
         raise ConfigError(
             f"{key}: expected a private key in PEM, not encrypted"
         ) from error
-    if private_key.public_key() != _public_key(leaf, certificate):
+    own = private_key.public_key()
+    leaf = next((one for one in chain if _public_key(one, certificate) == own), None)
+    if leaf is None:
         raise ConfigError(f"{key}: is not the key of {certificate}")
+    # The leaf comes first, and the TLS library gets no text around the blocks.
+    given = dict.fromkeys((leaf, *chain))
     return KeyPair(
-        certificate_chain_pem=chain,
+        certificate_chain_pem=b"".join(one.public_bytes(Encoding.PEM) for one in given),
         private_key_pem=secret,
         not_before=leaf.not_valid_before_utc,
         not_after=leaf.not_valid_after_utc,

@@ -107,8 +107,8 @@ def test_a_request_that_makes_no_sense_is_a_wrong_use(
 @pytest.mark.parametrize(
     ("roots", "taken", "says"),
     [
-        (b"r", "", r"--roots .*roots\.pem: line 1 is neither part"),
-        (b"", "", r"--roots .*roots\.pem: expected one or more CERTIFICATE"),
+        (b"r", "", r"--roots: .*roots\.pem: expected one or more CERTIFICATE"),
+        (b"", "", r"--roots: .*roots\.pem: expected one or more CERTIFICATE"),
         (ROOTS, "chain.pem", r"expected none of these files: chain\.pem"),
     ],
 )

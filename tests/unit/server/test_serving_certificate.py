@@ -245,7 +245,7 @@ def _key_only(files: Files) -> None:
         ),
         pytest.param(
             lambda files: files.certificate.write_text("x"),
-            "tls.crt: line 1 is neither part of a CERTIFICATE block",
+            "tls.crt: expected one or more CERTIFICATE blocks, found none",
             id="no certificate",
         ),
         pytest.param(

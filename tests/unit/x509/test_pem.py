@@ -1,6 +1,11 @@
 """Strict PEM: one block and nothing beside it; files of certificates."""
 
+import base64
 import datetime as dt
+import json
+import re
+import subprocess
+from pathlib import Path
 
 import pytest
 from cryptography import x509
@@ -10,6 +15,7 @@ from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
     PrivateFormat,
+    pkcs7,
 )
 from cryptography.x509.oid import NameOID
 from hypothesis import given
@@ -130,18 +136,42 @@ def test_a_certificate_is_written_as_everybody_writes_it() -> None:
     assert encode_certificate(ONE) == certificate.public_bytes(Encoding.PEM).decode()
 
 
+BOTH = PEM + encode_certificate(OTHER)
+AROUND = "Certificate:\n    Data:\n        Serial Number: 1 (0x1)\n"
+BAG = "Bag Attributes\n    localKeyID: 54 69 6D\nKey Attributes: <No Attributes>\n"
+SESSION = "---\nCertificate chain\n 0 s:CN = x\n   i:CN = y\n"
+
+
 @pytest.mark.parametrize(
-    "text",
+    "data",
     [
-        PEM + encode_certificate(OTHER),
+        BOTH,
         f"# B\u00fcro 7\n{PEM}\n\n # and\n{encode_certificate(OTHER)}\n",
-        (PEM + encode_certificate(OTHER)).replace("\n", "\r\n"),
-        (PEM + encode_certificate(OTHER)).rstrip(),
+        BOTH.replace("\n", "\r\n"),
+        BOTH.replace("\n", "\r"),
+        BOTH.replace("\n", "\r\r\n"),
+        BOTH.replace("\n", "\n\n"),
+        BOTH.rstrip(),
+        BOTH.replace("\n", "\n\t  "),
+        BOTH.replace("\n", "  \n"),
+        f"\ufeff{PEM}\ufeff{encode_certificate(OTHER)}",
+        f"{AROUND}{PEM}{AROUND}{encode_certificate(OTHER)}",
+        f"{BAG}subject=CN = x\n\nissuer=CN = y\n\n{BOTH}",
+        f"{SESSION}{BOTH}---\n    0000 - 3f 4a 5b 01   .J[.\n",
+        f"{BOTH}# {PEM.replace(chr(10), chr(10) + '# ')}",
+        f"a certificate\n{BOTH}word",
+        b"friendlyName: B\xfcro\n" + BOTH.encode(),
     ],
-    ids=["plain", "comments", "crlf", "no-final-newline"],
+    ids=[
+        *("plain", "comments", "crlf", "cr", "crcrlf", "empty lines", "no final line"),
+        *("indented", "blanks behind lines", "byte order marks"),
+        *("openssl x509 -text", "bag attributes", "openssl s_client"),
+        *("a block in comments", "words", "latin-1 beside it"),
+    ],
 )
-def test_a_file_gives_its_certificates_in_order(text: str) -> None:
-    certificates = parse_certificates(text.encode(), "chain.pem")
+def test_a_file_gives_its_certificates_in_order(data: str | bytes) -> None:
+    raw = data if isinstance(data, bytes) else data.encode()
+    certificates = parse_certificates(raw, "chain.pem")
     assert [c.public_bytes(Encoding.DER) for c in certificates] == [ONE, OTHER]
 
 
@@ -152,6 +182,7 @@ def changed(old: bytes, new: bytes) -> str:
     return encode_certificate(ONE.replace(old, new))
 
 
+BEGIN_LINE = PEM.splitlines()[0]
 NEXT_LINE = PEM.count("\n") + 1
 SECOND = rf"chain\.pem: block 2 \(line {NEXT_LINE}\)"
 
@@ -161,14 +192,33 @@ SECOND = rf"chain\.pem: block 2 \(line {NEXT_LINE}\)"
     [
         ("", r"chain\.pem: expected one or more .* found none"),
         ("# none\n", "found none"),
-        ("word", r"chain\.pem: line 1 is neither"),
-        (f"{PEM}word\n", rf"chain\.pem: line {NEXT_LINE} is neither"),
+        ("word", "found none"),
+        (
+            f"{PEM}x{BEGIN_LINE}\n",
+            rf"chain\.pem: line {NEXT_LINE}: .* stand on its own",
+        ),
+        (PEM.replace("-----B", "----B"), r"chain\.pem: line 1 looks like part"),
+        (PEM.replace("-----B", "\u2013\u2013B"), r"chain\.pem: line 1 looks like part"),
+        (
+            PEM.replace("-----B", "------B"),
+            r"chain\.pem: line 1: .* not stand on its own",
+        ),
+        (PEM + PEM.partition("\n")[2], f"line {NEXT_LINE} looks like part"),
+        (PEM + PEM.splitlines()[-1], f"line {NEXT_LINE} looks like part"),
+        (PEM + PEM.replace("CERTIFICATE", "X"), f"{SECOND}: expected the label CERT"),
         (PEM + PRIVATE_KEY, f"{SECOND} is a private key"),
         (
             PEM + PRIVATE_KEY.replace("PRIVATE", "EC PRIVATE"),
             f"{SECOND} is a private key",
         ),
-        (PEM + PEM.replace("CERTIFICATE", "X509 CRL"), f"{SECOND}: expected the label"),
+        (
+            PEM + PEM.replace("CERTIFICATE", "X509 CRL"),
+            f"{SECOND}: .*found a CRL: take",
+        ),
+        (
+            PEM + PEM.replace("CERTIFICATE", "CERTIFICATE REQUEST"),
+            f"{SECOND}: .* found a CSR: have the CA above sign it$",
+        ),
         (PEM + PEM[:-30], f"{SECOND} has no END line"),
         (
             PEM + PEM.replace("END CERTIFICATE", "END X"),
@@ -188,8 +238,18 @@ SECOND = rf"chain\.pem: block 2 \(line {NEXT_LINE}\)"
         (PEM + changed(b"\x3d\x03\x01\x07", b"\x3d\x03\x01\x7f"), SECOND),
     ],
     ids=[
-        *("empty", "comment-only", "word", "word-after", "private-key"),
-        *("ec-private-key", "crl", "no-end", "other-end", "base64", "comment-inside"),
+        *("empty", "comment-only", "word", "word-before-begin", "four-hyphens"),
+        *("dashes", "six-hyphens", "no-begin", "end-alone", "other-label"),
+        *(
+            "private-key",
+            "ec-private-key",
+            "crl",
+            "csr",
+            "no-end",
+            "other-end",
+            "base64",
+            "comment-inside",
+        ),
         *("cut", "trailing-byte", "no-certificate", "teletex-subject"),
         *("teletex-issuer", "x400-name", "extension-twice", "version"),
         "unknown-curve",
@@ -201,9 +261,76 @@ def test_a_bad_file_is_refused_by_name_and_place(text: str, complaint: str) -> N
     assert refusal.value.rule == "config.pem"
 
 
-def test_a_file_in_der_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"chain\.pem: expected PEM"):
-        parse_certificates(ONE, "chain.pem")
+CERTIFICATES = [x509.load_der_x509_certificate(one) for one in (ONE, OTHER)]
+
+
+def trusted(label: str) -> bytes:
+    # OpenSSL's trusted certificates have their uses behind them; none are needed.
+    return PEM.replace("CERTIFICATE", label).encode()
+
+
+@pytest.mark.parametrize(
+    ("data", "found", "count"),
+    [
+        (ONE, "a certificate in DER", 1),
+        (pkcs7.serialize_certificates(CERTIFICATES, Encoding.DER), "PKCS#7 in DER", 2),
+        (pkcs7.serialize_certificates(CERTIFICATES, Encoding.PEM), "PKCS#7", 2),
+        (trusted("PKCS #7 SIGNED DATA"), "PKCS#7", 0),
+        (trusted("TRUSTED CERTIFICATE"), "OpenSSL's trusted certificate", 1),
+        (trusted("X509 CERTIFICATE"), "the old label X509 CERTIFICATE", 1),
+        (BOTH.encode("utf-16"), "UTF-16", 2),
+        (b"\xfe\xff" + BOTH.encode("utf-16-be"), "UTF-16", 2),
+        (BOTH.encode("utf-16-le"), "UTF-16", 2),
+        (BOTH.encode("utf-16-be"), "UTF-16", 2),
+        (base64.b64encode(BOTH.encode()), "base64 of a PEM file", 2),
+        (BOTH.replace("-\n-", "--").encode(), "a BEGIN or END line that", 2),
+        (BOTH.replace("\n", "").encode(), "a BEGIN or END line that", 2),
+        (BOTH.replace("\n", " ").encode(), "a BEGIN or END line that", 2),
+        (f"x {BOTH}".encode(), "a BEGIN or END line that", 2),
+        (BOTH.replace("\n", "\\n").encode(), r"\n in place of line breaks", 2),
+    ],
+    ids=[
+        *("der", "pkcs7-der", "pkcs7", "pkcs7-label", "trusted", "old-label"),
+        *("utf-16", "utf-16-be", "utf-16-le-unmarked", "utf-16-be-unmarked"),
+        *("base64-of-pem", "glued", "one-line", "folded", "text-before", "escaped"),
+    ],
+)
+def test_another_format_is_named_with_the_command_that_converts_it(
+    tmp_path: Path, data: bytes, found: str, count: int
+) -> None:
+    path = tmp_path / "chain.crt"
+    path.write_bytes(data)
+    expected = f"expected PEM certificates, found {re.escape(found)}"
+    with pytest.raises(ConfigError, match=expected) as refusal:
+        parse_certificates(data, f"trust_anchors: {path}")
+    command = str(refusal.value).partition("; convert it: ")[2]
+    if count:
+        subprocess.run(["sh", "-c", command], check=True, cwd=tmp_path)
+        converted = parse_certificates((tmp_path / "chain.crt.pem").read_bytes(), "c")
+        assert len(converted) == count
+
+
+@pytest.mark.parametrize(
+    ("data", "found"),
+    [
+        (
+            bytes.fromhex("308209a6020103"),
+            "PKCS#12; convert it: openssl pkcs12 -nokeys",
+        ),
+        (bytes.fromhex("feedfeed00000002"), "a Java key store; convert it: keytool"),
+        (ONE + ONE, "binary data"),
+        (b"\xff", "binary data"),
+        (
+            b"data:\n  tls.crt: " + base64.b64encode(PEM.encode()),
+            "line 2 is base64 of a PEM file",
+        ),
+        (json.dumps({"a": PEM}).encode(), "line 1 is a PEM text in JSON or YAML"),
+    ],
+    ids=["pkcs12", "jks", "der-twice", "binary", "secret", "json"],
+)
+def test_a_format_of_other_programs_is_named(data: bytes, found: str) -> None:
+    with pytest.raises(ConfigError, match=found):
+        parse_certificates(data, "chain.pem")
 
 
 @given(st.binary(max_size=300))
