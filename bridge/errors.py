@@ -105,9 +105,12 @@ class BackendError(BridgeError):
         certificate_may_exist: Whether the request was sent, and may have been signed
             all the same. By default as the class has it. A cut connection, and an
             answer that says so little as status 500, leave it open.
+        certificate: In DER, where one came back that must not be used. The ledger keeps
+            it; the bridge releases it to nobody.
     """
 
     default_rule = "backend"
+    certificate: bytes = b""
 
     def __init__(
         self,
@@ -116,10 +119,12 @@ class BackendError(BridgeError):
         rule: str = "",
         detail: str = "",
         certificate_may_exist: bool | None = None,
+        certificate: bytes = b"",
     ) -> None:
         super().__init__(message, rule=rule, detail=detail)
-        if certificate_may_exist is not None:
-            self.certificate_may_exist = certificate_may_exist
+        self.certificate = certificate
+        if certificate or certificate_may_exist is not None:
+            self.certificate_may_exist = bool(certificate or certificate_may_exist)
 
 
 class BackendUnavailableError(BackendError):

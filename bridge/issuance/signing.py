@@ -224,6 +224,10 @@ class Signing:
         except BaseException as error:
             if isinstance(error, MisissuedError):
                 self._stop(intent, error)
+            if isinstance(error, BackendError) and not attempt.certificate:
+                # A plugin may hand over anything here, as in an answer.
+                found: object = error.certificate
+                attempt.certificate = found if isinstance(found, bytes) else b""
             # A certificate that came back exists, whatever went wrong after that.
             outcome = Outcome.UNKNOWN if attempt.certificate else _outcome(error)
             self._end_with(attempt.ending(outcome), error)

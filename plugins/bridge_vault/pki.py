@@ -276,9 +276,11 @@ class VaultPKICA:
                     detail=f"lease {signed.lease}",
                 )
         except BackendError as error:
-            detail = f"{error.detail}; Vault signed {leaf.serial_number:x}"
             raise type(error)(
-                str(error), rule=error.rule, detail=detail, certificate_may_exist=True
+                str(error),
+                rule=error.rule,
+                detail=f"{error.detail}; Vault signed {leaf.serial_number:x}",
+                certificate=leaf.public_bytes(Encoding.DER),
             ) from error
         self._usual = None
 

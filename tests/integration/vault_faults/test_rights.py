@@ -3,10 +3,12 @@
 All rows have one server and one bridge, one after the other.
 """
 
+from base64 import b64decode
 from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
+from cryptography import x509
 
 from tests.integration.vault_faults.support import (
     REFUSED,
@@ -95,6 +97,14 @@ def test_added_aia_urls_are_no_mis_issuance(shared: Ground) -> None:
         allowed=REFUSED,
     )
     assert not bridge.rows(kind="stopped")
+    # Calls that were signed before it was found: the certificates are on record.
+    signed = [row for row in bridge.rows(kind="unknown") if row["rule"] == "vault.role"]
+    leaves = [
+        x509.load_der_x509_certificate(b64decode(row["certificate"])) for row in signed
+    ]
+    assert leaves
+    aia = x509.AuthorityInformationAccess.oid
+    assert all(leaf.extensions.get_extension_for_oid(aia) for leaf in leaves)
 
 
 def test_a_rotated_key_changes_nothing(shared: Ground) -> None:

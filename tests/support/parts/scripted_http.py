@@ -5,7 +5,7 @@ import ipaddress
 import socket
 import ssl
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Self
@@ -55,6 +55,19 @@ class ScriptedServer:
         self._listener.close()
         for thread in self._threads:
             thread.join()
+
+    @contextlib.contextmanager
+    def ending_after(self, seconds: float) -> Iterator[None]:
+        """End its connections when the block takes longer.
+
+        A client that waits for ever then fails its test, and does not hang it.
+        """
+        timer = threading.Timer(seconds, self.over.set)
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
 
     def read(self, sock: socket.socket) -> bytes:
         """Return the next request of a connection, and keep it; empty at its end."""

@@ -145,6 +145,27 @@ def test_each_attempt_has_its_rows_and_the_last_error_its_status(
     assert world.signing.stopped(world.snapshot.issuers["a"]) is None
 
 
+@pytest.mark.parametrize(
+    ("certificate", "kept"),
+    [
+        pytest.param(b"a leaf", b"a leaf", id="kept"),
+        pytest.param(b"x" * 70_000, b"", id="too long"),
+        pytest.param("no bytes", None, id="no bytes"),
+    ],
+)
+def test_a_certificate_that_an_error_carries_is_on_record_and_not_released(
+    world: World, certificate: Any, kept: bytes | None
+) -> None:
+    world.cas["a"].error = BackendBrokenError("changed", certificate=certificate)
+    leaf_of(world.issue().leaf_pem)
+    (row,) = (one for one in world.rows() if one.get("rule") == "backend.broken")
+    assert row["kind"] == "unknown"
+    found = row.get("certificate")
+    assert (None if found is None else b64decode(found)) == kept
+    if kept is not None:
+        assert row["certificate_sha256"] == hashlib.sha256(certificate).hexdigest()
+
+
 def test_what_the_backend_builds_is_not_asked_for_twice(world: World) -> None:
     world.cas["a"].error = BackendTimeoutError("late")
     description = replace(world.cas["a"].describe(), chooses_serial=True)

@@ -1,6 +1,6 @@
 """What a failed call means: one error of the contract, and whether one may exist.
 
-The texts are those of a real OpenBao 2.7.2.
+The texts are those of a real OpenBao 2.7.2, and one is of Vault 1.21.4 alone.
 """
 
 import pytest
@@ -23,6 +23,10 @@ _USAGE = (
     "1 error occurred: * error fetching CA certificate: error while attempting to use "
     f"issuer {_ID}: requested usage issuing-certificates for issuer [id:{_ID}] but "
     "only had usage "
+)
+_NOT_PERMITTED = (
+    "1 error occurred: * x509: a root or intermediate certificate is not authorized to "
+    'sign for this name: DNS name "x.example" is not permitted by any constraint'
 )
 _VERSION = "1 error occurred: * requested version for signing is "
 BROKEN, AWAY, REFUSED = (
@@ -96,6 +100,13 @@ BROKEN, AWAY, REFUSED = (
             id="min_encryption_version",
         ),
         pytest.param(500, "no such key version", BROKEN, False, id="archived version"),
+        pytest.param(
+            500,
+            _NOT_PERMITTED,
+            REFUSED,
+            False,
+            id="a name that the chain does not permit",
+        ),
         pytest.param(500, f"{_NO_CA}context canceled", AWAY, True, id="storage"),
         pytest.param(500, "internal error", AWAY, True, id="audit after issuing"),
         pytest.param(502, "", AWAY, True, id="502"),

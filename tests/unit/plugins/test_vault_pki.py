@@ -264,6 +264,8 @@ def test_a_role_that_was_changed_since_the_last_look_explains_a_leaf(
     with pytest.raises(BackendBrokenError, match=r"other certificates") as caught:
         ground.issue()
     assert caught.value.certificate_may_exist
+    leaf = x509.load_der_x509_certificate(caught.value.certificate)
+    assert f"Vault signed {leaf.serial_number:x}" in caught.value.detail
     assert f"pki/roles/mesh: {name}: expected" in caught.value.detail
     with pytest.raises(BackendBrokenError, match=r"other certificates") as caught:
         ground.issue()
