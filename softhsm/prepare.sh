@@ -4,12 +4,8 @@
 #
 # Usage: prepare.sh FOLDER [BIN]     BIN: the folder of the commands meshca and python (.venv/bin)
 # Environment: KEY (p256, p384, rsa2048, ...), ISTIO and ADMIN (addresses), SOFTHSM2_MODULE (where it is in no usual place)
-set -euo pipefail
-
-fail() {
-  echo "softhsm: $*" >&2
-  exit 1
-}
+name=softhsm
+. "${BASH_SOURCE%/*}/../deploy/common.sh"
 
 [ $# -ge 1 ] || fail "name the folder to make things in"
 command -v softhsm2-util > /dev/null || fail "there is no softhsm2-util: install SoftHSM 2 (apt-get install softhsm2)"
@@ -18,12 +14,7 @@ for place in /usr/lib/softhsm /usr/lib/*/softhsm /usr/lib64/pkcs11 /usr/lib64/so
   [ -n "$module" ] || [ ! -f "$place/libsofthsm2.so" ] || module=$place/libsofthsm2.so
 done
 [ -f "$module" ] || fail "there is no libsofthsm2.so: set SOFTHSM2_MODULE to its path"
-
-umask 077
-mkdir -p "$1"
-folder=$(cd "$1" && pwd)
-bin=$(cd "${2:-.venv/bin}" && pwd)
-cd "$folder"
+begin "$@"
 
 # The token. Only processes that are given this file see it: the machine's own tokens are another matter.
 export SOFTHSM2_CONF=$folder/softhsm2.conf
@@ -43,55 +34,14 @@ softhsm2-util --show-slots | grep -q '^ *Label: *meshca *$' ||
 [ -e issuing.csr ] || "$bin/python" -P -m bridge_pkcs11.csr --module "$module" --token-label meshca --pin-file pin \
   --key-label issuing --key-id 01 --make-key "${KEY:-p256}" --subject "CN=Issuing CA in SoftHSM" --out issuing.csr
 
-# The chain. A throwaway root and intermediate stand in for the security team's.
-[ -e ca/chain.pem ] || "$bin/meshca" hierarchy throwaway ca --trust-domain corp.example --issuing-csr issuing.csr > ca.txt
-
-# A cluster. This key stands in for that of its API server; the token is for an hour, so it is made anew each time.
-"$bin/python" - << 'END'
-import pathlib
-from cryptography.hazmat.primitives import serialization as form
-from cryptography.hazmat.primitives.asymmetric import ec
-from bridge.cli.demo_setup.scenario import DemoCluster
-from bridge.system.clock import system_clock
-
-file = pathlib.Path("cluster.key")
-if not file.exists():
-    new = ec.generate_private_key(ec.SECP256R1())
-    file.write_bytes(new.private_bytes(form.Encoding.PEM, form.PrivateFormat.PKCS8, form.NoEncryption()))
-key = form.load_pem_private_key(file.read_bytes(), None)
-cluster = DemoCluster("Kubernetes", "https://kubernetes.default.svc", key)
-pathlib.Path("jwks.json").write_text(cluster.jwks())
-pathlib.Path("token").write_text(cluster.token("shop", "web", system_clock()))
+make_token
+sign_csr
+[ -e bridge.yaml ] || configure pkcs11 << END
+module: $module
+token_label: meshca
+key_label: issuing
+key_id: "01"
+pin_file: pin
+environment: {SOFTHSM2_CONF: $folder/softhsm2.conf}
 END
-
-[ -e bridge.yaml ] || cat > bridge.yaml << END
-trust_domain: corp.example
-fronts:
-  istio:
-    listen: "${ISTIO:-127.0.0.1:15012}"
-    tls: {dns_names: [meshca.istio-system.svc]}
-clusters:
-  - name: Kubernetes
-    tokens: {verify: jwks, file: jwks.json, issuer: "https://kubernetes.default.svc"}
-issuing_cas:
-  eu-1:
-    plugin: pkcs11
-    chain: ca/chain.pem
-    options:
-      module: $module
-      token_label: meshca
-      key_label: issuing
-      key_id: "01"
-      pin_file: pin
-      environment: {SOFTHSM2_CONF: $folder/softhsm2.conf}
-trust_anchors: ca/roots.pem
-issuance: {issuing_cas: [eu-1]}
-ledger: {journal: journal/, archive: "sqlite:///archive.db", heads: {sink: heads.jsonl}}
-admin: {listen: "${ADMIN:-127.0.0.1:9990}"}
-END
-"$bin/meshca" check -c bridge.yaml > check.txt || {
-  cat check.txt >&2
-  fail "$1/bridge.yaml does not pass meshca check"
-}
-echo "$1: the key 'issuing' is in the token 'meshca'; CSR, chain, bridge.yaml and a caller's token are beside it"
-echo "next: $bin/meshca serve -c $1/bridge.yaml"
+finish "the key 'issuing' is in the token 'meshca'"

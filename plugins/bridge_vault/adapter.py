@@ -1,7 +1,8 @@
 """hvac's adapter: each call has a deadline, and its errors say what they leave open.
 
 hvac's own adapters send by requests. They have no timeout for a call, take several
-times the CPU, follow redirects, and return HTML with status 200 as success.
+times the CPU, follow redirects, and return HTML with status 200 as success. The bridge
+and `meshca vault setup` send all calls through this one.
 """
 
 import json
@@ -18,8 +19,8 @@ from hvac.adapters import JSONAdapter
 from bridge_vault.connection import Connections, ExchangeError, HTTPAnswer
 
 ATTEMPT_HEADER = "X-Meshca-Attempt"
-"""Has the ID of an attempt in the ledger. Vault's audit log has it where an operator
-made it an audited header."""
+"""Has the ID of an attempt in the ledger. Vault's audit log has it where it is an
+audited header, which `meshca vault setup` makes it."""
 _OTHER_NODE = frozenset({412, 472, 473, 474, 501, 503, 530})
 """This node cannot serve it now, nothing was done, and another one may."""
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})

@@ -1,6 +1,6 @@
-"""`deploy/vault/README.md`: three commands, from nothing to a certificate by OpenBao.
+"""`deploy/vault/README.md`: three commands, from nothing to a certificate.
 
-Its blocks run as they stand in a clean clone, for each backend.
+Its blocks run as they stand in a clean clone, for each backend and with each product.
 """
 
 import os
@@ -20,6 +20,7 @@ from tests.support.harness.walk import (
     serving,
 )
 from tests.support.parts import install, netports
+from tests.support.parts.vault import Product
 
 BACKENDS = ("vault-pki", "vault-transit")
 _CHANGING = {"token", "check.txt", "jwks.json", "server.log", "generation"}
@@ -53,13 +54,13 @@ def ports() -> tuple[str, dict[str, str]]:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_three_commands_go_from_nothing_to_a_certificate(
-    clone: Path, backend: str
+    clone: Path, vault_product: Product, backend: str
 ) -> None:
     istio, addresses = ports()
     text = (clone / "deploy/vault/README.md").read_text().replace("15012", istio)
     at = 3 * BACKENDS.index(backend)
     make, serve, request = blocks(text)[at : at + 3]
-    env = environment(**addresses)
+    env = environment(**addresses, VAULT_BIN=str(vault_product.binary()))
     # The environment of the tests has what this file stands for.
     make = make.replace("make ", "make -o .venv/.vault ")
     demo = clone / "deploy/vault/demo" / backend

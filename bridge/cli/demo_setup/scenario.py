@@ -14,8 +14,15 @@ from typing import Any
 import jwt
 import yaml
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+)
 
 from bridge.cli.demo_setup.backends import FileKey, IssuingKey, free_addresses
+from bridge.errors import ConfigError
 from bridge.hierarchy.export import write
 from bridge.hierarchy.issuing_csr import read_issuing_key
 from bridge.hierarchy.throwaway import ThrowawaySpec, make
@@ -70,6 +77,26 @@ class DemoCluster:
         return jwt.encode(claims, self.key, "ES256", headers={"kid": _KEY_ID})
 
 
+def cluster_in(folder: Path) -> DemoCluster:
+    """Return the cluster of a folder, with its `cluster.key`, which is made if absent.
+
+    Its public half is written to `jwks.json`.
+    """
+    file = folder / "cluster.key"
+    if not file.exists():
+        new = ec.generate_private_key(ec.SECP256R1()).private_bytes(
+            Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()
+        )
+        file.touch(mode=0o600)
+        file.write_bytes(new)
+    key = load_pem_private_key(file.read_bytes(), None)
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise ConfigError(f"{file}: expected an EC key", rule="demo.cluster")
+    cluster = DemoCluster("Kubernetes", "https://kubernetes.default.svc", key)
+    (folder / "jwks.json").write_text(cluster.jwks(), "utf-8")
+    return cluster
+
+
 @dataclass(frozen=True, slots=True)
 class Scenario:
     """The folder of the demo, and the cluster whose workloads request certificates."""
@@ -106,13 +133,7 @@ def prepare(folder: Path, clock: Clock, key: IssuingKey | None = None) -> Scenar
         ConfigError: A program of the backend failed.
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    cluster = DemoCluster(
-        "Kubernetes",
-        "https://kubernetes.default.svc",
-        ec.generate_private_key(ec.SECP256R1()),
-    )
-    (folder / "jwks.json").write_text(cluster.jwks(), "utf-8")
-    scenario = Scenario(folder, cluster)
+    scenario = Scenario(folder, cluster_in(folder))
     addresses = tuple(free_addresses(7))
     key = key or FileKey()
     _write_configurations(scenario, key, addresses)

@@ -33,10 +33,12 @@ def environment(**more: str) -> dict[str, str]:
 
 
 def clone_of(folder: Path, part: str) -> Path:
-    """Make a clone that has one folder of the repository; return it."""
+    """Make a clone that has one folder, and what its scripts share; return it."""
     ignore = shutil.ignore_patterns("demo")
     shutil.copytree(ROOT / part, folder / part, ignore=ignore)
     shutil.copy(ROOT / "Makefile", folder)
+    (folder / "deploy").mkdir(exist_ok=True)
+    shutil.copy(ROOT / "deploy/common.sh", folder / "deploy")
     (folder / ".venv").symlink_to(sys.prefix)
     return folder
 
