@@ -1,8 +1,9 @@
 """`meshca vault setup` on a real OpenBao and a real Vault."""
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -10,26 +11,39 @@ from typing import Any
 import pytest
 import yaml
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from typer.testing import CliRunner, Result
 
 from bridge.cli.command_line import app as meshca
 from bridge.hierarchy.export import write
 from bridge.hierarchy.issuing_csr import read_issuing_key
 from bridge.hierarchy.throwaway import ThrowawaySpec, make
-from bridge.spi import IssuingCAFactory, PluginContext
+from bridge.spi import BackendUnavailableError, IssuingCAFactory, PluginContext
 from bridge.spiffe import TrustDomain
 from bridge.testing.leaves import leaf_request, require_issued
 from bridge_vault import VaultPKICA, VaultTransitCA
 from bridge_vault.command import app
 from tests.support.parts import vault_mounts
-from tests.support.parts.vault import Server
+from tests.support.parts.pki import new_root
+from tests.support.parts.vault import API, AnswerError, Product, Server
 from tests.support.parts.vault_mounts import PKI
 
 BACKENDS: Mapping[str, IssuingCAFactory] = {
     "vault-pki": VaultPKICA,
     "vault-transit": VaultTransitCA,
 }
+KEYS: Mapping[str, tuple[type[object], int]] = {
+    "p384": (ec.EllipticCurvePublicKey, 384),
+    "rsa2048": (rsa.RSAPublicKey, 2048),
+    "rsa3072": (rsa.RSAPublicKey, 3072),
+    "rsa4096": (rsa.RSAPublicKey, 4096),
+    "ed25519": (ed25519.Ed25519PublicKey, 0),
+}
+"""All but the default."""
 HOST = "meshca.istio-system.svc"
+ROOT = Path(__file__).parents[2]
+_OTHER_POLICY = 'path "secret/*" { capabilities = ["read"] }'
+_SECONDS = 30.0
 _numbers = count(1)
 
 
@@ -42,6 +56,9 @@ class Setup:
     plugin: str
     options: dict[str, Any] = field(default_factory=dict)
     name: str = field(default_factory=lambda: f"eu-{next(_numbers)}")
+    token: str = ""
+    """The operator's; by default the server's root token."""
+    key: str = "p256"
 
     def __post_init__(self) -> None:
         self.mount = f"setup-{self.name}"
@@ -99,12 +116,16 @@ class Setup:
         return CliRunner().invoke(
             app,
             ["setup", "-c", str(self.folder / "bridge.yaml"), *arguments],
-            env={"BAO_TOKEN": self.server.root_token, "VAULT_TOKEN": ""},
+            env={
+                "BAO_TOKEN": self.token or self.server.root_token,
+                "VAULT_TOKEN": "",
+            },
         )
 
     def answer(self, *arguments: str, status: int) -> dict[str, Any]:
         done = self.run("-o", "json", *arguments)
-        assert done.exit_code == status, (done.output, done.exception)
+        detail = getattr(done.exception, "detail", "")
+        assert done.exit_code == status, (done.output, done.exception, detail)
         found: dict[str, Any] = json.loads(done.stdout)
         return found
 
@@ -121,9 +142,15 @@ class Setup:
         )
         write(make(spec, issuing_key=key), self.folder / "ca")
 
+    @property
+    def api(self) -> API:
+        """The API as the operator has it, in the namespace of the options."""
+        namespace = str(self.options.get("namespace", ""))
+        return self.server.api_with(self.token or self.server.root_token, namespace)
+
     def complete(self) -> None:
         """Go through all of it, and write the options that setup found out."""
-        self.answer("--apply", status=0)
+        self.answer("--apply", "--key", self.key, status=0)
         self.sign_csr()
         found = self.answer("--apply", status=0)["options"]
         approle = self.options["login"]["approle"]
@@ -132,15 +159,34 @@ class Setup:
             self.options["issuer"] = found["issuer"]
         self.save()
         path = f"auth/{approle['mount']}/role/meshca/secret-id"
-        secret = self.server.api.post(path)["secret_id"]
+        secret = self.api.post(path)["secret_id"]
         file = self.folder / "secret-id"
         file.touch(mode=0o600)
         file.write_text(secret)
 
-    def context(self) -> PluginContext:
-        return PluginContext(
-            name=self.name, base=self.folder, chain=self.folder / "ca/chain.pem"
+    def require_issuing(self) -> None:
+        """Require that the bridge issues all kinds of leaves, and warns of nothing."""
+        warned: list[str] = []
+        context = PluginContext(
+            name=self.name,
+            base=self.folder,
+            chain=self.folder / "ca/chain.pem",
+            warn=warned.append,
         )
+        ca = BACKENDS[self.plugin](self.options, context)
+        try:
+            ca.check(timeout=_SECONDS)
+            assert warned == []
+            for name in (
+                x509.UniformResourceIdentifier("spiffe://corp.example/ns/shop/sa/web"),
+                x509.DNSName(HOST),
+                x509.DNSName("web.shop.serviceaccount.identity.linkerd.corp.example"),
+            ):
+                prepared = ca.prepare(leaf_request((name,)))
+                issued = ca.issue(prepared, timeout=_SECONDS)
+                require_issued(issued, prepared, ca.describe())
+        finally:
+            ca.close()
 
 
 @pytest.fixture(params=BACKENDS)
@@ -181,23 +227,169 @@ def test_the_bridge_issues_with_what_setup_made_and_nothing_is_left_to_do(
     assert set(setup.states("--plan", status=0).values()) == {"right"}
     assert setup.answer("--apply", status=0)["options"] == {}
 
-    warned: list[str] = []
-    context = replace(setup.context(), warn=warned.append)
-    ca = BACKENDS[setup.plugin](setup.options, context)
+    setup.require_issuing()
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_each_kind_of_key_is_made_inside_and_issues(setup: Setup, key: str) -> None:
+    setup.key = key
+    setup.complete()
+    csr = x509.load_pem_x509_csr((setup.folder / f"{setup.name}.csr").read_bytes())
+    public_key = csr.public_key()
+    kind, size = KEYS[key]
+    assert isinstance(public_key, kind)
+    assert getattr(public_key, "key_size", 0) == size
+    setup.require_issuing()
+
+
+@pytest.fixture(scope="session")
+def tls_server(
+    vault_product: Product, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("tls") / "server"
+    with Server(folder, vault_product, storage="inmem", tls=True) as server:
+        yield server
+
+
+@pytest.mark.parametrize("plugin", BACKENDS)
+def test_a_server_with_tls_is_set_up(
+    tls_server: Server, tmp_path: Path, plugin: str
+) -> None:
+    own = Setup(tls_server, tmp_path, plugin, {"ca_file": str(tls_server.ca_file)})
+    own.complete()
+    own.require_issuing()
+
+
+def test_a_server_that_cannot_be_verified_is_told_no_token(
+    tls_server: Server, tmp_path: Path
+) -> None:
+    other = tmp_path / "other.pem"
+    other.write_bytes(new_root("another CA").pem)
+    own = Setup(tls_server, tmp_path, "vault-pki", {"ca_file": str(other)})
+    done = own.run("--plan")
+    assert isinstance(done.exception, BackendUnavailableError)
+    assert "certificate verify failed" in str(done.exception.detail)
+
+
+@pytest.mark.parametrize("plugin", BACKENDS)
+def test_a_namespace_is_set_up_and_no_other(
+    openbao: Server, tmp_path: Path, plugin: str
+) -> None:
+    name = f"team-{next(_numbers)}"
+    openbao.api.post(f"sys/namespaces/{name}")
+    before = everything(openbao)
+    own = Setup(openbao, tmp_path, plugin, {"namespace": name})
+    own.complete()
+    assert set(own.states("--plan", status=0).values()) == {"right"}
+    own.require_issuing()
+    # Audited headers are the whole server's.
+    assert {**everything(openbao), "headers": None} == {**before, "headers": None}
+
+
+def test_an_operator_of_a_namespace_sets_up_all_that_is_its_own(
+    openbao: Server, tmp_path: Path
+) -> None:
+    name = f"team-{next(_numbers)}"
+    openbao.api.post(f"sys/namespaces/{name}")
+    own = Setup(openbao, tmp_path, "vault-pki", {"namespace": name})
+    use_operator_token(own, operator_rights(own))
+    own.complete()
+    states = own.states("--plan", status=0)
+    assert states.pop("audited") == "wait"
+    assert set(states.values()) == {"right"}
+    own.require_issuing()
+
+
+def operator_rights(setup: Setup) -> list[tuple[str, str]]:
+    """Return the policy of docs/vault.md for the names of a test: path and right."""
+    text = (ROOT / "docs/vault.md").read_text("utf-8")
+    part = text.partition("### The policy of the operator")[2]
+    block = part.partition("```hcl")[2].partition("```")[0]
+    sections = re.split(r"^# ", block, flags=re.MULTILINE)
+    mine = [one for one in sections if one.startswith(("Both", setup.plugin))]
+    names = {
+        "meshca-eu-1": f"meshca-{setup.name}",
+        "approle": f"approle-{setup.name}",
+        "pki": setup.mount,
+        "transit": setup.mount,
+    }
+    return [
+        ("/".join(names.get(one, one) for one in path.split("/")), right)
+        for path, rights in re.findall(
+            r'^path "(.+?)" { capabilities = \[(.+)\] }$', "".join(mine), re.MULTILINE
+        )
+        for right in re.findall(r'"(\w+)"', rights)
+    ]
+
+
+def use_operator_token(setup: Setup, rights: Iterable[tuple[str, str]]) -> None:
+    rules: dict[str, list[str]] = {}
+    for path, right in rights:
+        rules.setdefault(path, []).append(right)
+    name = f"operator-{setup.name}"
+    policy = {path: {"capabilities": own} for path, own in rules.items()}
+    text = json.dumps({"path": policy})
+    setup.api.post(f"sys/policies/acl/{name}", policy=text)
+    made = setup.api.post("auth/token/create-orphan", policies=[name])
+    setup.token = made["client_token"]
+
+
+def change_all(setup: Setup) -> None:
+    """Have something to change in each thing that setup changes."""
+    api = setup.server.api
+    api.post("sys/config/auditing/request-headers/x-meshca-attempt", hmac=True)
+    api.post(f"sys/policies/acl/meshca-{setup.name}", policy=_OTHER_POLICY)
+    api.post(f"auth/approle-{setup.name}/role/meshca", token_policies=["other"])
+    if setup.plugin == "vault-transit":
+        api.post(f"{setup.mount}/keys/issuing/config", deletion_allowed=True)
+        return
+    api.post(f"sys/mounts/{setup.mount}/tune", audit_non_hmac_response_keys=[])
+    issuer = f"{setup.mount}/issuer/{setup.options['issuer']}"
+    api.call("PATCH", issuer, {"leaf_not_after_behavior": "truncate"})
+    api.call("PATCH", f"{setup.mount}/roles/mesh", {"max_ttl": "48h"})
+
+
+def complete_and_change(setup: Setup) -> None:
+    setup.complete()
+    change_all(setup)
+    setup.answer("--apply", status=0)
+
+
+def test_the_policy_of_the_operator_is_enough(setup: Setup) -> None:
+    use_operator_token(setup, operator_rights(setup))
+    complete_and_change(setup)
+    assert set(setup.states("--plan", status=0).values()) == {"right"}
+    setup.require_issuing()
+
+
+def refusal(setup: Setup) -> str:
+    """Return what is told when setup does not get through; "" if it does."""
     try:
-        ca.check(timeout=5)
-        assert warned == []
-        for name in (
-            x509.UniformResourceIdentifier("spiffe://corp.example/ns/shop/sa/web"),
-            x509.DNSName(HOST),
-            x509.DNSName(
-                "web.shop.serviceaccount.identity.linkerd.corp.example",
-            ),
-        ):
-            prepared = ca.prepare(leaf_request((name,)))
-            require_issued(ca.issue(prepared, timeout=5), prepared, ca.describe())
-    finally:
-        ca.close()
+        complete_and_change(setup)
+    except (AssertionError, AnswerError) as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("plugin", BACKENDS)
+def test_each_right_of_the_operator_is_needed_and_told_by_its_path(
+    vault_server: Server, tmp_path: Path, plugin: str
+) -> None:
+    told: dict[str, str] = {}
+    rights = operator_rights(Setup(vault_server, tmp_path, plugin))
+    for number, (place, right) in enumerate(rights):
+        folder = tmp_path / f"{number}"
+        folder.mkdir()
+        own = Setup(vault_server, folder, plugin)
+        kept = operator_rights(own)
+        lost, _ = kept.pop(number)
+        use_operator_token(own, kept)
+        text = refusal(own)
+        # The SecretID is made by the operator, not by setup.
+        is_told = lost.removesuffix("+") in text or lost.endswith("secret-id")
+        if not is_told or "permission denied" not in text:
+            told[f"{place}: {right}"] = text or "is not needed"
+    assert told == {}
 
 
 def test_the_default_issuer_stays(
@@ -309,12 +501,11 @@ def test_a_half_done_state_is_completed(pki: Setup, lost: str) -> None:
 def test_another_policy_of_the_name_is_told_before_it_is_replaced(pki: Setup) -> None:
     pki.complete()
     path = f"sys/policies/acl/meshca-{pki.name}"
-    text = 'path "secret/*" { capabilities = ["read"] }'
-    pki.server.api.post(path, policy=text)
+    pki.server.api.post(path, policy=_OTHER_POLICY)
     plan = pki.run("--plan")
     assert plan.exit_code == 3
     assert "secret/*" in plan.stdout
-    assert pki.server.api.get(path)["policy"] == text
+    assert pki.server.api.get(path)["policy"] == _OTHER_POLICY
 
 
 def test_a_certificate_of_another_key_is_imported_nowhere(pki: Setup) -> None:

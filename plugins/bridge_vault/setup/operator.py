@@ -34,16 +34,29 @@ class OperatorSession:
         self._namespace = options.namespace or ""
         self._token = token
 
-    def read(self, path: str) -> Mapping[str, Any] | None:
-        """Return the data of a path; None if there is nothing."""
-        return self._unless_absent("GET", path)
+    def read(self, path: str, *, of_server: bool = False) -> Mapping[str, Any] | None:
+        """Return the data of a path; None if there is nothing.
+
+        Args:
+            path: After `/v1/`.
+            of_server: Ask the root namespace, which alone has what is the whole
+                server's.
+        """
+        return self._unless_absent("GET", path, of_server=of_server)
 
     def list(self, path: str) -> Mapping[str, Any]:
         """Return the data of a list; empty if there is nothing."""
         return self._unless_absent("LIST", path) or {}
 
-    def write(self, path: str, fields: Mapping[str, object]) -> Mapping[str, Any]:
+    def write(
+        self, path: str, fields: Mapping[str, object], *, of_server: bool = False
+    ) -> Mapping[str, Any]:
         """Write; return the data of the answer. Fields that are left out get defaults.
+
+        Args:
+            path: After `/v1/`.
+            fields: The body.
+            of_server: See `read`.
 
         Raises:
             BackendError: As all calls: Vault refuses or cannot be asked. The detail has
@@ -52,6 +65,7 @@ class OperatorSession:
         return self._call(
             f"POST {path}",
             lambda adapter: adapter.post(f"/v1/{path}", json=dict(fields)),
+            of_server=of_server,
         )
 
     def change(self, path: str, fields: Mapping[str, object]) -> None:
@@ -67,21 +81,26 @@ class OperatorSession:
         """Close the connections."""
         self._servers.close()
 
-    def _unless_absent(self, method: str, path: str) -> Mapping[str, Any] | None:
+    def _unless_absent(
+        self, method: str, path: str, *, of_server: bool = False
+    ) -> Mapping[str, Any] | None:
         try:
             return self._call(
                 f"{method} {path}",
                 lambda adapter: adapter.request(method, f"/v1/{path}"),
+                of_server=of_server,
             )
         except _AbsentError:
             return None
 
-    def _call(self, what: str, ask: Callable[[VaultAdapter], Any]) -> Mapping[str, Any]:
+    def _call(
+        self, what: str, ask: Callable[[VaultAdapter], Any], *, of_server: bool = False
+    ) -> Mapping[str, Any]:
         adapter = VaultAdapter(
             self._servers,
             time.monotonic() + _CALL_SECONDS,
             token=self._token,
-            namespace=self._namespace,
+            namespace="" if of_server else self._namespace,
         )
         try:
             answer = ask(adapter)

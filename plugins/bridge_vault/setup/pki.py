@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from bridge.sdk import ConfiguredCA
@@ -29,6 +30,8 @@ KEYS: Mapping[str, Mapping[str, object]] = {
 """The kinds of keys, and how the PKI engine calls them."""
 UNKNOWN = "00000000-0000-0000-0000-000000000000"
 """Stands for the issuer's ID in options that do not have it yet."""
+_RSA_SIGNATURE_BITS = 256
+"""Leaves of an RSA key are signed with SHA-256."""
 _AUDITED = ("certificate", "serial_number")
 _BEHAVIOR = "leaf_not_after_behavior"
 _NEW = "<the ID of the new issuer>"
@@ -38,17 +41,20 @@ may be behind. Clocks that differ by more are refused anyway."""
 
 
 def wanted_role(
-    ca: ConfiguredCA, issuer: str, *, is_openbao: bool
+    ca: ConfiguredCA, issuer: str, certificate: x509.Certificate, *, is_openbao: bool
 ) -> dict[str, object]:
     """Return the fields of the role: what the bridge demands, and the names it issues.
 
     Args:
         ca: Names and times come from the configuration.
         issuer: Its ID.
+        certificate: Of the issuing CA.
         is_openbao: Only OpenBao has `not_after_bound`.
     """
     globs = [name for name in ca.dns_names if "*" in name]
     longest = _seconds(ca.max_ttl + _CLOCK_ROOM)
+    # Vault writes what 0 stands for into the role, if the key of the issuer is RSA.
+    is_rsa = isinstance(certificate.public_key(), rsa.RSAPublicKey)
     role: dict[str, object] = {
         **ROLE,
         **{name: list[str]() for name in SUBJECT},
@@ -56,7 +62,7 @@ def wanted_role(
         "key_usage": sorted(KEY_USAGE),
         "ext_key_usage": list[str](),
         "key_type": "any",
-        "signature_bits": 0,
+        "signature_bits": _RSA_SIGNATURE_BITS if is_rsa else 0,
         "cn_validations": ["disabled"],
         "allowed_uri_sans": list(ca.uri_names),
         "allowed_domains": list(ca.dns_names),
@@ -249,7 +255,8 @@ class PKISetup:
         issuer = self.issuer or _NEW
         found = self.access.vault.read(path)
         is_openbao = self.access.is_openbao()
-        wanted = wanted_role(self.access.ca, issuer, is_openbao=is_openbao)
+        own = self._chain[0]
+        wanted = wanted_role(self.access.ca, issuer, own, is_openbao=is_openbao)
         if found is not None:
             return self.access.changed(what, found, wanted)
         return self.access.made_or_changed(

@@ -34,13 +34,15 @@ class Scripted:
     content: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     written: dict[str, Mapping[str, object]] = field(default_factory=dict)
 
-    def read(self, path: str) -> Mapping[str, Any] | None:
+    def read(self, path: str, *, of_server: bool = False) -> Mapping[str, Any] | None:
         return self.content.get(path)
 
     def list(self, path: str) -> Mapping[str, Any]:
         return self.content.get(path, {})
 
-    def write(self, path: str, fields: Mapping[str, object]) -> Mapping[str, Any]:
+    def write(
+        self, path: str, fields: Mapping[str, object], *, of_server: bool = False
+    ) -> Mapping[str, Any]:
         self.written[path] = fields
         return {}
 
@@ -171,13 +173,14 @@ def test_another_login_is_left_to_the_operator(tmp_path: Path) -> None:
         assert "give its tokens the policy meshca-eu" in found.note
 
 
+@pytest.mark.parametrize("kind", ["p256", "p384", "rsa2048", "ed25519"])
 @pytest.mark.parametrize("is_openbao", [True, False])
 def test_the_role_passes_the_check_of_the_plugin(
-    tmp_path: Path, *, is_openbao: bool
+    tmp_path: Path, kind: str, *, is_openbao: bool
 ) -> None:
-    issuing = new_chain()
-    role = wanted_role(configured(tmp_path), ISSUER, is_openbao=is_openbao)
-    assert role_problems(role, issuing.certificate) == []
+    own = new_chain(kind).certificate
+    role = wanted_role(configured(tmp_path), ISSUER, own, is_openbao=is_openbao)
+    assert role_problems(role, own) == []
     assert Limits(role).backdate == timedelta(minutes=2)
     assert role["allow_subdomains"] is False
 
@@ -190,7 +193,7 @@ def test_names_are_permitted_as_they_are_written(
     tmp_path: Path, hosts: tuple[str, ...], *, bare: bool, globs: bool
 ) -> None:
     ca = replace(configured(tmp_path), dns_names=hosts)
-    role = wanted_role(ca, ISSUER, is_openbao=True)
+    role = wanted_role(ca, ISSUER, new_chain().certificate, is_openbao=True)
     assert (role["allow_bare_domains"], role["allow_glob_domains"]) == (bare, globs)
 
 
