@@ -2,14 +2,21 @@
 
 import hashlib
 import logging
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
+from bridge.config.diagnostics import shown
+from bridge.config.strict_yaml import parse_yaml
 from bridge.errors import BridgeError
 
 PART = "configuration"
 """The warning in readiness that has the last refusal."""
+_HIDDEN = re.compile(r"ledger\.archive|issuing_cas\..*\.options\b.*")
+"""Keys whose values may hold a password: only that they changed is told."""
+_ABSENT = object()
 _log = logging.getLogger(__name__)
 
 
@@ -99,3 +106,45 @@ class Reloads:
 
 def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
+
+
+def changes(before: str, after: str) -> list[str]:
+    """Return what differs between two configurations, one key a text.
+
+    Args:
+        before: The text in service.
+        after: The text that follows. Both were read before.
+
+    Returns:
+        Such as `limits.drain: '5s' becomes '10s'`, in the order of the keys. A list of
+        values is one value; the items of other lists are counted from 0.
+    """
+    old, new = (dict(_leaves(parse_yaml(text), "")) for text in (before, after))
+    return [
+        _difference(key, old.get(key, _ABSENT), new.get(key, _ABSENT))
+        for key in dict.fromkeys([*old, *new])
+        if old.get(key, _ABSENT) != new.get(key, _ABSENT)
+    ]
+
+
+def _difference(key: str, old: object, new: object) -> str:
+    is_hidden = _HIDDEN.fullmatch(key) is not None
+    if old is _ABSENT:
+        return f"{key} is added" if is_hidden else f"{key} is added: {shown(new)}"
+    if new is _ABSENT:
+        return f"{key} is removed" if is_hidden else f"{key} is removed: {shown(old)}"
+    if is_hidden:
+        return f"{key} is changed"
+    return f"{key}: {shown(old)} becomes {shown(new)}"
+
+
+def _leaves(value: object, key: str) -> Iterator[tuple[str, object]]:
+    # An empty mapping or list is a value: its key is written.
+    if isinstance(value, Mapping) and value:
+        for name, each in value.items():
+            yield from _leaves(each, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list) and any(isinstance(each, Mapping) for each in value):
+        for index, each in enumerate(value):
+            yield from _leaves(each, f"{key}[{index}]")
+    else:
+        yield key, value

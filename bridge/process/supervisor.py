@@ -14,7 +14,7 @@ from typing import Protocol
 
 from bridge.config import BridgeConfig, ConfigText
 from bridge.errors import ConfigError
-from bridge.process.reload import Reloads
+from bridge.process.reload import Reloads, changes
 from bridge.process.role import UNPROVEN, WITHOUT_KEYS, WorkerOrder
 from bridge.process.worker_process import Spawn, Worker
 
@@ -194,7 +194,8 @@ class Supervisor:
             return
         self._next = self._generation(source, taken=self.workers())
         self._next.ready_by = now + _READY_SECONDS
-        _log.info("a new configuration: starting its workers")
+        told = changes(self.source.text, source.text) or ["no key has changed"]
+        _log.info("a new configuration, starting its workers: %s", "; ".join(told))
 
     def stop(self, now: float) -> None:
         """Begin to end every worker; calls under way are finished."""

@@ -5,7 +5,7 @@ from prometheus_client import CollectorRegistry
 
 from bridge.config import ConfigText
 from bridge.errors import ConfigError
-from bridge.process.reload import ConfigFile, Reloads
+from bridge.process.reload import ConfigFile, Reloads, changes
 
 
 def looks(file: ConfigFile, number: int) -> list[bool]:
@@ -90,3 +90,95 @@ def test_a_refusal_is_told_until_something_serves() -> None:
     reloads.done()
     assert shown() == (1, 2)
     assert reloads.warnings() == {}
+
+
+BEFORE = """
+limits: {drain: 5s, threads: 8}
+fronts: {istio: {audiences: [istio-ca]}}
+clusters: [{name: east, aliases: []}, {name: west}]
+issuing_cas: {a: {plugin: pkcs11, options: {pin_file: one.pin}}}
+ledger: {archive: "postgresql://u:secret@h/a", journal: j}
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        pytest.param("", "", [], id="nothing"),
+        pytest.param("\nlimits", "\n# why\nlimits", [], id="a comment"),
+        pytest.param(
+            "drain: 5s", "drain: 9s", ["limits.drain: '5s' becomes '9s'"], id="a value"
+        ),
+        pytest.param(
+            ", threads: 8", "", ["limits.threads is removed: 8"], id="removed"
+        ),
+        pytest.param(
+            "threads: 8",
+            "threads: 8, in_flight: 9",
+            ["limits.in_flight is added: 9"],
+            id="added",
+        ),
+        pytest.param(
+            "threads: 8",
+            'threads: "8"',
+            ["limits.threads: 8 becomes '8'"],
+            id="another type",
+        ),
+        pytest.param(
+            "[istio-ca]",
+            "[istio-ca, x]",
+            ["fronts.istio.audiences: ['istio-ca'] becomes ['istio-ca', 'x']"],
+            id="a list of values",
+        ),
+        pytest.param(
+            "aliases: []",
+            "aliases: [e]",
+            ["clusters[0].aliases: [] becomes ['e']"],
+            id="an empty list",
+        ),
+        pytest.param(
+            "{name: west}",
+            "{name: south}",
+            ["clusters[1].name: 'west' becomes 'south'"],
+            id="an item",
+        ),
+        pytest.param(
+            ", {name: west}",
+            "",
+            ["clusters[1].name is removed: 'west'"],
+            id="gone",
+        ),
+        pytest.param(
+            "secret",
+            "another",
+            ["ledger.archive is changed"],
+            id="a URL",
+        ),
+        pytest.param(
+            "one.pin",
+            "two.pin",
+            ["issuing_cas.a.options.pin_file is changed"],
+            id="an option of a plugin",
+        ),
+        pytest.param(
+            "{pin_file: one.pin}",
+            "{pin_file: one.pin, pin: 1234}",
+            ["issuing_cas.a.options.pin is added"],
+            id="an option is added",
+        ),
+        pytest.param(
+            "issuing_cas: {a: {plugin: pkcs11, options: {pin_file: one.pin}}}",
+            "issuing_cas: {b: {plugin: file}}",
+            [
+                "issuing_cas.a.plugin is removed: 'pkcs11'",
+                "issuing_cas.a.options.pin_file is removed",
+                "issuing_cas.b.plugin is added: 'file'",
+            ],
+            id="several keys",
+        ),
+    ],
+)
+def test_each_key_that_differs_is_told_once(
+    old: str, new: str, told: list[str]
+) -> None:
+    assert changes(BEFORE, BEFORE.replace(old, new, 1)) == told

@@ -152,6 +152,19 @@ def test_a_new_configuration_replaces_the_workers_when_its_own_are_ready() -> No
     assert one.nursery.alive() == ["w0", "w1"]
 
 
+def test_a_reload_says_what_it_changes(caplog: pytest.LogCaptureFixture) -> None:
+    one = Supervision()
+    one.supervisor.tick(0)
+    caplog.set_level("INFO", "bridge.process.supervisor")
+    for workers, now in ((3, 1), (3, 2)):
+        one.supervisor.reload(source(workers), now)
+        one.supervisor.tick(now)
+    assert caplog.messages == [
+        f"a new configuration, starting its workers: {told}"
+        for told in ("workers: 2 becomes 3", "no key has changed")
+    ]
+
+
 def test_workers_that_refuse_a_configuration_leave_the_old_ones_serving() -> None:
     one = Supervision()
     one.supervisor.tick(0)
