@@ -178,7 +178,8 @@ class TokensConfig(Section):
     """Fetch the address of the keys from
     `<issuer>/.well-known/openid-configuration`."""
     ca_file: FilePath | None = None
-    """Trust anchors for `url` and `discovery`. By default those of the system."""
+    """Trust anchors for `url` and `discovery`, read again when the file changes. By
+    default those of the system."""
     token_file: FilePath | None = None
     """A bearer token for `url` and `discovery`, read again for each fetch. An API
     server asks for one by default. Needs `ca_file`: the token is sent only to servers

@@ -144,6 +144,16 @@ def test_an_account_that_linkerd_has_no_identity_for_is_told(tmp_path: Path) -> 
     )
 
 
+def test_an_identity_that_is_too_long_for_linkerd_is_told(tmp_path: Path) -> None:
+    long = 63 * "a"
+    token = signer().token(long, long, audiences=["identity.l5d.io"], now=NOW)
+    found = verdicts(tmp_path, token, trust_domain=f"{long}.{long}.example")
+    assert found[LINKERD] == (
+        "FAILED",
+        "identity.length: the identity has more than 253 characters",
+    )
+
+
 def test_a_token_that_nobody_takes_fails_everywhere(tmp_path: Path) -> None:
     token = signer().token(now=NOW)
     found = verdicts(tmp_path, token, now=NOW + timedelta(hours=1))
