@@ -10,8 +10,8 @@ from typing import Annotated
 import typer
 
 from bridge.cli.console import CommandGroup, complain, warn
+from bridge.dataplanes.acceptance import require_accepted
 from bridge.dataplanes.exposure import exposure_of
-from bridge.dataplanes.linkerd import require_verifiable
 from bridge.dataplanes.planes import DataPlane
 from bridge.errors import BridgeError
 from bridge.hierarchy.export import WARNING, Layout, write
@@ -133,9 +133,9 @@ def _require_valid(hierarchy: Hierarchy, data_planes: frozenset[DataPlane]) -> N
         now=system_clock(),
         source="the new hierarchy",
     )
-    if DataPlane.LINKERD in data_planes:
-        path = [certificate for _, certificate in chain.tiers()]
-        require_verifiable(path, with_uri=True, source="the new hierarchy")
+    path = [certificate for _, certificate in chain.tiers()]
+    served = dict.fromkeys(data_planes, True)
+    require_accepted(path, served, source="the new hierarchy")
 
 
 def _show(hierarchy: Hierarchy, written: tuple[Path, ...]) -> None:

@@ -21,9 +21,10 @@ from bridge.config.types import (
     Address,
     ArchiveURL,
     ClusterName,
-    Different,
+    DataPlanes,
     Duration,
     FilePath,
+    Fronts,
     Hosts,
     HttpsURL,
     IssuerNames,
@@ -94,6 +95,11 @@ class IstioConfig(Section):
     """A second port, where a client certificate is required and is the credential."""
     audiences: Annotated[Names, Some] = ("istio-ca",)
     """A token must be for one of these audiences."""
+    data_planes: Annotated[DataPlanes, Some] = ("sidecar",)
+    """Who verifies the certificates: `sidecar` is Envoy, beside a workload or as a
+    gateway or waypoint, and `ambient` is ztunnel. A chain that one of these rejects is
+    refused; what only the others reject is a warning. Linkerd's front serves
+    linkerd2-proxy."""
     tls: ServingConfig
 
 
@@ -376,11 +382,6 @@ class AdminConfig(Section):
         if self.grpc_listen is not None:
             found["admin.grpc_listen"] = self.grpc_listen
         return found
-
-
-Fronts = Annotated[
-    tuple[Literal["istio", "linkerd"], ...], Field(strict=False), Different
-]
 
 
 class RuleConfig(Section):

@@ -5,7 +5,7 @@ import urllib.parse
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
 
@@ -223,6 +223,12 @@ ClusterName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
 Text = Annotated[str, Field(min_length=1)]
 Names = Annotated[tuple[Text, ...], Field(strict=False), Different]
 IssuerNames = Annotated[tuple[Name, ...], Field(strict=False), Different]
+Fronts = Annotated[
+    tuple[Literal["istio", "linkerd"], ...], Field(strict=False), Different
+]
+DataPlanes = Annotated[
+    tuple[Literal["sidecar", "ambient"], ...], Field(strict=False), Different
+]
 Namespaces = Annotated[
     tuple[Annotated[str, AfterValidator(_namespace)], ...],
     Field(strict=False),

@@ -14,13 +14,14 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from bridge.config import SECTIONS, BridgeConfig, IssuingCAConfig
-from bridge.dataplanes.linkerd import require_verifiable
+from bridge.dataplanes.acceptance import acceptance_warnings, require_accepted
+from bridge.dataplanes.planes import DataPlane
 from bridge.errors import BackendError, BridgeError, ConfigError, PluginError
 from bridge.identity.clusters import ClusterRegistry
 from bridge.policy.issued import PinnedIssuer
 from bridge.policy.linkerd_names import LinkerdNames
 from bridge.policy.rate_limit import RateLimits
-from bridge.policy.rules import LINKERD, RoutedCaller, Rules
+from bridge.policy.rules import ISTIO, LINKERD, RoutedCaller, Rules
 from bridge.registry import load
 from bridge.resilience.boundary import close_plugin, from_plugin
 from bridge.snapshot.model import Issuer, Snapshot
@@ -148,10 +149,11 @@ class Assembly:
                 anchors,
                 now=self.clock(),
                 source=source,
-                require=partial(self._require_verifiable, name, source),
+                require=partial(self._require_accepted, name, source),
             )
             chain = found.chain
             self._warn_of_left_out(found, anchors, source)
+            self._warn_of_planes(name, source, chain)
             pinned = PinnedIssuer(
                 description.certificate,
                 _encoded(description.certificate, *description.intermediates),
@@ -261,17 +263,28 @@ class Assembly:
     def _rules(self) -> Rules:
         return Rules.of(self.config.issuance, self.config.callers_by_front())
 
-    def _require_verifiable(
-        self, name: str, source: str, chain: ValidatedChain
-    ) -> None:
+    def _require_accepted(self, name: str, source: str, chain: ValidatedChain) -> None:
         # The proxies of each mesh that can get leaves of this issuing CA must be able
         # to verify its chain.
+        require_accepted(_path(chain), self._served(name), source=source)
+
+    def _warn_of_planes(self, name: str, source: str, chain: ValidatedChain) -> None:
+        if served := self._served(name):
+            told = acceptance_warnings(_path(chain), served, source=source)
+            for line in told.splitlines():
+                self.warn(line)
+
+    def _served(self, name: str) -> dict[DataPlane, bool]:
+        # Which data planes get leaves of an issuing CA, and whether with a URI name.
         if not self._has("fronts", "clusters", "issuance"):
-            return
-        front = self.config.fronts.linkerd
-        if front is not None and name in self._rules().routes[LINKERD]:
-            path = [certificate for _, certificate in chain.tiers()]
-            require_verifiable(path, with_uri=front.spiffe_uri, source=source)
+            return {}
+        fronts, routes = self.config.fronts, self._rules().routes
+        served: dict[DataPlane, bool] = {}
+        if fronts.istio is not None and name in routes[ISTIO]:
+            served |= {DataPlane(one): True for one in fronts.istio.data_planes}
+        if fronts.linkerd is not None and name in routes[LINKERD]:
+            served[DataPlane.LINKERD] = fronts.linkerd.spiffe_uri
+        return served
 
     def _warn_of_left_out(
         self, found: FoundChain, anchors: Sequence[x509.Certificate], source: str
@@ -351,6 +364,10 @@ def _content(path: Path, source: str) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise ConfigError(f"{source}: cannot be read: {error.strerror}") from error
+
+
+def _path(chain: ValidatedChain) -> list[x509.Certificate]:
+    return [certificate for _, certificate in chain.tiers()]
 
 
 def _made(folder: Path) -> Path | None:

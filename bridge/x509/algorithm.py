@@ -16,8 +16,10 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.types import (
     CertificateIssuerPublicKeyTypes,
 )
+from cryptography.x509.oid import PublicKeyAlgorithmOID
 
 from bridge.errors import ConfigError
+from bridge.x509.certificate import key_of, name_of, signature_identifiers
 
 CAPublicKey = rsa.RSAPublicKey | ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey
 CAPrivateKey = (
@@ -44,6 +46,54 @@ class SignatureAlgorithm:
     """`hash` as `cryptography` wants it for a key on a curve."""
 
 
+_NULL = "0500"
+_KEYS = frozenset(
+    bytes.fromhex(identifier)
+    for identifier in (
+        f"300d06092a864886f70d010101{_NULL}",
+        "301306072a8648ce3d020106082a8648ce3d030107",  # P-256
+        "301006072a8648ce3d020106052b81040022",  # P-384
+        "301006072a8648ce3d020106052b81040023",  # P-521
+        "300506032b6570",  # Ed25519
+    )
+)
+"""AlgorithmIdentifiers of keys that every data plane reads."""
+_HYBRID_POINT = frozenset({6, 7})
+RSA_SIGNATURES = frozenset(
+    bytes.fromhex(f"300d06092a864886f70d0101{hash_}{_NULL}")
+    for hash_ in ("0b", "0c", "0d")
+)
+RSA_SIGNATURES_WITHOUT_NULL = frozenset(
+    bytes.fromhex(f"300b06092a864886f70d0101{hash_}") for hash_ in ("0b", "0c", "0d")
+)
+PSS_SIGNATURES = frozenset(
+    bytes.fromhex(
+        "304106092a864886f70d01010a3034"
+        f"a00f300d06096086480165030402{hash_}{_NULL}"
+        f"a11c301a06092a864886f70d010108300d06096086480165030402{hash_}{_NULL}"
+        f"a2030201{salt}"
+    )
+    for hash_, salt in (("01", "20"), ("02", "30"), ("03", "40"))
+)
+"""Those whose salt has the length of the hash; data planes read no others."""
+ECDSA_SIGNATURES = frozenset(
+    bytes.fromhex(f"300a06082a8648ce3d0403{hash_}") for hash_ in ("02", "03", "04")
+)
+ECDSA_SIGNATURES_WITH_NULL = frozenset(
+    bytes.fromhex(f"300c06082a8648ce3d0403{hash_}{_NULL}")
+    for hash_ in ("02", "03", "04")
+)
+ED25519_SIGNATURE = bytes.fromhex("300506032b6570")
+_SIGNATURES = (
+    RSA_SIGNATURES
+    | RSA_SIGNATURES_WITHOUT_NULL
+    | PSS_SIGNATURES
+    | ECDSA_SIGNATURES
+    | ECDSA_SIGNATURES_WITH_NULL
+    | {ED25519_SIGNATURE}
+)
+"""AlgorithmIdentifiers of signatures that a data plane reads, byte for byte."""
+
 _PKCS1 = padding.PKCS1v15()
 _RSA_SHA256 = SignatureAlgorithm(
     "rsa-sha256", hashes.SHA256(), bytes.fromhex("300d06092a864886f70d01010b0500")
@@ -59,6 +109,52 @@ _ECDSA = {
 CURVES = frozenset(_ECDSA)
 """The curves of CA keys, by their names in `cryptography`."""
 _ED25519 = SignatureAlgorithm("ed25519", None, bytes.fromhex("300506032b6570"))
+
+
+def key_encoding_problem(certificate: x509.Certificate) -> str | None:
+    """Tell why no data plane reads the key of a certificate, if none does.
+
+    Source:
+        The table of `tests/interop/planes`.
+    """
+    if certificate.public_key_algorithm_oid == PublicKeyAlgorithmOID.RSASSA_PSS:
+        # `cryptography` reads it as any RSA key, and drops the restriction.
+        return (
+            "has a key that is restricted to RSA-PSS, which no data plane reads: "
+            "reissue it with the algorithm rsaEncryption"
+        )
+    identifier, key = key_of(certificate)
+    kind = certificate.public_key_algorithm_oid
+    is_hybrid = kind == PublicKeyAlgorithmOID.EC_PUBLIC_KEY and key[0] in _HYBRID_POINT
+    if identifier in _KEYS and not is_hybrid:
+        return None
+    return (
+        f"has a key of the kind {name_of(kind)} that is written in a way that no data "
+        f"plane reads: expected {CA_KEYS}, the curve by its name, the point not "
+        "hybrid, RSA with the parameters NULL; reissue it with such a key"
+    )
+
+
+def signature_problem(certificate: x509.Certificate) -> str | None:
+    """Tell what is wrong with a certificate's signature algorithm, if anything is.
+
+    What only some data planes refuse, such as RSA-PSS, is no problem here: see
+    `bridge.dataplanes.acceptance`.
+    """
+    inner, outer = signature_identifiers(certificate)
+    if inner != outer:
+        return (
+            "names one signature algorithm inside and another one outside what is "
+            "signed, byte for byte: reissue it"
+        )
+    if outer in _SIGNATURES:
+        return None
+    return (
+        f"is signed with {name_of(certificate.signature_algorithm_oid)}, or with "
+        "parameters that no data plane reads: expected RSA (PKCS#1 v1.5, or PSS with "
+        "a salt as long as the hash) or ECDSA with SHA-256, SHA-384 or SHA-512, or "
+        "Ed25519"
+    )
 
 
 def algorithm_of(public_key: CertificateIssuerPublicKeyTypes) -> SignatureAlgorithm:

@@ -8,6 +8,7 @@ from typing import Literal
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ObjectIdentifier
 
 from bridge.x509.der import content, elements
@@ -24,7 +25,8 @@ UNREADABLE = (
 """What `cryptography` raises for a malformed field, when that field is read."""
 
 _VERSION = 0xA0  # [0] EXPLICIT
-_ISSUER, _SUBJECT = 3, 5
+_SERIAL, _SIGNATURE, _ISSUER, _SUBJECT, _KEY = 1, 2, 3, 5, 6
+_UNIQUE_IDS = frozenset({0x81, 0x82})
 
 
 def issuer_of(certificate: x509.Certificate) -> bytes:
@@ -35,6 +37,24 @@ def issuer_of(certificate: x509.Certificate) -> bytes:
 def subject_of(certificate: x509.Certificate) -> bytes:
     """Return the subject's name as its very bytes: names are compared by them."""
     return _field(certificate, _SUBJECT)
+
+
+def key_of(certificate: x509.Certificate) -> tuple[bytes, bytes]:
+    """Return the AlgorithmIdentifier of the key, and the bytes of the key itself."""
+    identifier, key = elements(content(_field(certificate, _KEY)))
+    return identifier, content(key)[1:]
+
+
+def signature_identifiers(certificate: x509.Certificate) -> tuple[bytes, bytes]:
+    """Return the AlgorithmIdentifier inside what is signed, and the one outside."""
+    _, outer, _ = elements(content(certificate.public_bytes(Encoding.DER)))
+    return _field(certificate, _SIGNATURE), outer
+
+
+def has_unique_id(certificate: x509.Certificate) -> bool:
+    """Tell whether it has an issuerUniqueID or subjectUniqueID (RFC 5280, 4.1.2.8)."""
+    fields = elements(content(certificate.tbs_certificate_bytes))
+    return any(field[0] in _UNIQUE_IDS for field in fields)
 
 
 def name_text(

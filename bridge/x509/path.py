@@ -19,30 +19,19 @@ from itertools import islice, pairwise
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from cryptography.x509.oid import NameOID, SignatureAlgorithmOID
+from cryptography.x509.oid import NameOID
 
 from bridge.errors import ConfigError, DeniedError
+from bridge.x509.algorithm import signature_problem
 from bridge.x509.ca_certificate import ca_problems
 from bridge.x509.certificate import (
     UNREADABLE,
     issuer_of,
-    name_of,
     name_text,
     subject_of,
 )
 from bridge.x509.name_constraints import ChainConstraints
 
-_SIGNATURES = frozenset(
-    {
-        SignatureAlgorithmOID.RSA_WITH_SHA256,
-        SignatureAlgorithmOID.RSA_WITH_SHA384,
-        SignatureAlgorithmOID.RSA_WITH_SHA512,
-        SignatureAlgorithmOID.ECDSA_WITH_SHA256,
-        SignatureAlgorithmOID.ECDSA_WITH_SHA384,
-        SignatureAlgorithmOID.ECDSA_WITH_SHA512,
-        SignatureAlgorithmOID.ED25519,
-    }
-)
 _MOST_CAS_BELOW_ANCHOR = 6
 """What rustls-webpki builds a path from."""
 _MOST_STEPS = 10_000
@@ -481,17 +470,6 @@ def _problems_of_own_names(path: Sequence[x509.Certificate]) -> Iterator[_Proble
 def _title(path: Sequence[x509.Certificate], given: int, index: int) -> str:
     role = "trust anchor" if index == given else f"certificate {index + 1}"
     return f"{role} ({name_text(path[index], 'subject')})"
-
-
-def signature_problem(certificate: x509.Certificate) -> str | None:
-    """Tell what is wrong with a certificate's signature algorithm, if anything is."""
-    oid = certificate.signature_algorithm_oid
-    if oid in _SIGNATURES:
-        return None
-    return (
-        f"is signed with {name_of(oid)}: expected RSA (PKCS#1 v1.5) or ECDSA with "
-        "SHA-256, SHA-384 or SHA-512, or Ed25519"
-    )
 
 
 def link_faults(child: x509.Certificate, parent: x509.Certificate) -> Iterator[str]:

@@ -8,6 +8,10 @@ one bundle: a hyphen there means that the plane loses the good one too.
 A new oddity gets its definition in `oddities.py` and its row here.
 """
 
+from dataclasses import dataclass
+
+from tests.interop.planes.certificates import TIERS
+
 TABLE = """
                                 issuing intermediate anchor beside
 plain                           ogbal   ogbal        ogbal  ogbal
@@ -102,3 +106,57 @@ def rows() -> dict[str, dict[str, str]]:
     """Return the table: by oddity and column, the planes that take it."""
     lines = [line.split() for line in TABLE.splitlines() if line][1:]
     return {name: dict(zip(COLUMNS, cells, strict=True)) for name, *cells in lines}
+
+
+@dataclass(frozen=True, slots=True)
+class Stricter:
+    """Where the bridge takes less than the data planes do, and why."""
+
+    reason: str
+    tiers: tuple[str, ...] = TIERS
+
+
+_BELOW = ("issuing", "intermediate")
+_UNREADABLE = Stricter("the library of the bridge cannot read it")
+_WEAK_SIGNATURE = Stricter("a hash that is too weak for a CA", _BELOW)
+_PURPOSE = Stricter("a leaf is a server's and a client's certificate")
+
+STRICTER: dict[str, Stricter] = {
+    "rsa-1024-key": Stricter("too short"),
+    "rsa-2047-key": Stricter("too short"),
+    "rsa-8192-key": Stricter("no leaf is signed with it"),
+    "rsa-2056-key": Stricter("no leaf is signed with it"),
+    "rsa-exponent-3-key": Stricter("no leaf is signed with it"),
+    "p224-key": Stricter("too short"),
+    "rsa-sha224-signature": _WEAK_SIGNATURE,
+    "ecdsa-sha224-signature": _WEAK_SIGNATURE,
+    "rsa-sha1-signature": _WEAK_SIGNATURE,
+    "ecdsa-sha1-signature": _WEAK_SIGNATURE,
+    "pss-signature-with-a-short-salt": _UNREADABLE,
+    "ecdsa-signature-with-null": _UNREADABLE,
+    "ed25519-signature-with-null": _UNREADABLE,
+    "serial-with-padding": _UNREADABLE,
+    "version-2": _UNREADABLE,
+    "latin-1-in-teletex-subject": _UNREADABLE,
+    "latin-1-in-printable-subject": _UNREADABLE,
+    "latin-1-in-utf8-subject": _UNREADABLE,
+    "asterisk-in-printable-subject": _UNREADABLE,
+    "latin-1-in-policy-notice": _UNREADABLE,
+    "latin-1-in-utf8-policy-notice": _UNREADABLE,
+    "empty-subject": Stricter("a leaf must name its issuer"),
+    "no-key-usage": Stricter("X509-SVID, 4.3 asks for it"),
+    "version-1": Stricter("it does not say that it is a CA"),
+    "key-usage-without-certsign": Stricter("it says that it signs no certificates"),
+    "basic-constraints-of-no-ca": Stricter("it says that it is no CA"),
+    "no-basic-constraints": Stricter("OpenSSL takes it, Go does not", ("anchor",)),
+    "version-3-without-extensions": Stricter("neither OpenSSL nor Go takes it"),
+    "critical-policy-constraints": Stricter("the bridge does not evaluate them"),
+    "critical-inhibit-any-policy": Stricter("the bridge does not evaluate it"),
+    "critical-key-identifier": Stricter("neither OpenSSL nor Go takes it"),
+    "critical-unknown-extension": Stricter("neither OpenSSL nor Go takes it"),
+    "server-purpose-only": _PURPOSE,
+    "client-purpose-only": _PURPOSE,
+    "foreign-purpose": _PURPOSE,
+    "any-purpose": _PURPOSE,
+    "expired": Stricter("only rustls does not look at it", ("anchor",)),
+}
