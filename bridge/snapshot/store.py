@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 
-from bridge.errors import BridgeError
+from bridge.errors import BridgeError, ConfigError
 from bridge.metrics.instruments import Metrics
 from bridge.resilience.boundary import close_plugin
 from bridge.resilience.failover import Guards
@@ -132,7 +132,7 @@ class Snapshots:
         try:
             issuer = self._assembly.issuer(name, self._current.anchors)
         except BridgeError as error:
-            self._refuse(name, error)
+            self._refuse(name, self._cause(name, error))
             return
         if issuer.description == before.description:
             self._refused.pop(name, None)
@@ -149,6 +149,24 @@ class Snapshots:
             return
         self._refused.pop(name, None)
         self._swap(issuer)
+
+    def _cause(self, name: str, error: BridgeError) -> BridgeError:
+        # An issuing CA that was replaced together with its root is in order: only the
+        # trust anchors in service are not its own.
+        path = self._assembly.config.trust_anchors
+        try:
+            anchors = self._assembly.anchors()
+            if anchors == self._current.anchors:
+                return error
+            close_plugin(self._assembly.issuer(name, anchors).ca.close)
+        except BridgeError:
+            return error
+        return ConfigError(
+            f"its chain leads to the trust anchors that {path} holds now, and the ones "
+            "in service are others. A reload puts them in service together. If there "
+            "was one, the warning configuration in /readyz says why it was refused",
+            rule="config.trust-anchors",
+        )
 
     def _refuse(self, name: str, error: BridgeError) -> None:
         text = f"a change is refused, the old issuing CA serves: {error}"

@@ -1,3 +1,4 @@
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -131,6 +132,47 @@ def test_a_changed_file_is_proven_and_swapped_in(watched: Watched) -> None:
     newer = watched.renew()
     await_true(lambda: watched.certificate() == newer)
     assert watched.snapshots.current().generation == 3
+
+
+def replace_root(folder: Path, root: bytes) -> None:
+    (folder / "roots.pem").write_bytes(root)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        pytest.param(
+            replace_root,
+            "leads to the trust anchors that .*roots.pem",
+            id="both",
+        ),
+        pytest.param(
+            lambda *_: None, "is none of the trust anchors", id="the CA alone"
+        ),
+        pytest.param(
+            lambda folder, _: replace_root(folder, b"no certificate"),
+            "is none of the trust anchors",
+            id="a file of anchors that cannot be read",
+        ),
+        pytest.param(
+            lambda folder, _: replace_root(folder, new_root("third").pem),
+            "is none of the trust anchors",
+            id="anchors of neither",
+        ),
+    ],
+)
+def test_a_ca_that_changes_with_its_root_names_the_real_reason(
+    watched: Watched, change: Callable[[Path, bytes], None], says: str
+) -> None:
+    watched.snapshots.start(watched.probe)
+    before = watched.certificate()
+    root = new_root("second")
+    change(watched.world.folder, root.pem)
+    above = root.issue_ca("second region", path_length=1)
+    new = above.issue_ca("second issuing", path_length=0)
+    watched.world.write_authority("a", new)
+    await_true(lambda: re.search(says, watched.snapshots.problems().get("a", "")))
+    assert watched.certificate() == before
 
 
 def test_a_change_that_does_not_fit_leaves_the_old_one(watched: Watched) -> None:
