@@ -17,7 +17,7 @@ from bridge.server.serving_certificate import (
     ServingCertificate,
 )
 from bridge.server.tls_credentials import DynamicCredentials
-from bridge.x509.key_pair import KeyPair
+from bridge.x509.key_pair import KeyPair, read_key_pair
 from tests.support.harness.clock import SetClock
 from tests.support.harness.in_process_server import (
     SERVER_NAME,
@@ -25,6 +25,7 @@ from tests.support.harness.in_process_server import (
     ListenerCA,
     Served,
 )
+from tests.support.parts.pki import bundle, new_root
 
 REQUEST = IstioCertificateRequest(csr="pem")
 DAY = timedelta(hours=24)
@@ -232,6 +233,21 @@ def _key_only(files: Files) -> None:
     files.key.write_bytes(
         ListenerCA().issue_serving([SERVER_NAME], DAY).private_key_pem
     )
+
+
+def test_the_certificate_of_the_key_is_shown_first_and_no_text_around_it(
+    tmp_path: Path,
+) -> None:
+    # The TLS library takes neither a byte order mark nor another certificate in front.
+    files = Files(tmp_path, ListenerCA())
+    files.write()
+    leaf = x509.load_pem_x509_certificate(files.certificate.read_bytes())
+    stranger = new_root().certificate
+    text = b"\xef\xbb\xbfBag Attributes\n" + bundle(stranger, leaf)
+    files.certificate.write_bytes(text)
+    pair = read_key_pair(files.certificate, files.key)
+    assert pair.certificate_chain_pem == bundle(leaf, stranger)
+    assert pair.not_after == leaf.not_valid_after_utc
 
 
 @pytest.mark.parametrize(

@@ -320,6 +320,16 @@ def test_a_chain_with_one_fault_is_refused(
     assert caught.value.rule == "config.chain"
 
 
+@pytest.mark.parametrize(("tier", "change"), [fault[:2] for fault in FAULTS])
+def test_a_search_takes_no_chain_that_is_refused_where_it_is_given(
+    tier: str, change: dict[str, object]
+) -> None:
+    issuing, regional, root = made(changed(tier, **change))
+    with pytest.raises(ConfigError, match=r"^chain\.pem: ") as caught:
+        find_chain(issuing, [root, regional], [root], now=NOW, source="chain.pem")
+    assert caught.value.rule == "config.chain"
+
+
 def pss(tiers: Tiers) -> Tiers:
     tiers["regional"] = replace(tiers["regional"], key="rsa2048-regional")
     tiers["issuing"] = replace(
