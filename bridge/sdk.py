@@ -41,6 +41,7 @@ from bridge.system.file_watch import FileWatch
 from bridge.system.files import (
     digest_of,
     digest_of_contents,
+    mode_advice,
     read_public,
     read_secret,
     stamp_of,
@@ -91,6 +92,7 @@ __all__ = [
     "is_issued_by",
     "is_self_signed",
     "issuer_key",
+    "mode_advice",
     "option_error",
     "parse_certificates",
     "parse_options",

@@ -48,7 +48,7 @@ def check(
 def _print(findings: list[Finding]) -> None:
     styles = {"note": "cyan", "warning": "bold yellow", "FAILED": "bold red"}
     print_rows(
-        ("part", "what", "", "detail"),
+        ("part", "what", "result", "detail"),
         [(one.part, one.what, one.result, one.detail) for one in findings],
         [styles.get(one.result, "") for one in findings],
     )

@@ -14,9 +14,12 @@ from bridge.cli.console import CommandGroup, complain
 from bridge.errors import BridgeError
 from bridge.registry import load_command, plugin_commands
 
-_COMMANDS = ("demo", "serve", "check", "request", "plugins", "hierarchy", "ledger")
+_COMMANDS = (
+    *("demo", "config", "check", "serve", "request", "token"),
+    *("ledger", "hierarchy", "plugins"),
+)
 """In the order of `--help`. Each is a module here with a Typer application `app`."""
-_GROUPS = frozenset({"hierarchy", "ledger"})
+_GROUPS = frozenset({"config", "hierarchy", "ledger"})
 _UNBROKEN = 100_000
 """The width of help in a pipe: each paragraph is one line there."""
 

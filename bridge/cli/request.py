@@ -98,7 +98,7 @@ def request(  # noqa: PLR0913 - each is an option of its own
             address=address,
             anchors=parse_certificates(roots.read_bytes(), f"--roots: {roots}"),
             identity=identity,
-            token=token_file.read_bytes() if token_file else b"",
+            token=_token(token_file).encode("ascii") if token_file else b"",
             timeout_seconds=timeout,
         )
         _show_linkerd(certify(wanted), roots, out, output)

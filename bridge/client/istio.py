@@ -76,8 +76,8 @@ def ask(wanted: IstioRequest) -> IstioReply:
             )
         except grpc.RpcError as error:
             raise BackendRefusedError(
-                f"{wanted.address}: {error.code().name}: {error.details()}"
-                f"{_advice(str(error.details()), wanted)}"
+                f"{wanted.address}: {error.code().name}: "
+                f"{_advice(str(error.details()), wanted)}{error.details()}"
             ) from error
     chain = tuple(reply.cert_chain)
     _require_form(chain, key)
@@ -88,19 +88,33 @@ def ask(wanted: IstioRequest) -> IstioReply:
 
 
 def _advice(details: str, wanted: IstioRequest) -> str:
-    # The text of the TLS library does not say what to do.
+    # The texts of gRPC and of the TLS library do not say what to do.
     text = details.lower()
-    if "hostname verification" in text or "peer name" in text:
-        name = wanted.server_name or wanted.address.rpartition(":")[0]
-        return f": the certificate is not for {name}; give --server-name"
-    if "security handshaker" in text:
-        return ": --key-file is not the key of --certificate, or one is damaged"
-    if "socket closed" in text and wanted.certificate is None:
-        return ": this port may want a client certificate (--certificate)"
-    if "certificate_verify_failed" in text or "self signed" in text:
-        roots = f"--roots {wanted.roots_name}".rstrip()
-        return f": the bridge's certificate does not chain to {roots}"
-    return ""
+    name = wanted.server_name or wanted.address.rpartition(":")[0]
+    roots = f"--roots {wanted.roots_name}".rstrip()
+    found = {
+        "hostname verification": f"the certificate is not for {name}; give "
+        "--server-name",
+        "peer name": f"the certificate is not for {name}; give --server-name",
+        "wrong_version_number": "this port does not speak TLS: it may be Linkerd's or "
+        "admin.listen; Istio's is fronts.istio.listen",
+        "security handshaker": f"{roots} cannot be used",
+        "socket closed": "this port may want a client certificate (--certificate)",
+        "certificate_verify_failed": f"the bridge's certificate does not chain to "
+        f"{roots}",
+        "connection refused": "nothing listens there: see fronts.istio.listen, and "
+        "/readyz of the bridge",
+        "method not found": "this is no CA of Istio: it may be admin.grpc_listen; "
+        "Istio's port is fronts.istio.listen",
+    }
+    if wanted.certificate is not None:
+        found |= {
+            "security handshaker": "--key-file is not the key of --certificate, or one "
+            "of them or of --roots is damaged",
+            "socket closed": "the connection was closed: --certificate may be expired, "
+            "or of another mesh",
+        }
+    return next((f"{one}: " for part, one in found.items() if part in text), "")
 
 
 _Key = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey

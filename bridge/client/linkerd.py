@@ -80,9 +80,28 @@ def certify(wanted: LinkerdRequest, clock: Clock = system_clock) -> LinkerdReply
             reply = stub.Certify(request, timeout=wanted.timeout_seconds)
         except grpc.RpcError as error:
             raise BackendRefusedError(
-                f"{wanted.address}: {error.code().name}: {error.details()}"
+                f"{wanted.address}: {error.code().name}: "
+                f"{_advice(str(error.details()))}{error.details()}"
             ) from error
     return _accepted(reply, key, wanted, clock())
+
+
+_ADVICE = {
+    "socket closed": "this port may want TLS, as Istio's does; Linkerd's is "
+    "fronts.linkerd.listen",
+    "failed parsing http/2": "this port does not speak HTTP/2: it may be admin.listen; "
+    "Linkerd's is fronts.linkerd.listen",
+    "connection refused": "nothing listens there: see fronts.linkerd.listen, and "
+    "/readyz of the bridge",
+    "method not found": "this is no CA of Linkerd: it may be admin.grpc_listen; "
+    "Linkerd's port is fronts.linkerd.listen",
+}
+
+
+def _advice(details: str) -> str:
+    # The texts of gRPC do not say what to do.
+    text = details.lower()
+    return next((f"{one}: " for part, one in _ADVICE.items() if part in text), "")
 
 
 def proxy_csr(key: ec.EllipticCurvePrivateKey, identity: str) -> bytes:

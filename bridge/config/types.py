@@ -25,6 +25,8 @@ _SQLITE_FILE = re.compile(r"(sqlite[\w+]*://[^/?]*/)([^?]+)(.*)", re.DOTALL)
 _IPV4 = re.compile(r"[0-9.]+")
 _NOT_SHOWN = "one that is not shown"
 
+_CLUSTER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+
 
 @dataclass(frozen=True, slots=True)
 class ValidationState:
@@ -212,6 +214,16 @@ def _worker_count(value: object) -> object:
     return value
 
 
+def _cluster_name(value: str) -> str:
+    if not _CLUSTER_NAME.fullmatch(value):
+        raise ValueError(
+            "expected a name of 1 to 63 letters, digits, dots, hyphens or underscores; "
+            "give the cluster a short name, and put a clusterid with other characters, "
+            "such as an ARN, into its aliases"
+        )
+    return value
+
+
 Some = AfterValidator(_some)
 Different = AfterValidator(_different)
 ReplicaName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,31}$")]
@@ -219,7 +231,7 @@ ReplicaName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,31}$")]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
 Label = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
 """A DNS-1123 label, such as the name of a namespace."""
-ClusterName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
+ClusterName = Annotated[str, AfterValidator(_cluster_name)]
 Text = Annotated[str, Field(min_length=1)]
 Names = Annotated[tuple[Text, ...], Field(strict=False), Different]
 IssuerNames = Annotated[tuple[Name, ...], Field(strict=False), Different]

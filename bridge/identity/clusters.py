@@ -313,7 +313,8 @@ class ClusterRegistry:
             raise AuthenticationError(
                 "no cluster of this clusterid is known",
                 rule="cluster.unknown",
-                detail=f"clusterid {service_account_token.shown(name)}",
+                detail=f"clusterid {service_account_token.shown(name)}: to accept it, "
+                "add it to aliases of its cluster",
             )
         return cluster
 

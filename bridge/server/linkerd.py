@@ -56,7 +56,8 @@ class LinkerdFront(Front):
         """See `Front.translate`: the token is in the message."""
         request = parse_message(CertifyRequest, message, "a CertifyRequest")
         # Bytes that are not ASCII stay different characters, and fail as a token.
-        token = request.token.decode("latin-1")
+        # A proxy sends its token file as it is, and that may end in a newline.
+        token = request.token.decode("latin-1").removesuffix("\n")
         return Call(
             front=self.name,
             csr=request.certificate_signing_request,

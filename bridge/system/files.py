@@ -3,6 +3,7 @@
 import fcntl
 import hashlib
 import os
+import shlex
 import stat
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -55,10 +56,27 @@ def read_secret(
             hint = group_hint if mode & _OTHERS == stat.S_IRGRP else ""
             raise ConfigError(
                 f"{path}: expected a file that {who} can read, such as mode {modes} "
-                f"(found {mode:04o}); run chmod 600 {path}{hint}",
+                f"(found {mode:04o}); {mode_advice(path)}{hint}",
                 rule="file.mode",
             )
         return _content(file, path)
+
+
+def mode_advice(path: Path) -> str:
+    """Return how the mode of a secret's file can be changed where the file is.
+
+    Args:
+        path: A file that others than the owner can read.
+    """
+    real = os.path.realpath(path)
+    # Kubernetes keeps the files of a volume in a folder `..TIME` behind links.
+    is_projected = any(part.startswith("..") for part in Path(real).parts)
+    if is_projected or os.statvfs(real).f_flag & os.ST_RDONLY:
+        return (
+            "it is in a volume, where chmod has no effect: set defaultMode: 0400 in "
+            "the Secret's volume, or mode of the item"
+        )
+    return f"run chmod 600 {shlex.quote(str(path))}"
 
 
 def stamp_of(paths: Iterable[Path]) -> Stamp:

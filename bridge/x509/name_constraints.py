@@ -216,14 +216,14 @@ class ChainConstraints:
                     f"the name is inside what the certificate of tier {tier} of the "
                     "chain excludes",
                     rule="constraint.excluded",
-                    detail=f"{value!r} is excluded by: {excluded}",
+                    detail=f"{_shown(value)} is excluded by: {excluded}",
                 )
             if permitted is not None and not permitted.holds(found):
                 raise DeniedError(
                     f"the name is outside what the certificate of tier {tier} of the "
                     "chain permits",
                     rule="constraint.permitted",
-                    detail=f"{value!r} is not in: {permitted}",
+                    detail=f"{_shown(value)} is not in: {permitted}",
                 )
 
     def _require_unconstrained(self, name: x509.GeneralName) -> None:
@@ -309,6 +309,11 @@ def _names_in(
     for item in subject.get_attributes_for_oid(NameOID.COMMON_NAME):
         if isinstance(item.value, str) and _HOST_IN_COMMON_NAME.fullmatch(item.value):
             yield x509.DNSName, item.value
+
+
+def _shown(value: Any) -> str:
+    # A directory name as its constraints are shown.
+    return value.rfc4514_string() if isinstance(value, x509.Name) else repr(value)
 
 
 def _unsupported(reason: str, value: object) -> DeniedError:

@@ -231,12 +231,29 @@ def _merged(networks: Iterable[Network]) -> list[Network]:
     ]
 
 
+_LABELS = {
+    "2.5.4.3": "CN",
+    "2.5.4.6": "C",
+    "2.5.4.7": "L",
+    "2.5.4.8": "ST",
+    "2.5.4.9": "STREET",
+    "2.5.4.10": "O",
+    "2.5.4.11": "OU",
+    "0.9.2342.19200300.100.1.1": "UID",
+    "0.9.2342.19200300.100.1.25": "DC",
+}
+"""The attributes that RFC 4514 has a name for."""
+
+
 def _directory_text(prefix: tuple[RDN, ...]) -> str:
+    # As `rfc4514_string`, which shows the names that are held against it.
     rdns = (
-        "+".join(f"{oid}={value!s}" for oid, value in sorted(rdn, key=str))
-        for rdn in prefix
+        "+".join(
+            f"{_LABELS.get(oid, oid)}={value!s}" for oid, value in sorted(rdn, key=str)
+        )
+        for rdn in reversed(prefix)
     )
-    return "/".join(rdns) or "(every directory name)"
+    return ",".join(rdns) or "(every directory name)"
 
 
 class UnreadableNameError(Exception):

@@ -12,7 +12,13 @@ from typing import Annotated
 
 from pydantic import Field
 
-from bridge.sdk import FileOption, PluginOptions, option_error, parse_options
+from bridge.sdk import (
+    FileOption,
+    PluginOptions,
+    mode_advice,
+    option_error,
+    parse_options,
+)
 from bridge.spi import ConfigError, PluginContext
 
 _Text = Annotated[str, Field(min_length=1)]
@@ -131,7 +137,7 @@ def _unsafe(options: PKCS11Options) -> str:
     if mode & (stat.S_IRWXG | stat.S_IRWXO) & ~tolerated:
         return (
             f"{path}: expected a file that only its owner can read, such as mode 0600 "
-            f"(found {mode:04o}); run chmod 600 {path}, or set allow_group_read: true "
+            f"(found {mode:04o}); {mode_advice(path)}, or set allow_group_read: true "
             "if it is a Secret's fsGroup"
         )
     if not os.access(path, os.R_OK):

@@ -26,6 +26,7 @@ import yaml
 from bridge_pkcs11 import csr
 from bridge_pkcs11.options import PKCS11Options
 from tests.support.harness.real_process import MESHCA
+from tests.support.harness.terminal import Terminal
 from tests.support.parts import netports
 from tests.support.parts.tokens import TokenIssuer
 
@@ -42,6 +43,9 @@ make() {
   esac
 }
 """
+INIT = "meshca config init"
+OTHER_PORTS = "sed -i 's/1501[2]/15012/; s/999[0]/9990/' bridge.yaml"
+"""Has the configuration that `config init` writes use free ports as well."""
 SECONDS = 600
 
 
@@ -69,11 +73,16 @@ def home(tmp_path: Path) -> Iterator[Path]:
             os.kill(int(file.read_text("utf-8")), signal.SIGKILL)
 
 
-def run(home: Path, script: list[str]) -> str:
-    """Run blocks in one shell; return what they print."""
-    text = "\n".join([PRELUDE, *script])
+def runnable(script: list[str]) -> str:
+    text = "\n".join([PRELUDE, *script]).replace(INIT, f"{INIT}; {OTHER_PORTS}")
     for port in PORTS:
         text = re.sub(rf"\b{port}\b", str(netports.reserve()), text)
+    return text
+
+
+def run(home: Path, script: list[str]) -> str:
+    """Run blocks in one shell; return what they print."""
+    text = runnable(script)
     said = home / "said"
     with said.open("w", encoding="utf-8") as output:
         done = subprocess.run(
@@ -91,10 +100,32 @@ def run(home: Path, script: list[str]) -> str:
     return found
 
 
-def test_the_blocks_of_the_readme_run(home: Path) -> None:
-    said = run(home, blocks("README.md"))
+def test_the_walk_of_the_readme_at_80_columns_loses_nothing(home: Path) -> None:
+    script = [*blocks("README.md"), "wait"]
+    terminal = Terminal(
+        ["bash", "-c", runnable(script)], 80, home / "clone", {"HOME": str(home)}
+    )
+    status, said = terminal.end(SECONDS), terminal.said
+    log = "".join(file.read_text("utf-8") for file in home.rglob("bridge.log"))
+    assert status == 0, f"{said[-4000:]}\n{log[-4000:]}"
     assert "every check passed" in said
     assert "the ledger verifies" in said
+    assert "\N{HORIZONTAL ELLIPSIS}" not in said
+    assert "Traceback" not in said
+    folder = home / "meshca-try"
+    for words in (["check"], ["ledger", "search", "--namespace", "shop"]):
+        # The same in a pipe, where each row is one line.
+        done = subprocess.run(
+            [MESHCA, *words, "-c", "bridge.yaml"],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        cells = re.split(r"\s+", done.stdout.replace("\t-", ""))
+        assert {cell for cell in cells if cell not in said} == set()
+    (serial,) = {*re.findall(r"^serial +([0-9a-f]+)$", said, re.MULTILINE)}
+    assert f", serial {serial}" in " ".join(said.split())
 
 
 def test_the_blocks_of_the_tutorial_and_of_its_guides_run(home: Path) -> None:

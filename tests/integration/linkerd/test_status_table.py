@@ -154,7 +154,9 @@ IMPOSTOR = TokenIssuer(algorithm="RS256")
     [
         pytest.param(lambda: "no token", "token.format", id="no token"),
         pytest.param(lambda: b"\xff\xfe", "token.format", id="no ASCII"),
-        pytest.param(lambda: f"{token()}\n", "token.format", id="a newline behind"),
+        pytest.param(
+            lambda: f"{token()}\n\n", "token.format", id="two newlines behind"
+        ),
         pytest.param(
             lambda: token(issuer=IMPOSTOR), "token.key", id="another's signature"
         ),

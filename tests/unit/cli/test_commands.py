@@ -91,7 +91,7 @@ def test_a_wrong_use_is_told_in_one_line_in_a_pipe() -> None:
 @pytest.mark.parametrize(
     ("typed", "offered"),
     [
-        ("meshca ", {"serve", "ledger", "vault"}),
+        ("meshca ", {"serve", "ledger", "vault", "token", "config"}),
         ("meshca ledger s", {"search"}),
         ("meshca ledger latch ", {"list", "clear"}),
         ("meshca check --conf", {"--config"}),

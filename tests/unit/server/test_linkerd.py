@@ -91,6 +91,18 @@ def test_a_call_is_translated_and_nothing_is_decided(front: Front) -> None:
     assert (call.ttl_seconds, call.cert_signer, call.impersonated) == (0, "", None)
 
 
+@pytest.mark.parametrize(
+    ("sent", "taken"),
+    [(b"a.b.c", "a.b.c"), (b"a.b.c\n", "a.b.c"), (b"a.b.c\n\n", "a.b.c\n")],
+)
+def test_the_newline_of_a_token_file_is_no_part_of_the_token(
+    front: Front, sent: bytes, taken: str
+) -> None:
+    front.ask(token=sent)
+    (call,) = front.issuance.calls
+    assert call.credential == TokenCredential((f"Bearer {taken}",), ("second",))
+
+
 def test_without_a_token_there_is_no_credential(front: Front) -> None:
     front.ask(token=b"")
     (call,) = front.issuance.calls

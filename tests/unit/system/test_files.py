@@ -141,3 +141,26 @@ def test_a_folder_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(ConfigError, match="expected a new file"):
         write_new(tmp_path / "file/below", {"key.pem": b"k"})
+
+
+def test_in_a_volume_of_kubernetes_the_way_out_is_not_chmod(tmp_path: Path) -> None:
+    # As the kubelet lays out a Secret: the file's name is a link into `..data`.
+    folder = tmp_path / "..2026_11_29_00_00_00.1"
+    folder.mkdir()
+    (folder / "tls.key").write_bytes(b"secret")
+    (folder / "tls.key").chmod(0o644)
+    (tmp_path / "..data").symlink_to(folder.name)
+    (tmp_path / "tls.key").symlink_to("..data/tls.key")
+    with pytest.raises(
+        ConfigError, match=r"set defaultMode: 0400 in the Secret"
+    ) as got:
+        read_secret(tmp_path / "tls.key")
+    assert "run chmod" not in str(got.value)
+
+
+def test_the_command_of_a_way_out_can_be_pasted(tmp_path: Path) -> None:
+    path = tmp_path / "a key"
+    path.write_bytes(b"secret")
+    path.chmod(0o644)
+    with pytest.raises(ConfigError, match="run chmod 600 '.*/a key'"):
+        read_secret(path)

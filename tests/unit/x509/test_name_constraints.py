@@ -27,7 +27,7 @@ from bridge.x509.name_constraints import (
 from bridge.x509.name_forms import SMTP_UTF8_MAILBOX, HostSet
 from tests.interop.constraints.cases import CASES, Case
 from tests.interop.constraints.chains import build, constraints, general_name, ours
-from tests.support.parts.pki import NOW
+from tests.support.parts.pki import NOW, new_root
 
 
 @cache
@@ -249,9 +249,9 @@ UNCONSTRAINED = (
          ["e-mail names that it permits are not permitted above: corp.example"]),
         ("+dn:O=Corp/CN=web", "+dn:O=Corp", []),
         ("+dn:O=Corp", "+dn:O=Corp/CN=web",
-         ["directory names that it permits are not permitted above: 2.5.4.10=corp"]),
+         ["directory names that it permits are not permitted above: O=corp"]),
         ("-dn:O=Corp", "-dn:O=Evil",
-         ["directory names that are excluded above are not excluded: 2.5.4.10=evil"]),
+         ["directory names that are excluded above are not excluded: O=evil"]),
         ("+dns:corp.example", "+rid:1.2.3",
          ["constraints on the form 'registered ID' are not repeated"]),
     ],
@@ -445,3 +445,27 @@ def test_no_text_makes_a_reader_fail_in_another_way(text: str) -> None:
 @cache
 def chain_of_all() -> ChainConstraints:
     return chain("+dns:corp.example +uri:corp.example +email:corp.example")
+
+
+@pytest.mark.parametrize(
+    ("permitted", "asked", "shown"),
+    [
+        ("O=corp", "CN=web,O=evil", "CN=web,O=evil is not in: O=corp"),
+        ("OU=a,O=corp,C=KR", "O=corp,C=KR", "O=corp,C=KR is not in: OU=a,O=corp,C=kr"),
+        ("DC=corp,DC=example", "DC=a", "DC=a is not in: DC=corp,DC=example"),
+        ("1.2.3.4=q,O=corp", "O=corp", "O=corp is not in: 1.2.3.4=q,O=corp"),
+    ],
+)
+def test_both_sides_of_a_directory_constraint_are_in_one_notation(
+    permitted: str, asked: str, shown: str
+) -> None:
+    labels = {"1.2.3.4": x509.ObjectIdentifier("1.2.3.4")}
+    names = [x509.Name.from_rfc4514_string(text, labels) for text in (permitted, asked)]
+    chain = new_root().issue_ca(
+        "issuing",
+        constraints=x509.NameConstraints([x509.DirectoryName(names[0])], None),
+    )
+    constraints = ChainConstraints.of_chain([chain.certificate, *chain.chain])
+    with pytest.raises(DeniedError, match="outside what") as caught:
+        constraints.require_permitted([x509.DirectoryName(names[1])])
+    assert caught.value.detail == shown
