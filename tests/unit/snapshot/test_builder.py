@@ -13,6 +13,9 @@ from bridge.snapshot import builder
 from bridge.snapshot.builder import Assembly
 from bridge.snapshot.model import Issuer
 from bridge.spi import IssuingCA, PluginContext
+from bridge.x509.algorithm import CAPrivateKey
+from tests.interop.planes.certificates import build, private_key
+from tests.interop.planes.oddities import change_of
 from tests.support.harness.core import World, leaf_of
 from tests.support.harness.fake_ca import LyingCA
 from tests.support.parts.pki import NOW, Authority, bundle, new_root
@@ -245,6 +248,67 @@ def test_what_linkerds_proxies_do_not_meet_is_not_refused(
     authorities = one_of_two(constraints)
     world = World(tmp_path, authorities=authorities, overrides=overrides, fake=False)
     world.assembly.snapshot().close()
+
+
+AMBIENT: dict[str, Any] = {"fronts": {"istio": {"data_planes": ["ambient"]}}}
+BOTH: dict[str, Any] = {"fronts": {"istio": {"data_planes": ["sidecar", "ambient"]}}}
+
+
+def odd(oddity: str) -> dict[str, Authority]:
+    """Return one issuing CA whose certificate is odd."""
+    change = change_of(oddity, "issuing")
+    chain = build(change, NOW)
+    issuing, intermediate, anchor = (
+        x509.load_der_x509_certificate(one) for one in chain.cas
+    )
+    key = private_key(change["issuing"].key, "issuing")
+    assert isinstance(key, CAPrivateKey)
+    above = (Authority(intermediate, key), Authority(anchor, key))
+    return {"a": Authority(issuing, key, above)}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "oddity", "says"),
+    [
+        (AMBIENT, "critical-policies", "has critical certificatePolicies"),
+        (BOTH, "critical-policies", "has critical certificatePolicies"),
+        (LINKERD, "critical-policies", "has critical certificatePolicies"),
+        (LINKERD, "pss-sha256-signature", "which linkerd2-proxy does not accept"),
+        ({}, "rsa-pss-key", "restricted to RSA-PSS, which no data plane reads"),
+        ({}, "explicit-parameters-key", "a way that no data plane reads"),
+    ],
+)
+def test_a_chain_that_a_served_data_plane_rejects_is_refused(
+    tmp_path: Path, overrides: dict[str, Any], oddity: str, says: str
+) -> None:
+    world = World(tmp_path, authorities=odd(oddity), overrides=overrides, fake=False)
+    with pytest.raises(ConfigError, match=f"a.pem: certificate 1 .*{says}"):
+        world.assembly.snapshot()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "oddity", "says"),
+    [
+        ({}, "critical-policies", "has critical certificatePolicies, which ztunnel"),
+        ({}, "pss-sha256-signature", "which linkerd2-proxy does not accept"),
+        (AMBIENT, "pss-sha256-signature", "which linkerd2-proxy does not accept"),
+        (BOTH, "compressed-point-key", "programs in Go"),
+    ],
+)
+def test_what_other_data_planes_reject_is_a_warning(
+    tmp_path: Path, overrides: dict[str, Any], oddity: str, says: str
+) -> None:
+    world = World(tmp_path, authorities=odd(oddity), overrides=overrides, fake=False)
+    world.assembly.snapshot().close()
+    (line,) = [one for one in world.warnings if "certificate 1" in one]
+    assert f"issuing_cas.a.chain: {tmp_path / 'a.pem'}: " in line
+    assert says in line
+
+
+def test_a_uri_constraint_is_refused_for_ztunnel(tmp_path: Path) -> None:
+    world = World(tmp_path, authorities=one_of_two(URI), overrides=AMBIENT, fake=False)
+    with pytest.raises(ConfigError, match="has a URI constraint, under which ztunnel"):
+        world.assembly.snapshot()
 
 
 @pytest.mark.parametrize(
