@@ -28,6 +28,7 @@ from bridge_vault.options import (
     VaultOptions,
 )
 
+_NO_REASON = "permission denied"
 _BAD_REQUEST = 400
 _REFUSED = frozenset({400, 401, 403})
 
@@ -268,7 +269,9 @@ class LoginMethod:
         if error.status not in _REFUSED:
             return error_of(error, signs=False)
         hint = ""
-        if error.status in DENIED:
+        # A method that refuses a credential says why in words of its own.
+        has_reason = any(_NO_REASON not in one for one in error.errors)
+        if error.status in DENIED and not has_reason:
             hint = ": expected a mount that is there"
             if isinstance(self._method, AppRoleLogin):
                 hint += ", and a role that is not locked"

@@ -1,17 +1,12 @@
 """Logins at a real server: how each begins, what ends it, and how often it is made."""
 
-import base64
 import json
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import pytest
 from cryptography import x509
@@ -29,14 +24,15 @@ from bridge_vault import VaultTransitCA
 from tests.support.harness.vault import VaultBridge
 from tests.support.harness.workers import await_true
 from tests.support.parts import vault_mounts
-from tests.support.parts.pki import new_root, write_private
-from tests.support.parts.tokens import TokenIssuer
+from tests.support.parts.kubernetes import APIServer
+from tests.support.parts.pki import write_private
 from tests.support.parts.vault import Product, Server
 from tests.support.parts.vault_mounts import JWT, AppRole, TLSCertificate, Transit
 
 NAME = x509.UniformResourceIdentifier("spiffe://corp.example/ns/shop/sa/cart")
 CALL_SECONDS = 5.0
 WELL_AGAIN_SECONDS = 5.0
+FORGOTTEN_SECONDS = 60.0
 LIFE_SECONDS = 3
 THREADS = 24
 
@@ -102,57 +98,18 @@ def is_issuing(ca: VaultTransitCA) -> bool:
     return False
 
 
-class _Reviews(BaseHTTPRequestHandler):
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        claims = body["spec"]["token"].split(".")[1]
-        account = json.loads(base64.urlsafe_b64decode(claims + "=="))["kubernetes.io"]
-        name = f"{account['namespace']}:{account['serviceaccount']['name']}"
-        user = {
-            "username": f"system:serviceaccount:{name}",
-            "uid": account["serviceaccount"]["uid"],
-        }
-        status = {
-            "authenticated": True,
-            "user": user,
-            "audiences": body["spec"].get("audiences", []),
-        }
-        content = {
-            "kind": "TokenReview",
-            "apiVersion": "authentication.k8s.io/v1",
-            "status": status,
-        }
-        answer = json.dumps(content).encode()
-        self.send_response(201)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(answer)))
-        self.end_headers()
-        self.wfile.write(answer)
-
-    def log_message(self, *_: object) -> None:
-        """Say nothing."""
-
-
-@contextmanager
-def token_reviews() -> Iterator[str]:
-    """Serve the TokenReview API as a cluster does; give its address."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), _Reviews) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-
-
-def kubernetes(server: Server, policy: str, host: str, file: Path) -> dict[str, Any]:
-    """Mount the method and write a service account's token; return the option."""
-    mount = f"kubernetes-{file.parent.name.replace('_', '-')}"
+def kubernetes(server: Server, policy: str, cluster: APIServer) -> str:
+    """Mount the method for the service account mesh/bridge; return the mount."""
+    cluster.new_account("vault", "vault")
+    cluster.allow_reviews("vault", "vault")
+    mount = f"kubernetes-{cluster.port}"
     server.api.post(f"sys/auth/{mount}", type="kubernetes")
     server.api.post(
         f"auth/{mount}/config",
-        kubernetes_host=host,
-        kubernetes_ca_cert=new_root("CA of a cluster").pem.decode(),
+        kubernetes_host=cluster.url,
+        kubernetes_ca_cert=cluster.ca_file.read_text("ascii"),
+        token_reviewer_jwt=cluster.token("vault", "vault"),
         disable_local_ca_jwt=True,
-        disable_iss_validation=True,
     )
     server.api.post(
         f"auth/{mount}/role/bridge",
@@ -161,12 +118,7 @@ def kubernetes(server: Server, policy: str, host: str, file: Path) -> dict[str, 
         audience="vault",
         token_policies=[policy],
     )
-    token = TokenIssuer().token(
-        "mesh", "bridge", audiences=["vault"], now=datetime.now(UTC)
-    )
-    write_private(file, token.encode())
-    own = {"role": "bridge", "token_file": str(file), "mount": mount}
-    return {"kubernetes": own}
+    return mount
 
 
 @pytest.mark.parametrize("kind", ["token", "approle", "jwt", "tls"])
@@ -186,17 +138,44 @@ def test_a_login_gives_certificates(ground: Ground, tmp_path: Path, kind: str) -
         issue(ca)
 
 
-def test_the_login_kubernetes_gives_certificates(tmp_path: Path) -> None:
+def test_the_login_kubernetes_gives_certificates_as_long_as_the_cluster_says(
+    tmp_path: Path,
+) -> None:
     # The Vault that the tests build has only the methods of its own repository.
     with (
         Server(tmp_path / "server", storage="inmem", tls=True) as server,
-        token_reviews() as host,
+        APIServer(tmp_path / "cluster") as cluster,
     ):
         ground = Ground(server, tmp_path)
-        login = kubernetes(server, ground.policy, host, tmp_path / "secret")
+        mount = kubernetes(server, ground.policy, cluster)
+        file = tmp_path / "secret"
+        login = {
+            "kubernetes": {"role": "bridge", "token_file": str(file), "mount": mount}
+        }
+        cluster.new_account("mesh", "bridge")
+        cluster.new_account("other", "bridge")
+        other = cluster.token("other", "bridge", "vault")
+        write_private(file, other.encode())
         with ground.ca(login, tmp_path / "latch.json") as ca:
+            # Vault takes the token for one of the cluster, but not of the role.
+            with pytest.raises(BackendError, match="login") as caught:
+                issue(ca)
+            assert "namespace not authorized" in caught.value.detail
+            assert "expected a mount" not in caught.value.detail
+            file.write_text(cluster.token("mesh", "bridge", "vault"))
+            await_true(lambda: is_issuing(ca))
             ca.check(timeout=CALL_SECONDS)
-            issue(ca)
+            # A service account that is gone logs nobody in, once the API server has
+            # forgotten that its token was good.
+            cluster.delete_account("mesh", "bridge")
+
+            def is_refused() -> bool:
+                ground.revoke(mount)
+                return not is_issuing(ca)
+
+            await_true(is_refused, seconds=FORGOTTEN_SECONDS)
+            with pytest.raises(BackendError, match="login"):
+                issue(ca)
 
 
 def test_a_root_token_is_used_and_not_renewed(ground: Ground, tmp_path: Path) -> None:

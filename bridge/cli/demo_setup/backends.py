@@ -254,9 +254,26 @@ def _vault_key(backend: VaultBackend, folder: Path) -> Iterator["_VaultKey"]:
     }
     options = ["-dev", "-dev-no-store-token", f"-dev-listen-address={address}"]
     log = folder / "server.log"
+    with running([str(program), "server", *options], env, log) as process:
+        _await_server(process, address, log)
+        yield _VaultKey(backend, folder, program, f"http://{address}", root_token)
+
+
+@contextmanager
+def running(
+    command: Sequence[str], env: Mapping[str, str], log: Path
+) -> Iterator["subprocess.Popen[bytes]"]:
+    """Run a program until the end of the block, or of this process if that is sooner.
+
+    Args:
+        command: The program and its arguments.
+        env: Its environment.
+        log: Gets its output. The folder is that of the program, too.
+    """
     with log.open("wb") as file:
-        process = subprocess.Popen(  # noqa: S603 - found by `vault_program`
-            ["sh", "-c", _UNTIL_THE_END, "server", program, "server", *options],  # noqa: S607 - wherever it is
+        process = subprocess.Popen(  # noqa: S603 - our script and a program of the caller
+            ["sh", "-c", _UNTIL_THE_END, "sh", *command],  # noqa: S607 - wherever it is
+            cwd=log.parent,
             env=env,
             stdin=subprocess.PIPE,
             stdout=file,
@@ -264,8 +281,7 @@ def _vault_key(backend: VaultBackend, folder: Path) -> Iterator["_VaultKey"]:
             start_new_session=True,
         )
     try:
-        _await_server(process, address, log)
-        yield _VaultKey(backend, folder, program, f"http://{address}", root_token)
+        yield process
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)

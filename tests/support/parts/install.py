@@ -24,8 +24,10 @@ _ROOT = Path(__file__).resolve().parents[3]
 SHIM_SOURCE = _ROOT / "tests/support/parts/pkcs11_shim.c"
 _GO_LOCK = _ROOT / "deploy/locks/go.txt"
 _VAULT_MODULE = _ROOT / "tests/interop/vault"
+_KUBERNETES_MODULE = _ROOT / "tests/interop/kube_apiserver"
 _LEAST_GO = (1, 26)
 """What go.mod of Istio at the tested commit asks for."""
+_KUBERNETES = ("etcd", "kube-apiserver")
 
 
 class PartError(Exception):
@@ -140,6 +142,36 @@ def vault_binary() -> Path:
         raise PartError(f"{error}\n{way_out}") from error
 
 
+def kube_apiserver() -> str:
+    """Return the version of the API server of Kubernetes, built if need be.
+
+    Raises:
+        PartError: There is none, and it cannot be built.
+    """
+    _, server = kube_apiserver_commands()
+    return f"{_output(*server, '--version')} ({server[0]})"
+
+
+def kube_apiserver_commands() -> tuple[list[str], list[str]]:
+    """Return the commands of etcd and the API server.
+
+    They are those of `KUBEBUILDER_ASSETS`, or those on PATH, or one that is built.
+
+    Raises:
+        PartError: There is none, and they cannot be built.
+    """
+    assets = os.environ.get("KUBEBUILDER_ASSETS")
+    etcd, server = (shutil.which(one, path=assets) for one in _KUBERNETES)
+    if etcd is not None and server is not None:
+        return [etcd], [server]
+    try:
+        program = str(builds.build(_KUBERNETES_MODULE))
+    except builds.BuildError as error:
+        way_out = "or name the folder of both by the variable KUBEBUILDER_ASSETS"
+        raise PartError(f"{error}\n{way_out}") from error
+    return [program, "etcd"], [program]
+
+
 def softhsm() -> str:
     """Return the version of SoftHSM and where its module is, installed if we may.
 
@@ -195,13 +227,13 @@ def shim() -> str:
 
 
 def programs() -> str:
-    """Build each Go program of the tests but Vault, and return their names.
+    """Build each small Go program of the tests, and return their names.
 
     Raises:
         PartError: One does not compile, or its modules cannot be fetched.
     """
     found = {path.parent for path in (_ROOT / "tests").rglob("go.mod")}
-    modules = sorted(found - {_VAULT_MODULE})
+    modules = sorted(found - {_VAULT_MODULE, _KUBERNETES_MODULE})
     for module in modules:
         try:
             builds.build(module)
@@ -238,6 +270,7 @@ def main() -> int:
         "faults of a PKCS#11 module": shim,
         "programs built with Go": programs,
         "vault": vault,
+        "kube-apiserver": kube_apiserver,
         "programs built with Rust": crates,
     }
     _say("parts of other projects:")

@@ -187,7 +187,7 @@ class Server:
         self._process: subprocess.Popen[bytes] | None = None
         self._watcher: subprocess.Popen[bytes] | None = None
         if self.ca_file is not None:
-            _write_certificate(folder, self.ca_file)
+            write_certificate(folder, self.ca_file)
         self._configure(configuration or {})
 
     @property
@@ -374,8 +374,8 @@ def _environment() -> dict[str, str]:
     }
 
 
-def _write_certificate(folder: Path, ca_file: Path) -> None:
-    """Write a CA, and a certificate under it for loopback."""
+def write_certificate(folder: Path, ca_file: Path) -> None:
+    """Write a CA, and `server.pem` and `server.key` under it, for loopback."""
     now = datetime.now(UTC)
     root = new_root("CA of a server", not_before=now - timedelta(hours=1))
     key = new_key()
