@@ -63,7 +63,7 @@ from bridge.x509.algorithm import (
 from bridge.x509.der import splice
 from bridge.x509.leaf_profile import LeafProfile
 from bridge.x509.path import require_path
-from bridge.x509.pem import parse_certificates
+from bridge.x509.pem import parse_blocks, parse_certificates
 from bridge.x509.tbs import csr_of
 
 __all__ = [
@@ -94,6 +94,7 @@ __all__ = [
     "issuer_key",
     "mode_advice",
     "option_error",
+    "parse_blocks",
     "parse_certificates",
     "parse_options",
     "placed",

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from bridge.sdk import (
     CAPrivateKey,
     digest_of_contents,
     is_self_signed,
+    parse_blocks,
     parse_certificates,
     read_public,
     read_secret,
@@ -134,7 +136,14 @@ def _parsed(files: FileSet, path: Path | None, contents: Mapping[Path, bytes]) -
     # cert-manager writes an empty ca.crt where it knows no CA.
     if path is None or (path in files.optional and not content.strip()):
         return ()
-    return parse_certificates(content, str(path))
+    if path != files.anchors:
+        return parse_certificates(content, str(path))
+    # One root that cannot be read does not refuse the others: `trust_anchors` tells it.
+    found: list[x509.Certificate] = []
+    for block in parse_blocks(content, str(path)):
+        with suppress(ConfigError):
+            found.append(block.certificate())
+    return tuple(found)
 
 
 def _require_path(

@@ -8,6 +8,7 @@ from cryptography import x509
 
 from bridge.errors import ConfigError
 from bridge.x509.path import FoundChain, find_chain
+from bridge.x509.pem import encode_certificate
 from bridge_file import FileCA
 from tests.support.harness.file_shapes import (
     CERTIFICATE_FILES,
@@ -212,3 +213,14 @@ def test_a_cacerts_folder_with_a_gap_names_the_issuer_that_is_missing(
     spoil(tmp_path, ca)
     with pytest.raises(ConfigError, match=complaint):
         open_shape(tmp_path, "cacerts")
+
+
+@pytest.mark.parametrize(
+    ("shape", "name"), [("tls", "ca.crt"), ("cacerts", "root-cert.pem")]
+)
+def test_a_root_that_cannot_be_read_does_not_refuse_the_others(
+    tmp_path: Path, ca: Authority, shape: str, name: str
+) -> None:
+    write_shape(tmp_path, shape, ca)
+    (tmp_path / name).write_text(encode_certificate(b"0\0") + bundle(ca.root).decode())
+    assert path_of(served(open_shape(tmp_path, shape), ca.root)) == ca.chain
