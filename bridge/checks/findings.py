@@ -26,9 +26,11 @@ from bridge.policy.rules import ISTIO, LINKERD, RoutedCaller
 from bridge.resilience.latch_file import Kind
 from bridge.resilience.quarantine import StoppedCAs
 from bridge.snapshot.builder import Assembly
+from bridge.snapshot.continuity import require_continuity
 from bridge.snapshot.model import Issuer, Snapshot
 from bridge.spiffe import SpiffeID, TrustDomain
 from bridge.system.clock import system_clock
+from bridge.system.files import read_public
 from bridge.x509.key_pair import read_key_pair
 
 _CHECK_SECONDS = 10.0
@@ -129,6 +131,7 @@ def _findings(config: BridgeConfig, snapshot: Snapshot) -> Iterator[Finding]:
     yield Finding("configuration", "file", "ok", "every key known and consistent")
     for whom, what in rule_summary(config, snapshot.rules):
         yield Finding("issuance", whom, "ok", what)
+    yield from _trust_anchors(config, snapshot)
     for issuer in snapshot.issuers.values():
         yield from _tiers(snapshot, issuer)
         yield _backend(issuer)
@@ -147,6 +150,17 @@ def _findings(config: BridgeConfig, snapshot: Snapshot) -> Iterator[Finding]:
     yield from given_pair(config)
     for key, fine, problem in ledger_places(config):
         yield Finding("ledger", key, "FAILED" if problem else "ok", problem or fine)
+
+
+def _trust_anchors(config: BridgeConfig, snapshot: Snapshot) -> Iterator[Finding]:
+    part, what = "trust anchors", config.trust_anchors.name
+    for problem in snapshot.bundle.problems(system_clock()):
+        yield Finding(part, what, "note", problem)
+    try:
+        content = read_public(config.trust_anchors)
+        require_continuity(config, content, system_clock())
+    except ConfigError as error:
+        yield Finding(part, what, "FAILED", str(error))
 
 
 def _tiers(snapshot: Snapshot, issuer: Issuer) -> Iterator[Finding]:

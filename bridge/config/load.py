@@ -6,6 +6,7 @@ checks that need it.
 """
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -18,6 +19,7 @@ from bridge.config.schema import BridgeConfig
 from bridge.config.strict_yaml import parse_yaml
 from bridge.config.types import ValidationState
 from bridge.errors import ConfigError
+from bridge.system.files import read_public
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +29,19 @@ class ConfigText:
     path: Path
     text: str
     config: BridgeConfig
+    anchors: bytes | None = None
+    """The content of `trust_anchors`, so that all processes use the same; None if it
+    could not be read."""
 
     @classmethod
     def read(cls, path: Path) -> Self:
         """Read and check the file at `path` once. Raises as `read` does."""
         text = _text(path)
-        return cls(path, text, parse(text, path))
+        config = parse(text, path)
+        anchors: bytes | None = None
+        with suppress(ConfigError):
+            anchors = read_public(config.trust_anchors)
+        return cls(path, text, config, anchors)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +88,8 @@ def read_sections(path: Path) -> PartialConfig | None:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text("utf-8")
+        # Line ends stay as they are: the text is compared with the file.
+        return path.read_bytes().decode()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise ConfigError(f"{path}: cannot be read: {reason}") from error

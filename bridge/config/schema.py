@@ -18,6 +18,7 @@ from pydantic import (
 
 from bridge.config.first_match import Conditions
 from bridge.config.types import (
+    SHA256,
     Address,
     ArchiveURL,
     ClusterName,
@@ -359,6 +360,11 @@ class LedgerConfig(Section):
         return self.state / "latch.json"
 
     @property
+    def anchors(self) -> Path:
+        """The file of the trust anchors last in service on this host."""
+        return self.state / "trust-anchors.pem"
+
+    @property
     def archive_is_shared(self) -> bool:
         """Whether other hosts may have the same archive: a SQLite file is local."""
         return not self.archive.startswith("sqlite")
@@ -531,8 +537,12 @@ class BridgeConfig(Section):
     issuing_cas: Annotated[dict[Name, IssuingCAConfig], Field(min_length=1)]
     trust_anchors: FilePath
     """PEM file. Workloads get these certificates as their roots, and every chain must
-    lead to one of them. Read at the start and at each reload: after a change of this
-    file alone, send SIGHUP."""
+    lead to one of them. A change is reloaded. Anchors that share none with those last
+    in service are refused, see `accept_new_anchors`."""
+    accept_new_anchors: SHA256 | None = None
+    """The SHA-256 of the file of `trust_anchors`, as the refusal prints it: replaces
+    all anchors at once. Connections fail between workloads that have the new ones and
+    workloads that still have the old ones."""
     issuance: IssuanceConfig
     limits: LimitsConfig = LimitsConfig()
     ledger: LedgerConfig

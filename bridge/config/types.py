@@ -22,6 +22,7 @@ _PASSWORD = re.compile(
     r"://[^/?#@]*:[^/?#]*@|[?&;](?:password|passwd|pwd)=", re.IGNORECASE
 )
 _SQLITE_FILE = re.compile(r"(sqlite[\w+]*://[^/?]*/)([^?]+)(.*)", re.DOTALL)
+_SHA256 = re.compile(r"[0-9A-Fa-f]{64}")
 _IPV4 = re.compile(r"[0-9.]+")
 _NOT_SHOWN = "one that is not shown"
 
@@ -97,6 +98,13 @@ def _trust_domain(value: str) -> str:
     except BridgeError as error:
         raise ValueError(str(error)) from None
     return value
+
+
+def _sha256(value: object) -> str:
+    # YAML reads 64 decimal digits without quotes as a number.
+    if not isinstance(value, str) or not _SHA256.fullmatch(value):
+        raise ValueError("expected a SHA-256: 64 hex digits, in quotes")
+    return value.lower()
 
 
 def _address(value: object) -> object:
@@ -268,5 +276,6 @@ TrustDomainName = Annotated[str, AfterValidator(_trust_domain)]
 Address = Annotated[str, BeforeValidator(_address)]
 ArchiveURL = Annotated[str, BeforeValidator(_archive), AfterValidator(_archive_file)]
 """The file of a SQLite database is made absolute, as a `FilePath` is."""
+SHA256 = Annotated[str, BeforeValidator(_sha256)]
 FilePath = Annotated[Path, Field(strict=False), AfterValidator(_file)]
 """Absolute once it is read: see `ValidationState.base`."""

@@ -117,6 +117,10 @@ def _copy(
     for extension in original.extensions:
         if extension.oid not in _REPLACED:
             builder = builder.add_extension(extension.value, extension.critical)
+    if original.version is not x509.Version.v3:
+        # Verifiers take an anchor of version 1 for a CA.
+        is_ca = x509.BasicConstraints(ca=True, path_length=None)
+        builder = builder.add_extension(is_ca, critical=True)
     return builder.sign(signer, algorithm_of(signer.public_key()).hash)
 
 

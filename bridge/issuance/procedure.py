@@ -234,7 +234,7 @@ class Issuance:
             leaf=signed.leaf_der,
             chain=signed.issuer.served,
             chain_pem=signed.issuer.served_pem,
-            anchors_pem=snapshot.anchors_pem,
+            anchors_pem=snapshot.bundle.pem(now),
             valid_until=valid_until(now, ends, self._draw()),
         )
 

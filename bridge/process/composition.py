@@ -61,6 +61,7 @@ class Process:
             clock=clock,
             warn=warn,
             shared=role.shared,
+            anchors=role.anchors,
             state=config.ledger.state,
             plugin_metrics=self.metrics.plugin,
         )
@@ -106,6 +107,7 @@ class Process:
     def _start(self, parts: ExitStack) -> None:
         config, clock, metrics = self._config, self._clock, self.metrics
         first = self._assembly.snapshot()
+        first.bundle.warn(clock())
         guards = Guards(config.limits.threads, metrics.backend)
         snapshots = Snapshots(
             self._assembly,
@@ -120,9 +122,8 @@ class Process:
         parts.callback(snapshots.stop)
         stopped = self._open_latch(snapshots, ledger, parts)
         signing = Signing(ledger, metrics, status_name, stopped, guards)
-        failover = Failover(
-            guards, second_certificate=config.issuance.second_certificate
-        )
+        again = config.issuance.second_certificate
+        failover = Failover(guards, second_certificate=again)
         own = OwnCertificates(snapshots.current, signing, failover, clock)
         issuance = Issuance(
             snapshot=snapshots.current,
@@ -141,11 +142,11 @@ class Process:
             config,
             issuance,
             issue_serving=own.issue_serving,
-            anchors_pem=lambda: snapshots.current().anchors_pem.encode("ascii"),
+            anchors_pem=lambda: first.bundle.pem(clock()).encode("ascii"),
             metrics=metrics,
             clock=clock,
             problems=lambda: _problems(snapshots, ledger, config, stopped, expiry),
-            warnings=lambda: _warnings(snapshots, ledger, stopped, expiry),
+            warnings=lambda: _warnings(snapshots, ledger, stopped, expiry, clock),
             shares_ports=self._role.shares_ports,
             admin_address=self._role.admin,
         )
@@ -260,7 +261,11 @@ def _no_issuing_ca(
 
 
 def _warnings(
-    snapshots: Snapshots, ledger: Ledger, stopped: StoppedCAs, expiry: ExpiryWatch
+    snapshots: Snapshots,
+    ledger: Ledger,
+    stopped: StoppedCAs,
+    expiry: ExpiryWatch,
+    clock: Clock,
 ) -> dict[str, str]:
     # One issuing CA that signs is enough to serve; problems of another are warnings.
     found = expiry.warnings()
@@ -275,6 +280,8 @@ def _warnings(
         found["latched"] = f"{'; '.join(waiting)} (see `meshca ledger latch list`)"
     if trouble := stopped.trouble():
         found["latch"] = trouble
+    if told := snapshots.current().bundle.problems(clock()):
+        found["trust anchors"] = "; ".join(told)
     clusters = snapshots.current().clusters
     if stale := clusters.problems():
         found["token keys"] = "; ".join(stale)

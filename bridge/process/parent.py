@@ -22,6 +22,8 @@ from bridge.process.merged_views import Pages
 from bridge.process.reload import ConfigFile, Reloads
 from bridge.process.supervisor import Supervisor, WorkerDefaults
 from bridge.process.worker_process import Spawn, WorkerProcess
+from bridge.snapshot.continuity import remember, require_continuity
+from bridge.system.clock import system_clock
 from bridge.system.linux import harden
 
 _BUSY_SECONDS = 0.03
@@ -37,7 +39,7 @@ Events = queue.SimpleQueue[int]
 def serve(source: ConfigText, *, log_level: str = "INFO") -> None:
     """Run workers until SIGTERM or SIGINT, and return when the last has ended.
 
-    SIGHUP, or a change of the file, reloads the configuration.
+    SIGHUP, or a change of the file or of the trust anchors, reloads the configuration.
 
     Args:
         source: The first configuration.
@@ -79,11 +81,13 @@ def run(
         )
         admin = _AdminAddress()
         parts.callback(admin.close)
-        supervisor = Supervisor(source, spawn, defaults, reloads, [admin])
+        anchors = _TrustAnchors()
+        supervisor = Supervisor(source, spawn, defaults, reloads, [admin, anchors])
         pages = Pages(supervisor, reloads, registry)
         parts.callback(pages.close)
         # Before any worker: an address in use means that another bridge runs.
-        admin.open(source.config, pages.views())
+        admin.open(source, pages.views())
+        anchors.prepare(source)
         parts.callback(supervisor.kill)
         feeders = FeederProcesses(log_level)
         parts.callback(feeders.kill)
@@ -100,13 +104,13 @@ class _AdminAddress:
         self._current: Admin | None = None
         self._next: tuple[str, Admin] | None = None
 
-    def open(self, config: BridgeConfig, views: Views) -> None:
+    def open(self, source: ConfigText, views: Views) -> None:
         self._views = views
-        self.prepare(config)
+        self.prepare(source)
         self.commit()
 
-    def prepare(self, config: BridgeConfig) -> None:
-        listen = config.admin.listen
+    def prepare(self, source: ConfigText) -> None:
+        listen = source.config.admin.listen
         if listen == self._listen or self._views is None:
             return
         new = Admin(listen, self._views)
@@ -140,6 +144,32 @@ class _AdminAddress:
             self._current.close()
 
 
+class _TrustAnchors:
+    # The trust anchors of the configuration that follows. See `Replaceable`.
+    def __init__(self) -> None:
+        self._next: tuple[BridgeConfig, bytes] | None = None
+
+    def prepare(self, source: ConfigText) -> None:
+        config, content = source.config, source.anchors
+        if content is None:
+            raise ConfigError(
+                f"{source.path}: trust_anchors: {config.trust_anchors}: cannot be read"
+            )
+        try:
+            require_continuity(config, content, system_clock())
+        except ConfigError as error:
+            raise ConfigError(f"{source.path}: {error}", rule=error.rule) from error
+        self._next = config, content
+
+    def commit(self) -> None:
+        if self._next is not None:
+            remember(*self._next)
+            self._next = None
+
+    def discard(self) -> None:
+        self._next = None
+
+
 def _awaits_archive(config: BridgeConfig) -> bool:
     # A first login waits for what other hosts have latched.
     plugins = {issuing_ca.plugin for issuing_ca in config.issuing_cas.values()}
@@ -156,7 +186,7 @@ class _Loop:
         events: Events,
     ) -> None:
         self._path = source.path
-        self._file = ConfigFile(source.path, source.text)
+        self._file = ConfigFile(source)
         self._supervisor = supervisor
         self._feeders = feeders
         self._reloads = reloads
@@ -217,5 +247,5 @@ class _Loop:
         except ConfigError as error:
             self._reloads.refused(error)
             return
-        self._file.told(source.text)
+        self._file.told(source)
         self._supervisor.reload(source, now)

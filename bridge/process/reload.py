@@ -1,6 +1,5 @@
 """Changes of the configuration file, and the results of reloads."""
 
-import hashlib
 import logging
 import re
 from collections.abc import Iterator, Mapping
@@ -8,6 +7,7 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
+from bridge.config import ConfigText
 from bridge.config.diagnostics import shown
 from bridge.config.strict_yaml import parse_yaml
 from bridge.errors import BridgeError
@@ -21,38 +21,36 @@ _log = logging.getLogger(__name__)
 
 
 class ConfigFile:
-    """Detects that the content of the file has changed and is complete.
+    """Detects that the configuration file, or the trust anchors, have changed.
 
     The content decides, not the time or the inode: a symbolic link may be swapped, and
     a file may be written in place or touched without a change.
 
     Args:
-        path: The file.
-        text: The content in service.
+        source: The configuration in service.
     """
 
-    def __init__(self, path: Path, text: str) -> None:
-        self._path = path
-        self._told = self._last = _digest(text.encode())
+    def __init__(self, source: ConfigText) -> None:
+        self._source = source
+        self._told = self._last = _contents(source)
 
     def changed(self) -> bool:
-        """Read the file; return whether the same new content was read twice in a row.
+        """Read the files; return whether the same new content was read twice in a row.
 
-        One read is not enough: the file may be half written.
+        One read is not enough: a file may be half written.
         """
-        try:
-            now = _digest(self._path.read_bytes())
-        except OSError as error:
-            now = str(error.strerror)
+        paths = self._source.path, self._source.config.trust_anchors
+        now = tuple(_read(path) for path in paths)
         is_steady, self._last = now == self._last, now
         if now == self._told or not is_steady:
             return False
         self._told = now
         return True
 
-    def told(self, text: str) -> None:
-        """Note that `text` was read for another reason: it is no change any more."""
-        self._told = self._last = _digest(text.encode())
+    def told(self, source: ConfigText) -> None:
+        """Note that `source` was read for another reason: it is no change any more."""
+        self._source = source
+        self._told = self._last = _contents(source)
 
 
 class Reloads:
@@ -104,10 +102,6 @@ class Reloads:
         return {PART: self._refusal} if self._refusal else {}
 
 
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
-
-
 def changes(before: str, after: str) -> list[str]:
     """Return what differs between two configurations, one key a text.
 
@@ -148,3 +142,17 @@ def _leaves(value: object, key: str) -> Iterator[tuple[str, object]]:
             yield from _leaves(each, f"{key}[{index}]")
     else:
         yield key, value
+
+
+def _contents(source: ConfigText) -> tuple[bytes | str, ...]:
+    # A file that could not be read is read again: the reason may be another one.
+    trust_anchors = source.config.trust_anchors
+    anchors = _read(trust_anchors) if source.anchors is None else source.anchors
+    return source.text.encode(), anchors
+
+
+def _read(path: Path) -> bytes | str:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        return str(error.strerror)

@@ -31,6 +31,8 @@ class ProcessRole:
     """The admin address in place of `admin.listen`."""
     shared: Path | None = None
     """The file of what is counted for all workers together."""
+    anchors: bytes | None = None
+    """The content of `trust_anchors`; None: the process reads the file."""
 
 
 ALONE = ProcessRole()
@@ -66,6 +68,8 @@ class WorkerOrder(Order):
     """The core that the worker keeps to; None: any."""
     folder: str
     """Private to the parent and its workers."""
+    anchors: str | None = None
+    """The content of `trust_anchors`, as the parent checked it."""
 
     @property
     def socket(self) -> Path:

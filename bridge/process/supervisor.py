@@ -28,7 +28,7 @@ _log = logging.getLogger(__name__)
 class Replaceable(Protocol):
     """A part of the parent that a reload replaces together with the workers."""
 
-    def prepare(self, config: BridgeConfig) -> None:
+    def prepare(self, source: ConfigText) -> None:
         """Make the part of another configuration, beside the one in service.
 
         Raises:
@@ -188,7 +188,7 @@ class Supervisor:
         self._abandon_next(now)
         try:
             for part in self._parts:
-                part.prepare(source.config)
+                part.prepare(source)
         except ConfigError as error:
             self._refuse(error)
             return
@@ -213,6 +213,8 @@ class Supervisor:
     def _look_at_first(self) -> None:
         if any(worker.is_ready for worker in self._current.workers):
             self._is_proven = True
+            for part in self._parts:
+                part.commit()
         elif refusal := self._current.refusal():
             raise ConfigError(refusal)
 
@@ -283,7 +285,7 @@ class Supervisor:
         # A journal has one writer: a name is free when its worker has ended.
         free = _free_names(source.config, {worker.order.writer for worker in taken})
         names = tuple(islice(free, source.config.workers))
-        defaults = self._defaults
+        defaults, anchors = self._defaults, source.anchors
         # The scheduler places a single worker: the workers of other bridges on the
         # machine would keep to the same core.
         cpus = defaults.cpus if names[1:] else [None]
@@ -296,6 +298,7 @@ class Supervisor:
                     cpu=cpus[index % len(cpus)],
                     folder=defaults.folder,
                     log_level=defaults.log_level,
+                    anchors=None if anchors is None else anchors.decode("latin-1"),
                 ),
                 self._spawn,
             )

@@ -63,6 +63,7 @@ def _serve(
         shares_ports=True,
         admin=f"{UNIX}{order.socket}",
         shared=order.shared,
+        anchors=None if order.anchors is None else order.anchors.encode("latin-1"),
     )
     try:
         config = parse(order.text, Path(order.path))

@@ -25,6 +25,7 @@ from bridge.policy.rules import ISTIO, LINKERD, RoutedCaller, Rules
 from bridge.registry import load
 from bridge.resilience.boundary import close_plugin, from_plugin
 from bridge.snapshot.model import Issuer, Snapshot
+from bridge.snapshot.trust_bundle import TrustBundle, parse_bundle
 from bridge.spi import (
     Description,
     IssuingCA,
@@ -36,7 +37,7 @@ from bridge.spiffe import TrustDomain
 from bridge.system.clock import Clock
 from bridge.x509.certificate import name_text
 from bridge.x509.path import FoundChain, ValidatedChain, find_chain
-from bridge.x509.pem import encode_certificate, parse_certificates
+from bridge.x509.pem import encode_certificate
 
 _OF_A_FACTORY = (ConfigError, PluginError, BackendError)
 _METHODS = ("describe", "prepare", "issue", "check", "close")
@@ -54,6 +55,8 @@ class Assembly:
     """The file of what all workers count together; None where one process serves."""
     state: Path | None = None
     """The folder of what plugins keep on this host; None where they keep nothing."""
+    anchors: bytes | None = None
+    """The content of `trust_anchors`; None: it is read from the file."""
     plugin_metrics: Callable[[str], PluginMetrics] | None = None
     """Returns the metrics of the plugin of an issuing CA; None: they go nowhere."""
     sections: frozenset[str] = SECTIONS
@@ -68,16 +71,15 @@ class Assembly:
         """
         rate_limits = RateLimits.of(self.config.limits, self.shared)
         parts = self._parts()
-        clusters, anchors, issuers = parts.clusters, parts.anchors, parts.issuers
-        if parts.problems or clusters is None:
+        clusters, bundle, issuers = parts.clusters, parts.bundle, parts.issuers
+        if parts.problems or clusters is None or bundle is None:
             parts.close()
             raise _all_of(parts.problems, self.config.path)
         rules = self._rules()
         return Snapshot(
             generation=1,
             issuers=issuers,
-            anchors=anchors,
-            anchors_pem=_pem(anchors),
+            bundle=bundle,
             trust_domains=self._trust_domains(),
             rules=rules,
             clusters=clusters,
@@ -96,13 +98,13 @@ class Assembly:
         parts = _Parts()
         if self._has("trust_anchors"):
             try:
-                parts.anchors = self.anchors()
+                parts.bundle = self.bundle()
             except BridgeError as error:
                 parts.problems.append(error)
         for name in self.config.issuing_cas if self._has("issuing_cas") else ():
             try:
-                if parts.anchors:
-                    parts.issuers[name] = self.issuer(name, parts.anchors)
+                if parts.bundle is not None:
+                    parts.issuers[name] = self.issuer(name, parts.bundle)
                 else:
                     # No chain can be validated. Other problems show nevertheless.
                     close_plugin(self._opened(name).close)
@@ -120,17 +122,21 @@ class Assembly:
     def _has(self, *sections: str) -> bool:
         return self.sections.issuperset(sections)
 
-    def anchors(self) -> tuple[x509.Certificate, ...]:
+    def bundle(self) -> TrustBundle:
         """Read the trust anchors.
 
         Raises:
-            ConfigError: The file cannot be read, or is no list of certificates.
+            ConfigError: The file cannot be read, or is no list of certificates, or none
+                of them can be read.
         """
         path = self.config.trust_anchors
         source = f"trust_anchors: {path}"
-        return parse_certificates(_content(path, source), source)
+        content = self.anchors
+        if content is None:
+            content = _content(path, source)
+        return parse_bundle(content, source)
 
-    def issuer(self, name: str, anchors: tuple[x509.Certificate, ...]) -> Issuer:
+    def issuer(self, name: str, bundle: TrustBundle) -> Issuer:
         """Build one issuing CA and validate its chain to the trust anchors.
 
         Raises:
@@ -146,13 +152,13 @@ class Assembly:
             found = find_chain(
                 description.certificate,
                 description.intermediates,
-                anchors,
+                bundle.anchors,
                 now=self.clock(),
                 source=source,
                 require=partial(self._require_accepted, name, source),
             )
             chain = found.chain
-            self._warn_of_left_out(found, anchors, source)
+            self._warn_of_left_out(found, bundle.anchors, source)
             self._warn_of_planes(name, source, chain)
             pinned = PinnedIssuer(
                 description.certificate,
@@ -328,7 +334,7 @@ class Assembly:
 @dataclass(slots=True)
 class _Parts:
     # What was opened for a snapshot, and what could not be.
-    anchors: tuple[x509.Certificate, ...] = ()
+    bundle: TrustBundle | None = None
     issuers: dict[str, Issuer] = field(default_factory=dict)
     clusters: ClusterRegistry | None = None
     problems: list[BridgeError] = field(default_factory=list)
@@ -385,12 +391,6 @@ def _made(folder: Path) -> Path | None:
             f"below ledger.journal ({error.strerror})"
         ) from error
     return folder
-
-
-def _pem(certificates: tuple[x509.Certificate, ...]) -> str:
-    return "".join(
-        encode_certificate(item.public_bytes(Encoding.DER)) for item in certificates
-    )
 
 
 def _all_of(problems: list[BridgeError], path: Path) -> ConfigError:

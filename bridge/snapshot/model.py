@@ -13,6 +13,7 @@ from bridge.policy.linkerd_names import LinkerdNames
 from bridge.policy.rate_limit import RateLimits
 from bridge.policy.rules import Rules
 from bridge.resilience.boundary import close_plugin
+from bridge.snapshot.trust_bundle import TrustBundle
 from bridge.spi import Description, IssuingCA
 from bridge.spiffe import TrustDomain
 from bridge.x509.path import ValidatedChain
@@ -62,9 +63,8 @@ class Snapshot:
 
     generation: int
     issuers: Mapping[str, Issuer]
-    anchors: tuple[x509.Certificate, ...]
-    anchors_pem: str
-    """All trust anchors in one text, each certificate ending in a newline."""
+    bundle: TrustBundle
+    """The trust anchors, which workloads get as their roots."""
     trust_domains: tuple[TrustDomain, ...]
     """The trust domains of all clusters; the bridge's own first."""
     rules: Rules

@@ -130,7 +130,7 @@ class Snapshots:
         before = self._current.issuers[name]
         self._unproven_changes.discard(name)
         try:
-            issuer = self._assembly.issuer(name, self._current.anchors)
+            issuer = self._assembly.issuer(name, self._current.bundle)
         except BridgeError as error:
             self._refuse(name, self._cause(name, error))
             return

@@ -3,6 +3,7 @@
 import logging
 import os
 import time
+import warnings
 
 _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 _TALKATIVE = ("alembic", "asyncio", "grpc", "watchfiles")
@@ -30,8 +31,17 @@ def set_up(level: str, *, who: str = "") -> None:
     logging.basicConfig(level=level, handlers=[handler])
     for name in _TALKATIVE:
         logging.getLogger(name).setLevel(max(logging.WARNING, _number(level)))
+    silence_warnings()
     # grpc's C++ part logs in a format of its own, and about single peers.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+
+
+def silence_warnings() -> None:
+    """Keep what libraries warn programmers of away from stderr, in this process.
+
+    What an operator should know, such as a negative serial number, the bridge tells.
+    """
+    warnings.simplefilter("ignore")
 
 
 def on_one_line(text: str) -> str:

@@ -5,18 +5,25 @@ Source:
     (EKU on intermediates, unknown critical extensions).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from typing import TypeVar
 
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID
 
 from bridge.errors import ConfigError, CSRError
 from bridge.x509.algorithm import key_encoding_problem
-from bridge.x509.certificate import UNREADABLE, name_of, name_text, subject_of
+from bridge.x509.certificate import (
+    UNREADABLE,
+    issuer_of,
+    name_of,
+    name_text,
+    subject_of,
+)
 from bridge.x509.der import content
-from bridge.x509.key_quality import require_good_ca_key
+from bridge.x509.key_quality import require_good_anchor_key, require_good_ca_key
 from bridge.x509.name_constraints import NameConstraints
 
 _Kind = TypeVar("_Kind", bound=x509.ExtensionType)
@@ -46,18 +53,77 @@ def ca_problems(
     Signatures are checked by `bridge.x509.path`.
 
     Args:
-        certificate: A CA certificate of the chain, or its trust anchor.
+        certificate: A CA certificate of the chain, below its trust anchor.
         cas_below: How many CA certificates stand between it and the leaf.
         now: Aware, in UTC.
     """
-    yield from _outside_extensions(certificate, now)
+    if certificate.version is not x509.Version.v3:
+        yield "is no X.509 version 3 certificate"
+    if content(subject_of(certificate)) == b"":
+        yield "has an empty subject"
+    elif name_text(certificate, "subject") is None:
+        yield "has a subject that cannot be read: reissue it with a UTF8String"
+    yield from validity_problems(certificate, now)
+    yield from _key(certificate, require_good_ca_key)
+    yield from _extensions(certificate, cas_below, _usage)
+
+
+def anchor_problems(certificate: x509.Certificate, *, cas_below: int) -> Iterator[str]:
+    """Yield what verifiers find wrong with a trust anchor, besides its validity.
+
+    Verifiers ask less of an anchor than of the CAs below it: it may have an empty
+    subject, no keyUsage, an RSA key of up to 8192 bits with any odd exponent, and be of
+    version 1.
+
+    Args:
+        certificate: The trust anchor.
+        cas_below: How many CA certificates stand between it and the leaf.
+
+    Source:
+        `check_ca` and `check_chain` of OpenSSL and BoringSSL; `isValid` and
+        `CheckSignatureFrom` of Go's crypto/x509; `anchor_from_trusted_cert` of rustls.
+    """
+    if certificate.serial_number < 0:
+        yield (
+            "has a negative serial number, and programs in Go leave it out: reissue it "
+            "with a positive one"
+        )
+    yield from _key(certificate, require_good_anchor_key)
+    if certificate.version is not x509.Version.v1:
+        yield from _extensions(certificate, cas_below, _anchor_usage)
+    elif subject_of(certificate) != issuer_of(certificate):
+        yield (
+            "is of X.509 version 1 and not self-signed: OpenSSL and Envoy take version "
+            "1 for a CA only if it is; reissue it as version 3"
+        )
+
+
+def validity_problems(certificate: x509.Certificate, now: datetime) -> Iterator[str]:
+    """Yield that a certificate is not valid yet, or has expired.
+
+    Args:
+        certificate: Any.
+        now: Aware, in UTC.
+    """
+    if now < certificate.not_valid_before_utc:
+        yield f"is not valid before {_time(certificate.not_valid_before_utc)}"
+    # The last second is valid by RFC 5280 and for Go, and expired for OpenSSL.
+    if now >= certificate.not_valid_after_utc:
+        yield f"expired on {_time(certificate.not_valid_after_utc)}"
+
+
+def _extensions(
+    certificate: x509.Certificate,
+    cas_below: int,
+    usage: Callable[[x509.Extensions], Iterator[str]],
+) -> Iterator[str]:
     try:
         extensions = certificate.extensions
     except UNREADABLE as error:
         yield f"has extensions that cannot be read: {error}"
         return
     yield from _is_ca(extensions, cas_below)
-    yield from _usage(extensions)
+    yield from usage(extensions)
     for extension in extensions:
         if extension.critical and extension.oid not in _EVALUATED:
             yield (
@@ -70,23 +136,14 @@ def ca_problems(
         yield f"has name constraints that cannot be used: {error}"
 
 
-def _outside_extensions(certificate: x509.Certificate, now: datetime) -> Iterator[str]:
-    if certificate.version is not x509.Version.v3:
-        yield "is no X.509 version 3 certificate"
-    if content(subject_of(certificate)) == b"":
-        yield "has an empty subject"
-    elif name_text(certificate, "subject") is None:
-        yield "has a subject that cannot be read: reissue it with a UTF8String"
-    if now < certificate.not_valid_before_utc:
-        yield f"is not valid before {_time(certificate.not_valid_before_utc)}"
-    # The last second is valid by RFC 5280 and for Go, and expired for OpenSSL.
-    if now >= certificate.not_valid_after_utc:
-        yield f"expired on {_time(certificate.not_valid_after_utc)}"
+def _key(
+    certificate: x509.Certificate, require_good: Callable[[PublicKeyTypes], None]
+) -> Iterator[str]:
     problem = key_encoding_problem(certificate)
     if problem is not None:
         yield problem
     try:
-        require_good_ca_key(certificate.public_key())
+        require_good(certificate.public_key())
     except CSRError as error:
         yield f"has an unfit key: {error}"
     except UNREADABLE as error:
@@ -105,14 +162,21 @@ def _is_ca(extensions: x509.Extensions, cas_below: int) -> Iterator[str]:
 
 
 def _usage(extensions: x509.Extensions) -> Iterator[str]:
+    if _get(extensions, x509.KeyUsage) is None:
+        yield "must not sign certificates: keyUsage has no keyCertSign"
+    yield from _anchor_usage(extensions)
+
+
+def _anchor_usage(extensions: x509.Extensions) -> Iterator[str]:
     usage = _get(extensions, x509.KeyUsage)
-    if usage is None or not usage.key_cert_sign:
+    if usage is not None and not usage.key_cert_sign:
         yield "must not sign certificates: keyUsage has no keyCertSign"
     extended = _get(extensions, x509.ExtendedKeyUsage)
     if extended is not None and not _BOTH_WAYS.issubset(extended):
         yield (
-            "has an extended key usage without both serverAuth and clientAuth: rustls "
-            "applies it to the leaf; reissue it with both or without the extension"
+            "has an extended key usage without both serverAuth and clientAuth: "
+            "verifiers apply it to the leaf; reissue it with both or without the "
+            "extension"
         )
 
 

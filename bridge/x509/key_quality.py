@@ -20,6 +20,8 @@ from bridge.errors import CSRError
 
 _RSA_BITS = frozenset({2048, 3072, 4096})
 _RSA_EXPONENT = 65537
+_ANCHOR_RSA_BITS = range(2048, 8192 + 1)
+_ANCHOR_RSA_EXPONENTS = range(3, 1 << 31, 2)
 _CURVES = frozenset({"secp256r1", "secp384r1"})
 _CA_CURVES = _CURVES | {"secp521r1"}
 
@@ -123,6 +125,34 @@ def require_good_ca_key(public_key: PublicKeyTypes) -> None:
         )
 
 
+def require_good_anchor_key(public_key: PublicKeyTypes) -> None:
+    """Refuse a public key that verifiers do not take from a trust anchor.
+
+    An anchor signs a few certificates in its life: it may have an RSA key of 2048 to
+    8192 bits and any odd exponent from 3 to 2**31.
+
+    Raises:
+        CSRError: See `require_good_key`.
+
+    Source:
+        `RSA_PKCS1_2048_8192_SHA256` of ring and aws-lc; `checkPub` of Go's crypto/rsa.
+    """
+    if not isinstance(public_key, rsa.RSAPublicKey):
+        require_good_ca_key(public_key)
+        return
+    numbers = public_key.public_numbers()
+    if numbers.n.bit_length() not in _ANCHOR_RSA_BITS:
+        raise CSRError(
+            "a trust anchor's RSA key must have 2048 to 8192 bits", rule="csr.rsa-size"
+        )
+    if numbers.e not in _ANCHOR_RSA_EXPONENTS:
+        raise CSRError(
+            "a trust anchor's RSA exponent must be odd, from 3 to 2**31",
+            rule="csr.rsa-exponent",
+        )
+    _require_good_modulus(numbers.n, "trust anchor")
+
+
 def require_good_rsa(n: int, e: int, *, what: str = "CSR") -> None:
     """Refuse a weak RSA key by its modulus and exponent. See `require_good_key`."""
     if n.bit_length() not in _RSA_BITS:
@@ -135,6 +165,10 @@ def require_good_rsa(n: int, e: int, *, what: str = "CSR") -> None:
             f"the {what}'s RSA key must have the exponent {_RSA_EXPONENT}",
             rule="csr.rsa-exponent",
         )
+    _require_good_modulus(n, what)
+
+
+def _require_good_modulus(n: int, what: str) -> None:
     if math.gcd(_SMALL_PRODUCT, n % _SMALL_PRODUCT) != 1:
         raise CSRError(
             f"the {what}'s RSA modulus has a small factor", rule="csr.rsa-small-factor"

@@ -23,7 +23,11 @@ from cryptography.x509.oid import NameOID
 
 from bridge.errors import ConfigError, DeniedError
 from bridge.x509.algorithm import signature_problem
-from bridge.x509.ca_certificate import ca_problems
+from bridge.x509.ca_certificate import (
+    anchor_problems,
+    ca_problems,
+    validity_problems,
+)
 from bridge.x509.certificate import (
     UNREADABLE,
     issuer_of,
@@ -175,7 +179,7 @@ def validate_chain(
         *_problems_of_each(path, len(given), now),
         *_problems_of_links(path),
         *([(len(given) - 1, missing)] if missing else []),
-        *_problems_of_pairs(path),
+        *_problems_of_pairs(path, len(given)),
     ]
     if not problems:
         # Only now are all constraints known to parse.
@@ -383,12 +387,7 @@ def _why_without_anchor(
 
 
 def _issuer_text(certificate: x509.Certificate) -> str:
-    try:
-        wanted = certificate.extensions.get_extension_for_class(
-            x509.AuthorityKeyIdentifier
-        ).value.key_identifier
-    except (x509.ExtensionNotFound, *UNREADABLE):
-        wanted = None
+    wanted = _authority_key_identifier(certificate)
     key = f", key identifier {wanted.hex(':')}" if wanted else ""
     return f"{name_text(certificate, 'issuer')}{key}"
 
@@ -396,13 +395,18 @@ def _issuer_text(certificate: x509.Certificate) -> str:
 def _problems_of_each(
     path: Sequence[x509.Certificate], given: int, now: datetime
 ) -> Iterator[_Problem]:
-    for index, certificate in enumerate(path):
+    for index, certificate in enumerate(path[:given]):
         for text in ca_problems(certificate, cas_below=index, now=now):
             yield index, text
-        # What is signed upon an anchor is of no account, such as SHA-1 on an old root.
         problem = signature_problem(certificate)
-        if problem is not None and index < given:
+        if problem is not None:
             yield index, problem
+    # What is signed upon an anchor is of no account, such as SHA-1 on an old root.
+    for anchor in path[given:]:
+        for text in validity_problems(anchor, now):
+            yield given, text
+        for text in anchor_problems(anchor, cas_below=given):
+            yield given, text
     if given > _MOST_CAS_BELOW_ANCHOR:
         text = f"is one of {given} CA certificates below the anchor; rustls takes"
         most = _MOST_CAS_BELOW_ANCHOR
@@ -415,17 +419,37 @@ def _problems_of_links(path: Sequence[x509.Certificate]) -> Iterator[_Problem]:
             yield index, f"is not issued by the next certificate: {fault}"
 
 
-def _problems_of_pairs(path: Sequence[x509.Certificate]) -> Iterator[_Problem]:
+def _problems_of_pairs(
+    path: Sequence[x509.Certificate], given: int
+) -> Iterator[_Problem]:
     """Yield certificates that share a subject or a key with one before them."""
     subjects: dict[bytes, int] = {}
     keys: dict[bytes, int] = {}
     for index, certificate in enumerate(path):
         first = subjects.setdefault(subject_of(certificate), index)
-        if first != index:
+        if first != index and index < given:
             yield index, f"has the subject of certificate {first + 1}"
+        elif first != index and not _are_told_apart(path, subject_of(certificate)):
+            text = (
+                f"has the subject of certificate {first + 1}, and no key identifiers "
+                "tell them apart: OpenSSL and Envoy take the one for the other; "
+                "reissue both with a subjectKeyIdentifier, and what they issued with "
+                "an authorityKeyIdentifier"
+            )
+            yield index, text
         first = keys.setdefault(_key_of(certificate, index), index)
         if first != index:
             yield index, f"has the key of certificate {first + 1}"
+
+
+def _are_told_apart(path: Sequence[x509.Certificate], name: bytes) -> bool:
+    # The leaf has the identifier of the issuing CA, where that has one. What an anchor
+    # says of its own issuer is of no account.
+    of_the_name = (one for one in path if subject_of(one) == name)
+    below = (one for one in path[:-1] if issuer_of(one) == name)
+    return all(_own_identifier(one) for one in of_the_name) and all(
+        _authority_key_identifier(one) for one in below
+    )
 
 
 def _key_of(certificate: x509.Certificate, index: int) -> bytes:
@@ -502,11 +526,8 @@ def _key_identifier_faults(
     child: x509.Certificate, parent: x509.Certificate
 ) -> Iterator[str]:
     """Yield differences of the identifiers, where both certificates have them."""
-    try:
-        wanted = child.extensions.get_extension_for_class(
-            x509.AuthorityKeyIdentifier
-        ).value
-    except (x509.ExtensionNotFound, *UNREADABLE):
+    wanted = _authority_key(child)
+    if wanted is None:
         return
     serial = wanted.authority_cert_serial_number
     if serial is not None and serial != parent.serial_number:
@@ -523,3 +544,19 @@ def _own_identifier(certificate: x509.Certificate) -> bytes | None:
         ).value.digest
     except (x509.ExtensionNotFound, *UNREADABLE):
         return None
+
+
+def _authority_key(
+    certificate: x509.Certificate,
+) -> x509.AuthorityKeyIdentifier | None:
+    try:
+        return certificate.extensions.get_extension_for_class(
+            x509.AuthorityKeyIdentifier
+        ).value
+    except (x509.ExtensionNotFound, *UNREADABLE):
+        return None
+
+
+def _authority_key_identifier(certificate: x509.Certificate) -> bytes | None:
+    found = _authority_key(certificate)
+    return None if found is None else found.key_identifier

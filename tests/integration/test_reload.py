@@ -69,7 +69,7 @@ def test_files_that_cannot_serve_are_refused_by_sighup(bridge: Supervised) -> No
     bridge.roots.write_bytes(good)
     status, body = bridge.get("/readyz")
     assert status == 200
-    assert "issuing_cas.file-1" in json.loads(body)["warnings"]["configuration"]
+    assert "trust anchors" in json.loads(body)["warnings"]["configuration"]
     bridge.ask()
 
 

@@ -3,7 +3,7 @@
 Each chain has one or two things about it that a ceremony may choose.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import timedelta
 from itertools import combinations
@@ -18,23 +18,40 @@ from bridge.errors import ConfigError
 from bridge.x509.path import validate_chain
 from tests.interop.constraints.chains import Chain, Verdict, ask_go, ask_openssl
 from tests.support.parts.pki import NOW
-from tests.unit.x509.test_path import GOOD, ORDER, Change, Tiers, good, key
+from tests.unit.x509.test_path import (
+    ANCHORS,
+    GOOD,
+    ORDER,
+    Change,
+    Tiers,
+    good,
+    key,
+)
 
 pytestmark = [pytest.mark.interop, pytest.mark.xdist_group("constraints")]
 
 OWN_NAME = x509.SubjectAlternativeName([x509.DNSName("ca.evil.example")])
 MORE: list[Change] = [("issuing", {"extra": ((OWN_NAME, False),)})]
-CHANGES = {
-    f"{tier} {change}": (tier, change)
+
+
+def changing(tier: str, change: dict[str, object]) -> Callable[[Tiers], Tiers]:
+    def alter(tiers: Tiers) -> Tiers:
+        tiers[tier] = replace(tiers[tier], **change)  # type: ignore[arg-type]
+        return tiers
+
+    return alter
+
+
+CHANGES: dict[str, Callable[[Tiers], Tiers]] = {
+    f"{tier} {change}": changing(tier, change)
     for tier, change in (*GOOD, *MORE)
     if "signing_key" not in change
-}
+} | {f"anchor: {name}": alter for name, alter in ANCHORS.items()}
 
 
 def altered(tiers: Tiers, names: tuple[str, ...]) -> Tiers:
     for name in names:
-        tier, change = CHANGES[name]
-        tiers[tier] = replace(tiers[tier], **change)  # type: ignore[arg-type]
+        tiers = CHANGES[name](tiers)
     return tiers
 
 
@@ -43,7 +60,8 @@ def leaf_under(tiers: Tiers) -> x509.Certificate:
     names = x509.SubjectAlternativeName([x509.DNSName("web.corp.example")])
     signer = key(tiers["issuing"].key)
     is_edwards = isinstance(signer, ed25519.Ed25519PrivateKey)
-    return (
+    identifier = tiers["issuing"].identifier
+    builder = (
         x509.CertificateBuilder()
         .subject_name(x509.Name([]))
         .issuer_name(tiers["issuing"].subject)
@@ -52,8 +70,11 @@ def leaf_under(tiers: Tiers) -> x509.Certificate:
         .not_valid_before(NOW)
         .not_valid_after(NOW + timedelta(hours=1))
         .add_extension(names, critical=True)
-        .sign(signer, None if is_edwards else hashes.SHA256())
     )
+    if identifier is not None:
+        own = x509.AuthorityKeyIdentifier(identifier, None, None)
+        builder = builder.add_extension(own, critical=False)
+    return builder.sign(signer, None if is_edwards else hashes.SHA256())
 
 
 def variations() -> Iterator[tuple[str, ...]]:

@@ -465,10 +465,10 @@ def test_a_swap_in_mid_request_does_not_mix_two_chains(world: World) -> None:
         world.write_authority("a", new)
         (world.folder / "roots.pem").write_bytes(new.root.public_bytes(Encoding.PEM))
         assembly = world.assembly
-        issuer = assembly.issuer("a", assembly.anchors())
+        issuer = assembly.issuer("a", assembly.bundle())
         world.snapshot = replace(
             world.replace_issuer("a", lambda _: issuer),
-            anchors_pem=(world.folder / "roots.pem").read_text(),
+            bundle=assembly.bundle(),
         )
 
     world.cas["a"].hook = swap

@@ -14,6 +14,7 @@ from bridge.config import ConfigText, parse
 from bridge.process import parent
 from bridge.process.feeder_process import FeederProcesses
 from tests.support.harness.configuration import text
+from tests.support.parts.pki import new_root
 from tests.unit.process.test_supervisor import Nursery, source
 
 HEAVY = ("grpc", "sqlalchemy", "sqlite3", "alembic", "bridge.server", "bridge.ledger")
@@ -58,6 +59,7 @@ def test_many_sighups_start_few_workers(
     # Each would start a worker, and one that is replaced at once still runs a while.
     monkeypatch.setattr(FeederProcesses, "run", lambda *_: None)
     path = tmp_path / "bridge.yaml"
+    (tmp_path / "roots.pem").write_bytes(new_root().pem)
     path.write_text(f"{source(1).text}\nadmin: {{listen: '127.0.0.1:0'}}\n")
     nursery, events = Nursery(), queue.SimpleQueue[int]()
     first = ConfigText.read(path)

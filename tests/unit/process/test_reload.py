@@ -3,9 +3,19 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry
 
-from bridge.config import ConfigText
+from bridge.config import ConfigText, parse
 from bridge.errors import ConfigError
 from bridge.process.reload import ConfigFile, Reloads, changes
+from tests.support.harness.configuration import text
+
+
+def held(path: Path, content: str, anchors: bytes = b"roots") -> ConfigText:
+    """Return a configuration in service, whose trust anchors are in a file."""
+    roots = path.with_name("roots.pem")
+    if not roots.exists():
+        roots.write_bytes(b"roots")
+    config = parse(text(), path)
+    return ConfigText(path, content, config, anchors)
 
 
 def looks(file: ConfigFile, number: int) -> list[bool]:
@@ -15,7 +25,7 @@ def looks(file: ConfigFile, number: int) -> list[bool]:
 def test_a_change_is_told_once_and_when_it_has_settled(tmp_path: Path) -> None:
     path = tmp_path / "bridge.yaml"
     path.write_text("a")
-    file = ConfigFile(path, "a")
+    file = ConfigFile(held(path, "a"))
     assert looks(file, 2) == [False, False]
     path.write_text("b")
     assert looks(file, 3) == [False, True, False]
@@ -25,16 +35,16 @@ def test_a_change_is_told_once_and_when_it_has_settled(tmp_path: Path) -> None:
 
 def test_a_file_that_is_being_written_is_waited_for(tmp_path: Path) -> None:
     path = tmp_path / "bridge.yaml"
-    file = ConfigFile(path, "a")
-    for text in ("b", "bc", "bcd"):
-        path.write_text(text)
+    file = ConfigFile(held(path, "a"))
+    for content in ("b", "bc", "bcd"):
+        path.write_text(content)
         assert not file.changed()
     assert file.changed()
 
 
 def test_a_file_that_has_gone_is_a_change(tmp_path: Path) -> None:
     path = tmp_path / "bridge.yaml"
-    file = ConfigFile(path, "a")
+    file = ConfigFile(held(path, "a"))
     assert looks(file, 3) == [False, True, False]
     with pytest.raises(ConfigError, match="cannot be read: No such file"):
         ConfigText.read(path)
@@ -45,18 +55,51 @@ def test_a_swapped_link_is_a_change(tmp_path: Path) -> None:
         (tmp_path / name).write_text(name)
     link = tmp_path / "link"
     link.symlink_to("one")
-    file = ConfigFile(link, "one")
+    file = ConfigFile(held(link, "one"))
     other = tmp_path / "other"
     other.symlink_to("two")
     other.replace(link)
     assert looks(file, 2) == [False, True]
 
 
+def test_changed_trust_anchors_are_a_change(tmp_path: Path) -> None:
+    path = tmp_path / "bridge.yaml"
+    path.write_text("a")
+    file = ConfigFile(held(path, "a"))
+    assert looks(file, 2) == [False, False]
+    for content in (b"other", b"roots"):
+        (tmp_path / "roots.pem").write_bytes(content)
+        assert looks(file, 3) == [False, True, False]
+    (tmp_path / "roots.pem").unlink()
+    assert looks(file, 3) == [False, True, False]
+
+
+def test_trust_anchors_of_another_file_are_watched_once_it_is_named(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "bridge.yaml"
+    path.write_text("a")
+    file = ConfigFile(held(path, "a"))
+    other = tmp_path / "other.pem"
+    other.write_bytes(b"x")
+    named = parse(text(trust_anchors="other.pem"), path)
+    file.told(ConfigText(path, "a", named, b"x"))
+    assert looks(file, 2) == [False, False]
+    other.write_bytes(b"y")
+    assert looks(file, 2) == [False, True]
+
+
+def test_line_ends_of_windows_are_no_change(tmp_path: Path) -> None:
+    path = tmp_path / "bridge.yaml"
+    path.write_bytes(text().replace("\n", "\r\n").encode())
+    assert looks(ConfigFile(ConfigText.read(path)), 3) == [False, False, False]
+
+
 def test_what_was_read_for_another_reason_is_no_change(tmp_path: Path) -> None:
     path = tmp_path / "bridge.yaml"
     path.write_text("b")
-    file = ConfigFile(path, "a")
-    file.told("b")
+    file = ConfigFile(held(path, "a"))
+    file.told(held(path, "b"))
     assert looks(file, 2) == [False, False]
 
 

@@ -1,12 +1,13 @@
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
 
-from bridge.config import BridgeConfig, ConfigText, parse
+from bridge.config import ConfigText, parse
 from bridge.errors import ConfigError
 from bridge.process.reload import Reloads
 from bridge.process.role import BROKEN, REFUSED, UNPROVEN, WITHOUT_KEYS, WorkerOrder
@@ -75,8 +76,8 @@ class FakePart:
         self.asked: list[str] = []
         self.error: ConfigError | None = None
 
-    def prepare(self, config: BridgeConfig) -> None:
-        self.asked.append(f"prepare {config.workers}")
+    def prepare(self, source: ConfigText) -> None:
+        self.asked.append(f"prepare {source.config.workers}")
         if self.error is not None:
             raise self.error
 
@@ -208,16 +209,37 @@ def test_a_newer_configuration_takes_the_place_of_one_that_is_not_ready_yet() ->
     assert one.counted("ok") == 1
 
 
+def test_a_part_of_the_parent_is_in_service_once_a_first_worker_is_ready() -> None:
+    one = Supervision()
+    one.nursery.prepare = lambda child: setattr(child, "is_ready", False)
+    one.supervisor.tick(0)
+    assert one.part.asked == []
+    one.nursery.born[0].is_ready = True
+    one.supervisor.tick(1)
+    one.supervisor.tick(2)
+    assert one.part.asked == ["commit"]
+
+
+def test_workers_of_a_configuration_have_the_trust_anchors_that_were_checked() -> None:
+    one = Supervision(workers=1)
+    content = bytes(range(256))
+    one.supervisor.reload(replace(source(1), anchors=content), 1)
+    one.supervisor.tick(1)
+    order = WorkerOrder.read(one.nursery.born[-1].order.line())
+    assert order.anchors is not None
+    assert order.anchors.encode("latin-1") == content
+
+
 def test_a_part_of_the_parent_is_replaced_with_the_workers() -> None:
     one = Supervision()
     one.supervisor.tick(0)
     one.nursery.prepare = lambda child: setattr(child, "is_ready", False)
     one.supervisor.reload(source(1), 1)
     one.supervisor.tick(1)
-    assert one.part.asked == ["prepare 1"]
+    assert one.part.asked == ["commit", "prepare 1"]
     one.nursery.born[-1].is_ready = True
     one.supervisor.tick(2)
-    assert one.part.asked == ["prepare 1", "commit"]
+    assert one.part.asked == ["commit", "prepare 1", "commit"]
 
 
 def test_a_part_that_cannot_be_prepared_refuses_the_configuration() -> None:
@@ -226,7 +248,7 @@ def test_a_part_that_cannot_be_prepared_refuses_the_configuration() -> None:
     one.part.error = ConfigError("admin.listen: cannot listen")
     one.supervisor.reload(source(1), 1)
     one.supervisor.tick(1)
-    assert one.part.asked == ["prepare 1", "discard"]
+    assert one.part.asked == ["commit", "prepare 1", "discard"]
     assert one.counted("refused") == 1
     assert "cannot listen" in one.reloads.warnings()["configuration"]
     assert one.nursery.alive() == ["w0", "w1"]
@@ -239,7 +261,7 @@ def test_a_part_is_discarded_with_workers_that_are_refused() -> None:
     one.supervisor.reload(source(1), 1)
     one.supervisor.tick(1)
     one.supervisor.tick(1)
-    assert "commit" not in one.part.asked
+    assert one.part.asked.count("commit") == 1
     assert one.part.asked[-1] == "discard"
 
 

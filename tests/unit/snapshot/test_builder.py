@@ -12,6 +12,7 @@ from bridge.metrics.instruments import Metrics
 from bridge.snapshot import builder
 from bridge.snapshot.builder import Assembly
 from bridge.snapshot.model import Issuer
+from bridge.snapshot.trust_bundle import TrustBundle
 from bridge.spi import IssuingCA, PluginContext
 from bridge.x509.algorithm import CAPrivateKey
 from tests.interop.planes.certificates import build, private_key
@@ -437,6 +438,6 @@ def test_a_leaf_is_held_to_what_the_backend_says_and_to_the_whole_chain(
     monkeypatch.setattr(ca, "describe", lambda: said)
     monkeypatch.setattr(builder, "load", lambda _: lambda *_: ca)
     world = World(tmp_path, fake=False)
-    issuer = world.assembly.issuer("a", (issuing.root,))
+    issuer = world.assembly.issuer("a", TrustBundle([issuing.root]))
     assert issuer.pinned.extensions[added.oid] == (False, added)
     assert issuer.pinned.ends == intermediate.certificate.not_valid_after_utc

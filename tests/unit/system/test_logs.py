@@ -6,13 +6,14 @@ import sys
 from bridge.system.logs import UTCFormatter, on_one_line
 
 CODE = """
-import logging, os
+import logging, os, warnings
 from bridge.system.logs import set_up
 set_up({level!r}, who="w1 ")
 logging.getLogger("bridge.x").info("ours")
 for name in ("alembic.runtime", "watchfiles.main", "grpc._cython"):
     logging.getLogger(name).info("theirs")
     logging.getLogger(name).warning("act")
+warnings.warn("a line for programmers")
 print(os.environ["GRPC_VERBOSITY"])
 """
 

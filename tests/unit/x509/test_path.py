@@ -48,6 +48,7 @@ def key(name: str) -> Key:
         "k256": partial(ec.generate_private_key, ec.SECP256K1()),
         "rsa2048": partial(rsa.generate_private_key, 65537, 2048),
         "rsa1024": partial(rsa.generate_private_key, 65537, 1024),  # to be refused
+        "rsa2056": partial(rsa.generate_private_key, 3, 2056),
         "ed25519": ed25519.Ed25519PrivateKey.generate,
         "ed448": ed448.Ed448PrivateKey.generate,
     }
@@ -81,6 +82,7 @@ class Tier:
     identifier: bytes | None = None
     authority: x509.AuthorityKeyIdentifier | None = None
     extra: tuple[tuple[x509.ExtensionType, bool], ...] = ()
+    version: int = 3
 
     def make(self) -> x509.Certificate:
         builder = (
@@ -95,7 +97,8 @@ class Tier:
         for extension, critical in self._extensions():
             builder = builder.add_extension(extension, critical=critical)
         pss = padding.PSS(padding.MGF1(hashes.SHA256()), 32) if self.pss else None
-        return builder.sign(key(self.signing_key), self.hash, rsa_padding=pss)
+        made = builder.sign(key(self.signing_key), self.hash, rsa_padding=pss)
+        return made if self.version == 3 else _without_extensions(made)
 
     def _extensions(self) -> list[tuple[x509.ExtensionType, bool]]:
         found: list[tuple[x509.ExtensionType | None, bool]] = [
@@ -112,6 +115,14 @@ class Tier:
         if self.identifier is not None:
             found.append((x509.SubjectKeyIdentifier(self.identifier), False))
         return [(one, critical) for one, critical in found if one is not None]
+
+
+def _without_extensions(made: x509.Certificate) -> x509.Certificate:
+    # Of version 1. Nobody verifies the signature upon an anchor.
+    fields = [*elements(content(made.tbs_certificate_bytes))]
+    _, algorithm, signature = elements(content(made.public_bytes(Encoding.DER)))
+    tbs = tlv(0x30, b"".join(fields[1:7]))
+    return x509.load_der_x509_certificate(tlv(0x30, tbs + algorithm + signature))
 
 
 Tiers = dict[str, Tier]
@@ -194,6 +205,7 @@ GOOD: list[Change] = [
     ("issuing", {"usage": key_usage(key_cert_sign=True)}),
     ("regional", {"path_length": 5}),
     ("root", {"path_length": 2}),
+    ("root", {"usage": None}),
     ("root", {"constraints": permitted(x509.DNSName("corp.example"))}),
     ("issuing", {"subject": x509.Name([x509.NameAttribute(NameOID.TITLE, "i")])}),
 ]
@@ -213,6 +225,81 @@ def test_a_chain_may_be_like_this(tier: str, change: dict[str, object]) -> None:
     assert validate(tiers).issuing.issuer == named("regional")
 
 
+def root_key(name: str) -> Callable[[Tiers], Tiers]:
+    def alter(tiers: Tiers) -> Tiers:
+        tiers["root"] = replace(tiers["root"], key=name, signing_key=name)
+        tiers["regional"] = replace(tiers["regional"], signing_key=name)
+        return tiers
+
+    return alter
+
+
+def root_named(name: x509.Name) -> Callable[[Tiers], Tiers]:
+    def alter(tiers: Tiers) -> Tiers:
+        tiers["root"] = replace(tiers["root"], subject=name, issuer=name)
+        tiers["regional"] = replace(tiers["regional"], issuer=name)
+        return tiers
+
+    return alter
+
+
+def old_root(tiers: Tiers) -> Tiers:
+    tiers["root"] = replace(tiers["root"], version=1)
+    return tiers
+
+
+ANCHORS: dict[str, Callable[[Tiers], Tiers]] = {
+    "of version 1": old_root,
+    "an RSA key of an odd size and exponent 3": root_key("rsa2056-root"),
+    "an empty subject": root_named(named("")),
+    "the subject of the issuing CA": root_named(named("issuing")),
+    "the subject of the intermediate": root_named(named("regional")),
+}
+
+
+@pytest.mark.parametrize("alter", ANCHORS.values(), ids=ANCHORS)
+def test_an_anchor_may_be_like_this(alter: Callable[[Tiers], Tiers]) -> None:
+    tiers = alter(good())
+    assert validate(tiers).anchor.issuer == tiers["root"].subject
+
+
+@pytest.mark.parametrize("name", ["issuing", "regional"])
+@pytest.mark.parametrize(
+    ("tier", "lacks"),
+    [("root", "identifier"), ("", "identifier"), ("regional", "authority")],
+    ids=["of the anchor", "of its namesake", "of their issuer"],
+)
+def test_an_anchor_with_the_subject_of_a_ca_needs_key_identifiers(
+    name: str, tier: str, lacks: str
+) -> None:
+    tiers = root_named(named(name))(good())
+    tiers[tier or name] = replace(tiers[tier or name], **{lacks: None})  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"trust anchor .* no key identifiers tell"):
+        validate(tiers)
+
+
+@pytest.mark.parametrize("tier", ["issuing", "regional"])
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"version": 1}, "is no X.509 version 3 certificate"),
+        ({"key": "rsa2056-x"}, "must have 2048, 3072 or 4096 bits"),
+    ],
+)
+def test_a_ca_below_the_anchor_is_not_held_to_what_an_anchor_is(
+    tier: str, change: dict[str, object], complaint: str
+) -> None:
+    with pytest.raises(ConfigError, match=complaint):
+        validate(changed(tier, **change))
+
+
+def test_an_anchor_of_version_1_is_self_signed() -> None:
+    tiers = old_root(good())
+    tiers["root"] = replace(tiers["root"], issuer=named("another"))
+    with pytest.raises(ConfigError, match=r"of X\.509 version 1 and not self-signed"):
+        validate(tiers)
+
+
 ISSUING = r"certificate 1 \(CN=issuing\)"
 REGIONAL = r"certificate 2 \(CN=regional\)"
 ROOT = r"trust anchor \(CN=root\)"
@@ -226,7 +313,7 @@ FAULTS: list[tuple[str, dict[str, object], str]] = [
     ("root", {"path_length": 1}, f"{ROOT} has the pathLen 1 and 2 CA"),
     ("issuing", {"usage": None}, f"{ISSUING} .* no keyCertSign"),
     ("regional", {"usage": key_usage(crl_sign=True)}, f"{REGIONAL} .* keyCertSign"),
-    ("root", {"usage": None}, f"{ROOT} .* no keyCertSign"),
+    ("root", {"usage": key_usage(crl_sign=True)}, f"{ROOT} .* no keyCertSign"),
     (
         "issuing",
         {"extended": (ExtendedKeyUsageOID.CLIENT_AUTH,)},
@@ -339,7 +426,7 @@ def pss(tiers: Tiers) -> Tiers:
 
 
 def same_subject(tiers: Tiers) -> Tiers:
-    tiers["issuing"] = replace(tiers["issuing"], subject=named("root"))
+    tiers["issuing"] = replace(tiers["issuing"], subject=named("regional"))
     return tiers
 
 
@@ -372,7 +459,7 @@ def empty_subject(tiers: Tiers) -> Tiers:
 @pytest.mark.parametrize(
     ("alter", "complaint"),
     [
-        (same_subject, "trust anchor .* has the subject of certificate 1"),
+        (same_subject, "certificate 2 .* has the subject of certificate 1"),
         (same_key, "trust anchor .* has the key of certificate 1"),
         (forbidden_san, "certificate 1 .* 'ca.evil.example' is not in: corp.example"),
         (mail_in_subject, "certificate 1 .* e-mail address in its subject"),
@@ -527,16 +614,6 @@ def test_extensions_that_cannot_be_read_are_refused() -> None:
     regional, root = tiers["regional"].make(), tiers["root"].make()
     with pytest.raises(ConfigError, match="has extensions that cannot be read"):
         validate_chain(broken, [regional], [root], now=NOW, source="chain.pem")
-
-
-def test_a_certificate_of_version_1_is_refused() -> None:
-    issuing, regional, root = made()
-    fields = [*elements(content(root.tbs_certificate_bytes))]
-    tbs = tlv(0x30, b"".join(fields[1:7]))
-    _, algorithm, signature = elements(content(root.public_bytes(Encoding.DER)))
-    old = x509.load_der_x509_certificate(tlv(0x30, tbs + algorithm + signature))
-    with pytest.raises(ConfigError, match=r"is no X.509 version 3 certificate"):
-        validate_chain(issuing, [regional], [old], now=NOW, source="chain.pem")
 
 
 def test_the_constraints_of_every_tier_count() -> None:
