@@ -360,11 +360,6 @@ class LedgerConfig(Section):
         return self.state / "latch.json"
 
     @property
-    def anchors(self) -> Path:
-        """The file of the trust anchors last in service on this host."""
-        return self.state / "trust-anchors.pem"
-
-    @property
     def archive_is_shared(self) -> bool:
         """Whether other hosts may have the same archive: a SQLite file is local."""
         return not self.archive.startswith("sqlite")

@@ -21,6 +21,8 @@ from bridge.system.files import replace
 from bridge.x509.ca_certificate import validity_problems
 from bridge.x509.certificate import UNREADABLE, name_text, subject_of
 
+FILE = "trust-anchors.pem"
+"""The anchors last in service on this host, in `LedgerConfig.state`."""
 _RULE = "config.trust-anchors"
 _log = logging.getLogger(__name__)
 
@@ -68,7 +70,7 @@ def remember(config: BridgeConfig, content: bytes) -> None:
         config: Says where they are kept: beside the journals.
         content: Of the file of trust anchors.
     """
-    path = config.ledger.anchors
+    path = config.ledger.state / FILE
     try:
         old = _last(config)
     except ConfigError:
@@ -97,7 +99,7 @@ def _log_difference(
 
 
 def _last(config: BridgeConfig) -> TrustBundle | None:
-    path = config.ledger.anchors
+    path = config.ledger.state / FILE
     try:
         return parse_bundle(path.read_bytes(), str(path))
     except (FileNotFoundError, NotADirectoryError):

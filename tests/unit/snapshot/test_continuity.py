@@ -10,7 +10,7 @@ from cryptography import x509
 
 from bridge.config import BridgeConfig, parse
 from bridge.errors import ConfigError
-from bridge.snapshot.continuity import remember, require_continuity
+from bridge.snapshot.continuity import FILE, remember, require_continuity
 from tests.support.harness.configuration import text
 from tests.support.parts.pki import NOW, bundle, new_key, new_root
 
@@ -111,8 +111,8 @@ def test_a_start_that_cannot_compare_is_refused_until_the_bundle_is_named(
     tmp_path: Path, content: bytes
 ) -> None:
     first = config(tmp_path)
-    first.ledger.anchors.parent.mkdir(parents=True)
-    first.ledger.anchors.write_bytes(content)
+    first.ledger.state.mkdir(parents=True)
+    (first.ledger.state / FILE).write_bytes(content)
     with pytest.raises(ConfigError, match="or remove it to start without the compar"):
         require_continuity(first, bundle(NEW), NOW)
     digest = hashlib.sha256(bundle(NEW)).hexdigest().upper()
