@@ -13,6 +13,7 @@ from bridge import __version__
 from bridge.cli.console import CommandGroup, complain
 from bridge.errors import BridgeError
 from bridge.registry import load_command, plugin_commands
+from bridge.system.logs import silence_warnings
 
 _COMMANDS = (
     *("demo", "config", "check", "serve", "request", "token"),
@@ -116,6 +117,7 @@ def run() -> None:
     """Run the command line; print an error as a sentence, with exit status 1."""
     # Errors are printed as a sentence; gRPC's own log lines are switched off.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    silence_warnings()
     try:
         app()
     except BridgeError as error:
