@@ -155,10 +155,11 @@ class Snapshots:
         # trust anchors in service are not its own.
         path = self._assembly.config.trust_anchors
         try:
-            anchors = self._assembly.anchors()
-            if anchors == self._current.anchors:
+            # What a process was given for its life is not what the file holds now.
+            bundle = replace(self._assembly, anchors=None).bundle()
+            if bundle.anchors == self._current.bundle.anchors:
                 return error
-            close_plugin(self._assembly.issuer(name, anchors).ca.close)
+            close_plugin(self._assembly.issuer(name, bundle).ca.close)
         except BridgeError:
             return error
         return ConfigError(

@@ -72,8 +72,8 @@ def test_what_is_wrong_with_an_anchor_is_told(
     change: dict[str, object], says: str
 ) -> None:
     odd = changed("root", **change)["root"].make()
-    (told,) = TrustBundle([odd, NEW]).problems(NOW)
-    assert told.startswith(f"trust anchor (CN=root) {says}")
+    told = TrustBundle([odd, NEW]).problems(NOW)
+    assert f"trust anchor (CN=root) {says}" in "; ".join(told)
 
 
 @pytest.mark.filterwarnings("ignore:Parsed a serial number")
