@@ -162,5 +162,5 @@ def test_the_command_of_a_way_out_can_be_pasted(tmp_path: Path) -> None:
     path = tmp_path / "a key"
     path.write_bytes(b"secret")
     path.chmod(0o644)
-    with pytest.raises(ConfigError, match="run chmod 600 '.*/a key'"):
+    with pytest.raises(ConfigError, match=r"run chmod 600 '.*/a key'"):
         read_secret(path)
