@@ -8,6 +8,10 @@ from typing import Any, cast
 
 import pytest
 import yaml
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from bridge.sdk import ConfiguredCA, configured_cas
 from bridge.spi import PluginContext
@@ -256,6 +260,74 @@ def test_a_transit_key_never_leaves_the_server(
     found = state_of(transit_setup(vault, tmp_path).steps(), "key ")
     assert found.state == state
     assert told in found.note
+
+
+@pytest.mark.parametrize("made", [pki_setup, transit_setup])
+def test_a_csr_of_another_key_is_a_problem(
+    tmp_path: Path, made: Callable[[Scripted, Path], PKISetup | TransitSetup]
+) -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    csr = x509.CertificateSigningRequestBuilder(x509.Name([])).sign(key, SHA256())
+    (tmp_path / "eu.csr").write_bytes(csr.public_bytes(Encoding.PEM))
+    found = state_of(made(Scripted(), tmp_path).steps(), "CSR")
+    assert (found.state, found.act) == ("problem", None)
+
+
+def test_another_method_at_the_mount_of_the_login_is_a_problem(tmp_path: Path) -> None:
+    vault = Scripted({"sys/auth": {"approle/": {"type": "userpass"}}})
+    found = access_to(vault, tmp_path).method()
+    assert (found.state, found.act) == ("problem", None)
+    assert "expected approle (found userpass)" in found.note
+
+
+def test_a_transit_key_that_is_not_that_of_the_certificate_is_a_problem(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "chain.pem").write_bytes(bundle(new_chain().certificate))
+    vault = Scripted({"transit/keys/issuing": {"type": "ecdsa-p384", "keys": {}}})
+    found = state_of(transit_setup(vault, tmp_path).steps(), "certificate ")
+    assert found.state == "problem"
+    assert found.note
+
+
+OTHER_ISSUER = "11111111-6ff5-4a4c-9f0c-5a6bb2a5a3a1"
+
+
+@pytest.mark.parametrize(
+    ("issuer", "more", "told"),
+    [
+        ("", {}, "leave issuer out until setup has imported it"),
+        (OTHER_ISSUER, {}, f"options.issuer is {ISSUER}: expected {OTHER_ISSUER}"),
+        (ISSUER, {"usage": "read-only"}, "usage"),
+    ],
+    ids=["not-imported", "another", "of-no-use"],
+)
+def test_an_issuer_that_the_bridge_could_not_use_is_a_problem(
+    tmp_path: Path, issuer: str, more: Mapping[str, object], told: str
+) -> None:
+    own = new_chain().certificate
+    (tmp_path / "chain.pem").write_bytes(bundle(own))
+    vault = Scripted()
+    if issuer:
+        pem = own.public_bytes(Encoding.PEM).decode()
+        vault.content["pki/issuers"] = {"keys": [issuer]}
+        vault.content[f"pki/issuer/{issuer}"] = {"certificate": pem, **more}
+    found = state_of(pki_setup(vault, tmp_path).steps(), "issuer ")
+    assert (found.state, found.act) == ("problem", None)
+    assert told in found.note
+
+
+@pytest.mark.parametrize(("product", "denied"), [("2.7.2+builtin.bao", 0), ("1.21", 1)])
+def test_not_after_is_denied_where_the_role_does_not_bound_it(
+    tmp_path: Path, product: str, denied: int
+) -> None:
+    (tmp_path / "chain.pem").write_bytes(bundle(new_chain().certificate))
+    vault = Scripted({"sys/mounts": {"sys/": {"running_plugin_version": product}}})
+    found = state_of(pki_setup(vault, tmp_path).steps(), "policy ")
+    assert found.act is not None
+    found.act()
+    (written,) = vault.written.values()
+    assert str(written["policy"]).count("not_after") == denied
 
 
 def test_a_step_looks_when_the_ones_before_it_are_done() -> None:
