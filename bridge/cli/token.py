@@ -35,9 +35,7 @@ def token(
     ],
     audience: Annotated[
         str,
-        typer.Option(
-            help="Whom the token is for: istio-ca, or identity.l5d.io for Linkerd."
-        ),
+        typer.Option(help="The audience: istio-ca, or identity.l5d.io for Linkerd."),
     ],
     key: Annotated[
         Path,
