@@ -17,6 +17,7 @@ from socketserver import TCPServer
 from typing import Any
 
 from bridge.errors import ConfigError
+from bridge.system.ports import refusal
 
 PARTS = (
     "configuration",
@@ -66,9 +67,10 @@ class Admin:
             else:
                 self._server = _Server(split_address(listen), views)
         except OSError as error:
-            raise ConfigError(
-                f"admin.listen: cannot listen on {listen}: {error.strerror}"
-            ) from error
+            told = f"admin.listen: cannot listen on {listen}: {error.strerror}"
+            if not listen.startswith(UNIX):
+                told = refusal("admin.listen", listen, error)
+            raise ConfigError(told) from error
         # 0.1 s between two looks whether to end.
         self._thread = threading.Thread(
             target=self._server.serve_forever, args=(0.1,), name="admin"

@@ -25,6 +25,7 @@ from bridge.process.worker_process import Spawn, WorkerProcess
 from bridge.snapshot.continuity import remember, require_continuity
 from bridge.system.clock import system_clock
 from bridge.system.linux import harden
+from bridge.system.ports import require_free
 
 _BUSY_SECONDS = 0.03
 _IDLE_SECONDS = 0.5
@@ -79,14 +80,18 @@ def run(
         defaults = WorkerDefaults(
             folder=folder, cpus=sorted(os.sched_getaffinity(0)), log_level=log_level
         )
-        admin = _AdminAddress()
+        admin, shared = _AdminAddress(), _SharedAddresses()
         parts.callback(admin.close)
         anchors = _TrustAnchors()
-        supervisor = Supervisor(source, spawn, defaults, reloads, [admin, anchors])
+        supervisor = Supervisor(
+            source, spawn, defaults, reloads, [admin, shared, anchors]
+        )
         pages = Pages(supervisor, reloads, registry)
         parts.callback(pages.close)
         # Before any worker: an address in use means that another bridge runs.
         admin.open(source, pages.views())
+        shared.prepare(source)
+        shared.commit()
         anchors.prepare(source)
         parts.callback(supervisor.kill)
         feeders = FeederProcesses(log_level)
@@ -168,6 +173,29 @@ class _TrustAnchors:
 
     def discard(self) -> None:
         self._next = None
+
+
+class _SharedAddresses:
+    # The addresses on which the workers listen together. An address that is in use is
+    # refused before a worker signs or writes anything. See `Replaceable`.
+    def __init__(self) -> None:
+        self._current: frozenset[str] = frozenset()
+        self._next = self._current
+
+    def prepare(self, source: ConfigText) -> None:
+        config = source.config
+        found = {**config.fronts.addresses(), **config.admin.addresses()}
+        del found["admin.listen"]  # the parent's own
+        for key, address in found.items():
+            if address not in self._current:
+                require_free(key, address)
+        self._next = frozenset(found.values())
+
+    def commit(self) -> None:
+        self._current = self._next
+
+    def discard(self) -> None:
+        self._next = self._current
 
 
 def _awaits_archive(config: BridgeConfig) -> bool:

@@ -237,3 +237,17 @@ def _is_refused(address: str) -> bool:
     host, _, port = address.partition(":")
     with socket.socket() as probe:
         return probe.connect_ex((host, int(port))) != 0
+
+
+def test_a_front_whose_port_is_in_use_is_refused_before_anything_is_written(
+    tmp_path: Path,
+) -> None:
+    bridge = Supervised(tmp_path / "served", 2)
+    host, _, port = bridge.address.rpartition(":")
+    with socket.socket() as other:
+        other.bind((host, int(port)))
+        other.listen()
+        said = rf"(?s)listen: cannot listen on .*in use by .*\(pid {os.getpid()}\)"
+        with pytest.raises(RuntimeError, match=said), bridge:
+            pass
+    assert [*(tmp_path / "served").rglob("*.jsonl")] == []
