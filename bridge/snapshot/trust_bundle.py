@@ -43,7 +43,7 @@ class TrustBundle:
             *(
                 f"{_title(anchor)} {text}"
                 for anchor in self.anchors
-                for text in anchor_problems(anchor, cas_below=0)
+                for text in _static_problems(anchor)
             ),
         )
         self._moments, self._texts = _texts(self.anchors)
@@ -102,6 +102,16 @@ def parse_bundle(data: bytes, source: str) -> TrustBundle:
         raise ConfigError("\n".join(unreadable), rule="config.pem")
     told = [f"{text}; it is left out, and the others are used" for text in unreadable]
     return TrustBundle(anchors, told)
+
+
+def _static_problems(anchor: x509.Certificate) -> Iterator[str]:
+    # The first is none of a chain: Envoy and rustls take such an anchor.
+    if anchor.serial_number < 0:
+        yield (
+            "has a negative serial number, and programs in Go leave it out: reissue it "
+            "with a positive one"
+        )
+    yield from anchor_problems(anchor, cas_below=0)
 
 
 def _texts(

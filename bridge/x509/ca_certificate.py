@@ -83,11 +83,6 @@ def anchor_problems(certificate: x509.Certificate, *, cas_below: int) -> Iterato
         `check_ca` and `check_chain` of OpenSSL and BoringSSL; `isValid` and
         `CheckSignatureFrom` of Go's crypto/x509; `anchor_from_trusted_cert` of rustls.
     """
-    if certificate.serial_number < 0:
-        yield (
-            "has a negative serial number, and programs in Go leave it out: reissue it "
-            "with a positive one"
-        )
     yield from _key(certificate, require_good_anchor_key)
     if certificate.version is not x509.Version.v1:
         yield from _extensions(certificate, cas_below, _anchor_usage)

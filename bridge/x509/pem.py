@@ -288,6 +288,9 @@ def _certificate(block: str, place: str) -> x509.Certificate:
         _ = certificate.subject, certificate.issuer, certificate.extensions
         _ = certificate.not_valid_before_utc, certificate.not_valid_after_utc
         certificate.public_key()
+        if certificate.version is x509.Version.v1 and [*certificate.extensions]:
+            # Envoy cannot read it, and with it loses the other anchors of a bundle.
+            raise ValueError("it is of version 1, and has extensions")
     except UNREADABLE as error:
         message = f"{place}: expected a certificate that can be read: {error}"
         raise _bad(message) from error

@@ -8,7 +8,8 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from bridge.errors import ConfigError
 from bridge.snapshot.trust_bundle import TrustBundle, parse_bundle
-from bridge.x509.pem import parse_certificates
+from bridge.x509.der import SEQUENCE, content, elements, tlv
+from bridge.x509.pem import encode_certificate, parse_certificates
 from tests.support.parts.pki import NOW, bundle, new_key, new_root
 from tests.unit.x509.test_path import changed
 
@@ -88,6 +89,18 @@ def test_an_anchor_that_programs_in_go_cannot_read_is_told() -> None:
 
 
 UNREADABLE = bundle(NEW).replace(b"MII", b"MIH", 1)
+
+
+def test_an_anchor_of_version_1_with_extensions_is_left_out() -> None:
+    # Envoy cannot read it, and refuses the bundle.
+    _, algorithm, signature = elements(content(NEW.public_bytes(Encoding.DER)))
+    _, *fields = elements(content(NEW.tbs_certificate_bytes))
+    tbs = tlv(SEQUENCE, b"".join(fields))
+    odd = encode_certificate(tlv(SEQUENCE, tbs + algorithm + signature)).encode()
+    found = parse_bundle(odd + bundle(OTHER), "roots.pem")
+    assert found.anchors == (OTHER,)
+    (told,) = found.problems(NOW - HOUR)
+    assert "of version 1, and has extensions; it is left out" in told
 
 
 @pytest.mark.parametrize("place", [0, 1, 2])
