@@ -14,10 +14,9 @@ from cryptography.exceptions import InvalidSignature
 
 from tests.support.clients.callers import RETRYABLE, Callers
 from tests.support.harness.faults import keep
-from tests.support.harness.hsm import Backend
+from tests.support.harness.hsm import Backend, add_equal_hsm
 from tests.support.harness.vault import VaultBridge
 from tests.support.harness.workers import await_true
-from tests.support.parts import softhsm
 from tests.support.parts.vault import OPENBAO, VAULT, Product, Server
 from tests.support.parts.vault_mounts import PKI, Transit
 
@@ -48,8 +47,8 @@ def stopped_vault(server: Server, _: Backend) -> Part:
 ROWS = (
     (OPENBAO, "pki", [_HSM, "pki"], stalled_hsm),
     (VAULT, "transit", [_HSM, "transit"], stalled_hsm),
-    (VAULT, "pki", ["pki", _HSM], sealed_vault),
-    (OPENBAO, "pki", ["pki", _HSM], stopped_vault),
+    (OPENBAO, "pki", ["pki", _HSM], sealed_vault),
+    (VAULT, "pki", ["pki", _HSM], stopped_vault),
     (VAULT, "transit", ["transit", _HSM], stopped_vault),
 )
 """What both products do alike is shown with one of them each."""
@@ -75,7 +74,7 @@ def test_calls_go_to_the_second_of_hsm_and_vault(
         bridge = VaultBridge(
             tmp_path / "bridge", server, engines={engine: kinds[engine]}
         )
-        backend = add_hsm(bridge, engine, order)
+        backend = add_equal_hsm(bridge, _HSM, order)
         begin, end = fault(server, backend)
         first = order[0]
         with bridge, Callers(bridge, _EACH, _PAUSE_SECONDS) as callers:
@@ -102,25 +101,6 @@ def test_calls_go_to_the_second_of_hsm_and_vault(
             is_open = partial(bridge.metric, "meshca_breaker_open", issuing_ca=first)
             await_true(lambda: is_open() == 0)
         bridge.require_all_on_record(callers)
-
-
-def add_hsm(bridge: VaultBridge, engine: str, order: list[str]) -> Backend:
-    """Add a CA with a key in a token, and declare it the equal of Vault's."""
-    backend = Backend.make(_HSM, bridge.folder / _HSM)
-    chain = bridge.folder / f"{_HSM}.pem"
-    softhsm.write_chain(backend.token.new_key(), bridge.folder / "hierarchy", chain)
-    options = backend.token.options(
-        pin_file=backend.pin_file, module=backend.shim.module
-    )
-    section = {"plugin": "pkcs11", "chain": chain.name, "options": options}
-    bridge.change(
-        issuing_cas__hsm=section,
-        issuance__issuing_cas=order,
-        # A call whose answer is lost is sent to the other one, too.
-        issuance__second_certificate=True,
-        **{f"issuing_cas__{engine}__assurance": "hsm"},
-    )
-    return backend
 
 
 def issuers_since(bridge: VaultBridge, callers: Callers, order: list[str]) -> set[str]:

@@ -129,3 +129,34 @@ class HSMBridge(Supervised):
             pin_file=backend.pin_file, module=backend.shim.module, **options
         )
         return {"plugin": "pkcs11", "chain": chain.name, "options": chosen}
+
+
+def add_equal_hsm(bridge: Supervised, name: str, order: Sequence[str]) -> Backend:
+    """Add an issuing CA with its key in a token, and declare it an equal of another.
+
+    Args:
+        bridge: Not running. It has the other one.
+        name: Of the new one.
+        order: The names of both.
+    """
+    backend = Backend.make(name, bridge.folder / name)
+    chain = bridge.folder / f"{name}.pem"
+    softhsm.write_chain(backend.token.new_key(), bridge.folder / "hierarchy", chain)
+    options = backend.token.options(
+        pin_file=backend.pin_file, module=backend.shim.module
+    )
+    (other,) = set(order) - {name}
+    bridge.change(
+        **{
+            f"issuing_cas__{name}": {
+                "plugin": "pkcs11",
+                "chain": chain.name,
+                "options": options,
+            },
+            f"issuing_cas__{other}__assurance": "hsm",
+        },
+        issuance__issuing_cas=list(order),
+        # A call whose answer is lost is sent to the other one, too.
+        issuance__second_certificate=True,
+    )
+    return backend
