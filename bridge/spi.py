@@ -118,7 +118,8 @@ class Description:
     certificate: x509.Certificate
     """The issuing CA's own certificate."""
     intermediates: tuple[x509.Certificate, ...] = ()
-    """From the issuing CA's issuer upwards; no trust anchor. May be empty."""
+    """The other certificates of its chain, in any order: the bridge finds the path to a
+    trust anchor. May be empty."""
     chooses_serial: bool = False
     """The backend builds the TBSCertificate: serial and digest are known afterwards.
     notBefore may then differ by 30 s and notAfter by 5 s, and the order of the names
@@ -159,7 +160,7 @@ class PluginContext:
     base: Path
     """The folder that relative paths are relative to."""
     chain: Path | None = None
-    """`chain` of the issuing CA's section: issuing CA first, then intermediates."""
+    """`chain` of the issuing CA's section: the issuing CA and its intermediates."""
     clock: Clock = system_clock
     warn: Callable[[str], None] = lambda _text: None
     """Warns the operator of something that is allowed and unwise."""
