@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shlex
 from collections.abc import Iterable, Mapping
 from contextlib import closing
 from pathlib import Path
@@ -44,6 +46,8 @@ _MODELS: Mapping[str, type[VaultOptions]] = {
     "vault-transit": TransitOptions,
 }
 _TOKENS = ("BAO_TOKEN", "VAULT_TOKEN")
+_ROLE = re.compile(r"(?=.*\w)[A-Za-z0-9_.-]+")
+"""It stands in a path."""
 _TO_DO = 3
 _JSON_FORMAT = 1
 _NO_LOGIN = Login(token=TokenLogin(file=Path("unused")))
@@ -119,6 +123,11 @@ def setup(  # noqa: PLR0913 - one parameter for each option
     """
     if plan == apply:
         raise typer.BadParameter("expected one of --plan and --apply")
+    if not _ROLE.fullmatch(login_role):
+        raise typer.BadParameter(
+            "expected letters, digits, '_', '.' and '-' in --login-role "
+            f"(found {login_role!r})"
+        )
     ca = _chosen(config_file, issuing_ca)
     options = _options_of(ca)
     token = _token(token_file)
@@ -256,4 +265,6 @@ def _secret_id(options: VaultOptions, login_role: str) -> str:
     if not isinstance(method, AppRoleLogin):
         return ""
     path = f"auth/{method.mount}/role/{login_role}/secret-id"
-    return f"bao write -f -field=secret_id {path} > {method.secret_id_file}"
+    namespace = f"-namespace={options.namespace} " if options.namespace else ""
+    file = shlex.quote(str(method.secret_id_file))
+    return f"bao write {namespace}-f -field=secret_id {path} > {file}"

@@ -1,7 +1,9 @@
 """`meshca vault setup` on a real OpenBao and a real Vault."""
 
 import json
+import os
 import re
+import subprocess
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import count
@@ -25,7 +27,7 @@ from bridge_vault import VaultPKICA, VaultTransitCA
 from bridge_vault.command import app
 from tests.support.parts import vault_mounts
 from tests.support.parts.pki import new_root
-from tests.support.parts.vault import API, AnswerError, Product, Server
+from tests.support.parts.vault import API, OPENBAO, AnswerError, Product, Server
 from tests.support.parts.vault_mounts import PKI
 
 BACKENDS: Mapping[str, IssuingCAFactory] = {
@@ -286,6 +288,27 @@ def test_a_namespace_is_set_up_and_no_other(
     assert {**everything(openbao), "headers": None} == {**before, "headers": None}
 
 
+def test_the_command_for_a_secret_id_can_be_run_as_it_is_told(
+    openbao: Server, tmp_path: Path
+) -> None:
+    name, folder = f"team-{next(_numbers)}", tmp_path / "of the mesh"
+    folder.mkdir()
+    openbao.api.post(f"sys/namespaces/{name}")
+    own = Setup(openbao, folder, "vault-transit", {"namespace": name})
+    told = own.run("--apply").stdout.partition("with umask 077: ")[2]
+    environment = {
+        **os.environ,
+        "PATH": f"{OPENBAO.binary().parent}:{os.environ['PATH']}",
+        "BAO_ADDR": openbao.url,
+        "BAO_TOKEN": openbao.root_token,
+    }
+    subprocess.run(["bash", "-ec", told], env=environment, check=True)
+    mount = own.options["login"]["approle"]["mount"]
+    secret_id = (folder / "secret-id").read_text()
+    path = f"auth/{mount}/role/meshca/secret-id/lookup"
+    assert own.api.post(path, secret_id=secret_id)["creation_time"]
+
+
 def test_an_operator_of_a_namespace_sets_up_all_that_is_its_own(
     openbao: Server, tmp_path: Path
 ) -> None:
@@ -535,6 +558,9 @@ def test_the_policies_of_a_login_role_that_is_there_stay(setup: Setup) -> None:
         ((), "expected one of --plan and --apply"),
         (("--plan", "--apply"), "expected one of --plan and --apply"),
         (("--plan", "--issuing-ca", "us"), "expected one issuing CA of vault-pki"),
+        (("--apply", "--login-role", "a?b=1"), "--login-role (found 'a?b=1')"),
+        (("--apply", "--login-role", ".."), "--login-role (found '..')"),
+        (("--apply", "--login-role", ""), "--login-role (found '')"),
     ],
 )
 def test_an_unclear_command_does_nothing(

@@ -1,7 +1,8 @@
 """Setup's steps that both engines need: mount, audited header, policy and login."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -286,8 +287,24 @@ def chain_of(ca: ConfiguredCA) -> tuple[x509.Certificate, ...]:
 
 
 def _write_new(path: Path, text: str) -> None:
-    with path.open("x", encoding="ascii") as file:
-        file.write(f"{text.strip()}\n")
+    try:
+        with path.open("x", encoding="ascii") as file, _removed_if_unwritten(path):
+            file.write(f"{text.strip()}\n")
+            file.flush()
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: cannot be written: {error.strerror}", rule="vault.setup"
+        ) from error
+
+
+@contextmanager
+def _removed_if_unwritten(path: Path) -> Iterator[None]:
+    # The next run would take half a CSR for somebody else's file.
+    try:
+        yield
+    except BaseException:
+        path.unlink()
+        raise
 
 
 def _paths(policy: str) -> dict[str, Any]:

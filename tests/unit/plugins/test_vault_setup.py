@@ -1,5 +1,6 @@
 """`meshca vault setup`: what is found of each thing, and what is written."""
 
+import resource
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -14,7 +15,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from bridge.sdk import ConfiguredCA, configured_cas
-from bridge.spi import PluginContext
+from bridge.spi import ConfigError, PluginContext
 from bridge_vault.options import PKIOptions, TransitOptions
 from bridge_vault.role import Limits, role_problems
 from bridge_vault.setup.access import Access
@@ -242,6 +243,25 @@ def test_a_csr_of_something_else_is_not_overwritten(
     found = state_of(made(Scripted(), tmp_path).steps(), "CSR")
     assert (found.state, found.act) == ("problem", None)
     assert (tmp_path / "eu.csr").read_text() == "mine"
+
+
+def test_a_csr_that_cannot_be_written_is_told_and_not_left_half_written(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "eu.csr"
+    access = access_to(Scripted(), tmp_path)
+    found = access.csr(file, lambda _: True, lambda: "a CSR", is_signed=False)
+    assert found.act is not None
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))  # as on a full disk
+    try:
+        with pytest.raises(ConfigError, match=r"eu\.csr: cannot be written: File too"):
+            found.act()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not file.exists()
+    found.act()
+    assert file.read_text() == "a CSR\n"
 
 
 @pytest.mark.parametrize(
