@@ -380,6 +380,7 @@ def complete_and_change(setup: Setup) -> None:
 
 def test_the_policy_of_the_operator_is_enough(setup: Setup) -> None:
     use_operator_token(setup, operator_rights(setup))
+    assert setup.states("--plan", status=3)["mount"] == "make"
     complete_and_change(setup)
     assert set(setup.states("--plan", status=0).values()) == {"right"}
     setup.require_issuing()

@@ -47,6 +47,10 @@ class Access:
         system = (self.vault.read("sys/mounts") or {}).get("sys/") or {}
         return ".bao" in str(system.get("running_plugin_version"))
 
+    def is_mounted(self, path: str) -> bool:
+        """Tell whether there is an engine at a path."""
+        return f"{path}/" in (self.vault.read("sys/mounts") or {})
+
     def mount(
         self, path: str, kind: str, *, least_seconds: int = 0, shown: tuple[str, ...]
     ) -> PlanItem:

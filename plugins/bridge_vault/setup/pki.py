@@ -110,9 +110,12 @@ class PKISetup:
     def issuer(self) -> str:
         """The ID of the issuer whose certificate is that of `chain`; "" for none."""
         mount = self.options.mount
+        # Anybody may list the issuers, but not those of a mount that is not there.
+        if not self._chain or not self.access.is_mounted(mount):
+            return ""
         for one in self._listed("issuers"):
             found = self.access.vault.read(f"{mount}/issuer/{one}") or {}
-            if self._chain and _is_same(found, self._chain[0]):
+            if _is_same(found, self._chain[0]):
                 return one
         return ""
 

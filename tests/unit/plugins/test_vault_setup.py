@@ -327,7 +327,7 @@ def test_an_issuer_that_the_bridge_could_not_use_is_a_problem(
 ) -> None:
     own = new_chain().certificate
     (tmp_path / "chain.pem").write_bytes(bundle(own))
-    vault = Scripted()
+    vault = Scripted({"sys/mounts": {"pki/": RIGHT_MOUNT}})
     if issuer:
         pem = own.public_bytes(Encoding.PEM).decode()
         vault.content["pki/issuers"] = {"keys": [issuer]}
