@@ -178,7 +178,8 @@ def _backend(issuer: Issuer) -> Finding:
     try:
         issuer.ca.check(timeout=_CHECK_SECONDS)
     except BridgeError as error:
-        return Finding(issuer.name, "backend", "FAILED", f"{error} {error.detail}")
+        why = f"{error}: {error.detail}" if error.detail else f"{error}"
+        return Finding(issuer.name, "backend", "FAILED", why)
     return Finding(issuer.name, "backend", "ok", issuer.description.assurance)
 
 
