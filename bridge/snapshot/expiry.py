@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator
+from datetime import datetime
 
 from bridge.metrics.expiry import CertificateExpiry, ExpiryLevel
 from bridge.snapshot.model import Issuer, Snapshot
@@ -83,7 +84,8 @@ class ExpiryWatch:
             if issuer.chain.not_after <= until
         ]
         usable = {*snapshot.issuers} - {*unusable} - {each.name for each in ended}
-        return "" if usable else "; ".join(_end_of(each, snapshot) for each in ended)
+        now = self._clock()
+        return "" if usable else "; ".join(_end_of(one, snapshot, now) for one in ended)
 
     def _found(self) -> Iterator[tuple[str, ExpiryLevel]]:
         # Chains share intermediates and anchors: each certificate is told once.
@@ -99,9 +101,10 @@ class ExpiryWatch:
                 yield f"the {worst.title}{whose} {worst.when(now)}", level
 
 
-def _end_of(issuer: Issuer, snapshot: Snapshot) -> str:
+def _end_of(issuer: Issuer, snapshot: Snapshot, now: datetime) -> str:
     first = min(snapshot.expiries(issuer), key=lambda one: one.not_after)
+    word = "ended" if first.not_after <= now else "ends"
     return (
-        f"{issuer.name} can issue nothing: the {first.title} ended "
+        f"{issuer.name} can issue nothing: the {first.title} {word} "
         f"{first.not_after:%Y-%m-%dT%H:%M:%SZ}; replace it"
     )

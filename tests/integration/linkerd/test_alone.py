@@ -102,14 +102,17 @@ def test_row_1_nobody_gets_anything_before_an_issuing_ca_has_proven_itself(
 
 
 def test_row_6_a_chain_that_ends_too_soon(tmp_path: Path) -> None:
-    bridge = alone(tmp_path)
+    bridge = alone(tmp_path, "/ping")  # it can issue nothing, so it is not ready
     shutil.rmtree(bridge.folder / "hierarchy")
     spec = ThrowawaySpec(
         trust_domains=(TrustDomain("corp.example"),),
         issuing_ttl=timedelta(minutes=6, seconds=55),  # 5 minutes are past
     )
     write(make(spec), bridge.folder / "hierarchy")
-    with bridge, Certify(bridge) as certify:
+    with ExitStack() as stack:
+        stack.enter_context(bridge)
+        await_true(lambda: "can issue nothing" in bridge.get("/readyz")[1])
+        certify = stack.enter_context(Certify(bridge))
         # Before the names in the CSR are looked at (row 7), and after it is read.
         answer = certify.ask(csr=new_csr())
         assert answer.code == "UNAVAILABLE"
@@ -125,7 +128,11 @@ def test_row_6_a_chain_that_ends_too_soon(tmp_path: Path) -> None:
 def test_row_15_the_keys_of_the_cluster_cannot_be_had(tmp_path: Path) -> None:
     nowhere = {"verify": "jwks", "url": "https://127.0.0.1:1/", "issuer": MAIN.issuer}
     clusters = [{"name": "Kubernetes", "tokens": nowhere}]
-    with alone(tmp_path, clusters=clusters) as bridge, Certify(bridge) as certify:
+    with ExitStack() as stack:
+        # A bridge without them is not ready, and its parent answers before its worker.
+        bridge = stack.enter_context(alone(tmp_path, "/ping", clusters=clusters))
+        await_true(lambda: "token keys" in bridge.get("/readyz")[1])
+        certify = stack.enter_context(Certify(bridge))
         answer = certify.ask()
         assert answer.code == "INTERNAL"
         assert answer.text.startswith(f"error validating token for {IDENTITY}: ")

@@ -104,7 +104,8 @@ def test_the_bridge_is_not_ready_once_the_last_usable_chain_has_ended(
     told = watch(world).problem(unusable)
     ends = {"a": NOW + 130 * DAY, "b": NOW + 200 * DAY}
     assert told == "; ".join(
-        f"{name} can issue nothing: the issuing CA (CN={name}) ended "
+        f"{name} can issue nothing: the issuing CA (CN={name}) "
+        f"{'ended' if ends[name] <= NOW + after else 'ends'} "
         f"{ends[name]:%Y-%m-%dT%H:%M:%SZ}; replace it"
         for name in says
     )
