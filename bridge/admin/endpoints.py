@@ -67,7 +67,7 @@ class Admin:
             else:
                 self._server = _Server(split_address(listen), views)
         except OSError as error:
-            told = f"admin.listen: cannot listen on {listen}: {error.strerror}"
+            told = f"admin.listen: cannot listen on {listen}: {error.strerror or error}"
             if not listen.startswith(UNIX):
                 told = refusal("admin.listen", listen, error)
             raise ConfigError(told) from error

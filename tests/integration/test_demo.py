@@ -4,6 +4,7 @@ import os
 import secrets
 import signal
 import subprocess
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -35,10 +36,8 @@ class Demo:
 
     folder: Path
     mark: str
-
-    @property
-    def temporary(self) -> Path:
-        return self.folder / "temporary"
+    temporary: Path
+    """For the Unix sockets of workers, whose paths have at most 107 bytes."""
 
     def start(
         self, *arguments: str, env: Mapping[str, str] | None = None
@@ -80,12 +79,14 @@ class Demo:
 
 @pytest.fixture
 def demo(tmp_path: Path) -> Iterator[Demo]:
-    made = Demo(tmp_path / "clean", secrets.token_hex(16))
-    made.temporary.mkdir(parents=True)
-    yield made
-    for pid in made.alive():
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+    folder = tmp_path / "clean"
+    folder.mkdir()
+    with tempfile.TemporaryDirectory() as temporary:
+        made = Demo(folder, secrets.token_hex(16), Path(temporary))
+        yield made
+        for pid in made.alive():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
 
 def openbao() -> Mapping[str, str]:
@@ -146,16 +147,24 @@ def scripted(demo: Demo, script: str) -> tuple[Mapping[str, str], Path]:
     return {"VAULT_BIN": str(program)}, reached
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [
+        # A shell that runs a script ends with a command that Ctrl-C has ended.
+        pytest.param(signal.SIGINT, -signal.SIGINT, id="Ctrl-C"),
+        pytest.param(signal.SIGTERM, 128 + signal.SIGTERM, id="SIGTERM"),
+        pytest.param(signal.SIGHUP, 128 + signal.SIGHUP, id="SIGHUP"),
+    ],
+)
 def test_a_signal_ends_the_server_and_removes_the_files(
-    demo: Demo, number: signal.Signals
+    demo: Demo, number: signal.Signals, status: int
 ) -> None:
     env, reached = scripted(demo, _PAUSES_AT_WRITE)
     process = demo.start("--backend", "vault-transit", env=env)
     await_true(reached.exists, seconds=_SECONDS)
     process.send_signal(number)
     _, err = process.communicate(timeout=_SECONDS)
-    assert process.returncode == 128 + number
+    assert process.returncode == status
     assert "Traceback" not in err
     demo.require_nothing_left()
 
