@@ -48,9 +48,11 @@ class AuditSocket:
         self._last = path
 
     def serve(self) -> None:
-        """Listen, perhaps again."""
-        host, _, port = self.address.partition(":")
+        """Listen, perhaps again; go away no more."""
         self._last = ""
+        if not self.is_away:
+            return
+        host, _, port = self.address.partition(":")
         self._listener = socket.create_server((host, int(port)))
         threading.Thread(
             target=self._accept, args=(self._listener,), daemon=True
