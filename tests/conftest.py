@@ -1,5 +1,6 @@
 """What holds for every test, and the servers that tests share."""
 
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -10,6 +11,10 @@ from tests.support.parts.vault import OPENBAO, PRODUCTS, Product, Server
 # A busy machine takes its time: no test is about that.
 settings.register_profile("any machine", settings(), deadline=None)
 settings.load_profile("any machine")
+
+# A shell has the background ignore Ctrl-C, which programs under test would inherit.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", params=PRODUCTS, ids=str)
