@@ -416,14 +416,22 @@ def test_each_right_of_the_operator_is_needed_and_told_by_its_path(
     assert told == {}
 
 
-def test_the_default_issuer_stays(
+def in_the_mount_of_another(
     pki: Setup, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+) -> PKI:
+    """Have setup use a mount that has an issuer already; return that one."""
     folder = tmp_path_factory.mktemp("other")
     hierarchy = vault_mounts.write_hierarchy(folder / "hierarchy")
     other = PKI.make(pki.server, hierarchy, folder / "chain.pem")
     pki.options["mount"] = other.mount
     pki.save()
+    return other
+
+
+def test_the_default_issuer_stays(
+    pki: Setup, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    other = in_the_mount_of_another(pki, tmp_path_factory)
     path = f"{other.mount}/config/issuers"
     before = pki.server.api.get(path)
     assert before["default"] == other.issuer
@@ -435,11 +443,7 @@ def test_the_default_issuer_stays(
 def test_an_import_that_would_move_the_default_issuer_is_refused(
     pki: Setup, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    folder = tmp_path_factory.mktemp("other")
-    hierarchy = vault_mounts.write_hierarchy(folder / "hierarchy")
-    other = PKI.make(pki.server, hierarchy, folder / "chain.pem")
-    pki.options["mount"] = other.mount
-    pki.save()
+    other = in_the_mount_of_another(pki, tmp_path_factory)
     path = f"{other.mount}/config/issuers"
     fields = {"default": other.issuer, "default_follows_latest_issuer": True}
     pki.server.api.post(path, **fields)
