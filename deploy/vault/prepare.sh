@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Makes what a bridge needs whose issuing CA is in OpenBao or Vault: a dev server, what `meshca vault setup` makes in it, the chain,
 # bridge.yaml, and a caller's token. While the server runs, what is there stays as it is, so this may be run again at any time. A dev
-# server keeps everything in memory: when it has ended, all but the cluster is made anew. `make vault` runs this; README.md explains it.
+# server keeps everything in memory: when it has ended, all but the cluster is made anew, and the ledger of a bridge is set aside.
+# `make vault` runs this; README.md explains it.
 #
 # Usage: prepare.sh FOLDER [BIN]     BIN: the folder of the commands meshca and python (.venv/bin)
 # Environment: BACKEND (vault-pki, vault-transit), VAULT_LISTEN, ISTIO and ADMIN (addresses), VAULT_BIN (the program of the server)
@@ -36,6 +37,11 @@ is_ready() { "$server" token lookup > /dev/null 2>&1; }
 if ! { [ -e server.pid ] && kill -0 "$(cat server.pid)" 2> /dev/null && is_ready; }; then
   # What was in the memory of another server is gone, and what depends on it.
   rm -rf backend issuing.csr ca bridge.yaml secret-id
+  # Its ledger is kept, apart: it knows the trust anchors that were in service, and refuses those of another root.
+  ended=ended-$(date -u +%Y%m%dT%H%M%SZ)
+  for kept in journal archive.db* heads.jsonl; do
+    [ ! -e "$kept" ] || { mkdir -p "$ended" && mv "$kept" "$ended/"; }
+  done
   VAULT_DEV_ROOT_TOKEN_ID=$VAULT_TOKEN BAO_DEV_ROOT_TOKEN_ID=$VAULT_TOKEN setsid "$server" server -dev -dev-no-store-token \
     -dev-listen-address="$listen" > server.log 2>&1 < /dev/null &
   echo $! > server.pid

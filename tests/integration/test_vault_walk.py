@@ -124,9 +124,12 @@ def test_a_server_that_has_ended_is_made_anew_with_all_that_it_held(
         done = run(clone, command, environment(**addresses))
         assert done.returncode == 0, done.stdout + done.stderr
         made.append((demo / "issuing.csr").read_bytes())
+        with serving(clone, f".venv/bin/meshca serve -c {demo}/bridge.yaml"):
+            pass  # its ledger knows the trust anchors from now on
         os.kill(int((demo / "server.pid").read_text()), signal.SIGKILL)
     assert made[0] != made[1]
     assert run(clone, command, environment(**addresses)).returncode == 0
+    assert len([*demo.glob("ended-*/journal")]) == len(made)
 
 
 @pytest.mark.parametrize(
