@@ -10,7 +10,7 @@ import pytest
 
 from bridge.errors import BackendRefusedError
 from tests.support.harness.real_process import SERVER_NAME
-from tests.support.harness.workers import Supervised, await_true
+from tests.support.harness.workers import Supervised, await_true, is_refused
 from tests.support.parts import netports
 from tests.support.parts.pki import new_root
 
@@ -175,9 +175,3 @@ def test_an_admin_address_in_use_is_refused_and_the_old_one_serves(
         assert "admin.listen: cannot listen on" in said
         assert bridge.children() == workers
         bridge.ask()
-
-
-def is_refused(address: str) -> bool:
-    host, _, port = address.partition(":")
-    with socket.socket() as probe:
-        return probe.connect_ex((host, int(port))) != 0

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from bridge.errors import BackendRefusedError
-from tests.support.harness.workers import Supervised, await_true
+from tests.support.harness.workers import Supervised, await_true, is_refused
 from tests.support.parts.keyserver import KeyServer
 from tests.support.parts.tokens import TokenIssuer
 
@@ -52,6 +52,7 @@ def test_a_bridge_without_token_keys_is_not_ready_until_it_has_them(
             f"{server.jwks_url}: HTTP status 404"
         )
         assert page["parts"]["issuing CAs"] == "ok"
+        await_true(lambda: not is_refused(bridge.address))
         told = "UNAVAILABLE: cluster.keys: the keys of this cluster could not be"
         with pytest.raises(BackendRefusedError, match=told):
             bridge.ask()

@@ -181,7 +181,7 @@ ROWS = [
     Row(
         "another CA",
         other_ca,
-        ("cannot be reached https://127.0.0.1:", "unable to get", "compare ca_file"),
+        ("cannot be reached: https://127.0.0.1:", "unable to get", "compare ca_file"),
     ),
     Row(
         "another host name",
@@ -264,7 +264,7 @@ ROWS = [
     Row(
         "no such mount of AppRole",
         approle(mount="absent"),
-        ("refuses the login auth/absent/login: ", "expected a mount that is there"),
+        ("refuses the login: auth/absent/login: ", "expected a mount that is there"),
     ),
     Row(
         "a wrong RoleID",
@@ -281,7 +281,7 @@ ROWS = [
     Row(
         "no such mount of JWT",
         jwt(mount="absent"),
-        ("refuses the login auth/absent/login: ", "expected a mount that is there"),
+        ("refuses the login: auth/absent/login: ", "expected a mount that is there"),
     ),
 ]
 

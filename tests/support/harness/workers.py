@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -29,6 +30,13 @@ def await_true(what: Callable[[], object], seconds: float = WAIT_SECONDS) -> Non
         if time.monotonic() > deadline:
             raise TimeoutError("it does not become true")
         time.sleep(0.02)
+
+
+def is_refused(address: str) -> bool:
+    """Tell whether nothing listens at `host:port`."""
+    host, _, port = address.partition(":")
+    with socket.socket() as probe:
+        return probe.connect_ex((host, int(port))) != 0
 
 
 class Supervised(Bridge):
