@@ -4,6 +4,7 @@ Its blocks run as they stand in a clean clone, for each backend and with each pr
 """
 
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Iterator
@@ -70,6 +71,34 @@ def test_what_a_user_has_set_or_an_interrupted_run_left_is_not_in_the_way(
     assert "other" not in env.values()
     assert env["BAO_DEV_ROOT_TOKEN_ID"] == (made / "root-token").read_text().strip()
     assert env["BAO_DEV_ROOT_TOKEN_ID"]
+
+
+@pytest.mark.parametrize(
+    ("program", "env", "installs"),
+    [
+        ("", {}, True),
+        ("", {"VAULT_BIN": ""}, True),
+        ("", {"VAULT_BIN": "/opt/vault"}, False),
+        ("bao", {}, False),
+        ("vault", {}, False),
+    ],
+)
+def test_make_installs_openbao_where_there_is_no_program(
+    tmp_path: Path, program: str, env: dict[str, str], *, installs: bool
+) -> None:
+    path = tmp_path / "path"
+    path.mkdir()
+    for name in filter(None, ("make", "touch", program)):
+        (path / name).symlink_to(shutil.which(name) or shutil.which("true") or "")
+    venv = tmp_path / "venv"
+    venv.mkdir()
+    made = f"make -C {ROOT} VENV={venv} PIP=echo -o {venv}/.runtime {venv}/.vault"
+    here = environment(PATH=str(path))
+    here.pop("VAULT_BIN", None)
+    done = run(tmp_path, made, here | env)
+    assert done.returncode == 0, done.stderr
+    assert "deploy/locks/vault.txt" in done.stdout
+    assert ("deploy/locks/openbao.txt" in done.stdout) == installs
 
 
 def ports() -> tuple[str, dict[str, str]]:
