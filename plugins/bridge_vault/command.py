@@ -128,13 +128,15 @@ def setup(  # noqa: PLR0913 - one parameter for each option
             "expected letters, digits, '_', '.' and '-' in --login-role "
             f"(found {login_role!r})"
         )
-    ca = _chosen(config_file, issuing_ca)
+    found_cas = configured_cas(config_file, _MODELS)
+    ca = _chosen(config_file, issuing_ca, found_cas)
     options = _options_of(ca)
     token = _token(token_file)
     trusting = options.model_copy(update={"login": _NO_LOGIN})
     tls = tls_of(trusting, ca.context)
     with closing(OperatorSession(options, tls, token)) as vault:
-        access = Access(vault, ca, options)
+        alike = [one.context.name for one in found_cas if _login(one) == _login(ca)]
+        access = Access(vault, ca, options, alike)
         file = csr or ca.context.base / f"{ca.context.name}.csr"
         made = _setup(access, options, key, file, login_role)
         findings = looked_at(made.steps())
@@ -145,7 +147,8 @@ def setup(  # noqa: PLR0913 - one parameter for each option
         elif output == "text":
             _print(findings, is_done=False)
         found = _to_write(made, access, login_role)
-    secret_id = _secret_id(options, login_role)
+        program = "bao" if access.is_openbao() else "vault"
+    secret_id = _secret_id(options, login_role, program, token_file)
     _tell(output, findings, found, secret_id, is_applied=is_applied)
     if is_blocked:
         raise typer.Exit(1)
@@ -153,8 +156,8 @@ def setup(  # noqa: PLR0913 - one parameter for each option
         raise typer.Exit(_TO_DO)
 
 
-def _chosen(path: Path, name: str | None) -> ConfiguredCA:
-    found = {one.context.name: one for one in configured_cas(path, _MODELS)}
+def _chosen(path: Path, name: str | None, cas: Iterable[ConfiguredCA]) -> ConfiguredCA:
+    found = {one.context.name: one for one in cas}
     if name is None and len(found) == 1:
         return next(iter(found.values()))
     if name is None or name not in found:
@@ -169,14 +172,19 @@ def _chosen(path: Path, name: str | None) -> ConfiguredCA:
 
 def _options_of(ca: ConfiguredCA) -> VaultOptions:
     # What only setup finds out may be missing: the issuer's ID and AppRole's role_id.
-    options: dict[str, Any] = dict(ca.options)
-    login = options.setdefault("login", {"approle": {}})
-    if isinstance(login, dict) and isinstance(own := login.get("approle", 0), dict):
-        unknown = {"role_id": "unknown", "secret_id_file": "secret-id"}
-        options["login"] = {**login, "approle": {**unknown, **own}}
+    options: dict[str, Any] = {**ca.options, "login": _login(ca)[-1]}
     if ca.plugin == "vault-pki":
         options.setdefault("issuer", UNKNOWN)
     return options_of(_MODELS[ca.plugin], options, ca.context)
+
+
+def _login(ca: ConfiguredCA) -> tuple[object, ...]:
+    # Issuing CAs that log in alike have one token, so also one role.
+    login = ca.options.get("login", {"approle": {}})
+    if isinstance(login, dict) and isinstance(own := login.get("approle", 0), dict):
+        unknown = {"role_id": "unknown", "secret_id_file": "secret-id"}
+        login = {**login, "approle": {**unknown, **own}}
+    return ca.options.get("addresses"), ca.options.get("namespace"), login
 
 
 def _token(path: Path | None) -> str:
@@ -260,11 +268,22 @@ def _tell(
         typer.echo(f"for a SecretID, with umask 077: {secret_id}")
 
 
-def _secret_id(options: VaultOptions, login_role: str) -> str:
+def _secret_id(
+    options: VaultOptions, login_role: str, program: str, token_file: Path | None
+) -> str:
     method = options.method
     if not isinstance(method, AppRoleLogin):
         return ""
+    # What setup was given, so that nothing is left to the reader's environment.
+    server = {
+        "address": options.addresses[0],
+        "ca-cert": options.ca_file,
+        "namespace": options.namespace,
+    }
+    given = [f"-{name}={value}" for name, value in server.items() if value is not None]
     path = f"auth/{method.mount}/role/{login_role}/secret-id"
-    namespace = f"-namespace={options.namespace} " if options.namespace else ""
-    file = shlex.quote(str(method.secret_id_file))
-    return f"bao write {namespace}-f -field=secret_id {path} > {file}"
+    command = shlex.join([program, "write", *given, "-f", "-field=secret_id", path])
+    if token_file is not None:
+        token = f'"$(cat {shlex.quote(str(token_file))})"'
+        command = f"{program.upper()}_TOKEN={token} {command}"
+    return f"{command} > {shlex.quote(str(method.secret_id_file))}"

@@ -26,7 +26,7 @@ from bridge.testing.leaves import leaf_request, require_issued
 from bridge_vault import VaultPKICA, VaultTransitCA
 from bridge_vault.command import app
 from tests.support.parts import vault_mounts
-from tests.support.parts.pki import new_root
+from tests.support.parts.pki import new_root, write_private
 from tests.support.parts.vault import API, OPENBAO, AnswerError, Product, Server
 from tests.support.parts.vault_mounts import PKI
 
@@ -288,6 +288,22 @@ def test_a_namespace_is_set_up_and_no_other(
     assert {**everything(openbao), "headers": None} == {**before, "headers": None}
 
 
+def make_secret_id(own: Setup, *arguments: str, **environment: str) -> None:
+    """Run the command for a SecretID as setup tells it, with no other environment."""
+    told = own.run("--apply", *arguments).stdout.partition("with umask 077: ")[2]
+    programs = own.folder / "programs"
+    programs.mkdir()
+    product = own.server.product
+    name = "bao" if product is OPENBAO else "vault"
+    (programs / name).symlink_to(product.binary())
+    env = {"PATH": f"{programs}:{os.environ['PATH']}", "HOME": str(own.folder)}
+    subprocess.run(["bash", "-ec", told], env=env | environment, check=True)
+    mount = own.options["login"]["approle"]["mount"]
+    secret_id = (own.folder / "secret-id").read_text()
+    path = f"auth/{mount}/role/meshca/secret-id/lookup"
+    assert own.api.post(path, secret_id=secret_id)["creation_time"]
+
+
 def test_the_command_for_a_secret_id_can_be_run_as_it_is_told(
     openbao: Server, tmp_path: Path
 ) -> None:
@@ -295,18 +311,17 @@ def test_the_command_for_a_secret_id_can_be_run_as_it_is_told(
     folder.mkdir()
     openbao.api.post(f"sys/namespaces/{name}")
     own = Setup(openbao, folder, "vault-transit", {"namespace": name})
-    told = own.run("--apply").stdout.partition("with umask 077: ")[2]
-    environment = {
-        **os.environ,
-        "PATH": f"{OPENBAO.binary().parent}:{os.environ['PATH']}",
-        "BAO_ADDR": openbao.url,
-        "BAO_TOKEN": openbao.root_token,
-    }
-    subprocess.run(["bash", "-ec", told], env=environment, check=True)
-    mount = own.options["login"]["approle"]["mount"]
-    secret_id = (folder / "secret-id").read_text()
-    path = f"auth/{mount}/role/meshca/secret-id/lookup"
-    assert own.api.post(path, secret_id=secret_id)["creation_time"]
+    make_secret_id(own, BAO_TOKEN=openbao.root_token)
+
+
+def test_the_command_for_a_secret_id_has_ca_and_token_of_setup(
+    tls_server: Server, tmp_path: Path
+) -> None:
+    options = {"ca_file": str(tls_server.ca_file)}
+    own = Setup(tls_server, tmp_path, "vault-transit", options)
+    file = tmp_path / "operator token"
+    write_private(file, tls_server.root_token.encode())
+    make_secret_id(own, "--token-file", str(file))
 
 
 def test_an_operator_of_a_namespace_sets_up_all_that_is_its_own(

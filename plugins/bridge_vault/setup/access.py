@@ -31,16 +31,18 @@ class Access:
         vault: The operator's calls.
         ca: Its section.
         options: Its options.
+        alike: The names of the issuing CAs that log in alike, this one among them.
     """
 
     vault: OperatorSession
     ca: ConfiguredCA
     options: VaultOptions
+    alike: Sequence[str]
 
     @property
     def policy(self) -> str:
         """The name of the policy of this issuing CA."""
-        return f"meshca-{self.ca.context.name}"
+        return _policy_of(self.ca.context.name)
 
     def is_openbao(self) -> bool:
         """Return whether the server is OpenBao."""
@@ -203,8 +205,10 @@ class Access:
         path = f"auth/{method.mount}/role/{name}"
         found = self.vault.read(path)
         own = list((found or {}).get("token_policies") or ())
-        policies = own if self.policy in own else [*own, self.policy]
-        wanted: dict[str, object] = {"token_policies": policies}
+        # Vault can only replace the whole list. So each of two runs at once writes the
+        # policies of both, also of one that is not there yet.
+        more = [one for one in map(_policy_of, self.alike) if one not in own]
+        wanted: dict[str, object] = {"token_policies": [*own, *more]}
         if found is None:
             wanted["token_period"] = _TOKEN_PERIOD_SECONDS
         return self.made_or_changed(
@@ -276,6 +280,10 @@ class Access:
         if not changes:
             return PlanItem(what=what, state="right")
         return PlanItem(what=what, state="change", changes=changes, act=act)
+
+
+def _policy_of(name: str) -> str:
+    return f"meshca-{name}"
 
 
 def chain_of(ca: ConfiguredCA) -> tuple[x509.Certificate, ...]:

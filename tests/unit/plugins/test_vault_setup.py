@@ -1,7 +1,7 @@
 """`meshca vault setup`: what is found of each thing, and what is written."""
 
 import resource
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
@@ -67,7 +67,10 @@ def configured(folder: Path) -> ConfiguredCA:
 
 
 def access_to(
-    vault: Scripted, folder: Path, login: Mapping[str, object] | None = None
+    vault: Scripted,
+    folder: Path,
+    login: Mapping[str, object] | None = None,
+    alike: Sequence[str] = ("eu",),
 ) -> Access:
     approle = {"approle": {"role_id": "r", "secret_id_file": "secret-id"}}
     options = PKIOptions.model_validate(
@@ -79,7 +82,7 @@ def access_to(
         },
         context=folder,
     )
-    return Access(cast("OperatorSession", vault), configured(folder), options)
+    return Access(cast("OperatorSession", vault), configured(folder), options, alike)
 
 
 @pytest.mark.parametrize(
@@ -176,6 +179,39 @@ def test_another_login_is_left_to_the_operator(tmp_path: Path) -> None:
     for found in (access.method(), access.login_role("meshca")):
         assert (found.state, found.act) == ("right", None)
         assert "give its tokens the policy meshca-eu" in found.note
+
+
+ROLE = "auth/approle/role/meshca"
+
+
+@pytest.mark.parametrize("there", [None, {"token_policies": ["other"]}])
+def test_two_runs_at_once_on_one_login_role_lose_no_policy(
+    tmp_path: Path, there: Mapping[str, Any] | None
+) -> None:
+    vault = Scripted({ROLE: there} if there else {})
+    access = access_to(vault, tmp_path, alike=("eu", "us"))
+    other = replace(
+        access, ca=replace(access.ca, context=replace(access.ca.context, name="us"))
+    )
+    looked = [one.login_role("meshca") for one in (access, other)]
+    for found in looked:
+        assert found.act is not None
+        found.act()
+        policies = cast("list[str]", vault.written[ROLE]["token_policies"])
+        assert {"meshca-eu", "meshca-us"} <= set(policies)
+        assert there is None or "other" in policies
+
+
+def test_a_login_role_that_is_made_has_tokens_that_live_as_long_as_the_bridge(
+    tmp_path: Path,
+) -> None:
+    vault = Scripted()
+    for there, period in ((None, 3600), ({"token_policies": ["other"]}, None)):
+        vault.content |= {ROLE: there} if there else {}
+        found = access_to(vault, tmp_path).login_role("meshca")
+        assert found.act is not None
+        found.act()
+        assert vault.written[ROLE].get("token_period") == period
 
 
 @pytest.mark.parametrize("kind", ["p256", "p384", "rsa2048", "ed25519"])
