@@ -24,8 +24,15 @@ _UNNAMED = 'in "<unicode string>", '
 """How PyYAML begins a place in a text; the message names the file itself."""
 
 
-def parse_yaml(text: str) -> object:
+def parse_yaml(
+    text: str, *, longest: int = LONGEST_TEXT, most: int = MOST_VALUES
+) -> object:
     """Read one YAML document.
+
+    Args:
+        text: The document.
+        longest: How many characters it may have.
+        most: How many keys and values it may stand for.
 
     Returns:
         Strings, whole numbers, floats, booleans, None, and lists and dicts of them.
@@ -35,10 +42,10 @@ def parse_yaml(text: str) -> object:
         ValueError: It is too long, is not YAML, is more than one document, writes a key
             twice, has a tag of another kind, or stands for too many values.
     """
-    if len(text) > LONGEST_TEXT:
-        raise ValueError(f"expected at most {LONGEST_TEXT} characters")
+    if len(text) > longest:
+        raise ValueError(f"expected at most {longest} characters")
     try:
-        return _read(text)
+        return _read(text, most)
     except yaml.YAMLError as error:
         told = str(error).replace(_UNNAMED, "at ")
         raise ValueError(" ".join(told.split())) from error
@@ -46,14 +53,14 @@ def parse_yaml(text: str) -> object:
         raise ValueError("it is nested too deeply") from None
 
 
-def _read(text: str) -> object:
+def _read(text: str, most: int) -> object:
     loader = _StrictLoader(text)
     try:
         node = loader.get_single_node()
         if node is None:
             return None
-        if _size(node, {}, set()) > MOST_VALUES:
-            raise ValueError(f"its aliases stand for more than {MOST_VALUES} values")
+        if _size(node, {}, set()) > most:
+            raise ValueError(f"its aliases stand for more than {most} values")
         return loader.construct_document(node)
     finally:
         loader.dispose()

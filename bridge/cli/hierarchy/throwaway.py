@@ -1,15 +1,11 @@
-"""`meshca hierarchy`: the offline side. So far, a throwaway hierarchy to try with.
-
-`meshca hierarchy init` is the name of the ceremony on an offline machine, which is not
-part of this version.
-"""
+"""`meshca hierarchy throwaway`: a chain to try things with, all on one machine."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from bridge.cli.console import CommandGroup, complain, warn
+from bridge.cli.console import complain, warn
 from bridge.dataplanes.acceptance import require_accepted
 from bridge.dataplanes.exposure import exposure_of
 from bridge.dataplanes.planes import DataPlane
@@ -27,36 +23,9 @@ from bridge.spiffe import TrustDomain
 from bridge.system.clock import system_clock
 from bridge.x509.path import validate_chain
 
-app = typer.Typer(
-    cls=CommandGroup,
-    add_completion=False,
-    rich_markup_mode=None,
-    help="Make the chain above an issuing CA.",
-    no_args_is_help=True,
-)
-
 _USAGE_ERROR = 2
 
 
-@app.callback()
-def _group() -> None:
-    pass
-
-
-@app.command(
-    "init",
-    hidden=True,
-    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
-)
-def init() -> None:
-    """Name the command that took the place of this one."""
-    raise typer.BadParameter(
-        "`meshca hierarchy init` is called `meshca hierarchy throwaway` now, with the "
-        "same options"
-    )
-
-
-@app.command()
 def throwaway(  # noqa: PLR0913 - one parameter for each option
     folder: Annotated[
         Path, typer.Argument(metavar="FOLDER", help="Made with mode 0700 if absent.")

@@ -8,14 +8,15 @@ import pytest
 from cryptography import x509
 from typer.testing import CliRunner
 
-from bridge.cli.hierarchy import _require_valid, app
+from bridge.cli.hierarchy import app
+from bridge.cli.hierarchy.throwaway import _require_valid
 from bridge.dataplanes.planes import DataPlane
 from bridge.errors import ConfigError
 from bridge.hierarchy.throwaway import ThrowawaySpec, make
 from bridge.spiffe import TrustDomain
 from bridge.x509.pem import parse_certificates
 
-VECTORS = Path(__file__).parents[2] / "vectors/csr"
+VECTORS = Path(__file__).parents[3] / "vectors/csr"
 DOMAIN = ("--trust-domain", "corp.example")
 
 
@@ -123,10 +124,3 @@ def test_openssl_accepts_the_chain(tmp_path: Path, key: str) -> None:
     subprocess.run(
         ["openssl", "verify", "-x509_strict", *files], cwd=folder, check=True
     )
-
-
-def test_the_old_name_of_the_command_names_the_new_one(tmp_path: Path) -> None:
-    result = CliRunner().invoke(app, ["init", str(tmp_path / "pki"), *DOMAIN])
-    assert result.exit_code == 2
-    assert "throwaway" in result.stderr
-    assert not (tmp_path / "pki").exists()

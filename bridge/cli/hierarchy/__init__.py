@@ -1,0 +1,26 @@
+"""`meshca hierarchy`: the chain above an issuing CA, made in a ceremony.
+
+`bridge.cli` adds `app` to the command line and prints every `BridgeError`. Each
+subcommand has a module of its own here.
+"""
+
+import typer
+
+from bridge.cli.console import CommandGroup
+from bridge.cli.hierarchy import throwaway
+
+app = typer.Typer(
+    cls=CommandGroup,
+    add_completion=False,
+    rich_markup_mode=None,
+    help="Make the chain above an issuing CA.",
+    no_args_is_help=True,
+)
+
+
+@app.callback()
+def _group() -> None:
+    pass
+
+
+app.command("throwaway")(throwaway.throwaway)

@@ -1,0 +1,42 @@
+"""The hierarchy file, version 1, and the reader of it."""
+
+from bridge.hierarchy.schema.constraints import ConstraintsEntry, Subtrees
+from bridge.hierarchy.schema.file import (
+    AcceptedWarning,
+    CAEntry,
+    HierarchyFile,
+    Loaded,
+    Officer,
+    Purpose,
+    ValidityEntry,
+    load,
+    parse,
+)
+from bridge.hierarchy.schema.key_location import (
+    AlgorithmName,
+    KeyBehindCSR,
+    KeyInFile,
+    KeyInToken,
+    KeyInTransit,
+    KeyLocation,
+)
+
+__all__ = [
+    "AcceptedWarning",
+    "AlgorithmName",
+    "CAEntry",
+    "ConstraintsEntry",
+    "HierarchyFile",
+    "KeyBehindCSR",
+    "KeyInFile",
+    "KeyInToken",
+    "KeyInTransit",
+    "KeyLocation",
+    "Loaded",
+    "Officer",
+    "Purpose",
+    "Subtrees",
+    "ValidityEntry",
+    "load",
+    "parse",
+]

@@ -1,0 +1,150 @@
+"""Where the key of a CA lives, as the hierarchy file names it. No secret stands there.
+
+PINs, passphrases and tokens are given to the commands that use a key, and never to the
+file: its digest is read aloud, and it is kept for as long as the hierarchy.
+"""
+
+import re
+from typing import Annotated, Literal, get_args
+from urllib.parse import unquote_to_bytes
+
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field
+
+from bridge.config.schema import Section
+from bridge.config.types import FilePath, HttpsURL, Text, WrongError
+
+AlgorithmName = Literal[
+    "p256", "p384", "p521", "rsa2048", "rsa3072", "rsa4096", "ed25519"
+]
+"""A kind of key that a CA may have, with its size."""
+
+_URI = re.compile(r"pkcs11:(?P<path>[^?#]*)(?:\?(?P<query>[^#]*))?")
+_KNOWN = ("token", "serial", "object", "id")
+_REST = ("type=private",)
+_EXPECTED = 'expected a PKCS#11 URI such as "pkcs11:token=offline;object=root"'
+
+
+def _algorithm(value: object) -> object:
+    if value not in get_args(AlgorithmName):
+        raise ValueError(
+            f"expected one of {', '.join(get_args(AlgorithmName))}: verifiers take no "
+            "shorter RSA key and no other curve"
+        )
+    return value
+
+
+def _uri(value: str) -> str:
+    attributes_of(value)
+    return value
+
+
+def attributes_of(uri: str) -> dict[str, bytes]:
+    """Return the attributes of a PKCS#11 URI: `token`, `serial`, `object` and `id`.
+
+    Only those that are there are returned, without percent-encoding. A token is always
+    named, and a key by its label or its ID.
+
+    Raises:
+        ValueError: It is no such URI, names a PIN or a module, or has an attribute that
+            does not choose a token or a key.
+
+    Source:
+        RFC 7512, 2.3.
+    """
+    found = _URI.fullmatch(uri)
+    if found is None:
+        raise ValueError(_EXPECTED)
+    if "pin-" in uri.lower():
+        raise WrongError(
+            "expected a PKCS#11 URI without pin-value and pin-source: the PIN is asked "
+            "for when the key is used",
+            "one that is not shown",
+        )
+    if found["query"]:
+        raise ValueError(f"{_EXPECTED}, without a query: write the module as `module`")
+    attributes: dict[str, bytes] = {}
+    for part in filter(None, found["path"].split(";")):
+        name, equals, value = part.partition("=")
+        if part in _REST:
+            continue
+        if name not in _KNOWN or not equals or not value or name in attributes:
+            raise ValueError(
+                f"{_EXPECTED}: each of {', '.join(_KNOWN)} at most once, and no other "
+                f"attribute than these (found {part!r})"
+            )
+        attributes[name] = unquote_to_bytes(value)
+    if "token" not in attributes or not attributes.keys() & {"object", "id"}:
+        raise ValueError(f"{_EXPECTED}: token, and object or id, are required")
+    return attributes
+
+
+Algorithm = Annotated[AlgorithmName, BeforeValidator(_algorithm)]
+
+
+class KeyInFile(Section):
+    """A private key in a file, encrypted or not."""
+
+    backend: Literal["file"]
+    path: FilePath
+    algorithm: Algorithm
+
+
+class KeyInToken(Section):
+    """A private key in an HSM or another PKCS#11 token."""
+
+    backend: Literal["pkcs11"]
+    uri: Annotated[str, AfterValidator(_uri)]
+    """RFC 7512: `token`, and `object` or `id`, and `serial` where several tokens have
+    the label. Without a PIN."""
+    module: FilePath | None = None
+    """The PKCS#11 module. It differs from machine to machine, so commands take it too,
+    as `--module`."""
+    algorithm: Algorithm
+
+    def attributes(self) -> dict[str, bytes]:
+        """Return the attributes of the URI. See `attributes_of`."""
+        return attributes_of(self.uri)
+
+
+class KeyInTransit(Section):
+    """A private key in Vault's or OpenBao's Transit engine, which signs with it."""
+
+    backend: Literal["vault-transit"]
+    address: HttpsURL
+    mount: Text = "transit"
+    name: Text
+    version: Annotated[int, Field(ge=1)] = 1
+    """A rotated key is another key: the version is pinned."""
+    algorithm: Algorithm
+
+
+class KeyBehindCSR(Section):
+    """A private key that stays where it is, such as in Vault's PKI engine.
+
+    Of the CSR only the public key is used, once the CSR has proven that its maker has
+    the private key. This key signs nothing in a ceremony, so its CA is the lowest one.
+    """
+
+    backend: Literal["csr"]
+    path: FilePath
+    algorithm: Algorithm
+
+
+KeyLocation = Annotated[
+    KeyInFile | KeyInToken | KeyInTransit | KeyBehindCSR, Discriminator("backend")
+]
+BACKENDS = ("file", "pkcs11", "vault-transit", "csr")
+"""The values of `backend`."""
+
+
+def identity_of(
+    key: KeyInFile | KeyInToken | KeyInTransit | KeyBehindCSR,
+) -> tuple[object, ...]:
+    """Return what two locations have in common if they are of one key."""
+    match key:
+        case KeyInFile() | KeyBehindCSR():
+            return key.backend, key.path
+        case KeyInToken():
+            return key.backend, *sorted(key.attributes().items())
+        case KeyInTransit():
+            return key.backend, key.address, key.mount, key.name, key.version
