@@ -17,13 +17,13 @@ from tests.support.harness.faults import keep
 from tests.support.harness.hsm import Backend, add_equal_hsm
 from tests.support.harness.vault import VaultBridge
 from tests.support.harness.workers import await_true
-from tests.support.parts.vault import OPENBAO, VAULT, Product, Server
+from tests.support.parts.vault import PRODUCTS, Product, Server
 from tests.support.parts.vault_mounts import PKI, Transit
 
 _EACH = 3
 _PAUSE_SECONDS = 0.1
 """Of each client, after an answer: far below the highest rate, also in a busy CI."""
-_FAULT_SECONDS = 8.0
+_FAULT_SECONDS = 5.0
 _HSM = "hsm"
 Part = tuple[Callable[[], object], Callable[[], object]]
 """Begins and ends a fault."""
@@ -44,23 +44,29 @@ def stopped_vault(server: Server, _: Backend) -> Part:
     )
 
 
-ROWS = (
-    (OPENBAO, "pki", [_HSM, "pki"], stalled_hsm),
-    (VAULT, "transit", [_HSM, "transit"], stalled_hsm),
-    (OPENBAO, "pki", ["pki", _HSM], sealed_vault),
-    (VAULT, "pki", ["pki", _HSM], stopped_vault),
-    (VAULT, "transit", ["transit", _HSM], stopped_vault),
+ROWS = tuple(
+    (product, *row)
+    for product in PRODUCTS
+    for row in (
+        ("pki", [_HSM, "pki"], stalled_hsm),
+        ("transit", [_HSM, "transit"], stalled_hsm),
+        ("pki", ["pki", _HSM], sealed_vault),
+        ("pki", ["pki", _HSM], stopped_vault),
+        ("transit", ["transit", _HSM], stopped_vault),
+    )
 )
-"""What both products do alike is shown with one of them each."""
 
 
 @pytest.mark.parametrize(
     ("product", "engine", "order", "fault"),
     [
-        pytest.param(*row, marks=pytest.mark.xdist_group(f"vault-equal-{number % 3}"))
+        pytest.param(*row, marks=pytest.mark.xdist_group(f"vault-equal-{number % 4}"))
         for number, row in enumerate(ROWS)
     ],
-    ids=[f"{' before '.join(order)}, {fault.__name__}" for *_, order, fault in ROWS],
+    ids=[
+        f"{product}, {' before '.join(order)}, {fault.__name__}"
+        for product, _, order, fault in ROWS
+    ],
 )
 def test_calls_go_to_the_second_of_hsm_and_vault(
     tmp_path: Path,
