@@ -40,9 +40,21 @@ def exposure_of(chain: Sequence[x509.Certificate]) -> tuple[Exposure, ...]:
     """
     if not chain:
         raise ConfigError("expected a chain with an issuing CA (found none)")
-    hosts = _permitted(chain, x509.UniformResourceIdentifier)
-    dns = _permitted(chain, x509.DNSName)
-    return (_sidecar(hosts), _ambient(hosts), _linkerd(dns))
+    return exposure_of_constraints([*map(_constraints, chain)])
+
+
+def exposure_of_constraints(
+    tiers: Sequence[x509.NameConstraints | None], anchor: str = "this root"
+) -> tuple[Exposure, ...]:
+    """Return what each data plane would accept from the key of the first tier.
+
+    Args:
+        tiers: The constraints of each CA, the one with the key first.
+        anchor: The name for people of what the data planes trust.
+    """
+    hosts = _permitted(tiers, x509.UniformResourceIdentifier)
+    dns = _permitted(tiers, x509.DNSName)
+    return _sidecar(hosts, anchor), _ambient(hosts, anchor), _linkerd(dns, anchor)
 
 
 _REGIONAL_ANCHOR = (
@@ -50,27 +62,27 @@ _REGIONAL_ANCHOR = (
 )
 
 
-def _sidecar(hosts: list[str] | None) -> Exposure:
+def _sidecar(hosts: list[str] | None, anchor: str) -> Exposure:
     if hosts is None:
         return Exposure(
             DataPlane.SIDECAR,
-            "every SPIFFE ID of every trust domain, wherever this root is trusted",
+            f"every SPIFFE ID of every trust domain, wherever {anchor} is trusted",
             "a URI constraint, where no ztunnel and no linkerd2-proxy is a peer; or "
             + _REGIONAL_ANCHOR,
         )
     return Exposure(
         DataPlane.SIDECAR,
-        f"every SPIFFE ID of {_listed(hosts)}, wherever this root is trusted; no other "
+        f"every SPIFFE ID of {_listed(hosts)}, wherever {anchor} is trusted; no other "
         "trust domain",
         _REGIONAL_ANCHOR,
     )
 
 
-def _ambient(hosts: list[str] | None) -> Exposure:
+def _ambient(hosts: list[str] | None, anchor: str) -> Exposure:
     if hosts is None:
         return Exposure(
             DataPlane.AMBIENT,
-            "every SPIFFE ID of every trust domain, wherever this root is trusted; "
+            f"every SPIFFE ID of every trust domain, wherever {anchor} is trusted; "
             "ztunnel does not work with the constraint that would limit this",
             _REGIONAL_ANCHOR,
         )
@@ -82,34 +94,37 @@ def _ambient(hosts: list[str] | None) -> Exposure:
     )
 
 
-def _linkerd(dns: list[str] | None) -> Exposure:
+def _linkerd(dns: list[str] | None, anchor: str) -> Exposure:
     if dns is None:
         return Exposure(
             DataPlane.LINKERD,
-            "every identity of every identity domain, wherever this root is an anchor",
+            f"every identity of every identity domain, wherever {anchor} is an anchor",
             "a DNS constraint; or " + _REGIONAL_ANCHOR,
         )
     return Exposure(
         DataPlane.LINKERD,
-        f"every identity of {_listed(dns)}, wherever this root is an anchor: clusters "
+        f"every identity of {_listed(dns)}, wherever {anchor} is an anchor: clusters "
         "that share an identity domain are exposed together",
         _REGIONAL_ANCHOR,
     )
 
 
+def _constraints(certificate: x509.Certificate) -> x509.NameConstraints | None:
+    try:
+        return certificate.extensions.get_extension_for_class(
+            x509.NameConstraints
+        ).value
+    except x509.ExtensionNotFound:
+        return None
+
+
 def _permitted(
-    chain: Sequence[x509.Certificate],
+    tiers: Sequence[x509.NameConstraints | None],
     kind: type[x509.DNSName | x509.UniformResourceIdentifier],
 ) -> list[str] | None:
     # Permitted hosts of the lowest tier that names any; None if no tier does.
-    for certificate in chain:
-        try:
-            extension = certificate.extensions.get_extension_for_class(
-                x509.NameConstraints
-            )
-        except x509.ExtensionNotFound:
-            continue
-        subtrees = extension.value.permitted_subtrees or []
+    for tier in tiers:
+        subtrees = (tier.permitted_subtrees if tier else None) or []
         hosts = [str(name.value) for name in subtrees if isinstance(name, kind)]
         if hosts:
             return hosts

@@ -14,7 +14,7 @@ Source:
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -72,14 +72,23 @@ class NameConstraints:
         except UNREADABLE as error:
             raise _bad(f"the name constraints cannot be read: {error}") from error
         _require_whole_subtrees(certificate)
-        permitted = list(found.value.permitted_subtrees or ())
-        excluded = list(found.value.excluded_subtrees or ())
+        return cls.of_value(found.value, critical=found.critical)
+
+    @classmethod
+    def of_value(cls, value: x509.NameConstraints, *, critical: bool = True) -> Self:
+        """Read the value of an extension that is in no certificate yet.
+
+        Raises:
+            ConfigError: It holds a constraint that cannot mean what its author wanted.
+        """
+        permitted = list(value.permitted_subtrees or ())
+        excluded = list(value.excluded_subtrees or ())
         kinds = {type(name) for name in (*permitted, *excluded)}
         return cls(
             {kind: _set_of(kind, permitted, strict=True) for kind in _in(permitted)},
             {kind: _set_of(kind, excluded, strict=False) for kind in _in(excluded)},
             frozenset(kinds - FORMS.keys()),
-            found.critical,
+            critical,
         )
 
     @property
@@ -155,11 +164,16 @@ class ChainConstraints:
                 "a chain without CA certificates cannot be evaluated",
                 rule="config.constraints",
             )
-        tiers = [
-            (tier, found)
-            for tier, certificate in enumerate(certificates, 1)
-            if (found := NameConstraints.of(certificate)) is not None
-        ]
+        return cls.of_tiers(map(NameConstraints.of, certificates))
+
+    @classmethod
+    def of_tiers(cls, given: Iterable[NameConstraints | None]) -> Self:
+        """Join the constraints of a chain: issuing CA first, trust anchor last.
+
+        Args:
+            given: Of each CA; `None` where it has none.
+        """
+        tiers = [(tier, one) for tier, one in enumerate(given, 1) if one is not None]
         return cls(
             {
                 kind: tuple(
@@ -258,10 +272,19 @@ def subset_problems(child: x509.Certificate, parent: x509.Certificate) -> list[s
     Raises:
         ConfigError: See `NameConstraints.of`.
     """
-    upper = NameConstraints.of(parent)
-    if upper is None:
+    return wider_problems(NameConstraints.of(child), NameConstraints.of(parent))
+
+
+def wider_problems(
+    child: NameConstraints | None, parent: NameConstraints | None
+) -> list[str]:
+    """Tell people where constraints allow names that those above do not.
+
+    See `subset_problems`; `None` is a certificate without constraints.
+    """
+    if parent is None:
         return []
-    lower = NameConstraints.of(child) or NameConstraints({}, {})
+    upper, lower = parent, child or NameConstraints({}, {})
     problems = [
         f"constraints on the form '{OTHER_FORMS[kind]}' are not repeated"
         for kind in sorted(upper.unsupported - lower.unsupported, key=str)

@@ -183,6 +183,10 @@ class CAEntry(Section):
     parent's."""
     data_planes: Annotated[_Planes, Some] | None = None
     """Those of the tree that verify leaves below it. By default its parent's."""
+    anchor: Label | None = None
+    """The CA that those who verify its leaves trust: itself, or one above it. By
+    default the root for a mesh, so that meshes under one root reach each other, and
+    itself for any other purpose."""
 
 
 class Officer(Section):
@@ -238,6 +242,12 @@ class HierarchyFile(Section):
         while (parent := self.cas[found[-1]].parent) is not None:
             found.append(parent)
         return tuple(found)
+
+    def anchor_of(self, name: str) -> str:
+        """Return the CA that those who verify the leaves of an issuing CA trust."""
+        entry = self.cas[name]
+        by_default = self.chain(name)[-1] if entry.purpose == "mesh" else name
+        return entry.anchor or by_default
 
     def subject(self, name: str) -> x509.Name:
         """Return the subject of a CA: country, organisation, common name."""
@@ -338,15 +348,30 @@ def _broken(file: HierarchyFile) -> Iterator[Problem]:
         if entry.parent is not None and entry.parent not in file.cas:
             expected = f"expected the name of a CA: {', '.join([*file.cas][:8])}"
             yield f"cas.{name}.parent", entry.parent, expected
-    if len(roots) == 1 and all(
-        entry.parent is None or entry.parent in file.cas for entry in file.cas.values()
-    ):
-        for name in sorted(file.cas.keys() - {*file.order()}):
+    known = {None, *file.cas}
+    lost = file.cas.keys() - {*file.order()}
+    if lost and all(entry.parent in known for entry in file.cas.values()):
+        for name in sorted(lost):
             expected = "expected a parent that leads to the root, not to a circle"
             yield f"cas.{name}.parent", file.cas[name].parent, expected
+    if not lost:
+        yield from _foreign_anchors(file)
+    yield from _broken_lists(file)
+
+
+def _foreign_anchors(file: HierarchyFile) -> Iterator[Problem]:
+    for name, entry in file.cas.items():
+        chain = file.chain(name)
+        if entry.anchor is not None and entry.anchor not in chain:
+            expected = f"expected it or one above it: {', '.join(chain[:8])}"
+            yield f"cas.{name}.anchor", entry.anchor, expected
+
+
+def _broken_lists(file: HierarchyFile) -> Iterator[Problem]:
     if file.quorum > len(file.officers) or (file.officers and not file.quorum):
         most = len(file.officers)
-        yield "quorum", file.quorum, f"expected 1 to {most}, the number of officers"
+        expected = f"expected 1 to {most}, the number of officers"
+        yield "quorum", file.quorum, expected if most else "expected 0 without officers"
     for index, one in enumerate(file.accepted):
         if one.ca is not None and one.ca not in file.cas:
             yield f"accepted[{index}].ca", one.ca, "expected the name of a CA"
