@@ -64,7 +64,9 @@ def ca_problems(
     elif name_text(certificate, "subject") is None:
         yield "has a subject that cannot be read: reissue it with a UTF8String"
     yield from validity_problems(certificate, now)
-    yield from _key(certificate, require_good_ca_key)
+    # The issuing CA signs leaves, whose verifiers look at its key each time.
+    require_good = require_good_anchor_key if cas_below else require_good_ca_key
+    yield from _key(certificate, require_good)
     yield from _extensions(certificate, cas_below, _usage)
 
 

@@ -143,11 +143,12 @@ def require_good_anchor_key(public_key: PublicKeyTypes) -> None:
     numbers = public_key.public_numbers()
     if numbers.n.bit_length() not in _ANCHOR_RSA_BITS:
         raise CSRError(
-            "a trust anchor's RSA key must have 2048 to 8192 bits", rule="csr.rsa-size"
+            "the RSA key of a CA above the issuing CA must have 2048 to 8192 bits",
+            rule="csr.rsa-size",
         )
     if numbers.e not in _ANCHOR_RSA_EXPONENTS:
         raise CSRError(
-            "a trust anchor's RSA exponent must be odd, from 3 to 2**31",
+            "the RSA exponent of a CA above the issuing CA must be odd, 3 to 2**31",
             rule="csr.rsa-exponent",
         )
     _require_good_modulus(numbers.n, "trust anchor")

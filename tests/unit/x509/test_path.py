@@ -278,12 +278,12 @@ def test_an_anchor_with_the_subject_of_a_ca_needs_key_identifiers(
         validate(tiers)
 
 
-@pytest.mark.parametrize("tier", ["issuing", "regional"])
 @pytest.mark.parametrize(
-    ("change", "complaint"),
+    ("tier", "change", "complaint"),
     [
-        ({"version": 1}, "is no X.509 version 3 certificate"),
-        ({"key": "rsa2056-x"}, "must have 2048, 3072 or 4096 bits"),
+        ("issuing", {"version": 1}, "is no X.509 version 3 certificate"),
+        ("regional", {"version": 1}, "is no X.509 version 3 certificate"),
+        ("issuing", {"key": "rsa2056-x"}, "must have 2048, 3072 or 4096 bits"),
     ],
 )
 def test_a_ca_below_the_anchor_is_not_held_to_what_an_anchor_is(
