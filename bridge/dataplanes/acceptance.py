@@ -37,6 +37,10 @@ _PRINTABLE = frozenset(
 )
 """What Go reads in a PrintableString: as X.680 has it, and two more."""
 _COMPRESSED_POINT = frozenset({2, 3})
+_NO_KEY_USAGE = (
+    "has no keyUsage: every data plane takes it, but X509-SVID (4.3) asks for "
+    "keyCertSign, and other verifiers may hold to it; reissue it with keyUsage"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +52,7 @@ class Objection:
     text: str
     """A sentence without its subject: who refuses what, and the way out."""
     planes: frozenset[DataPlane]
-    """The data planes that reject the chain; empty where only programs in Go do."""
+    """The data planes that reject the chain; empty where only other programs do."""
     is_constraint: bool = False
     """Whether `bridge.dataplanes.planes.data_plane_problems` tells it too."""
 
@@ -106,6 +110,8 @@ def objections(
             yield Objection(index, text, RUSTLS_PLANES)
         for text in _of_go(certificate):
             yield Objection(index, text, _NOBODY)
+        if index != last and not _has_key_usage(certificate):
+            yield Objection(index, _NO_KEY_USAGE, _NOBODY)
         for text in constraint_problems(
             path[:index], certificate, with_uri=True, proxy="ztunnel"
         ):
@@ -144,6 +150,10 @@ def _of_rustls(certificate: x509.Certificate, *, is_anchor: bool) -> Iterator[st
             "NULL, with which ztunnel and linkerd2-proxy do not know it (RFC 5758, "
             "3.2): have it signed by another tool"
         )
+
+
+def _has_key_usage(certificate: x509.Certificate) -> bool:
+    return any(one.oid == ExtensionOID.KEY_USAGE for one in certificate.extensions)
 
 
 def _of_go(certificate: x509.Certificate) -> Iterator[str]:

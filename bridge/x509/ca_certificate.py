@@ -23,7 +23,7 @@ from bridge.x509.certificate import (
     subject_of,
 )
 from bridge.x509.der import content
-from bridge.x509.key_quality import require_good_anchor_key, require_good_ca_key
+from bridge.x509.key_quality import require_good_ca_key, require_good_upper_ca_key
 from bridge.x509.name_constraints import NameConstraints
 
 _Kind = TypeVar("_Kind", bound=x509.ExtensionType)
@@ -50,7 +50,10 @@ def ca_problems(
 ) -> Iterator[str]:
     """Yield what is wrong with a certificate as a CA, in sentences without a subject.
 
-    Signatures are checked by `bridge.x509.path`.
+    Signatures are checked by `bridge.x509.path`. An intermediate may have an empty
+    subject, and an RSA key as an anchor may. The issuing CA may have neither: each leaf
+    names it, and is verified with its key. Both may lack keyUsage, as for all
+    verifiers: `bridge.dataplanes.acceptance` warns of it.
 
     Args:
         certificate: A CA certificate of the chain, below its trust anchor.
@@ -60,22 +63,23 @@ def ca_problems(
     if certificate.version is not x509.Version.v3:
         yield "is no X.509 version 3 certificate"
     if content(subject_of(certificate)) == b"":
-        yield "has an empty subject"
+        if not cas_below:
+            yield (
+                "has an empty subject, and OpenSSL takes no leaf that names no issuer: "
+                "reissue it with a subject"
+            )
     elif name_text(certificate, "subject") is None:
         yield "has a subject that cannot be read: reissue it with a UTF8String"
     yield from validity_problems(certificate, now)
-    # The issuing CA signs leaves, whose verifiers look at its key each time.
-    require_good = require_good_anchor_key if cas_below else require_good_ca_key
+    require_good = require_good_upper_ca_key if cas_below else require_good_ca_key
     yield from _key(certificate, require_good)
-    yield from _extensions(certificate, cas_below, _usage)
+    yield from _extensions(certificate, cas_below)
 
 
 def anchor_problems(certificate: x509.Certificate, *, cas_below: int) -> Iterator[str]:
     """Yield what verifiers find wrong with a trust anchor, besides its validity.
 
-    Verifiers ask less of an anchor than of the CAs below it: it may have an empty
-    subject, no keyUsage, an RSA key of up to 8192 bits with any odd exponent, and be of
-    version 1.
+    Verifiers ask less of an anchor than of the CAs below it: it may be of version 1.
 
     Args:
         certificate: The trust anchor.
@@ -85,9 +89,9 @@ def anchor_problems(certificate: x509.Certificate, *, cas_below: int) -> Iterato
         `check_ca` and `check_chain` of OpenSSL and BoringSSL; `isValid` and
         `CheckSignatureFrom` of Go's crypto/x509; `anchor_from_trusted_cert` of rustls.
     """
-    yield from _key(certificate, require_good_anchor_key)
+    yield from _key(certificate, require_good_upper_ca_key)
     if certificate.version is not x509.Version.v1:
-        yield from _extensions(certificate, cas_below, _anchor_usage)
+        yield from _extensions(certificate, cas_below)
     elif subject_of(certificate) != issuer_of(certificate):
         yield (
             "is of X.509 version 1 and not self-signed: OpenSSL and Envoy take version "
@@ -109,18 +113,14 @@ def validity_problems(certificate: x509.Certificate, now: datetime) -> Iterator[
         yield f"expired on {_time(certificate.not_valid_after_utc)}"
 
 
-def _extensions(
-    certificate: x509.Certificate,
-    cas_below: int,
-    usage: Callable[[x509.Extensions], Iterator[str]],
-) -> Iterator[str]:
+def _extensions(certificate: x509.Certificate, cas_below: int) -> Iterator[str]:
     try:
         extensions = certificate.extensions
     except UNREADABLE as error:
         yield f"has extensions that cannot be read: {error}"
         return
     yield from _is_ca(extensions, cas_below)
-    yield from usage(extensions)
+    yield from _usage(extensions)
     for extension in extensions:
         if extension.critical and extension.oid not in _EVALUATED:
             yield (
@@ -159,12 +159,6 @@ def _is_ca(extensions: x509.Extensions, cas_below: int) -> Iterator[str]:
 
 
 def _usage(extensions: x509.Extensions) -> Iterator[str]:
-    if _get(extensions, x509.KeyUsage) is None:
-        yield "must not sign certificates: keyUsage has no keyCertSign"
-    yield from _anchor_usage(extensions)
-
-
-def _anchor_usage(extensions: x509.Extensions) -> Iterator[str]:
     usage = _get(extensions, x509.KeyUsage)
     if usage is not None and not usage.key_cert_sign:
         yield "must not sign certificates: keyUsage has no keyCertSign"

@@ -20,8 +20,8 @@ from bridge.errors import CSRError
 
 _RSA_BITS = frozenset({2048, 3072, 4096})
 _RSA_EXPONENT = 65537
-_ANCHOR_RSA_BITS = range(2048, 8192 + 1)
-_ANCHOR_RSA_EXPONENTS = range(3, 1 << 31, 2)
+_UPPER_CA_RSA_BITS = range(2048, 8192 + 1)
+_UPPER_CA_RSA_EXPONENTS = range(3, 1 << 31, 2)
 _CURVES = frozenset({"secp256r1", "secp384r1"})
 _CA_CURVES = _CURVES | {"secp521r1"}
 
@@ -125,11 +125,11 @@ def require_good_ca_key(public_key: PublicKeyTypes) -> None:
         )
 
 
-def require_good_anchor_key(public_key: PublicKeyTypes) -> None:
-    """Refuse a public key that verifiers do not take from a trust anchor.
+def require_good_upper_ca_key(public_key: PublicKeyTypes) -> None:
+    """Refuse a public key that verifiers do not take from a CA above the issuing CA.
 
-    An anchor signs a few certificates in its life: it may have an RSA key of 2048 to
-    8192 bits and any odd exponent from 3 to 2**31.
+    A trust anchor or an intermediate signs a few certificates in its life: it may have
+    an RSA key of 2048 to 8192 bits and any odd exponent from 3 to 2**31.
 
     Raises:
         CSRError: See `require_good_key`.
@@ -141,17 +141,17 @@ def require_good_anchor_key(public_key: PublicKeyTypes) -> None:
         require_good_ca_key(public_key)
         return
     numbers = public_key.public_numbers()
-    if numbers.n.bit_length() not in _ANCHOR_RSA_BITS:
+    if numbers.n.bit_length() not in _UPPER_CA_RSA_BITS:
         raise CSRError(
             "the RSA key of a CA above the issuing CA must have 2048 to 8192 bits",
             rule="csr.rsa-size",
         )
-    if numbers.e not in _ANCHOR_RSA_EXPONENTS:
+    if numbers.e not in _UPPER_CA_RSA_EXPONENTS:
         raise CSRError(
             "the RSA exponent of a CA above the issuing CA must be odd, 3 to 2**31",
             rule="csr.rsa-exponent",
         )
-    _require_good_modulus(numbers.n, "trust anchor")
+    _require_good_modulus(numbers.n, "CA certificate")
 
 
 def require_good_rsa(n: int, e: int, *, what: str = "CSR") -> None:

@@ -117,6 +117,8 @@ class Stricter:
 
 
 _BELOW = ("issuing", "intermediate")
+_ISSUING = ("issuing",)
+_NO_LEAF_KEY = Stricter("no backend signs leaves with such a key", _ISSUING)
 _UNREADABLE = Stricter("the library of the bridge cannot read it")
 _WEAK_SIGNATURE = Stricter("a hash that is too weak for a CA", _BELOW)
 _PURPOSE = Stricter("a leaf is a server's and a client's certificate")
@@ -124,9 +126,9 @@ _PURPOSE = Stricter("a leaf is a server's and a client's certificate")
 STRICTER: dict[str, Stricter] = {
     "rsa-1024-key": Stricter("too short"),
     "rsa-2047-key": Stricter("too short"),
-    "rsa-8192-key": Stricter("no leaf is signed with it", _BELOW),
-    "rsa-2056-key": Stricter("no leaf is signed with it", _BELOW),
-    "rsa-exponent-3-key": Stricter("no leaf is signed with it", _BELOW),
+    "rsa-8192-key": _NO_LEAF_KEY,
+    "rsa-2056-key": _NO_LEAF_KEY,
+    "rsa-exponent-3-key": _NO_LEAF_KEY,
     "p224-key": Stricter("too short"),
     "rsa-sha224-signature": _WEAK_SIGNATURE,
     "ecdsa-sha224-signature": _WEAK_SIGNATURE,
@@ -143,8 +145,7 @@ STRICTER: dict[str, Stricter] = {
     "asterisk-in-printable-subject": _UNREADABLE,
     "latin-1-in-policy-notice": _UNREADABLE,
     "latin-1-in-utf8-policy-notice": _UNREADABLE,
-    "empty-subject": Stricter("a leaf must name its issuer", _BELOW),
-    "no-key-usage": Stricter("X509-SVID, 4.3 asks for it", _BELOW),
+    "empty-subject": Stricter("OpenSSL wants a leaf to name its issuer", _ISSUING),
     "key-usage-without-certsign": Stricter("it says that it signs no certificates"),
     "basic-constraints-of-no-ca": Stricter("it says that it is no CA"),
     "no-basic-constraints": Stricter("OpenSSL takes it, Go does not", ("anchor",)),

@@ -206,6 +206,8 @@ GOOD: list[Change] = [
     ("regional", {"path_length": 5}),
     ("root", {"path_length": 2}),
     ("root", {"usage": None}),
+    ("regional", {"usage": None}),
+    ("issuing", {"usage": None}),
     ("root", {"constraints": permitted(x509.DNSName("corp.example"))}),
     ("issuing", {"subject": x509.Name([x509.NameAttribute(NameOID.TITLE, "i")])}),
 ]
@@ -229,6 +231,15 @@ def root_key(name: str) -> Callable[[Tiers], Tiers]:
     def alter(tiers: Tiers) -> Tiers:
         tiers["root"] = replace(tiers["root"], key=name, signing_key=name)
         tiers["regional"] = replace(tiers["regional"], signing_key=name)
+        return tiers
+
+    return alter
+
+
+def intermediate_named(name: x509.Name) -> Callable[[Tiers], Tiers]:
+    def alter(tiers: Tiers) -> Tiers:
+        tiers["regional"] = replace(tiers["regional"], subject=name)
+        tiers["issuing"] = replace(tiers["issuing"], issuer=name)
         return tiers
 
     return alter
@@ -261,6 +272,25 @@ ANCHORS: dict[str, Callable[[Tiers], Tiers]] = {
 def test_an_anchor_may_be_like_this(alter: Callable[[Tiers], Tiers]) -> None:
     tiers = alter(good())
     assert validate(tiers).anchor.issuer == tiers["root"].subject
+
+
+def intermediate_key(tiers: Tiers) -> Tiers:
+    tiers["regional"] = replace(tiers["regional"], key="rsa2056-x")
+    tiers["issuing"] = replace(tiers["issuing"], signing_key="rsa2056-x")
+    return tiers
+
+
+INTERMEDIATES: dict[str, Callable[[Tiers], Tiers]] = {
+    "an RSA key of an odd size and exponent 3": intermediate_key,
+    "an empty subject": intermediate_named(named("")),
+    "the subject of the anchor": intermediate_named(named("root")),
+}
+
+
+@pytest.mark.parametrize("alter", INTERMEDIATES.values(), ids=INTERMEDIATES)
+def test_an_intermediate_may_be_like_this(alter: Callable[[Tiers], Tiers]) -> None:
+    tiers = alter(good())
+    assert validate(tiers).intermediates[0].subject == tiers["regional"].subject
 
 
 @pytest.mark.parametrize("name", ["issuing", "regional"])
@@ -311,7 +341,7 @@ FAULTS: list[tuple[str, dict[str, object], str]] = [
     ("root", {"ca": None}, f"{ROOT} is not a CA"),
     ("regional", {"path_length": 0}, f"{REGIONAL} has the pathLen 0 and 1 CA"),
     ("root", {"path_length": 1}, f"{ROOT} has the pathLen 1 and 2 CA"),
-    ("issuing", {"usage": None}, f"{ISSUING} .* no keyCertSign"),
+    ("issuing", {"usage": key_usage(crl_sign=True)}, f"{ISSUING} .* keyCertSign"),
     ("regional", {"usage": key_usage(crl_sign=True)}, f"{REGIONAL} .* keyCertSign"),
     ("root", {"usage": key_usage(crl_sign=True)}, f"{ROOT} .* no keyCertSign"),
     (
@@ -565,7 +595,8 @@ def test_an_anchor_of_the_same_name_with_another_key_is_none() -> None:
 
 
 def test_all_faults_are_listed_at_once() -> None:
-    tiers = changed("issuing", usage=None, not_after=NOW - timedelta(hours=1))
+    ended = NOW - timedelta(hours=1)
+    tiers = changed("issuing", usage=key_usage(crl_sign=True), not_after=ended)
     tiers["root"] = replace(tiers["root"], ca=False)
     with pytest.raises(ConfigError, match="keyCertSign") as caught:
         validate(tiers)
