@@ -16,9 +16,9 @@ from bridge.sdk import (
     configured_cas,
     option_error,
     read_secret,
-    secret_line,
 )
 from bridge.spi import BackendBrokenError, ConfigError
+from bridge_vault.login import secret_text
 from bridge_vault.options import (
     AppRoleLogin,
     Login,
@@ -189,10 +189,10 @@ def _login(ca: ConfiguredCA) -> tuple[object, ...]:
 
 def _token(path: Path | None) -> str:
     if path is not None:
-        return secret_line(read_secret(path), path, "a token").decode("ascii")
+        return secret_text(read_secret(path), path, "a token")
     for name in _TOKENS:
         if token := os.environ.get(name):
-            return token
+            return secret_text(os.fsencode(token), Path(name), "a token")
     raise ConfigError(
         f"expected an operator's token in --token-file or {' or '.join(_TOKENS)}",
         rule="vault.setup",

@@ -291,7 +291,7 @@ class LoginMethod:
                 )
             else:  # a projected token is readable, and short-lived
                 content = read_public(path)
-            return _text_of(content, path, what)
+            return secret_text(content, path, what)
         except ConfigError as error:
             raise BackendAuthError(
                 "the credential for Vault cannot be read",
@@ -300,9 +300,19 @@ class LoginMethod:
             ) from error
 
 
-def _text_of(content: bytes, path: Path, what: str) -> str:
-    text = secret_line(content, path, what).decode("ascii", errors="replace")
+def secret_text(content: bytes, source: Path, what: str) -> str:
+    """Return a token or another credential, which becomes a header or a field.
+
+    Args:
+        content: Of a file or a variable. A newline at its end is left out.
+        source: Its name, for the message.
+        what: What it holds, with its article.
+
+    Raises:
+        ConfigError: It is empty, or not one line of printable ASCII.
+    """
+    text = secret_line(content, source, what).decode("ascii", errors="replace")
     # The error of `http.client` shows what cannot be a header's value.
     if not text.isascii() or not text.isprintable():
-        raise ConfigError(f"{path}: expected {what} in one line of printable ASCII")
+        raise ConfigError(f"{source}: expected {what} in one line of printable ASCII")
     return text

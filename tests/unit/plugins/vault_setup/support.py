@@ -11,22 +11,14 @@ from bridge.spi import BackendError, PluginContext
 from bridge_vault.options import PKIOptions, TransitOptions
 from bridge_vault.setup.access import Access
 from bridge_vault.setup.operator import OperatorSession
-from bridge_vault.setup.pki import PKISetup
+from bridge_vault.setup.pki import UNKNOWN, PKISetup
 from bridge_vault.setup.plan import PlanItem, Step
 from bridge_vault.setup.transit import TransitSetup
 
 ISSUER = "0b51d2f0-6ff5-4a4c-9f0c-5a6bb2a5a3a1"
-
-
 RIGHT_MOUNT = {"type": "pki"}
-
-
 TUNE = "sys/mounts/pki/tune"
-
-
 KEYS = "audit_non_hmac_response_keys"
-
-
 RIGHT_TUNE = {"max_lease_ttl": 999_999, KEYS: ["certificate", "serial_number"]}
 
 
@@ -38,6 +30,11 @@ class Scripted:
     written: dict[str, Mapping[str, object]] = field(default_factory=dict)
     error: BackendError | None = None
     of_server: list[str] = field(default_factory=list)
+    patched: list[str] = field(default_factory=list)
+    answers: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    """To what is written."""
+    imported: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """What is there once something was imported."""
 
     def read(self, path: str, *, of_server: bool = False) -> Mapping[str, Any] | None:
         self.of_server += [f"read {path}"] if of_server else []
@@ -53,9 +50,16 @@ class Scripted:
     ) -> Mapping[str, Any]:
         self.of_server += [f"write {path}"] if of_server else []
         self.written[path] = fields
-        return {}
+        if path.endswith("issuers/import/cert"):
+            self.content |= self.imported
+        return self.answers.get(path, {})
 
-    change = write
+    def change(self, path: str, fields: Mapping[str, object]) -> None:
+        self.patched.append(path)
+        self.written[path] = fields
+
+    def close(self) -> None:
+        """Nothing is open."""
 
 
 def configured(folder: Path) -> ConfiguredCA:
@@ -89,19 +93,22 @@ def access_to(
     return Access(cast("OperatorSession", vault), configured(folder), options, alike)
 
 
-def pki_setup(vault: Scripted, folder: Path) -> PKISetup:
+def pki_setup(vault: Scripted, folder: Path, *, is_unknown: bool = False) -> PKISetup:
     access = access_to(vault, folder)
     options = cast("PKIOptions", access.options)
+    if is_unknown:
+        options = options.model_copy(update={"issuer": UNKNOWN})
     return PKISetup(access, options, "p256", folder / "eu.csr", "meshca")
 
 
-def transit_setup(vault: Scripted, folder: Path) -> TransitSetup:
+def transit_setup(vault: Scripted, folder: Path, *, version: int = 1) -> TransitSetup:
     access = access_to(vault, folder)
     options = TransitOptions.model_validate(
         {
             "addresses": ("https://vault.example:8200",),
             "login": {"token": {"file": "token"}},
             "key": "issuing",
+            "key_version": version,
         },
         context=folder,
     )
