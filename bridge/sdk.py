@@ -2,7 +2,7 @@
 
 A plugin for a backend that holds a key (a file, a PKCS#11 token, Vault's Transit)
 implements `Signer`, and `SigningCA` makes an issuing CA of it. `parse_options` checks
-the options, `read_chain` reads the certificates, `read_secret` reads secrets, and
+the options, `read_description` reads the certificates, `read_secret` reads secrets, and
 `FileWatch` reports changes of files. `ChildProcess` runs what may hang or crash.
 """
 
@@ -99,6 +99,7 @@ __all__ = [
     "parse_options",
     "placed",
     "read_chain",
+    "read_description",
     "read_order",
     "read_public",
     "read_secret",
@@ -252,6 +253,36 @@ def read_chain(context: PluginContext) -> tuple[x509.Certificate, ...]:
     return (issuing, *(one for one in chain if one != issuing))
 
 
+def read_description(
+    context: PluginContext, *, assurance: str, labels: Mapping[str, str] = {}
+) -> Description:
+    """Read the file `chain` of an issuing CA whose key signs bytes.
+
+    Args:
+        context: See `read_chain`.
+        assurance: See `Description`, as is `labels`.
+        labels: For logs and metrics; no secrets.
+
+    Raises:
+        ConfigError: See `read_chain`; or the key of the certificate is of a kind that
+            the bridge does not sign with.
+    """
+    issuing, *others = read_chain(context)
+    if not isinstance(issuing.public_key(), CAPublicKey):
+        file = context.base / (context.chain or "")
+        raise ConfigError(
+            f"issuing_cas.{context.name}.chain: {file}: expected an issuing CA whose "
+            f"key is {CA_KEYS}",
+            rule="issuer.key",
+        )
+    return Description(
+        certificate=issuing,
+        intermediates=tuple(others),
+        assurance=assurance,
+        labels=labels,
+    )
+
+
 def _issuing_ca(chain: Sequence[x509.Certificate], source: Path) -> x509.Certificate:
     # The issuing CA is at the lower end of a chain: it has issued none of the others.
     ends = [one for one in chain if not _issued(one, chain)]
@@ -299,7 +330,7 @@ def subject_text(certificate: x509.Certificate) -> str:
 
 
 class SigningCA:
-    """An `IssuingCA` whose key is a `Signer`.
+    """An `IssuingCA` whose key is a `Signer`, which no call reaches after `close`.
 
     Args:
         description: Certificate and intermediates, which do not change.
@@ -317,6 +348,7 @@ class SigningCA:
             )
         self._description = description
         self._signer = signer
+        self._is_closed = False
         self._profile = LeafProfile(description.certificate)
         self._intermediates = tuple(
             certificate.public_bytes(Encoding.DER)
@@ -342,8 +374,7 @@ class SigningCA:
 
     def issue(self, prepared: Prepared, *, timeout: float) -> IssuedChain:
         """See `IssuingCA.issue`."""
-        if timeout <= 0:
-            raise BackendUnavailableError("no time is left to sign")
+        self._require_use(timeout)
         algorithm = self._profile.algorithm
         signature = self._signer.sign(prepared.tbs, algorithm, timeout=timeout)
         leaf = splice(prepared.tbs, algorithm.der, signature)
@@ -351,13 +382,19 @@ class SigningCA:
 
     def check(self, *, timeout: float) -> None:
         """See `IssuingCA.check`: the signer is asked."""
-        if timeout <= 0:
-            raise BackendUnavailableError("no time is left to look at the key")
+        self._require_use(timeout)
         self._signer.check(timeout=timeout)
 
     def close(self) -> None:
         """See `IssuingCA.close`."""
+        self._is_closed = True
         self._signer.close()
+
+    def _require_use(self, timeout: float) -> None:
+        if self._is_closed:
+            raise BackendUnavailableError("the issuing CA is closed")
+        if timeout <= 0:
+            raise BackendUnavailableError("no time is left to ask the issuing CA")
 
 
 class WatchedFiles:

@@ -10,27 +10,23 @@ import threading
 import time
 from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 
-from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from bridge.sdk import (
-    CA_KEYS,
     CAPublicKey,
     SignatureAlgorithm,
     WatchedFiles,
     WatchedSigningCA,
     digest_of,
-    read_chain,
+    issuer_key,
+    read_description,
     stamp_of,
 )
 from bridge.spi import (
     BackendCredentialError,
     BackendError,
     BackendUnavailableError,
-    ConfigError,
-    Description,
     PluginContext,
 )
 from bridge_pkcs11.options import PKCS11Options, options_of
@@ -68,18 +64,15 @@ class PKCS11CA(WatchedSigningCA):
         parsed = options_of(options, context)
         chain = context.base / (context.chain or "")
         digest = digest_of([chain])
-        certificates = read_chain(context)
+        key = parsed.key_label or parsed.key_id or ""
+        description = read_description(
+            context,
+            assurance="hsm",
+            labels={"token": parsed.token_label, "key": key},
+        )
         super().__init__(
-            Description(
-                certificate=certificates[0],
-                intermediates=certificates[1:],
-                assurance="hsm",
-                labels={
-                    "token": parsed.token_label,
-                    "key": parsed.key_label or parsed.key_id or "",
-                },
-            ),
-            _ProcessSigner(_key_of(certificates[0], chain), parsed, context),
+            description,
+            _ProcessSigner(issuer_key(description.certificate), parsed, context),
             WatchedFiles([chain], digest),
         )
 
@@ -223,15 +216,6 @@ def _order(
         channels=channels,
         environment=options.environment,
         log_level=logging.getLevelName(level),
-    )
-
-
-def _key_of(certificate: x509.Certificate, chain: Path) -> CAPublicKey:
-    key = certificate.public_key()
-    if isinstance(key, CAPublicKey):
-        return key
-    raise ConfigError(
-        f"{chain}: expected an issuing CA whose key is {CA_KEYS}", rule="issuer.key"
     )
 
 

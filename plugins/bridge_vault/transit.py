@@ -17,20 +17,17 @@ from cryptography.hazmat.primitives.serialization import (
 from hvac.api.secrets_engines import Transit
 
 from bridge.sdk import (
-    CA_KEYS,
     CAPublicKey,
     SignatureAlgorithm,
     WatchedFiles,
     WatchedSigningCA,
     digest_of,
-    read_chain,
+    issuer_key,
+    read_description,
     require_signature,
 )
 from bridge.spi import (
     BackendBrokenError,
-    BackendUnavailableError,
-    ConfigError,
-    Description,
     IssuedChain,
     PluginContext,
     Prepared,
@@ -61,20 +58,14 @@ class VaultTransitCA(WatchedSigningCA):
         chain = context.base / (context.chain or "")
         paths = (chain, *files_of(parsed))
         digest = digest_of(paths)
-        certificates = read_chain(context)
-        key = certificates[0].public_key()
-        if not isinstance(key, CAPublicKey):
-            raise ConfigError(
-                f"{chain}: expected an issuing CA whose key is {CA_KEYS}",
-                rule="issuer.key",
-            )
+        description = read_description(
+            context,
+            assurance="service",
+            labels={"key": f"{parsed.mount}/{parsed.key} v{parsed.key_version}"},
+        )
+        key = issuer_key(description.certificate)
         super().__init__(
-            Description(
-                certificate=certificates[0],
-                intermediates=certificates[1:],
-                assurance="service",
-                labels={"key": f"{parsed.mount}/{parsed.key} v{parsed.key_version}"},
-            ),
+            description,
             _TransitSigner(key, parsed, SharedSession(parsed, context), context),
             WatchedFiles(paths, digest),
         )
@@ -108,14 +99,11 @@ class _TransitSigner:
         self._context = context
         self._rights = Rights(session, context, _needless(options))
         self._warned: set[str] = set()
-        self._is_closed = False
 
     def public_key(self) -> CAPublicKey:
         return self._public_key
 
     def check(self, *, timeout: float) -> None:
-        if self._is_closed:
-            raise BackendUnavailableError("the issuing CA is closed")
         deadline = time.monotonic() + timeout
         options = self._options
         where = f"{options.mount}/keys/{options.key}"
@@ -142,8 +130,6 @@ class _TransitSigner:
     def sign(
         self, tbs: bytes, algorithm: SignatureAlgorithm, *, timeout: float
     ) -> bytes:
-        if self._is_closed:
-            raise BackendUnavailableError("the issuing CA is closed")
         options = self._options
         fields = _fields(self._public_key, algorithm, tbs)
         answer = self._session.call(
@@ -172,7 +158,6 @@ class _TransitSigner:
         return signature
 
     def close(self) -> None:
-        self._is_closed = True
         self._session.close()
 
     def _signature_of(self, answer: Mapping[str, Any]) -> bytes:

@@ -156,10 +156,16 @@ def test_without_time_the_key_is_not_used(timeout: float) -> None:
     assert signer.signed == []
 
 
-def test_closing_the_ca_closes_its_key() -> None:
+def test_closing_the_ca_closes_its_key_which_is_asked_nothing_more() -> None:
     ca, signer = signing_ca(new_chain())
+    prepared = ca.prepare(REQUEST)
     ca.close()
     assert signer.closed == 1
+    with pytest.raises(BackendUnavailableError, match="is closed"):
+        ca.issue(prepared, timeout=1.5)
+    with pytest.raises(BackendUnavailableError, match="is closed"):
+        ca.check(timeout=1.5)
+    assert (signer.signed, signer.checked) == ([], [])
 
 
 def test_a_check_asks_the_signer_and_signs_nothing() -> None:

@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import cast
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ed448
 
 from bridge.errors import ConfigError
 from bridge.sdk import (
@@ -14,10 +16,11 @@ from bridge.sdk import (
     parse_options,
     placed,
     read_chain,
+    read_description,
     secret_line,
 )
-from bridge.spi import PluginContext
-from tests.support.parts.pki import bundle, new_chain
+from bridge.spi import Description, PluginContext
+from tests.support.parts.pki import Key, bundle, new_chain
 
 
 class TokenOptions(PluginOptions):
@@ -200,3 +203,24 @@ def test_a_chain_that_is_absent_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=complaint):
         read_chain(context(tmp_path, chain))
+
+
+def test_a_chain_is_described(tmp_path: Path) -> None:
+    (tmp_path / "chain.pem").write_bytes(bundle(*CA.chain))
+    issuing, *above = CA.chain
+    assert read_description(
+        context(tmp_path, "chain.pem"), assurance="hsm", labels={"token": "mesh"}
+    ) == Description(
+        certificate=issuing,
+        intermediates=tuple(above),
+        assurance="hsm",
+        labels={"token": "mesh"},
+    )
+
+
+def test_an_issuing_ca_whose_key_signs_nothing_is_refused(tmp_path: Path) -> None:
+    odd = CA.issue_ca("odd", key=cast("Key", ed448.Ed448PrivateKey.generate()))
+    (tmp_path / "chain.pem").write_bytes(bundle(*odd.chain))
+    refused = r"^issuing_cas\.hsm-1\.chain: .*chain\.pem: expected an issuing CA"
+    with pytest.raises(ConfigError, match=refused):
+        read_description(context(tmp_path, "chain.pem"), assurance="hsm")
