@@ -135,7 +135,8 @@ def _findings(config: BridgeConfig, snapshot: Snapshot) -> Iterator[Finding]:
     for issuer in snapshot.issuers.values():
         yield from _tiers(snapshot, issuer)
         yield _backend(issuer)
-        yield from _names(config, snapshot, issuer)
+        if not issuer.ended:  # its expiry has failed, and so would each name
+            yield from _names(config, snapshot, issuer)
         yield from _exposure(issuer)
     yield from second_certificates(config, snapshot)
     yield from _latched(config, snapshot)

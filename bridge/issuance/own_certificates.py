@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
 )
 
+from bridge.errors import BackendUnavailableError
 from bridge.issuance.procedure import attempt
 from bridge.issuance.selection import (
     Subject,
@@ -123,10 +124,14 @@ class OwnCertificates:
 
         Raises:
             BridgeError: The issuing CA does not sign, its answer is refused, or its
-                chain does not permit the names.
+                chain has ended or does not permit the names.
         """
         if self._signing.stopped(issuer) is not None:
             raise stopped_error()  # looked at often, so it leaves no row
+        if issuer.chain.not_after <= self._clock():
+            raise BackendUnavailableError(
+                "the issuing CA's chain has ended", rule="issuer.expiring"
+            )
         from_plugin(issuer.ca.check, object, timeout=timeout)
         subject = _subject(
             ec.generate_private_key(ec.SECP256R1()), snapshot.probe_names[issuer.name]

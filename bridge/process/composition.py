@@ -282,12 +282,12 @@ def _warnings(
         found["latch"] = trouble
     if told := snapshots.current().bundle.problems(clock()):
         found["trust anchors"] = "; ".join(told)
-    clusters = snapshots.current().clusters
+    clusters, ended = snapshots.current().clusters, expiry.ended()
     if stale := clusters.problems():
         found["token keys"] = "; ".join(stale)
     for warning, names in (
         (WITHOUT_KEYS, clusters.without_keys()),
-        (UNPROVEN, snapshots.prober.unproven()),
+        (UNPROVEN, [one for one in snapshots.prober.unproven() if one not in ended]),
     ):
         if names:
             found[warning] = ", ".join(names)

@@ -6,6 +6,7 @@ Every problem is reported at once, so that an operator has to edit the file only
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -104,7 +105,9 @@ class Assembly:
         for name in self.config.issuing_cas if self._has("issuing_cas") else ():
             try:
                 if parts.bundle is not None:
-                    parts.issuers[name] = self.issuer(name, parts.bundle)
+                    parts.issuers[name] = self.issuer(
+                        name, parts.bundle, may_have_ended=True
+                    )
                 else:
                     # No chain can be validated. Other problems show nevertheless.
                     close_plugin(self._opened(name).close)
@@ -117,6 +120,8 @@ class Assembly:
                 parts.problems.append(error)
         if self._has("issuance"):
             parts.problems += self._unequal(parts.issuers)
+        if self._has("fronts", "clusters", "issuance"):
+            parts.problems += _ended(parts.issuers, self._rules())
         return parts
 
     def _has(self, *sections: str) -> bool:
@@ -136,8 +141,16 @@ class Assembly:
             content = _content(path, source)
         return parse_bundle(content, source)
 
-    def issuer(self, name: str, bundle: TrustBundle) -> Issuer:
+    def issuer(
+        self, name: str, bundle: TrustBundle, *, may_have_ended: bool = False
+    ) -> Issuer:
         """Build one issuing CA and validate its chain to the trust anchors.
+
+        Args:
+            name: In the configuration.
+            bundle: The trust anchors.
+            may_have_ended: Take a chain of which nothing is wrong but that it has
+                ended. Nothing can be issued under it.
 
         Raises:
             ConfigError: Options, files or chain cannot be used.
@@ -149,17 +162,9 @@ class Assembly:
         ca = self._opened(name)
         try:
             description = from_plugin(ca.describe, Description)
-            found = find_chain(
-                description.certificate,
-                description.intermediates,
-                bundle.anchors,
-                now=self.clock(),
-                source=source,
-                require=partial(self._require_accepted, name, source),
-            )
-            chain = found.chain
-            self._warn_of_left_out(found, bundle.anchors, source)
-            self._warn_of_planes(name, source, chain)
+            chain, ended = self._chain(name, source, description, bundle)
+            if ended and not may_have_ended:
+                raise ConfigError(ended, rule="config.chain")
             pinned = PinnedIssuer(
                 description.certificate,
                 _encoded(description.certificate, *description.intermediates),
@@ -183,7 +188,30 @@ class Assembly:
             served=served,
             served_pem=tuple(encode_certificate(item) for item in served),
             timeout_seconds=config.timeout.total_seconds(),
+            ended=ended,
         )
+
+    def _chain(
+        self, name: str, source: str, description: Description, bundle: TrustBundle
+    ) -> tuple[ValidatedChain, str]:
+        # The best chain, and what has ended of it, a line each.
+        search = partial(
+            find_chain,
+            description.certificate,
+            description.intermediates,
+            bundle.anchors,
+            source=source,
+            require=partial(self._require_accepted, name, source),
+        )
+        now, ended = self.clock(), ""
+        try:
+            found = search(now=now)
+        except ConfigError as error:
+            found, ended = _ended_chain(search, now, error), str(error)
+        if told := _left_out(found, bundle.anchors, source):
+            self.warn(told)
+        self._warn_of_planes(name, source, found.chain)
+        return found.chain, ended
 
     def _opened(self, name: str) -> IssuingCA:
         config = self.config.issuing_cas[name]
@@ -292,18 +320,6 @@ class Assembly:
             served[DataPlane.LINKERD] = fronts.linkerd.spiffe_uri
         return served
 
-    def _warn_of_left_out(
-        self, found: FoundChain, anchors: Sequence[x509.Certificate], source: str
-    ) -> None:
-        if not found.left_out:
-            return
-        told = "; ".join(_left_out(one, anchors) for one in found.left_out)
-        self.warn(
-            f"{source}: not on the path to the trust anchor "
-            f"({name_text(found.chain.anchor, 'subject')}), and therefore not served: "
-            f"{told}; take out of the file what does not belong there"
-        )
-
     def _unequal(self, issuers: Mapping[str, Issuer]) -> list[BridgeError]:
         # Failover goes from an issuing CA to a later one of its list, so all of a list
         # need the same assurance: failover from an HSM to a file would lower it.
@@ -346,6 +362,17 @@ class _Parts:
             self.clusters.close()
 
 
+def _ended(issuers: Mapping[str, Issuer], rules: Rules) -> list[BridgeError]:
+    # A chain that has ended is no reason to refuse a front that has another one.
+    # Those that could not be built are problems already.
+    ended = {name for name, one in issuers.items() if one.ended}
+    routes = [{*route} for route in rules.routes.values() if route]
+    lost = set[str]().union(*(route for route in routes if route <= ended))
+    return [
+        ConfigError(issuers[name].ended, rule="config.chain") for name in sorted(lost)
+    ]
+
+
 def _failed(where: str, plugin: str, error: BackendError) -> ConfigError:
     return ConfigError(
         f"{where}: plugin {plugin} cannot be set up: {error}", detail=error.detail
@@ -356,7 +383,33 @@ def _encoded(*certificates: x509.Certificate) -> tuple[bytes, ...]:
     return tuple(one.public_bytes(Encoding.DER) for one in certificates)
 
 
+def _ended_chain(
+    search: Callable[..., FoundChain], now: datetime, problem: ConfigError
+) -> FoundChain:
+    # The chain of which nothing is wrong but that it has ended, or the problem.
+    try:
+        found = search(now=None)
+    except ConfigError:
+        raise problem from None
+    if found.chain.not_after > now:
+        raise problem
+    return found
+
+
 def _left_out(
+    found: FoundChain, anchors: Sequence[x509.Certificate], source: str
+) -> str:
+    if not found.left_out:
+        return ""
+    told = "; ".join(_one_left_out(one, anchors) for one in found.left_out)
+    return (
+        f"{source}: not on the path to the trust anchor "
+        f"({name_text(found.chain.anchor, 'subject')}), and therefore not served: "
+        f"{told}; take out of the file what does not belong there"
+    )
+
+
+def _one_left_out(
     certificate: x509.Certificate, anchors: Sequence[x509.Certificate]
 ) -> str:
     # Two certificates of one name differ by their serial number.

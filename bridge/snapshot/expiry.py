@@ -66,26 +66,40 @@ class ExpiryWatch:
         return {PART: "; ".join(texts)} if texts else {}
 
     def problem(self, unusable: Collection[str]) -> str:
-        """Return why no certificate can be issued any more, if chains have ended.
+        """Return which front can issue nothing any more, if its chains have ended.
 
         Args:
             unusable: The names of issuing CAs that cannot sign for another reason.
 
         Returns:
-            Empty while the chain of a usable issuing CA lasts, or if none has ended.
+            Empty while each front has a usable issuing CA whose chain lasts, or where
+            none of a front's has ended.
         """
+        snapshot, now = self._current(), self._clock()
+        ended = self.ended()
+        usable = {*snapshot.issuers} - {*unusable} - ended
+        told: list[str] = []
+        for front, names in snapshot.rules.reachable.items():
+            ends = [
+                _end_of(snapshot.issuers[name], snapshot, now)
+                for name in names
+                if name in ended
+            ]
+            if ends and usable.isdisjoint(names):
+                told.append(f"front {front} can issue nothing: {', '.join(ends)}")
+        return "; ".join(told)
+
+    def ended(self) -> set[str]:
+        """Return the names of the issuing CAs under which nothing can be issued now."""
         snapshot = self._current()
         # Just before its end, a chain permits no useful certificate either: see
         # `bridge.policy.issuance_policy.validity`.
         until = self._clock() + snapshot.rules.top.backdate
-        ended = [
-            issuer
+        return {
+            issuer.name
             for issuer in snapshot.issuers.values()
             if issuer.chain.not_after <= until
-        ]
-        usable = {*snapshot.issuers} - {*unusable} - {each.name for each in ended}
-        now = self._clock()
-        return "" if usable else "; ".join(_end_of(one, snapshot, now) for one in ended)
+        }
 
     def _found(self) -> Iterator[tuple[str, ExpiryLevel]]:
         # Chains share intermediates and anchors: each certificate is told once.
@@ -105,6 +119,6 @@ def _end_of(issuer: Issuer, snapshot: Snapshot, now: datetime) -> str:
     first = min(snapshot.expiries(issuer), key=lambda one: one.not_after)
     word = "ended" if first.not_after <= now else "ends"
     return (
-        f"{issuer.name} can issue nothing: the {first.title} {word} "
-        f"{first.not_after:%Y-%m-%dT%H:%M:%SZ}; replace it"
+        f"the {first.title} of {issuer.name} {word} "
+        f"{first.not_after:%Y-%m-%dT%H:%M:%SZ}: replace it"
     )

@@ -41,6 +41,8 @@ class Issuer:
     served_pem: tuple[str, ...]
     """The same in PEM; each ends in a newline."""
     timeout_seconds: float
+    ended: str = ""
+    """What had ended of the chain when it was loaded, a line each; else empty."""
 
     @property
     def chooses_serial(self) -> bool:

@@ -83,7 +83,7 @@ def find_chain(
     others: Sequence[x509.Certificate],
     anchors: Sequence[x509.Certificate],
     *,
-    now: datetime,
+    now: datetime | None,
     source: str,
     require: Callable[[ValidatedChain], None] = lambda _: None,
 ) -> FoundChain:
@@ -100,7 +100,7 @@ def find_chain(
         others: Certificates in any order: intermediates, repeated ones, roots,
             strangers.
         anchors: See `validate_chain`.
-        now: See `validate_chain`.
+        now: See `validate_chain`. None: each path is validated at its last second.
         source: See `validate_chain`.
         require: Raises a `ConfigError` for a valid path that cannot be used
             nevertheless, such as one that a data plane rejects.
@@ -114,8 +114,9 @@ def find_chain(
     found: list[ValidatedChain] = []
     problems: list[ConfigError] = []
     for *path, anchor in _paths(given, anchors, source):
+        then = now or _last_second(*path, anchor)
         try:
-            chain = validate_chain(path[0], path[1:], [anchor], now=now, source=source)
+            chain = validate_chain(path[0], path[1:], [anchor], now=then, source=source)
             require(chain)
         except ConfigError as error:
             problems.append(error)
@@ -126,7 +127,7 @@ def find_chain(
     best = max(
         found,
         key=lambda one: (
-            one.not_after - now > _LASTING,
+            now is None or one.not_after - now > _LASTING,
             len(one.intermediates),
             one.not_after,
         ),
@@ -134,6 +135,10 @@ def find_chain(
     on_path = {best.issuing, *best.intermediates}
     left_out = tuple(one for one in given if one not in on_path)
     return FoundChain(chain=best, left_out=left_out)
+
+
+def _last_second(*path: x509.Certificate) -> datetime:
+    return min(one.not_valid_after_utc for one in path) - timedelta(seconds=1)
 
 
 def require_path(

@@ -1,13 +1,17 @@
 """What a bridge tells while its chains come to their end, over the wire."""
 
 import json
+import time
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
+from bridge.process.role import UNPROVEN
 from bridge.system.clock import system_clock
+from tests.support.clients.callers import Callers
 from tests.support.harness.clock import SetClock
-from tests.support.harness.fake_backends import FakeBackends
+from tests.support.harness.fake_backends import FakeBackends, StallingCA
 from tests.support.harness.in_process_server import eventually
 
 
@@ -46,7 +50,33 @@ def test_the_level_rises_until_the_bridge_is_not_ready(
         clock.forward(days=1)
         status, body = bridge.get("/readyz")
         assert status == 503
-        assert "a can issue nothing: the " in json.loads(body)["parts"]["issuing CAs"]
+        told = json.loads(body)["parts"]["issuing CAs"]
+        assert "front istio can issue nothing: the " in told
         assert bridge.get("/ready") == (500, "not ready\n")
         assert levels() == {"2.0"}
         eventually(lambda: ": replace it" in caplog.text)
+
+
+def test_a_bridge_starts_beside_an_issuing_ca_that_has_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    bridge = FakeBackends(tmp_path / "bridge", monkeypatch)
+    good = bridge.cas["b"].authority
+    old = good.above[0].issue_ca(
+        "old", path_length=0, not_after=system_clock() - timedelta(days=1)
+    )
+    bridge.cas["a"] = StallingCA(old)
+    with bridge:
+        status, body = bridge.get("/readyz")
+        page = json.loads(body)
+        assert (status, page["parts"]["issuing CAs"]) == (200, "ok")
+        told = page["warnings"]
+        assert told["expiry"].startswith("error: the issuing CA (CN=old) of a ended ")
+        assert told["issuing CAs"].endswith("the issuing CA's chain has ended")
+        assert UNPROVEN not in told, "no reload waits for it"
+        eventually(lambda: "the issuing CA (CN=old) of a ended " in caplog.text)
+        with Callers(bridge, each=1) as callers:
+            began = time.monotonic()
+            callers.await_served(began, 20)
+            assert {*callers.codes(began)} == {"OK"}
+    assert bridge.cas["a"].called == []

@@ -217,6 +217,34 @@ def test_an_expiry_has_a_level_and_an_error_fails_the_check(
     assert status == (1 if result == "FAILED" else 0)
 
 
+def test_an_issuing_ca_that_has_ended_beside_a_good_one_fails_by_its_expiry_alone(
+    tmp_path: Path,
+) -> None:
+    def change(tree: dict[str, Any], folder: Path) -> None:
+        old = make(
+            ThrowawaySpec(
+                trust_domains=(TrustDomain(demo_scenario.TRUST_DOMAIN),),
+                issuing_ttl=DAY,
+            ),
+            clock=lambda: system_clock() - 2 * DAY,
+        )
+        write(old, folder / "old")
+        anchors = folder / "anchors.pem"
+        anchors.write_bytes(
+            b"".join(one.read_bytes() for one in folder.glob("*/roots.pem"))
+        )
+        good = tree["issuing_cas"]["demo"]
+        changed = json.loads(json.dumps(good).replace("hierarchy/", "old/"))
+        tree["issuing_cas"]["old"] = changed
+        tree["issuance"]["issuing_cas"] = ["old", "demo"]
+        tree["trust_anchors"] = "anchors.pem"
+
+    status, out = run("-c", written(tmp_path, change), "-o", "json")
+    found = [one for one in json.loads(out)["findings"] if one["result"] == "FAILED"]
+    assert [(one["part"], one["detail"][:6]) for one in found] == [("old", "ended ")]
+    assert status == 1
+
+
 @pytest.mark.parametrize(
     ("days", "says"),
     [(-9, "ended "), (9, "is not valid before ")],

@@ -123,6 +123,14 @@ def test_what_the_bridge_asks_for_itself_brings_a_csr_of_its_key(
     assert requested_names(csr) == []
 
 
+def test_an_issuing_ca_whose_chain_has_ended_is_not_asked(world: World) -> None:
+    issuer = world.snapshot.issuers["a"]
+    world.clock.now = issuer.chain.not_after
+    with pytest.raises(BackendUnavailableError, match="chain has ended"):
+        world.own.probe(issuer, world.snapshot, timeout=5)
+    assert world.cas["a"].called == []
+
+
 def test_a_probe_of_a_backend_that_cannot_date_back_is_valid_for_a_minute(
     world: World,
 ) -> None:

@@ -1,3 +1,4 @@
+import re
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -20,6 +21,8 @@ from tests.interop.planes.oddities import change_of
 from tests.support.harness.core import World, leaf_of
 from tests.support.harness.fake_ca import LyingCA
 from tests.support.parts.pki import NOW, Authority, bundle, new_root
+
+DAY = timedelta(days=1)
 
 
 def test_every_problem_of_every_section_is_reported_at_once(tmp_path: Path) -> None:
@@ -107,6 +110,79 @@ def test_issuing_cas_that_are_declared_equals_stand_in_for_each_other(
 def test_the_file_backend_warns_that_it_is_for_development(tmp_path: Path) -> None:
     with World(tmp_path, fake=False) as world:
         assert len([text for text in world.warnings if "for development" in text]) == 2
+
+
+def ending(*names: str) -> dict[str, Authority]:
+    upper = new_root(not_after=NOW + 3 * DAY).issue_ca("upper", path_length=1)
+    return {
+        name: upper.issue_ca(
+            name, path_length=0, not_after=NOW + DAY if name in names else None
+        )
+        for name in ("a", "b")
+    }
+
+
+LINKERD_OF_A = {
+    "fronts": {"linkerd": {"listen": "127.0.0.1:0", "trust_domain": "corp.example"}},
+    "issuance": {
+        "issuing_cas": ["b", "a"],
+        "rules": [{"fronts": ["linkerd"], "issuing_cas": ["a"]}],
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("ended", "issuance", "refused"),
+    [
+        (["a"], {}, []),
+        (["b"], {}, []),
+        (["a"], {"issuance": {"issuing_cas": ["b"]}}, []),
+        (["a"], {"issuance": {"issuing_cas": ["a"]}}, ["a"]),
+        (["a", "b"], {}, ["a", "b"]),
+        (["a"], LINKERD_OF_A, ["a"]),
+        (["b"], LINKERD_OF_A, []),
+    ],
+    ids=[
+        *("another one lasts", "the second has ended", "the other one is not used"),
+        *("only the other one is not used", "both", "the only one of a front"),
+        "the front of it has another one",
+    ],
+)
+def test_a_chain_that_has_ended_refuses_no_front_that_has_another_one(
+    tmp_path: Path, ended: list[str], issuance: dict[str, Any], refused: list[str]
+) -> None:
+    world = World(tmp_path, fake=False, authorities=ending(*ended), overrides=issuance)
+    world.clock.forward(days=2)
+    if not refused:
+        with world:
+            issuers = world.snapshot.issuers.values()
+            assert [one.name for one in issuers if one.ended] == ended
+        return
+    with pytest.raises(ConfigError, match="expired on") as caught:
+        world.assembly.snapshot()
+    assert re.findall(r"issuing_cas\.(\w)\.", str(caught.value)) == refused
+
+
+@pytest.mark.parametrize(
+    ("days", "says"), [(-2, "is not valid before"), (2, "issued by itself")]
+)
+def test_only_the_end_of_a_chain_is_forgiven(
+    tmp_path: Path, days: int, says: str
+) -> None:
+    world = World(tmp_path, fake=False, authorities=ending("a"))
+    if days > 0:
+        alone = new_root("alone", not_after=NOW + DAY)
+        world.write_authority("a", replace(alone, above=(alone,)))
+    world.clock.forward(days=days)
+    with pytest.raises(ConfigError, match=says):
+        world.assembly.snapshot()
+
+
+def test_a_changed_chain_that_has_ended_is_refused(tmp_path: Path) -> None:
+    with World(tmp_path, fake=False, authorities=ending("a")) as world:
+        world.clock.forward(days=2)
+        with pytest.raises(ConfigError, match="expired on"):
+            world.assembly.issuer("a", world.snapshot.bundle)
 
 
 def test_each_problem_names_the_file_and_the_key_first(tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 """What is told of certificates that end: in the log, in readiness, and by not ready."""
 
 import logging
+import re
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -103,12 +105,28 @@ def test_the_bridge_is_not_ready_once_the_last_usable_chain_has_ended(
     world.clock.now = NOW + after
     told = watch(world).problem(unusable)
     ends = {"a": NOW + 130 * DAY, "b": NOW + 200 * DAY}
-    assert told == "; ".join(
-        f"{name} can issue nothing: the issuing CA (CN={name}) "
+    assert told == ("front istio can issue nothing: " if says else "") + ", ".join(
+        f"the issuing CA (CN={name}) of {name} "
         f"{'ended' if ends[name] <= NOW + after else 'ends'} "
-        f"{ends[name]:%Y-%m-%dT%H:%M:%SZ}; replace it"
+        f"{ends[name]:%Y-%m-%dT%H:%M:%SZ}: replace it"
         for name in says
     )
+
+
+@pytest.mark.parametrize(
+    ("days", "fronts"),
+    [(99, ""), (130, "linkerd"), (200, "istio, linkerd")],
+    ids=["both last", "one front's CA has ended", "both have"],
+)
+def test_each_front_needs_a_chain_that_lasts(
+    world: World, days: int, fronts: str
+) -> None:
+    reachable = {"istio": ("b", "a"), "linkerd": ("a",)}
+    rules = replace(world.snapshot.rules, reachable=reachable)
+    world.snapshot = replace(world.snapshot, rules=rules)
+    world.clock.now = NOW + days * DAY
+    told = watch(world).problem(())
+    assert ", ".join(re.findall("front ([a-z]+) can issue nothing", told)) == fronts
 
 
 def test_the_chain_ends_with_the_first_of_its_certificates(tmp_path: Path) -> None:
@@ -116,4 +134,4 @@ def test_the_chain_ends_with_the_first_of_its_certificates(tmp_path: Path) -> No
     with World(tmp_path, authorities=authorities) as world:
         world.clock.forward(days=10)
         told = watch(world).problem(())
-    assert told.startswith("a can issue nothing: the ")
+    assert told.startswith("front istio can issue nothing: the ")
