@@ -7,7 +7,7 @@ subcommand has a module of its own here.
 import typer
 
 from bridge.cli.console import CommandGroup
-from bridge.cli.hierarchy import throwaway
+from bridge.cli.hierarchy import plan, throwaway
 
 app = typer.Typer(
     cls=CommandGroup,
@@ -23,4 +23,5 @@ def _group() -> None:
     pass
 
 
+app.command("plan")(plan.plan)
 app.command("throwaway")(throwaway.throwaway)

@@ -18,7 +18,7 @@ def _ca(name: str, parent: str | None, path_len: int, **more: Any) -> dict[str, 
     return above | {
         "common_name": f"Corp {name} CA",
         "key": {"backend": "file", "path": f"keys/{name}.key", "algorithm": "p256"},
-        "validity": {"years": {None: 20, "root": 10}.get(parent, 1)},
+        "validity": {"years": {None: 20, "root": 5}.get(parent, 1)},
         "path_len": path_len,
         **more,
     }
@@ -53,7 +53,8 @@ def changed(changes: Mapping[str, Any] = _NOTHING) -> dict[str, Any]:
     Args:
         changes: Values by path, such as `cas.eu.path_len`. `...` takes a key out.
     """
-    tree = deepcopy({**GOOD})
+    # Through text: equal constraints of two CAs are two, to be changed apart.
+    tree: dict[str, Any] = json.loads(json.dumps(GOOD))
     for path, value in changes.items():
         *place, last = path.split(".")
         at: Any = tree

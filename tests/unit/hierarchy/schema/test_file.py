@@ -16,9 +16,10 @@ from bridge.hierarchy.schema import ValidityEntry, load, parse
 from tests.support.parts.hierarchy_file import NOW, ca, changed, loaded
 
 
-def utc(*numbers: int) -> datetime:
-    year, month, day, *rest = numbers
-    return datetime(year, month, day, *rest, tzinfo=UTC)
+def utc(
+    year: int, month: int, day: int, hour: int = 0, minute: int = 0, second: int = 0
+) -> datetime:
+    return datetime(year, month, day, hour, minute, second, tzinfo=UTC)
 
 
 OFFICER = {"name": "Ada", "role": "security officer", "public_key": "ada.pem"}
