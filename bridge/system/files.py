@@ -108,25 +108,37 @@ def digest_of_contents(contents: Mapping[Path, bytes]) -> str:
 def write_new(folder: Path, files: Mapping[str, bytes]) -> None:
     """Write `files` into `folder`, readable by the owner only; overwrite none.
 
+    Args:
+        folder: It, and folders in it, are made with mode 0700 where they are not there.
+        files: Contents by their paths below `folder`.
+
     Raises:
         ConfigError: One of them exists, or the folder cannot be written. Nothing is
             left behind.
     """
-    written: list[Path] = []
+    made: list[Path] = []
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for name, content in files.items():
             path = folder / name
+            _make_folders(path.parent, made)
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
             with os.fdopen(os.open(path, flags, 0o600), "wb") as file:
-                written.append(path)
+                made.append(path)
                 file.write(content)
     except OSError as error:
-        for path in written:
-            path.unlink(missing_ok=True)
+        for path in reversed(made):
+            with suppress(OSError):
+                path.rmdir() if path.is_dir() else path.unlink()
         raise ConfigError(
             f"{error.filename or folder}: expected a new file ({error.strerror})"
         ) from error
+
+
+def _make_folders(folder: Path, made: list[Path]) -> None:
+    new = [one for one in (folder, *folder.parents) if not one.exists()]
+    for one in reversed(new):
+        one.mkdir(mode=0o700, exist_ok=True)
+        made.append(one)
 
 
 def replace(path: Path, content: bytes, mode: int = 0o600) -> None:

@@ -1,0 +1,1 @@
+"""The certificates of a Kubernetes cluster's own parts, and the files for them."""

@@ -1,0 +1,120 @@
+"""`certificates` of the hierarchy file: the clusters whose own PKI hangs below it.
+
+A cluster is described by its nodes and addresses. Which certificates its parts need is
+known from that: see `bridge.hierarchy.kubernetes_pki.profiles`.
+"""
+
+import ipaddress
+from collections.abc import Iterator
+from typing import Annotated, Self
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, Field, model_validator
+
+from bridge.config.schema import Section
+from bridge.config.types import Different, Hosts, HttpsURL, Label
+from bridge.dns_names import is_host
+
+IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+def _address(value: str) -> str:
+    try:
+        return str(ipaddress.ip_address(value))
+    except ValueError:
+        raise ValueError('expected an IP address such as "10.0.0.11"') from None
+
+
+def _service_range(value: str) -> str:
+    try:
+        found = ipaddress.ip_network(value)
+    except ValueError as error:
+        raise ValueError(f'expected a range such as "10.96.0.0/12": {error}') from None
+    if found.num_addresses < 2:  # noqa: PLR2004 - the network's own address, and one
+        raise ValueError('expected a range such as "10.96.0.0/12", not one address')
+    return value
+
+
+def _node(value: str) -> str:
+    if not is_host(value):
+        raise ValueError(
+            "expected the name of a node as Kubernetes has it: a DNS name in lower "
+            "case such as cp-1"
+        )
+    return value
+
+
+_Addresses = Annotated[
+    tuple[Annotated[str, AfterValidator(_address)], ...],
+    Field(strict=False),
+    Different,
+]
+_NodeName = Annotated[str, AfterValidator(_node)]
+_Days = Annotated[int, Field(ge=1, le=3660)]
+
+
+class NodeEntry(Section):
+    """One node: the names and addresses that others call it by, besides its name."""
+
+    dns: Hosts = ()
+    ip: _Addresses = ()
+
+    def addresses(self) -> Iterator[IPAddress]:
+        """Yield its addresses, in order."""
+        return map(ipaddress.ip_address, self.ip)
+
+
+class ClusterPKIEntry(Section):
+    """`certificates.<cluster>`: the PKI of one Kubernetes cluster."""
+
+    kubernetes_ca: Label
+    """The CA, of purpose `kubernetes`, of the API server and its clients."""
+    etcd_ca: Label
+    """The CA, of purpose `etcd`, of etcd's members and clients."""
+    front_proxy_ca: Label
+    """The CA, of purpose `front-proxy`, of who may tell an aggregated API server which
+    user asks."""
+    endpoint: HttpsURL
+    """Where all nodes and users find the API servers, such as
+    `https://api.prod.corp.example:6443`."""
+    local_port: Annotated[int, Field(ge=1, le=65535)] = 6443
+    """Where each API server itself listens: kubeadm's `bindPort`."""
+    service_range: Annotated[str, AfterValidator(_service_range)] = "10.96.0.0/12"
+    """The addresses of Services. The first one is the API server's."""
+    dns_domain: Annotated[str, AfterValidator(_node)] = "cluster.local"
+    control_planes: Annotated[dict[_NodeName, NodeEntry], Field(min_length=1)]
+    """The nodes with an API server and an etcd member. Each needs its address."""
+    workers: dict[_NodeName, NodeEntry] = Field(default_factory=dict)
+    days: _Days = 365
+    """Lifetime of each certificate, at most to the end of its CA's."""
+
+    @model_validator(mode="after")
+    def _apart(self) -> Self:
+        if len({self.kubernetes_ca, self.etcd_ca, self.front_proxy_ca}) < 3:  # noqa: PLR2004
+            raise ValueError(
+                "expected three CAs: under one in common each client of the API "
+                "server, such as a kubelet, could read etcd or speak for any user"
+            )
+        for name in sorted(self.control_planes.keys() & self.workers.keys()):
+            raise ValueError(f"expected {name} once: a node has one role")
+        for name, node in self.control_planes.items():
+            if not node.ip:
+                raise ValueError(
+                    f"expected control_planes.{name}.ip: the address that its API "
+                    "server and etcd are called at"
+                )
+        return self
+
+    @property
+    def first_service_address(self) -> IPAddress:
+        """The address of the Service `kubernetes`."""
+        return ipaddress.ip_network(self.service_range)[1]
+
+    @property
+    def endpoint_host(self) -> str | IPAddress:
+        """The host of `endpoint`, as a name or as an address."""
+        host = urlsplit(self.endpoint).hostname or ""
+        try:
+            return ipaddress.ip_address(host)
+        except ValueError:
+            return host
