@@ -17,14 +17,14 @@ from cryptography.x509.oid import NameOID
 
 from bridge.hierarchy.kubernetes_pki.issue import LeafIssuer, issue_all, new_leaf_key
 from bridge.hierarchy.kubernetes_pki.layouts import component_files
-from bridge.hierarchy.kubernetes_pki.profiles import ClusterCA
-from bridge.hierarchy.schema.certificates import ClusterPKIEntry
+from bridge.hierarchy.kubernetes_pki.profiles import ADMINS
+from bridge.hierarchy.schema import ClusterCA
 from bridge.hierarchy.throwaway import ThrowawaySpec, constraints_of
 from bridge.spiffe import TrustDomain
 from bridge.system.clock import system_clock
 from bridge.system.files import write_new
-from bridge.x509.algorithm import algorithm_of, signature_of
 from tests.support.parts import netports
+from tests.support.parts.cluster_pki import cluster, issuer_of
 from tests.support.parts.kubernetes_pki import Client, ControlPlane, await_true
 from tests.support.parts.pki import Authority, new_key, new_root
 
@@ -35,6 +35,14 @@ CART = x509.UniformResourceIdentifier("spiffe://corp.example/ns/shop/sa/cart")
 HOST = x509.DNSName("localhost")
 REFUSED = r"(?i)unknown.ca|certificate|reset|eof|pipe|closed"
 """How a handshake ends that the server does not complete."""
+_RIGHTS = "rbac.authorization.k8s.io"
+BINDINGS = f"/apis/{_RIGHTS}/v1/clusterrolebindings"
+BINDING = {
+    "metadata": {"name": ADMINS},
+    "subjects": [{"apiGroup": _RIGHTS, "kind": "Group", "name": ADMINS}],
+    "roleRef": {"apiGroup": _RIGHTS, "kind": "ClusterRole", "name": "cluster-admin"},
+}
+"""What kubeadm makes of an administrator's group."""
 STORE = shutil.ignore_patterns("store", "log")
 
 
@@ -82,12 +90,6 @@ class Tree:
         return Client.of([leaf, *ca.chain], key, self.kubernetes.pem + self.etcd.pem)
 
 
-def issuer_of(ca: Authority) -> LeafIssuer:
-    algorithm = algorithm_of(ca.key.public_key())
-    path = (ca.certificate, *(one.certificate for one in ca.above))
-    return LeafIssuer(path, lambda tbs: signature_of(ca.key, algorithm, tbs))
-
-
 @dataclass(frozen=True)
 class Ground:
     tree: Tree
@@ -119,25 +121,21 @@ class Ground:
 def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
     tree, folder = Tree(), tmp_path_factory.mktemp("export")
     port = netports.reserve()
-    cluster = ClusterPKIEntry.model_validate(
-        {
-            "kubernetes_ca": "kubernetes",
-            "etcd_ca": "etcd",
-            "front_proxy_ca": "front-proxy",
-            "endpoint": f"https://127.0.0.1:{port}",
-            "local_port": port,
-            "service_range": "10.96.0.0/16",
-            "control_planes": {"cp-1": {"ip": ["127.0.0.1"]}},
-            "workers": {"worker-1": {"ip": ["127.0.0.1"]}},
-        }
+    own = {"ip": ["127.0.0.1"]}
+    planned = cluster(
+        endpoint=f"https://127.0.0.1:{port}",
+        local_port=port,
+        service_range="10.96.0.0/16",
+        control_planes={"cp-1": own},
+        workers={"worker-1": own},
     )
     issuers: dict[ClusterCA, LeafIssuer] = {
         "kubernetes": issuer_of(tree.kubernetes),
         "etcd": issuer_of(tree.etcd),
         "front-proxy": issuer_of(tree.front_proxy),
     }
-    leaves = issue_all(cluster, issuers, clock=system_clock)
-    write_new(folder, component_files(cluster, issuers, leaves, new_leaf_key()))
+    leaves = issue_all(planned, issuers, clock=system_clock)
+    write_new(folder, component_files(planned, issuers, leaves, new_leaf_key()))
     node = folder / "cp-1"
     clients = {
         name: Client.of_kubeconfig(node / path)
@@ -167,23 +165,7 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
         "--kubelet-preferred-address-types=InternalIP",
     )
     with ControlPlane(node, port, clients["super-admin"], more) as plane:
-        binding = {
-            "metadata": {"name": "kubeadm:cluster-admins"},
-            "subjects": [
-                {
-                    "apiGroup": "rbac.authorization.k8s.io",
-                    "kind": "Group",
-                    "name": "kubeadm:cluster-admins",
-                }
-            ],
-            "roleRef": {
-                "apiGroup": "rbac.authorization.k8s.io",
-                "kind": "ClusterRole",
-                "name": "cluster-admin",
-            },
-        }
-        bindings = "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings"
-        made = plane.call(clients["super-admin"], "POST", bindings, binding)
+        made = plane.call(clients["super-admin"], "POST", BINDINGS, BINDING)
         assert made[0] == CREATED, made
         yield Ground(tree, plane, folder, clients)
 

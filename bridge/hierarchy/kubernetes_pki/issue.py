@@ -16,12 +16,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 from bridge.errors import ConfigError, DeniedError
-from bridge.hierarchy.kubernetes_pki.profiles import (
-    ClusterCA,
-    PlannedLeaf,
-    leaves_of,
-)
-from bridge.hierarchy.schema.certificates import ClusterPKIEntry
+from bridge.hierarchy.kubernetes_pki.profiles import PlannedLeaf, leaves_of
+from bridge.hierarchy.schema import ClusterCA, ClusterPKIEntry
 from bridge.system.clock import Clock
 from bridge.x509.algorithm import algorithm_of, issuer_key
 from bridge.x509.certificate import key_usage

@@ -22,8 +22,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from bridge.hierarchy.kubernetes_pki.issue import IssuedLeaf, LeafIssuer, LeafKey
-from bridge.hierarchy.kubernetes_pki.profiles import ClusterCA
-from bridge.hierarchy.schema.certificates import ClusterPKIEntry
+from bridge.hierarchy.schema import ClusterCA, ClusterPKIEntry
 
 _KUBEADM = {
     "apiserver": "pki/apiserver",

@@ -8,15 +8,15 @@ Source:
 import ipaddress
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
 
-from bridge.hierarchy.schema.certificates import ClusterPKIEntry, IPAddress
-
-ClusterCA = Literal["kubernetes", "etcd", "front-proxy"]
-"""One of the three CAs of a cluster, by the purpose that the file gives it."""
+from bridge.hierarchy.schema.certificates import (
+    ClusterCA,
+    ClusterPKIEntry,
+    IPAddress,
+)
 
 ADMINS = "kubeadm:cluster-admins"
 """The group of administrators, which a ClusterRoleBinding of that name makes so."""
@@ -215,13 +215,3 @@ def _planned(cluster: ClusterPKIEntry, node: str, profile: Profile) -> PlannedLe
             for one in names
         ),
     )
-
-
-def ca_of(cluster: ClusterPKIEntry, ca: ClusterCA) -> str:
-    """Return the name in the file of one of the three CAs of a cluster."""
-    named = {
-        "kubernetes": cluster.kubernetes_ca,
-        "etcd": cluster.etcd_ca,
-        "front-proxy": cluster.front_proxy_ca,
-    }
-    return named[ca]

@@ -1,5 +1,10 @@
 """The hierarchy file, version 1, and the reader of it."""
 
+from bridge.hierarchy.schema.certificates import (
+    ClusterCA,
+    ClusterPKIEntry,
+    NodeEntry,
+)
 from bridge.hierarchy.schema.constraints import ConstraintsEntry, Subtrees
 from bridge.hierarchy.schema.file import (
     AcceptedWarning,
@@ -25,6 +30,8 @@ __all__ = [
     "AcceptedWarning",
     "AlgorithmName",
     "CAEntry",
+    "ClusterCA",
+    "ClusterPKIEntry",
     "ConstraintsEntry",
     "HierarchyFile",
     "KeyBehindCSR",
@@ -33,6 +40,7 @@ __all__ = [
     "KeyInTransit",
     "KeyLocation",
     "Loaded",
+    "NodeEntry",
     "Officer",
     "Purpose",
     "Subtrees",

@@ -6,15 +6,17 @@ known from that: see `bridge.hierarchy.kubernetes_pki.profiles`.
 
 import ipaddress
 from collections.abc import Iterator
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, model_validator
 
 from bridge.config.schema import Section
-from bridge.config.types import Different, Hosts, HttpsURL, Label
+from bridge.config.types import Different, Hosts, Label
 from bridge.dns_names import is_host
 
+ClusterCA = Literal["kubernetes", "etcd", "front-proxy"]
+"""One of the three CAs of a cluster, by the purpose that the file gives it."""
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
@@ -33,6 +35,27 @@ def _service_range(value: str) -> str:
     if found.num_addresses < 2:  # noqa: PLR2004 - the network's own address, and one
         raise ValueError('expected a range such as "10.96.0.0/12", not one address')
     return value
+
+
+def _endpoint(value: str) -> str:
+    expected = ValueError('expected a URL such as "https://api.prod.corp.example:6443"')
+    try:
+        found = urlsplit(value)
+        bare = f"https://{found.netloc}"
+        host, _ = found.hostname or "", found.port
+    except ValueError:
+        raise expected from None
+    if value != bare or "@" in value or not (is_host(host) or _is_address(host)):
+        raise expected
+    return value
+
+
+def _is_address(value: str) -> bool:
+    try:
+        _address(value)
+    except ValueError:
+        return False
+    return True
 
 
 def _node(value: str) -> str:
@@ -74,7 +97,7 @@ class ClusterPKIEntry(Section):
     front_proxy_ca: Label
     """The CA, of purpose `front-proxy`, of who may tell an aggregated API server which
     user asks."""
-    endpoint: HttpsURL
+    endpoint: Annotated[str, AfterValidator(_endpoint)]
     """Where all nodes and users find the API servers, such as
     `https://api.prod.corp.example:6443`."""
     local_port: Annotated[int, Field(ge=1, le=65535)] = 6443
@@ -82,7 +105,7 @@ class ClusterPKIEntry(Section):
     service_range: Annotated[str, AfterValidator(_service_range)] = "10.96.0.0/12"
     """The addresses of Services. The first one is the API server's."""
     dns_domain: Annotated[str, AfterValidator(_node)] = "cluster.local"
-    control_planes: Annotated[dict[_NodeName, NodeEntry], Field(min_length=1)]
+    control_planes: dict[_NodeName, NodeEntry]
     """The nodes with an API server and an etcd member. Each needs its address."""
     workers: dict[_NodeName, NodeEntry] = Field(default_factory=dict)
     days: _Days = 365
@@ -95,6 +118,8 @@ class ClusterPKIEntry(Section):
                 "expected three CAs: under one in common each client of the API "
                 "server, such as a kubelet, could read etcd or speak for any user"
             )
+        if not self.control_planes:
+            raise ValueError("expected at least one node in control_planes")
         for name in sorted(self.control_planes.keys() & self.workers.keys()):
             raise ValueError(f"expected {name} once: a node has one role")
         for name, node in self.control_planes.items():
@@ -104,6 +129,12 @@ class ClusterPKIEntry(Section):
                     "server and etcd are called at"
                 )
         return self
+
+    def cas(self) -> Iterator[tuple[ClusterCA, str, str]]:
+        """Yield the purpose, the key and the name in the file of each of its CAs."""
+        yield "kubernetes", "kubernetes_ca", self.kubernetes_ca
+        yield "etcd", "etcd_ca", self.etcd_ca
+        yield "front-proxy", "front_proxy_ca", self.front_proxy_ca
 
     @property
     def first_service_address(self) -> IPAddress:

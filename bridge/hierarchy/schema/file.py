@@ -36,6 +36,7 @@ from bridge.config.types import (
 )
 from bridge.dataplanes.planes import DataPlane
 from bridge.errors import ConfigError
+from bridge.hierarchy.schema.certificates import ClusterPKIEntry
 from bridge.hierarchy.schema.constraints import ConstraintsEntry
 from bridge.hierarchy.schema.key_location import BACKENDS, KeyLocation
 from bridge.system.files import read_public
@@ -218,6 +219,8 @@ class HierarchyFile(Section):
     data_planes: _Planes = ()
     """All that verify leaves of its meshes."""
     cas: dict[Label, CAEntry]
+    certificates: dict[Label, ClusterPKIEntry] = Field(default_factory=dict)
+    """The clusters whose own PKI hangs below it."""
     officers: Annotated[tuple[Officer, ...], Field(strict=False)] = ()
     quorum: Annotated[int, Field(ge=0)] = 0
     """How many officers have to sign the transcript."""
@@ -356,7 +359,27 @@ def _broken(file: HierarchyFile) -> Iterator[Problem]:
             yield f"cas.{name}.parent", file.cas[name].parent, expected
     if not lost:
         yield from _foreign_anchors(file)
+    yield from _broken_clusters(file)
     yield from _broken_lists(file)
+
+
+def _broken_clusters(file: HierarchyFile) -> Iterator[Problem]:
+    """Yield where a cluster names no CA of its own for one of its three purposes."""
+    taken: dict[str, str] = {}
+    for cluster, entry in file.certificates.items():
+        for purpose, key, ca in entry.cas():
+            path = f"certificates.{cluster}.{key}"
+            fit = [name for name, one in file.cas.items() if one.purpose == purpose]
+            if ca not in fit:
+                known = ", ".join(fit[:8]) or "there is none yet"
+                yield path, ca, f"expected a CA of purpose {purpose}: {known}"
+            elif ca in taken:
+                expected = (
+                    "expected a CA of its own: under one in common each administrator "
+                    f"of {taken[ca]} is one of {cluster} too"
+                )
+                yield path, ca, expected
+            taken.setdefault(ca, cluster)
 
 
 def _foreign_anchors(file: HierarchyFile) -> Iterator[Problem]:
