@@ -7,7 +7,7 @@ subcommand has a module of its own here.
 import typer
 
 from bridge.cli.console import CommandGroup
-from bridge.cli.hierarchy import plan, throwaway
+from bridge.cli.hierarchy import plan, throwaway, transcript
 
 app = typer.Typer(
     cls=CommandGroup,
@@ -25,3 +25,5 @@ def _group() -> None:
 
 app.command("plan")(plan.plan)
 app.command("throwaway")(throwaway.throwaway)
+app.add_typer(transcript.app, name="transcript")
+app.command("digest")(transcript.digest)

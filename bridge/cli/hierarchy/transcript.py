@@ -1,0 +1,145 @@
+"""`meshca hierarchy transcript`: verify, print and sign the record of a ceremony.
+
+`meshca hierarchy digest` shows digests as they stand in it, to compare them by voice.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bridge.cli.console import CommandGroup, complain, warn
+from bridge.errors import ConfigError
+from bridge.hierarchy.record import to_html
+from bridge.hierarchy.schema import load
+from bridge.hierarchy.transcript import (
+    FILE_NAME,
+    Record,
+    digest_of_file,
+    officers_of,
+    problems,
+    read,
+)
+from bridge.hierarchy.words import lines_of, parse_digest
+from bridge.system.files import write_new
+
+app = typer.Typer(
+    cls=CommandGroup,
+    add_completion=False,
+    rich_markup_mode=None,
+    help="Verify, print and sign the record of a ceremony.",
+    no_args_is_help=True,
+)
+
+_FileArgument = Annotated[
+    Path, typer.Argument(metavar="FILE", help="The hierarchy file.")
+]
+_OutArgument = Annotated[
+    Path,
+    typer.Argument(
+        metavar="OUT", help=f"The folder of the ceremony's files, with {FILE_NAME}."
+    ),
+]
+_HeadOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DIGEST",
+        help="The SHA-256 of the last line as the officers noted it, in hex or as "
+        "words: it finds a cut at the end whatever else was taken away.",
+    ),
+]
+
+
+@app.callback()
+def _group() -> None:
+    pass
+
+
+@app.command()
+def verify(file: _FileArgument, out: _OutArgument, *, head: _HeadOption = None) -> None:
+    """Verify hashes, signatures, quorum, and the files that the transcript names.
+
+    Exit status 1 if a line was changed, cut off or reordered, if fewer officers than
+    the quorum have signed all entries, or if a file in OUT is not as it was.
+    """
+    loaded = load(file)
+    noted = None if head is None else parse_digest(head)
+    record = read(out / FILE_NAME)
+    found = [
+        *problems(
+            record,
+            officers_of(loaded),
+            loaded.file.quorum,
+            hierarchy=loaded.digest,
+            head=noted,
+        )
+    ]
+    for text in found:
+        complain(f"{record.path}: {text}")
+    if found:
+        raise typer.Exit(1)
+    if not loaded.file.quorum:
+        warn(
+            "the hierarchy file names no officers: whoever can write the transcript "
+            "can write another one, and a cut at its end is found by --head only"
+        )
+    _show(record)
+
+
+@app.command("print")
+def print_record(
+    file: _FileArgument,
+    out: _OutArgument,
+    html: Annotated[
+        Path, typer.Argument(metavar="HTML", help="The page to write; a new file.")
+    ],
+) -> None:
+    """Write the transcript as one HTML page to print: no scripts, nothing to load.
+
+    A transcript that was changed is refused. One that the quorum has yet to sign is
+    printed, and the page says so at its top.
+    """
+    loaded = load(file)
+    record = read(out / FILE_NAME)
+    found = problems(
+        record, officers_of(loaded), loaded.file.quorum, hierarchy=loaded.digest
+    )
+    page = to_html(
+        record,
+        title=loaded.file.name,
+        officers={one.name: one.role for one in loaded.file.officers},
+        quorum=loaded.file.quorum,
+        problems=[*found],
+    )
+    write_new(html.parent, {html.name: page.encode()})
+    typer.echo(f"Written: {html}")
+
+
+def digest(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Any files.")],
+) -> None:
+    """Show the SHA-256 of files, in hex and as words to read aloud.
+
+    Whoever carries a file from one machine to another reads the words on both. The
+    transcript has the same digest.
+    """
+    for path in files:
+        if path.is_dir():
+            raise ConfigError(f"{path}: expected a file (found a folder)")
+        found = digest_of_file(path)
+        typer.echo(f"{path}: {found}")
+        _say(found)
+
+
+def _show(record: Record) -> None:
+    signed = ", ".join(one.officer for one in record.signatures) or "nobody"
+    typer.echo(
+        f"{record.path}: {len(record.entries)} entries, unchanged; signed by {signed}"
+    )
+    typer.echo(f"SHA-256 of the last line, to be noted on paper: {record.head}")
+    _say(record.head)
+
+
+def _say(digest_hex: str) -> None:
+    for line in lines_of(digest_hex):
+        typer.echo(f"  {line}")
