@@ -16,14 +16,13 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from bridge.sdk import (
     CAPublicKey,
     SignatureAlgorithm,
-    WatchedFiles,
     WatchedSigningCA,
-    digest_of,
     issuer_key,
-    read_description,
+    read_watched_description,
     stamp_of,
 )
 from bridge.spi import (
+    BackendBrokenError,
     BackendCredentialError,
     BackendError,
     BackendUnavailableError,
@@ -62,18 +61,17 @@ class PKCS11CA(WatchedSigningCA):
         self, options: Mapping[str, object], context: PluginContext, /
     ) -> None:
         parsed = options_of(options, context)
-        chain = context.base / (context.chain or "")
-        digest = digest_of([chain])
         key = parsed.key_label or parsed.key_id or ""
-        description = read_description(
+        description, files = read_watched_description(
             context,
             assurance="hsm",
             labels={"token": parsed.token_label, "key": key},
+            holds=partial(_holds, parsed, context),
         )
         super().__init__(
             description,
             _ProcessSigner(issuer_key(description.certificate), parsed, context),
-            WatchedFiles([chain], digest),
+            files,
         )
 
 
@@ -187,6 +185,17 @@ class _ProcessSigner:
     def _credential_stamp(self) -> object:
         paths = (self._options.pin_file, self._context.latch.path)
         return stamp_of(path for path in paths if path is not None)
+
+
+def _holds(options: PKCS11Options, context: PluginContext, key: CAPublicKey) -> bool:
+    signer = _ProcessSigner(key, options, context)
+    try:
+        signer.check(timeout=options.start_timeout_seconds)
+    except BackendBrokenError:
+        return False  # of another key, or told when the issuing CA is checked
+    finally:
+        signer.close()
+    return True
 
 
 def _order(

@@ -356,8 +356,8 @@ class HSMToken:
                 "the key in the token is not that of the issuing CA's certificate",
                 rule="issuer.key-mismatch",
                 detail=f"{self._searched()}: its signature does not verify with the "
-                "public key of the first certificate in chain; give the certificate "
-                "of this key, or label and ID of the certificate's key",
+                "public key of the issuing CA's certificate in chain; give the "
+                "certificate of this key, or label and ID of the certificate's key",
             ) from None
 
     def _named(self) -> dict[Attribute, object]:

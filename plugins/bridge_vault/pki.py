@@ -6,15 +6,16 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from functools import cache
 from typing import Any
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from bridge.sdk import BackgroundLoop, WatchedFiles, digest_of, read_chain
+from bridge.sdk import BackgroundLoop, read_watched_description
 from bridge.spi import (
     BackendBrokenError,
     BackendError,
@@ -28,8 +29,14 @@ from bridge.spi import (
 )
 from bridge_vault.options import PKIOptions, files_of, options_of
 from bridge_vault.rights import Rights, pki_rights
-from bridge_vault.role import Limits, added_extensions, issuer_problems, role_problems
-from bridge_vault.session import SharedSession
+from bridge_vault.role import (
+    Limits,
+    added_extensions,
+    certificate_of,
+    issuer_problems,
+    role_problems,
+)
+from bridge_vault.session import ASK_SECONDS, SharedSession
 
 _LOOK_SECONDS = 60.0
 """How often role and issuer are held to the pins."""
@@ -83,26 +90,27 @@ class VaultPKICA:
         self, options: Mapping[str, object], context: PluginContext, /
     ) -> None:
         parsed = options_of(PKIOptions, options, context)
-        paths = (context.base / (context.chain or ""), *files_of(parsed))
-        digest = digest_of(paths)
-        certificates = read_chain(context)
         self._options = parsed
         self._context = context
-        self._description = Description(
-            certificate=certificates[0],
-            intermediates=certificates[1:],
-            chooses_serial=True,
-            added_extensions=added_extensions(parsed),
+        # Each login may use up a secret: whoever asks first, there is one session.
+        session = cache(lambda: SharedSession(parsed, context))
+        description, self._files = read_watched_description(
+            context,
             assurance="service",
             labels={"issuer": f"{parsed.mount}/{parsed.issuer}", "role": parsed.role},
+            beside=files_of(parsed),
+            holds=lambda key: _issuer_key(session(), parsed) == key,
         )
+        self._description = replace(
+            description, chooses_serial=True, added_extensions=added_extensions(parsed)
+        )
+        self._chain = (description.certificate, *description.intermediates)
         self._intermediates = tuple(
-            one.public_bytes(Encoding.DER) for one in certificates
+            one.public_bytes(Encoding.DER) for one in self._chain
         )
         self._path = f"{parsed.mount}/issuer/{parsed.issuer}/sign/{parsed.role}"
-        self._session = SharedSession(parsed, context)
+        self._session = session()
         self._rights = Rights(self._session, context, _needless(parsed))
-        self._files = WatchedFiles(paths, digest)
         self._limits: Limits | None = None
         self._fault: BackendError | None = None
         self._looked_at = float("-inf")
@@ -331,12 +339,12 @@ class VaultPKICA:
         urls_path = f"{mount}/config/urls"
         rights = pki_rights(mount, options.issuer, options.role)
         self._rights.require(rights, deadline)
-        role = self._get(role_path, deadline)
-        issuer = self._get(issuer_path, deadline)
-        urls = self._get(urls_path, deadline)
-        certificate = self._description.certificate
-        problems = [f"{role_path}: {one}" for one in role_problems(role, certificate)]
-        found = issuer_problems(issuer, urls, certificate, options)
+        role = _get(self._session, role_path, deadline)
+        issuer = _get(self._session, issuer_path, deadline)
+        urls = _get(self._session, urls_path, deadline)
+        own = self._description.certificate
+        problems = [f"{role_path}: {one}" for one in role_problems(role, own)]
+        found = issuer_problems(issuer, urls, self._chain, options)
         problems += [f"{issuer_path}: {one}" for one in found]
         if problems:
             raise BackendBrokenError(
@@ -345,13 +353,6 @@ class VaultPKICA:
                 detail="; ".join(problems),
             )
         return Limits(role)
-
-    def _get(self, path: str, deadline: float) -> Mapping[str, Any]:
-        answer = self._session.call(
-            lambda adapter: adapter.get(f"/v1/{path}"), deadline - time.monotonic()
-        )
-        data = answer.get("data")
-        return data if isinstance(data, dict) else {}
 
     def _look(self) -> None:
         had_fault = self._fault is not None
@@ -365,6 +366,23 @@ class VaultPKICA:
         except BackendError as error:
             # Vault is away: what it said last holds until it says something else.
             _log.debug("Vault's role is not looked at: %s %s", error, error.detail)
+
+
+def _get(session: SharedSession, path: str, deadline: float) -> Mapping[str, Any]:
+    answer = session.call(
+        lambda adapter: adapter.get(f"/v1/{path}"), deadline - time.monotonic()
+    )
+    data = answer.get("data")
+    return data if isinstance(data, dict) else {}
+
+
+def _issuer_key(session: SharedSession, options: PKIOptions) -> object:
+    path = f"{options.mount}/issuer/{options.issuer}"
+    found = certificate_of(_get(session, path, time.monotonic() + ASK_SECONDS))
+    try:
+        return None if found is None else found.public_key()
+    except _UNREADABLE:
+        return None
 
 
 @dataclass(frozen=True, slots=True)

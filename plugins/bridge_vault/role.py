@@ -1,14 +1,13 @@
 """What a role and an issuer of the PKI engine must say before they sign for a mesh."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import AuthorityInformationAccessOID
 
-from bridge.sdk import algorithm_of, issuer_key
+from bridge.sdk import algorithm_of, issuer_key, subject_text
 from bridge.spi import BackendBrokenError, LeafRequest
 from bridge_vault.options import PKIOptions
 
@@ -186,7 +185,7 @@ class Limits:
 def issuer_problems(
     issuer: Mapping[str, Any],
     urls: Mapping[str, Any],
-    certificate: x509.Certificate,
+    chain: Sequence[x509.Certificate],
     options: PKIOptions,
 ) -> list[str]:
     """Return what of an issuer is not as it was pinned.
@@ -195,20 +194,27 @@ def issuer_problems(
         issuer: The data of `GET <mount>/issuer/<id>`.
         urls: The data of `GET <mount>/config/urls`, which holds where the issuer has
             no URLs of its own.
-        certificate: The issuing CA's.
+        chain: The certificates of the file, the issuing CA's first. Another one of its
+            name and key, such as the other half of a cross-signed pair, may be Vault's.
         options: Have the pinned URLs.
     """
-    return list(_issuer_problems(issuer, urls, certificate, options))
+    return list(_issuer_problems(issuer, urls, chain, options))
 
 
 def _issuer_problems(
     issuer: Mapping[str, Any],
     urls: Mapping[str, Any],
-    certificate: x509.Certificate,
+    chain: Sequence[x509.Certificate],
     options: PKIOptions,
 ) -> Iterator[str]:
-    if _der(issuer.get("certificate")) != certificate.public_bytes(Encoding.DER):
-        yield "certificate: expected the first one of the file chain (found another)"
+    certificate = certificate_of(issuer)
+    if certificate not in _twins(chain):
+        shown = "none" if certificate is None else subject_text(certificate)
+        yield (
+            f"certificate: expected that of {subject_text(chain[0])} in the file chain "
+            f"(found another, {shown}); put the issuer's certificate into the file, or "
+            "the issuer of this one into the options"
+        )
     if issuer.get("leaf_not_after_behavior") != "err":
         found = issuer.get("leaf_not_after_behavior")
         yield _differs("leaf_not_after_behavior", "err", found)
@@ -286,12 +292,23 @@ def _point(url: str) -> x509.DistributionPoint:
     )
 
 
-def _der(text: object) -> bytes:
+def _twins(chain: Sequence[x509.Certificate]) -> list[x509.Certificate]:
+    own = chain[0]
+    alike = [one for one in chain if one.subject == own.subject]
+    return [one for one in alike if one.public_key() == own.public_key()]
+
+
+def certificate_of(issuer: Mapping[str, Any]) -> x509.Certificate | None:
+    """Return the certificate of an issuer; None if there is none to be read.
+
+    Args:
+        issuer: The data of `GET <mount>/issuer/<id>`.
+    """
     try:
-        found = x509.load_pem_x509_certificate(str(text).encode("ascii"))
+        text = str(issuer.get("certificate"))
+        return x509.load_pem_x509_certificate(text.encode("ascii"))
     except ValueError:
-        return b""
-    return found.public_bytes(Encoding.DER)
+        return None
 
 
 def _is_openbao(role: Mapping[str, Any]) -> bool:

@@ -14,6 +14,9 @@ from bridge_vault.connection import Connections
 from bridge_vault.options import VaultOptions, files_of, tls_of
 from bridge_vault.token import VaultToken
 
+ASK_SECONDS = 3.0
+"""How long Vault is waited for while an issuing CA is being loaded."""
+
 Ask = Callable[[VaultAdapter], Any]
 
 

@@ -5,6 +5,7 @@ import hashlib
 import time
 from collections.abc import Mapping
 from contextvars import ContextVar
+from functools import cache
 from typing import Any
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -19,11 +20,9 @@ from hvac.api.secrets_engines import Transit
 from bridge.sdk import (
     CAPublicKey,
     SignatureAlgorithm,
-    WatchedFiles,
     WatchedSigningCA,
-    digest_of,
     issuer_key,
-    read_description,
+    read_watched_description,
     require_signature,
 )
 from bridge.spi import (
@@ -34,7 +33,7 @@ from bridge.spi import (
 )
 from bridge_vault.options import TransitOptions, files_of, options_of
 from bridge_vault.rights import Rights, transit_rights
-from bridge_vault.session import SharedSession
+from bridge_vault.session import ASK_SECONDS, SharedSession
 
 
 class VaultTransitCA(WatchedSigningCA):
@@ -55,19 +54,24 @@ class VaultTransitCA(WatchedSigningCA):
         self, options: Mapping[str, object], context: PluginContext, /
     ) -> None:
         parsed = options_of(TransitOptions, options, context)
-        chain = context.base / (context.chain or "")
-        paths = (chain, *files_of(parsed))
-        digest = digest_of(paths)
-        description = read_description(
+        # Each login may use up a secret: whoever asks first, there is one session.
+        session = cache(lambda: SharedSession(parsed, context))
+        description, files = read_watched_description(
             context,
             assurance="service",
             labels={"key": f"{parsed.mount}/{parsed.key} v{parsed.key_version}"},
+            beside=files_of(parsed),
+            holds=lambda key: (
+                not key_problem(
+                    _read(session(), parsed, ASK_SECONDS), parsed.key_version, key
+                )
+            ),
         )
         key = issuer_key(description.certificate)
         super().__init__(
             description,
-            _TransitSigner(key, parsed, SharedSession(parsed, context), context),
-            WatchedFiles(paths, digest),
+            _TransitSigner(key, parsed, session(), context),
+            files,
         )
 
     def issue(self, prepared: Prepared, *, timeout: float) -> IssuedChain:
@@ -108,11 +112,7 @@ class _TransitSigner:
         options = self._options
         where = f"{options.mount}/keys/{options.key}"
         self._rights.require(transit_rights(options.mount, options.key), deadline)
-        answer = self._session.call(
-            lambda adapter: adapter.get(f"/v1/{where}"), deadline - time.monotonic()
-        )
-        data = answer.get("data")
-        key = data if isinstance(data, dict) else {}
+        key = _read(self._session, options, deadline - time.monotonic())
         if problem := key_problem(key, options.key_version, self._public_key):
             raise BackendBrokenError(
                 "the key in Transit is not the issuing CA's",
@@ -180,6 +180,14 @@ class _TransitSigner:
                 rule="vault.answer",
                 certificate_may_exist=True,
             ) from error
+
+
+def _read(
+    session: SharedSession, options: TransitOptions, timeout: float
+) -> Mapping[str, Any]:
+    path = f"/v1/{options.mount}/keys/{options.key}"
+    data = session.call(lambda adapter: adapter.get(path), timeout).get("data")
+    return data if isinstance(data, dict) else {}
 
 
 def key_problem(key: Mapping[str, Any], version: int, public_key: CAPublicKey) -> str:

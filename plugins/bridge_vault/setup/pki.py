@@ -204,9 +204,7 @@ class PKISetup:
         found = self.access.vault.read(f"{mount}/issuer/{issuer}") or {}
         urls = self.access.vault.read(f"{mount}/config/urls") or {}
         wanted = {_BEHAVIOR: "err"}
-        others = issuer_problems(
-            {**found, **wanted}, urls, self._chain[0], self.options
-        )
+        others = issuer_problems({**found, **wanted}, urls, self._chain, self.options)
         if others:
             return PlanItem(what=what, state="problem", note="; ".join(others))
         return self.access.changed(what, found, wanted)

@@ -28,7 +28,7 @@ from bridge.x509.tbs import recorder_of
 from bridge_pkcs11 import PKCS11CA
 from tests.support.parts import install
 from tests.support.parts.pkcs11_shim import Fault, Shim
-from tests.support.parts.pki import Key, bundle, new_chain
+from tests.support.parts.pki import Key, bundle, new_chain, new_root
 from tests.support.parts.softhsm import SoftHSM
 
 SECONDS = 20.0
@@ -39,13 +39,14 @@ NAME = x509.UniformResourceIdentifier("spiffe://corp.example/ns/shop/sa/cart")
 class Served:
     """An issuing CA in a token behind a shim, and the calls of a test."""
 
-    def __init__(self, folder: Path, **more: object) -> None:
+    def __init__(self, folder: Path, *before: x509.Certificate, **more: object) -> None:
         store = SoftHSM(folder / "store")
         token = store.new_token()
         self.shim = Shim(folder, store.module, store.variables)
         stand_in = cast("Key", recorder_of(token.new_key()))
         issuing = new_chain().above[0].issue_ca("hsm", key=stand_in, path_length=0)
-        (folder / "chain.pem").write_bytes(bundle(*issuing.chain))
+        self.issuing = issuing.certificate
+        (folder / "chain.pem").write_bytes(bundle(*before, *issuing.chain))
         self.options = {
             **token.options(pin_file=folder / "pin", module=self.shim.module),
             "start_timeout_seconds": SECONDS,
@@ -101,6 +102,16 @@ def served(tmp_path: Path) -> Iterator[Served]:
     yield served
     served.shim.clear()
     served.ca.close()
+
+
+def test_a_stranger_in_front_is_not_taken_for_the_issuing_ca(tmp_path: Path) -> None:
+    stranger = new_root("stranger").issue_ca("of a stranger").certificate
+    served = Served(tmp_path, stranger)
+    try:
+        assert served.ca.describe().certificate == served.issuing
+        served.issue()
+    finally:
+        served.ca.close()
 
 
 def test_the_process_starts_at_the_first_call_and_stays(served: Served) -> None:

@@ -27,7 +27,7 @@ from bridge.testing.leaves import leaf_request, require_issued
 from bridge_vault.pki import VaultPKICA
 from tests.support.harness.fake_ca import Answer
 from tests.support.harness.scripted_vault import ISSUER, OPENBAO, ROLE, ScriptedVault
-from tests.support.parts.pki import bundle, new_chain, write_private
+from tests.support.parts.pki import bundle, new_chain, new_root, write_private
 
 NOW = datetime(2026, 6, 1, 12, 0, 0, 400_000, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
@@ -76,10 +76,10 @@ class Ground:
 def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ground]:
     authority = new_chain()
     chain = [one.certificate for one in (authority, authority.above[0])]
-    (tmp_path / "chain.pem").write_bytes(bundle(*chain))
     write_private(tmp_path / "token", b"t\n")
 
-    def made(**fields: Any) -> Ground:
+    def made(*before: x509.Certificate, **fields: Any) -> Ground:
+        (tmp_path / "chain.pem").write_bytes(bundle(*before, *chain))
         clock = Clock()
         vault = ScriptedVault(authority, clock, **fields)
         monkeypatch.setattr("bridge_vault.pki.SharedSession", vault)
@@ -100,6 +100,17 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Groun
 @pytest.fixture
 def ground(make: Callable[..., Ground]) -> Ground:
     return make()
+
+
+def test_a_stranger_in_front_is_not_taken_for_the_issuing_ca(
+    make: Callable[..., Ground],
+) -> None:
+    stranger = new_root("stranger").issue_ca("of a stranger").certificate
+    ground = make(stranger)
+    assert ground.ca.describe().certificate == ground.vault.authority.certificate
+    assert stranger in ground.ca.describe().intermediates
+    ground.ca.check(timeout=5)
+    ground.issue()
 
 
 @pytest.mark.parametrize(

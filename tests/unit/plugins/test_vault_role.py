@@ -20,7 +20,7 @@ from bridge_vault.role import (
     role_problems,
 )
 from tests.support.harness.scripted_vault import ISSUER, OPENBAO, ROLE
-from tests.support.parts.pki import new_chain
+from tests.support.parts.pki import new_chain, new_root
 
 NOW = datetime(2026, 6, 1, 12, 0, 0, 500_000, tzinfo=UTC)
 NAMES = (x509.UniformResourceIdentifier("spiffe://corp.example/a"),)
@@ -142,8 +142,8 @@ def test_a_begin_that_the_bridge_would_refuse_is_not_asked_for(
     ("issuer", "urls", "pinned", "problem"),
     [
         ({}, {}, {}, None),
-        ({"certificate": "x"}, {}, {}, "certificate: expected the first one"),
-        ({"certificate": 5}, {}, {}, "certificate: expected the first one"),
+        ({"certificate": "x"}, {}, {}, "certificate: expected that of CN=issuing "),
+        ({"certificate": 5}, {}, {}, "certificate: expected that of CN=issuing "),
         ({"key_id": ""}, {}, {}, "key_id: expected the issuer's key (found none)"),
         ({"usage": "read-only"}, {}, {}, "usage: expected 'with issuing-cert"),
         ({"revoked": True}, {}, {}, "revoked: expected false (found true)"),
@@ -193,10 +193,21 @@ def test_an_issuer_is_held_to_its_pins(
         "certificate": certificate.public_bytes(Encoding.PEM).decode(),
         "leaf_not_after_behavior": "err",
     }
-    found = issuer_problems({**usual, **issuer}, urls, certificate, options(**pinned))
+    found = issuer_problems({**usual, **issuer}, urls, [certificate], options(**pinned))
     assert [one[: len(problem or "")] for one in found] == (
         [problem] if problem else []
     )
+
+
+def test_the_issuer_may_have_the_other_half_of_a_cross_signed_pair() -> None:
+    ca = new_root("a").issue_ca("issuing")
+    twin = new_root("b").issue_ca("issuing", key=ca.key)
+    stranger = new_root("c").issue_ca("issuing")
+    chain = [one.certificate for one in (ca, stranger, twin)]
+    usual = {"leaf_not_after_behavior": "err"}
+    for one, problems in ((ca, 0), (twin, 0), (stranger, 1)):
+        issuer = {**usual, "certificate": one.pem.decode()}
+        assert len(issuer_problems(issuer, {}, chain, options())) == problems
 
 
 def test_the_pinned_urls_are_the_extensions_that_vault_adds() -> None:

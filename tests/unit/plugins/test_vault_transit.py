@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import Prehashed
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from cryptography.x509 import UniformResourceIdentifier
+from cryptography.x509 import Certificate, UniformResourceIdentifier
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -25,7 +25,14 @@ from bridge.spi import (
 from bridge.testing.leaves import leaf_request, require_issued
 from bridge_vault.transit import VaultTransitCA
 from tests.support.harness.scripted_vault import ScriptedVault
-from tests.support.parts.pki import Key, bundle, new_chain, new_key, write_private
+from tests.support.parts.pki import (
+    Key,
+    bundle,
+    new_chain,
+    new_key,
+    new_root,
+    write_private,
+)
 
 KINDS = ("p256", "p384", "rsa2048", "ed25519")
 NAMES = (UniformResourceIdentifier("spiffe://corp.example/ns/shop/sa/cart"),)
@@ -61,9 +68,15 @@ def public(key: Key) -> str:
 class Ground:
     """An issuing CA of the plugin in front of a scripted Transit."""
 
-    def __init__(self, folder: Path, patch: pytest.MonkeyPatch, kind: str) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        patch: pytest.MonkeyPatch,
+        kind: str,
+        before: tuple[Certificate, ...] = (),
+    ) -> None:
         authority = new_chain(kind)
-        self.key = authority.key
+        self.authority, self.key = authority, authority.key
         self.told: list[str] = []
         self.vault = ScriptedVault(authority, transit=self.answer)
         self.vault.keys = {
@@ -74,7 +87,7 @@ class Ground:
             "keys": {"2": {"public_key": public(authority.key)}, "3": {}},
         }
         chain = [one.certificate for one in (authority, authority.above[0])]
-        (folder / "chain.pem").write_bytes(bundle(*chain))
+        (folder / "chain.pem").write_bytes(bundle(*before, *chain))
         write_private(folder / "token", b"t\n")
         patch.setattr("bridge_vault.transit.SharedSession", self.vault)
         self.ca = VaultTransitCA(
@@ -127,6 +140,16 @@ def test_each_kind_of_key_is_asked_for_the_pinned_version(
     ((attempt, signs),) = ground.vault.attempts
     assert len(attempt) == 32
     assert signs
+
+
+def test_a_stranger_in_front_is_not_taken_for_the_issuing_ca(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stranger = new_root("stranger").issue_ca("of a stranger").certificate
+    ground = Ground(tmp_path, monkeypatch, "p256", (stranger,))
+    assert ground.ca.describe().certificate == ground.authority.certificate
+    ground.ca.check(timeout=5)
+    ground.issue()
 
 
 def test_a_digest_goes_to_transit_and_an_ed25519_key_gets_the_message(
