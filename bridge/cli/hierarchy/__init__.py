@@ -7,7 +7,7 @@ subcommand has a module of its own here.
 import typer
 
 from bridge.cli.console import CommandGroup
-from bridge.cli.hierarchy import plan, throwaway, transcript
+from bridge.cli.hierarchy import init, plan, throwaway, transcript
 
 app = typer.Typer(
     cls=CommandGroup,
@@ -23,6 +23,7 @@ def _group() -> None:
     pass
 
 
+app.command("init")(init.init)
 app.command("plan")(plan.plan)
 app.command("throwaway")(throwaway.throwaway)
 app.add_typer(transcript.app, name="transcript")

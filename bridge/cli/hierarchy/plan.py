@@ -21,7 +21,7 @@ FileArgument = Annotated[
     Path, typer.Argument(metavar="FILE", help="The hierarchy file, in YAML.")
 ]
 _SHOWN_NAMES = 6
-_STYLES = {"error": "red", "warning": "yellow", "info": "dim"}
+_STYLES = {"error": "red", "warning": "yellow", "info": "dim", "accepted": "green"}
 
 
 def plan(file: FileArgument, *, output: OutputOption = "text") -> None:
@@ -107,14 +107,15 @@ def _constraints(file: HierarchyFile, name: str) -> list[str]:
 def _show_findings(findings: Sequence[PlanFinding]) -> None:
     typer.echo()
     for one in findings:
-        style = _STYLES[one.severity]
+        word = "accepted" if one.accepted else one.severity
+        style = _STYLES[word]
         print_folded(
             f"{one.path}: {one.text} ({one.rule})",
-            f"[{style}]{one.severity}[/{style}] ",
+            f"[{style}]{word}[/{style}] ",
             "  ",
         )
         if one.accepted:
-            print_folded(one.accepted, "  accepted: ", "    ", style="dim")
+            print_folded(one.accepted, "  because: ", "    ", style="dim")
 
 
 def _names(names: Sequence[str]) -> str:
