@@ -3,7 +3,7 @@
 import ipaddress
 import json
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cache
@@ -241,6 +241,15 @@ def ask_go(chains: dict[str, Chain]) -> dict[str, Verdict]:
         }
         for name, chain in chains.items()
     ]
+    return run_go_verifier(asked)
+
+
+def run_go_verifier(asked: Sequence[Mapping[str, object]]) -> dict[str, Verdict]:
+    """Ask Go's crypto/x509, by the names of what is asked.
+
+    Args:
+        asked: The fields of `chain` in `verifier/main.go`.
+    """
     done = subprocess.run(
         [builds.build(VERIFIER)],
         input=json.dumps(asked),

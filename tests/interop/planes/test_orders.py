@@ -5,7 +5,7 @@
 refuses the file, no plane takes it either. The letters are those of `cases`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,15 +15,9 @@ from cryptography import x509
 
 from bridge.errors import ConfigError
 from bridge.x509.path import find_chain
-from tests.interop.planes.boringssl import ask_boringssl
+from tests.interop.planes.all_planes import ask_all
 from tests.interop.planes.cases import PLANES
-from tests.interop.planes.verifiers import (
-    Verdicts,
-    ask_go,
-    ask_openssl,
-    ask_rustls,
-)
-from tests.support.parts import builds
+from tests.interop.planes.verifiers import Verdicts
 from tests.support.parts.pki import Authority, bundle, key_pem, new_key, new_root
 
 pytestmark = [pytest.mark.interop, pytest.mark.xdist_group("planes")]
@@ -123,15 +117,7 @@ def verdicts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Verdicts]:
             if above is not None:
                 names.append(f"{name}-{way}")
                 write(folder / names[-1], above, row.anchors)
-    asked: dict[str, Callable[[], Verdicts]] = {
-        "o": lambda: ask_openssl(names, folder),
-        "g": lambda: ask_go(names, folder, NOW),
-        "b": lambda: ask_boringssl(names, folder),
-    }
-    if builds.cargo() is not None:
-        asked["a"] = lambda: ask_rustls("ambient", names, folder)
-        asked["l"] = lambda: ask_rustls("linkerd", names, folder)
-    return {letter: ask() for letter, ask in asked.items()}
+    return ask_all(names, folder, NOW)
 
 
 def write(

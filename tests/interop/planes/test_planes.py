@@ -1,23 +1,15 @@
 """Each plane does with each chain of the table what the table says."""
 
-from collections.abc import Callable
 from datetime import UTC, datetime
 
 import pytest
 
 from bridge.x509.pem import encode_certificate
-from tests.interop.planes.boringssl import ask_boringssl
+from tests.interop.planes.all_planes import ask_all
 from tests.interop.planes.cases import COLUMNS, PLANES, rows
 from tests.interop.planes.certificates import Chain, build
 from tests.interop.planes.oddities import ODDITIES, change_of
-from tests.interop.planes.verifiers import (
-    Verdicts,
-    ask_go,
-    ask_openssl,
-    ask_rustls,
-    write,
-)
-from tests.support.parts import builds
+from tests.interop.planes.verifiers import Verdicts, write
 
 pytestmark = [pytest.mark.interop, pytest.mark.xdist_group("planes")]
 
@@ -34,16 +26,7 @@ def verdicts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Verdicts]:
         for column in COLUMNS
     }
     write(chains, folder)
-    names = [*chains]
-    asked: dict[str, Callable[[], Verdicts]] = {
-        "o": lambda: ask_openssl(names, folder),
-        "g": lambda: ask_go(names, folder, now),
-        "b": lambda: ask_boringssl(names, folder),
-    }
-    if builds.cargo() is not None:
-        asked["a"] = lambda: ask_rustls("ambient", names, folder)
-        asked["l"] = lambda: ask_rustls("linkerd", names, folder)
-    return {letter: ask() for letter, ask in asked.items()}
+    return ask_all([*chains], folder, now)
 
 
 def _chain(oddity: str, column: str, now: datetime) -> tuple[Chain, str]:

@@ -6,7 +6,6 @@ and of linkerd2-proxy. Each is given the leaf and what is above it, the anchors,
 the time of the machine.
 """
 
-import json
 import ssl
 import subprocess
 from collections.abc import Mapping
@@ -14,7 +13,7 @@ from datetime import datetime
 from pathlib import Path
 
 from bridge.x509.pem import encode_certificate
-from tests.interop.constraints.chains import VERIFIER
+from tests.interop.constraints.chains import run_go_verifier
 from tests.interop.planes.certificates import Chain
 from tests.support.clients.handshake import End, RefusedError, shake_hands
 from tests.support.parts import builds
@@ -94,17 +93,9 @@ def ask_go(names: list[str], folder: Path, now: datetime) -> Verdicts:
                 "time": int(now.timestamp()),
             }
         )
-    done = subprocess.run(
-        [builds.build(VERIFIER)],
-        input=json.dumps(asked),
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=60,
-    )
-    answers = json.loads(done.stdout)
     return {
-        one["name"]: "" if one["accepted"] else one["reason"] or "?" for one in answers
+        name: "" if one.accepted else one.reason or "?"
+        for name, one in run_go_verifier(asked).items()
     }
 
 
