@@ -1,7 +1,7 @@
 """Writes a throwaway hierarchy into a folder: all files or none; overwrites none."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal
@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from bridge.errors import ConfigError
+from bridge.hierarchy.export.shapes import ExportedCA, Files, cacerts, tls
 from bridge.hierarchy.throwaway import Hierarchy
 from bridge.x509.algorithm import CAPrivateKey
 
@@ -30,6 +31,7 @@ _FOLDER_MODE = 0o700
 _KEY_MODE = 0o600
 _PUBLIC_MODE = 0o644
 _OTHERS = 0o077
+_PRIVATE = b"PRIVATE KEY-----"
 
 
 def write(
@@ -84,14 +86,13 @@ def write(
 
 
 def _files(hierarchy: Hierarchy, layout: Layout) -> dict[str, _Content]:
-    named = dict(_common(hierarchy)) | dict(_LAYOUTS[layout](hierarchy))
-    files = {name: content for name, content in named.items() if content is not None}
-    if len(files) < len(named) and layout != "key":
+    if hierarchy.issuing.key is None and layout != "key":
         raise _bad(
             f"layout: expected key (found {layout}): the other layouts hold the "
             "issuing CA's private key, which is not here"
         )
-    return files
+    named = dict(_common(hierarchy)) | dict(_LAYOUTS[layout](hierarchy))
+    return {name: content for name, content in named.items() if content is not None}
 
 
 def _make_folder(path: Path, made: list[Path]) -> None:
@@ -107,9 +108,8 @@ def _make_folder(path: Path, made: list[Path]) -> None:
 
 
 def _create(path: Path, content: _Content, made: list[Path]) -> Path:
-    is_public = isinstance(content, bytes)
     data = content if isinstance(content, bytes) else _key_pem(content)
-    mode = _PUBLIC_MODE if is_public else _KEY_MODE
+    mode = _KEY_MODE if _PRIVATE in data else _PUBLIC_MODE
     # O_EXCL: a file that was made since the check above is not overwritten.
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
     made.append(path)
@@ -135,28 +135,32 @@ def _common(hierarchy: Hierarchy) -> Iterator[tuple[str, _Content | None]]:
 def _as_key(hierarchy: Hierarchy) -> Iterator[tuple[str, _Content | None]]:
     yield "issuing.pem", _pem(hierarchy.issuing.certificate)
     yield "issuing.key", hierarchy.issuing.key
-    yield "chain.pem", _chain(hierarchy)
+    yield "chain.pem", _exported(hierarchy).chain_pem
 
 
-def _as_tls(hierarchy: Hierarchy) -> Iterator[tuple[str, _Content | None]]:
-    yield "tls/tls.crt", _chain(hierarchy)
-    yield "tls/tls.key", hierarchy.issuing.key
-    yield "tls/ca.crt", _pem(hierarchy.root.certificate)
+def _in_folder(
+    folder: str, shape: Callable[[ExportedCA], Files]
+) -> Callable[[Hierarchy], Iterator[tuple[str, _Content | None]]]:
+    def files(hierarchy: Hierarchy) -> Iterator[tuple[str, _Content | None]]:
+        for name, content in shape(_exported(hierarchy)).items():
+            yield f"{folder}/{name}", content
+
+    return files
 
 
-def _as_cacerts(hierarchy: Hierarchy) -> Iterator[tuple[str, _Content | None]]:
-    yield "cacerts/ca-cert.pem", _pem(hierarchy.issuing.certificate)
-    yield "cacerts/ca-key.pem", hierarchy.issuing.key
-    yield "cacerts/cert-chain.pem", _chain(hierarchy)
-    yield "cacerts/root-cert.pem", _pem(hierarchy.root.certificate)
+_LAYOUTS = {
+    "key": _as_key,
+    "tls": _in_folder("tls", tls),
+    "cacerts": _in_folder("cacerts", cacerts),
+}
 
 
-_LAYOUTS = {"key": _as_key, "tls": _as_tls, "cacerts": _as_cacerts}
-
-
-def _chain(hierarchy: Hierarchy) -> bytes:
-    return _pem(hierarchy.issuing.certificate) + _pem(
-        hierarchy.intermediate.certificate
+def _exported(hierarchy: Hierarchy) -> ExportedCA:
+    return ExportedCA(
+        name="issuing",
+        chain=(hierarchy.issuing.certificate, hierarchy.intermediate.certificate),
+        anchor=hierarchy.root.certificate,
+        key=hierarchy.issuing.key,
     )
 
 
