@@ -63,7 +63,7 @@ def _none(_cluster: ClusterPKIEntry, _node: str) -> Names:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Profile:
+class ComponentProfile:
     """One kind of certificate."""
 
     name: str
@@ -81,80 +81,80 @@ class Profile:
 
 
 PROFILES = (
-    Profile(
+    ComponentProfile(
         name="apiserver",
         ca="kubernetes",
         common_name="kube-apiserver",
         usages=(_SERVER,),
         names=_api_server,
     ),
-    Profile(
+    ComponentProfile(
         name="apiserver-kubelet-client",
         ca="kubernetes",
         common_name="kube-apiserver-kubelet-client",
         organisation=ADMINS,
         usages=(_CLIENT,),
     ),
-    Profile(
+    ComponentProfile(
         name="apiserver-etcd-client",
         ca="etcd",
         common_name="kube-apiserver-etcd-client",
         usages=(_CLIENT,),
     ),
     # etcd asks its own server as a client, with the server's certificate.
-    Profile(
+    ComponentProfile(
         name="etcd-server",
         ca="etcd",
         common_name="{node}",
         usages=(_SERVER, _CLIENT),
         names=_etcd,
     ),
-    Profile(
+    ComponentProfile(
         name="etcd-peer",
         ca="etcd",
         common_name="{node}",
         usages=(_SERVER, _CLIENT),
         names=_etcd,
     ),
-    Profile(
+    ComponentProfile(
         name="etcd-healthcheck-client",
         ca="etcd",
         common_name="kube-etcd-healthcheck-client",
         usages=(_CLIENT,),
     ),
-    Profile(
+    ComponentProfile(
         name="front-proxy-client",
         ca="front-proxy",
         common_name="front-proxy-client",
         usages=(_CLIENT,),
     ),
-    Profile(
+    ComponentProfile(
         name="admin",
         ca="kubernetes",
         common_name="kubernetes-admin",
         organisation=ADMINS,
         usages=(_CLIENT,),
     ),
-    Profile(
+    ComponentProfile(
         name="super-admin",
         ca="kubernetes",
         common_name="kubernetes-super-admin",
         organisation=MASTERS,
         usages=(_CLIENT,),
     ),
-    Profile(
+    ComponentProfile(
         name="controller-manager",
         ca="kubernetes",
         common_name="system:kube-controller-manager",
         usages=(_CLIENT,),
     ),
-    Profile(
+    ComponentProfile(
         name="scheduler",
         ca="kubernetes",
         common_name="system:kube-scheduler",
         usages=(_CLIENT,),
     ),
-    Profile(
+    ComponentProfile(
         name="kubelet",
         ca="kubernetes",
         common_name="system:node:{node}",
@@ -162,7 +162,7 @@ PROFILES = (
         usages=(_CLIENT,),
         on_workers=True,
     ),
-    Profile(
+    ComponentProfile(
         name="kubelet-server",
         ca="kubernetes",
         common_name="system:node:{node}",
@@ -181,7 +181,7 @@ class PlannedLeaf:
     """One certificate of one node, before it is signed."""
 
     node: str
-    profile: Profile
+    profile: ComponentProfile
     subject: x509.Name
     names: tuple[x509.GeneralName, ...]
 
@@ -199,7 +199,9 @@ def leaves_of(cluster: ClusterPKIEntry) -> Iterator[PlannedLeaf]:
                 yield _planned(cluster, node, profile)
 
 
-def _planned(cluster: ClusterPKIEntry, node: str, profile: Profile) -> PlannedLeaf:
+def _planned(
+    cluster: ClusterPKIEntry, node: str, profile: ComponentProfile
+) -> PlannedLeaf:
     parts = [
         (NameOID.ORGANIZATION_NAME, profile.organisation),
         (NameOID.COMMON_NAME, profile.common_name.format(node=node)),

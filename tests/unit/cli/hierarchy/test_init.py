@@ -33,9 +33,7 @@ def test_without_a_profile_it_asks(tmp_path: Path) -> None:
     answers = "consul\nlinkerd\nfile\nAcme\na.example b.example\neu us\nweb\n"
     status, out = init(str(path), answers=answers)
     assert status == 0, out
-    assert (
-        "linkerd, kubernetes (found 'consul')" in out
-    )
+    assert "linkerd, kubernetes (found 'consul')" in out
     file = load(path).file
     assert file.organisation == "Acme"
     assert file.trust_domains == ("a.example", "b.example")
