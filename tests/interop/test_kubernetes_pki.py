@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Self
 
 import pytest
+import yaml
 from cryptography import x509
 from cryptography.x509.oid import NameOID
 
+from bridge.hierarchy.export.shapes import SHAPES, ExportedCA, ShapeOptions
 from bridge.hierarchy.kubernetes_pki.issue import LeafIssuer, issue_all, new_leaf_key
 from bridge.hierarchy.kubernetes_pki.layouts import component_files
 from bridge.hierarchy.kubernetes_pki.profiles import ADMINS
@@ -163,6 +165,8 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
         "--authorization-mode=Node,RBAC",
         "--disable-admission-plugins=ServiceAccount",
         "--kubelet-preferred-address-types=InternalIP",
+        "--feature-gates=ClusterTrustBundle=true",
+        "--runtime-config=certificates.k8s.io/v1beta1/clustertrustbundles=true",
     )
     with ControlPlane(node, port, clients["super-admin"], more) as plane:
         made = plane.call(clients["super-admin"], "POST", BINDINGS, BINDING)
@@ -302,6 +306,41 @@ def test_the_api_server_and_a_kubelet_take_each_other(ground: Ground) -> None:
         answer = ground.plane.call(admin, path=f"{pods}/cart/log")
     assert answer[0] == OK, answer
     assert "kube-apiserver-kubelet-client" in answer[1]["text"]
+
+
+_IN_NAMESPACE = "/api/v1/namespaces/default"
+
+
+@pytest.mark.parametrize(
+    ("shape", "file", "path"),
+    [
+        ("istio-cacerts", "secret.yaml", f"{_IN_NAMESPACE}/secrets"),
+        ("linkerd-issuer", "secret.yaml", f"{_IN_NAMESPACE}/secrets"),
+        ("tls", "secret.yaml", f"{_IN_NAMESPACE}/secrets"),
+        ("linkerd-trust-roots", "trust-roots.yaml", f"{_IN_NAMESPACE}/configmaps"),
+        (
+            "cluster-trust-bundle",
+            "cluster-trust-bundle.yaml",
+            "/apis/certificates.k8s.io/v1beta1/clustertrustbundles",
+        ),
+    ],
+)
+def test_the_api_server_takes_what_is_exported_of_a_mesh(
+    ground: Ground, shape: str, file: str, path: str
+) -> None:
+    mesh = ground.tree.mesh
+    region, root = (one.certificate for one in mesh.above)
+    ca = ExportedCA(
+        name="mesh", chain=(mesh.certificate, region), anchor=root, key=mesh.key
+    )
+    options = ShapeOptions(namespace="default")
+    content = yaml.safe_load(SHAPES[shape].files(ca, options)[file])
+    # The server fails what it does not know, which it drops otherwise.
+    made = ground.plane.call(
+        ground.clients["admin"], "POST", f"{path}?fieldValidation=Strict", content
+    )
+    assert made[0] == CREATED, made
+    assert made[1].get("type") == content.get("type")
 
 
 class KubeletPort(ThreadingHTTPServer):
