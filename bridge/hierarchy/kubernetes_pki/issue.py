@@ -89,7 +89,8 @@ def issue_all(
         problem
         for ca, issuer in issuers.items()
         for problem in name_problems(
-            [leaf for leaf in planned if leaf.profile.ca == ca], issuer.chain
+            [leaf for leaf in planned if leaf.profile.ca == ca],
+            ChainConstraints.of_chain(issuer.chain),
         )
     ]
     if refused:
@@ -101,15 +102,14 @@ def issue_all(
 
 
 def name_problems(
-    leaves: list[PlannedLeaf], chain: tuple[x509.Certificate, ...]
+    leaves: list[PlannedLeaf], constraints: ChainConstraints
 ) -> list[str]:
     """Return a sentence for each name that a chain does not allow.
 
     Args:
         leaves: Certificates of one CA.
-        chain: The CA first, the root last.
+        constraints: Those of the CA and of all above it.
     """
-    constraints = ChainConstraints.of_chain(chain)
     problems: dict[str, None] = {}
     for leaf in leaves:
         for name in leaf.names:

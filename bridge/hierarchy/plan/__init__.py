@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 from bridge.errors import ConfigError
+from bridge.hierarchy.plan.cluster_rules import cluster_findings
 from bridge.hierarchy.plan.constraint_rules import constraint_findings
 from bridge.hierarchy.plan.containment import (
     Containment,
@@ -66,7 +67,11 @@ def plan_of(loaded: Loaded, *, now: datetime) -> Plan:
         now: Aware UTC: the time that certificates would be signed at.
     """
     tree = Tree(loaded.file, now)
-    found = [*tree_findings(tree), *constraint_findings(tree)]
+    found = [
+        *tree_findings(tree),
+        *constraint_findings(tree),
+        *cluster_findings(tree),
+    ]
     judged = [*_judged(loaded.file, found)]
     return Plan(
         loaded,

@@ -1,12 +1,14 @@
-// Command kube_apiserver is the API server of Kubernetes, and by its first argument the etcd that it stores in.
+// Command kube_apiserver is the API server of Kubernetes, and by its first argument the etcd that it stores in, or kubeadm.
 package main
 
 import (
+	"fmt"
 	"os"
 
 	"go.etcd.io/etcd/server/v3/etcdmain"
 	"k8s.io/component-base/cli"
-	"k8s.io/kubernetes/cmd/kube-apiserver/app"
+	apiserver "k8s.io/kubernetes/cmd/kube-apiserver/app"
+	kubeadm "k8s.io/kubernetes/cmd/kubeadm/app"
 )
 
 func main() {
@@ -14,5 +16,13 @@ func main() {
 		etcdmain.Main(append([]string{"etcd"}, os.Args[2:]...))
 		return
 	}
-	os.Exit(cli.Run(app.NewAPIServerCommand()))
+	if len(os.Args) > 1 && os.Args[1] == "kubeadm" {
+		os.Args = os.Args[1:]
+		if err := kubeadm.Run(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
+	os.Exit(cli.Run(apiserver.NewAPIServerCommand()))
 }

@@ -172,6 +172,21 @@ def kube_apiserver_commands() -> tuple[list[str], list[str]]:
     return [program, "etcd"], [program]
 
 
+def kubeadm_command() -> list[str]:
+    """Return the command of kubeadm: the one on PATH, or one that is built.
+
+    Raises:
+        PartError: There is none, and it cannot be built.
+    """
+    found = shutil.which("kubeadm")
+    if found is not None:
+        return [found]
+    try:
+        return [str(builds.build(_KUBERNETES_MODULE)), "kubeadm"]
+    except builds.BuildError as error:
+        raise PartError(str(error)) from error
+
+
 def softhsm() -> str:
     """Return the version of SoftHSM and where its module is, installed if we may.
 

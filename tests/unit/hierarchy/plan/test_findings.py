@@ -5,7 +5,11 @@ import pytest
 from bridge.errors import ConfigError
 from bridge.hierarchy.plan import RULES, plan_of
 from tests.support.parts.hierarchy_file import NOW, loaded
-from tests.unit.hierarchy.plan import test_constraint_rules, test_tree_rules
+from tests.unit.hierarchy.plan import (
+    test_cluster_rules,
+    test_constraint_rules,
+    test_tree_rules,
+)
 
 LONG = {"cas.root.validity": {"years": 30}}
 REASON = "the root of 2020 was made so"
@@ -13,7 +17,8 @@ ACCEPTED = {"accepted": [{"rule": "validity.long", "ca": "root", "reason": REASO
 
 
 def test_every_rule_has_a_case_that_breaks_it() -> None:
-    constraints = {rule for rule, *_ in test_constraint_rules.BROKEN.values()}
+    tables = (test_constraint_rules.BROKEN, test_cluster_rules.BROKEN)
+    constraints = {rule for table in tables for rule, *_ in table.values()}
     assert constraints | test_tree_rules.BROKEN.keys() == RULES.keys()
 
 
