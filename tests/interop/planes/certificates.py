@@ -209,28 +209,29 @@ class Chain:
         return self.issuing, self.intermediate, self.anchor
 
 
-_LEAF = Tier(
-    subject=_sequence(),
-    extensions=(
-        encoded(
-            key_usage(digital_signature=True, key_encipherment=True), critical=True
+EMPTY = _sequence()
+"""A name without attributes."""
+
+
+def leaf_with(
+    *names: x509.GeneralName, subject: bytes = EMPTY, is_critical: bool = True
+) -> Tier:
+    """Return a leaf with these names, as good as can be otherwise."""
+    usage = key_usage(digital_signature=True, key_encipherment=True)
+    purposes = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
+    return Tier(
+        subject=subject,
+        extensions=(
+            encoded(usage, critical=True),
+            encoded(x509.ExtendedKeyUsage(purposes), critical=False),
+            encoded(x509.SubjectAlternativeName(names), critical=is_critical),
         ),
-        encoded(
-            x509.ExtendedKeyUsage(
-                [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
-            ),
-            critical=False,
-        ),
-        encoded(
-            x509.SubjectAlternativeName(
-                [
-                    x509.UniformResourceIdentifier("spiffe://corp.example/ns/a/sa/b"),
-                    x509.DNSName("b.a.corp.example"),
-                ]
-            ),
-            critical=True,
-        ),
-    ),
+    )
+
+
+_LEAF = leaf_with(
+    x509.UniformResourceIdentifier("spiffe://corp.example/ns/a/sa/b"),
+    x509.DNSName("b.a.corp.example"),
 )
 
 
@@ -242,7 +243,8 @@ def build(change: Change, now: datetime, family: str = "") -> Chain:
         now: The time, aware.
         family: Chains of another family have other names and other keys.
     """
-    tiers = {tier: change.get(tier, Tier()) for tier in TIERS} | {"leaf": _LEAF}
+    tiers = {tier: change.get(tier, Tier()) for tier in TIERS}
+    tiers["leaf"] = change.get("leaf", _LEAF)
     made = {tier: _certificate(tiers, tier, now, family) for tier in ("leaf", *TIERS)}
     key = private_key(_LEAF.key, f"{family}leaf")
     assert isinstance(key, ec.EllipticCurvePrivateKey)
