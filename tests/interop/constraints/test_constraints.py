@@ -73,3 +73,9 @@ def test_the_document_lists_every_difference() -> None:
         "docs/constraints.md is not as the table: run "
         "python -m tests.interop.constraints.document"
     )
+
+
+def test_the_document_has_the_matrix() -> None:
+    assert document.written(document.MATRIX_BEGIN) == document.render_matrix(), (
+        "run python -m tests.interop.constraints.document"
+    )

@@ -1,9 +1,9 @@
 """Asks each data plane's verifier for its verdict on many chains.
 
-`openssl` is a handshake of Python's `ssl`, `go` is crypto/x509, `boringssl` is a
-handshake of Envoy, `ambient` and `linkerd` are rustls with the algorithms of ztunnel
-and of linkerd2-proxy. Each is given the leaf and what is above it, the anchors, and
-the time of the machine.
+`openssl` is a handshake of Python's `ssl`, `go` is crypto/x509 and a handshake of
+crypto/tls, `boringssl` is a handshake of Envoy, `ambient` and `linkerd` are rustls with
+the algorithms of ztunnel and of linkerd2-proxy. Each is given the leaf and what is
+above it, the anchors, and the time of the machine.
 """
 
 import ssl
@@ -79,7 +79,7 @@ def showing(name: str, folder: Path, end: int) -> ssl.SSLContext:
 
 
 def ask_go(names: list[str], folder: Path, now: datetime) -> Verdicts:
-    """Ask Go's crypto/x509."""
+    """Ask Go's crypto/x509 in both roles, and a TLS server for a client's chain."""
     asked = []
     for name in names:
         leaf, *above = _blocks((folder / f"{name}.chain").read_text())
@@ -89,6 +89,7 @@ def ask_go(names: list[str], folder: Path, now: datetime) -> Verdicts:
                 "root": (folder / f"{name}.roots").read_text(),
                 "intermediates": above,
                 "leaf": leaf,
+                "key": (folder / f"{name}.key").read_text(),
                 "usages": [_GO_SERVER, _GO_CLIENT],
                 "time": int(now.timestamp()),
             }

@@ -1,14 +1,18 @@
-// The verdicts of Go's crypto/x509 on a list of chains.
+// The verdicts of Go's crypto/x509 on a list of chains, and of a TLS server where the key is given.
 //
 // Reads a JSON list of cases from stdin and writes a JSON list of verdicts, in order.
 package main
 
 import (
+	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
 	"encoding/pem"
 	"fmt"
+	"io"
+	"net"
 	"os"
+	"strings"
 	"time"
 )
 
@@ -18,6 +22,8 @@ type chain struct {
 	Intermediates []string `json:"intermediates"`
 	Leaf          string   `json:"leaf"`
 	Time          int64    `json:"time"`
+	// Key is the leaf's. With it, a client shows the chain to a server that requires a certificate.
+	Key string `json:"key"`
 	// Usages are the purposes of the leaf, each asked by itself; any if there is none.
 	Usages []x509.ExtKeyUsage `json:"usages"`
 }
@@ -76,8 +82,39 @@ func judge(given chain) verdict {
 			return answer
 		}
 	}
+	if given.Key != "" {
+		if err := shakeHands(given, roots); err != nil {
+			answer.Reason = err.Error()
+			return answer
+		}
+	}
 	answer.Accepted = true
 	return answer
+}
+
+// shakeHands says why a server refuses a client with this chain. The client verifies nothing: it would want a host.
+func shakeHands(given chain, roots *x509.CertPool) error {
+	shown := strings.Join(append([]string{given.Leaf}, given.Intermediates...), "")
+	pair, err := tls.X509KeyPair([]byte(shown), []byte(given.Key))
+	if err != nil {
+		return err
+	}
+	near, far := net.Pipe()
+	defer near.Close()
+	defer far.Close()
+	client := tls.Client(near, &tls.Config{Certificates: []tls.Certificate{pair}, InsecureSkipVerify: true})
+	server := tls.Server(far, &tls.Config{
+		Certificates: []tls.Certificate{pair},
+		ClientAuth:   tls.RequireAndVerifyClientCert,
+		ClientCAs:    roots,
+		Time:         func() time.Time { return time.Unix(given.Time, 0) },
+	})
+	go func() {
+		// The server's alert, or nothing at all: read until it hangs up.
+		_ = client.Handshake()
+		_, _ = io.Copy(io.Discard, client)
+	}()
+	return server.Handshake()
 }
 
 func main() {
