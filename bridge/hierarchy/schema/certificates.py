@@ -17,6 +17,8 @@ from bridge.dns_names import is_host
 
 ClusterCA = Literal["kubernetes", "etcd", "front-proxy"]
 """One of the three CAs of a cluster, by the purpose that the file gives it."""
+LONGEST_NODE_NAME = 52
+"""Characters: with `system:node:` in front it is a common name (RFC 5280, A.1)."""
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
@@ -64,6 +66,18 @@ def _node(value: str) -> str:
             "expected the name of a node as Kubernetes has it: a DNS name in lower "
             "case such as cp-1"
         )
+    if len(value) > LONGEST_NODE_NAME:
+        raise ValueError(
+            f"expected at most {LONGEST_NODE_NAME} characters: a kubelet is the user "
+            "system:node:NAME, and a common name has at most 64; set a shorter "
+            "hostname-override of the kubelet"
+        )
+    return value
+
+
+def _domain(value: str) -> str:
+    if not is_host(value):
+        raise ValueError("expected a DNS name in lower case such as cluster.local")
     return value
 
 
@@ -104,7 +118,7 @@ class ClusterPKIEntry(Section):
     """Where each API server itself listens: kubeadm's `bindPort`."""
     service_range: Annotated[str, AfterValidator(_service_range)] = "10.96.0.0/12"
     """The addresses of Services. The first one is the API server's."""
-    dns_domain: Annotated[str, AfterValidator(_node)] = "cluster.local"
+    dns_domain: Annotated[str, AfterValidator(_domain)] = "cluster.local"
     control_planes: dict[_NodeName, NodeEntry]
     """The nodes with an API server and an etcd member. Each needs its address."""
     workers: dict[_NodeName, NodeEntry] = Field(default_factory=dict)

@@ -9,6 +9,7 @@ from typing import Literal
 from bridge.dataplanes.planes import RUSTLS_PLANES, DataPlane
 from bridge.dns_names import is_host
 from bridge.errors import ConfigError
+from bridge.hierarchy.schema.certificates import LONGEST_NODE_NAME
 from bridge.spiffe import TrustDomain
 
 RootBackend = Literal["pkcs11", "file"]
@@ -86,7 +87,10 @@ class StartingPoint:
 
 def render(given: StartingPoint) -> str:
     """Return the text of a hierarchy file."""
-    return "\n".join([*_head(given), *_cas(given), *_tail(given)]) + "\n"
+    return (
+        "\n".join([*_head(given), *_cas(given), *_clusters(given), *_tail(given)])
+        + "\n"
+    )
 
 
 def _head(given: StartingPoint) -> Iterator[str]:
@@ -196,6 +200,30 @@ def _control_planes(given: StartingPoint, region: str) -> Iterator[str]:
             whole = f"{region}-{cluster} {title}"
             yield from _entry(given, whole, name, "p256", "years: 3", 0)
             yield f"    name_constraints: *{alias}"
+
+
+def _clusters(given: StartingPoint) -> Iterator[str]:
+    nodes = f"nodes.{given.trust_domains[0]}"
+    # Node names are bounded by the common name of their certificates.
+    too_long = len(f"worker-1.{nodes}") > LONGEST_NODE_NAME
+    if not given.profile.has_control_plane or too_long:
+        return
+    yield ""
+    yield "# The nodes of each cluster; `hierarchy export` writes their certificates."
+    yield "certificates:"
+    for region in given.regions:
+        for cluster in given.clusters:
+            name = f"{region}-{cluster}"
+            yield f"  {name}:"
+            for purpose in ("kubernetes", "etcd", "front-proxy"):
+                yield f"    {purpose.replace('-', '_')}_ca: {name}-{purpose}"
+            yield "    # Where nodes and users find the API servers."
+            yield f"    endpoint: https://{name}.{nodes}:6443"
+            yield "    service_range: 10.96.0.0/12"
+            yield "    control_planes:"
+            yield f'      cp-1.{nodes}: {{ip: ["10.0.0.11"]}}'
+            yield "    workers:"
+            yield f'      worker-1.{nodes}: {{ip: ["10.0.0.21"]}}'
 
 
 def _tail(given: StartingPoint) -> Iterator[str]:

@@ -6,6 +6,7 @@ import pytest
 from cryptography import x509
 
 from bridge.hierarchy.kubernetes_pki.profiles import PROFILES, leaves_of
+from bridge.hierarchy.schema.certificates import LONGEST_NODE_NAME
 from tests.support.parts.cluster_pki import cluster
 
 PLANNED = {leaf.title: leaf for leaf in leaves_of(cluster())}
@@ -77,3 +78,9 @@ def test_a_name_that_two_rules_give_stands_there_once() -> None:
     given = cluster(endpoint="https://10.0.0.11:6443")
     names = next(iter(leaves_of(given))).names
     assert names.count(x509.IPAddress(ip_address("10.0.0.11"))) == 1
+
+
+def test_the_longest_name_of_a_node_is_a_common_name() -> None:
+    name = "w" * LONGEST_NODE_NAME
+    titles = [leaf.title for leaf in leaves_of(cluster(workers={name: {}}))]
+    assert f"{name}/kubelet" in titles

@@ -56,6 +56,14 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {f"{C}.workers": {"Worker_1": {}}},
         "expected the name of a node as Kubernetes has it",
     ),
+    "a node that is too long for a common name": (
+        {f"{C}.workers": {"w" * 53: {}}},
+        "expected at most 52 characters: a kubelet is the user system:node:NAME",
+    ),
+    "a cluster domain that is no name": (
+        {f"{C}.dns_domain": "Cluster.local"},
+        f"{C}.dns_domain: expected a DNS name in lower case such as cluster.local",
+    ),
     "an address that is none": (
         {f"{C}.workers": {"w": {"ip": ["10.0.0.256"]}}},
         f"{C}.workers.w.ip[0]: expected an IP address such as",

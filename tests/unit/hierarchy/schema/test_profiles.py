@@ -19,7 +19,11 @@ LONG = {
 }
 
 
-@pytest.mark.parametrize("more", [{}, LONG, {"root_backend": "file"}])
+WIDE = {"trust_domains": ("-".join(["name"] * 9) + ".example",)}
+"""No node's name in it is short enough for a common name."""
+
+
+@pytest.mark.parametrize("more", [{}, LONG, WIDE, {"root_backend": "file"}])
 @pytest.mark.parametrize("name", PROFILES)
 def test_the_plan_of_a_profile_passes(name: str, more: dict[str, Any]) -> None:
     text = render(StartingPoint(profile=PROFILES[name], **more))
@@ -39,6 +43,7 @@ def test_each_cluster_of_each_region_has_an_issuing_ca_and_its_control_plane() -
         for purpose in ("kubernetes", "etcd", "front-proxy"):
             assert purposes[f"{region}-prod-{purpose}"] == purpose
             assert file.anchor_of(f"{region}-prod-{purpose}").endswith(purpose)
+    assert [*file.certificates] == ["eu-prod", "us-prod"]
 
 
 @pytest.mark.parametrize(
