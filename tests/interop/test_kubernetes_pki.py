@@ -16,15 +16,19 @@ import yaml
 from cryptography import x509
 from cryptography.x509.oid import NameOID
 
+from bridge.errors import AuthenticationError
 from bridge.hierarchy.export.shapes import SHAPES, ExportedCA, ShapeOptions
 from bridge.hierarchy.kubernetes_pki.issue import LeafIssuer, issue_all, new_leaf_key
 from bridge.hierarchy.kubernetes_pki.layouts import component_files
 from bridge.hierarchy.kubernetes_pki.profiles import ADMINS
 from bridge.hierarchy.schema import ClusterCA
 from bridge.hierarchy.throwaway import ThrowawaySpec, constraints_of
+from bridge.identity.client_certificate import spiffe_id_of
 from bridge.spiffe import TrustDomain
 from bridge.system.clock import system_clock
 from bridge.system.files import write_new
+from tests.interop.planes.all_planes import ask_all
+from tests.interop.planes.verifiers import Verdicts
 from tests.support.parts import netports
 from tests.support.parts.cluster_pki import cluster, issuer_of
 from tests.support.parts.kubernetes_pki import Client, ControlPlane, await_true
@@ -341,6 +345,42 @@ def test_the_api_server_takes_what_is_exported_of_a_mesh(
     )
     assert made[0] == CREATED, made
     assert made[1].get("type") == content.get("type")
+
+
+@pytest.fixture(scope="module")
+def verdicts(
+    ground: Ground, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Verdicts]:
+    """Return what each plane that trusts the root says of two leaves, by its letter."""
+    tree, folder = ground.tree, tmp_path_factory.mktemp("chains")
+    shown = {
+        "mesh": tree.client(tree.mesh, x509.Name([]), CART),
+        "thief": tree.client(tree.kubernetes, x509.Name([]), CART),
+    }
+    for name, client in shown.items():
+        (folder / f"{name}.chain").write_bytes(client.certificates)
+        (folder / f"{name}.roots").write_bytes(tree.root.pem)
+        (folder / f"{name}.key").write_bytes(client.key)
+    return ask_all([*shown], folder, datetime.now(UTC))
+
+
+def test_a_stolen_key_of_the_kubernetes_ca_makes_no_workload_of_the_mesh(
+    verdicts: dict[str, Verdicts],
+) -> None:
+    """Its constraints permit no URI, and its anchor is not that of the mesh."""
+    for plane, said in verdicts.items():
+        assert said["thief"], plane
+        # rustls takes no URI under the URI constraint that a mesh of sidecars has.
+        assert bool(said["mesh"]) is (plane in "al"), (plane, said["mesh"])
+
+
+@pytest.mark.parametrize("client", ["admin", "kubelet", "front-proxy"])
+def test_a_client_of_the_cluster_is_no_caller_of_the_bridge(
+    ground: Ground, client: str
+) -> None:
+    shown = ground.clients[client].certificates
+    with pytest.raises(AuthenticationError, match="URI"):
+        spiffe_id_of(shown, now=datetime.now(UTC))
 
 
 class KubeletPort(ThreadingHTTPServer):
