@@ -8,6 +8,7 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"path/filepath"
 	"regexp"
 
 	"istio.io/istio/pkg/log"
@@ -21,6 +22,7 @@ type options struct {
 	csr, identity              string
 	ttl                        int64
 	storm                      int
+	cacerts                    string
 }
 
 // answer is what is printed. Either the chain is there, or the code and the error.
@@ -46,11 +48,14 @@ func main() {
 	flag.StringVar(&o.identity, "identity", "spiffe://cluster.local/ns/shop/sa/web", "SPIFFE ID in the CSR")
 	flag.Int64Var(&o.ttl, "ttl", 86400, "wanted lifetime in seconds")
 	flag.IntVar(&o.storm, "storm", 0, "so many clients at once; -token is then a folder with their tokens: 0, 1, 2 ...")
+	flag.StringVar(&o.cacerts, "cacerts", "", "folder with istiod's plugged-in CA: only read it, as istiod does")
 	flag.Parse()
 	quiet(o)
 	var out any
 	var err error
-	if o.storm > 0 {
+	if o.cacerts != "" {
+		out, err = readCACerts(o.cacerts)
+	} else if o.storm > 0 {
 		out, err = storm(o)
 	} else {
 		out, err = ask(o)
@@ -63,6 +68,18 @@ func main() {
 		fmt.Fprintln(os.Stderr, "istio_client:", err)
 		os.Exit(2)
 	}
+}
+
+// readCACerts reads and verifies the files of a plugged-in CA; the root is the answer.
+func readCACerts(folder string) (answer, error) {
+	file := func(name string) string { return filepath.Join(folder, name) }
+	chain := []string{file("cert-chain.pem")}
+	bundle, err := pkiutil.NewVerifiedKeyCertBundleFromFile(
+		file("ca-cert.pem"), file("ca-key.pem"), chain, file("root-cert.pem"), "")
+	if err != nil {
+		return answer{Code: "Refused", Error: err.Error()}, nil
+	}
+	return answer{Chain: []string{string(bundle.GetRootCertPem())}, Code: "OK"}, nil
 }
 
 // quiet moves Istio's log from stdout, where the answer goes, to stderr. A storm has none: it would cost more

@@ -40,6 +40,18 @@ def program() -> Path:
     return builds.build(_MODULE)
 
 
+def read_cacerts(folder: Path) -> str:
+    """Have istiod's own code read the folder of its CA; return why it is refused."""
+    done = subprocess.run(
+        [program(), "-cacerts", folder],
+        capture_output=True,
+        text=True,
+        timeout=_CALL_SECONDS,
+        check=True,
+    )
+    return str(json.loads(done.stdout)["error"])
+
+
 def ask(
     address: str, roots: Path, *arguments: str | Path, compliance: str = ""
 ) -> Answer:
