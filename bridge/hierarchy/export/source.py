@@ -78,7 +78,7 @@ def ca_files(
     )
     if ca.key is not None and ca.key.public_key() != issuer_key(ca.chain[0]):
         raise _bad(
-            f"{name}: its key is not that of its certificate; find the right one"
+            f"{name}: its key is not that of its certificate: name the right one"
         )
     return found.files(ca, options)
 
@@ -120,7 +120,8 @@ def cluster_files(
     """
     file = loaded.file
     _require_name(wanted.cluster, [*file.certificates], "certificates")
-    entry = _limited(file.certificates[wanted.cluster], wanted.nodes)
+    entry = file.certificates[wanted.cluster]
+    limited = _limited(entry, wanted.nodes)
     issuers: dict[ClusterCA, LeafIssuer] = {}
     with ExitStack() as opened:
         for purpose, _, name in entry.cas():
@@ -128,9 +129,9 @@ def cluster_files(
             chain = tuple(certificates(one) for one in file.chain(name))
             signer = opened.enter_context(keys(name))
             issuers[purpose] = LeafIssuer(chain, _sign_with(signer))
-        leaves = issue_all(entry, issuers, clock=clock)
+        leaves = issue_all(entry, issuers, clock=clock, nodes=wanted.nodes)
     layout = kubeadm_files if wanted.layout == "kubeadm" else component_files
-    return layout(entry, issuers, leaves, wanted.account_key or new_leaf_key())
+    return layout(limited, issuers, leaves, wanted.account_key or new_leaf_key())
 
 
 def _limited(entry: ClusterPKIEntry, nodes: Sequence[str]) -> ClusterPKIEntry:

@@ -7,8 +7,8 @@ Source:
     RFC 5280, 4.1 and 4.2; Kubernetes, "PKI certificates and requirements".
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from secrets import randbits
 
@@ -53,7 +53,7 @@ class IssuedLeaf:
 
     planned: PlannedLeaf
     certificate: x509.Certificate
-    key: LeafKey
+    key: LeafKey = field(repr=False)
 
 
 def new_leaf_key() -> LeafKey:
@@ -67,8 +67,9 @@ def issue_all(
     *,
     clock: Clock,
     make_key: Callable[[], LeafKey] = new_leaf_key,
+    nodes: Collection[str] = (),
 ) -> tuple[IssuedLeaf, ...]:
-    """Issue every certificate of a cluster.
+    """Issue the certificates of a cluster.
 
     All of them are held against their chains before the first one is signed.
 
@@ -77,13 +78,15 @@ def issue_all(
         issuers: Its three CAs.
         clock: The lifetime of each certificate begins five minutes before its time.
         make_key: Makes the key of each.
+        nodes: Only for these nodes; by default for all.
 
     Raises:
         ConfigError: A CA does not allow a name, or has ended, or its key signed
             something else. The message lists every name that is not allowed.
         bridge.spi.BackendError: A CA's key cannot be used.
     """
-    planned = [*leaves_of(cluster)]
+    all_nodes = leaves_of(cluster)
+    planned = [leaf for leaf in all_nodes if not nodes or leaf.node in nodes]
     now = clock().replace(microsecond=0)
     refused = [
         problem

@@ -8,6 +8,7 @@ Source:
 import ipaddress
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
@@ -76,8 +77,8 @@ class ComponentProfile:
     usages: tuple[ObjectIdentifier, ...]
     names: Callable[[ClusterPKIEntry, str], Names] = _none
     """The subject alternative names of a node's certificate."""
-    on_workers: bool = False
-    """Whether a node without an API server needs it too."""
+    on: Literal["first", "control planes", "all"] = "control planes"
+    """Which nodes need it; `first` is the first control plane of the file."""
 
 
 PROFILES = (
@@ -141,6 +142,7 @@ PROFILES = (
         common_name="kubernetes-super-admin",
         organisation=MASTERS,
         usages=(_CLIENT,),
+        on="first",
     ),
     ComponentProfile(
         name="controller-manager",
@@ -160,7 +162,7 @@ PROFILES = (
         common_name="system:node:{node}",
         organisation=NODES,
         usages=(_CLIENT,),
-        on_workers=True,
+        on="all",
     ),
     ComponentProfile(
         name="kubelet-server",
@@ -169,7 +171,7 @@ PROFILES = (
         organisation=NODES,
         usages=(_SERVER,),
         names=_kubelet,
-        on_workers=True,
+        on="all",
     ),
 )
 """All kinds. Each node has keys of its own: no file has to travel between nodes but the
@@ -193,9 +195,14 @@ class PlannedLeaf:
 
 def leaves_of(cluster: ClusterPKIEntry) -> Iterator[PlannedLeaf]:
     """Yield every certificate of a cluster, node by node."""
-    for node in (*cluster.control_planes, *cluster.workers):
+    nodes = {
+        "first": [next(iter(cluster.control_planes))],
+        "control planes": [*cluster.control_planes],
+        "all": [*cluster.control_planes, *cluster.workers],
+    }
+    for node in nodes["all"]:
         for profile in PROFILES:
-            if profile.on_workers or node in cluster.control_planes:
+            if node in nodes[profile.on]:
                 yield _planned(cluster, node, profile)
 
 

@@ -163,6 +163,12 @@ def test_a_cluster_gets_the_files_of_all_its_nodes() -> None:
 def test_one_node_is_issued_for_alone() -> None:
     found = issued(loaded(FILE), nodes=("worker-1",))
     assert {name.partition("/")[0] for name in found} == {"worker-1"}
+    own = {"cp-1": {"ip": ["10.0.0.11"]}, "cp-2": {"ip": ["10.0.0.12"]}}
+    second = issued(
+        loaded({**FILE, "certificates.prod.control_planes": own}), nodes=("cp-2",)
+    )
+    assert {name.partition("/")[0] for name in second} == {"cp-2"}
+    assert "cp-2/super-admin.conf" not in second
     with pytest.raises(ConfigError, match="w9: expected a name under its nodes: cp-1"):
         issued(loaded(FILE), nodes=("w9",))
 

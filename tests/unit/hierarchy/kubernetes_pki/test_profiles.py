@@ -5,7 +5,7 @@ from ipaddress import ip_address
 import pytest
 from cryptography import x509
 
-from bridge.hierarchy.kubernetes_pki.profiles import PROFILES, leaves_of
+from bridge.hierarchy.kubernetes_pki.profiles import MASTERS, PROFILES, leaves_of
 from bridge.hierarchy.schema.certificates import LONGEST_NODE_NAME
 from tests.support.parts.cluster_pki import cluster
 
@@ -47,6 +47,15 @@ def test_the_table_is_of_every_profile() -> None:
 def test_a_worker_gets_what_its_kubelet_needs_and_no_more() -> None:
     worker = [title for title in PLANNED if title.startswith("worker-1/")]
     assert worker == ["worker-1/kubelet", "worker-1/kubelet-server"]
+
+
+def test_one_node_alone_gets_the_administrator_that_no_rule_limits() -> None:
+    nodes = {f"cp-{number}": {"ip": [f"10.0.0.{number}"]} for number in (1, 2, 3)}
+    leaves = [*leaves_of(cluster(control_planes=nodes))]
+    masters = [leaf.title for leaf in leaves if leaf.profile.organisation == MASTERS]
+    assert masters == ["cp-1/super-admin"]
+    second = {leaf.profile.name for leaf in leaves if leaf.node == "cp-2"}
+    assert second == TABLE.keys() - {"super-admin"}
 
 
 LOCAL = ["localhost", ip_address("127.0.0.1"), ip_address("::1")]
