@@ -7,6 +7,7 @@ from itertools import repeat
 from cryptography import x509
 
 from bridge.cli.console import print_folded
+from bridge.x509.certificate import readable
 
 _SAN = x509.SubjectAlternativeName
 _STEP = " " * 4
@@ -18,7 +19,7 @@ def print_chain(certificates: Sequence[x509.Certificate]) -> None:
     Args:
         certificates: Leaf first, trust anchor last.
     """
-    *below, anchor = certificates
+    *below, anchor = map(readable, certificates)
     tiers = [*zip(_roles(below), below, strict=False)]
     for depth, (role, certificate) in enumerate(
         [("trust anchor", anchor), *tiers[::-1]]

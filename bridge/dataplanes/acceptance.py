@@ -21,21 +21,33 @@ from bridge.dataplanes.planes import RUSTLS_PLANES, DataPlane
 from bridge.errors import ConfigError
 from bridge.x509.algorithm import ECDSA_SIGNATURES_WITH_NULL
 from bridge.x509.certificate import (
+    extensions_of,
     has_unique_id,
     issuer_of,
     key_of,
     name_text,
+    policy_texts,
     signature_identifiers,
     subject_of,
 )
 from bridge.x509.der import content, elements
 
 _NOBODY: frozenset[DataPlane] = frozenset()
-_PRINTABLE_STRING = 0x13
-_PRINTABLE = frozenset(
-    f"{string.ascii_letters}{string.digits} '()+,-./:=?*&".encode("ascii")
-)
-"""What Go reads in a PrintableString: as X.680 has it, and two more."""
+_GO_READS = {
+    0x12: frozenset(f"{string.digits} ".encode("ascii")),
+    0x13: frozenset(
+        f"{string.ascii_letters}{string.digits} '()+,-./:=?*&".encode("ascii")
+    ),
+    0x16: frozenset(range(128)),
+}
+"""What Go reads in a NumericString, PrintableString (two more than X.680 has) and
+IA5String."""
+_NO_STRINGS_OF_GO = frozenset({0x1A, 0x1C})
+"""VisibleString and UniversalString."""
+_ALL = frozenset(range(256))
+_UTF8_STRING = 0x0C
+_DISPLAY_TEXT = frozenset({_UTF8_STRING, 0x16, 0x1A, 0x1E})
+"""And IA5String, VisibleString, BMPString."""
 _COMPRESSED_POINT = frozenset({2, 3})
 _NO_KEY_USAGE = (
     "has no keyUsage: every data plane takes it, but X509-SVID (4.3) asks for "
@@ -108,6 +120,8 @@ def objections(
     for index, certificate in enumerate(path):
         for text in _of_rustls(certificate, is_anchor=index == last):
             yield Objection(index, text, RUSTLS_PLANES)
+        for text in () if index == last else _of_boringssl(certificate):
+            yield Objection(index, text, frozenset({DataPlane.SIDECAR}))
         for text in _of_go(certificate):
             yield Objection(index, text, _NOBODY)
         if index != last and not _has_key_usage(certificate):
@@ -138,7 +152,7 @@ def _of_rustls(certificate: x509.Certificate, *, is_anchor: bool) -> Iterator[st
         )
     if is_anchor:
         return
-    for extension in certificate.extensions:
+    for extension in extensions_of(certificate):
         if extension.oid == ExtensionOID.CERTIFICATE_POLICIES and extension.critical:
             yield (
                 "has critical certificatePolicies, which ztunnel and linkerd2-proxy "
@@ -153,7 +167,23 @@ def _of_rustls(certificate: x509.Certificate, *, is_anchor: bool) -> Iterator[st
 
 
 def _has_key_usage(certificate: x509.Certificate) -> bool:
-    return any(one.oid == ExtensionOID.KEY_USAGE for one in certificate.extensions)
+    found = extensions_of(certificate)
+    return any(one.oid == ExtensionOID.KEY_USAGE for one in found)
+
+
+def _of_boringssl(certificate: x509.Certificate) -> Iterator[str]:
+    for text in policy_texts(certificate):
+        try:
+            is_text = text[0] in _DISPLAY_TEXT
+            if text[0] == _UTF8_STRING:
+                content(text).decode()
+        except ValueError:
+            is_text = False
+        if not is_text:
+            yield (
+                "has a text in its certificatePolicies that Envoy cannot read (RFC "
+                "5280, 4.2.1.4): reissue it with a UTF8String, or without the text"
+            )
 
 
 def _of_go(certificate: x509.Certificate) -> Iterator[str]:
@@ -173,21 +203,20 @@ def _of_go(certificate: x509.Certificate) -> Iterator[str]:
         ("subject", subject_of(certificate)),
         ("issuer", issuer_of(certificate)),
     ):
-        if not _is_printable(name):
+        if not _go_reads(name):
             yield (
-                f"has a PrintableString with other characters in its {which}, and "
-                f"{cannot}: reissue it with a UTF8String"
+                f"has a string in its {which} of a type that does not hold its "
+                f"characters, and {cannot}: reissue it with a UTF8String"
             )
 
 
-def _is_printable(name: bytes) -> bool:
+def _go_reads(name: bytes) -> bool:
     # A name is a sequence of sets of pairs of an OID and a value.
     for relative in elements(content(name)):
         for pair in elements(content(relative)):
             _, value = elements(content(pair))
-            if value[0] == _PRINTABLE_STRING and not _PRINTABLE.issuperset(
-                content(value)
-            ):
+            tag, text = value[0], content(value)
+            if tag in _NO_STRINGS_OF_GO or not _GO_READS.get(tag, _ALL) >= {*text}:
                 return False
     return True
 

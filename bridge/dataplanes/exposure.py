@@ -12,6 +12,7 @@ from cryptography import x509
 
 from bridge.dataplanes.planes import DataPlane
 from bridge.errors import ConfigError
+from bridge.x509.certificate import extensions_of
 
 _SHOWN_HOSTS = 8
 
@@ -111,9 +112,11 @@ def _linkerd(dns: list[str] | None, anchor: str) -> Exposure:
 
 def _constraints(certificate: x509.Certificate) -> x509.NameConstraints | None:
     try:
-        return certificate.extensions.get_extension_for_class(
-            x509.NameConstraints
-        ).value
+        return (
+            extensions_of(certificate)
+            .get_extension_for_class(x509.NameConstraints)
+            .value
+        )
     except x509.ExtensionNotFound:
         return None
 

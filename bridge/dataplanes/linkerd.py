@@ -22,7 +22,7 @@ from bridge.x509.algorithm import (
     RSA_SIGNATURES,
     RSA_SIGNATURES_WITHOUT_NULL,
 )
-from bridge.x509.certificate import name_of, signature_identifiers
+from bridge.x509.certificate import extensions_of, name_of, signature_identifiers
 from bridge.x509.name_constraints import Kind, NameConstraints
 from bridge.x509.name_forms import is_dns_name
 
@@ -140,16 +140,20 @@ def _key_problems(certificate: x509.Certificate) -> Iterator[str]:
 
 def _has(certificate: x509.Certificate, kind: Kind) -> bool:
     try:
-        names = certificate.extensions.get_extension_for_class(
-            x509.SubjectAlternativeName
-        ).value
+        names = (
+            extensions_of(certificate)
+            .get_extension_for_class(x509.SubjectAlternativeName)
+            .value
+        )
     except x509.ExtensionNotFound:
         return False
     return any(type(name) is kind for name in names)
 
 
 def _hosts(certificate: x509.Certificate) -> Iterator[str]:
-    value = certificate.extensions.get_extension_for_class(x509.NameConstraints).value
+    value = (
+        extensions_of(certificate).get_extension_for_class(x509.NameConstraints).value
+    )
     for subtrees in (value.permitted_subtrees, value.excluded_subtrees):
         for name in subtrees or ():
             if isinstance(name, x509.DNSName):

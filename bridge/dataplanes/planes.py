@@ -10,6 +10,7 @@ from enum import StrEnum
 
 from cryptography import x509
 
+from bridge.x509.certificate import extensions_of, readable
 from bridge.x509.name_constraints import NameConstraints
 from bridge.x509.name_forms import OTHER_FORMS
 
@@ -46,7 +47,8 @@ def data_plane_problems(certificates: Sequence[x509.Certificate]) -> list[str]:
     for tier, certificate in enumerate(certificates, 1):
         found = NameConstraints.of(certificate)
         if found is not None:
-            where = f"the certificate of tier {tier} ({_text(certificate.subject)})"
+            subject = _text(readable(certificate).subject)
+            where = f"the certificate of tier {tier} ({subject})"
             problems.extend(f"{where} {text}" for text in _clashes(found))
             problems.extend(f"{where} {text}" for text in _ambiguous(certificate))
     return problems
@@ -86,7 +88,7 @@ def _clashes(found: NameConstraints) -> Iterator[str]:
 
 def _ambiguous(certificate: x509.Certificate) -> Iterator[str]:
     """Yield URI hosts that OpenSSL and Go read differently."""
-    extension = certificate.extensions.get_extension_for_class(x509.NameConstraints)
+    extension = extensions_of(certificate).get_extension_for_class(x509.NameConstraints)
     for word, names in (
         ("permits", extension.value.permitted_subtrees or ()),
         ("excludes", extension.value.excluded_subtrees or ()),

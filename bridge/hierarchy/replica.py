@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from bridge.sdk import algorithm_of
 from bridge.x509.algorithm import CAPrivateKey, issuer_key, signature_of
+from bridge.x509.certificate import readable
 from bridge.x509.der import splice
 from bridge.x509.leaf_profile import LeafProfile
 from bridge.x509.path import ValidatedChain
@@ -97,6 +98,7 @@ def _copy(
     above: tuple[x509.Certificate, CAPrivateKey] | None,
 ) -> x509.Certificate:
     signer = above[1] if above else key
+    original = readable(original)
     builder = (
         x509.CertificateBuilder()
         .subject_name(original.subject)

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from bridge.errors import BackendBrokenError, ConfigError, MisissuedError
 from bridge.spi import IssuedChain, LeafRequest, Prepared
 from bridge.x509.algorithm import algorithm_of, issuer_key, require_signature
-from bridge.x509.certificate import UNREADABLE, name_of
+from bridge.x509.certificate import UNREADABLE, issuer_of, name_of, subject_of
 from bridge.x509.der import splice
 from bridge.x509.leaf_encoding import ExpectedLeaf
 from bridge.x509.leaf_profile import (
@@ -70,7 +70,7 @@ class PinnedIssuer:
     ) -> None:
         self.certificate = certificate
         self.ends = certificate.not_valid_after_utc if ends is None else ends
-        self.subject = certificate.subject
+        self.subject = subject_of(certificate)
         self.public_key = issuer_key(certificate)
         self.algorithm = algorithm_of(self.public_key)
         self.intermediates = tuple(intermediates)
@@ -213,7 +213,7 @@ def _require_fields(
     serial = max(leaf.serial_number, 0)  # a negative one has bits too
     if serial.bit_length() not in _SERIAL_BITS and not prepared.tbs:
         raise _differs("misissued.serial", "the serial number is too short or too long")
-    if leaf.issuer != issuer.subject:
+    if issuer_of(leaf) != issuer.subject:
         raise _differs("misissued.issuer", "the issuer differs")
     if leaf.subject != _EMPTY:
         raise _differs("misissued.subject", "the subject is not empty")

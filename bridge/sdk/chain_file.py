@@ -13,6 +13,7 @@ from bridge.spi import Description, PluginContext
 from bridge.system.file_watch import FileWatch
 from bridge.system.files import digest_of, read_public
 from bridge.x509.algorithm import CA_KEYS, CAPublicKey
+from bridge.x509.certificate import extensions_of, name_text
 from bridge.x509.pem import parse_certificates
 
 Holds = Callable[[CAPublicKey], bool]
@@ -162,7 +163,9 @@ def _held(
 
 def _is_ca(certificate: x509.Certificate) -> bool:
     try:
-        found = certificate.extensions.get_extension_for_class(x509.BasicConstraints)
+        found = extensions_of(certificate).get_extension_for_class(
+            x509.BasicConstraints
+        )
     except x509.ExtensionNotFound:
         return False
     return found.value.ca
@@ -190,7 +193,8 @@ def is_issued_by(lower: x509.Certificate, upper: x509.Certificate) -> bool:
 
 def subject_text(certificate: x509.Certificate) -> str:
     """Return a certificate's subject for people."""
-    return certificate.subject.rfc4514_string() or "an empty subject"
+    text = name_text(certificate, "subject")
+    return "an empty subject" if text == "no name" else str(text)
 
 
 class WatchedFiles:

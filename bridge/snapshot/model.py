@@ -16,6 +16,7 @@ from bridge.resilience.boundary import close_plugin
 from bridge.snapshot.trust_bundle import TrustBundle
 from bridge.spi import Description, IssuingCA
 from bridge.spiffe import TrustDomain
+from bridge.x509.certificate import readable
 from bridge.x509.path import ValidatedChain
 
 _TIERS = {
@@ -56,7 +57,8 @@ class Issuer:
             longest: The longest lifetime that may be issued.
         """
         for tier, certificate in self.chain.tiers():
-            yield CertificateExpiry.of(certificate, _TIERS[tier], self.name, longest)
+            one = readable(certificate)
+            yield CertificateExpiry.of(one, _TIERS[tier], self.name, longest)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,6 +17,7 @@ from bridge.errors import ConfigError, CSRError
 from bridge.x509.algorithm import key_encoding_problem
 from bridge.x509.certificate import (
     UNREADABLE,
+    extensions_of,
     issuer_of,
     name_of,
     name_text,
@@ -115,7 +116,7 @@ def validity_problems(certificate: x509.Certificate, now: datetime) -> Iterator[
 
 def _extensions(certificate: x509.Certificate, cas_below: int) -> Iterator[str]:
     try:
-        extensions = certificate.extensions
+        extensions = extensions_of(certificate)
     except UNREADABLE as error:
         yield f"has extensions that cannot be read: {error}"
         return

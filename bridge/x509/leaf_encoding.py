@@ -12,7 +12,7 @@ from functools import lru_cache
 from cryptography import x509
 
 from bridge.x509.algorithm import algorithm_of, issuer_key
-from bridge.x509.certificate import subject_of
+from bridge.x509.certificate import extensions_of, subject_of
 from bridge.x509.der import SEQUENCE, tlv
 
 _INTEGER = 0x02
@@ -89,7 +89,9 @@ class ExpectedLeaf:
 
 def _authority_key_identifier(issuing: x509.Certificate) -> bytes:
     try:
-        found = issuing.extensions.get_extension_for_class(x509.SubjectKeyIdentifier)
+        found = extensions_of(issuing).get_extension_for_class(
+            x509.SubjectKeyIdentifier
+        )
     except x509.ExtensionNotFound:
         return b""
     identifier = tlv(SEQUENCE, tlv(_KEY_IDENTIFIER, found.value.digest))

@@ -7,12 +7,13 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from bridge.errors import ConfigError
 from bridge.x509.algorithm import algorithm_of, issuer_key
-from bridge.x509.certificate import key_usage, subject_of
+from bridge.x509.certificate import extensions_of, key_usage, readable, subject_of
+from bridge.x509.der import SEQUENCE, content, elements, tlv
 from bridge.x509.tbs import recorder_of
 
 _EMPTY = x509.Name([])
+_ISSUER = 3
 KEY_USAGE = key_usage(digital_signature=True, key_encipherment=True)
 EXTENDED_KEY_USAGE = x509.ExtendedKeyUsage(
     [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
@@ -34,13 +35,9 @@ class LeafProfile:
     def __init__(self, issuing: x509.Certificate) -> None:
         self.algorithm = algorithm_of(issuer_key(issuing))
         self._recorder = recorder_of(issuer_key(issuing))
-        self._issuer = issuing.subject
-        if self._issuer.public_bytes() != subject_of(issuing):
-            raise ConfigError(
-                "the issuing CA's subject cannot be copied byte for byte: its string "
-                "types or its order are not those of DER",
-                rule="issuer.subject",
-            )
+        self._issuer = readable(issuing).subject
+        self._issuer_der = subject_of(issuing)
+        self._is_copied = self._issuer.public_bytes() == self._issuer_der
         self._before_names = [_fixed(KEY_USAGE, critical=True)]
         self._before_names.append(_fixed(EXTENDED_KEY_USAGE, critical=False))
         self._before_names.append(_fixed(NOT_A_CA, critical=True))
@@ -65,7 +62,7 @@ class LeafProfile:
             not_after: See `not_before`.
         """
         san = x509.SubjectAlternativeName(names)
-        return (
+        tbs = (
             x509.CertificateBuilder(
                 issuer_name=self._issuer,
                 subject_name=_EMPTY,
@@ -78,6 +75,14 @@ class LeafProfile:
             .sign(self._recorder, self.algorithm.hash)
             .tbs_certificate_bytes
         )
+        return tbs if self._is_copied else self._with_issuer(tbs)
+
+    def _with_issuer(self, tbs: bytes) -> bytes:
+        # `cryptography` writes a name in its own string types, and verifiers compare
+        # the bytes.
+        fields = [*elements(content(tbs))]
+        fields[_ISSUER] = self._issuer_der
+        return tlv(SEQUENCE, b"".join(fields))
 
 
 def authority_key_identifier(
@@ -85,7 +90,9 @@ def authority_key_identifier(
 ) -> x509.AuthorityKeyIdentifier | None:
     """Return what a leaf says of its issuer's key: the issuer's own SKI, if any."""
     try:
-        found = issuing.extensions.get_extension_for_class(x509.SubjectKeyIdentifier)
+        found = extensions_of(issuing).get_extension_for_class(
+            x509.SubjectKeyIdentifier
+        )
     except x509.ExtensionNotFound:
         return None
     make = x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier

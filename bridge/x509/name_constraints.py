@@ -22,7 +22,7 @@ from cryptography import x509
 from cryptography.x509.oid import NameOID
 
 from bridge.errors import ConfigError, DeniedError
-from bridge.x509.certificate import UNREADABLE
+from bridge.x509.certificate import UNREADABLE, extensions_of
 from bridge.x509.der import content, elements, tlv
 from bridge.x509.name_forms import (
     FORMS,
@@ -66,7 +66,9 @@ class NameConstraints:
                 wanted, such as a URI with a scheme, or a mask with holes.
         """
         try:
-            found = certificate.extensions.get_extension_for_class(x509.NameConstraints)
+            found = extensions_of(certificate).get_extension_for_class(
+                x509.NameConstraints
+            )
         except x509.ExtensionNotFound:
             return None
         except UNREADABLE as error:

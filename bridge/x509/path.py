@@ -30,8 +30,10 @@ from bridge.x509.ca_certificate import (
 )
 from bridge.x509.certificate import (
     UNREADABLE,
+    extensions_of,
     issuer_of,
     name_text,
+    readable,
     subject_of,
 )
 from bridge.x509.name_constraints import ChainConstraints
@@ -478,9 +480,10 @@ def _problems_of_own_names(path: Sequence[x509.Certificate]) -> Iterator[_Proble
     """
     for index, certificate in enumerate(path[:-1]):
         above = ChainConstraints.of_chain(path[index + 1 :])
-        names: list[x509.GeneralName] = [x509.DirectoryName(certificate.subject)]
+        subject = readable(certificate).subject
+        names: list[x509.GeneralName] = [x509.DirectoryName(subject)]
         try:
-            san = certificate.extensions.get_extension_for_class(
+            san = extensions_of(certificate).get_extension_for_class(
                 x509.SubjectAlternativeName
             )
             names.extend(san.value)
@@ -491,7 +494,7 @@ def _problems_of_own_names(path: Sequence[x509.Certificate]) -> Iterator[_Proble
         except DeniedError as error:
             text = "has a name that the constraints above it do not allow"
             yield index, f"{text}: {error.detail}"
-        mail = certificate.subject.get_attributes_for_oid(NameOID.EMAIL_ADDRESS)
+        mail = subject.get_attributes_for_oid(NameOID.EMAIL_ADDRESS)
         if mail and x509.RFC822Name in above.constrained:
             yield index, "has an e-mail address in its subject under a constraint"
 
@@ -544,9 +547,11 @@ def _key_identifier_faults(
 
 def _own_identifier(certificate: x509.Certificate) -> bytes | None:
     try:
-        return certificate.extensions.get_extension_for_class(
-            x509.SubjectKeyIdentifier
-        ).value.digest
+        return (
+            extensions_of(certificate)
+            .get_extension_for_class(x509.SubjectKeyIdentifier)
+            .value.digest
+        )
     except (x509.ExtensionNotFound, *UNREADABLE):
         return None
 
@@ -555,9 +560,11 @@ def _authority_key(
     certificate: x509.Certificate,
 ) -> x509.AuthorityKeyIdentifier | None:
     try:
-        return certificate.extensions.get_extension_for_class(
-            x509.AuthorityKeyIdentifier
-        ).value
+        return (
+            extensions_of(certificate)
+            .get_extension_for_class(x509.AuthorityKeyIdentifier)
+            .value
+        )
     except (x509.ExtensionNotFound, *UNREADABLE):
         return None
 

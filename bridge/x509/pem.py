@@ -17,7 +17,7 @@ from typing import NoReturn
 from cryptography import x509
 
 from bridge.errors import ConfigError
-from bridge.x509.certificate import UNREADABLE
+from bridge.x509.certificate import UNREADABLE, extensions_of
 
 _SPACE = " \t\r\n"
 _BEGIN = "-----BEGIN "
@@ -283,12 +283,12 @@ def _certificate(block: str, place: str) -> x509.Certificate:
     try:
         der = parse_one(block, "CERTIFICATE")
         certificate = x509.load_der_x509_certificate(der)
-        # These are read late, and raise late: a subject in TeletexString beyond
-        # ASCII, an extension that stands twice, a key of an unknown kind.
-        _ = certificate.subject, certificate.issuer, certificate.extensions
+        # These are read late, and raise late: a name in no encoding, an extension
+        # that stands twice, a key of an unknown kind.
+        extensions = extensions_of(certificate)
         _ = certificate.not_valid_before_utc, certificate.not_valid_after_utc
         certificate.public_key()
-        if certificate.version is x509.Version.v1 and [*certificate.extensions]:
+        if certificate.version is x509.Version.v1 and [*extensions]:
             # Envoy cannot read it, and with it loses the other anchors of a bundle.
             raise ValueError("it is of version 1, and has extensions")
     except UNREADABLE as error:

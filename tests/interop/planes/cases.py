@@ -76,12 +76,18 @@ empty-subject                   -gbal   ogbal        ogbal  ogbal
 latin-1-in-teletex-subject      ogbal   ogbal        ogbal  ogbal
 latin-1-in-printable-subject    o-bal   o-bal        o-bal  ogbal
 latin-1-in-utf8-subject         ---al   ---al        ---al  -g-al
+latin-1-in-ia5-subject          o-bal   o-bal        o-bal  ogbal
+letters-in-numeric-subject      o-bal   o-bal        o-bal  ogbal
+universal-subject               o-bal   o-bal        o-bal  ogbal
 asterisk-in-printable-subject   o-bal   o-bal        o-bal  ogbal
 bmp-subject                     ogbal   ogbal        ogbal  ogbal
 empty-common-name               ogbal   ogbal        ogbal  ogbal
 policies                        ogbal   ogbal        ogbal  ogbal
 critical-policies               ogb--   ogb--        ogbal  ogbal
 latin-1-in-policy-notice        ogbal   ogbal        ogbal  ogbal
+latin-1-in-ia5-policy-notice    ogbal   ogbal        ogbal  ogbal
+latin-1-in-t61-policy-notice    og-al   og-al        ogbal  ogbal
+critical-latin-1-policy-notice  ogb--   ogb--        ogbal  ogbal
 latin-1-in-utf8-policy-notice   og-al   og-al        ogbal  ogbal
 critical-policy-constraints     ogb--   ogb--        ogbal  ogbal
 critical-inhibit-any-policy     ogb--   ogb--        ogbal  ogbal
@@ -120,6 +126,7 @@ _BELOW = ("issuing", "intermediate")
 _ISSUING = ("issuing",)
 _NO_LEAF_KEY = Stricter("no backend signs leaves with such a key", _ISSUING)
 _UNREADABLE = Stricter("the library of the bridge cannot read it")
+_NO_NAME = Stricter("OpenSSL and Envoy cannot read it, nor what stands beside it")
 _WEAK_SIGNATURE = Stricter("a hash that is too weak for a CA", _BELOW)
 _PURPOSE = Stricter("a leaf is a server's and a client's certificate")
 
@@ -139,12 +146,9 @@ STRICTER: dict[str, Stricter] = {
     "ed25519-signature-with-null": _UNREADABLE,
     "serial-with-padding": _UNREADABLE,
     "version-2": _UNREADABLE,
-    "latin-1-in-teletex-subject": _UNREADABLE,
     "latin-1-in-printable-subject": _UNREADABLE,
-    "latin-1-in-utf8-subject": _UNREADABLE,
     "asterisk-in-printable-subject": _UNREADABLE,
-    "latin-1-in-policy-notice": _UNREADABLE,
-    "latin-1-in-utf8-policy-notice": _UNREADABLE,
+    "latin-1-in-utf8-subject": _NO_NAME,
     "empty-subject": Stricter("OpenSSL wants a leaf to name its issuer", _ISSUING),
     "key-usage-without-certsign": Stricter("it says that it signs no certificates"),
     "basic-constraints-of-no-ca": Stricter("it says that it is no CA"),

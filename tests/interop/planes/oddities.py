@@ -26,7 +26,8 @@ from tests.interop.planes.certificates import (
     public_key_info,
 )
 
-_TELETEX, _PRINTABLE, _BMP, _UTF8 = 20, 19, 30, 12
+_UTF8, _NUMERIC, _PRINTABLE, _TELETEX, _IA5 = 12, 18, 19, 20, 22
+_VISIBLE, _UNIVERSAL, _BMP = 26, 28, 30
 _COMMON_NAME = NameOID.COMMON_NAME.dotted_string
 _Rewriter = Callable[[bytes], bytes]
 
@@ -211,6 +212,13 @@ CERTIFICATES: dict[str, Tier] = {
     "latin-1-in-utf8-subject": Tier(
         subject=name((_COMMON_NAME, _UTF8, "Königs CA".encode("latin-1")))
     ),
+    "latin-1-in-ia5-subject": Tier(
+        subject=name((_COMMON_NAME, _IA5, "Königs CA".encode("latin-1")))
+    ),
+    "letters-in-numeric-subject": Tier(subject=name((_COMMON_NAME, _NUMERIC, b"CA 1"))),
+    "universal-subject": Tier(
+        subject=name((_COMMON_NAME, _UNIVERSAL, "Königs CA".encode("utf-32-be")))
+    ),
     "asterisk-in-printable-subject": Tier(
         subject=name((_COMMON_NAME, _PRINTABLE, b"*.corp_example"))
     ),
@@ -221,7 +229,16 @@ CERTIFICATES: dict[str, Tier] = {
     "policies": _policies(critical=False),
     "critical-policies": _policies(critical=True),
     "latin-1-in-policy-notice": _policies(
-        critical=False, notice=tlv(26, "Königs".encode("latin-1"))
+        critical=False, notice=tlv(_VISIBLE, "Königs".encode("latin-1"))
+    ),
+    "latin-1-in-ia5-policy-notice": _policies(
+        critical=False, notice=tlv(_IA5, "Königs".encode("latin-1"))
+    ),
+    "latin-1-in-t61-policy-notice": _policies(
+        critical=False, notice=tlv(_TELETEX, "Königs".encode("latin-1"))
+    ),
+    "critical-latin-1-policy-notice": _policies(
+        critical=True, notice=tlv(_VISIBLE, "Königs".encode("latin-1"))
     ),
     "latin-1-in-utf8-policy-notice": _policies(
         critical=False, notice=tlv(_UTF8, "Königs".encode("latin-1"))

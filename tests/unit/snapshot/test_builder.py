@@ -9,6 +9,7 @@ from cryptography import x509
 from cryptography.x509.oid import AuthorityInformationAccessOID, NameOID
 
 from bridge.errors import BackendUnavailableError, ConfigError
+from bridge.hierarchy.replica import replicate
 from bridge.metrics.instruments import Metrics
 from bridge.snapshot import builder
 from bridge.snapshot.builder import Assembly
@@ -16,6 +17,8 @@ from bridge.snapshot.model import Issuer
 from bridge.snapshot.trust_bundle import TrustBundle
 from bridge.spi import IssuingCA, PluginContext
 from bridge.x509.algorithm import CAPrivateKey
+from bridge.x509.certificate import readable
+from bridge.x509.path import verify_leaf_signature
 from tests.interop.planes.certificates import build, private_key
 from tests.interop.planes.oddities import change_of
 from tests.support.harness.core import World, leaf_of
@@ -351,6 +354,7 @@ def odd(oddity: str) -> dict[str, Authority]:
         (BOTH, "critical-policies", "has critical certificatePolicies"),
         (LINKERD, "critical-policies", "has critical certificatePolicies"),
         (LINKERD, "pss-sha256-signature", "which linkerd2-proxy does not accept"),
+        ({}, "latin-1-in-utf8-policy-notice", "a text .* that Envoy cannot read"),
         ({}, "rsa-pss-key", "restricted to RSA-PSS, which no data plane reads"),
         ({}, "explicit-parameters-key", "a way that no data plane reads"),
     ],
@@ -370,6 +374,9 @@ def test_a_chain_that_a_served_data_plane_rejects_is_refused(
         ({}, "pss-sha256-signature", "which linkerd2-proxy does not accept"),
         (AMBIENT, "pss-sha256-signature", "which linkerd2-proxy does not accept"),
         (BOTH, "compressed-point-key", "programs in Go"),
+        (AMBIENT, "latin-1-in-utf8-policy-notice", "that Envoy cannot read"),
+        (BOTH, "latin-1-in-ia5-subject", "of a type that does not hold its"),
+        ({}, "universal-subject", "programs in Go"),
     ],
 )
 def test_what_other_data_planes_reject_is_a_warning(
@@ -380,6 +387,20 @@ def test_what_other_data_planes_reject_is_a_warning(
     (line,) = [one for one in world.warnings if "certificate 1" in one]
     assert f"issuing_cas.a.chain: {tmp_path / 'a.pem'}: " in line
     assert says in line
+
+
+@pytest.mark.parametrize(
+    "oddity", ["latin-1-in-teletex-subject", "latin-1-in-policy-notice"]
+)
+def test_an_issuing_ca_in_latin_1_issues(tmp_path: Path, oddity: str) -> None:
+    with World(tmp_path, authorities=odd(oddity), fake=False) as world:
+        leaf = leaf_of(world.issue().leaf_pem)
+        chain = world.snapshot.issuers["a"].chain
+        assert verify_leaf_signature(leaf, chain.issuing)
+        subject = readable(chain.issuing).subject
+        assert replicate(chain).certificates[0].subject == subject
+        first, *_ = world.snapshot.expiries(world.snapshot.issuers["a"])
+        assert first.subject == subject.rfc4514_string()
 
 
 def test_a_uri_constraint_is_refused_for_ztunnel(tmp_path: Path) -> None:

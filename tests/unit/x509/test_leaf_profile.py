@@ -4,12 +4,16 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import NameOID
 
-from bridge.errors import ConfigError
+from bridge.x509.algorithm import CAPrivateKey
+from bridge.x509.certificate import issuer_of, subject_of
 from bridge.x509.der import splice
+from bridge.x509.leaf_encoding import ExpectedLeaf
 from bridge.x509.leaf_profile import LeafProfile
+from tests.interop.planes.certificates import build, private_key
+from tests.interop.planes.oddities import change_of
 from tests.support.harness.fake_ca import sign
 from tests.support.parts.pki import (
     KEY_KINDS,
@@ -108,11 +112,26 @@ def test_a_subject_is_copied_byte_for_byte() -> None:
     assert made.issuer.public_bytes() == printable.public_bytes()
 
 
-def test_a_subject_that_cannot_be_copied_is_refused_at_load(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    chain = new_chain()
-    monkeypatch.setattr("bridge.x509.leaf_profile.subject_of", lambda _: b"\x30\x00")
-    with pytest.raises(ConfigError, match="cannot be copied byte for byte") as refusal:
-        LeafProfile(chain.certificate)
-    assert refusal.value.rule == "issuer.subject"
+@pytest.mark.parametrize(
+    "oddity",
+    [
+        *("latin-1-in-teletex-subject", "latin-1-in-ia5-subject", "bmp-subject"),
+        *("letters-in-numeric-subject", "universal-subject"),
+        *("latin-1-in-policy-notice", "latin-1-in-ia5-policy-notice"),
+    ],
+)
+def test_a_leaf_has_the_very_bytes_of_its_issuers_odd_name(oddity: str) -> None:
+    der = build(change_of(oddity, "issuing"), NOW).cas[0]
+    issuing = x509.load_der_x509_certificate(der)
+    key = private_key("p256", "issuing")
+    assert isinstance(key, CAPrivateKey)
+    made = leaf(Authority(issuing, key))
+    assert issuer_of(made) == subject_of(issuing)
+    expected = ExpectedLeaf(issuing)
+    spki = made.public_key().public_bytes(
+        Encoding.DER, PublicFormat.SubjectPublicKeyInfo
+    )
+    times = made.not_valid_before_utc, made.not_valid_after_utc
+    assert made.tbs_certificate_bytes == expected.tbs(
+        spki, [URI], made.serial_number, *times
+    )

@@ -617,17 +617,6 @@ def test_more_tiers_than_rustls_builds_a_path_from_are_refused() -> None:
     assert len(short.tiers()) == 7
 
 
-def test_a_subject_that_cannot_be_read_is_refused() -> None:
-    issuing, regional, root = made(changed("issuing", subject=named("Muller")))
-    # The same bytes as a TeletexString with a letter beyond ASCII.
-    teletex = issuing.public_bytes(Encoding.DER).replace(
-        b"\x0c\6Muller", b"\x14\6M\xfcller"
-    )
-    broken = x509.load_der_x509_certificate(teletex)
-    with pytest.raises(ConfigError, match="has a subject that cannot be read"):
-        validate_chain(broken, [regional], [root], now=NOW, source="chain.pem")
-
-
 def test_extensions_that_cannot_be_read_are_refused() -> None:
     tiers = good()
     doubled = x509.UnrecognizedExtension(ObjectIdentifier("2.5.29.14"), b"\4\1x")
