@@ -91,7 +91,8 @@ def load(name: str) -> IssuingCAFactory:
         raise _not_importable(f"plugin {name!r}", extra, error) from error
     except AttributeError as error:
         raise PluginError(
-            f"plugin {name!r} is not where its entry point says: {entry_point.value}",
+            f"plugin {name!r} is not where its entry point says: {entry_point.value}; "
+            "install its package anew",
             detail=str(error),
         ) from error
     spoken = getattr(factory, "api_version", None)
@@ -126,7 +127,10 @@ def _only(name: str, group: str = GROUP) -> EntryPoint:
         )
     if len(found) > 1:
         owners = ", ".join(sorted(ep.dist.name if ep.dist else "?" for ep in found))
-        raise PluginError(f"{len(found)} plugins are called {name!r}: {owners}")
+        raise PluginError(
+            f"{len(found)} plugins are called {name!r}: {owners}; expected one: "
+            "uninstall the others"
+        )
     return found[0]
 
 
@@ -137,5 +141,6 @@ def _require_sole_owner(entry_point: EntryPoint) -> None:
     owners = set(packages_distributions().get(package, ()))
     if len(owners) > 1:
         raise PluginError(
-            f"import package {package!r} is shipped by {', '.join(sorted(owners))}"
+            f"import package {package!r} is shipped by {', '.join(sorted(owners))}: "
+            "expected one owner; uninstall all of them, and install the right one anew"
         )

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from bridge.config import BridgeConfig
 from bridge.errors import BridgeError, ConfigError
+from bridge.system.files import failure_text
 
 _SQLITE = b"SQLite format 3\0"
 
@@ -53,7 +54,10 @@ def _try_archive(config: BridgeConfig) -> None:
         with path.open("rb") as file:
             start = file.read(len(_SQLITE))
         if start not in (b"", _SQLITE):
-            raise ConfigError(f"{path}: expected a database of SQLite, or no file")
+            raise ConfigError(
+                f"{path}: expected a database of SQLite, or no file (found another "
+                "kind of file): name another one, or move this one away"
+            )
 
 
 def _try_file(path: Path) -> None:
@@ -63,13 +67,15 @@ def _try_file(path: Path) -> None:
         _try_folder(path.parent)
         return
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be written: {error.strerror}") from error
+        reason = failure_text(path, error)
+        raise ConfigError(f"{path}: cannot be written: {reason}") from error
     if not stat.S_ISREG(mode):
         raise ConfigError(f"{path}: expected a file")
     try:
         os.close(os.open(path, os.O_RDWR | os.O_CLOEXEC))
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be written: {error.strerror}") from error
+        reason = failure_text(path, error)
+        raise ConfigError(f"{path}: cannot be written: {reason}") from error
     _try_folder(path.parent)
 
 
@@ -84,7 +90,8 @@ def _try_folder(folder: Path) -> None:
             file.write(b"x")
             file.flush()
     except OSError as error:
-        raise ConfigError(f"cannot write in {folder}: {error.strerror}") from error
+        reason = failure_text(folder, error)
+        raise ConfigError(f"cannot write in {folder}: {reason}") from error
 
 
 def _try_key(path: Path | None, journal: Path) -> None:

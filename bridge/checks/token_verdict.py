@@ -19,6 +19,7 @@ from bridge.identity.service_account_token import LONGEST_TOKEN, shown, unverifi
 from bridge.policy.linkerd_names import LinkerdNames
 from bridge.policy.rules import LINKERD, Rules
 from bridge.system.clock import Clock, system_clock
+from bridge.system.files import failure_text
 
 _PART = "token"
 _CLAIMS = ("iss", "sub", "aud", "kid", "alg")
@@ -72,7 +73,8 @@ def _read(path: Path) -> str:
         with path.open("rb") as file:
             content = file.read(LONGEST_TOKEN + _MARGIN)
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+        reason = failure_text(path, error)
+        raise ConfigError(f"{path}: cannot be read: {reason}") from error
     token = content.decode("utf-8", "replace").strip()
     if not token:
         raise ConfigError(f"{path}: expected a token, found nothing")

@@ -19,7 +19,7 @@ from bridge.config.schema import BridgeConfig
 from bridge.config.strict_yaml import parse_yaml
 from bridge.config.types import ValidationState
 from bridge.errors import ConfigError
-from bridge.system.files import read_public
+from bridge.system.files import failure_text, read_public
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +90,11 @@ def _text(path: Path) -> str:
     try:
         # Line ends stay as they are: the text is compared with the file.
         return path.read_bytes().decode()
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
+    except OSError as error:
+        reason = failure_text(path, error)
         raise ConfigError(f"{path}: cannot be read: {reason}") from error
+    except ValueError as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from error
 
 
 def _tree(text: str, path: Path) -> Mapping[Any, Any]:

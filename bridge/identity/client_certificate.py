@@ -14,6 +14,8 @@ from bridge.spiffe import SpiffeID
 from bridge.x509.certificate import UNREADABLE
 
 _LONGEST_CERTIFICATE = 64 * 1024
+_SHOWN_NAMES, _SHOWN_CHARACTERS = 4, 300
+_TIME = "%Y-%m-%dT%H:%M:%SZ"
 
 
 def spiffe_id_of(leaf: bytes, *, now: datetime) -> SpiffeID:
@@ -44,16 +46,25 @@ def spiffe_id_of(leaf: bytes, *, now: datetime) -> SpiffeID:
         raise _refused("the certificate cannot be read", "certificate.parse") from None
     starts, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
     if not starts <= now <= ends:
-        raise _refused("the certificate is not valid now", "certificate.expired")
+        raise _refused(
+            "the certificate is not valid now",
+            "certificate.expired",
+            f"valid from {starts:{_TIME}} to {ends:{_TIME}}, and it is {now:{_TIME}}",
+        )
     if is_ca:
         raise _refused("a CA certificate is no workload's", "certificate.ca")
     if len(uris) != 1:
-        raise _refused("a certificate has exactly one URI SAN", "certificate.san")
+        found = ", ".join(map(repr, uris[:_SHOWN_NAMES])) or "none"
+        raise _refused(
+            "a certificate has exactly one URI SAN",
+            "certificate.san",
+            f"found {len(uris)}: {found[:_SHOWN_CHARACTERS]}",
+        )
     return _service_account(uris[0])
 
 
-def _refused(message: str, rule: str) -> AuthenticationError:
-    return AuthenticationError(message, rule=rule)
+def _refused(message: str, rule: str, detail: str = "") -> AuthenticationError:
+    return AuthenticationError(message, rule=rule, detail=detail)
 
 
 def _load(leaf: bytes) -> x509.Certificate:
@@ -90,11 +101,15 @@ def _service_account(uri: str) -> SpiffeID:
         spiffe_id = SpiffeID.parse(uri)
     except RequestError:
         raise _refused(
-            "the certificate's URI SAN is no SPIFFE ID", "certificate.san"
+            "the certificate's URI SAN is no SPIFFE ID",
+            "certificate.san",
+            f"found {uri[:_SHOWN_CHARACTERS]!r}",
         ) from None
     match spiffe_id.service_account:
         case (namespace, name) if is_label(namespace) and is_subdomain(name):
             return spiffe_id
     raise _refused(
-        "the certificate's SPIFFE ID is no service account's", "certificate.san"
+        "the certificate's SPIFFE ID is no service account's",
+        "certificate.san",
+        f"found {uri[:_SHOWN_CHARACTERS]!r}, expected spiffe://DOMAIN/ns/NS/sa/NAME",
     )

@@ -20,7 +20,7 @@ from typing import Final, Protocol
 
 from bridge.errors import BackendUnavailableError, ConfigError
 from bridge.identity import jose
-from bridge.system.files import Stamp, read_public, stamp_of
+from bridge.system.files import Stamp, failure_text, read_public, stamp_of
 
 _LARGEST: Final = 1024 * 1024
 _CHUNK = 64 * 1024
@@ -77,7 +77,8 @@ class KeyFile:
             with self._path.open("rb") as file:
                 data = file.read(_LARGEST + 1)
         except OSError as error:
-            raise ConfigError(f"cannot be read: {error.strerror}") from error
+            reason = failure_text(self._path, error)
+            raise ConfigError(f"cannot be read: {reason}") from error
         if len(data) > _LARGEST:
             raise ConfigError(f"expected at most {_LARGEST} bytes")
         self._seen = stamp
@@ -207,7 +208,8 @@ def _tls(ca_file: Path | None) -> ssl.SSLContext:
     try:
         context = ssl.create_default_context(cafile=ca_file)
     except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
-        raise ConfigError(f"{ca_file}: cannot be read: {error.strerror}") from error
+        reason = failure_text(Path(error.filename or ca_file or ""), error)
+        raise ConfigError(f"{ca_file}: cannot be read: {reason}") from error
     except (OSError, ValueError) as error:
         raise ConfigError(f"{ca_file}: not PEM certificates: {error}") from error
     context.minimum_version = ssl.TLSVersion.TLSv1_2

@@ -207,7 +207,12 @@ def _require_in_time(claims: dict[str, Any], now: float) -> None:
     for name in ("nbf", "iat"):
         starts = _time(claims, name)
         if starts is not None and starts > now + LEEWAY_SECONDS:
-            raise _refused("the token is not valid yet", "token.not-yet-valid")
+            when = datetime.fromtimestamp(int(starts), UTC)
+            raise _refused(
+                "the token is not valid yet",
+                "token.not-yet-valid",
+                f"{name} {when:%Y-%m-%dT%H:%M:%SZ} is ahead of the bridge's clock",
+            )
 
 
 def _time(claims: dict[str, Any], name: str) -> float | None:

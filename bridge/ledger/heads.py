@@ -23,11 +23,19 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import (
 from bridge.errors import ConfigError, LedgerError
 from bridge.ledger.chain import Head, canonical, microseconds
 from bridge.system.clock import Clock
-from bridge.system.files import locked, read_secret, replace
+from bridge.system.files import failure_text, locked, read_secret, replace
 
 _CONTEXT = b"meshca-bridge ledger head\n"
 """The first bytes of what is signed, so that the signature fits nothing else."""
 _BLOCK_BYTES = 1 << 16
+_EXPECTED_KEY = (
+    "expected an Ed25519 key in PEM (PKCS#8), as `openssl genpkey -algorithm ed25519` "
+    "makes it; without ledger.heads.key the bridge makes its own"
+)
+_EXPECTED_PUBLIC_KEY = (
+    "expected the public half of the Ed25519 key of the heads, in PEM: the bridge "
+    "writes it beside the key, as a file that ends in .pub"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,11 +102,9 @@ class HeadKey:
         except ConfigError as error:
             raise ConfigError(f"ledger.heads.key: {error}", rule=error.rule) from error
         except (ValueError, TypeError) as error:
-            raise ConfigError(
-                f"ledger.heads.key: {path}: expected an Ed25519 key in PEM (PKCS#8)"
-            ) from error
+            raise ConfigError(f"ledger.heads.key: {path}: {_EXPECTED_KEY}") from error
         if not isinstance(key, Ed25519PrivateKey):
-            raise ConfigError(f"ledger.heads.key: {path}: expected an Ed25519 key")
+            raise ConfigError(f"ledger.heads.key: {path}: {_EXPECTED_KEY}")
         return cls(key)
 
     @classmethod
@@ -114,7 +120,8 @@ class HeadKey:
                 _make_once(path)
             except OSError as error:
                 raise LedgerError(
-                    f"{path}: the key of the heads cannot be made: {error.strerror}"
+                    f"{path}: the key of the heads cannot be made: "
+                    f"{failure_text(path, error)}"
                 ) from error
         return cls.load(path)
 
@@ -161,10 +168,12 @@ def load_public_key(path: Path) -> Ed25519PublicKey:
     try:
         key = serialization.load_pem_public_key(path.read_bytes())
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "this is not a public key in PEM"
+        reason = _EXPECTED_PUBLIC_KEY
+        if isinstance(error, OSError):
+            reason = failure_text(path, error)
         raise LedgerError(f"{path}: {reason}", rule="ledger.heads") from error
     if not isinstance(key, Ed25519PublicKey):
-        raise LedgerError(f"{path}: expected an Ed25519 key", rule="ledger.heads")
+        raise LedgerError(f"{path}: {_EXPECTED_PUBLIC_KEY}", rule="ledger.heads")
     return key
 
 

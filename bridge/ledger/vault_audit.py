@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from bridge.errors import LedgerError
+from bridge.system.files import failure_text
 
 HEADER = "x-meshca-attempt"
 """The name of the header as audit logs write it."""
@@ -111,7 +112,8 @@ class AuditLogs:
         try:
             file = _opened(path)
         except OSError as error:
-            raise LedgerError(f"{name}: cannot be read: {error.strerror}") from error
+            reason = failure_text(Path(name), error)
+            raise LedgerError(f"{name}: cannot be read: {reason}") from error
         number = 0
         with file:
             try:

@@ -36,6 +36,7 @@ from bridge.spi import (
 )
 from bridge.spiffe import TrustDomain
 from bridge.system.clock import Clock
+from bridge.system.files import failure_text
 from bridge.x509.certificate import name_text
 from bridge.x509.path import FoundChain, ValidatedChain, find_chain
 from bridge.x509.pem import encode_certificate
@@ -422,7 +423,8 @@ def _content(path: Path, source: str) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise ConfigError(f"{source}: cannot be read: {error.strerror}") from error
+        reason = failure_text(path, error)
+        raise ConfigError(f"{source}: cannot be read: {reason}") from error
 
 
 def _path(chain: ValidatedChain) -> list[x509.Certificate]:

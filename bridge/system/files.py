@@ -69,9 +69,7 @@ def mode_advice(path: Path) -> str:
         path: A file that others than the owner can read.
     """
     real = os.path.realpath(path)
-    # Kubernetes keeps the files of a volume in a folder `..TIME` behind links.
-    is_projected = any(part.startswith("..") for part in Path(real).parts)
-    if is_projected or os.statvfs(real).f_flag & os.ST_RDONLY:
+    if _is_projected(path) or os.statvfs(real).f_flag & os.ST_RDONLY:
         return (
             "it is in a volume, where chmod has no effect: set defaultMode: 0400 in "
             "the Secret's volume, or mode of the item"
@@ -230,7 +228,7 @@ def _opened(path: Path) -> Iterator[int]:
     try:
         file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
-        raise _unreadable(path, error.strerror) from error
+        raise _unreadable(path, failure_text(path, error)) from error
     try:
         yield file
     finally:
@@ -252,6 +250,35 @@ def _content(file: int, path: Path) -> bytes:
     if not left:
         raise _unreadable(path, f"larger than {_LARGEST_BYTES} bytes")
     return b"".join(parts)
+
+
+def failure_text(path: Path, error: OSError) -> str:
+    """Return why a file cannot be read or written, and what may be done about it.
+
+    Args:
+        path: The file, or its folder.
+        error: What the system said.
+    """
+    reason = error.strerror or str(error)
+    if isinstance(error, PermissionError):
+        way_out = "let this user have the file, and enter its folders"
+        if _is_projected(path):
+            way_out = "set fsGroup in the securityContext of the pod"
+        return f"{reason} for the user with uid {os.geteuid()}: {way_out}"
+    if isinstance(error, FileNotFoundError):
+        absent = [folder for folder in path.parents if not folder.exists()]
+        if absent:
+            return f"{reason}: there is no folder {absent[-1]}"
+    return reason
+
+
+def _is_projected(path: Path) -> bool:
+    # Kubernetes keeps the files of a volume in a folder `..TIME` behind links.
+    try:
+        real = Path(os.path.realpath(path))
+    except OSError:
+        return False
+    return any(part.startswith("..") for part in real.parts)
 
 
 def _unreadable(path: Path, reason: str | None) -> ConfigError:

@@ -248,7 +248,9 @@ def _function_list(path: str) -> Any:
     try:
         library = ctypes.CDLL(path)
     except OSError as error:
-        raise _unusable(f"{path}: cannot be loaded: {error}") from error
+        raise _unusable(
+            f"{path}: cannot be loaded: {error}; `ldd` shows what it lacks"
+        ) from error
     get = getattr(library, "C_GetFunctionList", None)
     if get is None:
         raise _unusable(

@@ -113,7 +113,8 @@ def _log_in(module: Module, session: Session, order: CSROrder) -> None:
             raise
         raise _bad(
             f"{order.pin_file}: token {order.token_label!r} refused the PIN "
-            f"({words(error)}). It was tried once; a token locks after a few tries"
+            f"({words(error)}). It was tried once; a token locks after a few tries: "
+            "correct the file before the next one"
         ) from error
 
 

@@ -12,7 +12,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from bridge.errors import ConfigError, LedgerError
 from bridge.ledger.archive.schema import REVISION
-from bridge.system.files import locked
+from bridge.system.files import failure_text, locked
 
 RETRY_RULE = "ledger.archive"
 """The rule of an error of the archive that may be gone at the next try."""
@@ -86,7 +86,10 @@ def sqlite_file(url: str) -> Path | None:
         # Imports the driver.
         sa.create_engine(parsed).dispose()
     except ImportError as error:
-        raise ConfigError(f"its database driver is not installed: {error}") from error
+        raise ConfigError(
+            f"its database driver is not installed: {error}; install it into the "
+            "bridge's environment, or use sqlite:///"
+        ) from error
     except (SQLAlchemyError, TypeError, ValueError) as error:
         raise ConfigError(
             f"expected a SQLAlchemy URL, such as sqlite:///archive.db: {error}"
@@ -149,7 +152,7 @@ def _prepared(path: Path | None, *, make: bool) -> Iterator[None]:
             _touch(path, make=make)
         except OSError as error:
             raise LedgerError(
-                f"{path}: the archive cannot be opened: {error.strerror}",
+                f"{path}: the archive cannot be opened: {failure_text(path, error)}",
                 rule=RETRY_RULE,
             ) from error
         yield
@@ -214,7 +217,8 @@ def _migrate(connection: sa.Connection) -> None:
             command.upgrade(config, "head")
     except CommandError as error:
         raise LedgerError(
-            f"the archive was made by another version of the bridge: {error}"
+            f"the archive was made by another version of the bridge: {error}; start "
+            "that version, or name another archive: it is made anew from the journals"
         ) from error
 
 

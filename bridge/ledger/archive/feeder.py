@@ -284,7 +284,8 @@ class _Writer:
             raise LedgerError(
                 f"{self._folder}: the archive holds row {read.seq} of this writer, and "
                 f"the journal ends at row {tip.seq} or holds another: one of them was "
-                "restored from an older copy",
+                "restored from an older copy. Put the newer one back; if that is the "
+                "journal alone, move the archive away: it is made anew",
                 rule="ledger.cut",
             )
 

@@ -96,7 +96,8 @@ def lock(folder: Path) -> int:
         pid = os.pread(fd, 32, 0).decode("ascii", "replace").strip() or "unknown"
         os.close(fd)
         raise LedgerError(
-            f"{folder}: another process writes this journal: pid {pid}",
+            f"{folder}: another process writes this journal: pid {pid}; stop it, "
+            "or give this bridge another ledger.journal",
             rule="ledger.locked",
         ) from error
     except OSError as error:

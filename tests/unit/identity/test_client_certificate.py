@@ -101,6 +101,8 @@ def test_any_other_names_are_refused(
     with pytest.raises(AuthenticationError, match=r"URI SAN|SPIFFE ID") as caught:
         spiffe_id_of(der, now=NOW)
     assert caught.value.rule == rule
+    uris = [one.value for one in names if isinstance(one, type(uri(NAME)))]
+    assert (repr(uris[0]) if uris else "found 0: none") in caught.value.detail
 
 
 def test_a_ca_certificate_is_refused() -> None:
@@ -112,8 +114,12 @@ def test_a_ca_certificate_is_refused() -> None:
 @pytest.mark.parametrize("after", [-HOUR * 2, HOUR + timedelta(seconds=1)])
 def test_a_certificate_may_expire_under_its_connection(after: timedelta) -> None:
     der = leaf(uri(NAME))
-    with pytest.raises(AuthenticationError, match="not valid now"):
+    with pytest.raises(AuthenticationError, match="not valid now") as caught:
         spiffe_id_of(der, now=NOW + after)
+    assert caught.value.detail == (
+        f"valid from 2030-01-02T02:04:05Z to 2030-01-02T04:04:05Z, and it is "
+        f"{NOW + after:%Y-%m-%dT%H:%M:%SZ}"
+    )
 
 
 @pytest.mark.parametrize(

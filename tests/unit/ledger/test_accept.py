@@ -1,5 +1,6 @@
 """A journal that a start refuses: the message, the acceptance, and the next start."""
 
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -212,7 +213,10 @@ def test_a_journal_that_only_the_archive_has_is_accepted(folder: Path) -> None:
 def test_a_journal_that_is_being_written_is_left_alone(folder: Path) -> None:
     ledger = open_ledger(folder)
     result = accept(folder)
-    assert "another process writes this journal" in str(result.exception)
+    told = str(result.exception)
+    assert (
+        f"another process writes this journal: pid {os.getpid()}; stop it, or" in told
+    )
     close(folder, ledger)
 
 

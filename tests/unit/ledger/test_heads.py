@@ -83,7 +83,7 @@ def other_kind(path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (no_key, r"expected an Ed25519 key in PEM"),
+        (no_key, r"expected an Ed25519 key in PEM .*`openssl genpkey"),
         (other_kind, "expected an Ed25519 key"),
         (lambda path: path.chmod(0o640), "found 0640"),
         (lambda path: path.unlink(), "No such file"),

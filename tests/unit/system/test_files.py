@@ -1,5 +1,6 @@
 """Files: secrets are judged when opened, replaced whole, locked, never overwritten."""
 
+import errno
 import os
 import stat
 import threading
@@ -8,7 +9,15 @@ from pathlib import Path
 import pytest
 
 from bridge.errors import ConfigError
-from bridge.system.files import locked, read_secret, replace, stamp_of, write_new
+from bridge.system.files import (
+    failure_text,
+    locked,
+    read_public,
+    read_secret,
+    replace,
+    stamp_of,
+    write_new,
+)
 
 _SOON_SECONDS = 10.0
 
@@ -156,6 +165,35 @@ def test_in_a_volume_of_kubernetes_the_way_out_is_not_chmod(tmp_path: Path) -> N
     ) as got:
         read_secret(tmp_path / "tls.key")
     assert "run chmod" not in str(got.value)
+
+
+@pytest.mark.parametrize(
+    ("below", "reason"),
+    [
+        ("a.pem", "No such file or directory"),
+        ("b/c/a.pem", "No such file or directory: there is no folder {}/b"),
+    ],
+)
+def test_of_an_absent_file_the_folder_that_is_absent_is_named(
+    tmp_path: Path, below: str, reason: str
+) -> None:
+    with pytest.raises(ConfigError, match="cannot be read") as refusal:
+        read_public(tmp_path / below)
+    told = f"{tmp_path / below}: cannot be read: {reason.format(tmp_path)}"
+    assert str(refusal.value) == told
+
+
+@pytest.mark.parametrize(
+    ("folder", "way_out"),
+    [("plain", "let this user have the file"), ("..2026_11", "set fsGroup in the")],
+)
+def test_a_right_that_is_missing_is_told_with_the_user_who_lacks_it(
+    tmp_path: Path, folder: str, way_out: str
+) -> None:
+    error = PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    told = failure_text(tmp_path / folder / "tls.key", error)
+    assert told.startswith(f"Permission denied for the user with uid {os.geteuid()}: ")
+    assert way_out in told
 
 
 def test_the_command_of_a_way_out_can_be_pasted(tmp_path: Path) -> None:

@@ -244,7 +244,7 @@ def test_an_archive_that_is_ahead_of_the_journal_is_refused(
         path.unlink()
     other = open_journal(tmp_path / "journal")
     run(feeder)
-    assert "restored from an older copy" in other.progress.reason()
+    assert "restored from an older copy. Put the newer one" in other.progress.reason()
     assert other.progress.is_broken
     abandon(other)
 
