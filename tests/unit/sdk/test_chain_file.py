@@ -42,6 +42,7 @@ TWIN = OTHER.issue_ca("lower", key=LOWER.key)
 STRANGER = new_root("stranger").issue_ca("of a stranger")
 SIBLING = CA.above[0].issue_ca("sibling")
 LEAF = CA.issue_leaf(x509.DNSName("a.example"))
+ODD = CA.above[0].issue_ca("odd", key=cast("Key", ed448.Ed448PrivateKey.generate()))
 
 
 @pytest.mark.parametrize(
@@ -94,8 +95,13 @@ def test_a_backend_that_cannot_tell_leaves_the_first_one_and_a_warning(
 
 @pytest.mark.parametrize(
     "given",
-    [CA.chain, (STRANGER.root, *CA.chain), (*CA.chain, CA.root, LEAF)],
-    ids=["plain", "a root before", "a root and a leaf after"],
+    [
+        CA.chain,
+        (STRANGER.root, *CA.chain),
+        (*CA.chain, CA.root, LEAF),
+        (ODD.certificate, *CA.chain),
+    ],
+    ids=["plain", "a root before", "a root and a leaf after", "an odd key before"],
 )
 def test_a_backend_is_not_asked_what_the_file_tells(
     tmp_path: Path, given: tuple[x509.Certificate, ...]
@@ -224,8 +230,7 @@ def test_a_chain_is_described(tmp_path: Path) -> None:
 
 
 def test_an_issuing_ca_whose_key_signs_nothing_is_refused(tmp_path: Path) -> None:
-    odd = CA.issue_ca("odd", key=cast("Key", ed448.Ed448PrivateKey.generate()))
-    (tmp_path / "chain.pem").write_bytes(bundle(*odd.chain))
+    (tmp_path / "chain.pem").write_bytes(bundle(*ODD.chain))
     refused = r"^issuing_cas\.hsm-1\.chain: .*chain\.pem: expected an issuing CA"
     with pytest.raises(ConfigError, match=refused):
         read_description(context(tmp_path, "chain.pem"), assurance="hsm")
