@@ -13,6 +13,9 @@ from bridge.dataplanes.planes import DataPlane
 from bridge.hierarchy.export import write
 from bridge.hierarchy.throwaway import ThrowawaySpec, make
 from bridge.spiffe import TrustDomain
+from bridge.x509.pem import encode_certificate
+from tests.interop.planes.certificates import build
+from tests.interop.planes.oddities import change_of
 from tests.support.harness.real_process import SERVER_NAME
 from tests.support.harness.workers import Supervised
 from tests.support.parts.pki import new_root
@@ -78,7 +81,9 @@ def test_a_bundle_of_old_and_odd_anchors_is_served_and_told(tmp_path: Path) -> N
     now = datetime.now(UTC)
     ended = new_root("ended", not_before=now - timedelta(days=2), not_after=now).pem
     odd = new_root("odd").pem.replace(b"MII", b"MIH", 1)
-    bridge.roots.write_bytes(ended + odd + good + good)
+    chain = build(change_of("negative-serial", "anchor"), now)
+    negative = encode_certificate(chain.anchor).encode()
+    bridge.roots.write_bytes(ended + odd + negative + good + good)
     with bridge:
         request = IstioRequest(
             address=bridge.address,
@@ -86,11 +91,13 @@ def test_a_bundle_of_old_and_odd_anchors_is_served_and_told(tmp_path: Path) -> N
             token=bridge.token(),
             server_name=SERVER_NAME,
         )
-        assert ask(request).cert_chain[-1].encode() == ended + good
+        assert ask(request).cert_chain[-1].encode() == ended + negative + good
         (worker,) = json.loads(bridge.get("/readyz")[1])["workers"].values()
         told = worker["warnings"]["trust anchors"]
         checked = bridge.run("check", "-o", "json")
     for text in (told, bridge.log(), checked.stdout):
         assert "trust anchor (CN=ended) expired on" in text
         assert "block 2" in text
+        assert "trust anchor (CN=anchor) has a negative serial number" in text
+    # A library warns programmers of it, at each read.
     assert "Warning" not in checked.stderr + bridge.log()
