@@ -71,6 +71,10 @@ class RefusalMeter:
         return Summary(since=before, until=before + 1, rules=rules)
 
 
+_CAUGHT_UP_ROWS = 100
+"""With fewer rows to come, a rebuild is over."""
+
+
 class ArchiveLag:
     """Measures how far the archive is behind one journal.
 
@@ -89,6 +93,8 @@ class ArchiveLag:
         self._began = durable().seq
         self._caught_up = clock()
         self._samples: deque[tuple[int, datetime]] = deque(maxlen=_SAMPLES)
+        self._least: int | None = None
+        self._fed_then: int | None = None
 
     def sample(self) -> None:
         """Note which row is the last one now. For one thread, often."""
@@ -100,7 +106,10 @@ class ArchiveLag:
         while self._samples and fed >= self._samples[0][0]:
             # Not before the end of a rebuild, in which rows are older than that.
             self._caught_up = max(self._caught_up, self._samples.popleft()[1])
-        if fed >= tip or self.is_rebuilt():
+        is_fed = self._least is not None and fed != self._fed_then
+        self._fed_then = fed
+        self.rows()
+        if fed >= tip or self.is_rebuilt() or is_fed:
             self._caught_up = now
 
     def is_rebuilt(self) -> bool:
@@ -114,12 +123,25 @@ class ArchiveLag:
     def rows(self) -> int:
         """Return how many rows count as missing in the archive.
 
-        In a rebuild, these are the rows since its begin. Until the feeder has opened
-        the archive, these are the rows since the start.
+        In a rebuild, these are rows since its begin, and of them as many as were
+        written while the feeder did not come nearer. Until the feeder has opened the
+        archive, these are the rows since the start.
         """
-        fed = self._progress.fed
+        fed, tip = self._progress.fed, self._durable().seq
         known = self._began if fed is None else fed
-        return max(self._durable().seq - max(known, self._progress.rebuild_until), 0)
+        rows = max(tip - max(known, self._progress.rebuild_until), 0)
+        return rows if fed is None else min(rows, self._growth(max(tip - fed, 0)))
+
+    def _growth(self, missing: int) -> int:
+        # By how much more rows are missing than at the best moment of a rebuild, which
+        # lasts here until the archive also has the rows that came meanwhile.
+        is_rebuilt, least = self.is_rebuilt(), self._least
+        if least is None and not is_rebuilt:
+            return missing
+        least = missing if least is None else min(least, missing)
+        is_over = not is_rebuilt and least <= _CAUGHT_UP_ROWS
+        self._least = None if is_over else least
+        return missing if is_over else missing - least
 
     def seconds(self) -> float:
         """Return for how long the archive has not had all rows; 0 in a rebuild."""

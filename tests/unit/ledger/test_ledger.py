@@ -9,7 +9,7 @@ import pytest
 from bridge.errors import ConfigError, LedgerError
 from bridge.ledger.archive.archive import Archive
 from bridge.ledger.archive.queries import Query
-from bridge.ledger.chain import Row
+from bridge.ledger.chain import GENESIS, Head, Row
 from bridge.ledger.heads import HeadSink
 from bridge.ledger.journal.progress import FeederState
 from bridge.ledger.ledger import ArchiveLag, Ledger
@@ -195,6 +195,37 @@ def test_in_a_rebuild_only_rows_since_its_begin_count(
     journal.progress.report(journal.head.seq)
     lag.sample()
     assert (lag.rows(), lag.seconds()) == (0, 0.0)
+    journal.close()
+
+
+def test_rows_written_in_a_rebuild_count_only_while_it_comes_no_nearer(
+    tmp_path: Path, clock: SetClock
+) -> None:
+    tip = Head(1, 10_000, GENESIS)
+    journal = open_journal(tmp_path)
+    progress = journal.progress
+    progress.publish(tip)
+    lag = ArchiveLag(lambda: tip, progress, clock)
+    progress.begin_rebuild()
+
+    def behind(written: int, fed: int) -> tuple[int, float]:
+        nonlocal tip
+        tip = tip._replace(seq=10_000 + written)
+        progress.report(fed)
+        clock.forward(30)
+        lag.sample()
+        return lag.rows(), lag.seconds()
+
+    assert behind(0, -1) == (0, 0.0)
+    assert behind(4_000, 5_000) == (0, 0.0), "it comes nearer"
+    assert behind(6_000, 5_000) == (2_000, 0.0), "the feeder stands still"
+    assert behind(8_000, 9_999) == (0, 0.0)
+    assert behind(12_000, 14_001) == (0, 0.0), "it has to catch up"
+    assert behind(13_000, 15_001) == (0, 0.0)
+    assert behind(15_000, 15_001) == (2_000, 30.0), "the feeder stands still"
+    assert behind(15_000, 24_990) == (10, 0.0), "it is over"
+    assert behind(15_000, 25_000) == (0, 0.0)
+    assert behind(15_200, 25_000) == (200, 30.0), "as at any other time"
     journal.close()
 
 
