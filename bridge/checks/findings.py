@@ -4,6 +4,7 @@ Nothing is signed with a real key: names are proven on a throwaway chain of the 
 shape.
 """
 
+import hashlib
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -162,6 +163,11 @@ def _trust_anchors(config: BridgeConfig, snapshot: Snapshot) -> Iterator[Finding
         require_continuity(config, content, system_clock())
     except ConfigError as error:
         yield Finding(part, what, "FAILED", str(error))
+        return
+    accepted = config.accept_new_anchors
+    if accepted and accepted != hashlib.sha256(content).hexdigest():
+        told = "names other trust anchors than these: take the key out"
+        yield Finding(part, "accept_new_anchors", "warning", told)
 
 
 def _tiers(snapshot: Snapshot, issuer: Issuer) -> Iterator[Finding]:

@@ -174,7 +174,8 @@ class ServingCertificate:
             except BridgeError as error:
                 self._state = _State(current, str(error))
                 _log.warning(
-                    "the serving certificate was not renewed, the old one stays: %s %s",
+                    "the serving certificate was not %s: %s %s",
+                    "renewed, the old one stays" if current else "made yet",
                     error,
                     error.detail,
                 )

@@ -154,8 +154,9 @@ def _archive_line(result: Comparison) -> str:
 
 def _writer_line(writer: WriterReport) -> str:
     head = f"row {writer.head.seq} {writer.head.digest}" if writer.head else "none"
+    segments = "segment" if writer.segments == 1 else "segments"
     parts = [
-        f"{writer.writer}: {writer.rows} rows in {writer.segments} segments",
+        f"{writer.writer}: {writer.rows} rows in {writer.segments} {segments}",
         f"head {head}",
         f"{writer.heads} published heads",
         f"{len(writer.open_intents)} attempts without an outcome",

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -223,6 +224,25 @@ def test_an_expiry_has_a_level_and_an_error_fails_the_check(
     found = [one for one in json.loads(out)["findings"] if one["what"].startswith(tier)]
     assert [one["result"] for one in found] == [result]
     assert status == (1 if result == "FAILED" else 0)
+
+
+@pytest.mark.parametrize("is_old", [True, False])
+def test_a_left_over_accept_new_anchors_is_a_warning(
+    tmp_path: Path,
+    is_old: bool,  # noqa: FBT001 - a parameter
+) -> None:
+    def change(tree: dict[str, Any], folder: Path) -> None:
+        content = (folder / tree["trust_anchors"]).read_bytes()
+        digest = hashlib.sha256(b"" if is_old else content).hexdigest()
+        tree["accept_new_anchors"] = digest
+
+    _, out = run("-c", written(tmp_path, change), "-o", "json")
+    found = [
+        (one["what"], one["result"])
+        for one in json.loads(out)["findings"]
+        if one["what"] == "accept_new_anchors"
+    ]
+    assert found == [("accept_new_anchors", "warning")] * is_old
 
 
 def test_an_issuing_ca_that_has_ended_beside_a_good_one_fails_by_its_expiry_alone(

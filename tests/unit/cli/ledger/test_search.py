@@ -61,7 +61,7 @@ def run(*args: str | Path) -> Result:
 def test_verify_names_the_head_of_a_running_server(config_file: Path) -> None:
     result = run("verify", "-c", config_file)
     assert result.exit_code == 0, result.output
-    assert "w0: 8 rows in 1 segments, head row 7" in result.stdout
+    assert "w0: 8 rows in 1 segment, head row 7" in result.stdout
     assert "being written" in result.stdout
 
 
