@@ -133,6 +133,8 @@ def _findings(config: BridgeConfig, snapshot: Snapshot) -> Iterator[Finding]:
     for whom, what in rule_summary(config, snapshot.rules):
         yield Finding("issuance", whom, "ok", what)
     yield from _trust_anchors(config, snapshot)
+    for warning in snapshot.crl_warnings(system_clock()):
+        yield Finding("revocation", "crls", "warning", warning)
     for issuer in snapshot.issuers.values():
         yield from _tiers(snapshot, issuer)
         yield _backend(issuer)

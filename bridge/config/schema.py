@@ -531,13 +531,13 @@ class BridgeConfig(Section):
     clusters: Annotated[tuple[ClusterConfig, ...], Field(strict=False), Some]
     issuing_cas: Annotated[dict[Name, IssuingCAConfig], Field(min_length=1)]
     trust_anchors: FilePath
-    """PEM file. Workloads get these certificates as their roots, and every chain must
-    lead to one of them. A change is reloaded. Anchors that share none with those last
-    in service are refused, see `accept_new_anchors`."""
+    """PEM file. Workloads get these as roots; every chain leads to one. A change is
+    reloaded; one that shares none with the last is refused: `accept_new_anchors`."""
     accept_new_anchors: SHA256 | None = None
     """The SHA-256 of the file of `trust_anchors`, as the refusal prints it: replaces
-    all anchors at once. Connections fail between workloads that have the new ones and
-    workloads that still have the old ones."""
+    all at once. Workloads with new and old ones cannot connect."""
+    crls: Annotated[tuple[FilePath, ...], Field(strict=False)] = ()
+    """Revocation lists in PEM or DER. Nothing is issued under a revoked chain."""
     issuance: IssuanceConfig
     limits: LimitsConfig = LimitsConfig()
     ledger: LedgerConfig

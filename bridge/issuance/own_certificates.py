@@ -28,6 +28,7 @@ from bridge.issuance.signing import (
     Signing,
     new_id,
     new_serial,
+    revoked_error,
     stopped_error,
 )
 from bridge.ledger.events import Purpose
@@ -128,6 +129,8 @@ class OwnCertificates:
         """
         if self._signing.stopped(issuer) is not None:
             raise stopped_error()  # looked at often, so it leaves no row
+        if issuer.revoked:
+            raise revoked_error(issuer)
         if issuer.chain.not_after <= self._clock():
             raise BackendUnavailableError(
                 "the issuing CA's chain has ended", rule="issuer.expiring"

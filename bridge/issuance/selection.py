@@ -8,7 +8,13 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 
 from bridge.errors import BackendUnavailableError, BridgeError
-from bridge.issuance.signing import Signing, new_id, new_serial, stopped_error
+from bridge.issuance.signing import (
+    Signing,
+    new_id,
+    new_serial,
+    revoked_error,
+    stopped_error,
+)
 from bridge.policy.issuance_policy import validity
 from bridge.policy.issued import NOT_AFTER_SLACK
 from bridge.snapshot.model import Issuer, Snapshot
@@ -81,6 +87,8 @@ def _require_usable(
     issuer: Issuer, names: Sequence[x509.GeneralName], term: Validity, signing: Signing
 ) -> None:
     issuer.chain.constraints.require_permitted(names)
+    if issuer.revoked:
+        raise revoked_error(issuer)
     if signing.stopped(issuer) is not None:
         raise stopped_error()
     _window(issuer, term)

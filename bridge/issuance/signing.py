@@ -73,6 +73,15 @@ def stopped_error() -> BackendBrokenError:
     )
 
 
+def revoked_error(issuer: Issuer) -> BackendBrokenError:
+    """Build the error of an issuing CA whose chain is revoked."""
+    return BackendBrokenError(
+        "the issuing CA's chain is revoked",
+        rule="issuer.revoked",
+        detail=f"{issuer.name}: {issuer.revoked}",
+    )
+
+
 def describe(error: BaseException) -> str:
     """Return the text of an error for operators, at most 500 characters."""
     if not isinstance(error, BridgeError):

@@ -280,6 +280,8 @@ def _warnings(
         found["latched"] = f"{'; '.join(waiting)} (see `meshca ledger latch list`)"
     if trouble := stopped.trouble():
         found["latch"] = trouble
+    if told := snapshots.crl_warnings(clock()):
+        found["revocation"] = "; ".join(told)
     if told := snapshots.current().bundle.problems(clock()):
         found["trust anchors"] = "; ".join(told)
     clusters, ended = snapshots.current().clusters, expiry.ended()

@@ -26,6 +26,7 @@ from bridge.policy.rules import ISTIO, LINKERD, RoutedCaller, Rules
 from bridge.registry import load
 from bridge.resilience.boundary import close_plugin, from_plugin
 from bridge.snapshot.model import Issuer, Snapshot
+from bridge.snapshot.revocation import RevocationLists, read_lists
 from bridge.snapshot.trust_bundle import TrustBundle, parse_bundle
 from bridge.spi import (
     Description,
@@ -82,6 +83,7 @@ class Assembly:
             generation=1,
             issuers=issuers,
             bundle=bundle,
+            crls=parts.crls,
             trust_domains=self._trust_domains(),
             rules=rules,
             clusters=clusters,
@@ -114,6 +116,7 @@ class Assembly:
                     close_plugin(self._opened(name).close)
             except BridgeError as error:
                 parts.problems.append(error)
+        parts.revoke(self.config.crls if self._has("crls") else ())
         if self._has("clusters", "trust_domain"):
             try:
                 parts.clusters = ClusterRegistry.build(self.config, clock=self.clock)
@@ -299,8 +302,7 @@ class Assembly:
         return Rules.of(self.config.issuance, self.config.callers_by_front())
 
     def _require_accepted(self, name: str, source: str, chain: ValidatedChain) -> None:
-        # The proxies of each mesh that can get leaves of this issuing CA must be able
-        # to verify its chain.
+        # The proxies that can get leaves of this issuing CA must verify its chain.
         require_accepted(_path(chain), self._served(name), source=source)
 
     def _warn_of_planes(self, name: str, source: str, chain: ValidatedChain) -> None:
@@ -322,8 +324,7 @@ class Assembly:
         return served
 
     def _unequal(self, issuers: Mapping[str, Issuer]) -> list[BridgeError]:
-        # Failover goes from an issuing CA to a later one of its list, so all of a list
-        # need the same assurance: failover from an HSM to a file would lower it.
+        # Failover from an HSM to a file would lower the assurance of a list.
         found: list[BridgeError] = []
         for path, names in self.config.issuance.routes().items():
             kinds = {
@@ -354,7 +355,18 @@ class _Parts:
     bundle: TrustBundle | None = None
     issuers: dict[str, Issuer] = field(default_factory=dict)
     clusters: ClusterRegistry | None = None
+    crls: RevocationLists = field(default_factory=RevocationLists)
     problems: list[BridgeError] = field(default_factory=list)
+
+    def revoke(self, paths: Sequence[Path]) -> None:
+        issuers = self.issuers.values()
+        try:
+            self.crls = read_lists(paths)
+            self.crls.require_signed([one for each in issuers for one in each.path])
+        except BridgeError as error:
+            self.problems.append(error)
+            return
+        self.issuers = {one.name: one.under(self.crls) for one in issuers}
 
     def close(self) -> None:
         for issuer in self.issuers.values():
@@ -364,13 +376,17 @@ class _Parts:
 
 
 def _ended(issuers: Mapping[str, Issuer], rules: Rules) -> list[BridgeError]:
-    # A chain that has ended is no reason to refuse a front that has another one.
-    # Those that could not be built are problems already.
-    ended = {name for name, one in issuers.items() if one.ended}
+    # A chain that has ended, or is revoked, is no reason to refuse a front that has
+    # another one. Those that could not be built are problems already.
+    ended = {name for name, one in issuers.items() if one.ended or one.revoked}
     routes = [{*route} for route in rules.routes.values() if route]
     lost = set[str]().union(*(route for route in routes if route <= ended))
     return [
-        ConfigError(issuers[name].ended, rule="config.chain") for name in sorted(lost)
+        ConfigError(
+            issuers[name].ended or f"issuing_cas.{name}: {issuers[name].revoked}",
+            rule="config.chain",
+        )
+        for name in sorted(lost)
     ]
 
 

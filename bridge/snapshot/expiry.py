@@ -66,24 +66,28 @@ class ExpiryWatch:
         return {PART: "; ".join(texts)} if texts else {}
 
     def problem(self, unusable: Collection[str]) -> str:
-        """Return which front can issue nothing any more, if its chains have ended.
+        """Return which front can issue nothing any more, if its chains ended.
+
+        A chain that is revoked is as one that has ended.
 
         Args:
             unusable: The names of issuing CAs that cannot sign for another reason.
 
         Returns:
             Empty while each front has a usable issuing CA whose chain lasts, or where
-            none of a front's has ended.
+            none of a front's has ended or is revoked.
         """
         snapshot, now = self._current(), self._clock()
         ended = self.ended()
-        usable = {*snapshot.issuers} - {*unusable} - ended
+        revoked = {one.name for one in snapshot.issuers.values() if one.revoked}
+        usable = {*snapshot.issuers} - {*unusable} - ended - revoked
         told: list[str] = []
         for front, names in snapshot.rules.reachable.items():
             ends = [
-                _end_of(snapshot.issuers[name], snapshot, now)
+                snapshot.issuers[name].revoked
+                or _end_of(snapshot.issuers[name], snapshot, now)
                 for name in names
-                if name in ended
+                if name in ended | revoked
             ]
             if ends and usable.isdisjoint(names):
                 told.append(f"front {front} can issue nothing: {', '.join(ends)}")

@@ -1,8 +1,9 @@
 """The immutable snapshot that one request uses from its start to its end."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from datetime import timedelta
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from typing import Self
 
 from cryptography import x509
 
@@ -13,6 +14,7 @@ from bridge.policy.linkerd_names import LinkerdNames
 from bridge.policy.rate_limit import RateLimits
 from bridge.policy.rules import Rules
 from bridge.resilience.boundary import close_plugin
+from bridge.snapshot.revocation import RevocationLists
 from bridge.snapshot.trust_bundle import TrustBundle
 from bridge.spi import Description, IssuingCA
 from bridge.spiffe import TrustDomain
@@ -44,11 +46,23 @@ class Issuer:
     timeout_seconds: float
     ended: str = ""
     """What had ended of the chain when it was loaded, a line each; else empty."""
+    revoked: str = ""
+    """Which certificates of the chain are revoked; empty if none is."""
 
     @property
     def chooses_serial(self) -> bool:
         """Whether the backend builds the TBSCertificate."""
         return self.description.chooses_serial
+
+    @property
+    def path(self) -> list[x509.Certificate]:
+        """The chain, the issuing CA first and the trust anchor last."""
+        return [certificate for _, certificate in self.chain.tiers()]
+
+    def under(self, crls: RevocationLists) -> Self:
+        """Return this issuing CA as the revocation lists have it."""
+        revoked = crls.revoked(self.path)
+        return self if revoked == self.revoked else replace(self, revoked=revoked)
 
     def expiries(self, longest: timedelta) -> Iterator[CertificateExpiry]:
         """Yield the expiry of each certificate of the chain and of its trust anchor.
@@ -76,6 +90,8 @@ class Snapshot:
     rate_limits: RateLimits
     probe_names: Mapping[str, tuple[x509.GeneralName, ...]]
     """The names of each issuing CA's probe certificate. No caller can have them."""
+    crls: RevocationLists = field(default_factory=RevocationLists)
+    """The revocation lists in force."""
     linkerd: LinkerdNames | None = None
     """The names of Linkerd's mesh; None without a front for Linkerd."""
 
@@ -83,6 +99,28 @@ class Snapshot:
         """Return the expiry of each certificate of an issuing CA's chain."""
         longest = self.rules.longest_ttls.get(issuer.name, timedelta())
         return tuple(issuer.expiries(longest))
+
+    def cas(self) -> list[x509.Certificate]:
+        """Return the CA certificates of all chains."""
+        return [one for issuer in self.issuers.values() for one in issuer.path]
+
+    def under(self, crls: RevocationLists) -> Self:
+        """Return this snapshot with other revocation lists in force.
+
+        Raises:
+            ConfigError: See `RevocationLists.require_signed` and `require_newer`.
+        """
+        crls.require_signed(self.cas())
+        crls.require_newer(self.crls)
+        issuers = {name: one.under(crls) for name, one in self.issuers.items()}
+        return replace(self, generation=self.generation + 1, issuers=issuers, crls=crls)
+
+    def crl_warnings(self, now: datetime) -> list[str]:
+        """Return what is odd about the revocation lists, and each revoked chain."""
+        revoked = [
+            f"{one.name}: {one.revoked}" for one in self.issuers.values() if one.revoked
+        ]
+        return [*revoked, *self.crls.warnings(self.cas(), now)]
 
     def close(self) -> None:
         """Close the issuing CAs and end the background refresh of keys."""

@@ -10,6 +10,7 @@ import queue
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from datetime import datetime
 from functools import partial
 
 from bridge.errors import BridgeError, ConfigError
@@ -19,13 +20,17 @@ from bridge.resilience.failover import Guards
 from bridge.snapshot.builder import Assembly
 from bridge.snapshot.model import Issuer, Snapshot
 from bridge.snapshot.prober import Probe, Prober
+from bridge.snapshot.revocation import read_lists
 from bridge.spi import IssuingCA, Watcher
+from bridge.system.file_watch import FileWatch
 
 _log = logging.getLogger(__name__)
 _PROBE_AGAIN_SECONDS = 5.0
 _REFUSED_AGAIN_SECONDS = 60.0
 _STOP = ""
 """Stops the thread. No issuing CA has this name."""
+_CRLS = "*"
+"""The revocation lists have changed. No issuing CA has this name either."""
 
 
 class Snapshots:
@@ -56,6 +61,8 @@ class Snapshots:
         self.prober = Prober(guards, self.current)
         """Proves the issuing CAs."""
         self._refused: dict[str, str] = {}
+        self._refused_crls = ""
+        self._crl_watch: FileWatch | None = None
         self._unproven_changes: set[str] = set()
         self._old: list[tuple[threading.Timer, IssuingCA]] = []
         self._old_lock = threading.Lock()
@@ -74,7 +81,13 @@ class Snapshots:
         self.prober.start(probe)
         for issuer in self._current.issuers.values():
             self._watch(issuer)
+        self._watch_crls()
         self._thread.start()
+
+    def crl_warnings(self, now: datetime) -> list[str]:
+        """Return what is wrong with the revocation lists, and each revoked chain."""
+        refused = [self._refused_crls] if self._refused_crls else []
+        return [*refused, *self._current.crl_warnings(now)]
 
     def problems(self) -> Mapping[str, str]:
         """Return the current problem of each issuing CA that has one."""
@@ -83,6 +96,8 @@ class Snapshots:
     def stop(self) -> None:
         """Stop the threads: no more probes and swaps. May be called again."""
         self.prober.close()
+        if self._crl_watch is not None:
+            self._crl_watch.close()
         if self._thread.is_alive():
             self._changes.put(_STOP)
             self._thread.join()
@@ -96,6 +111,36 @@ class Snapshots:
             timer.cancel()
             close_plugin(ca.close)
         self._current.close()
+
+    def _watch_crls(self) -> None:
+        paths = self._assembly.config.crls
+        if paths:
+            # The first look reads the files again, which may have changed since.
+            changed = partial(self._changes.put, _CRLS)
+            self._crl_watch = FileWatch(paths, "", changed)
+            self._crl_watch.start()
+
+    def _take_crls(self) -> None:
+        try:
+            crls = read_lists(self._assembly.config.crls)
+            current = self._current.under(crls)
+        except BridgeError as error:
+            text = f"a change is refused, the old revocation lists hold: {error}"
+            if text != self._refused_crls:
+                _log.error("%s", text)
+            self._refused_crls = text
+            return
+        self._refused_crls = ""
+        if crls.lists == self._current.crls.lists:
+            return
+        for issuer in current.issuers.values():
+            if issuer.revoked and not self._current.issuers[issuer.name].revoked:
+                _log.error(
+                    "issuing CA %s issues nothing any more: %s",
+                    issuer.name,
+                    issuer.revoked,
+                )
+        self._current = current
 
     def _watch(self, issuer: Issuer) -> None:
         if isinstance(issuer.ca, Watcher):
@@ -115,7 +160,10 @@ class Snapshots:
                 continue
             if name == _STOP:
                 return
-            self._guarded(name, self._renew)
+            if name == _CRLS:
+                self._take_crls()
+            else:
+                self._guarded(name, self._renew)
 
     def _guarded(self, name: str, step: Callable[[str], None]) -> None:
         try:
@@ -180,7 +228,7 @@ class Snapshots:
         self._current = replace(
             old,
             generation=old.generation + 1,
-            issuers={**old.issuers, issuer.name: issuer},
+            issuers={**old.issuers, issuer.name: issuer.under(old.crls)},
         )
         self._watch(issuer)
         self._show()

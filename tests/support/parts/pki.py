@@ -225,3 +225,34 @@ def _hash(key: Key) -> hashes.SHA256 | hashes.SHA384 | hashes.SHA512 | None:
         if key.curve.name == "secp384r1":
             return hashes.SHA384()
     return hashes.SHA256()
+
+
+def revoking(
+    ca: Authority,
+    *revoked: Authority,
+    number: int | None = 1,
+    next_update: datetime = NOW + timedelta(days=30),
+    key: Key | None = None,
+    extra: x509.ExtensionType | None = None,
+    encoding: Encoding = Encoding.DER,
+) -> bytes:
+    """Return the list of a CA that revokes the certificates of others."""
+    builder = (
+        x509.CertificateRevocationListBuilder()
+        .issuer_name(ca.certificate.subject)
+        .last_update(min(NOW, next_update) - timedelta(days=1))
+        .next_update(next_update)
+    )
+    if number is not None:
+        builder = builder.add_extension(x509.CRLNumber(number), critical=False)
+    if extra is not None:
+        builder = builder.add_extension(extra, critical=True)
+    for one in revoked:
+        entry = (
+            x509.RevokedCertificateBuilder()
+            .serial_number(one.certificate.serial_number)
+            .revocation_date(NOW - timedelta(days=2))
+            .build()
+        )
+        builder = builder.add_revoked_certificate(entry)
+    return builder.sign(key or ca.key, hashes.SHA256()).public_bytes(encoding)

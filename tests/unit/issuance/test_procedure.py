@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from bridge.errors import (
     AuthenticationError,
+    BackendBrokenError,
     BackendUnavailableError,
     BridgeError,
     CSRError,
@@ -24,6 +25,7 @@ from bridge.errors import (
 from bridge.identity.caller import TokenCredential
 from bridge.ledger.events import Ending, Intent
 from bridge.resilience.budget import Budget
+from bridge.snapshot.revocation import RevocationLists, parse_lists
 from bridge.spi import Prepared
 from bridge.spiffe import TrustDomain
 from bridge.x509.pem import parse_certificates
@@ -36,7 +38,7 @@ from tests.support.harness.core import (
     two_authorities,
 )
 from tests.support.harness.fake_ca import Answer
-from tests.support.parts.pki import NOW, new_key
+from tests.support.parts.pki import NOW, new_key, revoking
 
 URI = x509.UniformResourceIdentifier(CALLER)
 
@@ -507,3 +509,31 @@ def test_what_happens_is_counted(world: World) -> None:
     assert value(citadel.success_cert_issuance_count) == 1
     assert value(citadel.authentication_failure_count) == 1
     assert value(citadel.csr_sign_err_count["CSR_ERROR"]) == 1
+
+
+def revoke(world: World, *names: str) -> None:
+    """Put a list in force that revokes issuing CAs, as a change of its file does."""
+    region = world.authorities["a"].above[0]
+    content = revoking(region, *(world.authorities[name] for name in names))
+    world.snapshot = world.snapshot.under(RevocationLists(parse_lists(content, "x")))
+
+
+def test_another_chain_stands_in_for_a_revoked_one(world: World) -> None:
+    revoke(world, "a")
+    world.issue()
+    assert not world.cas["a"].called
+    assert world.cas["b"].called
+
+
+def test_nothing_is_issued_under_a_revoked_chain(world: World) -> None:
+    revoke(world, "a", "b")
+    with pytest.raises(BackendBrokenError, match="chain is revoked") as found:
+        world.issue()
+    (row,) = world.ended()
+    assert found.value.rule == row["rule"] == "issuer.revoked"
+    for issuer in world.snapshot.issuers.values():
+        with pytest.raises(BackendBrokenError, match="chain is revoked"):
+            world.own.probe(issuer, world.snapshot, timeout=1)
+    with pytest.raises(BackendBrokenError, match="chain is revoked"):
+        world.own.issue_serving(["meshca.example"], timedelta(hours=1))
+    assert not any(ca.called for ca in world.cas.values())

@@ -21,9 +21,9 @@ from bridge.x509.certificate import readable
 from bridge.x509.path import verify_leaf_signature
 from tests.interop.planes.certificates import build, private_key
 from tests.interop.planes.oddities import change_of
-from tests.support.harness.core import World, leaf_of
+from tests.support.harness.core import World, leaf_of, two_authorities
 from tests.support.harness.fake_ca import LyingCA
-from tests.support.parts.pki import NOW, Authority, bundle, new_root
+from tests.support.parts.pki import NOW, Authority, bundle, new_root, revoking
 
 DAY = timedelta(days=1)
 
@@ -538,3 +538,43 @@ def test_a_leaf_is_held_to_what_the_backend_says_and_to_the_whole_chain(
     issuer = world.assembly.issuer("a", TrustBundle([issuing.root]))
     assert issuer.pinned.extensions[added.oid] == (False, added)
     assert issuer.pinned.ends == intermediate.certificate.not_valid_after_utc
+
+
+def revoked_at_the_start(
+    folder: Path, content: bytes, made: dict[str, Authority]
+) -> World:
+    (folder / "x.crl").write_bytes(content)
+    overrides = {"crls": ["x.crl"]}
+    return World(folder, fake=False, authorities=made, overrides=overrides)
+
+
+def test_a_front_whose_chains_are_all_revoked_is_refused_at_the_start(
+    tmp_path: Path,
+) -> None:
+    made = two_authorities()
+    _, region, root = (made["a"], *made["a"].above)
+    world = revoked_at_the_start(tmp_path, revoking(root, region), made)
+    with pytest.raises(ConfigError, match=r"issuing_cas\.a: the certificate .*revoked"):
+        world.assembly.snapshot()
+
+
+def test_a_revoked_issuing_ca_is_left_out_where_there_is_another(
+    tmp_path: Path,
+) -> None:
+    made = two_authorities()
+    content = revoking(made["a"].above[0], made["a"])
+    with revoked_at_the_start(tmp_path, content, made) as world:
+        issuers = world.snapshot.issuers
+        assert issuers["a"].revoked
+        assert not issuers["b"].revoked
+
+
+@pytest.mark.parametrize("is_forged", [True, False], ids=["forged", "unreadable"])
+def test_a_list_that_cannot_be_used_is_refused_at_the_start(
+    tmp_path: Path, *, is_forged: bool
+) -> None:
+    made = two_authorities()
+    forged = revoking(made["a"].above[0], key=made["a"].key)
+    world = revoked_at_the_start(tmp_path, forged if is_forged else b"", made)
+    with pytest.raises(ConfigError, match=r"crls: .*x\.crl.*: expected .*list"):
+        world.assembly.snapshot()

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from bridge.snapshot.expiry import PART, ExpiryWatch
+from bridge.snapshot.revocation import RevocationLists, parse_lists
 from tests.support.harness.core import World, two_authorities
-from tests.support.parts.pki import NOW, new_root
+from tests.support.parts.pki import NOW, new_root, revoking
 
 DAY, HOUR = timedelta(days=1), timedelta(hours=1)
 BACKDATE = timedelta(minutes=2)
@@ -135,3 +136,18 @@ def test_the_chain_ends_with_the_first_of_its_certificates(tmp_path: Path) -> No
         world.clock.forward(days=10)
         told = watch(world).problem(())
     assert told.startswith("front istio can issue nothing: the ")
+
+
+def test_a_front_is_not_ready_once_its_last_usable_chain_is_revoked(
+    world: World,
+) -> None:
+    region = world.authorities["a"].above[0]
+    told = []
+    for names in (("a",), ("a", "b")):
+        content = revoking(region, *(world.authorities[name] for name in names))
+        lists = RevocationLists(parse_lists(content, "x"))
+        world.snapshot = world.snapshot.under(lists)
+        told.append(watch(world).problem(()))
+    assert told[0] == ""
+    assert "issue nothing" in told[1]
+    assert "is revoked since" in told[1]

@@ -17,7 +17,7 @@ from bridge.snapshot.model import Issuer, Snapshot
 from bridge.snapshot.store import Snapshots
 from bridge.spi import IssuingCA
 from tests.support.harness.core import World, two_authorities
-from tests.support.parts.pki import new_key, new_root
+from tests.support.parts.pki import NOW, new_key, new_root, revoking
 
 WAIT_SECONDS = 15.0
 
@@ -309,3 +309,81 @@ def test_the_metrics_show_the_new_chain(watched: Watched) -> None:
     watched.renew()
     await_true(lambda: watched.snapshots.current().generation == 2)
     await_true(lambda: len(serials() - before) == 1)
+
+
+@pytest.fixture
+def with_crls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Watched]:
+    """A bridge with one list, of the CA above both issuing CAs; it revokes none."""
+    authorities = two_authorities()
+    (tmp_path / "region.crl").write_bytes(revoking(authorities["a"].above[0]))
+    overrides = {"crls": ["region.crl"]}
+    with World(
+        tmp_path, fake=False, authorities=authorities, overrides=overrides
+    ) as world:
+        made = Watched(world, monkeypatch)
+        yield made
+        made.snapshots.close()
+
+
+def put_list(watched: Watched, *names: str, number: int = 2) -> None:
+    authorities = watched.world.authorities
+    revoked = [authorities[name] for name in names]
+    data = revoking(authorities["a"].above[0], *revoked, number=number)
+    (watched.world.folder / "region.crl").write_bytes(data)
+
+
+def revoked_of(watched: Watched) -> list[str]:
+    issuers = watched.snapshots.current().issuers.values()
+    return [one.name for one in issuers if one.revoked]
+
+
+def test_a_revocation_takes_effect_when_the_file_changes(with_crls: Watched) -> None:
+    with_crls.snapshots.start(with_crls.probe)
+    assert revoked_of(with_crls) == []
+    put_list(with_crls, "a")
+    await_true(lambda: revoked_of(with_crls) == ["a"])
+    (told,) = with_crls.snapshots.crl_warnings(NOW)
+    assert told.startswith("a: the certificate (CN=issuing a, ")
+    put_list(with_crls, "a", "b", number=3)
+    await_true(lambda: revoked_of(with_crls) == ["a", "b"])
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        pytest.param(b"no list", "expected revocation lists", id="unreadable"),
+        pytest.param(None, "cannot be read: No such file", id="absent"),
+        pytest.param(b"", "expected revocation lists", id="empty"),
+    ],
+)
+def test_a_list_that_is_none_leaves_the_old_one_in_force(
+    with_crls: Watched, content: bytes | None, says: str
+) -> None:
+    put_list(with_crls, "a")
+    with_crls.snapshots.start(with_crls.probe)
+    await_true(lambda: revoked_of(with_crls) == ["a"])
+    path = with_crls.world.folder / "region.crl"
+    path.unlink() if content is None else path.write_bytes(content)
+    await_true(lambda: says in with_crls.snapshots.crl_warnings(NOW)[0])
+    assert revoked_of(with_crls) == ["a"]
+    assert with_crls.snapshots.crl_warnings(NOW)[0].startswith("a change is refused")
+    put_list(with_crls, "a", number=3)
+    await_true(lambda: len(with_crls.snapshots.crl_warnings(NOW)) == 1)
+
+
+def test_an_older_list_does_not_take_a_revocation_back(with_crls: Watched) -> None:
+    put_list(with_crls, "a")
+    with_crls.snapshots.start(with_crls.probe)
+    await_true(lambda: revoked_of(with_crls) == ["a"])
+    put_list(with_crls, number=1)
+    await_true(lambda: "number 2 or above" in with_crls.snapshots.crl_warnings(NOW)[0])
+    assert revoked_of(with_crls) == ["a"]
+
+
+def test_a_certificate_in_place_of_a_revoked_one_is_used(with_crls: Watched) -> None:
+    put_list(with_crls, "a")
+    with_crls.snapshots.start(with_crls.probe)
+    await_true(lambda: revoked_of(with_crls) == ["a"])
+    new = with_crls.renew()
+    await_true(lambda: with_crls.certificate() == new)
+    assert revoked_of(with_crls) == []
