@@ -10,7 +10,8 @@ from typing import Self
 
 from bridge.errors import RequestError
 
-_TRUST_DOMAIN = re.compile(r"[a-z0-9._-]{1,255}")
+_TRUST_DOMAIN = re.compile(r"[a-z0-9_-]+(?:\.[a-z0-9_-]+)*")
+_LONGEST_TRUST_DOMAIN = 255
 _SEGMENT = re.compile(r"[A-Za-z0-9._-]+")
 _LONGEST_ID_BYTES = 2048
 _SCHEME = "spiffe://"
@@ -23,9 +24,13 @@ class TrustDomain:
     name: str
 
     def __post_init__(self) -> None:
-        if not _TRUST_DOMAIN.fullmatch(self.name):
+        # Go parses no certificate whose URI has a host with an empty label.
+        if len(self.name) > _LONGEST_TRUST_DOMAIN or not _TRUST_DOMAIN.fullmatch(
+            self.name
+        ):
             raise RequestError(
-                "a trust domain has 1 to 255 of the characters a-z 0-9 . - _",
+                "a trust domain has 1 to 255 of the characters a-z 0-9 . - _, and no "
+                "dot at an end or beside another",
                 rule="spiffe.trust-domain",
                 detail=repr(self.name)[:300],
             )

@@ -7,9 +7,13 @@ from hypothesis import strategies as st
 from bridge.errors import RequestError
 from bridge.spiffe import SpiffeID, TrustDomain
 
-DOMAIN_CHARACTERS = string.ascii_lowercase + string.digits + "._-"
+LABEL_CHARACTERS = string.ascii_lowercase + string.digits + "_-"
 PATH_CHARACTERS = string.ascii_letters + string.digits + "._-"
-trust_domains = st.text(DOMAIN_CHARACTERS, min_size=1, max_size=255).map(TrustDomain)
+trust_domains = (
+    st.lists(st.text(LABEL_CHARACTERS, min_size=1, max_size=40), min_size=1, max_size=6)
+    .map(".".join)
+    .map(TrustDomain)
+)
 segments = st.text(PATH_CHARACTERS, min_size=1, max_size=40).filter(
     lambda part: part not in {".", ".."}
 )
@@ -58,6 +62,10 @@ def test_an_id_is_read(text: str, trust_domain: str, path: str) -> None:
         ("spiffe://" + "d" * 256 + "/x", "a trust domain has"),
         ("spiffe://corp.example\n/a", "a trust domain has"),
         ("spiffe://cörp.example/a", "a trust domain has"),
+        ("spiffe://corp.example./a", "no dot at an end"),
+        ("spiffe://.corp.example/a", "no dot at an end"),
+        ("spiffe://corp..example/a", "no dot at an end or beside another"),
+        ("spiffe://./a", "no dot at an end"),
         ("spiffe://corp.example/", "path has parts"),
         ("spiffe://corp.example//a", "path has parts"),
         ("spiffe://corp.example/a/", "path has parts"),
