@@ -42,7 +42,7 @@ ARCHIVE_SECONDS = 3.0
 """How long after a start a first login waits for what other hosts have latched."""
 _MOST_LATCHED = 16
 """So many credentials of a scope may be refused before no other is tried."""
-_REASON_CHARACTERS = 200
+_REASON_CHARACTERS = 600
 _POLL_SECONDS = 0.05
 _PRIORITY = (State.REFUSED, State.PROVEN, State.UNANSWERED, State.TRYING)
 """Where several hosts know a credential: a refusal counts, and silence elsewhere does
@@ -197,7 +197,10 @@ class Latch:
         # This process has the turn: nobody else is inside a first login.
         for entry in content.credentials(scope):
             if entry.state == State.TRYING:
-                reason = "the process died during the first login with it"
+                reason = (
+                    "the process died during the first login with it, or was ended as "
+                    "the login took too long"
+                )
                 content.put(self._latched(entry, State.UNANSWERED, reason))
 
     def _await_archive(self, scope: str, secret: bytes) -> None:
@@ -260,7 +263,7 @@ def _match(content: Content, scope: str, secret: bytes) -> Entry | None:
     entries = content.credentials(scope)
     for entry in sorted(entries, key=lambda each: _PRIORITY.index(State(each.state))):
         digest = _scrypt(secret, bytes.fromhex(entry.salt))
-        if hmac.compare_digest(digest.hex(), entry.digest):
+        if hmac.compare_digest(digest, bytes.fromhex(entry.digest)):
             return entry
     return None
 

@@ -7,6 +7,7 @@ without the lock gets the state before a change or after it.
 import hashlib
 import json
 import os
+import re
 import secrets
 import threading
 from collections import defaultdict
@@ -15,7 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from bridge.errors import LedgerError
 from bridge.system import files
@@ -63,6 +64,15 @@ class State(StrEnum):
     """The issuing CA signed something other than what was asked for."""
 
 
+_OF_KIND = {
+    Kind.CREDENTIAL: frozenset(State) - {State.STOPPED},
+    Kind.ISSUING_CA: frozenset({State.STOPPED}),
+}
+_LAST_SECOND = 253402300799
+"""Of the year 9999, in seconds since 1970-01-01 UTC. No later time can be shown."""
+_DIGEST_BYTES = 32
+_HEX = re.compile("([0-9a-fA-F]{2})*")
+
 LATCHED = frozenset({State.REFUSED, State.UNANSWERED, State.STOPPED})
 """The states that last until an operator acts."""
 
@@ -103,7 +113,15 @@ class Entry:
             value = getattr(self, each.name)
             if not isinstance(value, (int, float) if each.type is float else str):
                 raise TypeError(f"{each.name}: {type(value).__name__}")
-        Kind(self.kind), State(self.state), bytes.fromhex(self.salt)
+            if each.type is float:
+                _require_time(each.name, value)
+        if State(self.state) not in _OF_KIND[Kind(self.kind)]:
+            raise ValueError(f"state: {self.state!r} of kind {self.kind!r}")
+        digits = 2 * _DIGEST_BYTES if self.kind == Kind.CREDENTIAL else 0
+        if _HEX.fullmatch(self.salt) is None:
+            raise ValueError(f"salt: {self.salt!r}")
+        if len(self.digest) != digits or _HEX.fullmatch(self.digest) is None:
+            raise ValueError(f"digest: {self.digest!r}")
 
     @property
     def is_latched(self) -> bool:
@@ -130,6 +148,17 @@ class Note:
     """The operator who cleared it; empty for an entry that was latched."""
     reason: str = ""
     """Of the clearance."""
+
+
+def _require_time(name: str, seconds: Any) -> None:
+    """Check a time, in seconds since 1970-01-01 UTC.
+
+    Raises:
+        TypeError: It is no number.
+        ValueError: It is no time that can be shown.
+    """
+    if not 0 <= seconds <= _LAST_SECOND:  # neither is NaN
+        raise ValueError(f"{name}: {seconds}")
 
 
 def new_id() -> str:
@@ -251,8 +280,7 @@ class Content:
         """
         try:
             values = json.loads(text)
-            if values["format"] != _FORMAT:
-                raise ValueError(f"format {values['format']!r}")
+            _require_shape(values)
             entries = [Entry(**each) for each in values["entries"]]
             notes = [
                 Note(**{**each, "entry": Entry(**each["entry"])})
@@ -260,8 +288,11 @@ class Content:
             ]
             for entry in (*entries, *(note.entry for note in notes)):
                 entry.require_valid()
+            by_id = {entry.id: entry for entry in entries}
+            if len(by_id) < len(entries):
+                raise ValueError("two entries have one id")
             return cls(
-                entries={entry.id: entry for entry in entries},
+                entries=by_id,
                 cleared=[str(identity) for identity in values["cleared"]],
                 notes=notes,
                 begun_at=float(values["begun_at"]),
@@ -269,6 +300,16 @@ class Content:
             )
         except (KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"no latch: {error!r}") from error
+
+
+def _require_shape(values: Any) -> None:
+    if values["format"] != _FORMAT:
+        raise ValueError(f"format {values['format']!r}")
+    for name in ("entries", "notes", "cleared"):
+        if not isinstance(values[name], list):
+            raise TypeError(f"{name}: {type(values[name]).__name__}")
+    for name in ("begun_at", "read_at"):
+        _require_time(name, values[name])
 
 
 class LatchFile:

@@ -226,7 +226,14 @@ def test_equal_credentials_have_different_digests(latch: Latch, path: Path) -> N
 
 
 def refused(scope: str) -> Entry:
-    return Entry(id=new_id(), kind="credential", scope=scope, state="refused", at=1.0)
+    return Entry(
+        id=new_id(),
+        kind="credential",
+        scope=scope,
+        state="refused",
+        at=1.0,
+        digest="00" * 32,
+    )
 
 
 def test_after_many_refusals_no_other_credential_is_tried(

@@ -1,11 +1,14 @@
 """The content of the latch's file, and how processes share it."""
 
+import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from bridge.errors import LedgerError
+from bridge.errors import BackendCredentialError, LedgerError
+from bridge.resilience.latch import Latch
 from bridge.resilience.latch_file import Content, Entry, LatchFile, new_id
 
 
@@ -13,8 +16,15 @@ def entry(name: str = "", state: str = "refused", at: float = 1.0) -> Entry:
     """Return an entry; that of an issuing CA where it is stopped."""
     kind = "issuing_ca" if state == "stopped" else "credential"
     scope = f"scope of {name}"
+    digest = "" if state == "stopped" else "00" * 32
     return Entry(
-        id=new_id(), kind=kind, scope=scope, issuing_ca=name, state=state, at=at
+        id=new_id(),
+        kind=kind,
+        scope=scope,
+        issuing_ca=name,
+        state=state,
+        at=at,
+        digest=digest,
     )
 
 
@@ -145,6 +155,67 @@ def test_what_root_writes_belongs_to_the_owner_of_the_journal(
     with LatchFile(path).change() as content:
         content.put(entry("b"))
     assert given == []
+
+
+@pytest.mark.parametrize(
+    ("where", "value", "told"),
+    [
+        # what would be lost in silence, and tried again
+        ("entries", {}, "entries: dict"),
+        ("notes", {}, "notes: dict"),
+        ("cleared", "0a", "cleared: str"),
+        ("entries.1", "the first", "two entries have one id"),
+        ("entries.0.digest", "", "digest: ''"),
+        ("entries.0.digest", "ab" * 31, "digest: 'abab"),
+        # what would end a login by a bug
+        ("entries.0.digest", "\u00e9" * 64, "digest: '\u00e9"),
+        ("entries.0.salt", "abc", "salt: 'abc'"),
+        ("entries.0.state", "stopped", "state: 'stopped' of kind 'credential'"),
+        # what would not stop an issuing CA
+        ("entries.1.state", "proven", "state: 'proven' of kind 'issuing_ca'"),
+        ("entries.1.state", "trying", "state: 'trying' of kind 'issuing_ca'"),
+        # what cannot be shown or written into a row
+        ("entries.0.at", 1e300, "at: 1e\\+300"),
+        ("entries.0.at", -1, "at: -1"),
+        ("entries.0.at", 10**400, "at: 1000"),
+        ("entries.0.at", float("nan"), "at: nan"),
+        ("notes.0.entry.at", float("inf"), "at: inf"),
+        ("begun_at", float("inf"), "begun_at: inf"),
+        ("read_at", float("nan"), "read_at: nan"),
+    ],
+)
+def test_a_file_that_was_edited_to_nonsense_is_refused(
+    tmp_path: Path, where: str, value: object, told: str
+) -> None:
+    file = LatchFile(tmp_path / "latch.json")
+    with file.change() as content:
+        content.put(entry("a"))
+        content.put(entry("b", "stopped"))
+    tree = json.loads((tmp_path / "latch.json").read_bytes())
+    if value == "the first":
+        value = tree["entries"][0]
+    *above, last = [int(key) if key.isdigit() else key for key in where.split(".")]
+    at = tree
+    for key in above:
+        at = at[key]
+    at[last] = value
+    (tmp_path / "latch.json").write_text(json.dumps(tree))
+    with pytest.raises(LedgerError, match="the latch cannot be used") as error:
+        file.read()
+    assert re.search(f"holds no latch: .*{told}", error.value.detail)
+    assert "move it away" in error.value.detail
+
+
+def test_digits_of_a_digest_may_be_capital(tmp_path: Path) -> None:
+    path = tmp_path / "latch.json"
+    latch = Latch(path)
+    with pytest.raises(BackendCredentialError, match="no"), latch.attempt("s", b"1"):
+        raise BackendCredentialError("no")
+    tree = json.loads(path.read_bytes())
+    tree["entries"][0]["digest"] = tree["entries"][0]["digest"].upper()
+    path.write_text(json.dumps(tree))
+    with pytest.raises(BackendCredentialError, match="refused before"):
+        latch.attempt("s", b"1").__enter__()
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
