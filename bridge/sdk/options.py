@@ -20,6 +20,8 @@ _SHOWN_CHARACTERS = 80
 
 
 def _in_base(path: Path, info: ValidationInfo) -> Path:
+    if "\0" in str(path):
+        raise ValueError("expected the name of a file, without NUL")
     return Path(info.context or "") / path
 
 

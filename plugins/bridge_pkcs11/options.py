@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from bridge.sdk import (
     FileOption,
@@ -22,6 +22,16 @@ from bridge.sdk import (
 from bridge.spi import ConfigError, PluginContext
 
 _Text = Annotated[str, Field(min_length=1)]
+_Name = Annotated[str, Field(pattern=r"^[^=\x00]+$")]
+_Value = Annotated[str, Field(pattern=r"^[^\x00]*$")]
+
+
+def _at_rest(seconds: float) -> float:
+    if 0 < seconds < 1:
+        raise ValueError("expected 0, for never, or at least 1 second")
+    return seconds
+
+
 _ELF = b"\x7fELF"
 _ELF_BYTES = 20
 _MACHINES = {3: "x86", 40: "arm", 62: "x86_64", 183: "aarch64", 243: "riscv"}
@@ -52,13 +62,15 @@ class PKCS11Options(PluginOptions):
     """How many signatures a worker has the token make at a time. Each worker has its
     own sessions, and one more for the login; during a reload there are twice as
     many."""
-    keep_alive_seconds: Annotated[float, Field(ge=0, le=3600, strict=False)] = 0.0
+    keep_alive_seconds: Annotated[
+        float, Field(ge=0, le=3600, strict=False), AfterValidator(_at_rest)
+    ] = 0.0
     """Look for the key in each session that was idle for half of this time; 0: never.
     YubiHSM closes a session after 30 s."""
     start_timeout_seconds: Annotated[float, Field(ge=0.5, le=60, strict=False)] = 3.0
     """How long the module may take to load, to log in and to find the key. After this
     time the signer process is ended, and another one is started."""
-    environment: dict[str, str] = {}  # noqa: RUF012 - pydantic copies it
+    environment: dict[_Name, _Value] = {}  # noqa: RUF012 - pydantic copies it
     """Environment variables for the module, such as `SOFTHSM2_CONF`. No secrets: any
     process of the same user can read them."""
 
@@ -88,8 +100,11 @@ def options_of(options: Mapping[str, object], context: PluginContext) -> PKCS11O
 def _unloadable(path: Path) -> str:
     # Only the header is read: a module's constructors may do anything.
     try:
-        with path.open("rb") as file:
-            header = file.read(_ELF_BYTES)
+        # The open of a FIFO would wait for a writer.
+        header = b""
+        if stat.S_ISREG(path.stat().st_mode) or path.is_dir():
+            with path.open("rb") as file:
+                header = file.read(_ELF_BYTES)
     except OSError as error:
         return (
             f"{path}: expected the PKCS#11 module of the HSM's vendor, a shared object "

@@ -442,11 +442,24 @@ def read_pin(path: Path, *, allow_group_read: bool) -> bytes:
             allow_group_read=allow_group_read,
             group_hint=", or set allow_group_read: true if it is a Secret's fsGroup",
         )
-        return secret_line(content, path, "the token's user PIN on one line")
+        pin = secret_line(content, path, "the token's user PIN on one line")
+        _require_text(pin, path)
     except ConfigError as error:
         raise BackendBrokenError(
             "the PIN cannot be read", rule="pkcs11.pin-file", detail=str(error)
         ) from error
+    return pin
+
+
+def _require_text(pin: bytes, path: Path) -> None:
+    # A second line or a mark of an editor costs one of the few tries of the token.
+    with suppress(UnicodeDecodeError):
+        if pin.decode().isprintable():
+            return
+    raise ConfigError(
+        f"{path}: expected the token's user PIN on one line, in UTF-8 (found another "
+        "line, a control character, or the byte order mark of an editor)"
+    )
 
 
 def handle_of(session: Session) -> int:

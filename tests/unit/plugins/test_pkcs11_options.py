@@ -1,5 +1,6 @@
 """The options of the plugin `pkcs11`: each mistake by its sentence, with no HSM."""
 
+import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -37,6 +38,11 @@ def context(tmp_path: Path) -> PluginContext:
         ({"sessions": "8"}, r"options\.sessions: .*integer \(found '8'\)"),
         ({"start_timeout_seconds": 0.1}, r"start_timeout_seconds: .*0\.5"),
         ({"environment": {"A": 1}}, r"options\.environment\.A: .*string \(found 1\)"),
+        ({"environment": {"A=B": "x"}}, r"options\.environment\.A=B.*'A=B'"),
+        ({"environment": {"": "x"}}, r"options\.environment\..*\(found ''\)"),
+        ({"environment": {"A": "x\0"}}, r"options\.environment\.A: .*pattern"),
+        ({"keep_alive_seconds": 0.01}, r"keep_alive_seconds: expected 0, .* 1 second"),
+        ({"module": "a\0b"}, r"options\.module: expected the name of a file"),
     ],
 )
 def test_a_bad_option_is_named(
@@ -82,6 +88,15 @@ def test_a_module_that_cannot_be_loaded_is_named(
     with pytest.raises(ConfigError, match=complaint) as caught:
         options_of(GOOD, context)
     assert str(caught.value).startswith(f"issuing_cas.seoul-1.options.module: {file}")
+
+
+def test_a_module_that_nobody_writes_to_is_not_waited_for(
+    context: PluginContext,
+) -> None:
+    (context.base / "module.so").unlink()
+    os.mkfifo(context.base / "module.so")
+    with pytest.raises(ConfigError, match=r"\(found another kind of file\)"):
+        options_of(GOOD, context)
 
 
 @pytest.mark.parametrize(

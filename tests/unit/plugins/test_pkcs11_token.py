@@ -229,6 +229,11 @@ def test_a_shared_object_that_is_no_module_is_told(hsm: HSM, tmp_path: Path) -> 
         (None, 0, "cannot be read: No such file"),
         (b"\n", 0o600, "expected the token's user PIN on one line (found an empty"),
         (b"1234", 0o604, "such as mode 0600 (found 0604); run chmod 600 "),
+        (b"1234\n\n", 0o600, "on one line, in UTF-8 (found another line"),
+        (b"1234\t\n", 0o600, "a control character"),
+        (b"\xef\xbb\xbf1234\n", 0o600, "the byte order mark of an editor"),
+        (b"1234\0", 0o600, "a control character"),
+        (b"\xff\xfe1\x002\x00", 0o600, "in UTF-8"),
     ],
 )
 def test_a_pin_file_that_went_bad_after_the_start_is_told(
