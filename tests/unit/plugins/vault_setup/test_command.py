@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 import yaml
+from cryptography.hazmat.primitives.serialization import Encoding
 from typer.testing import CliRunner, Result
 
 from bridge.sdk import configured_cas
 from bridge.spi import BackendBrokenError, ConfigError
 from bridge_vault import command
-from tests.support.parts.pki import write_private
-from tests.unit.plugins.vault_setup.support import Scripted
+from tests.support.parts.pki import bundle, new_chain, write_private
+from tests.unit.plugins.vault_setup.support import ISSUER, Scripted
 
 URL = "https://vault.example:8200"
 APPROLE = "auth/approle/role/meshca"
@@ -252,6 +253,44 @@ def test_json_is_all_that_is_written_where_it_is_asked_for(tmp_path: Path) -> No
         "findings",
         "options",
     ]
+
+
+def test_json_has_the_issuer_once_it_is_imported_and_only_if_it_is_not_known(
+    tmp_path: Path, session: Session
+) -> None:
+    own = new_chain().certificate
+    (tmp_path / "chain.pem").write_bytes(bundle(own))
+    pem = own.public_bytes(Encoding.PEM).decode()
+    options = {"addresses": [URL], "role": "mesh"}
+    found = []
+    for content, known in (
+        ({}, {}),
+        ({"certificate": pem}, {}),
+        ({"certificate": pem}, {"issuer": ISSUER}),
+    ):
+        session.content["sys/mounts"] = {"pki/": {"type": "pki"}}
+        session.content["pki/issuers"] = {"keys": [ISSUER]}
+        session.content[f"pki/issuer/{ISSUER}"] = content
+        section = {
+            "plugin": "vault-pki",
+            "chain": "chain.pem",
+            "options": options | known,
+        }
+        done = run(tmp_path, {"eu": section}, "--plan", "-o", "json")
+        found.append(json.loads(done.stdout)["options"])
+    assert found == [{}, {"issuer": ISSUER}, {}]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [(), ("--plan", "--apply"), ("--plan", "--login-role", "..")],
+    ids=["neither", "both", "no-role"],
+)
+def test_an_unclear_command_asks_nothing(
+    tmp_path: Path, session: Session, arguments: tuple[str, ...]
+) -> None:
+    assert run(tmp_path, {"eu": issuing_ca()}, *arguments).exit_code == 2
+    assert session.tokens == []
 
 
 def test_nothing_is_written_where_something_is_in_the_way(

@@ -156,9 +156,9 @@ def with_chain(folder: Path, *issuers: object) -> tuple[x509.Certificate, Script
 
 def test_the_issuer_is_that_of_the_chain(tmp_path: Path) -> None:
     other = new_root("another CA").pem.decode()
-    _, vault = with_chain(tmp_path, other, "no certificate", None)
-    vault.content[f"pki/issuer/1{ISSUER[1:]}"] = {}
-    assert pki_setup(vault, tmp_path).issuer == f"2{ISSUER[1:]}"
+    _, vault = with_chain(tmp_path, other, "no certificate", other, None)
+    vault.content[f"pki/issuer/2{ISSUER[1:]}"] = {}
+    assert pki_setup(vault, tmp_path).issuer == f"3{ISSUER[1:]}"
     del vault.content["sys/mounts"]
     assert pki_setup(vault, tmp_path).issuer == ""
 
