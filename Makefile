@@ -9,7 +9,7 @@ LOCKS := deploy/locks
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 PROTOS := $(wildcard proto/*.proto)
 
-.PHONY: help demo softhsm vault test lint format docs proto vectors lock bench bench-fronts bench-peers bench-backends bench-before soak fuzz
+.PHONY: help demo softhsm vault test lint format docs proto vectors lock bench bench-fronts bench-peers bench-backends bench-before bench-hierarchy soak fuzz
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -64,6 +64,9 @@ bench-peers: $(VENV)/.development ## The bridge beside Istio's own CA, in one ru
 bench-backends: $(VENV)/.development ## PKCS#11 (SoftHSM), and Vault (OpenBao), beside a key in a file and the bare calls
 	@$(BIN)/python -m tests.bench.backends $(BENCH_ARGS)
 	@$(BIN)/python -m tests.bench.vault $(VAULT_ARGS)
+
+bench-hierarchy: $(VENV)/.development ## A plan of 300 CAs
+	@$(BIN)/python -m tests.bench.hierarchy $(BENCH_ARGS)
 
 bench-before: $(VENV)/.development ## This code beside an earlier commit (BEFORE: the meshca command of its worktree)
 	@$(BIN)/python -m tests.bench.before $(BEFORE) $(BENCH_ARGS)

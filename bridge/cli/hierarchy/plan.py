@@ -1,6 +1,7 @@
 """`meshca hierarchy plan`: the tree, every check, and what constraints do not hold."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +14,13 @@ from bridge.cli.console import (
     print_rows,
     rfc3339,
 )
-from bridge.hierarchy.plan import RULES, Plan, PlanFinding, plan_of
+from bridge.hierarchy.plan import (
+    RULES,
+    Containment,
+    Plan,
+    PlanFinding,
+    plan_of,
+)
 from bridge.hierarchy.schema import HierarchyFile, load
 from bridge.system.clock import system_clock
 
@@ -54,9 +61,9 @@ def _show(plan: Plan) -> None:
         print_rows(("", *matrix.verifiers), rows)
     typer.echo()
     print_folded("If the key of a CA were compromised:", "")
-    for one in plan.containment:
+    for one, anchors in _alike(plan.containment):
         print_folded(
-            f"{one.verifier} that trusts {one.anchor} would accept {one.accepts}",
+            f"{one.verifier} that trusts {anchors} would accept {one.accepts}",
             f"  [bold]{_names(one.cas)}[/bold]: ",
             "    ",
         )
@@ -66,6 +73,21 @@ def _show(plan: Plan) -> None:
     verdict = "nothing in the way" if plan.passes else "nothing may be signed"
     failing = sum(one.fails for one in plan.findings)
     print_folded(f"{len(RULES)} rules, {failing} findings that fail: {verdict}", "")
+
+
+def _alike(given: Sequence[Containment]) -> Iterator[tuple[Containment, str]]:
+    """Join what is told of CAs that are their own anchor, as of each control plane."""
+    own: dict[tuple[str, str], list[str]] = {}
+    for one in given:
+        if one.cas == (one.anchor,):
+            own.setdefault((one.verifier, one.accepts), []).append(one.anchor)
+    for one in given:
+        names = own.get((one.verifier, one.accepts), [])
+        if one.cas != (one.anchor,):
+            yield one, one.anchor
+        elif one.anchor == names[0]:
+            joined = replace(one, cas=tuple(names))
+            yield joined, "that CA alone" if len(names) > 1 else one.anchor
 
 
 def _show_ca(plan: Plan, name: str) -> None:

@@ -45,6 +45,7 @@ _CLIENT_CA: Mapping[Purpose, tuple[str, str]] = {
 
 def constraint_findings(tree: Tree) -> Iterator[PlanFinding]:
     """Yield what is wrong with the name constraints of the tree."""
+    identities = _identities(tree)
     for name in tree.order:
         yield from _wider(tree, name)
         yield from _unconstrained(tree, name)
@@ -55,6 +56,7 @@ def constraint_findings(tree: Tree) -> Iterator[PlanFinding]:
             yield from _own_leaves(tree, name, _mesh_names(tree, name))
         elif purpose is not None:
             yield from _kubernetes(tree, name, purpose)
+            yield from _mesh_identities(tree, name, identities)
 
 
 def _wider(tree: Tree, name: str) -> Iterator[PlanFinding]:
@@ -238,7 +240,6 @@ def _kubernetes(tree: Tree, name: str, purpose: Purpose) -> Iterator[PlanFinding
         yield from _own_leaves(tree, name, names)
     if purpose in {"kubernetes", "etcd"}:
         yield from _addresses(tree, name, purpose)
-    yield from _mesh_identities(tree, name)
 
 
 def _addresses(tree: Tree, name: str, purpose: Purpose) -> Iterator[PlanFinding]:
@@ -264,20 +265,32 @@ def _addresses(tree: Tree, name: str, purpose: Purpose) -> Iterator[PlanFinding]
         return
 
 
-def _mesh_identities(tree: Tree, name: str) -> Iterator[PlanFinding]:
+_Identities = Mapping[tuple[str, str, str], x509.GeneralName]
+
+
+def _identities(tree: Tree) -> _Identities:
+    """Return a name of each mesh, by its anchor, the form's key and its text."""
+    return {
+        (tree.file.anchor_of(mesh), form, str(one.value)): one
+        for mesh in tree.order
+        if tree.file.cas[mesh].purpose == "mesh"
+        for form, one in _mesh_names(tree, mesh)
+    }
+
+
+def _mesh_identities(
+    tree: Tree, name: str, identities: _Identities
+) -> Iterator[PlanFinding]:
     """Yield whether the key of a CA of Kubernetes could make identities of a mesh."""
-    file, chain = tree.file, tree.file.chain(name)
-    open_to = {}
-    for mesh in tree.order:
-        if file.cas[mesh].purpose != "mesh" or file.anchor_of(mesh) not in chain:
+    chain, open_to = tree.file.chain(name), {}
+    for (anchor, form, text), one in identities.items():
+        if anchor not in chain:
             continue
-        limits = tree.chain_constraints(name, file.anchor_of(mesh))
-        for form, one in _mesh_names(tree, mesh):
-            try:
-                limits.require_permitted([one])
-            except DeniedError:
-                continue
-            open_to[form] = one.value
+        try:
+            tree.chain_constraints(name, anchor).require_permitted([one])
+        except DeniedError:
+            continue
+        open_to[form] = text
     for form, value in sorted(open_to.items()):
         yield PlanFinding(
             "client-ca.mesh-identities",

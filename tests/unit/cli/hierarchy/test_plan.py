@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from bridge.cli.hierarchy import app
 from bridge.hierarchy.schema import load
-from tests.support.parts.hierarchy_file import changed
+from tests.support.parts.hierarchy_file import ca, changed
 
 K8S = {"cas.prod.purpose": "kubernetes", "cas.prod.anchor": "root"}
 
@@ -66,3 +66,12 @@ def test_no_key_is_touched(tmp_path: Path) -> None:
     status, _ = plan(tmp_path, {})
     assert status == 0  # none of the key files is there
     assert [path.name for path in tmp_path.iterdir()] == ["corp.yaml"]
+
+
+def test_control_planes_that_trust_their_own_ca_are_told_together(
+    tmp_path: Path,
+) -> None:
+    more = {f"cas.{name}": ca(name, "root", purpose="etcd") for name in ("e1", "e2")}
+    _, out = plan(tmp_path, more)
+    assert "  e1, e2: etcd that trusts that CA alone would accept every client" in out
+    assert out.count("etcd that trusts") == 1
