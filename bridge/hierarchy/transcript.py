@@ -418,7 +418,7 @@ def _quorum_problems(
         yield (
             f"expected the signatures of {quorum} officers over all entries (found "
             f"{len(signed)}: {names}): lines at the end were cut off, or officers have "
-            "yet to sign with `meshca hierarchy transcript sign`"
+            "yet to sign"
         )
 
 
