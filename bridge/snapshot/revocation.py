@@ -20,6 +20,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 
 from bridge.errors import ConfigError
+from bridge.system.files import read_public
 from bridge.x509.algorithm import CAPublicKey
 from bridge.x509.certificate import UNREADABLE, name_text
 
@@ -190,9 +191,9 @@ def read_lists(paths: Sequence[Path]) -> RevocationLists:
     found: list[RevocationList] = []
     for path in paths:
         try:
-            content = path.read_bytes()
-        except OSError as error:
-            raise _bad(f"crls: {path}: cannot be read: {error.strerror}") from error
+            content = read_public(path)
+        except ConfigError as error:
+            raise _bad(f"crls: {error}", error.detail) from error
         found += parse_lists(content, f"crls: {path}")
     return RevocationLists(found)
 

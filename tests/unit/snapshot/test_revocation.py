@@ -1,15 +1,17 @@
 """A list revokes what its CA lists, however old; one that is no list is refused."""
 
+import os
 import re
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from bridge.errors import ConfigError
-from bridge.snapshot.revocation import RevocationLists, parse_lists
+from bridge.snapshot.revocation import RevocationLists, parse_lists, read_lists
 from tests.support.parts.pki import NOW, Authority, new_key, new_root, revoking
 
 ROOT = new_root()
@@ -127,3 +129,17 @@ def test_what_is_no_complete_list_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=rf"x\.crl: {message}|x\.crl: .*{message}"):
         lists(make())
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [(os.mkfifo, "not a regular file"), (str, "No such file")],
+    ids=["a FIFO, which would stop the start for ever", "absent"],
+)
+def test_a_file_that_cannot_be_read_is_refused(
+    tmp_path: Path, make: Callable[[Path], object], reason: str
+) -> None:
+    path = tmp_path / "ca.crl"
+    make(path)
+    with pytest.raises(ConfigError, match=f"crls: .*ca.crl: cannot be read: {reason}"):
+        read_lists([path])
