@@ -66,6 +66,13 @@ def rfc3339(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")
 
 
+def printable(text: str) -> str:
+    """Return `text` without what would control a terminal: it may come from a peer."""
+    return "".join(
+        char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text
+    )
+
+
 def print_rows(
     columns: Sequence[str],
     rows: Sequence[Sequence[str]],
@@ -78,7 +85,7 @@ def print_rows(
         rows: The cells of each row. A line break in a cell is shown as a blank.
         styles: A style of rich for each row; empty for none.
     """
-    flat = [[" ".join(cell.splitlines()) for cell in row] for row in rows]
+    flat = [[printable(" ".join(cell.splitlines())) for cell in row] for row in rows]
     table = [*_table([columns, *flat])]
     if not sys.stdout.isatty():
         for line in table:
@@ -148,9 +155,13 @@ def results() -> Console:
 
 
 def complain(text: str, *, style: str = "red") -> None:
-    """Print `text` to stderr as it is: no markup, no wrapping."""
+    """Print the lines of `text` to stderr: no markup, no wrapping."""
     Console(stderr=True).print(
-        text, style=style, markup=False, soft_wrap=True, highlight=False
+        "\n".join(map(printable, text.split("\n"))),
+        style=style,
+        markup=False,
+        soft_wrap=True,
+        highlight=False,
     )
 
 

@@ -149,7 +149,9 @@ def replace(path: Path, content: bytes, mode: int = 0o600) -> None:
     """
     new = path.with_name(f"{path.name}.new")
     try:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+        # What a crash left may belong to another user, who alone may write to it.
+        new.unlink(missing_ok=True)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         with os.fdopen(os.open(new, flags, mode), "wb") as file:
             file.write(content)
             file.flush()

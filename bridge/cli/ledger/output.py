@@ -11,7 +11,7 @@ from typing import Any
 
 import typer
 
-from bridge.cli.console import print_rows, rfc3339
+from bridge.cli.console import print_rows, printable, rfc3339
 from bridge.ledger.events import COLUMNS, Settled
 from bridge.ledger.verify import Comparison, Report
 
@@ -83,10 +83,7 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
     if row["kind"] == Settled.kind:
         settled = json.loads(row["body"])["result"]
     return tuple(
-        # A value comes from a peer: it must not control the terminal.
-        "".join(
-            char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in cell
-        )
+        printable(cell)
         for cell in (
             at.strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z",
             row["kind"],
@@ -109,6 +106,9 @@ def write_csv(rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def _cell(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    text = printable(value)
     # A spreadsheet would evaluate a value that begins like a formula.
-    risky = isinstance(value, str) and value[:1] in {"=", "+", "-", "@", "\t", "\r"}
-    return f"'{value}" if risky else value
+    risky = value[:1] in {"=", "+", "-", "@", "\t", "\r"}
+    return f"'{text}" if risky else text

@@ -46,6 +46,19 @@ def test_complaints_are_written_as_they_are(capsys: pytest.CaptureFixture[str]) 
     assert (out, err) == ("", f"{long}\nwarning: careful\n")
 
 
+@pytest.mark.parametrize("char", ["\x1b", "\x9b", "\0", "\u202e", "\ud800"])
+def test_what_would_control_the_terminal_is_not_written(
+    char: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    complain(f"a{char}[2J\nb")
+    print_rows(("a",), [(f"c{char}[2J",)])
+    out, err = capsys.readouterr()
+    assert (out, err) == (
+        "a\nc\N{REPLACEMENT CHARACTER}[2J\n",
+        "a\N{REPLACEMENT CHARACTER}[2J\nb\n",
+    )
+
+
 @pytest.mark.parametrize("columns", [20, 40, 60, 80, 120])
 def test_a_wide_table_gives_way_to_blocks_and_loses_nothing(
     columns: int, monkeypatch: pytest.MonkeyPatch

@@ -89,6 +89,16 @@ def test_a_replaced_file_is_whole_and_has_its_mode(tmp_path: Path) -> None:
     assert [*tmp_path.iterdir()] == [path]
 
 
+def test_what_a_crash_left_is_removed_and_not_written_to(tmp_path: Path) -> None:
+    left, other = tmp_path / "file.new", tmp_path / "other"
+    other.write_bytes(b"of another user")
+    left.hardlink_to(other)
+    replace(tmp_path / "file", b"new")
+    assert (tmp_path / "file").read_bytes() == b"new"
+    assert other.read_bytes() == b"of another user"
+    assert not left.exists()
+
+
 def test_a_replacement_that_fails_leaves_the_old_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
