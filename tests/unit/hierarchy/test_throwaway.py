@@ -230,7 +230,7 @@ def test_each_host_stands_there_alone_and_with_a_leading_dot() -> None:
         ({"region": ""}, r"region: expected 1 to 32 .*\(found ''\)"),
         ({"region": "Europe"}, r"region: expected .*\(found 'Europe'\)"),
         (
-            {"trust_domains": (TrustDomain(".corp"),)},
+            {"trust_domains": (TrustDomain("-corp.example"),)},
             r"expected a name such as corp\.example.*\(found '\.corp'\)",
         ),
         (
