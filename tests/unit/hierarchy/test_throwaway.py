@@ -231,7 +231,7 @@ def test_each_host_stands_there_alone_and_with_a_leading_dot() -> None:
         ({"region": "Europe"}, r"region: expected .*\(found 'Europe'\)"),
         (
             {"trust_domains": (TrustDomain("-corp.example"),)},
-            r"expected a name such as corp\.example.*\(found '\.corp'\)",
+            r"expected a name such as corp\.example.*\(found '-corp\.example'\)",
         ),
         (
             {"trust_domains": (TrustDomain("10.0.0.1"),)},
