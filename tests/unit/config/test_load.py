@@ -704,7 +704,7 @@ def test_linkerd_alone_is_enough() -> None:
         ({"control_plane_namespace": "a.b"}, "control_plane_namespace", "pattern"),
         ({"control_plane_namespace": "A"}, "control_plane_namespace", "pattern"),
         ({"trust_domain": "a_b"}, "trust_domain", "a DNS name"),
-        ({"trust_domain": "a..b"}, "trust_domain", "a DNS name"),
+        ({"trust_domain": "a..b"}, "trust_domain", "no dot at an end"),
         ({"trust_domain": "corp.1"}, "trust_domain", "a DNS name"),
         ({"trust_domain": f"a.{'b' * 64}"}, "trust_domain", "a DNS name"),
         ({"audiences": []}, "audiences", "one or more"),
