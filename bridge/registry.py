@@ -1,14 +1,16 @@
 """The plugin loader: finds the one plugin that a configuration names."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points, packages_distributions
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 from bridge.errors import PluginError
-from bridge.spi import API_VERSION, IssuingCAFactory
+from bridge.spi import API_VERSION, IssuingCAFactory, Signer
 
 GROUP = "meshca_bridge.issuing_ca"
+SIGNERS = "meshca_bridge.signer"
+"""The entry points of keys that an operator uses in a ceremony."""
 COMMANDS = "meshca_bridge.commands"
 """The entry points of commands: the value is a Typer application with subcommands."""
 EXTRAS: Mapping[str, str] = {
@@ -19,6 +21,32 @@ EXTRAS: Mapping[str, str] = {
 """Plugins of this project that need a library, and the extra that installs it."""
 COMMAND_EXTRAS: Mapping[str, str] = {"vault": "vault"}
 """The same for the commands of this project's plugins."""
+
+
+Secret = Callable[[str], str]
+"""Returns a PIN, a passphrase or a token. The argument says to people which one."""
+
+
+class SignerFactory(Protocol):
+    """What an entry point in the group `SIGNERS` refers to.
+
+    Unlike an issuing CA it has no certificate yet, a person is there who gives its
+    secret, and it signs once: nothing is retried and no latch is asked.
+    """
+
+    def __call__(self, options: Mapping[str, object], secret: Secret, /) -> Signer:
+        """Open the one key that `options` name, and prove that it signs.
+
+        Args:
+            options: Of the backend. With `make`, a kind of key, the key is made if it
+                is not there.
+            secret: Called once at most, and only where the key needs a secret.
+
+        Raises:
+            ConfigError: An option or a file cannot be used.
+            BackendError: The key is not there, is not fit for a CA, or its device does
+                not answer.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +127,16 @@ def load(name: str) -> IssuingCAFactory:
     if spoken != API_VERSION:
         raise PluginError(_other_version(name, entry_point, spoken))
     return factory
+
+
+def load_signer(name: str) -> SignerFactory:
+    """Import what opens a key of the backend `name`. Raises as `load` does."""
+    entry_point = _only(name, SIGNERS)
+    _require_sole_owner(entry_point)
+    try:
+        return cast("SignerFactory", entry_point.load())
+    except ImportError as error:
+        raise _not_importable(f"plugin {name!r}", EXTRAS.get(name), error) from error
 
 
 def _not_importable(what: str, extra: str | None, error: ImportError) -> PluginError:

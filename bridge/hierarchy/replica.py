@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from bridge.sdk import algorithm_of
-from bridge.x509.algorithm import CAPrivateKey, issuer_key, signature_of
+from bridge.x509.algorithm import CAPrivateKey, CAPublicKey, issuer_key, signature_of
 from bridge.x509.certificate import readable
 from bridge.x509.der import splice
 from bridge.x509.leaf_profile import LeafProfile
@@ -53,10 +53,19 @@ class Replica:
 
 def replicate(chain: ValidatedChain) -> Replica:
     """Copy `chain`, from the trust anchor down, with new keys of the same kind."""
+    return replicate_path([original for _, original in chain.tiers()])
+
+
+def replicate_path(path: Sequence[x509.Certificate]) -> Replica:
+    """Copy a path with new keys of the same kind.
+
+    Args:
+        path: The CA whose leaves are to be tried first, the trust anchor last.
+    """
     above: tuple[x509.Certificate, CAPrivateKey] | None = None
     copies: list[x509.Certificate] = []
-    for _, original in reversed(chain.tiers()):
-        key = _like(original)
+    for original in reversed(path):
+        key = key_like(issuer_key(original))
         copy = _copy(original, key, above)
         copies.insert(0, copy)
         above = (copy, key)
@@ -126,8 +135,8 @@ def _copy(
     return builder.sign(signer, algorithm_of(signer.public_key()).hash)
 
 
-def _like(original: x509.Certificate) -> CAPrivateKey:
-    key = issuer_key(original)
+def key_like(key: CAPublicKey) -> CAPrivateKey:
+    """Make a key that signs as the private half of `key` does."""
     if isinstance(key, ec.EllipticCurvePublicKey):
         return ec.generate_private_key(key.curve)
     if isinstance(key, ed25519.Ed25519PublicKey):

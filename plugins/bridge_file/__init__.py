@@ -54,7 +54,7 @@ class FileCA(WatchedSigningCA):
                 assurance="file",
                 labels={"path": str(files.key)},
             ),
-            _FileSigner(material.key),
+            FileSigner(material.key),
             WatchedFiles(files.paths, material.digest),
         )
         context.warn(
@@ -63,28 +63,33 @@ class FileCA(WatchedSigningCA):
         )
 
 
-class _FileSigner:
-    # A `Signer`. OpenSSL's keys may sign from several threads at once.
+class FileSigner:
+    """A `Signer`. OpenSSL's keys may sign from several threads at once."""
+
     def __init__(self, key: CAPrivateKey) -> None:
         self._public_key = key.public_key()
         self._key: CAPrivateKey | None = key
 
     def public_key(self) -> CAPublicKey:
+        """See `Signer.public_key`."""
         return self._public_key
 
     def check(self, *, timeout: float) -> None:
-        self.require_open()
+        """See `Signer.check`."""
+        self._require_open()
 
     def sign(
         self, tbs: bytes, algorithm: SignatureAlgorithm, *, timeout: float
     ) -> bytes:
-        return signature_of(self.require_open(), algorithm, tbs)
+        """See `Signer.sign`."""
+        return signature_of(self._require_open(), algorithm, tbs)
 
-    def require_open(self) -> CAPrivateKey:
+    def _require_open(self) -> CAPrivateKey:
         key = self._key
         if key is None:
             raise BackendUnavailableError("the issuing CA is closed")
         return key
 
     def close(self) -> None:
+        """See `Signer.close`."""
         self._key = None

@@ -269,7 +269,7 @@ class HSMToken:
             # A caller's deadline could end the first login with another PIN, which
             # would count as refused. A new process gives it the time of a start.
             raise CryptokiError(_NOT_LOGGED_IN)
-        scope = f"pkcs11:{self._token.label}:{_serial(self._token)}"
+        scope = f"pkcs11:{self._token.label}:{serial_of(self._token)}"
         if flags & TokenFlag.USER_PIN_LOCKED:
             raise self._refused("the token says that its user PIN is locked")
         self._require_tries(flags, scope, pin)
@@ -309,10 +309,10 @@ class HSMToken:
             "the login to the token is refused",
             rule="pkcs11.pin",
             detail=f"{self._order.pin_file}: token {self._token.label!r} "
-            f"({_serial(self._token)}): {reason}. The bridge does not log in with this "
-            "PIN again. Correct the file; where the PIN is right, reset the token's "
-            "counter with a login by the vendor's tool, and run meshca ledger latch "
-            "clear",
+            f"({serial_of(self._token)}): {reason}. The bridge does not log in with "
+            "this PIN again. Correct the file; where the PIN is right, reset the "
+            "token's counter with a login by the vendor's tool, and run meshca ledger "
+            "latch clear",
         )
 
     def _key(self, session: Session) -> SignMixin:
@@ -409,11 +409,11 @@ def find_token(module: Module, label: str, serial: str | None) -> Token:
     found = [
         token
         for token in tokens
-        if token.label == label and (serial is None or _serial(token) == serial)
+        if token.label == label and (serial is None or serial_of(token) == serial)
     ]
     if len(found) == 1:
         return found[0]
-    told = ", ".join(f"{one.label!r} ({_serial(one)})" for one in tokens if one.label)
+    told = ", ".join(f"{one.label!r} ({serial_of(one)})" for one in tokens if one.label)
     if found:
         raise BackendBrokenError(
             "several tokens have the label",
@@ -506,7 +506,8 @@ def _described(one: object) -> str:
     return " ".join(names) or "an object"
 
 
-def _serial(token: Token) -> str:
+def serial_of(token: Token) -> str:
+    """Return the serial number of a token, as text."""
     return bytes(token.serial).rstrip(b"\0 ").decode("ascii", "replace")
 
 

@@ -131,7 +131,7 @@ class _TransitSigner:
         self, tbs: bytes, algorithm: SignatureAlgorithm, *, timeout: float
     ) -> bytes:
         options = self._options
-        fields = _fields(self._public_key, algorithm, tbs)
+        fields = signing_fields(self._public_key, algorithm, tbs)
         answer = self._session.call(
             lambda adapter: Transit(adapter).sign_data(
                 options.key,
@@ -143,7 +143,7 @@ class _TransitSigner:
             signs=True,
             attempt=_attempt.get(),
         )
-        signature = self._signature_of(answer)
+        signature = signature_in(answer.get("data"), options.key_version)
         try:
             # Another key under the same name and version makes no certificate of ours.
             require_signature(self._public_key, algorithm, signature, tbs)
@@ -160,26 +160,36 @@ class _TransitSigner:
     def close(self) -> None:
         self._session.close()
 
-    def _signature_of(self, answer: Mapping[str, Any]) -> bytes:
-        # Source: OpenBao, internal/builtin/logical/transit: `vault:v<N>:<base64>`.
-        version = self._options.key_version
-        data = answer.get("data")
-        text = data.get("signature") if isinstance(data, dict) else None
-        _, _, encoded = str(text).rpartition(":")
-        if text != f"vault:v{version}:{encoded}":
-            raise BackendBrokenError(
-                f"Transit's answer has no signature by version {version} of the key",
-                rule="vault.answer",
-                certificate_may_exist=True,
-            )
-        try:
-            return base64.b64decode(encoded, validate=True)
-        except ValueError as error:
-            raise BackendBrokenError(
-                "Transit's signature is no base64",
-                rule="vault.answer",
-                certificate_may_exist=True,
-            ) from error
+
+def signature_in(data: object, version: int) -> bytes:
+    """Return the signature in the data of an answer.
+
+    Args:
+        data: Of the answer.
+        version: Of the key that was to sign.
+
+    Raises:
+        BackendBrokenError: Another version has signed, or it is no signature.
+
+    Source:
+        OpenBao, internal/builtin/logical/transit: `vault:v<N>:<base64>`.
+    """
+    text = data.get("signature") if isinstance(data, dict) else None
+    _, _, encoded = str(text).rpartition(":")
+    if text != f"vault:v{version}:{encoded}":
+        raise BackendBrokenError(
+            f"Transit's answer has no signature by version {version} of the key",
+            rule="vault.answer",
+            certificate_may_exist=True,
+        )
+    try:
+        return base64.b64decode(encoded, validate=True)
+    except ValueError as error:
+        raise BackendBrokenError(
+            "Transit's signature is no base64",
+            rule="vault.answer",
+            certificate_may_exist=True,
+        ) from error
 
 
 def _read(
@@ -213,7 +223,7 @@ def key_problem(key: Mapping[str, Any], version: int, public_key: CAPublicKey) -
         return f"a key of type {key.get('type')} does not sign"
     if key.get("derived"):
         return "a derived key signs with a key of its own for each context"
-    if _spki(found.get("public_key")) != _spki_of(public_key):
+    if spki_in_answer(found.get("public_key")) != _spki_of(public_key):
         return f"version {version} is another key than that of the certificate"
     return ""
 
@@ -228,9 +238,10 @@ def _needless(options: TransitOptions) -> tuple[str, ...]:
     )
 
 
-def _fields(
+def signing_fields(
     key: CAPublicKey, algorithm: SignatureAlgorithm, tbs: bytes
 ) -> dict[str, Any]:
+    """Return the arguments of `Transit.sign_data` that sign `tbs` as X.509 has it."""
     if algorithm.hash is None:
         # Ed25519 signs the message itself.
         return {"hash_input": base64.b64encode(tbs).decode("ascii")}
@@ -252,8 +263,11 @@ def _spki_of(key: CAPublicKey) -> bytes:
     return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
 
 
-def _spki(text: object) -> bytes:
-    # In PEM; an Ed25519 key is its 32 bytes in base64.
+def spki_in_answer(text: object) -> bytes:
+    """Return the key of a version in DER: it is PEM, or Ed25519's 32 bytes in base64.
+
+    Empty where it is neither.
+    """
     try:
         if str(text).startswith("-----"):
             key = load_pem_public_key(str(text).encode("ascii"))

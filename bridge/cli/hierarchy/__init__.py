@@ -7,7 +7,7 @@ subcommand has a module of its own here.
 import typer
 
 from bridge.cli.console import CommandGroup
-from bridge.cli.hierarchy import init, plan, throwaway, transcript
+from bridge.cli.hierarchy import init, plan, sign, throwaway, transcript, verify
 
 app = typer.Typer(
     cls=CommandGroup,
@@ -25,6 +25,9 @@ def _group() -> None:
 
 app.command("init")(init.init)
 app.command("plan")(plan.plan)
+app.command("rehearse")(sign.rehearse)
+app.command("sign")(sign.sign)
+app.command("verify")(verify.verify)
 app.command("throwaway")(throwaway.throwaway)
 app.add_typer(transcript.app, name="transcript")
 app.command("digest")(transcript.digest)

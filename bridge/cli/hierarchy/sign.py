@@ -1,0 +1,201 @@
+"""`meshca hierarchy sign` and `rehearse`: the certificates of a hierarchy."""
+
+import getpass
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bridge.cli.console import operator
+from bridge.errors import ConfigError
+from bridge.hierarchy.ceremony import Ceremony, SignedCA, require_clock
+from bridge.hierarchy.ceremony import rehearse as rehearse_all
+from bridge.hierarchy.ceremony import sign as sign_one
+from bridge.hierarchy.keys import opened, secret_from
+from bridge.hierarchy.output import CERTIFICATE, Output
+from bridge.hierarchy.schema import HierarchyFile, load
+from bridge.hierarchy.words import lines_of
+from bridge.registry import Secret
+from bridge.spi import Signer
+from bridge.system.clock import system_clock
+
+HierarchyArgument = Annotated[
+    Path, typer.Argument(metavar="HIERARCHY", help="The hierarchy file, in YAML.")
+]
+OutOption = Annotated[
+    Path,
+    typer.Option("--out", metavar="FOLDER", help="The folder of the ceremony's files."),
+]
+ModuleOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="The PKCS#11 module of the HSM's vendor, in place of the one in the "
+        "hierarchy file.",
+    ),
+]
+PinOption = Annotated[
+    int | None,
+    typer.Option(
+        "--pin-fd",
+        metavar="NUMBER",
+        help="A file descriptor whose next line is the PIN, the passphrase or the "
+        "token. By default MESHCA_PIN_NAME of the environment, with the CA's name in "
+        "capitals, or MESHCA_PIN; else a person is asked.",
+    ),
+]
+TimeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--time",
+        metavar="TIME",
+        help="The time that you read elsewhere, such as 2027-01-31T12:00Z: the clock "
+        "of this machine is held against it. Without it a person is asked.",
+    ),
+]
+
+
+def sign(  # noqa: PLR0913 - one parameter for each option
+    hierarchy: HierarchyArgument,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The CA of the file.")],
+    *,
+    out: OutOption,
+    csr: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="A CSR of the CA's key, in PEM or DER, where its key is on another "
+            "machine. Of the CSR only the public key is used.",
+        ),
+    ] = None,
+    make_key: Annotated[
+        bool,
+        typer.Option("--make-key", help="Make the CA's own key if it is not there."),
+    ] = False,
+    module: ModuleOption = None,
+    pin_fd: PinOption = None,
+    time: TimeOption = None,
+) -> None:
+    """Sign the certificate of the CA NAME with the key of the CA above it.
+
+    All checks of the plan are made first, then those of this certificate: the clock,
+    the CAs above, the key, and two linters on a certificate with a throwaway signature.
+    Nothing is overwritten. A run that was cut off is completed by the next one.
+    """
+    confirm_clock(time)
+    loaded = load(hierarchy)
+    keys = _Keys(loaded.file, module, pin_fd, name if make_key else "")
+    ceremony = Ceremony(
+        loaded=loaded, output=Output(out), keys=keys.open, operator=operator()
+    )
+    done = sign_one(ceremony, name, csr=csr)
+    if done.was_resumed:
+        typer.echo(f"{name} was signed before; its record is now complete")
+    _show(done, out)
+
+
+def rehearse(hierarchy: HierarchyArgument) -> None:
+    """Hold the whole ceremony with throwaway keys, by the same code, and discard it."""
+    loaded = load(hierarchy)
+    found = rehearse_all(
+        loaded, done=lambda one: typer.echo(f"{one.name}: {_line(one)}")
+    )
+    typer.echo(
+        f"\nRehearsed: {len(found)} certificates with throwaway keys passed every "
+        "check, and were discarded."
+    )
+    typer.echo(f"{hierarchy}: SHA-256 {loaded.digest}")
+
+
+def confirm_clock(told: str | None) -> None:
+    """Hold the machine's clock against the time that a person reads elsewhere.
+
+    Args:
+        told: What the option has; None asks a person at the terminal.
+
+    Raises:
+        ConfigError: The clock is wrong, or nobody is there to tell.
+    """
+    if told is not None:
+        require_clock(system_clock(), _time(told))
+        return
+    if not sys.stdin.isatty():
+        raise ConfigError(
+            "--time: expected the time that you read elsewhere, such as "
+            "2027-01-31T12:00Z: a ceremony does not trust a clock that nobody looked "
+            "at",
+            rule="hierarchy.clock",
+        )
+    shown = f"{system_clock():%Y-%m-%d %H:%M} UTC"
+    if not typer.confirm(f"The clock of this machine says {shown}. Is that right?"):
+        raise ConfigError(
+            "the clock of this machine is not right: set it, and run the command again",
+            rule="hierarchy.clock",
+        )
+
+
+def _time(told: str) -> datetime:
+    try:
+        found = datetime.fromisoformat(told)
+    except ValueError:
+        found = None
+    if found is None or found.tzinfo is None:
+        raise ConfigError(
+            "--time: expected a time with its zone, such as 2027-01-31T12:00Z (found "
+            f"{told!r})",
+            rule="hierarchy.clock",
+        )
+    return found.astimezone(UTC)
+
+
+class _Keys:
+    # Opens the keys of a hierarchy, one at a time; each secret is asked for once.
+    def __init__(
+        self, file: HierarchyFile, module: Path | None, pin_fd: int | None, make: str
+    ) -> None:
+        self._file = file
+        self._module = module
+        self._pin_fd = pin_fd
+        self._make = make
+
+    @contextmanager
+    def open(self, name: str) -> Iterator[Signer]:
+        with opened(
+            *(name, self._file.cas[name].key, secret_of(name, self._pin_fd)),
+            module=self._module,
+            make=name == self._make,
+        ) as signer:
+            yield signer
+
+
+def secret_of(name: str, pin_fd: int | None) -> Secret:
+    """Return what gives the secret of a key: see `keys.secret_from`."""
+    prompt = None
+    if sys.stdin.isatty():
+        prompt = _ask
+    return secret_from(name, file_descriptor=pin_fd, prompt=prompt)
+
+
+def _ask(what: str) -> str:
+    return getpass.getpass(f"{what[0].upper()}{what[1:]}: ", stream=sys.stderr)
+
+
+def _show(done: SignedCA, out: Path) -> None:
+    typer.echo(f"{done.name}: {_line(done)}")
+    for path, digest in done.files.items():
+        typer.echo(f"{out / path}\n  SHA-256 {digest}")
+    typer.echo(f"Read aloud, the SHA-256 of {done.name}/{CERTIFICATE}:")
+    for line in lines_of(done.files[f"{done.name}/{CERTIFICATE}"]):
+        typer.echo(f"  {line}")
+
+
+def _line(done: SignedCA) -> str:
+    certificate = done.certificate
+    return (
+        f"{certificate.subject.rfc4514_string()} (valid to "
+        f"{certificate.not_valid_after_utc:%Y-%m-%d})"
+    )

@@ -1,0 +1,228 @@
+"""The keys of a ceremony: where the hierarchy file says, or throwaway ones.
+
+A key in a token, a file or Transit is opened by the plugin of its backend. It never
+comes here: what signs is a `Signer`.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+
+from bridge.errors import ConfigError, CSRError
+from bridge.hierarchy.schema import (
+    AlgorithmName,
+    KeyBehindCSR,
+    KeyInFile,
+    KeyInToken,
+    KeyInTransit,
+    KeyLocation,
+)
+from bridge.registry import Secret, load_signer
+from bridge.spi import Signer
+from bridge.x509.algorithm import (
+    CA_KEYS,
+    CAPrivateKey,
+    CAPublicKey,
+    SignatureAlgorithm,
+    signature_of,
+)
+from bridge.x509.key_quality import require_good_ca_key
+
+SIGN_SECONDS = 60.0
+"""How long a key may take for a signature."""
+
+
+@runtime_checkable
+class Device(Protocol):
+    """A `Signer` whose key is in a device that tells of itself."""
+
+    def device(self) -> Mapping[str, str]:
+        """Return `serial`, `firmware` and `model`."""
+
+
+class LocalKey:
+    """A `Signer` of a key in this process.
+
+    Args:
+        key: The private key.
+    """
+
+    def __init__(self, key: CAPrivateKey) -> None:
+        self.private_key = key
+
+    def public_key(self) -> CAPublicKey:
+        """See `Signer.public_key`."""
+        return self.private_key.public_key()
+
+    def check(self, *, timeout: float) -> None:
+        """See `Signer.check`."""
+
+    def sign(
+        self, tbs: bytes, algorithm: SignatureAlgorithm, *, timeout: float
+    ) -> bytes:
+        """See `Signer.sign`."""
+        return signature_of(self.private_key, algorithm, tbs)
+
+    def close(self) -> None:
+        """See `Signer.close`."""
+
+
+def new_key(algorithm: AlgorithmName) -> CAPrivateKey:
+    """Make a key with this machine's randomness."""
+    match algorithm:
+        case "p256":
+            return ec.generate_private_key(ec.SECP256R1())
+        case "p384":
+            return ec.generate_private_key(ec.SECP384R1())
+        case "p521":
+            return ec.generate_private_key(ec.SECP521R1())
+        case "ed25519":
+            return ed25519.Ed25519PrivateKey.generate()
+        case _:
+            bits = int(algorithm.removeprefix("rsa"))
+            return rsa.generate_private_key(65537, bits)
+
+
+def algorithm_name(key: CAPublicKey) -> str:
+    """Return the kind of a key as the hierarchy file names it."""
+    if isinstance(key, rsa.RSAPublicKey):
+        return f"rsa{key.key_size}"
+    if isinstance(key, ed25519.Ed25519PublicKey):
+        return "ed25519"
+    return key.curve.name.replace("secp", "p").removesuffix("r1")
+
+
+@contextmanager
+def opened(
+    name: str,
+    location: KeyLocation,
+    secret: Secret,
+    *,
+    module: Path | None = None,
+    make: bool = False,
+) -> Iterator[Signer]:
+    """Open the key of a CA or of an officer, and close it at the end.
+
+    Args:
+        name: Whose key it is, for people.
+        location: Where the hierarchy file says that it is.
+        secret: Asked for a PIN, a passphrase or a token.
+        module: The PKCS#11 module, in place of the one in the file.
+        make: Make the key if it is not there.
+
+    Raises:
+        ConfigError: The key stays elsewhere, is not there, or is another one than the
+            file plans.
+        BackendError: Its device cannot be used, or refuses the secret.
+    """
+    options = _options(name, location, module)
+    if make:
+        options["make"] = location.algorithm
+    signer = load_signer(location.backend)(options, secret)
+    try:
+        require_planned(name, signer.public_key(), location)
+        yield signer
+    finally:
+        signer.close()
+
+
+def require_planned(name: str, key: object, location: KeyLocation) -> CAPublicKey:
+    """Return a CA's key if it is good and of the kind that the file plans.
+
+    Raises:
+        ConfigError: It is weak, or of another kind.
+    """
+    try:
+        require_good_ca_key(key)  # type: ignore[arg-type]
+    except CSRError as error:
+        raise _bad(f"{name}: its key is not fit for a CA: {error}") from None
+    if not isinstance(key, CAPublicKey):
+        raise _bad(f"{name}: expected {CA_KEYS}")
+    found = algorithm_name(key)
+    if found != location.algorithm:
+        raise _bad(
+            f"{name}: the key is not the planned one: expected {location.algorithm} as "
+            f"in cas.{name}.key.algorithm (found {found}); give the right key, or "
+            "correct the plan and have it agreed again"
+        )
+    return key
+
+
+def _options(
+    name: str, location: KeyLocation, module: Path | None
+) -> dict[str, object]:
+    match location:
+        case KeyInFile():
+            return {"path": location.path}
+        case KeyInTransit():
+            fields = ("address", "mount", "name", "version")
+            return {field: getattr(location, field) for field in fields}
+        case KeyBehindCSR():
+            raise _bad(
+                f"{name}: its key stays where the CSR {location.path} was made, and "
+                "signs nothing here: sign below it where the key is, with a file that "
+                "names its place"
+            )
+        case KeyInToken():
+            return _token_options(name, location, module)
+
+
+def _token_options(
+    name: str, location: KeyInToken, module: Path | None
+) -> dict[str, object]:
+    found = module or location.module
+    if found is None:
+        raise _bad(
+            f"{name}: expected the PKCS#11 module of the HSM's vendor: give it with "
+            f"--module, or as cas.{name}.key.module"
+        )
+    attributes = location.attributes()
+    named = {
+        "token_label": attributes["token"].decode(),
+        "token_serial": attributes.get("serial", b"").decode(),
+        "key_label": attributes.get("object", b"").decode(),
+        "key_id": attributes.get("id", b"").hex(),
+    }
+    return {"module": found, **{key: value for key, value in named.items() if value}}
+
+
+def secret_from(
+    name: str, *, file_descriptor: int | None, prompt: Callable[[str], str] | None
+) -> Secret:
+    """Return what gives the secret of a CA's key.
+
+    It is taken from a file descriptor, else from `MESHCA_PIN_<NAME>` or `MESHCA_PIN` of
+    the environment, else a person is asked. It is never an argument of a command, which
+    every user of the machine can see.
+
+    Args:
+        name: Of the CA, or of the officer.
+        file_descriptor: Its first line is the secret.
+        prompt: Asks a person; None where nobody is there.
+    """
+    variable = "MESHCA_PIN_" + "".join(c if c.isalnum() else "_" for c in name).upper()
+
+    def secret(what: str) -> str:
+        if file_descriptor is not None:
+            with os.fdopen(os.dup(file_descriptor), encoding="utf-8") as file:
+                found = file.readline().rstrip("\r\n")
+        else:
+            found = os.environ.get(variable) or os.environ.get("MESHCA_PIN") or ""
+        if not found and prompt is not None:
+            found = prompt(what)
+        if not found:
+            raise _bad(
+                f"{name}: {what} is needed: run the command on a terminal, give it in "
+                f"{variable} of the environment, or on a descriptor with --pin-fd"
+            )
+        return found
+
+    return secret
+
+
+def _bad(message: str) -> ConfigError:
+    return ConfigError(message, rule="hierarchy.key")

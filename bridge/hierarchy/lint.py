@@ -1,0 +1,155 @@
+"""Lints the certificate of a CA, before the real key signs it and again afterwards.
+
+What is linted first has the bytes of the real TBSCertificate and the signature of a
+throwaway key. Two linters look at it: our own rules, which know the data planes, and
+pkilint, which knows RFC 5280 and was written by others. Every finding is a failure.
+"""
+
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from bridge.errors import ConfigError
+from bridge.hierarchy.certificate import IssuerName
+from bridge.x509.algorithm import signature_problem
+from bridge.x509.ca_certificate import ca_problems
+from bridge.x509.certificate import UNREADABLE, issuer_of, subject_of
+
+_SERIAL_BITS = range(64, 159 + 1)
+"""Baseline Requirements 7.1: 64 random bits; RFC 5280, 4.1.2.2: at most 20 octets."""
+_CRITICAL = (x509.BasicConstraints, x509.KeyUsage, x509.NameConstraints)
+_HARMLESS = frozenset({"DEBUG", "INFO"})
+_CONSTRAINTS = ".nameConstraints."
+_NO_NAMES = frozenset(
+    {"pkix.invalid_domain_name_syntax", "pkix.invalid_email_address_syntax"}
+)
+"""pkilint reads the base of a name constraint as a name. It is none: `.corp.example`,
+`svc` and, for e-mail, a bare host are what RFC 5280, 4.2.1.10 and verifiers have. Our
+own reader of constraints (`bridge.x509.name_forms`) judges them."""
+
+
+def findings(
+    certificate: x509.Certificate, issuer: IssuerName | None, *, with_pkilint: bool
+) -> Iterator[str]:
+    """Yield what is wrong with the certificate of a CA, whoever signed it.
+
+    Args:
+        certificate: It may have the signature of a throwaway key.
+        issuer: Who is to sign it; None for a root.
+        with_pkilint: Whether pkilint looks at it too.
+    """
+    # Its own first moment: whether it is valid now is not a matter of its form.
+    start = certificate.not_valid_before_utc
+    yield from ca_problems(certificate, cas_below=0, now=start)
+    problem = signature_problem(certificate)
+    if problem is not None:
+        yield problem
+    try:
+        yield from _form(certificate)
+        yield from _identifiers(certificate, issuer)
+    except x509.ExtensionNotFound as error:
+        yield f"has no extension {error.oid.dotted_string}, which every CA's has"
+    except UNREADABLE as error:
+        yield f"cannot be read: {error}"
+    if with_pkilint:
+        yield from _of_pkilint(certificate)
+
+
+def require_clean(
+    certificate: x509.Certificate,
+    issuer: IssuerName | None,
+    *,
+    source: str,
+    with_pkilint: bool,
+) -> None:
+    """Refuse a certificate that a linter finds anything in.
+
+    Args:
+        certificate: See `findings`.
+        issuer: See `findings`.
+        source: The name of the CA; each line of the message begins with it.
+        with_pkilint: See `findings`.
+
+    Raises:
+        ConfigError: The message has all findings, a line each.
+    """
+    found = [*findings(certificate, issuer, with_pkilint=with_pkilint)]
+    if found:
+        raise ConfigError(
+            "\n".join(f"{source}: the certificate {text}" for text in found),
+            rule="hierarchy.lint",
+        )
+
+
+def _form(certificate: x509.Certificate) -> Iterator[str]:
+    bits = certificate.serial_number.bit_length()
+    if certificate.serial_number <= 0 or bits not in _SERIAL_BITS:
+        yield (
+            f"has a serial number of {bits} bits: expected a positive one of "
+            f"{_SERIAL_BITS.start} to {_SERIAL_BITS[-1]} bits"
+        )
+    if certificate.not_valid_after_utc <= certificate.not_valid_before_utc:
+        yield "has a notAfter that is not above its notBefore"
+    for extension in certificate.extensions:
+        expected = isinstance(extension.value, _CRITICAL)
+        # Constraints that are not critical are a warning of the plan.
+        is_choice = isinstance(extension.value, x509.NameConstraints)
+        if extension.critical is not expected and not is_choice:
+            word = "not critical" if expected else "critical"
+            yield f"has the extension {extension.oid.dotted_string} marked as {word}"
+    get = certificate.extensions.get_extension_for_class
+    if get(x509.BasicConstraints).value.path_length is None:
+        yield "has no path length: expected one, so that no key below adds tiers"
+
+
+def _identifiers(
+    certificate: x509.Certificate, issuer: IssuerName | None
+) -> Iterator[str]:
+    get = certificate.extensions.get_extension_for_class
+    own = get(x509.SubjectKeyIdentifier).value
+    key = certificate.public_key()
+    if own != x509.SubjectKeyIdentifier.from_public_key(key):
+        yield "has a subject key identifier that is not the SHA-1 of its key"
+    subject = issuer.subject.public_bytes() if issuer else subject_of(certificate)
+    if issuer_of(certificate) != subject:
+        yield "has another issuer than the subject of the CA that signs, byte for byte"
+    above = issuer.key_identifier if issuer else own
+    if get(x509.AuthorityKeyIdentifier).value.key_identifier != above.digest:
+        yield "has an authority key identifier that is not that of the CA that signs"
+
+
+def _of_pkilint(certificate: x509.Certificate) -> Iterator[str]:
+    load, validator = _pkilint()
+    document = load(certificate.public_bytes(Encoding.DER), "certificate")
+    for result in validator.validate(document.root):
+        for found in result.finding_descriptions:
+            kind = found.finding
+            path = str(result.node.path)
+            is_constraint = _CONSTRAINTS in path and kind.code in _NO_NAMES
+            if kind.severity.name not in _HARMLESS and not is_constraint:
+                told = f": {found.message}" if found.message else ""
+                yield f"has a finding of pkilint, {kind.code} at {path}{told}"
+
+
+@cache
+def _pkilint() -> tuple[Any, Any]:
+    # It takes most of a second to import, and no command but these needs it.
+    from pkilint import loader  # noqa: PLC0415
+    from pkilint.pkix import certificate, extension, name  # noqa: PLC0415
+
+    validator = certificate.create_pkix_certificate_validator_container(
+        certificate.create_decoding_validators(
+            name.ATTRIBUTE_TYPE_MAPPINGS, extension.EXTENSION_MAPPINGS
+        ),
+        [
+            certificate.create_issuer_validator_container([]),
+            certificate.create_validity_validator_container(),
+            certificate.create_subject_validator_container([]),
+            certificate.create_extensions_validator_container([]),
+            certificate.create_spki_validator_container([]),
+        ],
+    )
+    return loader.load_certificate, validator

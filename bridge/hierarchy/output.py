@@ -1,0 +1,301 @@
+"""The folder of a ceremony's files: written once, read by whatever comes after.
+
+Each CA has a folder of its own, which appears whole or not at all:
+`NAME/{certificate.pem,certificate.der,chain.pem,certificate.txt}`. `manifest.json` is
+made of these folders, anew each time. A cross-certificate has a folder
+`NAME.by.ISSUER`.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from bridge.errors import ConfigError
+from bridge.system.files import locked, replace, sync_folder
+from bridge.x509.certificate import name_of
+from bridge.x509.pem import parse_certificates
+
+MANIFEST = "manifest.json"
+MANIFEST_FORMAT = 1
+CERTIFICATE = "certificate.pem"
+CHAIN = "chain.pem"
+"""The CA and the CAs above it, without the root."""
+BY = ".by."
+"""Stands in the name of a cross-certificate's folder, before its issuer's name."""
+_DER = "certificate.der"
+_TEXT = "certificate.txt"
+_FOLDER_MODE = 0o755
+_FILE_MODE = 0o644
+_UNFINISHED = ".unfinished-"
+_TAKEN = frozenset({errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR})
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """The folder that a ceremony writes to.
+
+    Args:
+        folder: Made when something is written.
+    """
+
+    folder: Path
+
+    def has(self, name: str) -> bool:
+        """Return whether something stands where a CA's folder would."""
+        path = self.folder / name
+        return os.path.lexists(path) and not (path.is_dir() and not any(path.iterdir()))
+
+    def make(self) -> None:
+        """Make the folder, if it is not there.
+
+        Raises:
+            ConfigError: It cannot be made.
+        """
+        try:
+            self.folder.mkdir(mode=_FOLDER_MODE, parents=True, exist_ok=True)
+        except OSError as error:
+            raise _bad(f"{self.folder}: cannot be made: {error.strerror}") from error
+
+    def names(self) -> tuple[str, ...]:
+        """Return the names of the CAs, and of cross-certificates, that are here."""
+        if not self.folder.is_dir():
+            return ()
+        return tuple(
+            sorted(
+                path.name
+                for path in self.folder.iterdir()
+                if (path / CERTIFICATE).is_file() and not path.name.startswith(".")
+            )
+        )
+
+    def certificate(self, name: str) -> x509.Certificate:
+        """Return the certificate of a CA.
+
+        Raises:
+            ConfigError: It is not there, or cannot be read.
+        """
+        path = self.folder / name / CERTIFICATE
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise _bad(
+                f"{path}: cannot be read: {error.strerror}; sign {name} first, or give "
+                "the folder with its certificate as --out"
+            ) from error
+        found = parse_certificates(data, str(path))
+        if len(found) != 1:
+            raise _bad(f"{path}: expected one certificate (found {len(found)})")
+        return found[0]
+
+    def write(
+        self,
+        name: str,
+        certificate: x509.Certificate,
+        chain: Sequence[x509.Certificate],
+    ) -> Mapping[str, str]:
+        """Write a certificate and its chain, all files or none; overwrite nothing.
+
+        Args:
+            name: Of the CA.
+            certificate: Its certificate.
+            chain: It and the CAs above it, without the root.
+
+        Returns:
+            The SHA-256 of each file, by its path below the folder.
+
+        Raises:
+            ConfigError: The CA's folder exists, or nothing can be written.
+        """
+        files = {
+            CERTIFICATE: certificate.public_bytes(Encoding.PEM),
+            _DER: certificate.public_bytes(Encoding.DER),
+            CHAIN: b"".join(one.public_bytes(Encoding.PEM) for one in chain),
+            _TEXT: text_of(certificate).encode(),
+        }
+        target = self.folder / name
+        try:
+            self.make()
+            with locked(self.folder):
+                self._write_folder(target, files)
+        except OSError as error:
+            if error.errno in _TAKEN:
+                raise exists(target) from None
+            raise _bad(
+                f"{error.filename or target}: cannot be written: {error.strerror}"
+            ) from error
+        return {
+            f"{name}/{file}": hashlib.sha256(content).hexdigest()
+            for file, content in files.items()
+        }
+
+    def digests(self, name: str) -> dict[str, str]:
+        """Return the SHA-256 of each file of a CA, by its path below the folder."""
+        return {
+            f"{name}/{path.name}": hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in sorted((self.folder / name).iterdir())
+            if path.is_file()
+        }
+
+    def recorded(self) -> frozenset[str]:
+        """Return the names of the CAs that stand in the manifest: they are finished.
+
+        Raises:
+            ConfigError: The manifest is there and cannot be read.
+        """
+        path = self.folder / MANIFEST
+        if not path.exists():
+            return frozenset()
+        try:
+            return frozenset(json.loads(path.read_bytes())["cas"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise _bad(
+                f"{path}: not a manifest of a ceremony ({error}): restore it, or "
+                "remove it to have it made anew"
+            ) from error
+
+    def write_manifest(self) -> None:
+        """Write `manifest.json` anew, from the certificates that are here.
+
+        Raises:
+            ConfigError: A certificate cannot be read, or the file cannot be written.
+        """
+        content = json.dumps(self.manifest(), indent=2, ensure_ascii=False) + "\n"
+        try:
+            replace(self.folder / MANIFEST, content.encode(), _FILE_MODE)
+        except OSError as error:
+            raise _bad(
+                f"{self.folder / MANIFEST}: cannot be written: {error.strerror}"
+            ) from error
+
+    def manifest(self) -> Mapping[str, Any]:
+        """Return what stands here: each file's SHA-256, and what each CA may do."""
+        return {
+            "format": MANIFEST_FORMAT,
+            "cas": {name: _described(self.certificate(name)) for name in self.names()},
+            "files": {
+                path: digest
+                for name in self.names()
+                for path, digest in self.digests(name).items()
+            },
+        }
+
+    def _write_folder(self, target: Path, files: Mapping[str, bytes]) -> None:
+        # What a run left that was cut off: nothing else has such a name.
+        for path in self.folder.glob(f"{_UNFINISHED}*"):
+            shutil.rmtree(path, ignore_errors=True)
+        beside = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=self.folder))
+        try:
+            for file, content in files.items():
+                _write(beside / file, content)
+            beside.chmod(_FOLDER_MODE)
+            sync_folder(beside)
+            # It fails where a file or a folder with files stands.
+            beside.rename(target)
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
+        sync_folder(self.folder)
+
+
+def exists(path: Path) -> ConfigError:
+    """Return the error that something stands where a new file was to be written."""
+    return ConfigError(
+        f"{path}: exists, and nothing is overwritten: keep it, or move it away after "
+        "all officers agree, and sign again; or give another folder as --out",
+        rule="hierarchy.output-exists",
+    )
+
+
+def spki_pin(certificate: x509.Certificate) -> str:
+    """Return the SHA-256 of a certificate's SubjectPublicKeyInfo, in hex."""
+    spki = certificate.public_key().public_bytes(
+        Encoding.DER, PublicFormat.SubjectPublicKeyInfo
+    )
+    return hashlib.sha256(spki).hexdigest()
+
+
+def text_of(certificate: x509.Certificate) -> str:
+    """Return a certificate as text for people."""
+    der = certificate.public_bytes(Encoding.DER)
+    lines = [
+        f"Subject:     {certificate.subject.rfc4514_string()}",
+        f"Issuer:      {certificate.issuer.rfc4514_string()}",
+        f"Serial:      {certificate.serial_number:x}",
+        f"Not before:  {certificate.not_valid_before_utc.isoformat()}",
+        f"Not after:   {certificate.not_valid_after_utc.isoformat()}",
+        f"SHA-256:     {hashlib.sha256(der).hexdigest()}",
+        f"Key SHA-256: {spki_pin(certificate)}",
+        f"Signature:   {name_of(certificate.signature_algorithm_oid)}",
+        "Extensions:",
+    ]
+    for extension in certificate.extensions:
+        critical = " (critical)" if extension.critical else ""
+        lines.append(f"  {name_of(extension.oid)}{critical}")
+        if not isinstance(extension.value, x509.NameConstraints):
+            lines.append(f"    {extension.value!r}")
+            continue
+        for form, names in _subtrees(extension.value).items():
+            lines += [f"    {form}: {name}" for name in names]
+    return "\n".join(lines) + "\n"
+
+
+def _described(certificate: x509.Certificate) -> Mapping[str, Any]:
+    basic = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
+    try:
+        constraints = certificate.extensions.get_extension_for_class(
+            x509.NameConstraints
+        ).value
+    except x509.ExtensionNotFound:
+        constraints = None
+    return {
+        "subject": certificate.subject.rfc4514_string(),
+        "issuer": certificate.issuer.rfc4514_string(),
+        "serial": f"{certificate.serial_number:x}",
+        "not_before": certificate.not_valid_before_utc.isoformat(),
+        "not_after": certificate.not_valid_after_utc.isoformat(),
+        "spki_sha256": spki_pin(certificate),
+        "path_len": basic.path_length,
+        "name_constraints": _subtrees(constraints) if constraints else {},
+    }
+
+
+def _subtrees(constraints: x509.NameConstraints) -> dict[str, list[str]]:
+    return {
+        form: [*map(_subtree, names)]
+        for form, names in (
+            ("permitted", constraints.permitted_subtrees),
+            ("excluded", constraints.excluded_subtrees),
+        )
+        if names
+    }
+
+
+def _subtree(name: x509.GeneralName) -> str:
+    kinds = {
+        x509.DNSName: "DNS",
+        x509.UniformResourceIdentifier: "URI",
+        x509.IPAddress: "IP",
+        x509.RFC822Name: "email",
+    }
+    return f"{kinds.get(type(name), type(name).__name__)}:{name.value}"
+
+
+def _write(path: Path, content: bytes) -> None:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+    with os.fdopen(os.open(path, flags, _FILE_MODE), "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _bad(message: str) -> ConfigError:
+    return ConfigError(message, rule="hierarchy.output")

@@ -1,0 +1,445 @@
+"""Tries the names that a CA's chain permits and forbids, by our code and by OpenSSL.
+
+The leaves are issued below a copy of the chain with throwaway keys: a certificate for a
+forbidden name is never made with a real key. `compare` holds certificates on disk
+against the hierarchy file.
+"""
+
+import ipaddress
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from itertools import product
+from pathlib import Path
+from secrets import randbits
+from shutil import which
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import NameOID
+
+from bridge.dataplanes.planes import DataPlane
+from bridge.errors import ConfigError, DeniedError
+from bridge.hierarchy.certificate import (
+    SERIAL_BITS,
+    build,
+    issuer_of_certificate,
+    sign_with_stand_in,
+    signed,
+)
+from bridge.hierarchy.replica import Replica, replicate_path
+from bridge.hierarchy.schema import HierarchyFile
+from bridge.hierarchy.schema.file import BACKDATE
+from bridge.x509.algorithm import CAPrivateKey, issuer_key
+from bridge.x509.ca_certificate import anchor_problems, validity_problems
+from bridge.x509.certificate import key_usage, name_of
+from bridge.x509.leaf_profile import LeafProfile
+from bridge.x509.name_constraints import ChainConstraints
+from bridge.x509.path import link_faults, validate_chain, verify_leaf_signature
+
+_OPENSSL_SECONDS = 60
+_DAY = timedelta(days=1)
+_OUTSIDE = ("outside.meshca.example", "meshca.invalid", "outside.test")
+"""Hosts that no hierarchy is for (RFC 2606)."""
+_ADDRESSES = ("192.0.2.1", "2001:db8::1", "10.1.2.3")
+_SAMPLE = "check"
+_MOST_SAMPLES = 16
+
+Names = tuple[x509.GeneralName, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One leaf that is tried below a chain."""
+
+    what: str
+    """For people: what kind of leaf it is."""
+    names: Names
+    is_allowed: bool
+    is_expired: bool = False
+    cas_between: int = 0
+    """How many CAs stand between the CA and the leaf, beyond those of its chain."""
+
+    def __str__(self) -> str:
+        shown = ", ".join(str(name.value) for name in self.names)
+        return f"{self.what} ({shown})"
+
+
+@dataclass(frozen=True, slots=True)
+class TrialResult:
+    """What came of a trial."""
+
+    trial: Trial
+    ours: bool
+    openssl: bool | None
+    """None where `openssl` is not installed."""
+
+    @property
+    def is_right(self) -> bool:
+        """Whether every verifier says what the trial expects."""
+        return {self.ours, self.openssl} <= {self.trial.is_allowed, None}
+
+
+def trials_of(
+    file: HierarchyFile, name: str, path: Sequence[x509.Certificate]
+) -> tuple[Trial, ...]:
+    """Return what is to be tried below a CA: what it is for, and what it is not for.
+
+    A form of names that no CA of the path constrains has no forbidden name: the plan
+    tells that as an exposure.
+
+    Args:
+        file: The hierarchy.
+        name: The CA.
+        path: Its certificate, and those above it, the root last.
+    """
+    constraints = ChainConstraints.of_chain(path)
+    allowed = [
+        Trial("an allowed name", names, is_allowed=True)
+        for names in _allowed(file, name)
+    ]
+    if not allowed:
+        found = (one for one in _candidates(path) if _permits(constraints, (one,)))
+        first = next(found, None)
+        if first is not None:
+            allowed.append(Trial("an allowed name", (first,), is_allowed=True))
+    forbidden = [
+        Trial("a forbidden name", (one,), is_allowed=False)
+        for kind in (
+            x509.UniformResourceIdentifier,
+            x509.DNSName,
+            x509.IPAddress,
+            x509.RFC822Name,
+        )
+        for one in _forbidden(constraints, path, kind)
+    ]
+    structural: list[Trial] = []
+    if allowed:
+        names = allowed[0].names
+        limit = file.cas[name].path_len
+        structural = [
+            Trial("an expired leaf", names, is_allowed=False, is_expired=True),
+            Trial(
+                *("one CA too many above the leaf", names),
+                is_allowed=False,
+                cas_between=limit + 1,
+            ),
+        ]
+    return (*allowed, *forbidden, *structural)
+
+
+def tried(
+    trials: Sequence[Trial],
+    path: Sequence[x509.Certificate],
+    now: datetime,
+    *,
+    with_openssl: bool,
+) -> tuple[TrialResult, ...]:
+    """Issue each leaf below a copy of a path, and have it verified.
+
+    Args:
+        trials: Of `trials_of`.
+        path: The CA first, the root last.
+        now: The time to verify at, aware, in UTC.
+        with_openssl: Whether to ask `openssl verify` too, where it is installed.
+    """
+    replica = replicate_path(path)
+    leaves = [_leaf(trial, replica, now) for trial in trials]
+    answers = _openssl(leaves, replica, now) if with_openssl else {}
+    return tuple(
+        TrialResult(trial, _ours(leaf, replica, now), answers.get(index))
+        for index, (trial, leaf) in enumerate(zip(trials, leaves, strict=True))
+    )
+
+
+def require_right(outcomes: Sequence[TrialResult], *, source: str) -> None:
+    """Refuse a chain below which a leaf was not judged as it should be.
+
+    Raises:
+        ConfigError: The message has a line for each such leaf.
+    """
+    lines = [
+        f"{source}: {one.trial}: expected it to be "
+        f"{_word(accepted=one.trial.is_allowed)}, {_verdicts(one)}"
+        "; correct name_constraints, trust_domains or path_len"
+        for one in outcomes
+        if not one.is_right
+    ]
+    if lines:
+        raise ConfigError("\n".join(lines), rule="hierarchy.proof")
+
+
+def compare(
+    file: HierarchyFile,
+    name: str,
+    certificate: x509.Certificate,
+    issuer: x509.Certificate | None,
+) -> Iterator[str]:
+    """Yield where the certificate of a CA is not what the hierarchy file says.
+
+    Args:
+        file: The hierarchy.
+        name: The CA.
+        certificate: The one on disk.
+        issuer: The certificate of the CA above; None for the root.
+    """
+    signed_at = certificate.not_valid_before_utc
+    if file.cas[name].validity.not_before is None:
+        signed_at += BACKDATE
+    expected_tbs = build(
+        file,
+        name,
+        issuer_key(certificate),
+        None if issuer is None else issuer_of_certificate(issuer),
+        now=signed_at,
+        serial=certificate.serial_number,
+    )
+    if expected_tbs == certificate.tbs_certificate_bytes:
+        return
+    # Signed by nobody: only to be read.
+    key = ec.generate_private_key(ec.SECP256R1())
+    differences = [*_differences(signed(expected_tbs, key), certificate)]
+    yield from differences or ["is encoded in another way than this version does it"]
+
+
+def _differences(expected: x509.Certificate, found: x509.Certificate) -> Iterator[str]:
+    for what in ("subject", "issuer"):
+        wanted, given = (getattr(one, what) for one in (expected, found))
+        if wanted != given:
+            yield (
+                f"has the {what} {given.rfc4514_string()}; the file says "
+                f"{wanted.rfc4514_string()}"
+            )
+    for what in ("not_valid_before_utc", "not_valid_after_utc"):
+        wanted, given = (getattr(one, what) for one in (expected, found))
+        if wanted != given:
+            yield (
+                f"has the {what.removesuffix('_utc')} {given.isoformat()}; the file "
+                f"says {wanted.isoformat()}"
+            )
+    wanted_by = {one.oid: one for one in expected.extensions}
+    found_by = {one.oid: one for one in found.extensions}
+    for oid in dict.fromkeys((*wanted_by, *found_by)):
+        if wanted_by.get(oid) != found_by.get(oid):
+            yield f"differs from the file in the extension {name_of(oid)}"
+
+
+def _allowed(file: HierarchyFile, name: str) -> Iterator[Names]:
+    domains: dict[tuple[str, DataPlane], None] = {}
+    for one, entry in file.cas.items():
+        if entry.purpose == "mesh" and name in file.chain(one):
+            domains |= dict.fromkeys(
+                product(file.trust_domains_of(one), file.data_planes_of(one))
+            )
+    for domain, plane in domains:
+        if plane is DataPlane.LINKERD:
+            host = f"{_SAMPLE}.{_SAMPLE}.serviceaccount.identity.linkerd.{domain}"
+            yield (x509.DNSName(host),)
+    for domain in dict.fromkeys(
+        domain for domain, plane in domains if plane is not DataPlane.LINKERD
+    ):
+        identity = f"spiffe://{domain}/ns/{_SAMPLE}/sa/{_SAMPLE}"
+        yield (x509.UniformResourceIdentifier(identity),)
+
+
+def _forbidden(
+    constraints: ChainConstraints,
+    path: Sequence[x509.Certificate],
+    kind: type[x509.GeneralName],
+) -> Iterator[x509.GeneralName]:
+    if kind not in constraints.constrained:
+        return
+    found = dict.fromkeys(
+        one
+        for one in (*_outside(kind), *_candidates(path, excluded=True))
+        if type(one) is kind and not _permits(constraints, (one,))
+    )
+    yield from [*found][:_MOST_SAMPLES]
+
+
+def _permits(constraints: ChainConstraints, names: Names) -> bool:
+    try:
+        constraints.require_permitted(names)
+    except DeniedError:
+        return False
+    return True
+
+
+def _outside(kind: type[x509.GeneralName]) -> Iterator[x509.GeneralName]:
+    for host in _OUTSIDE:
+        if kind is x509.UniformResourceIdentifier:
+            yield x509.UniformResourceIdentifier(f"spiffe://{host}/ns/a/sa/b")
+        elif kind is x509.DNSName:
+            yield x509.DNSName(host)
+        elif kind is x509.RFC822Name:
+            yield x509.RFC822Name(f"somebody@{host}")
+    if kind is x509.IPAddress:
+        for address in _ADDRESSES:
+            yield x509.IPAddress(ipaddress.ip_address(address))
+
+
+def _candidates(
+    path: Sequence[x509.Certificate], *, excluded: bool = False
+) -> Iterator[x509.GeneralName]:
+    """Yield a name inside each subtree of a path; without any, a DNS name."""
+    for certificate in path:
+        try:
+            found = certificate.extensions.get_extension_for_class(
+                x509.NameConstraints
+            ).value
+        except x509.ExtensionNotFound:
+            continue
+        subtrees = found.excluded_subtrees if excluded else found.permitted_subtrees
+        for subtree in subtrees or ():
+            yield from _inside(subtree)
+    yield x509.DNSName(_OUTSIDE[0])
+
+
+def _inside(subtree: x509.GeneralName) -> Iterator[x509.GeneralName]:
+    value = subtree.value
+    if isinstance(subtree, x509.IPAddress):
+        network = ipaddress.ip_network(str(value))
+        yield x509.IPAddress(network.network_address + (network.num_addresses > 1))
+        return
+    host = f"{_SAMPLE}{value}" if str(value).startswith(".") else str(value)
+    if isinstance(subtree, x509.DNSName):
+        yield x509.DNSName(host)
+    elif isinstance(subtree, x509.UniformResourceIdentifier):
+        yield x509.UniformResourceIdentifier(f"spiffe://{host}/ns/a/sa/b")
+    elif isinstance(subtree, x509.RFC822Name):
+        yield x509.RFC822Name(host if "@" in host else f"somebody@{host}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Leaf:
+    certificate: x509.Certificate
+    between: tuple[x509.Certificate, ...]
+    """CAs that stand between it and the CA that is tried, the lowest first."""
+
+
+def _leaf(trial: Trial, replica: Replica, now: datetime) -> _Leaf:
+    issuer, key = replica.certificates[0], replica.issuing_key
+    between: list[x509.Certificate] = []
+    for number in range(trial.cas_between):
+        own = ec.generate_private_key(ec.SECP256R1())
+        issuer = _extra_ca(number, own, issuer, key, now)
+        key = own
+        between.insert(0, issuer)
+    profile = LeafProfile(issuer)
+    until = now - _DAY if trial.is_expired else now + _DAY
+    public_key = ec.generate_private_key(ec.SECP256R1()).public_key()
+    start = now.replace(microsecond=0) - 2 * _DAY
+    tbs = profile.tbs(
+        *(public_key, trial.names, randbits(126) | 1),
+        *(start, until.replace(microsecond=0)),
+    )
+    return _Leaf(signed(tbs, key), tuple(between))
+
+
+def _extra_ca(
+    number: int,
+    key: ec.EllipticCurvePrivateKey,
+    issuer: x509.Certificate,
+    issuer_private_key: CAPrivateKey,
+    now: datetime,
+) -> x509.Certificate:
+    text = f"One CA too many {number}"
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
+    own = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
+    above = issuer_of_certificate(issuer)
+    by_key = x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier
+    builder = (
+        x509.CertificateBuilder(issuer_name=above.subject, subject_name=subject)
+        .public_key(key.public_key())
+        .serial_number(randbits(SERIAL_BITS) | 1)
+        .not_valid_before(now.replace(microsecond=0) - _DAY)
+        .not_valid_after(now.replace(microsecond=0) + _DAY)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .add_extension(key_usage(key_cert_sign=True), critical=True)
+        .add_extension(own, critical=False)
+        .add_extension(by_key(above.key_identifier), critical=False)
+    )
+    return signed(sign_with_stand_in(builder, above.public_key), issuer_private_key)
+
+
+def _ours(leaf: _Leaf, replica: Replica, now: datetime) -> bool:
+    path = (*leaf.between, *replica.certificates)
+    if chain_problem(path, now):
+        return False
+    if not verify_leaf_signature(leaf.certificate, path[0]):
+        return False
+    if [*validity_problems(leaf.certificate, now)]:
+        return False
+    names = leaf.certificate.extensions.get_extension_for_class(
+        x509.SubjectAlternativeName
+    ).value
+    return _permits(ChainConstraints.of_chain(path), tuple(names))
+
+
+def chain_problem(path: Sequence[x509.Certificate], now: datetime) -> str:
+    """Return what is wrong with a path of CAs; empty if nothing is.
+
+    Args:
+        path: A CA first, the root last; a root alone is a path too.
+        now: The time to validate at, aware, in UTC.
+    """
+    first, *above = path
+    if above:
+        try:
+            validate_chain(first, above[:-1], above[-1:], now=now, source="the chain")
+        except ConfigError as error:
+            return str(error)
+        return ""
+    problems = [
+        *validity_problems(first, now),
+        *anchor_problems(first, cas_below=0),
+        *link_faults(first, first),
+    ]
+    return "; ".join(f"the root {text}" for text in problems)
+
+
+def _openssl(
+    leaves: Sequence[_Leaf], replica: Replica, now: datetime
+) -> dict[int, bool]:
+    program = which("openssl")
+    if program is None or not leaves:
+        return {}
+    *below, root = replica.certificates
+    untrusted = [*below, *(one for leaf in leaves for one in leaf.between)]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "root").write_bytes(root.public_bytes(Encoding.PEM))
+        (folder / "untrusted").write_bytes(
+            b"".join(one.public_bytes(Encoding.PEM) for one in untrusted)
+        )
+        for index, leaf in enumerate(leaves):
+            pem = leaf.certificate.public_bytes(Encoding.PEM)
+            (folder / str(index)).write_bytes(pem)
+        more = ["-untrusted", "untrusted"] if untrusted else []
+        done = subprocess.run(  # noqa: S603 - our own arguments, no shell
+            [
+                *(program, "verify", "-x509_strict", "-CAfile", "root", *more),
+                *("-attime", str(int(now.timestamp()))),
+                *map(str, range(len(leaves))),
+            ],
+            cwd=folder,
+            capture_output=True,
+            check=False,
+            timeout=_OPENSSL_SECONDS,
+        )
+    accepted = {*done.stdout.decode(errors="replace").splitlines()}
+    return {index: f"{index}: OK" in accepted for index in range(len(leaves))}
+
+
+def _verdicts(outcome: TrialResult) -> str:
+    told = f"and our code says {_word(accepted=outcome.ours)}"
+    if outcome.openssl is None:
+        return told
+    return f"{told}, openssl verify {_word(accepted=outcome.openssl)}"
+
+
+def _word(*, accepted: bool) -> str:
+    return "accepted" if accepted else "rejected"
