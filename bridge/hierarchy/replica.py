@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import cache
 from pathlib import Path
 from secrets import randbits
 from shutil import which
@@ -64,8 +65,8 @@ def replicate_path(path: Sequence[x509.Certificate]) -> Replica:
     """
     above: tuple[x509.Certificate, CAPrivateKey] | None = None
     copies: list[x509.Certificate] = []
-    for original in reversed(path):
-        key = key_like(issuer_key(original))
+    for tier, original in enumerate(reversed(path)):
+        key = key_like(issuer_key(original), tier)
         copy = _copy(original, key, above)
         copies.insert(0, copy)
         above = (copy, key)
@@ -135,13 +136,24 @@ def _copy(
     return builder.sign(signer, algorithm_of(signer.public_key()).hash)
 
 
-def key_like(key: CAPublicKey) -> CAPrivateKey:
-    """Make a key that signs as the private half of `key` does."""
+def key_like(key: CAPublicKey, tier: int = 0) -> CAPrivateKey:
+    """Return a throwaway key that signs as the private half of `key` does.
+
+    Args:
+        key: The key of the original.
+        tier: RSA keys take long to make. Those of a tier are one and the same in this
+            process; two tiers of a path never share a key.
+    """
     if isinstance(key, ec.EllipticCurvePublicKey):
         return ec.generate_private_key(key.curve)
     if isinstance(key, ed25519.Ed25519PublicKey):
         return ed25519.Ed25519PrivateKey.generate()
-    # The size of an RSA key does not matter for names; 2048 bits are made quickly.
+    return _rsa_key(tier)
+
+
+@cache
+def _rsa_key(_tier: int) -> rsa.RSAPrivateKey:
+    # The size does not matter for names; 2048 bits are made quickly.
     return rsa.generate_private_key(65537, 2048)
 
 

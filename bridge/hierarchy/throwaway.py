@@ -1,34 +1,36 @@
 """Makes a throwaway hierarchy: offline root, regional intermediate, issuing CA.
 
-Its shape, its constraints and its profile are those of a real one; its keys are not:
-they are made on this machine and lie in one folder. Only the issuing CA's key may be in
-a token instead, and never comes here.
+It is the hierarchy file of three CAs, made by the code of a ceremony. Its keys are not
+those of one: they are made on this machine and lie in one folder. Only the issuing CA's
+key may be in a token instead, and never comes here.
 """
 
-import ipaddress
+import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from secrets import randbits, token_hex
-from typing import Literal
+from pathlib import Path
+from secrets import token_hex
 
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
-from cryptography.x509.oid import NameOID
 
 from bridge.dataplanes.planes import RUSTLS_PLANES, DataPlane
 from bridge.errors import ConfigError
+from bridge.hierarchy.ceremony import SigningStep, issue
+from bridge.hierarchy.keys import LocalKey, new_key
+from bridge.hierarchy.schema import (
+    AlgorithmName,
+    ConstraintsEntry,
+    HierarchyFile,
+    parse,
+)
 from bridge.spiffe import TrustDomain
 from bridge.system.clock import Clock, system_clock
-from bridge.x509.algorithm import CAPrivateKey, CAPublicKey, algorithm_of
-from bridge.x509.certificate import key_usage
-from bridge.x509.name_constraints import subset_problems
+from bridge.x509.algorithm import CAPrivateKey, CAPublicKey
 
-KeyAlgorithm = Literal[
-    "p256", "p384", "p521", "rsa2048", "rsa3072", "rsa4096", "ed25519"
-]
-
+KeyAlgorithm = AlgorithmName
+"""A kind of key, by its name in a hierarchy file."""
 
 _CLUSTER_DNS = ("svc", "cluster.local", "localhost")
 _NO_MAIL_HOST = "invalid"
@@ -37,7 +39,6 @@ _YEAR = timedelta(days=365)
 _REGION = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
 _LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
 _LONGEST_ORGANISATION = 64
-_CA_KEY_USAGE = key_usage(key_cert_sign=True, crl_sign=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,22 +106,6 @@ class Hierarchy:
     """Notes about the constraints, for people."""
 
 
-def new_key(algorithm: KeyAlgorithm) -> CAPrivateKey:
-    """Make a key with this machine's randomness."""
-    match algorithm:
-        case "p256":
-            return ec.generate_private_key(ec.SECP256R1())
-        case "p384":
-            return ec.generate_private_key(ec.SECP384R1())
-        case "p521":
-            return ec.generate_private_key(ec.SECP521R1())
-        case "ed25519":
-            return ed25519.Ed25519PrivateKey.generate()
-        case _:
-            bits = int(algorithm.removeprefix("rsa"))
-            return rsa.generate_private_key(65537, bits)
-
-
 def make(
     spec: ThrowawaySpec,
     *,
@@ -139,40 +124,78 @@ def make(
         make_key: Makes the key of each tier.
         issuing_key: The issuing CA's key, where its private half is in a token.
     """
-    start = clock().replace(microsecond=0) - _BACKDATE
-    constraints = constraints_of(spec)
-    # Two hierarchies in one trust store must not share a subject: verifiers look up
-    # issuers by name, and some try only the first.
-    mark = token_hex(3)
-    root = _tier(
-        _subject(spec, f"Throwaway root CA {mark}"),
-        make_key(spec.key),
-        (start, start + spec.root_ttl),
-        path_length=2,
-    )
-    intermediate = _tier(
-        _subject(spec, f"Throwaway regional CA {spec.region} {mark}"),
-        make_key(spec.key),
-        (start, start + spec.intermediate_ttl),
-        path_length=1,
-        issuer=root,
-        constraints=constraints,
-    )
-    issuing = _tier(
-        _subject(spec, f"Throwaway issuing CA {spec.region} {mark}"),
-        issuing_key or make_key(spec.key),
-        (start, start + spec.issuing_ttl),
-        path_length=0,
-        issuer=intermediate,
-        constraints=constraints,
-    )
-    if problems := subset_problems(issuing.certificate, intermediate.certificate):
-        raise _bad("; ".join(problems))
+    now = clock().replace(microsecond=0)
+    file = _file(spec, now - _BACKDATE)
+    tiers: list[Tier] = []
+    for name in file.order():
+        own = None if name == "issuing" and issuing_key else make_key(spec.key)
+        public_key = own.public_key() if own else issuing_key
+        signing_key = tiers[0].key if tiers else own
+        if public_key is None or signing_key is None:
+            raise TypeError("a tier whose key is elsewhere signs nothing here")
+        step = SigningStep(
+            file=file,
+            name=name,
+            public_key=public_key,
+            above=[tier.certificate for tier in tiers],
+            now=now,
+            with_others=False,
+        )
+        tiers.insert(0, Tier(issue(step, LocalKey(signing_key)), own))
+    issuing, intermediate, root = tiers
     return Hierarchy(root, intermediate, issuing, tuple(_notes(spec)))
 
 
+def _file(spec: ThrowawaySpec, start: datetime) -> HierarchyFile:
+    """Return the hierarchy file that a ceremony for the three CAs would have."""
+    # Two hierarchies in one trust store must not share a subject: verifiers look up
+    # issuers by name, and some try only the first.
+    mark = token_hex(3)
+    constraints = _constraints(spec)
+    tiers = (
+        ("root", None, f"Throwaway root CA {mark}", spec.root_ttl),
+        (
+            *("intermediate", "root"),
+            *(f"Throwaway regional CA {spec.region} {mark}", spec.intermediate_ttl),
+        ),
+        (
+            *("issuing", "intermediate"),
+            *(f"Throwaway issuing CA {spec.region} {mark}", spec.issuing_ttl),
+        ),
+    )
+    cas = {
+        name: {
+            "parent": parent,
+            "common_name": common_name,
+            "key": {"backend": "file", "path": f"{name}.key", "algorithm": spec.key},
+            "validity": {
+                "not_before": start.isoformat(),
+                "not_after": (start + ttl).isoformat(),
+            },
+            "path_len": 2 - depth,
+            "name_constraints": constraints if parent else None,
+        }
+        for depth, (name, parent, common_name, ttl) in enumerate(tiers)
+    }
+    cas["issuing"]["purpose"] = "mesh"
+    content = {
+        "version": 1,
+        "name": "throwaway",
+        "organisation": str(spec.trust_domains[0])[:_LONGEST_ORGANISATION],
+        "trust_domains": [str(domain) for domain in dict.fromkeys(spec.trust_domains)],
+        "data_planes": sorted(spec.data_planes),
+        "cas": cas,
+    }
+    return parse(json.dumps(content).encode(), Path("throwaway.json")).file
+
+
 def constraints_of(spec: ThrowawaySpec) -> x509.NameConstraints:
-    """Return the name constraints of the intermediate and the issuing CA.
+    """Return the name constraints of the intermediate and the issuing CA."""
+    return ConstraintsEntry.model_validate(_constraints(spec)).value()
+
+
+def _constraints(spec: ThrowawaySpec) -> dict[str, dict[str, list[str]]]:
+    """Return them as a hierarchy file has them.
 
     Each host stands there twice, alone and with a leading dot: strict verifiers take
     the one for this host only and the other for its subdomains only.
@@ -180,25 +203,17 @@ def constraints_of(spec: ThrowawaySpec) -> x509.NameConstraints:
     Source:
         RFC 5280, 4.2.1.10.
     """
-    domains = [str(domain) for domain in spec.trust_domains]
+    domains = dict.fromkeys(str(domain) for domain in spec.trust_domains)
     hosts = dict.fromkeys((*domains, *_CLUSTER_DNS, *spec.permitted_dns))
-    permitted: list[x509.GeneralName] = [
-        x509.DNSName(form) for host in hosts for form in (host, f".{host}")
-    ]
+    permitted = {
+        "dns": [form for host in hosts for form in (host, f".{host}")],
+        # "No e-mail at all" cannot be said in a way that all verifiers read alike; a
+        # host that cannot exist (RFC 6761, 6.4) can.
+        "email": [_NO_MAIL_HOST],
+    }
     if spec.has_uri_constraint:
-        permitted += [
-            x509.UniformResourceIdentifier(form)
-            for host in dict.fromkeys(domains)
-            for form in (host, f".{host}")
-        ]
-    # "No e-mail at all" cannot be said in a way that all verifiers read alike; a host
-    # that cannot exist (RFC 6761, 6.4) can.
-    permitted.append(x509.RFC822Name(_NO_MAIL_HOST))
-    excluded = [
-        x509.IPAddress(ipaddress.ip_network(network))
-        for network in ("0.0.0.0/0", "::/0")
-    ]
-    return x509.NameConstraints(permitted, excluded)
+        permitted["uri"] = [form for host in domains for form in (host, f".{host}")]
+    return {"permitted": permitted, "excluded": {"ip": ["0.0.0.0/0", "::/0"]}}
 
 
 def _notes(spec: ThrowawaySpec) -> Iterator[str]:
@@ -215,56 +230,6 @@ def _notes(spec: ThrowawaySpec) -> Iterator[str]:
     yield (
         f"e-mail addresses are permitted at the host {_NO_MAIL_HOST!r} only, which "
         "cannot exist"
-    )
-
-
-def _tier(
-    subject: x509.Name,
-    key: CAPrivateKey | CAPublicKey,
-    validity: tuple[datetime, datetime],
-    *,
-    path_length: int,
-    issuer: Tier | None = None,
-    constraints: x509.NameConstraints | None = None,
-) -> Tier:
-    own_key = key if isinstance(key, CAPrivateKey) else None
-    public_key = key.public_key() if isinstance(key, CAPrivateKey) else key
-    signing_key = issuer.key if issuer else own_key
-    if signing_key is None:
-        raise TypeError("a tier whose key is elsewhere signs nothing here")
-    own_identifier = x509.SubjectKeyIdentifier.from_public_key(public_key)
-    basic = x509.BasicConstraints(ca=True, path_length=path_length)
-    builder = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(issuer.certificate.subject if issuer else subject)
-        .public_key(public_key)
-        .serial_number(randbits(127) | 1)
-        .not_valid_before(validity[0])
-        .not_valid_after(validity[1])
-        .add_extension(basic, critical=True)
-        .add_extension(_CA_KEY_USAGE, critical=True)
-        .add_extension(own_identifier, critical=False)
-    )
-    if issuer is not None:
-        found = issuer.certificate.extensions.get_extension_for_class(
-            x509.SubjectKeyIdentifier
-        )
-        by_key = x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier
-        builder = builder.add_extension(by_key(found.value), critical=False)
-    if constraints is not None:
-        builder = builder.add_extension(constraints, critical=True)
-    algorithm = algorithm_of(signing_key.public_key())
-    return Tier(builder.sign(signing_key, algorithm.hash), own_key)
-
-
-def _subject(spec: ThrowawaySpec, common_name: str) -> x509.Name:
-    organisation = str(spec.trust_domains[0])[:_LONGEST_ORGANISATION]
-    return x509.Name(
-        [
-            x509.NameAttribute(NameOID.ORGANIZATION_NAME, organisation),
-            x509.NameAttribute(NameOID.COMMON_NAME, common_name),
-        ]
     )
 
 

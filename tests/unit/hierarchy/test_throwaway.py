@@ -2,6 +2,7 @@
 
 import ipaddress
 from datetime import timedelta
+from functools import cache
 from itertools import pairwise
 
 import pytest
@@ -10,27 +11,28 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 from bridge.dataplanes.planes import DataPlane
 from bridge.errors import ConfigError, DeniedError
+from bridge.hierarchy.keys import new_key
 from bridge.hierarchy.throwaway import (
     Hierarchy,
     KeyAlgorithm,
     ThrowawaySpec,
     make,
-    new_key,
 )
 from bridge.spiffe import TrustDomain
 from bridge.x509.algorithm import CAPrivateKey
 from bridge.x509.name_constraints import ChainConstraints, subset_problems
 from bridge.x509.path import validate_chain
-from tests.support.parts.pki import NOW, shared_key
+from tests.support.parts.pki import NOW
 
 SKI = x509.SubjectKeyIdentifier
 CORP = (TrustDomain("corp.example"),)
 BOTH_WAYS = ("", ".")
 
 
-def fast_key(algorithm: KeyAlgorithm) -> CAPrivateKey:
-    """RSA takes long: three tiers may share a key in a test that looks elsewhere."""
-    return shared_key(algorithm)
+@cache
+def keys(algorithm: KeyAlgorithm) -> tuple[CAPrivateKey, ...]:
+    """RSA takes long: hierarchies of a test process share keys, and no two tiers do."""
+    return tuple(new_key(algorithm) for _ in range(3))
 
 
 def built(
@@ -45,8 +47,10 @@ def built(
         key=key,
         permitted_dns=permitted_dns,
     )
-    make_key = fast_key if key.startswith("rsa") else new_key
-    return make(spec, clock=lambda: NOW, make_key=make_key)
+    if not key.startswith("rsa"):
+        return make(spec, clock=lambda: NOW)
+    shared = iter(keys(key))
+    return make(spec, clock=lambda: NOW, make_key=lambda _: next(shared))
 
 
 def certificates(hierarchy: Hierarchy) -> list[x509.Certificate]:
