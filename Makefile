@@ -65,8 +65,9 @@ bench-backends: $(VENV)/.development ## PKCS#11 (SoftHSM), and Vault (OpenBao), 
 	@$(BIN)/python -m tests.bench.backends $(BENCH_ARGS)
 	@$(BIN)/python -m tests.bench.vault $(VAULT_ARGS)
 
-bench-hierarchy: $(VENV)/.development ## A plan of 300 CAs
+bench-hierarchy: $(VENV)/.development ## A plan of 300 CAs, and a rehearsal of 30
 	@$(BIN)/python -m tests.bench.hierarchy $(BENCH_ARGS)
+	@$(BIN)/python -m tests.bench.rehearse
 
 bench-before: $(VENV)/.development ## This code beside an earlier commit (BEFORE: the meshca command of its worktree)
 	@$(BIN)/python -m tests.bench.before $(BEFORE) $(BENCH_ARGS)

@@ -149,8 +149,18 @@ def tried(
     replica = replicate_path(path)
     leaves = [_leaf(trial, replica, now) for trial in trials]
     answers = _openssl(leaves, replica, now) if with_openssl else {}
+    paths = {leaf.between: (*leaf.between, *replica.certificates) for leaf in leaves}
+    sound = {
+        between: ChainConstraints.of_chain(path)
+        for between, path in paths.items()
+        if not chain_problem(path, now)
+    }
     return tuple(
-        TrialResult(trial, _ours(leaf, replica, now), answers.get(index))
+        TrialResult(
+            trial,
+            _ours(leaf, paths[leaf.between][0], sound.get(leaf.between), now),
+            answers.get(index),
+        )
         for index, (trial, leaf) in enumerate(zip(trials, leaves, strict=True))
     )
 
@@ -365,18 +375,21 @@ def _extra_ca(
     return signed(sign_with_stand_in(builder, above.public_key), issuer_private_key)
 
 
-def _ours(leaf: _Leaf, replica: Replica, now: datetime) -> bool:
-    path = (*leaf.between, *replica.certificates)
-    if chain_problem(path, now):
-        return False
-    if not verify_leaf_signature(leaf.certificate, path[0]):
+def _ours(
+    leaf: _Leaf,
+    issuer: x509.Certificate,
+    constraints: ChainConstraints | None,
+    now: datetime,
+) -> bool:
+    # Without constraints the path above the leaf is not valid.
+    if constraints is None or not verify_leaf_signature(leaf.certificate, issuer):
         return False
     if [*validity_problems(leaf.certificate, now)]:
         return False
     names = leaf.certificate.extensions.get_extension_for_class(
         x509.SubjectAlternativeName
     ).value
-    return _permits(ChainConstraints.of_chain(path), tuple(names))
+    return _permits(constraints, tuple(names))
 
 
 def chain_problem(path: Sequence[x509.Certificate], now: datetime) -> str:
