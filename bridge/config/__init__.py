@@ -3,6 +3,7 @@
 The face of the package: other packages import from here.
 """
 
+from bridge.config.clusters import ClusterConfig, TokensConfig
 from bridge.config.consistency import SECTIONS
 from bridge.config.load import (
     ConfigText,
@@ -14,7 +15,6 @@ from bridge.config.load import (
 from bridge.config.schema import (
     BridgeConfig,
     CeilingConfig,
-    ClusterConfig,
     IssuanceConfig,
     IssuingCAConfig,
     IstioConfig,
@@ -24,7 +24,6 @@ from bridge.config.schema import (
     LinkerdConfig,
     RuleConfig,
     ServingConfig,
-    TokensConfig,
 )
 
 __all__ = [

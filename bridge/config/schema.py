@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     ValidationInfo,
     field_validator,
     model_validator,
 )
 
+from bridge.config.clusters import ClusterConfig
 from bridge.config.first_match import Conditions
 from bridge.config.types import (
     SHA256,
@@ -27,7 +26,6 @@ from bridge.config.types import (
     FilePath,
     Fronts,
     Hosts,
-    HttpsURL,
     IssuerNames,
     Label,
     Name,
@@ -36,6 +34,7 @@ from bridge.config.types import (
     PositiveDuration,
     PositiveNumber,
     ReplicaName,
+    Section,
     ServiceAccounts,
     Some,
     Text,
@@ -45,17 +44,9 @@ from bridge.config.types import (
     WholeSeconds,
     WorkerCount,
     WrongError,
-    require_https,
     written,
 )
 from bridge.resilience.latch_file import STATE_FOLDER
-
-
-class Section(BaseModel):
-    """A section of the file: all its keys are known, and it does not change."""
-
-    # A misspelt key must stop the process: an ignored limit is no limit.
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class ServingConfig(Section):
@@ -164,102 +155,6 @@ class FrontsConfig(Section):
         return {key: address for key, address in found.items() if address is not None}
 
 
-class TokensConfig(Section):
-    """`clusters[].tokens`: how this cluster's service-account tokens are verified."""
-
-    verify: Literal["jwks"]
-    """Signature, issuer, audience and time are verified offline, with the cluster's
-    public keys."""
-    issuer: Text | None = None
-    """The value of `iss`, character for character. Either `issuer` or `issuers` is
-    given."""
-    issuers: Annotated[Names, Some] | None = None
-    """While the cluster's issuer is being changed: each value of `iss` that is
-    accepted, the current one first. Discovery asks at the first."""
-    file: FilePath | None = None
-    """The public keys, as a JWK Set. Exactly one of `file`, `url` and `discovery` is
-    given."""
-    url: HttpsURL | None = None
-    """Where the public keys are fetched, by `https://` only."""
-    discovery: bool = False
-    """Fetch the address of the keys from
-    `<issuer>/.well-known/openid-configuration`."""
-    ca_file: FilePath | None = None
-    """Trust anchors for `url` and `discovery`, read again when the file changes. By
-    default those of the system."""
-    token_file: FilePath | None = None
-    """A bearer token for `url` and `discovery`, read again for each fetch. An API
-    server asks for one by default. Needs `ca_file`: the token is sent only to servers
-    with a certificate under it."""
-    max_key_age: PositiveDuration = timedelta(hours=24)
-    """Keys are trusted for this long after they were last confirmed."""
-    refresh_floor: Duration = timedelta(seconds=10)
-    """The shortest time between two refreshes that an unknown key ID causes."""
-
-    @property
-    def source_key(self) -> str:
-        """The one key of this section that says where the keys are."""
-        if self.file is not None:
-            return "file"
-        return "discovery" if self.url is None else "url"
-
-    @property
-    def accepted_issuers(self) -> tuple[str, ...]:
-        """The values of `iss` that are accepted; the current one first."""
-        return self.issuers or (self.issuer or "",)
-
-    @model_validator(mode="after")
-    def _one_source(self) -> Self:
-        if (self.issuer is None) == (self.issuers is None):
-            raise WrongError(
-                "expected issuer, or issuers while it is being changed",
-                "neither" if self.issuer is None else "both",
-            )
-        if [self.file is None, self.url is None, not self.discovery].count(False) != 1:
-            raise ValueError("expected one of file, url and discovery: true")
-        if self.discovery:
-            require_https(self.accepted_issuers[0])
-        for key in ("ca_file", "token_file") if self.file is not None else ():
-            if getattr(self, key) is not None:
-                raise WrongError(
-                    f"expected {key} beside url or discovery only: a file is not "
-                    "fetched",
-                    f"{key} beside file",
-                )
-        if self.token_file is not None and self.ca_file is None:
-            raise ValueError(
-                "expected ca_file beside token_file: the token is sent only to servers "
-                "with a certificate under these trust anchors"
-            )
-        return self
-
-
-class ClusterConfig(Section):
-    """`clusters[]`: one cluster and the names that its callers may get."""
-
-    name: ClusterName
-    """As in the header `clusterid`."""
-    aliases: Names = ()
-    """Other values of `clusterid` that mean this cluster."""
-    trust_domain: TrustDomainName | None = None
-    """By default the top-level `trust_domain`."""
-    namespaces: Names | None = None
-    """The namespaces whose callers get certificates; `["*"]` is all. By default all for
-    the first cluster and none for the others."""
-    tokens: TokensConfig
-
-    def allowed_namespaces(self, *, is_first: bool) -> frozenset[str] | None:
-        """Return the namespaces whose callers get certificates; `None` is all.
-
-        Args:
-            is_first: Whether it is the first of `clusters`. The namespaces of another
-                cluster are other people's: by default, none of them is allowed.
-        """
-        if self.namespaces is None:
-            return None if is_first else frozenset()
-        return None if "*" in self.namespaces else frozenset(self.namespaces)
-
-
 class IssuingCAConfig(Section):
     """`issuing_cas.<name>`: one issuing CA and how to reach it."""
 
@@ -275,7 +170,7 @@ class IssuingCAConfig(Section):
     """By default as the plugin has it: `file`, `hsm` or `service`. The issuing CAs of a
     list need the same, since failover may not lower it. Declare it where an HSM and a
     Vault are equals. A key in a file stays `file`."""
-    options: dict[str, object] = {}
+    options: dict[str, object] = {}  # noqa: RUF012 - pydantic copies it
     """The options of the plugin; see below. Secrets are given as paths of files."""
 
 
@@ -471,7 +366,7 @@ class IssuanceConfig(Section):
     """How far notBefore lies in the past, for peers whose clock is slow."""
     issuing_cas: Annotated[IssuerNames, Some]
     """In order of preference. The next one is used while an earlier one is down."""
-    cert_signers: dict[Text, IssuerNames] = {}
+    cert_signers: dict[Text, IssuerNames] = {}  # noqa: RUF012 - pydantic copies it
     """From a value of Istio's `CertSigner` to a list of issuing CAs. A value that is
     not listed is refused."""
     rules: Annotated[tuple[RuleConfig, ...], Field(strict=False)] = ()

@@ -1,4 +1,4 @@
-"""The types of values in the configuration: durations, names, addresses, files."""
+"""The types of values in the configuration: sections, durations, names, files."""
 
 import re
 import urllib.parse
@@ -7,7 +7,14 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+)
 
 from bridge.dns_names import is_address, is_host, is_label, is_subdomain
 from bridge.errors import BridgeError
@@ -46,6 +53,13 @@ class ValidationState:
         and the folder behind it goes.
         """
         return self.path.absolute().parent
+
+
+class Section(BaseModel):
+    """A section of the file: all its keys are known, and it does not change."""
+
+    # A misspelt key must stop the process: an ignored limit is no limit.
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class WrongError(ValueError):

@@ -36,7 +36,7 @@ from cryptography.hazmat.primitives.serialization import (
 from pydantic import AwareDatetime, Field, TypeAdapter, ValidationError
 
 from bridge import __version__
-from bridge.config.schema import Section
+from bridge.config.types import Section
 from bridge.errors import ConfigError, CSRError
 from bridge.hierarchy.schema import Loaded
 from bridge.ledger.chain import GENESIS, canonical

@@ -11,8 +11,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, model_validator
 
-from bridge.config.schema import Section
-from bridge.config.types import Different, Hosts, Label
+from bridge.config.types import Different, Hosts, Label, Section
 from bridge.dns_names import is_host
 
 ClusterCA = Literal["kubernetes", "etcd", "front-proxy"]

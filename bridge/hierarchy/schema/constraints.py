@@ -7,8 +7,7 @@ from typing import Annotated, Self
 from cryptography import x509
 from pydantic import AfterValidator, Field, model_validator
 
-from bridge.config.schema import Section
-from bridge.config.types import Different
+from bridge.config.types import Different, Section
 from bridge.x509.name_forms import FORMS, is_dns_name
 
 

@@ -23,12 +23,12 @@ from pydantic import (
 )
 
 from bridge.config.diagnostics import Problem, known_keys, listed, problem_of, shown
-from bridge.config.schema import Section
 from bridge.config.strict_yaml import parse_yaml
 from bridge.config.types import (
     Different,
     FilePath,
     Label,
+    Section,
     Some,
     Text,
     TrustDomainName,

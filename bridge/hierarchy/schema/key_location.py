@@ -10,8 +10,7 @@ from urllib.parse import unquote_to_bytes
 
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field
 
-from bridge.config.schema import Section
-from bridge.config.types import FilePath, HttpsURL, Text, WrongError
+from bridge.config.types import FilePath, HttpsURL, Section, Text, WrongError
 
 AlgorithmName = Literal[
     "p256", "p384", "p521", "rsa2048", "rsa3072", "rsa4096", "ed25519"
