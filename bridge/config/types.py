@@ -183,14 +183,20 @@ def _host(value: str) -> str:
     return value
 
 
-def require_https(url: str) -> str:
-    """Return `url` if keys can be fetched from it.
+def require_https(
+    url: str,
+    expected: str = "keys are fetched from https:// only: expected https://HOST/PATH",
+) -> str:
+    """Return `url` if what is behind it proves who it is, by TLS.
+
+    Args:
+        url: Of the configuration.
+        expected: Begins the message.
 
     Raises:
         ValueError: The URL is not `https://HOST[:PORT][/PATH]`. The message does not
             show a password.
     """
-    expected = "keys are fetched from https:// only: expected https://HOST/PATH"
     try:
         parts = urllib.parse.urlsplit(url)
         is_good = parts.scheme == "https" and bool(parts.hostname) and parts.port != 0

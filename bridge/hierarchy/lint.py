@@ -24,11 +24,15 @@ _CRITICAL = (x509.BasicConstraints, x509.KeyUsage, x509.NameConstraints)
 _HARMLESS = frozenset({"DEBUG", "INFO"})
 _CONSTRAINTS = ".nameConstraints."
 _NO_NAMES = frozenset(
-    {"pkix.invalid_domain_name_syntax", "pkix.invalid_email_address_syntax"}
+    {
+        "pkix.invalid_domain_name_syntax",
+        "pkix.invalid_email_address_syntax",
+        "pkix.invalid_uri_syntax",
+    }
 )
 """pkilint reads the base of a name constraint as a name. It is none: `.corp.example`,
-`svc` and, for e-mail, a bare host are what RFC 5280, 4.2.1.10 and verifiers have. Our
-own reader of constraints (`bridge.x509.name_forms`) judges them."""
+`svc`, `invalid` and, for e-mail, a bare host are what RFC 5280, 4.2.1.10 and verifiers
+have. Our own reader of constraints (`bridge.x509.name_forms`) judges them."""
 
 
 def findings(

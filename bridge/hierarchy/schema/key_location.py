@@ -10,7 +10,7 @@ from urllib.parse import unquote_to_bytes
 
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field
 
-from bridge.config.types import FilePath, HttpsURL, Section, Text, WrongError
+from bridge.config.types import FilePath, Section, Text, WrongError, require_https
 
 AlgorithmName = Literal[
     "p256", "p384", "p521", "rsa2048", "rsa3072", "rsa4096", "ed25519"
@@ -77,6 +77,11 @@ def attributes_of(uri: str) -> dict[str, bytes]:
     return attributes
 
 
+def _vault(value: str) -> str:
+    expected = "Vault is asked over https:// only: expected https://HOST:PORT"
+    return require_https(value, expected)
+
+
 Algorithm = Annotated[AlgorithmName, BeforeValidator(_algorithm)]
 
 
@@ -109,7 +114,7 @@ class KeyInTransit(Section):
     """A private key in Vault's or OpenBao's Transit engine, which signs with it."""
 
     backend: Literal["vault-transit"]
-    address: HttpsURL
+    address: Annotated[str, AfterValidator(_vault)]
     mount: Text = "transit"
     name: Text
     version: Annotated[int, Field(ge=1)] = 1

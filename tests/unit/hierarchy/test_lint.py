@@ -137,7 +137,13 @@ def test_each_finding_is_a_line_with_the_name_of_the_ca() -> None:
 
 
 def test_pkilint_takes_the_base_of_a_constraint_for_a_name_and_is_not_heard() -> None:
-    permitted = [x509.DNSName(".corp.example"), x509.RFC822Name("invalid")]
+    permitted = [
+        x509.DNSName(".corp.example"),
+        x509.RFC822Name("invalid"),
+        # What the plan advises where no SPIFFE ID is meant.
+        x509.UniformResourceIdentifier("invalid"),
+        x509.UniformResourceIdentifier(".invalid"),
+    ]
     constraints = x509.NameConstraints(permitted, None)
     good = certificate(put(constraints, critical=True))
     require_clean(good, ISSUER, source="eu", with_pkilint=True)

@@ -173,7 +173,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
                 "algorithm": "p256",
             }
         },
-        f"{K}.address: keys are fetched from https:// only",
+        f"{K}.address: Vault is asked over https:// only: expected https://HOST:PORT",
     ),
     "two ends": (
         {"cas.eu.validity": {"years": 1, "days": 1}},
