@@ -7,7 +7,15 @@ subcommand has a module of its own here.
 import typer
 
 from bridge.cli.console import CommandGroup
-from bridge.cli.hierarchy import init, plan, sign, throwaway, transcript, verify
+from bridge.cli.hierarchy import (
+    export,
+    init,
+    plan,
+    sign,
+    throwaway,
+    transcript,
+    verify,
+)
 
 app = typer.Typer(
     cls=CommandGroup,
@@ -28,6 +36,7 @@ app.command("plan")(plan.plan)
 app.command("rehearse")(sign.rehearse)
 app.command("sign")(sign.sign)
 app.command("verify")(verify.verify)
+app.command("export")(export.export)
 app.command("throwaway")(throwaway.throwaway)
 app.add_typer(transcript.app, name="transcript")
 app.command("digest")(transcript.digest)

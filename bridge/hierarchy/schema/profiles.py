@@ -209,7 +209,7 @@ def _clusters(given: StartingPoint) -> Iterator[str]:
     if not given.profile.has_control_plane or too_long:
         return
     yield ""
-    yield "# The nodes of each cluster, for the certificates of its own PKI."
+    yield "# The nodes of each cluster; `hierarchy export` writes their certificates."
     yield "certificates:"
     for region in given.regions:
         for cluster in given.clusters:
