@@ -21,6 +21,7 @@ from bridge.hierarchy.schema import (
     KeyInTransit,
     KeyLocation,
 )
+from bridge.hierarchy.schema.key_location import attributes_of
 from bridge.registry import Secret, load_signer
 from bridge.spi import Signer
 from bridge.x509.algorithm import (
@@ -130,6 +131,37 @@ def opened(
         signer.close()
 
 
+@contextmanager
+def opened_officer(
+    name: str, where: str, secret: Secret, *, module: Path | None = None
+) -> Iterator[Signer]:
+    """Open the key of an officer, and close it at the end.
+
+    Args:
+        name: The officer, for people.
+        where: A file, or a PKCS#11 URI. See `key_location.attributes_of`.
+        secret: Asked for a passphrase or a PIN.
+        module: The PKCS#11 module, where it is a URI.
+
+    Raises:
+        ConfigError: The key is not there, or `where` is no such URI.
+        BackendError: Its device cannot be used, or refuses the secret.
+    """
+    backend, options = "file", dict[str, object](path=Path(where))
+    if where.startswith("pkcs11:"):
+        if module is None:
+            raise _bad(f"{name}: expected the module of the HSM's vendor as --module")
+        try:
+            backend, options = "pkcs11", _in_token(attributes_of(where), module)
+        except ValueError as error:
+            raise _bad(f"{name}: --key: {error}") from None
+    signer = load_signer(backend)(options, secret)
+    try:
+        yield signer
+    finally:
+        signer.close()
+
+
 def require_planned(name: str, key: object, location: KeyLocation) -> CAPublicKey:
     """Return a CA's key if it is good and of the kind that the file plans.
 
@@ -180,14 +212,17 @@ def _token_options(
             f"{name}: expected the PKCS#11 module of the HSM's vendor: give it with "
             f"--module, or as cas.{name}.key.module"
         )
-    attributes = location.attributes()
+    return _in_token(location.attributes(), found)
+
+
+def _in_token(attributes: Mapping[str, bytes], module: Path) -> dict[str, object]:
     named = {
         "token_label": attributes["token"].decode(),
         "token_serial": attributes.get("serial", b"").decode(),
         "key_label": attributes.get("object", b"").decode(),
         "key_id": attributes.get("id", b"").hex(),
     }
-    return {"module": found, **{key: value for key, value in named.items() if value}}
+    return {"module": module, **{key: value for key, value in named.items() if value}}
 
 
 def secret_from(

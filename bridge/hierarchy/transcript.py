@@ -341,24 +341,35 @@ def officers_of(loaded: Loaded) -> dict[str, CAPublicKey]:
     """
     found: dict[str, CAPublicKey] = {}
     for officer in loaded.file.officers:
-        path = officer.public_key
-        expected = f"{path}: expected a public key in PEM: {CA_KEYS}"
-        try:
-            key = load_pem_public_key(read_public(path))
-            require_good_ca_key(key)
-        except CSRError as error:
-            raise _bad(f"{path}: {error}") from None
-        except UNREADABLE as error:
-            raise _bad(f"{expected} (found none)") from error
-        if not isinstance(key, CAPublicKey):
-            raise _bad(f"{expected} (found another kind)")
+        key = officer_key(officer.public_key)
         if officer.name in found or key in found.values():
             raise _bad(
-                f"{path}: two officers have this name or this key: expected a person "
-                "and a key for each, as a quorum of one person is none"
+                f"{officer.public_key}: two officers have this name or this key: "
+                "expected a person and a key for each, as a quorum of one person is "
+                "none"
             )
         found[officer.name] = key
     return found
+
+
+def officer_key(path: Path) -> CAPublicKey:
+    """Read the public key of an officer.
+
+    Raises:
+        ConfigError: The file cannot be read, is no public key in PEM, or has a key of a
+            kind that signs nothing here.
+    """
+    expected = f"{path}: expected a public key in PEM: {CA_KEYS}"
+    try:
+        key = load_pem_public_key(read_public(path))
+        require_good_ca_key(key)
+    except CSRError as error:
+        raise _bad(f"{path}: {error}") from None
+    except UNREADABLE as error:
+        raise _bad(f"{expected} (found none)") from error
+    if not isinstance(key, CAPublicKey):
+        raise _bad(f"{expected} (found another kind)")
+    return key
 
 
 def require_officer(
@@ -416,9 +427,9 @@ def _quorum_problems(
     if len(signed) < quorum:
         names = ", ".join(sorted(by_key[key] for key in signed)) or "nobody"
         yield (
-            f"expected the signatures of {quorum} officers over all entries (found "
-            f"{len(signed)}: {names}): lines at the end were cut off, or officers have "
-            "yet to sign"
+            f"quorum not met: expected the signatures of {quorum} officers over all "
+            f"entries (found {len(signed)}: {names}): lines at the end were cut off, "
+            "or officers have yet to sign with `meshca hierarchy transcript sign`"
         )
 
 

@@ -9,18 +9,23 @@ from typing import Annotated
 import typer
 
 from bridge.cli.console import CommandGroup, complain, warn
+from bridge.cli.hierarchy.sign import ModuleOption, PinOption, secret_of
 from bridge.errors import ConfigError
+from bridge.hierarchy.keys import SIGN_SECONDS, opened_officer
 from bridge.hierarchy.record import to_html
 from bridge.hierarchy.schema import load
 from bridge.hierarchy.transcript import (
     FILE_NAME,
     Record,
+    Transcript,
     digest_of_file,
     officers_of,
     problems,
     read,
+    require_officer,
 )
 from bridge.hierarchy.words import lines_of, parse_digest
+from bridge.system.clock import system_clock
 from bridge.system.files import write_new
 
 app = typer.Typer(
@@ -83,7 +88,46 @@ def verify(file: _FileArgument, out: _OutArgument, *, head: _HeadOption = None) 
             "the hierarchy file names no officers: whoever can write the transcript "
             "can write another one, and a cut at its end is found by --head only"
         )
-    _show(record)
+    _show(record, loaded.file.quorum)
+
+
+@app.command()
+def sign(
+    file: _FileArgument,
+    out: _OutArgument,
+    officer: Annotated[
+        str, typer.Argument(metavar="OFFICER", help="The name in the hierarchy file.")
+    ],
+    *,
+    key: Annotated[
+        str,
+        typer.Option(
+            metavar="KEY",
+            help="The officer's private key: a file in PEM, or a PKCS#11 URI such as "
+            '"pkcs11:token=ada;object=officer".',
+        ),
+    ],
+    module: ModuleOption = None,
+    pin_fd: PinOption = None,
+) -> None:
+    """Sign all entries so far with the key of an officer.
+
+    What was changed, or is not as the files in OUT are, is refused. Entries that follow
+    have to be signed again.
+    """
+    loaded = load(file)
+    officers = officers_of(loaded)
+    require_officer(officer, officers.get(officer), officers)
+    record = read(out / FILE_NAME)
+    found = [*problems(record, officers, 0, hierarchy=loaded.digest)]
+    if found:
+        raise ConfigError("\n".join(f"{record.path}: {one}" for one in found))
+    transcript = Transcript(record.path)
+    secret = secret_of(officer, pin_fd)
+    with opened_officer(officer, key, secret, module=module) as signer:
+        require_officer(officer, signer.public_key(), officers)
+        transcript.sign(officer, signer, system_clock(), timeout=SIGN_SECONDS)
+    _show(read(record.path), loaded.file.quorum)
 
 
 @app.command("print")
@@ -131,11 +175,15 @@ def digest(
         _say(found)
 
 
-def _show(record: Record) -> None:
+def _show(record: Record, quorum: int) -> None:
     signed = ", ".join(one.officer for one in record.signatures) or "nobody"
     typer.echo(
         f"{record.path}: {len(record.entries)} entries, unchanged; signed by {signed}"
     )
+    if quorum:
+        found = len(record.signatures)
+        met = "met" if found >= quorum else "not met"
+        typer.echo(f"Quorum {met}: {found} of {quorum} have signed all entries")
     typer.echo(f"SHA-256 of the last line, to be noted on paper: {record.head}")
     _say(record.head)
 

@@ -42,6 +42,7 @@ RULES: Mapping[str, Severity] = MappingProxyType(
         "urls.root": "warning",
         "officers.none": "info",
         "officers.shared-key": "error",
+        "officers.public-key": "error",
         "constraints.wider": "error",
         "constraints.not-critical": "warning",
         "constraints.uri-unconstrained": "warning",

@@ -3,9 +3,11 @@
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 
+from bridge.errors import ConfigError
 from bridge.hierarchy.plan.findings import PlanFinding, Tree
 from bridge.hierarchy.schema import AlgorithmName, Purpose
 from bridge.hierarchy.schema.key_location import identity_of
+from bridge.hierarchy.transcript import officer_key, spki_of
 
 MOST_CAS_BELOW_ANCHOR = 6
 """rustls walks no longer path (webpki, verify_cert.rs), and the bridge loads none."""
@@ -301,13 +303,22 @@ def _officers(tree: Tree) -> Iterator[PlanFinding]:
             "there are no officers: nobody has to sign the transcript; list them, with "
             "a quorum, before a ceremony that counts",
         )
-    for field in ("name", "public_key"):
-        values = [getattr(one, field) for one in officers]
-        twice = {str(one) for one in values if values.count(one) > 1}
-        for one in sorted(twice):
-            yield PlanFinding(
-                "officers.shared-key",
-                None,
-                f"two officers have the {field.replace('_', ' ')} {one}: one person "
-                "would count twice for the quorum; give each one of their own",
-            )
+    known: dict[object, int] = {}
+    for index, one in enumerate(officers):
+        key: object = one.public_key
+        # Before the officers have made their keys, there is no file.
+        if one.public_key.exists():
+            try:
+                key = spki_of(officer_key(one.public_key))
+            except ConfigError as error:
+                yield PlanFinding("officers.public-key", None, str(error))
+        for same in (one.name, key):
+            other = known.setdefault(same, index)
+            if other != index:
+                yield PlanFinding(
+                    "officers.shared-key",
+                    None,
+                    f"{one.name} ({one.public_key}) has the name or the key of "
+                    f"another officer, {officers[other].name}: one person would "
+                    "count twice for the quorum; give each one of their own",
+                )

@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
     PrivateFormat,
+    PublicFormat,
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
@@ -170,6 +171,12 @@ def key_pem(key: Key, passphrase: bytes | None = None, *, pkcs8: bool = True) ->
     form = PrivateFormat.PKCS8 if pkcs8 else PrivateFormat.TraditionalOpenSSL
     encryption = BestAvailableEncryption(passphrase) if passphrase else NoEncryption()
     return key.private_bytes(Encoding.PEM, form, encryption)
+
+
+def public_pem(key: Key) -> bytes:
+    """Write the public half of a key."""
+    form = PublicFormat.SubjectPublicKeyInfo
+    return key.public_key().public_bytes(Encoding.PEM, form)
 
 
 def write_private(path: Path, data: bytes, mode: int = 0o600) -> Path:

@@ -11,7 +11,6 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.types import (
     CertificateIssuerPublicKeyTypes,
 )
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from bridge.errors import ConfigError
 from bridge.hierarchy.schema import parse
@@ -29,7 +28,7 @@ from bridge.hierarchy.transcript import (
 from bridge.ledger.chain import canonical
 from bridge.spi import SignatureAlgorithm
 from bridge.x509.algorithm import CAPublicKey, signature_of
-from tests.support.parts.pki import NOW, Key, new_key
+from tests.support.parts.pki import NOW, Key, new_key, public_pem
 
 HIERARCHY = sha256(b"the hierarchy file").hexdigest()
 OTHER = sha256(b"something else").hexdigest()
@@ -302,12 +301,6 @@ def test_a_transcript_that_cannot_be_written_is_an_error(tmp_path: Path) -> None
 def test_an_absent_transcript_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be read: No such file"):
         read(tmp_path / FILE_NAME)
-
-
-def public_pem(key: Key) -> bytes:
-    return key.public_key().public_bytes(
-        Encoding.PEM, PublicFormat.SubjectPublicKeyInfo
-    )
 
 
 FILE = """

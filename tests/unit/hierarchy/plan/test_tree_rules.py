@@ -1,11 +1,13 @@
 """Each rule of a tree has a case that breaks it, told by path and with the way out."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from bridge.hierarchy.plan import RULES, plan_of
 from tests.support.parts.hierarchy_file import CONSTRAINTS, NOW, ca, loaded
+from tests.support.parts.pki import new_key, public_pem
 
 ADA = {"name": "Ada", "role": "security officer", "public_key": "ada.pem"}
 SAME = {"backend": "file", "path": "keys/eu.key", "algorithm": "p256"}
@@ -166,6 +168,11 @@ BROKEN: dict[str, tuple[dict[str, Any], str, str]] = {
         "officers",
         "one person would count twice for the quorum",
     ),
+    "officers.public-key": (
+        {"officers": [{**ADA, "public_key": __file__}], "quorum": 1},
+        "officers",
+        "expected a public key in PEM",
+    ),
     "accepted.unknown-rule": (
         {"accepted": [{"rule": "validity.log", "ca": "eu", "reason": "old"}]},
         "accepted",
@@ -263,6 +270,25 @@ def test_what_a_rule_leaves_alone(rule: str, changes: dict[str, Any]) -> None:
 def test_one_key_that_is_written_in_two_ways_is_one(other: dict[str, Any]) -> None:
     plan = plan_of(loaded({"cas.eu.key": TOKEN, "cas.prod.key": other}), now=NOW)
     assert "key.shared" in {one.rule for one in plan.findings}
+
+
+@pytest.mark.parametrize("keys", [1, 2])
+def test_one_key_in_two_files_is_one_officer(tmp_path: Path, keys: int) -> None:
+    made = [new_key() for _ in range(keys)]
+    officers: list[dict[str, str]] = []
+    for name, key in (("Ada", made[0]), ("Grace", made[-1])):
+        path = tmp_path / f"{name}.pem"
+        path.write_bytes(public_pem(key))
+        officers.append({**ADA, "name": name, "public_key": str(path)})
+    plan = plan_of(loaded({"officers": officers, "quorum": 2}), now=NOW)
+    found = {one.rule for one in plan.findings if one.fails}
+    assert found == ({"officers.shared-key"} if keys == 1 else set())
+
+
+def test_one_name_of_two_officers_is_told() -> None:
+    officers = [ADA, {**ADA, "public_key": "grace.pem"}]
+    plan = plan_of(loaded({"officers": officers, "quorum": 2}), now=NOW)
+    assert "officers.shared-key" in {one.rule for one in plan.findings}
 
 
 def test_a_child_without_dates_cannot_last_as_long_as_its_parent() -> None:
