@@ -51,7 +51,8 @@ def init(  # noqa: PLR0913 - one parameter for each option
         ),
     ] = None,
     root_key: Annotated[
-        RootBackend | None, typer.Option(help="Where the root's key lives.")
+        RootBackend | None,
+        typer.Option(help="Where the root's key lives, and those of intermediates."),
     ] = None,
 ) -> None:
     """Write a commented hierarchy file: root, regions, and an issuing CA per cluster.
@@ -74,7 +75,9 @@ def init(  # noqa: PLR0913 - one parameter for each option
 
     backend: str = root_key or get_args(RootBackend)[0]
     if asks and root_key is None:
-        backend = _choose("Key of the root", get_args(RootBackend))
+        backend = _choose(
+            "Keys of the root and of intermediates", get_args(RootBackend)
+        )
     try:
         text = render(
             StartingPoint(

@@ -142,9 +142,10 @@ def _entry(
     if len(common_name) > _LONGEST_NAME:
         common_name = title
     yield f'    common_name: "{common_name}"'
-    if name == "root" and given.root_backend == "pkcs11":
-        token = f"pkcs11:token={given.name}-offline;object=root"
-        yield "    # The PIN is asked for when the key is used."
+    if path_len and given.root_backend == "pkcs11":
+        token = f"pkcs11:token={given.name}-offline;object={name}"
+        if name == "root":
+            yield "    # The PIN is asked for when the key is used."
         where = ("backend: pkcs11", f'uri: "{token}"')
     else:
         where = ("backend: file", f"path: keys/{name}.key")

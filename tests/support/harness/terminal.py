@@ -79,6 +79,26 @@ class Terminal:
         os.close(self._own)
         return self._process.wait(max(until - time.monotonic(), 0.1))
 
+    def answer(self, answers: Mapping[str, str], seconds: float) -> int:
+        """Type an answer to each question that is asked, to the end of the program.
+
+        Args:
+            answers: What to type, by a pattern of what ends in the question.
+            seconds: How long all of it may take.
+
+        Returns:
+            The status, as `end` does.
+        """
+        until, answered = time.monotonic() + seconds, 0
+        while self._read(until - time.monotonic()):
+            said = self.said
+            for question, text in answers.items():
+                if re.search(question, said[answered:]):
+                    answered = len(said)
+                    self.type(f"{text}\n")
+                    break
+        return self.end(until - time.monotonic())
+
     def _read(self, seconds: float) -> bool:
         if not select.select([self._own], [], [], max(seconds, 0))[0]:
             return False

@@ -46,6 +46,16 @@ def test_each_cluster_of_each_region_has_an_issuing_ca_and_its_control_plane() -
     assert [*file.certificates] == ["eu-prod", "us-prod"]
 
 
+@pytest.mark.parametrize("backend", ["pkcs11", "file"])
+def test_the_keys_that_sign_cas_are_all_where_the_root_s_is(backend: Any) -> None:
+    profile = PROFILES["kubernetes"]
+    text = render(StartingPoint(profile=profile, root_backend=backend))
+    file = parse(text.encode(), Path("hierarchy.yaml")).file
+    for name, entry in file.cas.items():
+        expected = "file" if entry.purpose else backend
+        assert entry.key.backend == expected, name
+
+
 @pytest.mark.parametrize(
     ("given", "told"),
     [
