@@ -122,5 +122,5 @@ def test_the_walk_of_the_page_ends_with_a_mesh_and_a_control_plane(home: Path) -
     node = online / "kubeadm/cp-1.nodes.corp.example"
     assert not (node / "pki/ca.key").exists()
     assert stat.S_IMODE((node / "pki/sa.key").stat().st_mode) == 0o600
-    assert '"kind": "NamespaceList"' in said
+    assert '"kind": "Namespace"' in said
     assert '"reason": "Unauthorized"' in said

@@ -1,7 +1,9 @@
 """Each shape is what its reader reads, with the chain and the anchor of the plan."""
 
 import base64
+import contextlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,7 @@ OPTIONS = ShapeOptions(vault=VAULT)
 ANCHORS = {
     "root": ([ISSUING, TIER, REGION], ROOT),
     "regional": ([ISSUING, TIER], REGION),
+    "environment": ([ISSUING], TIER),
 }
 
 
@@ -240,6 +243,38 @@ def test_vault_gets_the_whole_chain_and_the_key_only_if_it_has_none() -> None:
     assert [*signed] == ["set-signed.json"]
     text = json.loads(signed["set-signed.json"])["certificate"]
     assert text == (ca.chain_pem + ca.anchor_pem).decode()
+
+
+def certificates_in(content: bytes) -> list[x509.Certificate]:
+    """Return what a file holds, in DER or in PEM, as it is or in a text or base64."""
+    if content.startswith(b"\x30"):
+        return [x509.load_der_x509_certificate(content)]
+    text = content.decode()
+    for word in re.findall(r"[A-Za-z0-9+/=]{200,}", text):
+        with contextlib.suppress(ValueError):
+            text += base64.b64decode(word).decode()
+    blocks = re.findall(
+        r"-----BEGIN CERT.*?-----END CERTIFICATE-----",
+        re.sub(r" *(?:\\n|\n) *", "\n", text),
+        re.DOTALL,
+    )
+    return [x509.load_pem_x509_certificate(one.encode()) for one in blocks]
+
+
+ABOUT_NO_CA = {"vault-issuer", "vault-cluster-issuer"}
+"""Vault has the CA: the issuer only says where Vault is."""
+ANCHOR_ALONE = {"linkerd-trust-roots", "trust-manager", "cluster-trust-bundle"}
+
+
+@pytest.mark.parametrize("anchor", ANCHORS)
+@pytest.mark.parametrize("shape", sorted(SHAPES.keys() - ABOUT_NO_CA))
+def test_a_shape_has_the_anchor_and_nothing_above_it(shape: str, anchor: str) -> None:
+    ca = exported(anchor)
+    found = {
+        one for content in files(shape, ca).values() for one in certificates_in(content)
+    }
+    below = set() if shape in ANCHOR_ALONE else {*ca.chain}
+    assert found == {ca.anchor, *below}
 
 
 @pytest.mark.parametrize("shape", sorted(SHAPES.keys() - {"vault-import"}))
