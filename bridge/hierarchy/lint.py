@@ -125,9 +125,19 @@ def _identifiers(
         yield "has an authority key identifier that is not that of the CA that signs"
 
 
+def crl_findings(crl: x509.CertificateRevocationList) -> Iterator[str]:
+    """Yield what pkilint finds in the CRL of a CA about CA certificates."""
+    load, validator = _pkilint_of_crls()
+    yield from _found(validator, load(crl.public_bytes(Encoding.DER), "crl"))
+
+
 def _of_pkilint(certificate: x509.Certificate) -> Iterator[str]:
     load, validator = _pkilint()
     document = load(certificate.public_bytes(Encoding.DER), "certificate")
+    yield from _found(validator, document)
+
+
+def _found(validator: Any, document: Any) -> Iterator[str]:
     for result in validator.validate(document.root):
         for found in result.finding_descriptions:
             kind = found.finding
@@ -157,3 +167,22 @@ def _pkilint() -> tuple[Any, Any]:
         ],
     )
     return loader.load_certificate, validator
+
+
+@cache
+def _pkilint_of_crls() -> tuple[Any, Any]:
+    from pkilint import loader, pkix  # noqa: PLC0415
+    from pkilint.pkix import crl, extension, name  # noqa: PLC0415
+
+    validator = crl.create_pkix_crl_validator_container(
+        [
+            pkix.create_attribute_decoder(name.ATTRIBUTE_TYPE_MAPPINGS),
+            pkix.create_extension_decoder(extension.EXTENSION_MAPPINGS),
+        ],
+        [
+            crl.create_issuer_validator_container([]),
+            crl.create_validity_validator_container(),
+            crl.create_extensions_validator_container([]),
+        ],
+    )
+    return loader.load_crl, validator

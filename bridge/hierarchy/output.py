@@ -3,7 +3,8 @@
 Each CA has a folder of its own, which appears whole or not at all:
 `NAME/{certificate.pem,certificate.der,chain.pem,certificate.txt}`. `manifest.json` is
 made of these folders, anew each time. A cross-certificate has a folder
-`NAME.by.ISSUER`.
+`NAME.by.ISSUER`, and a CRL the folder `NAME.crl.NUMBER` with
+`{crl.pem,crl.der,crl.txt}`.
 """
 
 import errno
@@ -22,7 +23,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from bridge.errors import ConfigError
 from bridge.system.files import locked, replace, sync_folder
-from bridge.x509.certificate import name_of
+from bridge.x509.certificate import UNREADABLE, name_of
 from bridge.x509.pem import parse_certificates
 
 MANIFEST = "manifest.json"
@@ -32,6 +33,8 @@ CHAIN = "chain.pem"
 """The CA and the CAs above it, without the root."""
 BY = ".by."
 """Stands in the name of a cross-certificate's folder, before its issuer's name."""
+_CRL = ".crl."
+_CRL_DER = "crl.der"
 _DER = "certificate.der"
 _TEXT = "certificate.txt"
 _FOLDER_MODE = 0o755
@@ -97,6 +100,15 @@ class Output:
             raise _bad(f"{path}: expected one certificate (found {len(found)})")
         return found[0]
 
+    def crls(self, name: str) -> dict[int, Path]:
+        """Return the CRLs of a CA in DER, by their numbers, the newest last."""
+        found = {
+            int(path.parent.name.rpartition(".")[2]): path
+            for path in self.folder.glob(f"{name}{_CRL}*/{_CRL_DER}")
+            if path.parent.name.rpartition(".")[2].isdecimal()
+        }
+        return dict(sorted(found.items()))
+
     def write(
         self,
         name: str,
@@ -122,6 +134,21 @@ class Output:
             CHAIN: b"".join(one.public_bytes(Encoding.PEM) for one in chain),
             _TEXT: text_of(certificate).encode(),
         }
+        return self.write_files(name, files)
+
+    def write_files(self, name: str, files: Mapping[str, bytes]) -> Mapping[str, str]:
+        """Write a folder of files, all of them or none; overwrite nothing.
+
+        Args:
+            name: Of the folder.
+            files: Contents by their names.
+
+        Returns:
+            The SHA-256 of each file, by its path below the output folder.
+
+        Raises:
+            ConfigError: The folder exists, or nothing can be written.
+        """
         target = self.folder / name
         try:
             self.make()
@@ -179,12 +206,17 @@ class Output:
 
     def manifest(self) -> Mapping[str, Any]:
         """Return what stands here: each file's SHA-256, and what each CA may do."""
+        crls = {
+            path.parent.name: _crl_described(path)
+            for path in sorted(self.folder.glob(f"*{_CRL}*/{_CRL_DER}"))
+        }
         return {
             "format": MANIFEST_FORMAT,
             "cas": {name: _described(self.certificate(name)) for name in self.names()},
+            "crls": crls,
             "files": {
                 path: digest
-                for name in self.names()
+                for name in (*self.names(), *crls)
                 for path, digest in self.digests(name).items()
             },
         }
@@ -204,6 +236,16 @@ class Output:
         finally:
             shutil.rmtree(beside, ignore_errors=True)
         sync_folder(self.folder)
+
+
+def crl_folder(name: str, number: int) -> str:
+    """Return the name of the folder of a CRL.
+
+    Args:
+        name: Of the CA.
+        number: Of the CRL.
+    """
+    return f"{name}{_CRL}{number}"
 
 
 def exists(path: Path) -> ConfigError:
@@ -266,6 +308,22 @@ def _described(certificate: x509.Certificate) -> Mapping[str, Any]:
         "path_len": basic.path_length,
         "name_constraints": _subtrees(constraints) if constraints else {},
     }
+
+
+def _crl_described(path: Path) -> Mapping[str, Any]:
+    try:
+        crl = x509.load_der_x509_crl(path.read_bytes())
+        number = crl.extensions.get_extension_for_class(x509.CRLNumber).value
+        due = crl.next_update_utc
+        return {
+            "issuer": crl.issuer.rfc4514_string(),
+            "number": number.crl_number,
+            "this_update": crl.last_update_utc.isoformat(),
+            "next_update": due and due.isoformat(),
+            "revoked": [f"{entry.serial_number:x}" for entry in crl],
+        }
+    except (OSError, x509.ExtensionNotFound, *UNREADABLE) as error:
+        raise _bad(f"{path}: expected the CRL of a CA with a number: {error}") from None
 
 
 def _subtrees(constraints: x509.NameConstraints) -> dict[str, list[str]]:

@@ -8,6 +8,7 @@ import typer
 
 from bridge.cli.console import CommandGroup
 from bridge.cli.hierarchy import (
+    crl,
     export,
     init,
     plan,
@@ -35,6 +36,7 @@ app.command("init")(init.init)
 app.command("plan")(plan.plan)
 app.command("rehearse")(sign.rehearse)
 app.command("sign")(sign.sign)
+app.command("crl")(crl.crl)
 app.command("verify")(verify.verify)
 app.command("export")(export.export)
 app.command("throwaway")(throwaway.throwaway)

@@ -252,7 +252,9 @@ REFUSALS = {
     ),
     "the transcript was changed": Refusal(
         lambda held: (held.folder / "out/transcript.jsonl").write_bytes(
-            (held.folder / "out/transcript.jsonl").read_bytes().replace(b"ada", b"bob")
+            (held.folder / "out/transcript.jsonl")
+            .read_bytes()
+            .replace(b'"ada"', b'"bob"')
         ),
         "it does not follow the line before: one of the two was changed",
     ),

@@ -25,9 +25,10 @@ from bridge.errors import (
 from bridge.identity.caller import TokenCredential
 from bridge.ledger.events import Ending, Intent
 from bridge.resilience.budget import Budget
-from bridge.snapshot.revocation import RevocationLists, parse_lists
+from bridge.snapshot.revocation import RevocationLists
 from bridge.spi import Prepared
 from bridge.spiffe import TrustDomain
+from bridge.x509.crl.revocation_list import parse_lists
 from bridge.x509.pem import parse_certificates
 from tests.support.harness.core import (
     CALLER,

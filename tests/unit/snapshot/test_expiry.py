@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from bridge.snapshot.expiry import PART, ExpiryWatch
-from bridge.snapshot.revocation import RevocationLists, parse_lists
+from bridge.snapshot.revocation import RevocationLists
+from bridge.x509.crl.revocation_list import parse_lists
 from tests.support.harness.core import World, two_authorities
 from tests.support.parts.pki import NOW, new_root, revoking
 

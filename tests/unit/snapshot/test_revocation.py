@@ -11,7 +11,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from bridge.errors import ConfigError
-from bridge.snapshot.revocation import RevocationLists, parse_lists, read_lists
+from bridge.snapshot.revocation import RevocationLists, read_lists
+from bridge.x509.crl.revocation_list import parse_lists
 from tests.support.parts.pki import NOW, Authority, new_key, new_root, revoking
 
 ROOT = new_root()
