@@ -16,7 +16,7 @@ from cryptography import x509
 
 from bridge.checks.ledger_storage import ledger_places
 from bridge.checks.rule_summary import rule_summary
-from bridge.config import BridgeConfig, read, read_sections
+from bridge.config import BridgeConfig, IstioConfig, read, read_sections
 from bridge.dataplanes.exposure import exposure_of
 from bridge.dataplanes.planes import data_plane_problems
 from bridge.errors import BridgeError, ConfigError, DeniedError, SubjectError
@@ -344,6 +344,7 @@ def fronts(config: BridgeConfig, snapshot: Snapshot) -> Iterator[Finding]:
     if (istio := config.fronts.istio) is not None:
         tokens = f"tokens for {' or '.join(istio.audiences)}"
         yield Finding("front", "istio", "ok", f"{istio.listen}, {tokens}")
+        yield from _renewal(istio)
     linkerd, cluster = config.fronts.linkerd, config.linkerd_cluster()
     if linkerd is not None and snapshot.linkerd is not None and cluster is not None:
         tokens = f"tokens of {cluster.name} for {' or '.join(linkerd.audiences)}"
@@ -354,6 +355,25 @@ def fronts(config: BridgeConfig, snapshot: Snapshot) -> Iterator[Finding]:
         }:
             shared = "both fronts accept the same audience: a token of one mesh is"
             yield Finding("front", "audiences", "note", f"{shared} valid in the other")
+
+
+def _renewal(front: IstioConfig) -> Iterator[Finding]:
+    if front.mtls_listen is not None and not front.mtls_identities:
+        yield Finding(
+            "front",
+            "mtls_identities",
+            "warning",
+            "fronts.istio.mtls_listen is open, and every caller there is refused: list "
+            "under fronts.istio.mtls_identities who may renew by certificate, such as "
+            "[{namespaces: [shop], service_accounts: [vm]}], or remove mtls_listen",
+        )
+    if front.mtls_listen is None and front.mtls_identities:
+        yield Finding(
+            "front",
+            "mtls_identities",
+            "warning",
+            "it has no effect without fronts.istio.mtls_listen: add that, or remove it",
+        )
 
 
 def given_pair(config: BridgeConfig) -> Iterator[Finding]:

@@ -25,8 +25,11 @@ fronts:
   # Istio's agents ask here, with TLS and a token.
   istio:
     listen: "127.0.0.1:15012"   # in a cluster "0.0.0.0:15012"
-    # A second port for VMs, which show a client certificate; such as:
+    # A second port for VMs, which renew with the certificate that they have; such as:
     # mtls_listen: "127.0.0.1:15013"
+    # Who may renew there, by default nobody; such as:
+    # mtls_identities: [{{namespaces: [shop], service_accounts: [vm]}}]
+    # mtls_max_age: 720h   # then a token has to prove the caller again
     # audiences: [istio-ca]
     tls:
       # The host of caAddress. The bridge issues its own certificate for it.

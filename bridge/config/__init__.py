@@ -22,6 +22,7 @@ from bridge.config.schema import (
     LedgerConfig,
     LimitsConfig,
     LinkerdConfig,
+    RenewalConfig,
     RuleConfig,
     ServingConfig,
 )
@@ -40,6 +41,7 @@ __all__ = [
     "LimitsConfig",
     "LinkerdConfig",
     "PartialConfig",
+    "RenewalConfig",
     "RuleConfig",
     "ServingConfig",
     "TokensConfig",

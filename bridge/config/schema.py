@@ -78,6 +78,41 @@ class ServingConfig(Section):
         return self
 
 
+class RenewalConfig(Section):
+    """`fronts.istio.mtls_identities[]`: callers that may renew by certificate.
+
+    An entry matches a caller that is listed under each of its keys. A key that is left
+    out matches every caller; one of the two is given.
+    """
+
+    namespaces: Annotated[Namespaces, Some] | None = None
+    """The namespace of the caller, as in its certificate."""
+    service_accounts: Annotated[ServiceAccounts, Some] | None = None
+    """Names without the namespace. `namespaces` says which namespaces are meant."""
+
+    @property
+    def conditions(self) -> Conditions:
+        """What a caller must match: namespace, service account."""
+        return tuple(
+            None if names is None else frozenset(names)
+            for names in (self.namespaces, self.service_accounts)
+        )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_not_null(cls, value: object) -> object:
+        # A list that lost its last entry would match everybody.
+        if value is None:
+            raise ValueError("expected a value; leave the key out where all are meant")
+        return value
+
+    @model_validator(mode="after")
+    def _names_somebody(self) -> Self:
+        if self.namespaces is None and self.service_accounts is None:
+            raise WrongError("expected namespaces, service_accounts, or both", "none")
+        return self
+
+
 class IstioConfig(Section):
     """`fronts.istio`."""
 
@@ -85,6 +120,12 @@ class IstioConfig(Section):
     """TLS. Callers authenticate with a token."""
     mtls_listen: Address | None = None
     """A second port, where a client certificate is required and is the credential."""
+    mtls_identities: Annotated[tuple[RenewalConfig, ...], Field(strict=False)] = ()
+    """Who gets a new certificate for one that the bridge has issued. By default nobody:
+    a stolen key could be renewed for as long as nobody notices."""
+    mtls_max_age: PositiveDuration = timedelta(days=30)
+    """The longest time since a token last proved the caller. After that, it has to show
+    a token again, on `listen`."""
     audiences: Annotated[Names, Some] = ("istio-ca",)
     """A token must be for one of these audiences."""
     data_planes: Annotated[DataPlanes, Some] = ("sidecar",)

@@ -22,6 +22,8 @@ class CertificateCredential:
 
     leaf: bytes
     """In PEM or DER."""
+    chain: bytes = b""
+    """In PEM, what the client sent: CA certificates, and maybe its own."""
 
 
 Credential = TokenCredential | CertificateCredential
@@ -39,3 +41,6 @@ class Caller:
     service_account: str = ""
     pod: str = ""
     """`namespace/name/UID` of the pod that the token is bound to; empty if none."""
+    proven_at: int = 0
+    """Of a certificate: when a token last proved the caller, in seconds since
+    1970-01-01 UTC."""

@@ -13,15 +13,18 @@ from typing import Protocol
 from cryptography import x509
 
 from bridge.errors import (
+    AuthenticationError,
     BackendUnavailableError,
     ConfigError,
     DeniedError,
     SubjectError,
 )
-from bridge.identity.caller import Caller, TokenCredential
+from bridge.identity.caller import Caller, CertificateCredential, TokenCredential
+from bridge.identity.client_certificate import trusted_path
 from bridge.issuance.call import Call
 from bridge.issuance.selection import Validity, usable_issuers
 from bridge.issuance.signing import Signing
+from bridge.policy.certificate_renewal import CertificateRenewal
 from bridge.policy.issuance_policy import Lifetime, require_no_impersonation
 from bridge.policy.linkerd_names import (
     LinkerdNames,
@@ -80,9 +83,16 @@ class Mesh(Protocol):
 
 
 class Istio:
-    """The rules of `CreateCertificate`: the leaf has the credential's SPIFFE ID."""
+    """The rules of `CreateCertificate`: the leaf has the credential's SPIFFE ID.
+
+    Args:
+        renewal: Decides who renews by certificate.
+    """
 
     csr_first = False
+
+    def __init__(self, renewal: CertificateRenewal) -> None:
+        self._renewal = renewal
 
     def begin(self, call: Call) -> None:
         """See `Mesh.begin`."""
@@ -98,9 +108,22 @@ class Istio:
 
     def identify(self, call: Call, snapshot: Snapshot, now: datetime) -> Caller:
         """See `Mesh.identify`."""
-        return snapshot.clusters.identify(
-            call.credential, audiences=call.audiences, now=now
+        credential = call.credential
+        caller = snapshot.clusters.identify(
+            credential, audiences=call.audiences, now=now
         )
+        if not isinstance(credential, CertificateCredential):
+            return caller
+        self._renewal.require_listed(caller)
+        path = trusted_path(credential, snapshot.bundle.anchors, now=now)
+        if revoked := snapshot.crls.revoked(path):
+            raise AuthenticationError(
+                "the certificate, or one of its chain, is revoked",
+                rule="certificate.revoked",
+                detail=revoked,
+            )
+        left = call.budget.remaining()
+        return self._renewal.proven(caller, path[0], now=now, seconds=left)
 
     def admit(self, call: Call, caller: Caller, snapshot: Snapshot) -> Grant:
         """See `Mesh.admit`."""

@@ -30,6 +30,7 @@ from bridge.issuance.signing import Origin, Signed, Signing, describe, new_id
 from bridge.ledger.events import Ending, Outcome, Purpose
 from bridge.ledger.ledger import Ledger
 from bridge.metrics.instruments import Metrics
+from bridge.policy.certificate_renewal import CertificateRenewal
 from bridge.policy.issuance_policy import Lifetime, valid_until
 from bridge.policy.rate_limit import RATE_LIMIT_RULES
 from bridge.resilience.breaker import OPEN_RULE
@@ -122,6 +123,7 @@ class Issuance:
         clock: The time that a validity starts from.
         status_name: Returns the name of the gRPC status of an error at a front.
         ready: Returns whether an issuing CA has signed since the start.
+        renewal: Decides who renews by certificate; by default nobody.
         draw: Returns a random number from 0 to 1: see `valid_until`.
     """
 
@@ -136,6 +138,7 @@ class Issuance:
         clock: Clock,
         status_name: Callable[[BridgeError, str], str],
         ready: Callable[[], bool] = lambda: True,
+        renewal: CertificateRenewal | None = None,
         draw: Callable[[], float] = random.random,
     ) -> None:
         self._snapshot = snapshot
@@ -147,7 +150,7 @@ class Issuance:
         self._status_name = status_name
         self._draw = draw
         self._meshes: dict[str, Mesh] = {
-            "istio": Istio(),
+            "istio": Istio(renewal or CertificateRenewal()),
             "linkerd": Linkerd(signing, ready),
         }
 
@@ -198,7 +201,7 @@ class Issuance:
             snapshot, grant.route, grant.names, term, self._signing
         )
         timer.lap("constrain")
-        origin = _origin(trace, caller, snapshot)
+        origin = _origin(trace, caller, snapshot, now)
 
         def sign_by(issuer: Issuer, parts: int) -> Signed:
             request = leaf_request(subject, issuer, term)
@@ -310,7 +313,8 @@ def _tell(ending: Ending) -> None:
     )
 
 
-def _origin(trace: _Trace, caller: Caller, snapshot: Snapshot) -> Origin:
+def _origin(trace: _Trace, caller: Caller, snapshot: Snapshot, now: datetime) -> Origin:
+    is_token = caller.credential == "token"
     return Origin(
         request=trace.request,
         front=trace.front,
@@ -319,4 +323,5 @@ def _origin(trace: _Trace, caller: Caller, snapshot: Snapshot) -> Origin:
         credential=caller.credential,
         pod=caller.pod,
         generation=snapshot.generation,
+        proven_at=int(now.timestamp()) if is_token else caller.proven_at,
     )

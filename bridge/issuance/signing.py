@@ -102,6 +102,8 @@ class Origin:
     credential: str = "self"
     pod: str = ""
     generation: int = 0
+    proven_at: int = 0
+    """See `Intent.proven_at`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -398,4 +400,5 @@ def _intent(issuer: Issuer, prepared: Prepared, origin: Origin) -> Intent:
         not_after=int(request.not_after.timestamp()),
         serial=f"{request.serial:x}" if prepared.tbs else "",
         tbs_sha256=prepared.tbs_sha256,
+        proven_at=origin.proven_at,
     )

@@ -76,6 +76,10 @@ class Intent:
     """When the requested validity ends."""
     tbs_sha256: str
     """Empty where the backend builds it."""
+    proven_at: int = 0
+    """When a token last proved the caller: the time of this call, or that of an earlier
+    one where the credential is a certificate. 0 for what the bridge asks for itself.
+    Absent in rows of earlier versions."""
 
     def ending(self, outcome: Outcome, **values: str) -> "Ending":
         """Build the row of this attempt's outcome.
@@ -137,7 +141,9 @@ def _names(event: type[Intent | Ending]) -> tuple[str, ...]:
 SHARED_FIELDS = tuple(name for name in _names(Ending) if name in _names(Intent))
 """What the outcome of an attempt repeats of its intent."""
 
-IN_BODY_ALONE = frozenset({"credential", "pod", "generation", "issuer_sha256"})
+IN_BODY_ALONE = frozenset(
+    {"credential", "pod", "generation", "issuer_sha256", "proven_at"}
+)
 """Fields that have no column of their own."""
 
 COLUMNS = (

@@ -15,6 +15,7 @@ from bridge.ledger.journal.journal import JournalOptions
 from bridge.ledger.latch_rows import LatchRecorder, begin
 from bridge.ledger.ledger import Ledger
 from bridge.metrics.instruments import Metrics
+from bridge.policy.certificate_renewal import CertificateRenewal
 from bridge.process.role import ALONE, UNPROVEN, WITHOUT_KEYS, ProcessRole
 from bridge.resilience.failover import Failover, Guards
 from bridge.resilience.latch_file import Entry, Kind
@@ -134,6 +135,7 @@ class Process:
             clock=clock,
             status_name=status_name,
             ready=snapshots.prober.ready,
+            renewal=_renewal(config, parts),
         )
         expiry = self._watch_expiry(snapshots, parts)
         snapshots.start(own.probe)
@@ -208,6 +210,18 @@ class Process:
             "gRPC health": self.server.health_address,
         }
         return {what: address for what, address in found.items() if address}
+
+
+def _renewal(config: BridgeConfig, parts: ExitStack) -> CertificateRenewal:
+    front = config.fronts.istio
+    if front is None or front.mtls_listen is None or not front.mtls_identities:
+        return CertificateRenewal()
+    # Only here: it imports SQLAlchemy.
+    from bridge.ledger.archive.lineages import Lineages  # noqa: PLC0415 - see above
+
+    lineages = Lineages(config.ledger.archive)
+    parts.callback(lineages.close)
+    return CertificateRenewal.of(config, lineages)
 
 
 def _linger_seconds(config: BridgeConfig) -> float:

@@ -29,6 +29,7 @@ from bridge.system.clock import Clock
 SERVICE = "istio.v1.auth.IstioCertificateService"
 METHOD = f"/{SERVICE}/CreateCertificate"
 _CERTIFICATES = "x509_pem_cert"
+_CHAIN = "x509_pem_cert_chain"
 _DEFAULT_SERVING_TTL = timedelta(hours=24)
 _LISTEN = "fronts.istio.listen"
 _MTLS_LISTEN = "fronts.istio.mtls_listen"
@@ -65,13 +66,12 @@ class IstioFront(Front):
 def _credential(context: Any, settings: FrontSettings) -> Credential:
     # A port that requires a client certificate rejects any connection without one.
     # There the certificate is the credential, and the headers are ignored.
-    certificates = settings.has_certificates and context.auth_context().get(
-        _CERTIFICATES
-    )
+    peer = context.auth_context() if settings.has_certificates else {}
+    certificates = peer.get(_CERTIFICATES)
     if certificates:
         if len(certificates) != 1:
             raise AuthenticationError("a connection has one client certificate")
-        return CertificateCredential(certificates[0])
+        return CertificateCredential(certificates[0], b"".join(peer.get(_CHAIN, ())))
     authorization: list[str] = []
     cluster_ids: list[str] = []
     for key, value in context.invocation_metadata():

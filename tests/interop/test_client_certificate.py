@@ -39,6 +39,7 @@ def _first(bridge: Bridge, folder: Path) -> tuple[Path, Path]:
     assert answer.code == "OK", answer.error
     chain = folder / "cert-chain.pem"
     chain.write_text("".join(answer.chain[:-1]))
+    bridge.await_archived(answer.leaf.serial_number)
     return chain, write_private(folder / "key.pem", answer.key.encode())
 
 

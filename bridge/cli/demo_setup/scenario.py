@@ -176,6 +176,7 @@ def _configuration(
             "istio": {
                 "listen": istio,
                 "mtls_listen": istio_mtls,
+                "mtls_identities": [{"namespaces": ["shop"]}],
                 "audiences": [ISTIO_AUDIENCE],
                 "tls": {"dns_names": [SERVER_NAME, "localhost"]},
             }

@@ -17,6 +17,7 @@ from tests.support.clients.istio_raw import (
     request,
     token,
 )
+from tests.support.harness.core import csr
 from tests.support.harness.real_process import Bridge
 from tests.support.parts.pki import Authority, Key, bundle, key_pem, new_chain, new_key
 
@@ -63,13 +64,41 @@ def show(bridge: Bridge, wire: Wire) -> Iterator[Callable[..., Answer]]:
         channel.close()
 
 
-def test_a_good_certificate_gets_one_for_its_own_name(
-    bridge: Bridge, wire: Wire, show: Callable[..., Answer]
-) -> None:
-    answer = show(bridge.stolen_ca, uri(VM))
+def test_a_good_certificate_gets_one_for_its_own_name(wire: Wire) -> None:
+    key = new_key()
+    first = wire.send(request(csr(key=key)), bearer(token("shop", "vm")))
+    assert first.uris == [VM]
+    wire.new_outcome()
+    chain = "".join(first.chain[:-1]).encode()
+    wire.bridge.await_archived(first.leaf.serial_number)
+    channel = mtls_channel(wire.bridge, chain, key_pem(key))
+    answer = wire.send(request(), on=channel)
+    channel.close()
     assert answer.uris == [VM]
     row = wire.new_outcome()
     assert (row["kind"], row["caller"]) == ("issued", VM)
+
+
+def test_a_certificate_that_a_thief_of_the_ca_made_is_refused(
+    bridge: Bridge, wire: Wire, show: Callable[..., Answer]
+) -> None:
+    first = wire.send(request(), bearer(token()))
+    wire.new_outcome()
+    bridge.await_archived(first.leaf.serial_number)
+    answer = show(bridge.stolen_ca, uri(VM), begin=now() - 30 * MINUTE)
+    assert answer.code == "UNAUTHENTICATED"
+    assert answer.text.startswith("renewal.unknown: ")
+    assert wire.new_outcome()["rule"] == "renewal.unknown"
+
+
+def test_an_identity_that_is_not_listed_is_refused(
+    bridge: Bridge, wire: Wire, show: Callable[..., Answer]
+) -> None:
+    other = uri(VM.replace("/ns/shop/", "/ns/other/"))
+    answer = show(bridge.stolen_ca, other, begin=now() - 30 * MINUTE)
+    assert answer.code == "PERMISSION_DENIED"
+    assert answer.text.startswith("renewal.identity: ")
+    assert wire.new_outcome()["rule"] == "renewal.identity"
 
 
 def test_no_certificate_is_no_connection(

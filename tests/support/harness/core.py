@@ -4,6 +4,7 @@ The issuing CAs are `LyingCA`s with the keys of the chains, or the file backend'
 """
 
 import json
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -18,13 +19,19 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from bridge.config import parse
 from bridge.errors import LedgerError
-from bridge.identity.caller import Credential, TokenCredential
+from bridge.identity.caller import (
+    CertificateCredential,
+    Credential,
+    TokenCredential,
+)
 from bridge.issuance.call import Call, Issued
 from bridge.issuance.own_certificates import OwnCertificates
 from bridge.issuance.procedure import Issuance
 from bridge.issuance.signing import Signing
+from bridge.ledger.archive.lineages import Lineages
 from bridge.ledger.ledger import Ledger
 from bridge.metrics.instruments import Metrics
+from bridge.policy.certificate_renewal import CertificateRenewal
 from bridge.resilience.budget import Budget
 from bridge.resilience.failover import Failover, Guards
 from bridge.server.status import status_name
@@ -118,6 +125,7 @@ class World:
         self.own = OwnCertificates(
             lambda: self.snapshot, self.signing, self.failover, self.clock
         )
+        self.lineages = Lineages(self.config.ledger.archive)
         self.issuance = Issuance(
             snapshot=lambda: self.snapshot,
             ledger=self.ledger,
@@ -127,6 +135,7 @@ class World:
             clock=self.clock,
             status_name=status_name,
             ready=lambda: self.is_ready,
+            renewal=CertificateRenewal.of(self.config, self.lineages),
             draw=lambda: self.draw,
         )
         return self
@@ -135,6 +144,7 @@ class World:
         with suppress(LedgerError):  # some tests shut it
             self.ledger.close()
         self._feeding.close()
+        self.lineages.close()
         for issuer in self.snapshot.issuers.values():
             issuer.ca.close()
         self.snapshot.clusters.close()
@@ -175,6 +185,29 @@ class World:
     def issue(self, **changed: Any) -> Issued:
         """Make a call and have it answered."""
         return self.issuance.issue(self.call(**changed))
+
+    def renew(self, shown: Issued, *, key: Key | None = None) -> Issued:
+        """Show a certificate on the second port, with its chain, once it is fed."""
+        self.await_fed()
+        chain = "".join(shown.chain_pem).encode()
+        credential = CertificateCredential(shown.leaf, chain)
+        pem = csr(key=key)
+        return self.issue(credential=credential, pem=pem, ttl_seconds=0)
+
+    def later(self, **by: float) -> None:
+        """Move the clock, and wait until the ledger has looked at it."""
+        self.clock.forward(**by)
+        until = time.monotonic() + 20
+        while self.ledger.problem() is not None:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+
+    def await_fed(self) -> None:
+        """Wait until the archive has every row."""
+        until = time.monotonic() + 20
+        while self.ledger.lag()[0]:
+            assert time.monotonic() < until
+            time.sleep(0.01)
 
     def rows(self) -> list[dict[str, Any]]:
         """Return what is on disk, without the rows that open and close a segment."""

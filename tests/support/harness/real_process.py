@@ -25,8 +25,11 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from bridge.dataplanes.planes import DataPlane
+from bridge.errors import LedgerError
 from bridge.hierarchy.export import write
 from bridge.hierarchy.throwaway import KeyAlgorithm, ThrowawaySpec, make
+from bridge.ledger.archive.archive import Archive
+from bridge.ledger.archive.queries import Query
 from bridge.spiffe import TrustDomain
 from tests.support.harness import processes
 from tests.support.harness.configuration import merge
@@ -269,6 +272,23 @@ class Bridge:
             raise LookupError(f"{len(found)} rows, expected {count}: {found}")
         return found
 
+    def await_archived(self, serial: int) -> None:
+        """Wait until the archive has a certificate: then it can be renewed."""
+        until = time.monotonic() + _STOP_SECONDS
+        while not self._is_archived(serial):
+            if time.monotonic() > until:
+                raise LookupError(f"the archive has no certificate {serial:x}")
+            time.sleep(0.05)
+
+    def _is_archived(self, serial: int) -> bool:
+        url = f"sqlite:///{self.folder / 'archive.db'}"
+        try:
+            archive = Archive.open(url, make=False)
+        except LedgerError:  # the feeder has not begun
+            return False
+        with contextlib.closing(archive):
+            return bool([*archive.search(Query(serial=f"{serial:x}"))])
+
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run another `meshca` command on the same configuration."""
         return subprocess.run(
@@ -299,6 +319,7 @@ class Bridge:
             "istio": {
                 "listen": self.address,
                 "mtls_listen": self.mtls_address,
+                "mtls_identities": [{"namespaces": ["shop"]}],
                 "audiences": ["istio-ca"],
                 "tls": {"dns_names": [SERVER_NAME, PEER_SERVER_NAME]},
             },

@@ -492,6 +492,29 @@ def test_each_front_is_shown_with_what_it_takes(
     assert ".serviceaccount.identity.linkerd.corp.example" in shown.detail
 
 
+@pytest.mark.parametrize(
+    ("istio", "told"),
+    [
+        ({}, []),
+        (
+            {"mtls_listen": "127.0.0.1:0", "mtls_identities": [{"namespaces": ["a"]}]},
+            [],
+        ),
+        ({"mtls_listen": "127.0.0.1:0"}, ["every caller there is refused"]),
+        ({"mtls_identities": [{"namespaces": ["a"]}]}, ["no effect without"]),
+    ],
+)
+def test_a_second_port_for_nobody_is_a_warning(
+    tmp_path: Path, istio: dict[str, object], told: list[str]
+) -> None:
+    with World(tmp_path, overrides={"fronts": {"istio": istio}}) as world:
+        found = [*fronts(world.config, world.snapshot)]
+    warnings = [one.detail for one in found if one.result == "warning"]
+    assert len(warnings) == len(told)
+    for text, part in zip(warnings, told, strict=True):
+        assert part in text
+
+
 def test_a_refused_credential_fails_the_check_until_another_one_passes(
     tmp_path: Path,
 ) -> None:

@@ -23,6 +23,7 @@ fronts:
   istio:
     listen: "0.0.0.0:15012"
     mtls_listen: "0.0.0.0:15013"          # optional
+    mtls_identities: [{namespaces: [shop], service_accounts: [vm]}]
     audiences: [istio-ca]
     tls: {dns_names: [meshca.istio-system.svc]}
 clusters:                                  # the first is also that of no clusterid

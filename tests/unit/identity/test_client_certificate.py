@@ -1,8 +1,11 @@
-"""The SPIFFE ID of a client certificate."""
+"""The SPIFFE ID of a client certificate, and its path to a trust anchor."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cache
+from typing import Any
 
 import pytest
 from cryptography import x509
@@ -11,10 +14,20 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from bridge.errors import AuthenticationError
-from bridge.identity.client_certificate import spiffe_id_of
+from bridge.identity.caller import CertificateCredential
+from bridge.identity.client_certificate import spiffe_id_of, trusted_path
+from tests.support.parts.pki import (
+    Authority,
+    Key,
+    bundle,
+    new_chain,
+    new_key,
+    new_root,
+)
 
 NOW = datetime(2030, 1, 2, 3, 4, 5, tzinfo=UTC)
 HOUR = timedelta(hours=1)
+LONG_AGO = NOW - timedelta(days=30)
 NAME = "spiffe://corp.example/ns/shop/sa/web"
 
 
@@ -146,3 +159,123 @@ def test_a_second_san_extension_is_refused() -> None:
     twice = one.replace(b"\x06\x03\x55\x1d\x13", b"\x06\x03\x55\x1d\x11")
     with pytest.raises(AuthenticationError, match="cannot be read"):
         spiffe_id_of(twice, now=NOW)
+
+
+# The path to a trust anchor in service.
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A certificate as a client shows it, and the trust anchors in service."""
+
+    issuer: Authority
+    anchors: tuple[x509.Certificate, ...]
+    key: Key | None = None
+    names: tuple[x509.GeneralName, ...] = (uri(NAME),)
+    ends: timedelta = HOUR
+    chain: tuple[x509.Certificate, ...] | None = None
+    """What is sent beside it; by default that of `issuer`."""
+
+    def path(self) -> tuple[x509.Certificate, ...]:
+        begins = NOW - HOUR
+        leaf = self.issuer.issue_leaf(
+            *self.names, key=self.key, not_before=begins, not_after=NOW + self.ends
+        )
+        sent = self.issuer.chain if self.chain is None else self.chain
+        credential = CertificateCredential(bundle(leaf), bundle(*sent))
+        return trusted_path(credential, self.anchors, now=NOW)
+
+
+def under_constraint(*excluded: str) -> Authority:
+    root = new_root(not_before=LONG_AGO)
+    constraints = x509.NameConstraints(
+        permitted_subtrees=None, excluded_subtrees=[*map(uri, excluded)]
+    )
+    return root.issue_ca("issuing", constraints=constraints, path_length=0)
+
+
+def shown_by(issuer: Authority, **changed: Any) -> Shown:
+    values: dict[str, Any] = {"issuer": issuer, "anchors": (issuer.root,)}
+    return Shown(**(values | changed))
+
+
+def test_a_path_leads_from_the_certificate_to_an_anchor_in_service() -> None:
+    issuer = new_chain(not_before=LONG_AGO)
+    other = new_root("other", not_before=LONG_AGO).certificate
+    path = shown_by(issuer, anchors=(other, issuer.root)).path()
+    assert path[1:] == (*issuer.chain, issuer.root)
+
+
+def test_a_client_may_send_more_than_its_chain() -> None:
+    issuer = new_chain(not_before=LONG_AGO)
+    sent = (issuer.root, *reversed(issuer.chain), issuer.certificate)
+    assert shown_by(issuer, chain=sent).path()[1:-1] == issuer.chain
+
+
+def cases_without_a_path() -> Iterator[tuple[str, Shown, str]]:
+    issuer = new_chain(not_before=LONG_AGO)
+    other = new_root("other", not_before=LONG_AGO)
+    one, namesake = (
+        new_root("root", not_before=LONG_AGO).issue_ca("issuing", path_length=0)
+        for _ in range(2)
+    )
+    ended = new_root(not_before=LONG_AGO).issue_ca(
+        "ended", path_length=0, not_after=NOW - timedelta(seconds=1)
+    )
+    yield (
+        "the anchor was removed",
+        shown_by(issuer, anchors=(other.certificate,)),
+        "certificate.chain: its chain: certificate 2 .* none of the trust anchors",
+    )
+    yield (
+        "an anchor of the same name",
+        shown_by(one, anchors=(namesake.root,)),
+        "certificate.chain: .* named as issued by a trust anchor",
+    )
+    yield (
+        "the chain of a namesake",
+        shown_by(one, chain=namesake.chain, anchors=(namesake.root,)),
+        "certificate.chain: its signature is not one of the key of its issuer",
+    )
+    missing = "certificate.chain: none of the certificates .* has issued it"
+    yield "no chain is sent", shown_by(issuer, chain=()), missing
+    yield "issued by an anchor", shown_by(other, chain=()), missing
+    yield "the issuing CA has ended", shown_by(ended), "certificate.chain: .*expired"
+    # Of an excluded URI, the domain itself and what is below it are excluded.
+    for excluded in ("corp.example", "example"):
+        yield (
+            f"{excluded} is excluded",
+            shown_by(under_constraint(excluded)),
+            "certificate.constraints: .* is excluded by",
+        )
+    weak, odd = new_key("rsa1024"), new_key("p521")
+    yield "a weak key", shown_by(issuer, key=weak), "certificate.key: "
+    yield "a key of no workload", shown_by(issuer, key=odd), "certificate.key: "
+    yield (
+        "a long chain",
+        shown_by(issuer, chain=(*issuer.chain, *[issuer.root] * 600)),
+        "certificate.parse: ",
+    )
+
+
+@pytest.mark.parametrize(
+    ("shown", "told"),
+    [
+        pytest.param(shown, told, id=name)
+        for name, shown, told in cases_without_a_path()
+    ],
+)
+def test_a_certificate_without_a_good_path_is_refused(shown: Shown, told: str) -> None:
+    with pytest.raises(AuthenticationError, match="certificate") as caught:
+        shown.path()
+    assert re.match(told, f"{caught.value.rule}: {caught.value.detail}")
+
+
+@pytest.mark.parametrize("which", ["leaf", "chain"])
+def test_what_is_no_certificate_has_no_path(which: str) -> None:
+    issuer = new_chain(not_before=LONG_AGO)
+    sent = {"leaf": bundle(issuer.certificate), "chain": bundle(*issuer.chain)}
+    credential = CertificateCredential(**(sent | {which: b"x"}))
+    with pytest.raises(AuthenticationError, match="cannot be read") as caught:
+        trusted_path(credential, (issuer.root,), now=NOW)
+    assert caught.value.rule == "certificate.parse"

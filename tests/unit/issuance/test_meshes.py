@@ -1,4 +1,4 @@
-"""Linkerd's rules: the order of its checks, and the issued certificate."""
+"""The rules of both meshes: Linkerd's order of checks, Istio's second port."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from bridge.errors import (
     AuthenticationError,
@@ -27,11 +28,13 @@ from bridge.identity.caller import TokenCredential
 from bridge.issuance.call import Call, Issued
 from bridge.policy.linkerd_names import LinkerdNames
 from bridge.resilience.budget import Budget
+from bridge.snapshot.revocation import RevocationLists, parse_lists
+from bridge.snapshot.trust_bundle import TrustBundle
 from bridge.spiffe import TrustDomain
 from tests.support.clients.linkerd_raw import AUDIENCE, new_csr, vector
-from tests.support.harness.core import CALLER, TOKENS, World, two_authorities
+from tests.support.harness.core import CALLER, TOKENS, World, csr, two_authorities
 from tests.support.harness.fake_ca import Answer
-from tests.support.parts.pki import NOW, new_root
+from tests.support.parts.pki import NOW, bundle, new_key, new_root, revoking
 from tests.support.parts.tokens import TokenIssuer
 from tests.vectors.generate_linkerd import IDENTITY, OTHER
 
@@ -412,3 +415,95 @@ def test_istios_counters_do_not_count_linkerds_calls(world: World) -> None:
 def test_without_the_front_no_caller_has_a_linkerd_identity(tmp_path: Path) -> None:
     with World(tmp_path) as world:
         assert world.snapshot.linkerd is None
+
+
+# Renewal by certificate, at Istio's second port.
+
+
+SECOND_PORT = {
+    "fronts": {
+        "istio": {
+            "mtls_listen": "127.0.0.1:0",
+            "mtls_identities": [{"namespaces": ["shop"]}],
+            "mtls_max_age": "48h",
+        }
+    }
+}
+
+
+@pytest.fixture
+def second_port(tmp_path: Path) -> Iterator[World]:
+    with World(tmp_path, overrides=SECOND_PORT) as made:
+        yield made
+
+
+def test_each_renewal_leads_back_to_the_token(second_port: World) -> None:
+    world, keys = second_port, [new_key() for _ in range(3)]
+    began = int(world.clock().timestamp())
+    shown = world.issue(pem=csr(key=keys[0]), ttl_seconds=0)
+    for key in keys[1:]:
+        world.later(hours=20)
+        shown = world.renew(shown, key=key)
+    intents = [row for row in world.rows() if row["kind"] == "intent"]
+    credentials = [row["credential"] for row in intents]
+    assert credentials == ["token", "certificate", "certificate"]
+    assert [row["proven_at"] for row in intents] == [began] * 3
+    world.later(hours=9)
+    with pytest.raises(DeniedError, match="show one") as caught:
+        world.renew(shown)
+    assert caught.value.rule == "renewal.age"
+    # A token begins another lineage.
+    world.renew(world.issue())
+
+
+def test_nobody_renews_by_default(tmp_path: Path) -> None:
+    listens = {"fronts": {"istio": {"mtls_listen": "127.0.0.1:0"}}}
+    with World(tmp_path, overrides=listens) as world:
+        shown = world.issue()
+        with pytest.raises(DeniedError, match="may not renew") as caught:
+            world.renew(shown)
+        assert caught.value.rule == "renewal.identity"
+        refused = world.ended()[-1]
+    assert (refused["rule"], refused["caller"]) == ("renewal.identity", "")
+
+
+def test_a_certificate_of_our_own_ca_that_the_ledger_lacks_is_refused(
+    second_port: World,
+) -> None:
+    world = second_port
+    shown = world.issue()
+    for authority in world.authorities.values():
+        leaf = authority.issue_leaf(
+            x509.UniformResourceIdentifier(CALLER),
+            not_before=NOW - LAST_HOUR,
+            not_after=NOW + LAST_HOUR,
+        )
+        forged = replace(
+            shown,
+            leaf=leaf.public_bytes(Encoding.DER),
+            chain_pem=tuple(bundle(one).decode() for one in authority.chain),
+        )
+        with pytest.raises(AuthenticationError, match="no such certificate"):
+            world.renew(forged)
+
+
+def test_the_anchors_in_service_judge_each_call(second_port: World) -> None:
+    world = second_port
+    shown = world.issue()
+    world.renew(shown)
+    other = TrustBundle([new_root("other").certificate])
+    world.snapshot = replace(world.snapshot, bundle=other)
+    with pytest.raises(AuthenticationError, match="no trust anchor") as caught:
+        world.renew(shown)
+    assert caught.value.rule == "certificate.chain"
+
+
+def test_a_revoked_chain_proves_nobody(second_port: World) -> None:
+    world = second_port
+    shown = world.issue()
+    authority = world.authorities["a"]
+    lists = RevocationLists(parse_lists(revoking(authority.above[0], authority), "l"))
+    world.snapshot = world.snapshot.under(lists)
+    with pytest.raises(AuthenticationError, match="is revoked") as caught:
+        world.renew(shown)
+    assert caught.value.rule == "certificate.revoked"
