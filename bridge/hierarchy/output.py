@@ -15,6 +15,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,22 @@ class Output:
             if path.parent.name.rpartition(".")[2].isdecimal()
         }
         return dict(sorted(found.items()))
+
+    def crl(self, name: str, now: datetime) -> bytes | None:
+        """Return the newest CRL of a CA in PEM; None without one, or if it is overdue.
+
+        Raises:
+            ConfigError: It cannot be read.
+        """
+        *_, newest = (None, *self.crls(name).values())
+        if newest is None:
+            return None
+        try:
+            crl = x509.load_der_x509_crl(newest.read_bytes())
+            due = crl.next_update_utc
+        except (OSError, *UNREADABLE) as error:
+            raise _bad(f"{newest}: expected the CRL of a CA: {error}") from None
+        return crl.public_bytes(Encoding.PEM) if due and due > now else None
 
     def write(
         self,

@@ -107,8 +107,19 @@ class CertificateExpiry:
         return f"{text}: replace it before" if level else text
 
 
+@dataclass(frozen=True, slots=True)
+class CRLUpdate:
+    """When the next list of a CA is due."""
+
+    issuer: str
+    """RFC 4514."""
+    number: str
+    """Of the list that is in force; empty without one."""
+    next_update: datetime
+
+
 class Expiries(Collector):
-    """The expiry of all certificates, by owner.
+    """The expiry of all certificates, by owner, and the next updates of all CRLs.
 
     A gauge per label set would still show a certificate that was replaced.
 
@@ -119,6 +130,11 @@ class Expiries(Collector):
     def __init__(self, now: Callable[[], datetime]) -> None:
         self._now = now
         self._by_owner: dict[str, tuple[CertificateExpiry, ...]] = {}
+        self._crls: tuple[CRLUpdate, ...] = ()
+
+    def replace_crls(self, crls: tuple[CRLUpdate, ...]) -> None:
+        """Set the lists that are in force, in place of earlier ones."""
+        self._crls = crls
 
     def replace(self, owner: str, certificates: tuple[CertificateExpiry, ...]) -> None:
         """Set the certificates of `owner`, in place of earlier ones."""
@@ -143,6 +159,7 @@ class Expiries(Collector):
             )
         yield family
         yield self._levels(known)
+        yield self._next_updates()
         yield from self._of_istio("root_cert", known, ("anchor",))
         yield from self._of_istio("cert_chain", known, ("issuing", "intermediate"))
         yield from self._of_linkerd("issuer", known, "issuing")
@@ -158,6 +175,17 @@ class Expiries(Collector):
         for item in known:
             labels = (item.issuing_ca, item.tier, item.subject, item.serial)
             family.add_metric(labels, item.level(now))
+        return family
+
+    def _next_updates(self) -> Metric:
+        family = GaugeMetricFamily(
+            "meshca_crl_next_update_timestamp_seconds",
+            "Unix time at which the next revocation list of a CA is due.",
+            labels=("issuer", "number"),
+        )
+        for one in self._crls:
+            labels = (one.issuer, one.number)
+            family.add_metric(labels, one.next_update.timestamp())
         return family
 
     def _of_istio(

@@ -28,7 +28,7 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
 from bridge.metrics.compatibility import CitadelMetrics, ServiceMetrics
-from bridge.metrics.expiry import CertificateExpiry, Expiries
+from bridge.metrics.expiry import CertificateExpiry, CRLUpdate, Expiries
 from bridge.system.clock import system_clock
 
 STEPS = (
@@ -229,6 +229,10 @@ class Metrics:
             certificates: All that the owner has now.
         """
         self.expiries.replace(owner, tuple(certificates))
+
+    def show_crls(self, crls: Iterable[CRLUpdate]) -> None:
+        """Set the revocation lists that are in force, in place of earlier ones."""
+        self.expiries.replace_crls(tuple(crls))
 
     def render(self) -> tuple[bytes, str]:
         """Return the text of a scrape, and its content type."""

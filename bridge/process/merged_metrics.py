@@ -11,7 +11,9 @@ Labels = tuple[tuple[str, str], ...]
 
 _LOOSE = re.compile(r"^# TYPE (\S+)(?<!_total) counter$", re.MULTILINE)
 _CUMULATIVE = frozenset({"counter", "histogram", "unknown"})
-_SMALLEST = re.compile(r"_expiry_|_cert_ttl_|^process_(start_time_seconds|max_fds)$")
+_SMALLEST = re.compile(
+    r"_expiry_|_cert_ttl_|_next_update_|^process_(start_time_seconds|max_fds)$"
+)
 """Metrics that all processes share, or whose smallest value counts."""
 _LARGEST = re.compile(
     r"^meshca_(archive_lag_seconds|breaker_open|build_info|certificate_expiry_level"

@@ -9,16 +9,21 @@ Source:
 """
 
 from collections.abc import Iterator, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
 
 from cryptography import x509
 
 from bridge.errors import ConfigError
+from bridge.metrics.expiry import CRLUpdate
 from bridge.system.files import read_public
 from bridge.x509.certificate import name_text
 from bridge.x509.crl.revocation_list import RevocationList, parse_lists
+
+_WARNING = timedelta(days=30)
+"""A list is told of so long before its next update; one of a shorter life in the last
+quarter of it."""
 
 
 class RevocationLists:
@@ -101,6 +106,13 @@ class RevocationLists:
         if problems:
             raise _bad("\n".join(problems))
 
+    def updates(self) -> Iterator[CRLUpdate]:
+        """Yield when the next list of each CA is due, for the metrics."""
+        for one in self.lists:
+            if (due := one.next_update) is not None:
+                number = "" if one.number is None else str(one.number)
+                yield CRLUpdate(one.crl.issuer.rfc4514_string(), number, due)
+
     def warnings(
         self, certificates: Sequence[x509.Certificate], now: datetime
     ) -> Iterator[str]:
@@ -114,12 +126,21 @@ class RevocationLists:
             if not any(one.is_of(ca) for ca in certificates):
                 yield f"{one.title}: no chain has this CA; take the list out"
             due = one.next_update
+            if due is not None and timedelta() < due - now < _ahead(one, due):
+                yield (
+                    f"{one.title}: its next update is due {due:%Y-%m-%dT%H:%M:%SZ}, in "
+                    f"{(due - now).days} days: get the next list before"
+                )
             if due is None or due <= now:
                 when = "it has none" if due is None else f"due {due:%Y-%m-%dT%H:%M:%SZ}"
                 yield (
                     f"{one.title}: its next update is overdue ({when}): later "
                     "revocations are not known; get the newest list"
                 )
+
+
+def _ahead(one: RevocationList, due: datetime) -> timedelta:
+    return min(_WARNING, (due - one.crl.last_update_utc) / 4)
 
 
 def read_lists(paths: Sequence[Path]) -> RevocationLists:

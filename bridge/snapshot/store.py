@@ -141,6 +141,7 @@ class Snapshots:
                     issuer.revoked,
                 )
         self._current = current
+        self._show()
 
     def _watch(self, issuer: Issuer) -> None:
         if isinstance(issuer.ca, Watcher):
@@ -259,3 +260,4 @@ class Snapshots:
         current = self._current
         for issuer in current.issuers.values():
             self._metrics.show_certificates(issuer.name, current.expiries(issuer))
+        self._metrics.show_crls(current.crls.updates())

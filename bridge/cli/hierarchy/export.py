@@ -145,6 +145,7 @@ def export(  # noqa: PLR0913 - one parameter for each option
             *(loaded, name, shape, options),
             certificates=output.certificate,
             secret=secret_of(name, pin_fd),
+            crls=lambda one: output.crl(one, system_clock()),
         )
     else:
         wanted = ClusterExport(

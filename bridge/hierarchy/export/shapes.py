@@ -39,6 +39,10 @@ class ExportedCA:
     anchor: x509.Certificate
     key: CAPrivateKey | None = field(default=None, repr=False)
     """None where it stays in a token, in Vault, or on another machine."""
+    crls: tuple[bytes, ...] = ()
+    """The CRL of each CA of the chain and of the anchor, in PEM."""
+    no_crls: str = ""
+    """Why there are none; empty if each CA has one."""
 
     @property
     def chain_pem(self) -> bytes:
@@ -130,12 +134,29 @@ def _der_files(ca: ExportedCA, _: ShapeOptions) -> Files:
 
 def _istio(ca: ExportedCA, options: ShapeOptions) -> Files:
     files = cacerts(ca)
+    if ca.crls and not ca.no_crls:
+        files["ca-crl.pem"] = b"".join(ca.crls)
     secret = _secret(
         "cacerts", options.namespace or "istio-system", files, kind="Opaque"
     )
     return {f"cacerts/{name}": data for name, data in files.items()} | {
         "secret.yaml": _yaml(secret)
     }
+
+
+def _istio_crl(ca: ExportedCA, options: ShapeOptions) -> Files:
+    if ca.no_crls:
+        raise ConfigError(f"{ca.name}: {ca.no_crls}", rule="hierarchy.export")
+    content = b"".join(ca.crls)
+    # istiod writes it to every namespace, and proxies mount the one of their own.
+    place = {"namespace": options.namespace} if options.namespace else {}
+    manifest = {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": "istio-ca-crl", **place},
+        "data": {"ca-crl.pem": content.decode()},
+    }
+    return {"ca-crl.pem": content, "configmap.yaml": _yaml(manifest)}
 
 
 def _linkerd_issuer(ca: ExportedCA, options: ShapeOptions) -> Files:
@@ -261,6 +282,7 @@ SHAPES: Mapping[str, Shape] = {
     "pem": Shape(_pem_files),
     "der": Shape(_der_files),
     "istio-cacerts": Shape(_istio, wants_key=True),
+    "istio-crl": Shape(_istio_crl),
     "linkerd-issuer": Shape(_linkerd_issuer, wants_key=True),
     "linkerd-trust-roots": Shape(_linkerd_roots),
     "tls": Shape(_tls_files, wants_key=True),

@@ -1,6 +1,6 @@
 """Finds what an export needs: certificates of a ceremony, and keys."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,9 @@ from bridge.x509.algorithm import CA_KEYS, CAPrivateKey, algorithm_of, issuer_ke
 
 Certificates = Callable[[str], x509.Certificate]
 """Returns the certificate of a CA by its name, as `Output.certificate` does."""
+CRLs = Callable[[str], bytes | None]
+"""Returns the newest CRL of a CA in PEM by its name; None without one that is not
+overdue."""
 Secret = Callable[[str], str]
 """Returns a passphrase, given what to ask for."""
 Keys = Callable[[str], AbstractContextManager[Signer]]
@@ -36,7 +39,7 @@ Keys = Callable[[str], AbstractContextManager[Signer]]
 _SIGN_SECONDS = 60.0
 
 
-def ca_files(
+def ca_files(  # noqa: PLR0913 - where each thing comes from, by name
     loaded: Loaded,
     name: str,
     shape: str,
@@ -44,6 +47,7 @@ def ca_files(
     *,
     certificates: Certificates,
     secret: Secret,
+    crls: CRLs,
 ) -> Files:
     """Return the files of one CA in one shape.
 
@@ -54,6 +58,7 @@ def ca_files(
         options: What the shape has to know besides.
         certificates: What the ceremony made.
         secret: Asked for the passphrase of a key that is encrypted and handed out.
+        crls: See `CRLs`.
 
     Raises:
         ConfigError: There is no such CA, it was not signed yet, or the shape hands out
@@ -68,13 +73,17 @@ def ca_files(
             "issuing CA of a mesh may leave its place: it has the purpose "
             f"{file.cas[name].purpose or 'none, it signs CAs'}"
         )
-    path = [certificates(one) for one in _up_to_anchor(file, name)]
+    names = _up_to_anchor(file, name)
+    path = [certificates(one) for one in names]
+    lists = {one: crls(one) for one in names}
     # A CA that is its own anchor is both; what is served below it is itself.
     ca = ExportedCA(
         name=name,
         chain=tuple(path[:-1] or path),
         anchor=path[-1],
         key=_key(file, name, secret) if found.wants_key else None,
+        crls=tuple(one for one in lists.values() if one),
+        no_crls=_no_crls(file, lists),
     )
     if ca.key is not None and ca.key.public_key() != issuer_key(ca.chain[0]):
         raise _bad(
@@ -162,6 +171,24 @@ def _require_own_anchor(file: HierarchyFile, name: str) -> None:
             "clients would take those of every CA below it, such as O=system:masters "
             "signed by a mesh; leave anchor out"
         )
+
+
+def _no_crls(file: HierarchyFile, lists: Mapping[str, bytes | None]) -> str:
+    """Return why proxies cannot be given the CRLs of a path."""
+    anchor = [*lists][-1]
+    if file.cas[anchor].parent is not None:
+        return (
+            f"its anchor {anchor} is not the root, and Envoy asks for a CRL of the CA "
+            "above an anchor too, which it cannot verify: with CRLs use the root as "
+            "the anchor"
+        )
+    if missing := [one for one, crl in lists.items() if crl is None]:
+        return (
+            f"no CRL that is not overdue of {', '.join(missing)}, and Envoy refuses "
+            "every peer unless each CA of the path has one: make it with `meshca "
+            "hierarchy crl`"
+        )
+    return ""
 
 
 def _up_to_anchor(file: HierarchyFile, name: str) -> tuple[str, ...]:

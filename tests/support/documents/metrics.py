@@ -10,7 +10,7 @@ from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from bridge.metrics.expiry import CertificateExpiry
+from bridge.metrics.expiry import CertificateExpiry, CRLUpdate
 from bridge.metrics.instruments import Metrics
 from tests.support.documents.markdown import code, one_line, table
 
@@ -52,6 +52,7 @@ def _metrics() -> Metrics:
     made.backend("one")
     made.watch_latch(lambda: [("one", "credential")])
     ends = datetime.now(UTC) + timedelta(days=1)
+    made.show_crls([CRLUpdate("", "", ends)])
     made.show_certificates(
         "one",
         tuple(

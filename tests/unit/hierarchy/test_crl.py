@@ -516,6 +516,14 @@ def test_what_is_linted_has_the_bytes_of_what_is_signed(
     assert after == done.crl
 
 
+def test_an_overdue_list_is_not_handed_out(held: HeldCeremony) -> None:
+    assert held.output.crl("eu", NOW) is None
+    make(held, days=30)
+    last = path_of(held, make(held, days=60), "crl.pem").read_bytes()
+    assert held.output.crl("eu", NOW + timedelta(days=59)) == last
+    assert held.output.crl("eu", NOW + timedelta(days=61)) is None
+
+
 def test_openssl_reads_it(held: HeldCeremony) -> None:
     done = make(held, names=["prod"], reason=REASONS["keyCompromise"])
     eu = held.folder / "out/eu/certificate.pem"

@@ -44,6 +44,27 @@ def test_an_overdue_list_still_revokes_and_is_told() -> None:
 
 
 @pytest.mark.parametrize(
+    ("left", "is_told"),
+    [(timedelta(days=29), ["in 29 days"]), (timedelta(days=31), []), (None, [])],
+    ids=["a month before", "earlier", "in a short life"],
+)
+def test_a_list_is_told_of_before_its_next_update(
+    left: timedelta | None, is_told: list[str]
+) -> None:
+    # One of 31 days, from the day before: a quarter of its life is 8 days.
+    ends = NOW + timedelta(days=30 if left is None else 300)
+    found = lists(revoking(REGION, next_update=ends))
+    now = NOW if left is None else ends - left
+    assert re.findall(r"in \d+ days", "".join(found.warnings(PATH, now))) == is_told
+    (update,) = found.updates()
+    assert (update.issuer, update.number, update.next_update) == (
+        "CN=region",
+        "1",
+        ends,
+    )
+
+
+@pytest.mark.parametrize(
     ("by", "what"),
     [(REGION, REGION), (ROOT, ISSUING), (OTHER, ISSUING)],
     ids=["no entry", "by the CA above", "by another CA"],

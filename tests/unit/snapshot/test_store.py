@@ -332,6 +332,15 @@ def put_list(watched: Watched, *names: str, number: int = 2) -> None:
     (watched.world.folder / "region.crl").write_bytes(data)
 
 
+def updates_of(watched: Watched) -> set[tuple[str, str]]:
+    return {
+        (sample.labels["issuer"], sample.labels["number"])
+        for family in watched.world.metrics.registry.collect()
+        for sample in family.samples
+        if sample.name == "meshca_crl_next_update_timestamp_seconds"
+    }
+
+
 def revoked_of(watched: Watched) -> list[str]:
     issuers = watched.snapshots.current().issuers.values()
     return [one.name for one in issuers if one.revoked]
@@ -342,6 +351,7 @@ def test_a_revocation_takes_effect_when_the_file_changes(with_crls: Watched) -> 
     assert revoked_of(with_crls) == []
     put_list(with_crls, "a")
     await_true(lambda: revoked_of(with_crls) == ["a"])
+    await_true(lambda: updates_of(with_crls) == {("CN=region", "2")})
     (told,) = with_crls.snapshots.crl_warnings(NOW)
     assert told.startswith("a: the certificate (CN=issuing a, ")
     put_list(with_crls, "a", "b", number=3)

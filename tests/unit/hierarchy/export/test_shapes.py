@@ -261,8 +261,8 @@ def certificates_in(content: bytes) -> list[x509.Certificate]:
     return [x509.load_pem_x509_certificate(one.encode()) for one in blocks]
 
 
-ABOUT_NO_CA = {"vault-issuer", "vault-cluster-issuer"}
-"""Vault has the CA: the issuer only says where Vault is."""
+ABOUT_NO_CA = {"vault-issuer", "vault-cluster-issuer", "istio-crl"}
+"""Vault has the CA: the issuer only says where Vault is. CRLs are no certificates."""
 ANCHOR_ALONE = {"linkerd-trust-roots", "trust-manager", "cluster-trust-bundle"}
 
 

@@ -1,13 +1,15 @@
 """What is exported of a ceremony's folder, and what is refused."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
+import yaml
 from cryptography import x509
 
 from bridge.errors import ConfigError
@@ -41,10 +43,17 @@ def nobody(what: str) -> str:
 
 
 def exported(
-    name: str, shape: str, file: Loaded, secret: Callable[[str], str] = nobody
+    name: str,
+    shape: str,
+    file: Loaded,
+    secret: Callable[[str], str] = nobody,
+    crls: Mapping[str, bytes] = MappingProxyType({}),
 ) -> dict[str, bytes]:
     return ca_files(
-        *(file, name, shape, ShapeOptions()), certificates=certificate, secret=secret
+        *(file, name, shape, ShapeOptions()),
+        certificates=certificate,
+        secret=secret,
+        crls={**crls}.get,
     )
 
 
@@ -191,3 +200,38 @@ def test_the_common_root_takes_no_clients(ca: str) -> None:
 def test_an_unknown_cluster_is_refused() -> None:
     with pytest.raises(ConfigError, match="us: expected a name under certificates"):
         issued(loaded(FILE), "us")
+
+
+CRLS = {name: f"CRL of {name}\n".encode() for name in ("root", "eu", "prod")}
+
+
+def test_istio_is_given_the_crl_of_each_ca_of_the_path(tmp_path: Path) -> None:
+    file = in_folder(tmp_path)
+    found = exported("prod", "istio-crl", file, crls=CRLS)
+    content = CRLS["prod"] + CRLS["eu"] + CRLS["root"]
+    assert found["ca-crl.pem"] == content
+    manifest = yaml.safe_load(found["configmap.yaml"])
+    assert manifest["metadata"] == {"name": "istio-ca-crl"}
+    assert manifest["data"] == {"ca-crl.pem": content.decode()}
+    folder = exported("prod", "istio-cacerts", file, crls=CRLS)
+    assert folder["cacerts/ca-crl.pem"] == content
+
+
+@pytest.mark.parametrize(
+    ("changes", "missing", "says"),
+    [
+        ({}, "eu", "prod: no CRL that is not overdue of eu, and Envoy refuses every"),
+        ({"cas__prod__anchor": "eu"}, "root", "prod: its anchor eu is not the root"),
+    ],
+    ids=["one without", "a regional anchor"],
+)
+def test_crls_that_shut_every_peer_out_are_not_handed_out(
+    tmp_path: Path, changes: dict[str, Any], missing: str, says: str
+) -> None:
+    file = in_folder(tmp_path, **changes)
+    crls = {name: data for name, data in CRLS.items() if name != missing}
+    with pytest.raises(ConfigError, match=says):
+        exported("prod", "istio-crl", file, crls=crls)
+    assert "cacerts/ca-crl.pem" not in exported(
+        "prod", "istio-cacerts", file, crls=crls
+    )
