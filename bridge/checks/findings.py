@@ -39,6 +39,7 @@ _MOST_EXAMPLES = 4
 """Of rules that route to one issuing CA: each name costs a process of openssl."""
 _RESULTS = {
     ExpiryLevel.OK: "ok",
+    ExpiryLevel.NOTE: "note",
     ExpiryLevel.WARNING: "warning",
     ExpiryLevel.ERROR: "FAILED",
 }
@@ -160,6 +161,9 @@ def _trust_anchors(config: BridgeConfig, snapshot: Snapshot) -> Iterator[Finding
     part, what = "trust anchors", config.trust_anchors.name
     for problem in snapshot.bundle.problems(system_clock()):
         yield Finding(part, what, "note", problem)
+    for one in snapshot.other_anchors():
+        if one.not_after > system_clock():  # else it is told already
+            yield _expiry(part, one)
     try:
         content = read_public(config.trust_anchors)
         require_continuity(config, content, system_clock())

@@ -14,26 +14,38 @@ from cryptography import x509
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-_WARNING_DAYS = {"issuing": 30, "intermediate": 90, "anchor": 365, "serving": 30}
+OTHER_ANCHOR = "other-anchor"
+"""The tier of a trust anchor that no chain of the bridge leads to."""
 _HOURS_UNTIL = 48
 """A shorter time is told in hours."""
 _TITLES = {
     "issuing": "issuing CA",
     "anchor": "trust anchor",
+    OTHER_ANCHOR: "trust anchor of no chain here",
     "serving": "serving certificate",
 }
 
 
 class ExpiryLevel(IntEnum):
-    """How urgent it is to replace a certificate."""
+    """How urgent it is to replace a certificate. See `ALARMS`."""
 
     OK = 0
-    WARNING = 1
-    """It ends in less than 30 days (issuing CA, serving certificate), 90 days
-    (intermediate) or 365 days (trust anchor), or is in the last quarter of its life, if
-    that begins later."""
-    ERROR = 2
-    """It ends within the longest lifetime that may be issued, or has ended."""
+    NOTE = 1
+    """Half of its life is over: its replacement should be planned."""
+    WARNING = 2
+    """80 % of its life is over."""
+    ERROR = 3
+    """95 % of its life is over, or it ends within the longest lifetime that may be
+    issued, or has ended."""
+
+
+ALARMS = (
+    (ExpiryLevel.ERROR, 95, "95 % of its life is over: replace it now"),
+    (ExpiryLevel.WARNING, 80, "80 % of its life is over: replace it before"),
+    (ExpiryLevel.NOTE, 50, "half of its life is over: plan its replacement"),
+)
+"""Each level with the percentage of a certificate's life at which it begins, and its
+words."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +55,7 @@ class CertificateExpiry:
     issuing_ca: str
     """The name in the configuration; empty for an anchor and the listener's own."""
     tier: str
-    """`issuing`, `intermediate`, `anchor` or `serving`."""
+    """`issuing`, `intermediate`, `anchor`, `serving` or `OTHER_ANCHOR`."""
     subject: str
     """RFC 4514."""
     serial: str
@@ -79,14 +91,15 @@ class CertificateExpiry:
         return f"{title} ({self.subject})" if self.subject else title
 
     def level(self, now: datetime) -> ExpiryLevel:
-        """Return the level at `now`, aware, in UTC."""
-        left = self.not_after - now
-        if left <= self.longest:
-            return ExpiryLevel.ERROR
-        quarter = (self.not_after - self.not_before) / 4
-        if left < min(timedelta(days=_WARNING_DAYS[self.tier]), quarter):
-            return ExpiryLevel.WARNING
-        return ExpiryLevel.OK
+        """Return the level at `now`, aware, in UTC.
+
+        That of an anchor of no chain is at most WARNING: nothing here ends with it.
+        """
+        if self.not_after - now <= self.longest:
+            found = ExpiryLevel.ERROR
+        else:
+            found, _ = self._alarm(now)
+        return min(found, ExpiryLevel.WARNING) if self.tier == OTHER_ANCHOR else found
 
     def when(self, now: datetime) -> str:
         """Say when it ends and, unless the level is OK, what that means and asks for.
@@ -103,8 +116,15 @@ class CertificateExpiry:
                 f"({_span(self.longest)}): certificates get shorter lifetimes; replace "
                 "it now"
             )
-        level = self.level(now)
-        return f"{text}: replace it before" if level else text
+        _, words = self._alarm(now)
+        return f"{text}; {words}" if words else text
+
+    def _alarm(self, now: datetime) -> tuple[ExpiryLevel, str]:
+        used, life = now - self.not_before, self.not_after - self.not_before
+        for level, percent, words in ALARMS:
+            if used * 100 >= life * percent:
+                return level, words
+        return ExpiryLevel.OK, ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +188,9 @@ class Expiries(Collector):
     def _levels(self, known: Iterable[CertificateExpiry]) -> Metric:
         family = GaugeMetricFamily(
             "meshca_certificate_expiry_level",
-            "0 ok, 1 warning, 2 error: how soon a certificate has to be replaced.",
+            "How soon a certificate has to be replaced, by the share of its life that "
+            "is over: 0 ok, 1 from 50 %, 2 from 80 %, 3 from 95 % or within the "
+            "longest lifetime that may be issued.",
             labels=("issuing_ca", "tier", "subject", "serial"),
         )
         now = self._now()

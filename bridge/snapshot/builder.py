@@ -15,6 +15,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from bridge.config import SECTIONS, BridgeConfig, IssuingCAConfig
+from bridge.config.types import written
 from bridge.dataplanes.acceptance import acceptance_warnings, require_accepted
 from bridge.dataplanes.planes import DataPlane
 from bridge.errors import BackendError, BridgeError, ConfigError, PluginError
@@ -38,6 +39,7 @@ from bridge.spi import (
 from bridge.spiffe import TrustDomain
 from bridge.system.clock import Clock
 from bridge.system.files import failure_text
+from bridge.x509.ca_certificate import RENEWAL_SHARE, least_life
 from bridge.x509.certificate import name_text
 from bridge.x509.path import FoundChain, ValidatedChain, find_chain
 from bridge.x509.pem import encode_certificate
@@ -169,6 +171,8 @@ class Assembly:
             chain, ended = self._chain(name, source, description, bundle)
             if ended and not may_have_ended:
                 raise ConfigError(ended, rule="config.chain")
+            if not ended:
+                self._require_renewal_budget(name, source, chain)
             pinned = PinnedIssuer(
                 description.certificate,
                 _encoded(description.certificate, *description.intermediates),
@@ -216,6 +220,28 @@ class Assembly:
             self.warn(told)
         self._warn_of_planes(name, source, found.chain)
         return found.chain, ended
+
+    def _require_renewal_budget(
+        self, name: str, source: str, chain: ValidatedChain
+    ) -> None:
+        # Dates and lifetimes decide, and the time does not: what once served is not
+        # refused later, while it comes to its end. See decision 38.
+        if not self._has("fronts", "clusters", "issuance"):
+            return
+        longest = self._rules().longest_ttls.get(name)
+        lives = chain.not_after - chain.issuing.not_valid_before_utc
+        if longest is None or lives > (least := least_life(longest)):
+            return
+        first = min(chain.tiers(), key=lambda tier: tier[1].not_valid_after_utc)
+        raise ConfigError(
+            f"{source}: the issuing CA ({name_text(chain.issuing, 'subject')}) lives "
+            f"{written(lives)}, to the end of the {first[0]}, and issues certificates "
+            f"of up to {written(longest)}: expected more than {written(least)}, so "
+            f"that the last 1/{RENEWAL_SHARE} of its life, in which it is replaced, "
+            "covers them; have it issued for longer, or lower max_ttl of issuance and "
+            "of the rules that lead to it",
+            rule="config.renewal-budget",
+        )
 
     def _opened(self, name: str) -> IssuingCA:
         config = self.config.issuing_cas[name]

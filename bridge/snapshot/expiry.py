@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Collection, Iterable, Iterator
 from datetime import datetime
 
-from bridge.metrics.expiry import CertificateExpiry, ExpiryLevel
+from bridge.metrics.expiry import OTHER_ANCHOR, CertificateExpiry, ExpiryLevel
 from bridge.snapshot.model import Issuer, Snapshot
 from bridge.system.background import BackgroundLoop
 from bridge.system.clock import Clock
@@ -113,7 +113,8 @@ class ExpiryWatch:
             same.setdefault((one.tier, one.subject, one.serial), []).append(one)
         for group in same.values():
             worst = max(group, key=lambda one: one.longest)
-            if level := worst.level(now):
+            level = worst.level(now)
+            if level >= ExpiryLevel.WARNING and worst.tier != OTHER_ANCHOR:
                 of = ", ".join(one.issuing_ca for one in group if one.issuing_ca)
                 whose = f" of {of}" if of else ""
                 yield f"the {worst.title}{whose} {worst.when(now)}", level

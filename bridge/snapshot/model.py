@@ -8,7 +8,7 @@ from typing import Self
 from cryptography import x509
 
 from bridge.identity.clusters import ClusterRegistry
-from bridge.metrics.expiry import CertificateExpiry
+from bridge.metrics.expiry import OTHER_ANCHOR, CertificateExpiry
 from bridge.policy.issued import PinnedIssuer
 from bridge.policy.linkerd_names import LinkerdNames
 from bridge.policy.rate_limit import RateLimits
@@ -99,6 +99,18 @@ class Snapshot:
         """Return the expiry of each certificate of an issuing CA's chain."""
         longest = self.rules.longest_ttls.get(issuer.name, timedelta())
         return tuple(issuer.expiries(longest))
+
+    def other_anchors(self) -> tuple[CertificateExpiry, ...]:
+        """Return the expiry of each trust anchor that no chain here leads to.
+
+        Workloads trust it, for peers elsewhere or for a change of the root.
+        """
+        used = {issuer.chain.anchor for issuer in self.issuers.values()}
+        return tuple(
+            CertificateExpiry.of(readable(anchor), OTHER_ANCHOR)
+            for anchor in self.bundle.anchors
+            if anchor not in used
+        )
 
     def cas(self) -> list[x509.Certificate]:
         """Return the CA certificates of all chains."""

@@ -261,3 +261,4 @@ class Snapshots:
         for issuer in current.issuers.values():
             self._metrics.show_certificates(issuer.name, current.expiries(issuer))
         self._metrics.show_crls(current.crls.updates())
+        self._metrics.show_certificates("anchors", current.other_anchors())

@@ -6,7 +6,7 @@ Source:
 """
 
 from collections.abc import Callable, Iterator
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TypeVar
 
 from cryptography import x509
@@ -43,6 +43,9 @@ _EVALUATED = frozenset(
         ExtensionOID.CERTIFICATE_POLICIES,
     }
 )
+RENEWAL_SHARE = 6
+"""A CA is replaced in the last sixth of its life at the latest."""
+_CLOCK_SKEW = timedelta(minutes=5)
 _BOTH_WAYS = {ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH}
 
 
@@ -112,6 +115,22 @@ def validity_problems(certificate: x509.Certificate, now: datetime) -> Iterator[
     # The last second is valid by RFC 5280 and for Go, and expired for OpenSSL.
     if now >= certificate.not_valid_after_utc:
         yield f"expired on {_time(certificate.not_valid_after_utc)}"
+
+
+def least_life(longest: timedelta) -> timedelta:
+    """Return how long an issuing CA has to live at least, to cover its leaves.
+
+    The last sixth of its life, in which it is replaced, is longer than any leaf that it
+    issues: so the alarm at 80 % comes before leaves get shorter lifetimes.
+
+    Args:
+        longest: The longest lifetime of its leaves.
+
+    Source:
+        SPIRE, `pkg/server/ca/manager` (activation at 5/6 of a CA's life). Its bound of
+        seven days does not count here: see decision 38.
+    """
+    return RENEWAL_SHARE * (longest + _CLOCK_SKEW)
 
 
 def _extensions(certificate: x509.Certificate, cas_below: int) -> Iterator[str]:

@@ -34,18 +34,29 @@ def test_the_level_rises_until_the_bridge_is_not_ready(
         assert "expiry" not in page["warnings"]
         assert levels() == {"0.0"}
 
-        clock.forward(days=74, hours=12)
+        clock.forward(days=60)
+        page = json.loads(bridge.get("/readyz")[1])
+        assert "issuing CA" not in page["warnings"].get("expiry", "")
+        assert levels() == {"1.0"}
+
+        clock.forward(days=24, hours=12)
         page = json.loads(bridge.get("/readyz")[1])
         assert page["parts"]["issuing CAs"] == "ok"
         assert "warning: the issuing CA (CN=issuing a)" in page["warnings"]["expiry"]
-        assert levels() == {"1.0"}
-        eventually(lambda: "in 24 days: replace it before" in caplog.text)
+        assert levels() == {"2.0"}
+        eventually(lambda: "80 % of its life is over: replace it before" in caplog.text)
 
-        clock.forward(days=24)
+        clock.forward(days=11)
+        page = json.loads(bridge.get("/readyz")[1])
+        assert page["parts"]["issuing CAs"] == "ok"
+        assert "95 % of its life is over: replace it now" in page["warnings"]["expiry"]
+        assert levels() == {"3.0"}
+
+        clock.forward(days=3)
         page = json.loads(bridge.get("/readyz")[1])
         assert page["parts"]["issuing CAs"] == "ok"
         assert "error: the issuing CA (CN=issuing a)" in page["warnings"]["expiry"]
-        assert levels() == {"2.0"}
+        assert levels() == {"3.0"}
 
         clock.forward(days=1)
         status, body = bridge.get("/readyz")
@@ -53,7 +64,7 @@ def test_the_level_rises_until_the_bridge_is_not_ready(
         told = json.loads(body)["parts"]["issuing CAs"]
         assert "front istio can issue nothing: the " in told
         assert bridge.get("/ready") == (500, "not ready\n")
-        assert levels() == {"2.0"}
+        assert levels() == {"3.0"}
         eventually(lambda: ": replace it" in caplog.text)
 
 

@@ -32,6 +32,7 @@ RULES: Mapping[str, Severity] = MappingProxyType(
         "validity.before-parent": "error",
         "validity.outlives-parent": "error",
         "validity.long": "warning",
+        "validity.renewal-budget": "error",
         "path_len.not-below-parent": "error",
         "path_len.too-short": "error",
         "path_len.too-long": "warning",

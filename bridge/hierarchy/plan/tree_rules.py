@@ -3,11 +3,13 @@
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 
+from bridge.config.types import written
 from bridge.errors import ConfigError
 from bridge.hierarchy.plan.findings import PlanFinding, Tree
 from bridge.hierarchy.schema import AlgorithmName, Purpose
 from bridge.hierarchy.schema.key_location import identity_of
 from bridge.hierarchy.transcript import officer_key, spki_of
+from bridge.x509.ca_certificate import least_life
 
 MOST_CAS_BELOW_ANCHOR = 6
 """rustls walks no longer path (webpki, verify_cert.rs), and the bridge loads none."""
@@ -36,7 +38,7 @@ _NEEDED: dict[Purpose, tuple[str, ...]] = {
 def tree_findings(tree: Tree) -> Iterator[PlanFinding]:
     """Yield what is wrong with the tree, apart from name constraints."""
     for name in tree.order:
-        rules = (_shape, _scope, _depth, _key, _validity, _path_len, _usage)
+        rules = (_shape, _scope, _depth, _key, _validity, _renewal, _path_len, _usage)
         for rule in rules:
             yield from rule(tree, name)
     yield from _shared(tree)
@@ -179,6 +181,28 @@ def _validity(tree: Tree, name: str) -> Iterator[PlanFinding]:
             f"ends on {end:%Y-%m-%d %H:%M}Z, and its parent {entry.parent} on "
             f"{above_end:%Y-%m-%d %H:%M}Z: after that no verifier takes it; shorten "
             f"it, or make {entry.parent} last longer",
+        )
+
+
+def _renewal(tree: Tree, name: str) -> Iterator[PlanFinding]:
+    """Yield whether a CA ends too soon for the leaves that it issues."""
+    entry, (start, end) = tree.file.cas[name], tree.windows[name]
+    needed, leaves = timedelta(), timedelta()
+    if entry.purpose == "mesh":
+        leaves = entry.leaf_lifetime
+        needed = least_life(leaves)
+    for cluster in tree.file.certificates.values():
+        # Made by hand for a time that is told: one of them has to fit, whole.
+        if name in {ca for _, _, ca in cluster.cas()}:
+            needed = leaves = timedelta(days=cluster.days)
+    if end > tree.now and end - start <= needed:
+        yield PlanFinding(
+            "validity.renewal-budget",
+            name,
+            f"lives {written(end - start)}, and its leaves up to {written(leaves)}: "
+            f"expected more than {written(needed)}, or they end with it before their "
+            "time; make it last longer, or shorten leaf_lifetime, or days of its "
+            "cluster's certificates",
         )
 
 

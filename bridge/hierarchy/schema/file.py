@@ -28,6 +28,7 @@ from bridge.config.types import (
     Different,
     FilePath,
     Label,
+    PositiveDuration,
     Section,
     Some,
     Text,
@@ -174,6 +175,9 @@ class CAEntry(Section):
     ] = ()
     """Verifiers hold leaves to it; by default none is set, which limits nothing."""
     name_constraints: ConstraintsEntry | None = None
+    leaf_lifetime: PositiveDuration = timedelta(hours=24)
+    """The longest lifetime of the leaves of a mesh: `issuance.max_ttl` of its bridge.
+    For a cluster's own PKI `certificates` says it."""
     policies: Annotated[tuple[_OID_TEXT, ...], Field(strict=False), Different] = ()
     crl_url: _URLText | None = None
     """Where the CRL of the CA that signs it is."""

@@ -20,6 +20,7 @@ from bridge.hierarchy.export import write
 from bridge.hierarchy.throwaway import ThrowawaySpec, make
 from bridge.server.linkerd import METHOD, SERVICE
 from bridge.spiffe import TrustDomain
+from bridge.system.clock import system_clock
 from tests.support.clients.istio_raw import MAIN, MAIN_ECDSA, MOST_WAIT_SECONDS
 from tests.support.clients.linkerd_raw import Certify, channel, new_csr, token
 from tests.support.harness.real_process import Bridge
@@ -106,9 +107,11 @@ def test_row_6_a_chain_that_ends_too_soon(tmp_path: Path) -> None:
     shutil.rmtree(bridge.folder / "hierarchy")
     spec = ThrowawaySpec(
         trust_domains=(TrustDomain("corp.example"),),
-        issuing_ttl=timedelta(minutes=6, seconds=55),  # 5 minutes are past
+        issuing_ttl=timedelta(days=8),
     )
-    write(make(spec), bridge.folder / "hierarchy")
+    # It begins five minutes before it is made.
+    age = spec.issuing_ttl - timedelta(minutes=6, seconds=55)
+    write(make(spec, clock=lambda: system_clock() - age), bridge.folder / "hierarchy")
     with ExitStack() as stack:
         stack.enter_context(bridge)
         await_true(lambda: "can issue nothing" in bridge.get("/readyz")[1])

@@ -267,9 +267,15 @@ def kinds(rows: list[dict[str, Any]]) -> list[str]:
 def two_authorities(
     constraints: x509.NameConstraints | None = None,
     not_after: datetime = NOW + timedelta(days=365),
+    not_before: datetime | None = None,
 ) -> dict[str, Authority]:
-    """Make two issuing CAs, `a` and `b`, under one root."""
-    intermediate = new_root().issue_ca("region", path_length=1, not_after=not_after)
+    """Make two issuing CAs, `a` and `b`, under one root.
+
+    By default they have lived 30 days.
+    """
+    since = min(NOW, not_after) - timedelta(days=30)
+    root = new_root(not_before=not_before or since)
+    intermediate = root.issue_ca("region", path_length=1, not_after=not_after)
     return {
         name: intermediate.issue_ca(
             f"issuing {name}", path_length=0, constraints=constraints

@@ -67,7 +67,10 @@ class FakeBackends(Bridge):
     ) -> None:
         self.clock = clock
         super().__init__(folder, fronts=("istio", "linkerd"))
-        authorities = two_authorities(not_after=datetime.now(UTC) + timedelta(days=99))
+        now = datetime.now(UTC)
+        authorities = two_authorities(
+            not_before=now - timedelta(days=3), not_after=now + timedelta(days=99)
+        )
         self.roots.write_bytes(bundle(authorities["a"].root))
         self.cas = {name: StallingCA(one) for name, one in authorities.items()}
         tree = yaml.safe_load(self.configuration.read_text())

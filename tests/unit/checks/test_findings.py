@@ -32,6 +32,7 @@ from bridge.spiffe import TrustDomain
 from bridge.system.clock import system_clock
 from tests.support.harness.core import World
 from tests.support.harness.in_process_server import ListenerCA
+from tests.support.parts.pki import bundle, new_root
 
 Change = Callable[[dict[str, Any], Path], None]
 
@@ -187,10 +188,6 @@ def lasting(
     return change
 
 
-def longer_lifetimes(tree: dict[str, Any], _: Path) -> None:
-    tree["issuance"] |= {"max_ttl": "9000h", "default_ttl": "24h"}
-
-
 def ending_pair(tree: dict[str, Any], folder: Path) -> None:
     given("given.pem", "given.key")(tree, folder)
     pair = ListenerCA().issue([x509.DNSName("a")], timedelta(days=1), system_clock())
@@ -202,16 +199,17 @@ def ending_pair(tree: dict[str, Any], folder: Path) -> None:
 
 ENDS: list[tuple[Change | None, str, str]] = [
     (None, "issuing CA", "ok"),
-    (lasting(issuing=29 * DAY), "issuing CA", "ok"),
-    (lasting(issuing=2 * DAY), "issuing CA", "ok"),
-    (lasting(age=334 * DAY), "issuing CA", "ok"),
-    (lasting(age=336 * DAY), "issuing CA", "warning"),
-    (lasting(intermediate=365 * DAY, age=276 * DAY), "intermediate", "warning"),
-    (lasting(365 * DAY, 365 * DAY, age=275 * DAY), "trust anchor", "warning"),
-    (lasting(issuing=DAY), "issuing CA", "FAILED"),
-    (longer_lifetimes, "issuing CA", "FAILED"),
-    (lasting(root=50 * DAY, intermediate=DAY, issuing=DAY), "intermediate", "FAILED"),
-    (lasting(root=DAY, intermediate=DAY, issuing=DAY), "trust anchor", "FAILED"),
+    (lasting(age=182 * DAY), "issuing CA", "ok"),
+    (lasting(age=183 * DAY), "issuing CA", "note"),
+    (lasting(age=293 * DAY), "issuing CA", "warning"),
+    (lasting(age=347 * DAY), "issuing CA", "FAILED"),
+    (lasting(intermediate=400 * DAY, age=300 * DAY), "intermediate", "note"),
+    (lasting(intermediate=400 * DAY, age=321 * DAY), "intermediate", "warning"),
+    (lasting(intermediate=366 * DAY, age=349 * DAY), "intermediate", "FAILED"),
+    (lasting(400 * DAY, 400 * DAY, age=300 * DAY), "trust anchor", "note"),
+    (lasting(400 * DAY, 400 * DAY, age=321 * DAY), "trust anchor", "warning"),
+    (lasting(366 * DAY, 366 * DAY, age=349 * DAY), "trust anchor", "FAILED"),
+    (lasting(issuing=7 * DAY, age=6 * DAY), "issuing CA", "FAILED"),
     (ending_pair, "serving certificate", "ok"),
 ]
 
@@ -224,6 +222,26 @@ def test_an_expiry_has_a_level_and_an_error_fails_the_check(
     found = [one for one in json.loads(out)["findings"] if one["what"].startswith(tier)]
     assert [one["result"] for one in found] == [result]
     assert status == (1 if result == "FAILED" else 0)
+
+
+@pytest.mark.parametrize(
+    ("age", "results"), [(0, ["ok"]), (39, ["warning"]), (41, [])], ids=str
+)
+def test_a_trust_anchor_that_no_chain_leads_to_has_an_expiry_and_fails_nothing(
+    tmp_path: Path, age: int, results: list[str]
+) -> None:
+    def change(tree: dict[str, Any], folder: Path) -> None:
+        began = system_clock() - age * DAY
+        root = new_root("other", not_before=began, not_after=began + 40 * DAY)
+        anchors = (folder / tree["trust_anchors"]).read_bytes()
+        (folder / "both.pem").write_bytes(anchors + bundle(root.certificate))
+        tree["trust_anchors"] = "both.pem"
+
+    status, out = run("-c", written(tmp_path, change), "-o", "json")
+    what = "trust anchor of no chain here (CN=other)"
+    found = [one for one in json.loads(out)["findings"] if one["what"] == what]
+    assert [one["result"] for one in found] == results
+    assert status == 0
 
 
 @pytest.mark.parametrize("is_old", [True, False])

@@ -112,7 +112,7 @@ def test_no_expiry_is_after_that_of_the_chain_or_the_anchor(
 ) -> None:
     ends = [NOW + timedelta(days=365)] * 3
     ends[tier] = NOW + LAST_HOUR
-    root = new_root(not_after=ends[0])
+    root = new_root(not_before=NOW - timedelta(days=30), not_after=ends[0])
     intermediate = root.issue_ca("region", path_length=1, not_after=ends[1])
     issuing = intermediate.issue_ca("issuing", path_length=0, not_after=ends[2])
     with World(tmp_path, authorities={"a": issuing}, overrides=FRONTS) as world:

@@ -4,13 +4,13 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from bridge.metrics.expiry import CertificateExpiry, ExpiryLevel
+from bridge.metrics.expiry import OTHER_ANCHOR, CertificateExpiry, ExpiryLevel
 from bridge.metrics.instruments import Metrics
 
 NOW = datetime(2026, 5, 1, tzinfo=UTC)
 YEAR, DAY, HOUR = timedelta(days=365), timedelta(days=1), timedelta(hours=1)
 SECOND = timedelta(seconds=1)
-OK, WARNING, ERROR = ExpiryLevel
+OK, NOTE, WARNING, ERROR = ExpiryLevel
 
 
 def expiry(
@@ -30,50 +30,62 @@ def expiry(
     )
 
 
+LIFE = 100 * DAY
+TIERS = ("issuing", "intermediate", "anchor", "serving")
+
+
+@pytest.mark.parametrize("tier", TIERS)
+@pytest.mark.parametrize(
+    ("left", "level"),
+    [
+        (50 * DAY + SECOND, OK),
+        (50 * DAY, NOTE),
+        (20 * DAY + SECOND, NOTE),
+        (20 * DAY, WARNING),
+        (5 * DAY + SECOND, WARNING),
+        (5 * DAY, ERROR),
+    ],
+    ids=["before half", "half", "before 80 %", "80 %", "before 95 %", "95 %"],
+)
+def test_an_alarm_is_raised_at_each_share_of_the_life_of_every_tier(
+    tier: str, left: timedelta, level: ExpiryLevel
+) -> None:
+    assert expiry(left, tier, LIFE).level(NOW) is level
+
+
 @pytest.mark.parametrize(
     ("one", "level"),
     [
-        pytest.param(expiry(30 * DAY), OK, id="issuing CA, 30 days"),
-        pytest.param(expiry(30 * DAY - SECOND), WARNING, id="issuing CA, less"),
-        pytest.param(expiry(90 * DAY, "intermediate"), OK, id="intermediate, 90"),
+        pytest.param(expiry(YEAR, life=YEAR), OK, id="new"),
         pytest.param(
-            expiry(90 * DAY - SECOND, "intermediate"), WARNING, id="intermediate, less"
-        ),
-        pytest.param(expiry(365 * DAY, "anchor"), OK, id="trust anchor, 365 days"),
-        pytest.param(
-            expiry(365 * DAY - SECOND, "anchor"), WARNING, id="trust anchor, less"
-        ),
-        pytest.param(expiry(30 * DAY, "serving"), OK, id="serving, 30 days"),
-        pytest.param(expiry(30 * DAY - SECOND, "serving"), WARNING, id="serving, less"),
-        pytest.param(
-            expiry(10 * DAY, life=40 * DAY), OK, id="a quarter of a short life is left"
+            expiry(DAY, life=DAY), ERROR, id="new, and no longer than its leaves"
         ),
         pytest.param(
-            expiry(10 * DAY - SECOND, life=40 * DAY), WARNING, id="less than a quarter"
+            expiry(40 * DAY, life=60 * DAY, longest=40 * DAY),
+            ERROR,
+            id="the longest lifetime is left",
         ),
         pytest.param(
-            expiry(180 * DAY, "anchor", life=YEAR), OK, id="a quarter of an anchor's"
-        ),
-        pytest.param(
-            expiry(DAY + SECOND, life=DAY * 2), OK, id="longer than a leaf, short life"
-        ),
-        pytest.param(expiry(DAY), ERROR, id="the longest lifetime is left"),
-        pytest.param(
-            expiry(DAY, "anchor", longest=DAY), ERROR, id="the same, of an anchor"
-        ),
-        pytest.param(
-            expiry(40 * DAY, longest=60 * DAY), ERROR, id="a longest beyond the warning"
-        ),
-        pytest.param(
-            expiry(SECOND, longest=timedelta()), WARNING, id="nothing is issued"
+            expiry(40 * DAY + SECOND, life=60 * DAY, longest=40 * DAY),
+            OK,
+            id="a second more is left",
         ),
         pytest.param(
             expiry(timedelta(), longest=timedelta()), ERROR, id="ends this second"
         ),
         pytest.param(expiry(-DAY, "serving"), ERROR, id="has ended"),
+        pytest.param(
+            expiry(5 * DAY, OTHER_ANCHOR, LIFE), WARNING, id="95 % of another anchor's"
+        ),
+        pytest.param(
+            expiry(-DAY, OTHER_ANCHOR, LIFE), WARNING, id="another anchor has ended"
+        ),
+        pytest.param(
+            expiry(50 * DAY, OTHER_ANCHOR, LIFE), NOTE, id="half of another anchor's"
+        ),
     ],
 )
-def test_the_level_is_by_tier_life_and_longest_lifetime(
+def test_the_level_is_by_life_and_longest_lifetime(
     one: CertificateExpiry, level: ExpiryLevel
 ) -> None:
     assert one.level(NOW) is level
@@ -83,12 +95,27 @@ def test_the_level_is_by_tier_life_and_longest_lifetime(
     ("one", "text"),
     [
         pytest.param(
-            expiry(YEAR), "ends 2027-05-01T00:00:00Z, in 365 days", id="nothing to do"
+            expiry(YEAR, life=YEAR),
+            "ends 2027-05-01T00:00:00Z, in 365 days",
+            id="nothing to do",
+        ),
+        pytest.param(
+            expiry(9 * DAY, life=18 * DAY),
+            "ends 2026-05-10T00:00:00Z, in 9 days; half of its life is over: plan its "
+            "replacement",
+            id="half",
+        ),
+        pytest.param(
+            expiry(9 * DAY, life=45 * DAY),
+            "ends 2026-05-10T00:00:00Z, in 9 days; 80 % of its life is over: replace "
+            "it before",
+            id="80 %",
         ),
         pytest.param(
             expiry(9 * DAY),
-            "ends 2026-05-10T00:00:00Z, in 9 days: replace it before",
-            id="warning",
+            "ends 2026-05-10T00:00:00Z, in 9 days; 95 % of its life is over: replace "
+            "it now",
+            id="95 %",
         ),
         pytest.param(
             expiry(9 * HOUR),
@@ -99,7 +126,8 @@ def test_the_level_is_by_tier_life_and_longest_lifetime(
         ),
         pytest.param(
             expiry(SECOND, longest=timedelta()),
-            "ends 2026-05-01T00:00:01Z, in less than 1 hour: replace it before",
+            "ends 2026-05-01T00:00:01Z, in less than 1 hour; 95 % of its life is over: "
+            "replace it now",
             id="soon",
         ),
         pytest.param(
@@ -112,7 +140,8 @@ def test_the_words_say_when_and_what_to_do(one: CertificateExpiry, text: str) ->
 
 
 @pytest.mark.parametrize(
-    ("left", "value"), [(YEAR, 0), (9 * DAY, 1), (HOUR, 2), (-HOUR, 2)]
+    ("left", "value"),
+    [(11 * YEAR, 0), (9 * YEAR, 1), (3 * YEAR, 2), (9 * DAY, 3), (HOUR, 3), (-HOUR, 3)],
 )
 def test_the_level_is_a_metric(left: timedelta, value: int) -> None:
     metrics = Metrics(now=lambda: NOW)

@@ -87,7 +87,7 @@ def test_the_worst_level_of_an_expiry_counts_and_the_first_end() -> None:
         pages[pid] = parse(metrics.render()[0].decode())
     labels = '{issuing_ca="a",serial="",subject="",tier="issuing"}'
     found = merged(Totals(), pages)
-    assert found[f"meshca_certificate_expiry_level{labels}"] == 1
+    assert found[f"meshca_certificate_expiry_level{labels}"] == 3
     ends = one.not_after
     name = f"meshca_certificate_expiry_timestamp_seconds{labels}"
     assert found[name] == ends.timestamp()

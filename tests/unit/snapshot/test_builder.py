@@ -25,7 +25,7 @@ from tests.support.harness.core import World, leaf_of, two_authorities
 from tests.support.harness.fake_ca import LyingCA
 from tests.support.parts.pki import NOW, Authority, bundle, new_root, revoking
 
-DAY = timedelta(days=1)
+DAY, HOUR, MINUTE = timedelta(days=1), timedelta(hours=1), timedelta(minutes=1)
 
 
 def test_every_problem_of_every_section_is_reported_at_once(tmp_path: Path) -> None:
@@ -115,8 +115,86 @@ def test_the_file_backend_warns_that_it_is_for_development(tmp_path: Path) -> No
         assert len([text for text in world.warnings if "for development" in text]) == 2
 
 
+def rules_to_a(lifetime: str, longest: str = "24h") -> dict[str, Any]:
+    rule = {"namespaces": ["shop"], "issuing_cas": ["a"], "max_ttl": lifetime}
+    return {"issuance": {"issuing_cas": ["b"], "max_ttl": longest, "rules": [rule]}}
+
+
+BUDGETS: dict[str, tuple[timedelta, timedelta, dict[str, Any], str]] = {
+    # How long `a` lives, and the CA above it; what is configured; what is said.
+    "six days and half an hour": (
+        *(6 * DAY + 30 * MINUTE, 365 * DAY, {}),
+        r"issuing_cas\.a\b.* \(CN=a\) lives 144h30m, .*: expected more than 144h30m",
+    ),
+    "a minute more": (6 * DAY + 31 * MINUTE, 365 * DAY, {}, ""),
+    "the CA above ends": (
+        *(365 * DAY, 6 * DAY, {}),
+        r"lives 144h, to the end of the intermediate",
+    ),
+    "certificates of 90 days": (
+        *(365 * DAY, 365 * DAY, {"issuance": {"max_ttl": "2160h"}}),
+        r"up to 2160h: expected more than 12960h30m",
+    ),
+    "certificates of 90 days, of a CA of two years": (
+        *(730 * DAY, 730 * DAY),
+        *({"issuance": {"max_ttl": "2160h"}}, ""),
+    ),
+    "longer ones by a rule": (
+        *(30 * DAY, 30 * DAY, rules_to_a("240h", "240h")),
+        r"issuing_cas\.a.* of up to 240h",
+    ),
+    "shorter ones by a rule": (5 * DAY, 30 * DAY, rules_to_a("12h"), ""),
+    "no caller": (DAY, 30 * DAY, {"issuance": {"issuing_cas": ["b"]}}, ""),
+}
+
+
+@pytest.mark.parametrize(
+    ("lives", "above", "overrides", "says"), BUDGETS.values(), ids=BUDGETS
+)
+def test_an_issuing_ca_that_lives_too_short_for_its_leaves_is_refused(
+    tmp_path: Path,
+    lives: timedelta,
+    above: timedelta,
+    overrides: dict[str, Any],
+    says: str,
+) -> None:
+    began = NOW - HOUR
+    region = new_root(not_before=began).issue_ca(
+        "region", path_length=1, not_after=began + above
+    )
+    lasting = new_root("lasting").issue_ca("b", path_length=0)
+    made = {
+        "a": region.issue_ca("a", path_length=0, not_after=began + lives),
+        "b": lasting,
+    }
+    world = World(tmp_path, authorities=made, overrides=overrides)
+    if not says:
+        world.assembly.snapshot().close()
+        return
+    with pytest.raises(ConfigError, match=says) as refusal:
+        world.assembly.snapshot()
+    assert "issuing_cas.b" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("left", [25 * HOUR, HOUR, -HOUR], ids=str)
+def test_what_once_served_is_not_refused_while_it_comes_to_its_end(
+    tmp_path: Path, left: timedelta
+) -> None:
+    ends = NOW + 30 * DAY
+    root = new_root(not_before=NOW - HOUR)
+    made = {
+        "a": root.issue_ca("a", path_length=0, not_after=ends),
+        "b": root.issue_ca("b", path_length=0),
+    }
+    world = World(tmp_path, authorities=made)
+    world.assembly.snapshot().close()
+    world.clock.now = ends - left
+    world.assembly.snapshot().close()
+
+
 def ending(*names: str) -> dict[str, Authority]:
-    upper = new_root(not_after=NOW + 3 * DAY).issue_ca("upper", path_length=1)
+    root = new_root(not_before=NOW - 30 * DAY, not_after=NOW + 3 * DAY)
+    upper = root.issue_ca("upper", path_length=1)
     return {
         name: upper.issue_ca(
             name, path_length=0, not_after=NOW + DAY if name in names else None
@@ -167,7 +245,7 @@ def test_a_chain_that_has_ended_refuses_no_front_that_has_another_one(
 
 
 @pytest.mark.parametrize(
-    ("days", "says"), [(-2, "is not valid before"), (2, "issued by itself")]
+    ("days", "says"), [(-40, "is not valid before"), (2, "issued by itself")]
 )
 def test_only_the_end_of_a_chain_is_forgiven(
     tmp_path: Path, days: int, says: str

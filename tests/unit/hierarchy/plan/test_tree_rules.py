@@ -116,6 +116,11 @@ BROKEN: dict[str, tuple[dict[str, Any], str, str]] = {
         "cas.root.validity",
         "is valid for more than 25 years",
     ),
+    "validity.renewal-budget": (
+        {"cas.prod.validity": {"days": 6}},
+        "cas.prod.validity",
+        "lives 144h4m59s, and its leaves up to 24h: expected more than 144h30m",
+    ),
     "path_len.not-below-parent": (
         {"cas.eu.path_len": 2},
         "cas.eu.path_len",
@@ -226,6 +231,18 @@ FINE: dict[str, tuple[str, dict[str, Any]]] = {
             "cas.eu.validity": {"not_after": "2031-01-01"},
             "cas.prod.validity": {"not_after": "2031-01-01"},
         },
+    ),
+    "seven days for leaves of one": (
+        "validity.renewal-budget",
+        {"cas.prod.validity": {"days": 7}},
+    ),
+    "two days for leaves of an hour": (
+        "validity.renewal-budget",
+        {"cas.prod.validity": {"days": 2}, "cas.prod.leaf_lifetime": "1h"},
+    ),
+    "a short life of a CA that issues no leaves": (
+        "validity.renewal-budget",
+        {"cas.prod.validity": {"days": 7}, "cas.eu.validity": {"days": 8}},
     ),
     "25 years of a root": ("validity.long", {"cas.root.validity": {"years": 25}}),
     "both purposes": (
