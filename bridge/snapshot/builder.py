@@ -6,7 +6,7 @@ Every problem is reported at once, so that an operator has to edit the file only
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -86,7 +86,7 @@ class Assembly:
             issuers=issuers,
             bundle=bundle,
             crls=parts.crls,
-            trust_domains=self._trust_domains(),
+            trust_domains=_trust_domains(self.config),
             rules=rules,
             clusters=clusters,
             rate_limits=rate_limits,
@@ -172,7 +172,7 @@ class Assembly:
             if ended and not may_have_ended:
                 raise ConfigError(ended, rule="config.chain")
             if not ended:
-                self._require_renewal_budget(name, source, chain)
+                _require_renewal_budget(chain, self._longest_ttl(name), source)
             pinned = PinnedIssuer(
                 description.certificate,
                 _encoded(description.certificate, *description.intermediates),
@@ -221,28 +221,6 @@ class Assembly:
         self._warn_of_planes(name, source, found.chain)
         return found.chain, ended
 
-    def _require_renewal_budget(
-        self, name: str, source: str, chain: ValidatedChain
-    ) -> None:
-        # Dates and lifetimes decide, and the time does not: what once served is not
-        # refused later, while it comes to its end. See decision 38.
-        if not self._has("fronts", "clusters", "issuance"):
-            return
-        longest = self._rules().longest_ttls.get(name)
-        lives = chain.not_after - chain.issuing.not_valid_before_utc
-        if longest is None or lives > (least := least_life(longest)):
-            return
-        first = min(chain.tiers(), key=lambda tier: tier[1].not_valid_after_utc)
-        raise ConfigError(
-            f"{source}: the issuing CA ({name_text(chain.issuing, 'subject')}) lives "
-            f"{written(lives)}, to the end of the {first[0]}, and issues certificates "
-            f"of up to {written(longest)}: expected more than {written(least)}, so "
-            f"that the last 1/{RENEWAL_SHARE} of its life, in which it is replaced, "
-            "covers them; have it issued for longer, or lower max_ttl of issuance and "
-            "of the rules that lead to it",
-            rule="config.renewal-budget",
-        )
-
     def _opened(self, name: str) -> IssuingCA:
         config = self.config.issuing_cas[name]
         where, context = f"issuing_cas.{name}", self._context(name, config)
@@ -284,11 +262,6 @@ class Assembly:
         if self.plugin_metrics is None:
             return context
         return replace(context, metrics=self.plugin_metrics(name))
-
-    def _trust_domains(self) -> tuple[TrustDomain, ...]:
-        own = self.config.trust_domain
-        names = [own, *(item.trust_domain or own for item in self.config.clusters)]
-        return tuple(TrustDomain(name) for name in dict.fromkeys(names))
 
     def _probe_names(
         self, rules: Rules, issuers: Mapping[str, Issuer]
@@ -337,6 +310,11 @@ class Assembly:
             for line in told.splitlines():
                 self.warn(line)
 
+    def _longest_ttl(self, name: str) -> timedelta | None:
+        if not self._has("fronts", "clusters", "issuance"):
+            return None
+        return self._rules().longest_ttls.get(name)
+
     def _served(self, name: str) -> dict[DataPlane, bool]:
         # Which data planes get leaves of an issuing CA, and whether with a URI name.
         if not self._has("fronts", "clusters", "issuance"):
@@ -354,7 +332,7 @@ class Assembly:
         found: list[BridgeError] = []
         for path, names in self.config.issuance.routes().items():
             kinds = {
-                self._assurance(name, issuers[name])
+                _assurance(self.config, issuers[name])
                 for name in names
                 if name in issuers
             }
@@ -368,11 +346,6 @@ class Assembly:
                     )
                 )
         return found
-
-    def _assurance(self, name: str, issuer: Issuer) -> str:
-        own = issuer.description.assurance
-        # Nobody makes an HSM of a file by declaring it.
-        return own if own == "file" else self.config.issuing_cas[name].assurance or own
 
 
 @dataclass(slots=True)
@@ -419,6 +392,38 @@ def _ended(issuers: Mapping[str, Issuer], rules: Rules) -> list[BridgeError]:
 def _failed(where: str, plugin: str, error: BackendError) -> ConfigError:
     return ConfigError(
         f"{where}: plugin {plugin} cannot be set up: {error}", detail=error.detail
+    )
+
+
+def _trust_domains(config: BridgeConfig) -> tuple[TrustDomain, ...]:
+    own = config.trust_domain
+    names = [own, *(item.trust_domain or own for item in config.clusters)]
+    return tuple(TrustDomain(name) for name in dict.fromkeys(names))
+
+
+def _assurance(config: BridgeConfig, issuer: Issuer) -> str:
+    own = issuer.description.assurance
+    # Nobody makes an HSM of a file by declaring it.
+    return own if own == "file" else config.issuing_cas[issuer.name].assurance or own
+
+
+def _require_renewal_budget(
+    chain: ValidatedChain, longest: timedelta | None, source: str
+) -> None:
+    # Dates and lifetimes decide, and the time does not: what once served is not refused
+    # later, while it comes to its end. See decision 38.
+    lives = chain.not_after - chain.issuing.not_valid_before_utc
+    if longest is None or lives > (least := least_life(longest)):
+        return
+    role, _ = min(chain.tiers(), key=lambda tier: tier[1].not_valid_after_utc)
+    raise ConfigError(
+        f"{source}: the issuing CA ({name_text(chain.issuing, 'subject')}) lives "
+        f"{written(lives)}, to the end of the {role}, and issues certificates of up to "
+        f"{written(longest)}: expected more than {written(least)}, so that the last "
+        f"1/{RENEWAL_SHARE} of its life, in which it is replaced, covers them; have it "
+        "issued for longer, or lower max_ttl of issuance and of the rules that lead to "
+        "it",
+        rule="config.renewal-budget",
     )
 
 
