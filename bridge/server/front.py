@@ -8,7 +8,7 @@ and a message that never arrives can be given up.
 import logging
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Protocol
@@ -19,15 +19,14 @@ from bridge.errors import BridgeError, OverloadedError, RequestError
 from bridge.issuance.call import Call, Issued
 from bridge.metrics.instruments import SHED_REASONS, Metrics
 from bridge.resilience.budget import Budget
-from bridge.server.messages import shortened
 from bridge.server.status import BUG, status_of
 from bridge.server.transport.call_pool import CallPool, SteadyPool
 from bridge.server.transport.message_reader import IncomingMessage
 from bridge.server.transport.reaper import Reaper
 
-LONGEST_HEADERS_BYTES = 128 * 1024
-"""The longest headers of a call, as they are held in memory. A token has at most
-16 KiB."""
+LONGEST_HEADERS_BYTES = 64 * 1024
+"""The longest headers of a call, as they are held in memory. On the wire, grpc takes at
+most 32 KiB, and a token has at most 16 KiB."""
 _EACH_BYTES = 200
 """The memory of a header besides its text."""
 _LONG_HEADERS = "headers"
@@ -37,7 +36,7 @@ _transport_log = logging.getLogger("grpc._cython.cygrpc")
 
 class _HeadersStayOut(logging.Filter):
     # grpc logs every header that is not UTF-8, with a traceback. Any peer may send one,
-    # of up to a mebibyte, and it may be a token.
+    # and it may be a token.
     def filter(self, record: logging.LogRecord) -> bool:
         return not str(record.msg).startswith("Invalid encoding on ")
 
@@ -136,7 +135,7 @@ class Front(grpc.GenericRpcHandler, ABC):  # type: ignore[misc]  # grpc has no t
         behavior.experimental_thread_pool = (  # type: ignore[attr-defined]
             pools.refusals if excess else pools.calls
         )
-        return grpc.stream_unary_rpc_method_handler(behavior, shortened)
+        return grpc.stream_unary_rpc_method_handler(behavior)
 
     def _handle(
         self,
@@ -256,7 +255,7 @@ def _reason(error: OverloadedError) -> str:
     return reason if reason in SHED_REASONS else "backend"
 
 
-def has_too_long_headers(headers: Iterable[tuple[str, str | bytes]] | None) -> bool:
+def has_too_long_headers(headers: Collection[tuple[str, str | bytes]] | None) -> bool:
     """Tell whether the headers of a call are too long to be held while it waits.
 
     A header that was sent once can be repeated with one byte on the wire, and thousands
@@ -265,7 +264,7 @@ def has_too_long_headers(headers: Iterable[tuple[str, str | bytes]] | None) -> b
     Source:
         RFC 7541, 6.1 and 7.3.
     """
-    held = 0
-    for name, value in headers or ():
-        held += _EACH_BYTES + len(name) + len(value)
+    held = _EACH_BYTES * len(headers or ())
+    if held <= LONGEST_HEADERS_BYTES:  # else there may be thousands of them
+        held += sum(len(name) + len(value) for name, value in headers or ())
     return held > LONGEST_HEADERS_BYTES

@@ -33,9 +33,8 @@ _CHAIN = "x509_pem_cert_chain"
 _DEFAULT_SERVING_TTL = timedelta(hours=24)
 _LISTEN = "fronts.istio.listen"
 _MTLS_LISTEN = "fronts.istio.mtls_listen"
-_STREAMS = 1024
-"""Concurrent calls on one connection. Above the bound, a client queues calls itself,
-where the bridge cannot refuse them in time."""
+_STREAMS = 100
+"""Concurrent calls on one connection. A client has one at a time."""
 
 
 class IstioFront(Front):

@@ -17,6 +17,7 @@ from bridge.config import BridgeConfig
 from bridge.errors import ConfigError
 from bridge.metrics.instruments import Metrics
 from bridge.server.front import Front, FrontSettings, IssuanceProcedure, Pools
+from bridge.server.messages import LONGEST_REQUEST_BYTES
 from bridge.server.transport.call_pool import CallPool, SteadyPool
 from bridge.server.transport.message_reader import MessageReader
 from bridge.server.transport.reaper import Reaper
@@ -24,18 +25,25 @@ from bridge.server.transport.reaper import Reaper
 _CUT_SECONDS = 2.0
 """The longest wait for what should take no time. The process ends all the same."""
 _CONNECTION_SECONDS = 30 * 60
+_UNBOUNDED = 2**31 - 1
 _OPTIONS = (
     # Messages are small: a ping for each, to measure the bandwidth, costs more than a
     # window that fits.
     ("grpc.http2.bdp_probe", 0),
-    # grpc itself refuses a longer message, with a status after which Istio's client
-    # tries again. Up to this length the bridge refuses it.
-    ("grpc.max_receive_message_length", 8 * 1024 * 1024),
+    # Small, also where a refusal is then the transport's and not ours: what a peer
+    # sends takes a hundred times as much memory here (decision 38). grpc refuses longer
+    # messages, and headers above the second bound; above the first, some.
+    ("grpc.max_receive_message_length", LONGEST_REQUEST_BYTES),
+    ("grpc.max_metadata_size", 16 * 1024),
+    ("grpc.absolute_max_metadata_size", 32 * 1024),
+    # Above 1,000 calls that Python has not seen, grpc ends new ones with CANCELLED,
+    # after which Istio's client does not try again. The bounds on connections and on
+    # their streams bound the calls.
+    ("grpc.server.max_pending_requests", _UNBOUNDED),
+    ("grpc.server.max_pending_requests_hard_limit", _UNBOUNDED),
     # A peer that resets streams as fast as it can must answer a ping for each.
     # Otherwise grpc would cancel the calls of other peers.
     ("grpc.http2.ping_on_rst_stream_percent", 100),
-    ("grpc.max_metadata_size", 1024 * 1024),
-    ("grpc.absolute_max_metadata_size", 1024 * 1024),
     # As istiod: clients may ping every 15 s, also between calls.
     ("grpc.http2.min_ping_interval_without_data_ms", 15_000),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 15_000),
@@ -44,6 +52,12 @@ _OPTIONS = (
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.max_connection_age_grace_ms", 30_000),
+    # A peer that connects and does not speak HTTP/2, or does not acknowledge the bounds
+    # above, or makes no call, is let go.
+    ("grpc.server_handshake_timeout_ms", 10_000),
+    ("grpc.http2.settings_timeout", 10_000),
+    ("grpc.max_connection_idle_ms", 5 * 60 * 1000),
+    ("grpc.max_allowed_incoming_connections", 4096),
 )
 _log = logging.getLogger(__name__)
 

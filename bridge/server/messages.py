@@ -14,18 +14,13 @@ from bridge._proto.istio_ca_pb2 import IstioCertificateRequest, IstioCertificate
 from bridge.errors import RequestError
 
 LONGEST_REQUEST_BYTES = 64 * 1024
-"""A longer message is not parsed. A CSR of an RSA key of 4096 bits has 2 KiB."""
+"""grpc refuses a longer message. A token has at most 16 KiB, and a CSR 22 KiB as PEM."""
 
 _Kind = TypeVar("_Kind", bound=Message)
 
 
-def shortened(message: bytes) -> bytes:
-    """Return `message`, or as much of it as shows that it is too long."""
-    return message[: LONGEST_REQUEST_BYTES + 1]
-
-
 def parse_message(kind: type[_Kind], message: bytes, called: str) -> _Kind:
-    """Parse a message that is not too long.
+    """Parse a message.
 
     Args:
         kind: The class of the message.
@@ -33,12 +28,8 @@ def parse_message(kind: type[_Kind], message: bytes, called: str) -> _Kind:
         called: The name of `kind` with its article, for the error.
 
     Raises:
-        RequestError: The message is too long, or is not of this kind.
+        RequestError: The message is not of this kind.
     """
-    if len(message) > LONGEST_REQUEST_BYTES:
-        raise RequestError(
-            f"a request has at most {LONGEST_REQUEST_BYTES} bytes", rule="request.size"
-        )
     try:
         return kind.FromString(message)
     except DecodeError as error:
@@ -64,8 +55,8 @@ def read_request(message: bytes) -> CertificateRequest:
     """Read an `IstioCertificateRequest`.
 
     Raises:
-        RequestError: The message is too long, is of another kind, or its metadata has a
-            value of the wrong type.
+        RequestError: The message is of another kind, or its metadata has a value of the
+            wrong type.
     """
     request = parse_message(
         IstioCertificateRequest, message, "an IstioCertificateRequest"

@@ -18,6 +18,7 @@ from bridge.hierarchy.throwaway import KeyAlgorithm
 from tests.bench.load import CLIENT_CORE, BenchError, build
 from tests.soak import (
     failover,
+    hostile,
     kills,
     latency,
     memory,
@@ -39,6 +40,7 @@ _PARTS: dict[str, Callable[[Ground], Result]] = {
     "workers": workers.run,
     "latency": latency.run,
     "failover": failover.run,
+    "hostile": hostile.run,
 }
 _PEERS = Path(__file__).resolve().parents[3] / "shared/peers"
 _KEYS: tuple[KeyAlgorithm, ...] = ("p256", "rsa2048")

@@ -86,7 +86,12 @@ class Ground:
         return path
 
     def bridge(
-        self, name: str, *, workers: int = 1, core: str | None = SERVER_CORE
+        self,
+        name: str,
+        *,
+        workers: int = 1,
+        core: str | None = SERVER_CORE,
+        fronts: tuple[str, ...] = ("istio",),
     ) -> Supervised:
         """Make a bridge that is not started yet.
 
@@ -94,6 +99,7 @@ class Ground:
             name: Of its folder.
             workers: How many serve.
             core: That it keeps to; None for all.
+            fronts: Which there are.
         """
         return Supervised(
             self.folder / name,
@@ -102,6 +108,7 @@ class Ground:
             issuers=[self.issuer],
             trust_domain=TRUST_DOMAIN,
             ca_key=self.ca_key,
+            fronts=fronts,
             prefix=("taskset", "-c", core) if core is not None else (),
         )
 

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"time"
 
 	"istio.io/istio/pkg/log"
 	pkiutil "istio.io/istio/security/pkg/pki/util"
@@ -22,6 +23,7 @@ type options struct {
 	csr, identity              string
 	ttl                        int64
 	storm                      int
+	within                     time.Duration
 	cacerts                    string
 }
 
@@ -48,6 +50,7 @@ func main() {
 	flag.StringVar(&o.identity, "identity", "spiffe://cluster.local/ns/shop/sa/web", "SPIFFE ID in the CSR")
 	flag.Int64Var(&o.ttl, "ttl", 86400, "wanted lifetime in seconds")
 	flag.IntVar(&o.storm, "storm", 0, "so many clients at once; -token is then a folder with their tokens: 0, 1, 2 ...")
+	flag.DurationVar(&o.within, "within", 0, "spread the clients of a storm evenly over this time")
 	flag.StringVar(&o.cacerts, "cacerts", "", "folder with istiod's plugged-in CA: only read it, as istiod does")
 	flag.Parse()
 	quiet(o)

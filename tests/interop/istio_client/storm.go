@@ -46,6 +46,7 @@ func storm(o options) (*stormAnswer, error) {
 	began := time.Now()
 	for i, client := range clients {
 		all.Go(func() {
+			time.Sleep(time.Until(began.Add(o.within * time.Duration(i) / time.Duration(o.storm))))
 			chain, err := client.CSRSign(requests[i], o.ttl)
 			serial := ""
 			if err == nil {

@@ -115,7 +115,7 @@ def begun(stream: int, fields: Fields = (), path: str = METHOD) -> bytes:
         (b"content-type", b"application/grpc"),
     )
     block = b"".join(
-        b"\x00" + _text(name) + _text(value) for name, value in (*always, *fields)
+        b"\x00" + text(name) + text(value) for name, value in (*always, *fields)
     )
     return frame(HEADERS, END_HEADERS, stream, block)
 
@@ -130,17 +130,18 @@ def framed(message: bytes) -> bytes:
     return b"\0" + struct.pack(">I", len(message)) + message
 
 
-def _text(text: bytes) -> bytes:
-    # RFC 7541, 5.1: seven bits of length, then more in groups of seven.
-    size = len(text)
+def text(value: bytes) -> bytes:
+    """Write a text of HPACK, not compressed (RFC 7541, 5.2)."""
+    # 5.1: seven bits of length, then more in groups of seven.
+    size = len(value)
     if size < 0x7F:
-        return bytes((size,)) + text
+        return bytes((size,)) + value
     out, size = bytearray((0x7F,)), size - 0x7F
     while size > 0x7F:
         out.append(size & 0x7F | 0x80)
         size >>= 7
     out.append(size)
-    return bytes(out) + text
+    return bytes(out) + value
 
 
 def _frame_bytes(data: bytes) -> int:

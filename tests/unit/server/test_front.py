@@ -10,9 +10,9 @@ from bridge.server.front import has_too_long_headers
     [
         None,
         (),
-        (("authorization", "x" * 100_000),),
-        tuple((f"x-{number}", "v" * 100) for number in range(400)),
-        (("x-bin", bytes(100_000)),),
+        (("authorization", "x" * 32_000),),
+        tuple((f"x-{number}", "v" * 100) for number in range(200)),
+        (("x-bin", bytes(32_000)),),
     ],
     ids=["none", "no header", "long", "many", "bytes"],
 )
@@ -25,11 +25,11 @@ def test_what_a_token_may_stand_beside_is_held(
 @pytest.mark.parametrize(
     "headers",
     [
-        (("x", "v" * 128 * 1024),),
-        (("x" * 128 * 1024, ""),),
-        (("x-bin", bytes(128 * 1024)),),
-        (("x", "v" * 3900),) * 33,
-        (("x", ""),) * 700,
+        (("x", "v" * 64 * 1024),),
+        (("x" * 64 * 1024, ""),),
+        (("x-bin", bytes(64 * 1024)),),
+        (("x", "v" * 3900),) * 17,
+        (("x", ""),) * 330,
     ],
     ids=["a value", "a name", "bytes", "one again and again", "next to nothing each"],
 )

@@ -6,7 +6,6 @@ from hypothesis import strategies as st
 from bridge._proto.istio_ca_pb2 import IstioCertificateRequest, IstioCertificateResponse
 from bridge.errors import RequestError
 from bridge.server.messages import (
-    LONGEST_REQUEST_BYTES,
     CertificateRequest,
     read_request,
     write_response,
@@ -51,12 +50,6 @@ def test_a_value_that_is_no_string_is_refused(key: str, value: object) -> None:
     with pytest.raises(RequestError, match=f"^metadata.{key} is a string$") as caught:
         read_request(message({key: value}))
     assert caught.value.rule == "request.metadata"
-
-
-def test_a_message_that_is_too_long_is_not_parsed() -> None:
-    with pytest.raises(RequestError, match="at most 65536 bytes") as caught:
-        read_request(b"\xff" * (LONGEST_REQUEST_BYTES + 1))
-    assert caught.value.rule == "request.size"
 
 
 @given(st.binary(max_size=400))
