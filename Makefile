@@ -74,7 +74,7 @@ bench-before: $(VENV)/.development ## This code beside an earlier commit (BEFORE
 
 soak: export SOAK_PARTS := $(SOAK_PARTS)
 soak: export SOAK_KILLS := $(SOAK_KILLS)
-soak: $(VENV)/.development ## What takes an hour: kills, overload, storms, memory, workers, failover (SOAK_PARTS, SOAK_KILLS)
+soak: $(VENV)/.development ## What takes an hour: kills, overload, storms, memory, workers, failover, hostile peers (SOAK_PARTS, SOAK_KILLS)
 	@$(BIN)/python -m tests.soak $(SOAK_ARGS)
 
 fuzz: $(VENV)/.development ## Look for inputs that break a parser (FUZZ_SECONDS for each, 60)

@@ -262,6 +262,13 @@ class Metrics:
         )
         self.shed = {reason: shed.labels(reason) for reason in SHED_REASONS}
         """By the names in `SHED_REASONS`."""
+        closed = self._counter(
+            "meshca_connections_closed",
+            "Connections that the bridge has closed, by reason: junk, or idle.",
+            "reason",
+        )
+        self.closed = {reason: closed.labels(reason) for reason in ("junk", "idle")}
+        """By reason."""
         self.ttl_clamped = self._counter(
             "meshca_ttl_clamped", "Lifetimes shortened to what the issuing CA can give."
         )

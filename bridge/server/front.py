@@ -15,12 +15,18 @@ from typing import Any, ClassVar, Protocol
 
 import grpc
 
-from bridge.errors import BridgeError, OverloadedError, RequestError
+from bridge.errors import (
+    AuthenticationError,
+    BridgeError,
+    OverloadedError,
+    RequestError,
+)
 from bridge.issuance.call import Call, Issued
 from bridge.metrics.instruments import SHED_REASONS, Metrics
 from bridge.resilience.budget import Budget
 from bridge.server.status import BUG, status_of
-from bridge.server.transport.call_pool import CallPool, SteadyPool
+from bridge.server.transport.call_pool import CallPool, InlinePool, SteadyPool
+from bridge.server.transport.connection_guard import ConnectionGuard
 from bridge.server.transport.message_reader import IncomingMessage
 from bridge.server.transport.reaper import Reaper
 
@@ -30,6 +36,9 @@ most 32 KiB, and a token has at most 16 KiB."""
 _EACH_BYTES = 200
 """The memory of a header besides its text."""
 _LONG_HEADERS = "headers"
+_STALLED = "overload.stalled"
+_JUNK = (AuthenticationError, RequestError)
+"""What is wrong with the call of a peer that sends junk."""
 _log = logging.getLogger(__name__)
 _transport_log = logging.getLogger("grpc._cython.cygrpc")
 
@@ -64,6 +73,8 @@ class Pools:
     """Answers the calls that are shed."""
     reaper: Reaper
     """Gives up the calls whose message does not arrive."""
+    guard: ConnectionGuard
+    """Closes the connections of peers that send junk."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,6 +118,7 @@ class Front(grpc.GenericRpcHandler, ABC):  # type: ignore[misc]  # grpc has no t
         self._pools = pools
         self._settings = settings
         self._seconds = metrics.request_seconds(self.name)
+        self._other = _other_method(pools)
         _transport_log.addFilter(_HEADERS_STAY_OUT)
 
     @abstractmethod
@@ -124,7 +136,8 @@ class Front(grpc.GenericRpcHandler, ABC):  # type: ignore[misc]  # grpc has no t
     def service(self, handler_call_details: Any) -> Any:
         """Return the handler of a call. Runs on grpc's thread when the call arrives."""
         if handler_call_details.method != self.method:
-            return None
+            # Without a handler, grpc answers by itself. So nobody would know the peer.
+            return self._other if self._pools.guard.knows_peers else None
         arrived = time.monotonic()
         pools = self._pools
         excess = pools.calls.excess()
@@ -149,6 +162,8 @@ class Front(grpc.GenericRpcHandler, ABC):  # type: ignore[misc]  # grpc has no t
             reply = self._answer(arrived, excess, messages, context)
         except BridgeError as error:
             code, text = status_of(error, self.name)
+            if isinstance(error, _JUNK) or error.rule == _STALLED:
+                self._pools.guard.junk(context.peer())
             if isinstance(error, OverloadedError):
                 self._metrics.shed[_reason(error)].inc()
                 if not context.is_active():  # the peer has left and gets no answer
@@ -161,6 +176,7 @@ class Front(grpc.GenericRpcHandler, ABC):  # type: ignore[misc]  # grpc has no t
                 # such an error is a plugin's, and grpc would send its text to the peer.
                 self._ended("CANCELLED", arrived)
                 self._metrics.shed["gone"].inc()
+                self._pools.guard.junk(context.peer())
                 raise
             _log.exception("a call failed by an unexpected error")
             code, text = BUG
@@ -211,8 +227,6 @@ class Front(grpc.GenericRpcHandler, ABC):  # type: ignore[misc]  # grpc has no t
 
     def _wait(self, messages: Any, context: Any) -> bytes | None:
         reaper = self._pools.reaper
-        if reaper.is_hostile(context.peer):
-            raise _overloaded("stalled")
         incoming = IncomingMessage(messages, lambda _: context.cancel())
         reaper.watch(incoming)
         try:
@@ -242,12 +256,17 @@ def _overloaded(excess: str) -> OverloadedError:
     text, rule = {
         "in_flight": ("the CA has as many calls as it can take", "overload.in-flight"),
         "queue": ("the CA could not begin with the call in time", "overload.queue"),
-        "stalled": (
-            "several calls of this connection have sent no message",
-            "overload.stalled",
-        ),
     }[excess]
     return OverloadedError(text, rule=rule)
+
+
+def _other_method(pools: Pools) -> Any:
+    def refuse(_messages: object, context: Any) -> None:
+        pools.guard.junk(context.peer())
+        context.abort(grpc.StatusCode.UNIMPLEMENTED, "Method not found!")
+
+    refuse.experimental_thread_pool = InlinePool()  # type: ignore[attr-defined]
+    return grpc.stream_unary_rpc_method_handler(refuse)
 
 
 def _reason(error: OverloadedError) -> str:

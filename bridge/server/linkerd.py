@@ -81,15 +81,17 @@ class LinkerdFront(Front):
 class LinkerdListener(Listener):
     """The listener of Linkerd's front: clear HTTP/2, behind a sidecar.
 
-    The number of streams has no bound: the sidecar sends all calls in one connection.
+    The sidecar sends the calls of all proxies in one connection.
     """
 
     front = LinkerdFront
     service = SERVICE
+    # More than the calls that wait, run, and have no message yet: above the bound a
+    # sidecar queues calls itself, behind those that send no message.
+    streams = 8192
     # A proxy whose call is given up asks again only after 10 s. In a burst the messages
     # of honest proxies are late, too.
     message_seconds = 5.0
-    honest_seconds = 1.0
     is_behind_proxy = True
 
     def __init__(

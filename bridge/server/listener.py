@@ -19,6 +19,10 @@ from bridge.metrics.instruments import Metrics
 from bridge.server.front import Front, FrontSettings, IssuanceProcedure, Pools
 from bridge.server.messages import LONGEST_REQUEST_BYTES
 from bridge.server.transport.call_pool import CallPool, SteadyPool
+from bridge.server.transport.connection_guard import (
+    MOST_CONNECTIONS,
+    ConnectionGuard,
+)
 from bridge.server.transport.message_reader import MessageReader
 from bridge.server.transport.reaper import Reaper
 
@@ -31,7 +35,7 @@ _OPTIONS = (
     # window that fits.
     ("grpc.http2.bdp_probe", 0),
     # Small, also where a refusal is then the transport's and not ours: what a peer
-    # sends takes a hundred times as much memory here (decision 38). grpc refuses longer
+    # sends takes a hundred times as much memory here (decision 42). grpc refuses longer
     # messages, and headers above the second bound; above the first, some.
     ("grpc.max_receive_message_length", LONGEST_REQUEST_BYTES),
     ("grpc.max_metadata_size", 16 * 1024),
@@ -57,7 +61,7 @@ _OPTIONS = (
     ("grpc.server_handshake_timeout_ms", 10_000),
     ("grpc.http2.settings_timeout", 10_000),
     ("grpc.max_connection_idle_ms", 5 * 60 * 1000),
-    ("grpc.max_allowed_incoming_connections", 4096),
+    ("grpc.max_allowed_incoming_connections", MOST_CONNECTIONS),
 )
 _log = logging.getLogger(__name__)
 
@@ -127,13 +131,10 @@ class Listener(ABC):
     """The most concurrent calls on one connection; None sets no bound."""
     message_seconds: ClassVar[float] = 2.0
     """The longest wait for the message of a call."""
-    honest_seconds: ClassVar[float] = 0.25
-    """The longest wait while many calls wait: some peer may withhold its messages on
-    purpose."""
     is_behind_proxy: ClassVar[bool] = False
     """One connection carries the calls of many clients."""
-    most_messages: ClassVar[int] = 64
-    """The most messages that are received at a time."""
+    most_messages: ClassVar[int] = 1024
+    """The most messages that are awaited at a time."""
 
     def __init__(
         self,
@@ -144,11 +145,10 @@ class Listener(ABC):
         shares_ports: bool = False,
     ) -> None:
         in_flight, queue_seconds = self.bounds(config)
-        reaper = Reaper(
-            self._message_seconds(config),
-            self.most_messages // 2,
-            honest_seconds=self.honest_seconds,
+        reaper = Reaper(self._message_seconds(config))
+        guard = ConnectionGuard(
             knows_peers=not self.is_behind_proxy,
+            closed=lambda reason, count: metrics.closed[reason].inc(count),
         )
         self.pools = Pools(
             calls=CallPool(
@@ -159,6 +159,7 @@ class Listener(ABC):
             ),
             refusals=SteadyPool(1, "refusals"),
             reaper=reaper,
+            guard=guard,
         )
         self._front = self.front(issuance, metrics, self.pools, self.settings(config))
         self._grpc = grpc.server(
@@ -213,6 +214,7 @@ class Listener(ABC):
             RuntimeError: The system gives no more threads.
         """
         self.pools.reaper.start()
+        self.pools.guard.start()
         self.pools.calls.start()
         self.pools.refusals.start()
 
@@ -227,6 +229,9 @@ class Listener(ABC):
                 self._bound[key] = bind(self._grpc, key, address, credentials)
         self._grpc.start()
         self.ports = self._bound
+        self.pools.guard.ports = {
+            int(port.rpartition(":")[2]) for port in self._bound.values()
+        }
 
     def stop(self, grace: float) -> threading.Event:
         """Refuse new calls; cut off running ones after `grace` seconds. Repeatable.
@@ -248,6 +253,7 @@ class Listener(ABC):
     def close(self) -> None:
         """End every thread, after `stop`."""
         self.pools.reaper.close()
+        self.pools.guard.close()
         for pool in (self.pools.calls, self.pools.refusals):
             if not pool.close(_CUT_SECONDS):
                 _log.error("a call still runs after the end of its time")

@@ -14,7 +14,7 @@ from bridge._proto.istio_ca_pb2 import IstioCertificateRequest, IstioCertificate
 from bridge.errors import RequestError
 
 LONGEST_REQUEST_BYTES = 64 * 1024
-"""grpc refuses a longer message. A token has at most 16 KiB, and a CSR 22 KiB as PEM."""
+"""grpc refuses a longer message. A token has at most 16 KiB, a CSR 22 KiB as PEM."""
 
 _Kind = TypeVar("_Kind", bound=Message)
 

@@ -149,7 +149,7 @@ def _begin(command: Iterable[str | Path]) -> "subprocess.Popen[str]":
 def _end(process: "subprocess.Popen[str]") -> Any:
     out, error = process.communicate()
     if process.returncode:
-        raise BenchError(f"{process.args}: {error[-2000:]}")
+        raise BenchError(f"a client or the attacker failed: {error[-2000:]}")
     return json.loads(out)
 
 

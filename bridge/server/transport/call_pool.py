@@ -123,6 +123,20 @@ class SteadyPool(ThreadPoolExecutor):
         return _joined(tuple(self._threads), timeout)
 
 
+class InlinePool(ThreadPoolExecutor):
+    """Runs a call at once, on grpc's own thread: for an answer that takes no work."""
+
+    def __init__(self) -> None:
+        super().__init__(1)
+
+    def submit(
+        self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any
+    ) -> "Future[Any]":
+        """See `Executor.submit`; the future never has a result."""
+        fn(*args, **kwargs)
+        return _UNOBSERVED
+
+
 class CallPool(ThreadPoolExecutor):
     """Runs calls. A thread of its own runs the overdue ones, which refuses them.
 
@@ -134,7 +148,9 @@ class CallPool(ThreadPoolExecutor):
 
     Args:
         threads: The number of calls that run at a time.
-        in_flight: The most calls that wait or run.
+        in_flight: The most calls that wait or run. Those whose message is still to come
+            do not count: an honest call would find no place among a peer's that sends
+            none.
         queue_seconds: The longest that a call may wait.
         reader: Receives the messages of calls; None where grpc receives them.
     """
@@ -153,8 +169,6 @@ class CallPool(ThreadPoolExecutor):
         self._reader = reader
         self._queue: SimpleQueue[_Ticket | None] = SimpleQueue()
         self._waiting: dict[_Ticket, None] = {}
-        if reader is not None:
-            reader.waiting = self._waiting.__len__
         self._live: dict[_Ticket, None] = {}
         self._is_crowded = False
         self._is_idle_wanted = False
@@ -190,7 +204,8 @@ class CallPool(ThreadPoolExecutor):
 
     def excess(self) -> str:
         """Return why a call that arrives now is refused; empty if it is not."""
-        return "in_flight" if len(self._live) >= self.in_flight else ""
+        awaited = self._reader.count if self._reader is not None else 0
+        return "in_flight" if len(self._live) - awaited >= self.in_flight else ""
 
     def is_overdue(self, since: float) -> bool:
         """Tell whether a call has waited too long, if it waits since `since`."""
@@ -267,8 +282,6 @@ class CallPool(ThreadPoolExecutor):
     def _run(self, ticket: "_Ticket") -> None:
         if self._waiting.pop(ticket, ticket) is ticket:
             return  # the thread for overdue calls has run it
-        if self._reader is not None:
-            self._reader.admit_next()
         try:
             ticket.fn(*ticket.args, **ticket.kwargs)
         except BaseException:  # noqa: BLE001 - the edge of a thread that must not end
@@ -280,8 +293,6 @@ class CallPool(ThreadPoolExecutor):
 
     def _look(self) -> None:
         self._set_switch_interval()
-        if self._reader is not None:
-            self._reader.release_overdue(self.is_overdue)
         # In the order of arrival. Copying a dict is atomic; iterating over it is not: a
         # garbage collection may switch to other threads.
         for ticket in self._waiting.copy():

@@ -15,7 +15,6 @@ waits as grpc does, and the call is cancelled. Two tests fail then.
 
 import logging
 import time
-from collections import deque
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -68,10 +67,6 @@ class IncomingMessage:
             finally:
                 messages._call = call  # or the two would refer to each other
 
-    def skip(self) -> None:
-        """Never begin to receive: `take` finds no message."""
-        self._has_begun = True
-
     def take(self) -> bytes | None:
         """Return the message; None for a call that ends without one.
 
@@ -97,29 +92,27 @@ class IncomingMessage:
         """End the wait for the message."""
         self._end(self)
 
-    def peer(self) -> str:
-        """Return the name of the call's connection."""
-        return peer_of(self._messages)
-
 
 class MessageReader:
-    """Receives the messages of a bounded number of calls at a time; the others wait.
+    """Receives the messages of all calls, and gives up the oldest when there are many.
 
-    Each message that is being received may take memory for its length. A message that
-    is received and then shed was received in vain.
+    An honest message comes with its call. So the calls that have waited longest are
+    those whose messages do not come, and they make room for new ones.
 
     Args:
         reaper: Ends the wait for messages that do not arrive.
-        most: The most messages at a time.
+        most: The most messages at a time. Each may take memory for its length.
     """
 
     def __init__(self, reaper: Reaper, most: int) -> None:
         self._reaper = reaper
         self._most = most
-        self.waiting: Callable[[], int] = int
-        """Returns the number of calls that have their message and wait for a thread."""
         self._under_way: dict[IncomingMessage, Callable[[], None]] = {}
-        self._line: deque[tuple[IncomingMessage, Callable[[], None]]] = deque()
+
+    @property
+    def count(self) -> int:
+        """The number of calls whose messages are awaited."""
+        return len(self._under_way)
 
     def begin(
         self, work: tuple[Any, ...], ready: Callable[[tuple[Any, ...], float], None]
@@ -136,68 +129,32 @@ class MessageReader:
             False if there is no message to receive; `ready` will not be called.
         """
         messages = _messages(work)
-        if messages is None or self._reaper.is_hostile(partial(peer_of, messages)):
+        if messages is None:
             return False
-        incoming = IncomingMessage(messages, self._end)
+        incoming = IncomingMessage(messages, self._settle)
         instead = (*work[:_THUNK], lambda: incoming, *work[_THUNK + 1 :])
-
-        def run() -> None:
-            ready(instead, incoming.since)
-
-        if self._line or not self._has_room():
-            self._line.append((incoming, run))
-        else:
-            self._begin(incoming, run)
-        return True
-
-    def admit_next(self) -> None:
-        """Begin to receive for the calls in line, as long as there is room."""
-        while self._line and self._has_room():
-            try:
-                following = self._line.popleft()
-            except IndexError:  # another thread was first
-                return
-            self._begin(*following)
-
-    def release_overdue(self, is_overdue: Callable[[float], bool]) -> None:
-        """Run the calls that have waited in line too long, without their message."""
-        while self._line:
-            try:
-                first = self._line.popleft()
-            except IndexError:  # another thread was first
-                break
-            incoming, run = first
-            # Removed before it is judged: another look at the line might find another
-            # call, which would be run without its message although it is not overdue.
-            if not is_overdue(incoming.since):
-                self._line.appendleft(first)
-                break
-            incoming.skip()
-            run()
-        self.admit_next()
-
-    def _begin(self, incoming: IncomingMessage, run: Callable[[], None]) -> None:
-        self._under_way[incoming] = run
+        self._make_room()
+        self._under_way[incoming] = lambda: ready(instead, incoming.since)
         self._reaper.watch(incoming)
         try:
-            incoming.begin(partial(self._end, incoming))
+            incoming.begin(partial(self._settle, incoming))
         except Exception:  # noqa: BLE001 - grpc's thread must not end; `take` raises it
             self._settle(incoming)
+        return True
 
-    def _end(self, incoming: IncomingMessage) -> None:
-        self._settle(incoming)
-        self.admit_next()
-
-    def _has_room(self) -> bool:
-        return len(self._under_way) + self.waiting() < self._most
+    def _make_room(self) -> None:
+        while len(self._under_way) >= self._most:
+            try:
+                oldest = next(iter(self._under_way))
+            except (StopIteration, RuntimeError):  # another thread has made room
+                return
+            oldest.give_up()
 
     def _settle(self, incoming: IncomingMessage) -> None:
         run = self._under_way.pop(incoming, None)
         if run is not None:  # the message may arrive at the end of the wait
             self._reaper.forget(incoming)
-            if not self._line:
-                # With calls in line, the whole time counts as waiting for the bridge.
-                incoming.since = time.monotonic()
+            incoming.since = time.monotonic()
             run()
 
 
@@ -224,11 +181,6 @@ class _Announcing:
 def can_announce(messages: object) -> bool:
     """Tell whether this version of grpc has the names `IncomingMessage` needs."""
     return all(hasattr(messages, name) for name in _ITERATOR)
-
-
-def peer_of(messages: Any) -> str:
-    """Return the name of a call's connection."""
-    return bytes(messages._call.peer()).decode("utf-8", "replace")
 
 
 def _messages(work: tuple[Any, ...]) -> Any:

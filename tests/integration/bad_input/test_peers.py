@@ -16,20 +16,19 @@ from typing import Self
 import pytest
 
 from bridge.server.istio import METHOD
-from tests.support.clients import http2
+from tests.support.clients import attacks, http2
 from tests.support.clients.istio_raw import Wire, bearer, channel, request, token
 from tests.support.harness.real_process import Bridge
 
 pytestmark = pytest.mark.xdist_group("bad-input-peers")
 
 SILENT = 500
-RECEPTIONS = 64
-"""Messages that are waited for at a time: `Door.receptions`."""
+AWAITED, STREAMS = 1024, 100
+"""Messages that are awaited at a time, and streams of a connection."""
 STORM_SECONDS = 2.0
 AT_ONCE_SECONDS = 2.0
 """Of a machine that runs other tests beside this one; alone it takes milliseconds."""
 GIVEN_UP_SECONDS = 15.0
-ATTEMPTS_SECONDS = 60.0
 
 
 def served_at_once(wire: Wire) -> None:
@@ -69,18 +68,6 @@ def nothing_left(bridge: Bridge, wire: Wire) -> Iterator[None]:
     assert eventually(lambda: descriptors(bridge) <= files + 3)
     assert threads(bridge) <= before + 8  # grpc's own, by the load
     wire.require_healthy()
-
-
-def stall(bridge: Bridge, peer: http2.Connection, count: int) -> None:
-    """Begin calls whose messages do not come, until so many are under way."""
-
-    def is_enough() -> bool:
-        missing = count - int(bridge.metric("meshca_in_flight"))
-        for _ in range(missing):  # again, for those that were refused
-            peer.begin((b"authorization", b"Bearer x"))
-        return missing <= 0
-
-    assert eventually(is_enough)
 
 
 class Resets:
@@ -181,52 +168,65 @@ def test_a_call_whose_message_does_not_come_is_given_up(
         )
 
 
-def leaves_without_a_row(bridge: Bridge, wire: Wire, account: str) -> bool:
-    """Have a caller leave while it stands in line behind the messages of others."""
+@pytest.mark.usefixtures("nothing_left")
+def test_a_caller_that_leaves_before_its_message_came_gets_no_certificate(
+    bridge: Bridge, wire: Wire
+) -> None:
+    account = "impatient"
+    with http2.Connection(bridge) as peer:
+        header = f"Bearer {token(account=account)}".encode()
+        stream = peer.begin((b"authorization", header))
+        assert eventually(lambda: bridge.metric("meshca_in_flight") == 1)
+        peer.reset(stream)
+        peer.message(stream, request())
+        assert eventually(lambda: bridge.metric("meshca_in_flight") == 0)
+    wire.require_healthy()
+    assert bridge.rows(caller=f"spiffe://corp.example/ns/shop/sa/{account}") == []
+
+
+@pytest.mark.usefixtures("nothing_left")
+def test_calls_whose_messages_do_not_come_stop_nobody(
+    bridge: Bridge, wire: Wire
+) -> None:
     with contextlib.ExitStack() as stack:
-        # With more calls of each they would be hostile.
         peers = [
             stack.enter_context(http2.Connection(bridge))
-            for _ in range(RECEPTIONS // 2)
+            for _ in range(AWAITED // STREAMS + 2)
         ]
-        for peer in peers * 2:
-            peer.begin((b"authorization", b"Bearer x"))
-        if not eventually(lambda: bridge.metric("meshca_in_flight") >= RECEPTIONS, 1.0):
-            return False
-        call = wire.channel.unary_unary(METHOD)
-        waiting = call.future(request(), metadata=bearer(token(account=account)))
-        assert eventually(
-            lambda: waiting.done() or bridge.metric("meshca_in_flight") > RECEPTIONS
-        )
-        waiting.cancel()
-    assert eventually(lambda: bridge.metric("meshca_in_flight") == 0)
-    wire.require_healthy()
-    return bridge.rows(caller=f"spiffe://corp.example/ns/shop/sa/{account}") == []
-
-
-@pytest.mark.usefixtures("nothing_left")
-def test_a_caller_that_leaves_while_it_waits_gets_no_certificate(
-    bridge: Bridge, wire: Wire
-) -> None:
-    # They are given up within a moment, and sooner for ten seconds after other tests
-    # were hostile. That may be before the caller has left, which shows nothing, so it
-    # tries again.
-    attempt = itertools.count()
-    assert eventually(
-        lambda: leaves_without_a_row(bridge, wire, f"impatient-{next(attempt)}"),
-        ATTEMPTS_SECONDS,
-    )
-
-
-@pytest.mark.usefixtures("nothing_left")
-def test_calls_whose_messages_do_not_come_stop_others_only_for_a_while(
-    bridge: Bridge, wire: Wire
-) -> None:
-    with http2.Connection(bridge) as peer:
-        stall(bridge, peer, 3 * RECEPTIONS)
-        assert eventually(lambda: wire.ask().code == "OK")
-        assert eventually(lambda: bridge.metric("meshca_in_flight") == 0)
+        for peer in peers:
+            next(peer.frames(GIVEN_UP_SECONDS))  # its settings
+            peer.socket.sendall(http2.frame(http2.SETTINGS, http2.ACK))
+            for _ in range(STREAMS):
+                peer.begin((b"authorization", b"Bearer x"))
         served_at_once(wire)
+        assert bridge.metric("meshca_in_flight") <= AWAITED + STREAMS
+        assert eventually(lambda: bridge.metric("meshca_in_flight") == 0)
+
+
+@pytest.mark.usefixtures("nothing_left")
+@pytest.mark.parametrize("kind", ["unknown-methods", "no-message"])
+def test_a_connection_that_sends_junk_is_closed_and_no_other(
+    bridge: Bridge, wire: Wire, kind: str
+) -> None:
+    def closed() -> float:
+        return bridge.metric("meshca_connections_closed_total", reason="junk")
+
+    before, send = closed(), attacks.ATTACKS[kind].send
+    own = channel(bridge)
+    assert wire.send(request(), bearer(token()), on=own).code == "OK"
+    with http2.Connection(bridge) as peer:
+        frames = peer.frames(GIVEN_UP_SECONDS)
+        next(frames)
+        peer.socket.sendall(http2.frame(http2.SETTINGS, http2.ACK))
+        junk = (send(2 * number + 1, number) for number in range(150))
+        with contextlib.suppress(OSError):
+            for one in junk:
+                peer.socket.sendall(one)
+        for _ in frames:
+            pass  # until the end
+        assert eventually(lambda: closed() > before)
+    assert wire.send(request(), bearer(token()), on=own).code == "OK"
+    own.close()
 
 
 @pytest.mark.usefixtures("nothing_left")

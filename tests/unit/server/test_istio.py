@@ -11,6 +11,7 @@ from bridge._proto.istio_ca_pb2 import IstioCertificateRequest
 from bridge.errors import (
     AuthenticationError,
     BridgeError,
+    DeniedError,
     OverloadedError,
 )
 from bridge.identity.caller import CertificateCredential, TokenCredential
@@ -229,7 +230,8 @@ def test_a_message_that_never_comes_frees_its_thread(
 ) -> None:
     monkeypatch.setattr("bridge.server.listener.Listener.message_seconds", 0.1)
     with Served(tmp_path, limits="{threads: 1}") as served:
-        over = threading.Event()
+        over, peers = threading.Event(), list[str]()
+        monkeypatch.setattr(served.listener.pools.guard, "junk", peers.append)
 
         def nothing() -> Iterator[bytes]:
             over.wait(WAIT_SECONDS)
@@ -242,28 +244,38 @@ def test_a_message_that_never_comes_frees_its_thread(
         # Istio's client asks again after this, and does not after CANCELLED.
         assert (code, text.split(":")[0]) == ("RESOURCE_EXHAUSTED", "overload.stalled")
         assert served.counted("meshca_shed_total", {"reason": "stalled"}) == 1
+        assert len(peers) == 1, "it is junk"
         over.set()
 
 
-def test_a_connection_whose_messages_do_not_come_gets_no_other_thread(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("method", "message", "error", "junk"),
+    [
+        ("/x/y", b"", None, 1),
+        (METHOD, b"", None, 0),
+        (METHOD, b"\xff", None, 1),
+        (METHOD, b"", AuthenticationError("no token"), 1),
+        (METHOD, b"", DeniedError("not you"), 0),
+        (METHOD, b"", OverloadedError("later"), 0),
+    ],
+    ids=["method", "good", "message", "token", "policy", "overload"],
+)
+def test_a_peers_own_faults_are_junk(
+    served: Served,
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+    message: bytes,
+    error: BridgeError | None,
+    junk: int,
 ) -> None:
-    monkeypatch.setattr("bridge.server.listener.Listener.message_seconds", 0.1)
-    with Served(tmp_path, limits="{threads: 1}") as served:
-        over = threading.Event()
-
-        def nothing() -> Iterator[bytes]:
-            over.wait(WAIT_SECONDS)
-            yield from ()
-
-        channel = served.channel()
-        stalled = [channel.stream_unary(METHOD).future(nothing()) for _ in range(3)]
-        for one in stalled:
-            failure(lambda: one.result(WAIT_SECONDS))  # noqa: B023 - called here
-        over.set()
-        again = channel.unary_unary(METHOD)
-        code, text = failure(lambda: again(b"", timeout=WAIT_SECONDS))
-        assert code == "RESOURCE_EXHAUSTED"
-        assert text.startswith("overload.stalled: several calls of this connection")
-        served.stub()(REQUEST, timeout=WAIT_SECONDS)
-        assert len(served.issuance.calls) == 1
+    peers: list[str] = []
+    monkeypatch.setattr(served.listener.pools.guard, "junk", peers.append)
+    if error is not None:
+        served.issuance.fails(error)
+    call = served.channel().unary_unary(method)
+    if junk or error:
+        failure(lambda: call(message, timeout=WAIT_SECONDS))
+    else:
+        call(message, timeout=WAIT_SECONDS)
+    assert len(peers) == junk
+    assert all(peer.startswith("ipv4:127.0.0.1:") for peer in peers)

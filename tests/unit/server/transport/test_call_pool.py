@@ -112,23 +112,20 @@ def test_an_overdue_call_is_run_once_while_the_thread_is_at_work(
 
 
 def test_overdue_calls_are_looked_for_again_whatever_goes_wrong_once(
-    pool: CallPool, caplog: pytest.LogCaptureFixture
+    pool: CallPool,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     failures = iter([RuntimeError("dictionary changed size during iteration")])
+    is_overdue = pool.is_overdue
 
-    class Broken:
-        def begin(self, *_: object) -> bool:
-            return False
-
-        def admit_next(self) -> None:
-            pass
-
-        def release_overdue(self, _is_overdue: object) -> None:
-            for failure in failures:
-                raise failure
+    def broken(since: float) -> bool:
+        for failure in failures:
+            raise failure
+        return is_overdue(since)
 
     work = Work(pool)
-    pool._reader = Broken()  # type: ignore[assignment]
+    monkeypatch.setattr(pool, "is_overdue", broken)
     ran = threading.Event()
     pool.submit(ran.set)
     assert ran.wait(WAIT_SECONDS)
@@ -158,32 +155,26 @@ def test_a_call_that_fails_is_counted_out_and_ends_no_thread(
 
 
 def test_a_call_without_a_message_gets_no_thread_until_it_is_there() -> None:
-    went_on = threading.Event()
-
     class Later:
+        count = 1
+
         def begin(self, work: tuple[object, ...], ready: Callable[..., None]) -> bool:
             if work == ("at once",):
                 return False
             self.ready = ready
             return True
 
-        def release_overdue(self, _: object) -> None:
-            pass
-
-        def admit_next(self) -> None:
-            went_on.set()
-
     later: Any = Later()
-    pool = CallPool(1, 3, WAIT_SECONDS, later)
+    pool = CallPool(1, 1, WAIT_SECONDS, later)
     pool.start()
     ran: queue.SimpleQueue[str] = queue.SimpleQueue()
     pool.submit(ran.put, "it has to come")
     pool.submit(ran.put, "at once")
     assert ran.get(timeout=WAIT_SECONDS) == "at once"
     eventually(lambda: pool.count == 1)  # it is under way, although nobody works
+    assert pool.excess() == "", "and takes no place from a call that has its message"
     later.ready(("it has come",), time.monotonic())
     assert ran.get(timeout=WAIT_SECONDS) == "it has come"
-    assert went_on.is_set(), "who stands in line may be let in"
     assert pool.close(WAIT_SECONDS)
 
 

@@ -27,7 +27,7 @@ def test_this_grpc_announces_messages() -> None:
 
 
 def test_a_handler_of_this_grpc_gets_its_message_from_a_reception() -> None:
-    reaper = Reaper(WAIT_SECONDS, 2)
+    reaper = Reaper(WAIT_SECONDS)
     pool = CallPool(1, 1, WAIT_SECONDS, MessageReader(reaper, 2))
     pool.start()
     found: list[object] = []
@@ -57,10 +57,9 @@ def test_a_handler_of_this_grpc_gets_its_message_from_a_reception() -> None:
 class Call:
     """What grpc has of one call, and what its transport does with it."""
 
-    def __init__(self, name: str = "call") -> None:
+    def __init__(self) -> None:
         self._state = SimpleNamespace(condition=threading.Condition())
         self._call = self
-        self.name = name
         self.message: bytes | None = None
         self.problem: Exception | None = None
         self.tag: Callable[[object], object] | None = None
@@ -69,9 +68,6 @@ class Call:
         self, _operations: object, tag: Callable[[object], object]
     ) -> None:
         self.tag = tag
-
-    def peer(self) -> bytes:
-        return self.name.encode()
 
     def _raise_or_start_receive_message(self) -> None:
         if self.problem:
@@ -96,7 +92,7 @@ class Hall:
     """MessageReader, and what became ready to be run."""
 
     def __init__(self, most: int = 2) -> None:
-        self.reaper = Reaper(WAIT_SECONDS, 99)
+        self.reaper = Reaper(WAIT_SECONDS)
         self.reader = MessageReader(self.reaper, most)
         self.ready: list[IncomingMessage] = []
 
@@ -155,111 +151,37 @@ def test_a_call_that_ends_without_a_message() -> None:
     assert hall.taken() is None
 
 
-def test_no_more_messages_than_that_are_received_at_a_time() -> None:
+def test_the_oldest_call_without_a_message_makes_room_for_a_new_one() -> None:
+    # An honest message comes with its call: who has waited longest withholds it.
     hall, calls = Hall(most=2), [Call() for _ in range(4)]
     for call in calls:
         assert hall.begin(call)
-    assert [call.tag is not None for call in calls] == [True, True, False, False]
-    calls[1].arrive(b"second")
-    assert [call.tag is not None for call in calls] == [True, True, True, False]
-    calls[2].problem = StopIteration()
-    calls[2].arrive(None)
-    assert calls[3].tag is not None
-    assert [incoming.take() for incoming in hall.ready] == [b"second", None]
+    assert hall.reader.count == 2
+    for _ in range(2):
+        with pytest.raises(OverloadedError, match="has not arrived"):
+            hall.taken()
+    calls[3].arrive(b"fourth")
+    calls[0].arrive(b"late")
+    assert [incoming.take() for incoming in hall.ready] == [b"fourth"]
+    assert hall.reader.count == 1
 
 
-def test_what_waits_for_a_thread_takes_room_too() -> None:
-    # Or a server with too much to do would receive what it is going to shed.
-    hall, calls = Hall(most=2), [Call() for _ in range(3)]
-    ahead = 2
-    hall.reader.waiting = lambda: ahead
-    for call in calls:
-        hall.begin(call)
-    assert [call.tag is not None for call in calls] == [False, False, False]
-    ahead = 1
-    hall.reader.admit_next()
-    assert [call.tag is not None for call in calls] == [True, False, False]
-
-
-def test_who_comes_later_does_not_pass_the_line() -> None:
-    hall, early, late = Hall(most=1), Call(), Call()
-    hall.reader.waiting = lambda: 1
-    hall.begin(early)
-    hall.reader.waiting = lambda: 0
-    hall.begin(late)
-    assert (early.tag, late.tag) == (None, None)
-    hall.reader.admit_next()
-    assert early.tag is not None
-    assert late.tag is None
-
-
-def test_who_has_left_the_line_makes_room_for_the_next() -> None:
-    hall, calls = Hall(most=1), [Call() for _ in range(9)]
-    for call in calls:
-        hall.begin(call)
-    for call in calls[1:8]:
-        call.problem = grpc.RpcError("gone")
+def test_a_call_that_has_its_message_makes_no_room() -> None:
+    hall, calls = Hall(most=1), [Call() for _ in range(2)]
+    hall.begin(calls[0])
     calls[0].arrive(b"first")
-    assert calls[8].tag is not None
-    assert len(hall.ready) == 8
+    hall.begin(calls[1])
+    assert [incoming.take() for incoming in hall.ready] == [b"first"]
 
 
-def test_while_there_is_a_line_the_time_for_the_message_is_ours() -> None:
-    hall, calls = Hall(most=1), [Call() for _ in range(3)]
-    for call in calls:
-        hall.begin(call)
-    ((_, first),) = hall.reaper._watched.values()
-    assert isinstance(first, IncomingMessage)
-    first.since = 5.0
-    calls[0].arrive(b"first")
-    assert first.since == 5.0
-    calls[1].arrive(b"second")
-    ((_, last),) = hall.reaper._watched.values()
-    assert isinstance(last, IncomingMessage)
-    last.since = 5.0
-    calls[2].arrive(b"third")
-    assert last.since > 5.0
-
-
-def test_who_stands_in_line_for_too_long_is_let_go() -> None:
-    hall, calls = Hall(most=1), [Call() for _ in range(3)]
-    for call in calls:
-        hall.begin(call)
-    hall.reader.release_overdue(lambda since: since > float("inf"))
-    assert not hall.ready
-    ages = iter([True, False])
-    hall.reader.release_overdue(lambda _since: next(ages))
-    (overdue,) = hall.ready
-    calls[1].problem = StopIteration()
-    assert overdue.take() is None, "it is not received after all"
-    calls[0].arrive(b"first")
-    assert calls[2].tag is not None
-
-
-def test_nobody_else_is_let_go_because_the_line_moves_meanwhile() -> None:
-    hall, calls = Hall(most=1), [Call() for _ in range(3)]
-    for call in calls:
-        hall.begin(call)
-    old, young = (incoming for incoming, _ in hall.reader._line)
-    old.since, young.since = 5.0, 7.0
-
-    def is_overdue(since: float) -> bool:
-        if not hall.ready:  # another thread, between two looks of this one
-            calls[0].arrive(b"first")
-        return since < 6.0
-
-    hall.reader.release_overdue(is_overdue)
-    assert young not in hall.ready
-    assert calls[2].tag is not None
-    calls[2].arrive(b"third")
-    assert hall.ready[-1].take() == b"third"
-
-
-def test_a_hostile_connection_is_not_waited_for() -> None:
-    hall = Hall()
-    hall.reaper._given_up["hostile"] = (float("inf"), 9)
-    assert not hall.begin(Call("hostile"))
-    assert hall.begin(Call("honest"))
+def test_only_the_time_after_the_message_came_is_the_bridges() -> None:
+    hall, call = Hall(), Call()
+    hall.begin(call)
+    ((_, waiting),) = hall.reaper._watched.values()
+    assert isinstance(waiting, IncomingMessage)
+    waiting.since = 5.0
+    call.arrive(b"message")
+    assert waiting.since > 5.0
 
 
 @pytest.mark.parametrize(
