@@ -11,22 +11,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.x509.oid import NameOID
 
-from bridge.dataplanes.acceptance import require_accepted
-from bridge.dataplanes.planes import DataPlane
-from bridge.errors import BackendBrokenError, ConfigError
-from bridge.hierarchy.certificate import (
-    IssuerName,
-    build,
-    issuer_of_certificate,
-    joined,
-    signed,
-)
-from bridge.hierarchy.issuing_csr import read_issuing_key
+from bridge.dns_names import is_label
+from bridge.errors import ConfigError
+from bridge.hierarchy.issuing_csr import issuing_key_of
 from bridge.hierarchy.keys import (
     SIGN_SECONDS,
     Device,
@@ -34,32 +27,24 @@ from bridge.hierarchy.keys import (
     new_key,
     require_planned,
 )
-from bridge.hierarchy.lint import require_clean
 from bridge.hierarchy.output import BY, CERTIFICATE, Output, exists
 from bridge.hierarchy.plan import plan_of
-from bridge.hierarchy.replica import key_like
 from bridge.hierarchy.schema import HierarchyFile, KeyBehindCSR, Loaded
-from bridge.hierarchy.transcript import FILE_NAME, HIERARCHY, HSM, Transcript
-from bridge.hierarchy.verify import (
-    TrialResult,
-    chain_problem,
-    compare,
-    require_right,
-    trials_of,
-    tried,
-)
+from bridge.hierarchy.signing import SigningStep, check, issue, moment
+from bridge.hierarchy.transcript import FILE_NAME, HIERARCHY, HSM, Transcript, read
+from bridge.hierarchy.verify import chain_problem, compare
 from bridge.spi import Signer
 from bridge.system.clock import Clock, system_clock
-from bridge.x509.algorithm import (
-    CAPublicKey,
-    algorithm_of,
-    issuer_key,
-    require_signature,
-)
-from bridge.x509.name_constraints import subset_problems
+from bridge.system.files import read_public
+from bridge.x509.algorithm import CAPublicKey, issuer_key, signature_problem
+from bridge.x509.certificate import subject_of
+from bridge.x509.pem import parse_certificates
 
 CLOCK_SLACK = timedelta(minutes=5)
 """How far the machine's clock may be from the time that a person reads elsewhere."""
+
+_INTENT = ", before the signature"
+_TBS = "tbs_sha256"
 
 Keys = Callable[[str], AbstractContextManager[Signer]]
 """Opens the key of a CA, by its name in the hierarchy file."""
@@ -84,6 +69,21 @@ class Ceremony:
     def transcript(self) -> Transcript:
         """Where each step is recorded."""
         return Transcript(self.output.folder / FILE_NAME)
+
+    @property
+    def recorded(self) -> Mapping[str, str]:
+        """SHA-256 of each file that the transcript knows, by its path."""
+        path = self.transcript.path
+        return read(path).files if path.exists() else {}
+
+    def intended(self, command: str) -> frozenset[str]:
+        """Return the digest of each TBSCertificate that a command was to sign."""
+        path = self.transcript.path
+        return frozenset(
+            one.details[_TBS]
+            for one in (read(path).entries if path.exists() else ())
+            if one.command == f"{command}{_INTENT}" and _TBS in one.details
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,7 +137,8 @@ def sign(ceremony: Ceremony, name: str, *, csr: Path | None = None) -> SignedCA:
     """
     _require_name(ceremony.file, name)
     plan_of(ceremony.loaded, now=ceremony.clock()).require_passes()
-    return _sign(ceremony, name, csr)
+    with ceremony.output.exclusively():
+        return _sign(ceremony, name, csr)
 
 
 def rehearse(
@@ -177,78 +178,15 @@ def rehearse(
             operator=operator,
             clock=clock,
         )
+        ceremony.output.make()
         for name in loaded.file.order():
-            found.append(_sign(ceremony, name, None, key=throwaway[name].public_key()))
+            # What begins later is rehearsed as on its day.
+            starts = (loaded.file.cas[one].validity for one in loaded.file.chain(name))
+            at = max(clock(), *(one.not_before or clock() for one in starts))
+            key = throwaway[name].public_key()
+            found.append(_sign(ceremony, name, key=key, at=at))
             done(found[-1])
     return tuple(found)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SigningStep:
-    """One certificate that is to be made."""
-
-    file: HierarchyFile
-    name: str
-    """The CA."""
-    public_key: CAPublicKey
-    above: Sequence[x509.Certificate] = ()
-    """The CAs above it, the root last; none for the root."""
-    now: datetime
-    """The time, aware, in UTC."""
-    with_others: bool = True
-    """Whether pkilint and `openssl verify` are asked too."""
-
-    @property
-    def issuer(self) -> IssuerName | None:
-        """What the certificate says of its issuer; None for the root."""
-        return issuer_of_certificate(self.above[0]) if self.above else None
-
-
-def issue(
-    step: SigningStep, signer: Signer, before: Callable[[bytes], None] = lambda _: None
-) -> x509.Certificate:
-    """Make the certificate of a CA, with all checks before and after its signature.
-
-    Args:
-        step: What is to be signed.
-        signer: The key of the CA above; of the root, its own.
-        before: Told the TBSCertificate before the key signs it.
-
-    Raises:
-        ConfigError: A check fails.
-        BackendError: The key does not sign, or signed something else.
-    """
-    name, issuer = step.name, step.issuer
-    key = issuer.public_key if issuer else step.public_key
-    if signer.public_key() != key:
-        subject = (issuer.subject if issuer else step.file.subject(name)).rfc4514_string
-        raise _bad(
-            f"{name}: the key that is to sign is not that of the certificate "
-            f"({subject()}): give this certificate's key, or the folder of the "
-            "certificate of this key as --out"
-        )
-    tbs = build(step.file, name, step.public_key, issuer, now=step.now)
-    _check(step, signed(tbs, key_like(key)))
-    before(tbs)
-    algorithm = algorithm_of(key)
-    signature = signer.sign(tbs, algorithm, timeout=SIGN_SECONDS)
-    try:
-        require_signature(key, algorithm, signature, tbs)
-    except InvalidSignature:
-        raise BackendBrokenError(
-            f"{name}: the signature is not one of the key that was to sign",
-            rule="hierarchy.signature",
-        ) from None
-    certificate = joined(tbs, key, signature)
-    if certificate.tbs_certificate_bytes != tbs:
-        raise BackendBrokenError(
-            f"{name}: what was signed is not what was linted", rule="hierarchy.tbs"
-        )
-    _check(step, certificate)
-    path = [certificate, *step.above]
-    if problem := chain_problem(path, _moment(certificate, step.now)):
-        raise _bad(f"{name}: {problem}")
-    return certificate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -281,6 +219,10 @@ def verified(
     wanted = {above for one in only for above in file.chain(one)}
     names = [one for one in file.order() if not only or one in wanted]
     here = {*output.names()}
+    for one in sorted(here):
+        issuer = one.partition(BY)[2]
+        if issuer in file.cas and not only:
+            names.append(one)
     if not here & {*names}:
         raise _bad(
             f"{output.folder}: expected the certificate of a CA of the file, such as "
@@ -299,28 +241,37 @@ def verified(
 def _verified(
     file: HierarchyFile, output: Output, name: str, now: datetime
 ) -> Verified:
-    path = [output.certificate(one) for one in file.chain(name)]
+    path = [output.certificate(one) for one in _chain_of(file, name)]
     issuer = path[1] if len(path) > 1 else None
-    problems = [
-        f"{name}: the certificate {text}"
-        for text in compare(file, name, path[0], issuer)
-    ]
+    problems = []
+    if name in file.cas:
+        problems += [
+            f"{name}: the certificate {text}"
+            for text in compare(file, name, path[0], issuer)
+        ]
     if problem := chain_problem(path, now):
         problems.append(f"{name}: {problem}")
     if problems:
         return Verified(name=name, problems=tuple(problems))
     key = issuer_key(path[0])
     step = SigningStep(file=file, name=name, public_key=key, above=path[1:], now=now)
-    outcomes = _check(step, path[0])
+    outcomes = check(step, path[0])
     allowed = sum(one.trial.is_allowed for one in outcomes)
     others = (
         " and openssl verify" if any(o.openssl is not None for o in outcomes) else ""
     )
+    as_planned = "as the file says" if name in file.cas else "a cross-certificate"
     return Verified(
         name=name,
-        summary=f"as the file says; {allowed} allowed and {len(outcomes) - allowed} "
+        summary=f"{as_planned}; {allowed} allowed and {len(outcomes) - allowed} "
         f"forbidden leaves judged rightly by this program{others}",
     )
+
+
+def _chain_of(file: HierarchyFile, name: str) -> tuple[str, ...]:
+    # Of a CA, or of the folder of a cross-certificate.
+    _, is_cross, issuer = name.partition(BY)
+    return (name, *file.chain(issuer)) if is_cross else file.chain(name)
 
 
 def _require_name(file: HierarchyFile, name: str) -> None:
@@ -330,111 +281,184 @@ def _require_name(file: HierarchyFile, name: str) -> None:
 
 
 def _sign(
-    ceremony: Ceremony, name: str, csr: Path | None, *, key: CAPublicKey | None = None
+    ceremony: Ceremony,
+    name: str,
+    csr: Path | None = None,
+    *,
+    key: CAPublicKey | None = None,
+    at: datetime | None = None,
 ) -> SignedCA:
-    file, output, now = ceremony.file, ceremony.output, ceremony.clock()
-    if output.has(name):
-        return _resumed(ceremony, name, now)
-    above = _above(ceremony, name, now)
-    parent, location = file.cas[name].parent, file.cas[name].key
+    file, output, now = ceremony.file, ceremony.output, at or ceremony.clock()
+    command, parent = f"sign {name}", file.cas[name].parent
+    _require_unfinished(output, name)
+    above = _above(ceremony, file.chain(name)[1:], name, now)
+    location, given = file.cas[name].key, dict[str, str]()
     if key is None and csr is None and isinstance(location, KeyBehindCSR):
         csr = location.path
     if key is None and csr is not None:
-        key = require_planned(name, read_issuing_key(csr), location)
-    elif key is None and parent is not None:
+        content = read_public(csr)
+        given[csr.name] = hashlib.sha256(content).hexdigest()
+        key = require_planned(name, issuing_key_of(content, csr), location)
+    if output.has(name):
+        done = output.certificate(name)
+        problems = compare(file, name, done, next(iter(above), None))
+        is_other = any(problems) or (key is not None and done.public_key() != key)
+        return _resumed(ceremony, command, name, [done, *above], is_other=is_other)
+    if key is None and parent is not None:
         with ceremony.keys(name) as own:
             own.check(timeout=SIGN_SECONDS)
             key = require_planned(name, own.public_key(), location)
     with ceremony.keys(parent or name) as signer:
         public_key = key or require_planned(name, signer.public_key(), location)
-        _require_new_key(output, name, public_key)
         step = SigningStep(
             file=file, name=name, public_key=public_key, above=above, now=now
         )
-        certificate = issue(
-            step, signer, lambda tbs: _record_intent(ceremony, name, tbs, now)
+        return _made(ceremony, command, step, signer, given)
+
+
+def cross_sign(ceremony: Ceremony, name: str, path: Path, *, by: str) -> SignedCA:
+    """Sign the root of another hierarchy, so that it is trusted below a CA of this one.
+
+    Subject, key identifier, usages and path length are the root's own. A run that was
+    cut off is completed by the next one. Nothing is overwritten.
+
+    Args:
+        ceremony: The ceremony.
+        name: What the root is called; its folder is `NAME.by.BY`.
+        path: The certificate of the root, which its own signature proves.
+        by: The CA of the hierarchy that signs.
+
+    Raises:
+        ConfigError: See `sign`; or the file holds no root of the organisation, or one
+            that cannot stand below the CA. No certificate was written.
+        BackendError: See `sign`.
+    """
+    file, output, now = ceremony.file, ceremony.output, ceremony.clock()
+    plan_of(ceremony.loaded, now=now).require_passes()
+    _require_cross(file, name, by)
+    folder = f"{name}{BY}{by}"
+    command = f"cross-sign {folder}"
+    with output.exclusively():
+        _require_unfinished(output, folder)
+        content = read_public(path)
+        target = _root_of(content, path, file, now)
+        above = _above(ceremony, file.chain(by), folder, now)
+        if subject_of(target) in {*map(subject_of, above)}:
+            raise _bad(
+                f"{path}: has the subject of a CA of this chain: expected the root of "
+                "another hierarchy, with another common_name"
+            )
+        if output.has(folder):
+            done = output.certificate(folder)
+            is_other = done.public_key() != target.public_key()
+            chain = [done, *above]
+            return _resumed(ceremony, command, folder, chain, is_other=is_other)
+        step = SigningStep(
+            file=file,
+            name=folder,
+            public_key=issuer_key(target),
+            above=above,
+            now=now,
+            target=target,
         )
-        device = _device_of(signer)
-    read = {} if csr is None else {csr.name: _digest(csr)}
-    chain = [certificate, *above][: len(above) or 1]
-    files = output.write(name, certificate, chain)
-    _record(ceremony, f"sign {name}", {**read, **files}, now, device)
+        given = {path.name: hashlib.sha256(content).hexdigest()}
+        with ceremony.keys(by) as signer:
+            return _made(ceremony, command, step, signer, given)
+
+
+def _require_cross(file: HierarchyFile, name: str, by: str) -> None:
+    _require_name(file, by)
+    if not is_label(name) or name in file.cas:
+        raise _bad(
+            f"{name}: expected a name of the characters a-z 0-9 - that no CA of the "
+            "file has, such as new-root"
+        )
+    if file.cas[by].purpose is not None:
+        raise _bad(f"{by}: issues leaves: expected a CA that signs CAs, such as a root")
+
+
+def _root_of(
+    content: bytes, path: Path, file: HierarchyFile, now: datetime
+) -> x509.Certificate:
+    found = parse_certificates(content, str(path))
+    if len(found) != 1:
+        raise _bad(f"{path}: expected one certificate (found {len(found)})")
+    root = found[0]
+    if problem := chain_problem(found, now) or signature_problem(root):
+        raise _bad(
+            f"{path}: expected a root that signed itself, as proof that its owner has "
+            f"the key: {problem}"
+        )
+    organisation = [
+        str(one.value)
+        for one in root.subject.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)
+    ]
+    if organisation != [file.organisation]:
+        raise _bad(
+            f"{path}: expected a root of the organisation {file.organisation!r}, as "
+            f"this hierarchy's is (found {', '.join(organisation) or 'none'}): who "
+            "trusts this root would trust all that the other one signs"
+        )
+    return root
+
+
+def _made(
+    ceremony: Ceremony,
+    command: str,
+    step: SigningStep,
+    signer: Signer,
+    given: Mapping[str, str],
+) -> SignedCA:
+    output, name, above = ceremony.output, step.name, step.above
+    _require_new_key(output, name, step.public_key)
+    certificate = issue(step, signer, partial(_record_intent, ceremony, command))
+    files = output.write(name, certificate, _below_root([certificate, *above]))
+    device = HSM(**signer.device()) if isinstance(signer, Device) else None
+    _record(ceremony, command, {**given, **files}, device)
     return SignedCA(name=name, certificate=certificate, files=files)
 
 
+def _below_root(path: Sequence[x509.Certificate]) -> Sequence[x509.Certificate]:
+    return path[:-1] or path
+
+
 def _above(
-    ceremony: Ceremony, name: str, now: datetime
+    ceremony: Ceremony, names: Sequence[str], for_name: str, now: datetime
 ) -> tuple[x509.Certificate, ...]:
-    """Return the CAs above one, which are valid now and as the file says."""
-    names = ceremony.file.chain(name)[1:]
-    above = [ceremony.output.certificate(one) for one in names]
+    """Return the CAs above one, which are valid now, and as file and record say."""
+    output = ceremony.output
+    above = [output.certificate(one) for one in names]
     for index, one in enumerate(names):
+        _require_as_recorded(ceremony, one)
         issuer = above[index + 1] if index + 1 < len(above) else None
         for text in compare(ceremony.file, one, above[index], issuer):
             raise _bad(
-                f"{ceremony.output.folder / one}: the certificate {text}; sign with "
+                f"{output.folder / one}: the certificate {text}; sign with "
                 "the file that it was made by, or sign this CA again in another folder"
             )
     if above and (problem := chain_problem(above, now)):
         raise _bad(
-            f"{name}: the chain above it cannot sign now: {problem}; sign the CA "
-            "above again first"
+            f"{for_name}: the chain above it cannot sign now: {problem}; sign the CA "
+            "above again first, or set the clock"
         )
     return tuple(above)
 
 
-def _check(step: SigningStep, certificate: x509.Certificate) -> tuple[TrialResult, ...]:
-    """Lint a certificate, hold it to the CAs above, and try leaves below it."""
-    file, name = step.file, step.name
-    path = [certificate, *step.above]
-    require_clean(certificate, step.issuer, source=name, with_pkilint=step.with_others)
-    if step.above and (problems := [*_beyond(certificate, step.above[0])]):
-        raise _bad("\n".join(f"{name}: {text}" for text in problems))
-    if file.cas[name].purpose == "mesh":
-        planes = file.data_planes_of(name)
-        to_anchor = file.chain(name).index(file.anchor_of(name)) + 1
-        served = {plane: plane is not DataPlane.LINKERD for plane in planes}
-        require_accepted(path[:to_anchor], served, source=name)
-    outcomes = tried(
-        *(trials_of(file, name, path), path, _moment(certificate, step.now)),
-        with_openssl=step.with_others,
-    )
-    require_right(outcomes, source=name)
-    return outcomes
-
-
-def _beyond(child: x509.Certificate, parent: x509.Certificate) -> Iterator[str]:
-    """Yield where a CA would be more than the CA above it allows."""
-    if child.not_valid_after_utc > parent.not_valid_after_utc:
-        yield (
-            f"is valid to {child.not_valid_after_utc.isoformat()}, and the CA above to "
-            f"{parent.not_valid_after_utc.isoformat()}: shorten its validity"
-        )
-    if child.not_valid_before_utc < parent.not_valid_before_utc:
-        yield (
-            f"is valid from {child.not_valid_before_utc.isoformat()}, and the CA above "
-            f"from {parent.not_valid_before_utc.isoformat()}: set validity.not_before"
-        )
-    lengths = [
-        one.extensions.get_extension_for_class(x509.BasicConstraints).value.path_length
-        for one in (child, parent)
-    ]
-    if lengths[1] is not None and (lengths[0] is None or lengths[0] >= lengths[1]):
-        yield (
-            f"has the path length {lengths[0]}, and the CA above {lengths[1]}: "
-            "expected a smaller one"
-        )
-    yield from subset_problems(child, parent)
-
-
-def _moment(certificate: x509.Certificate, now: datetime) -> datetime:
-    # A certificate may be made before it begins to be valid.
-    return max(now, certificate.not_valid_before_utc)
+def _require_as_recorded(ceremony: Ceremony, name: str) -> None:
+    recorded = ceremony.recorded
+    for path, digest in ceremony.output.digests(name).items():
+        if recorded.get(path, digest) != digest:
+            raise _bad(
+                f"{ceremony.output.folder / path}: was changed since it was signed: "
+                f"its SHA-256 is {digest}, and the transcript has {recorded[path]}; "
+                "restore it from another copy"
+            )
 
 
 def _require_new_key(output: Output, name: str, key: CAPublicKey) -> None:
     for other in output.names():
-        is_own = other.partition(BY)[0] == name
+        # A root may be cross-signed by two CAs.
+        is_own = other.partition(BY)[0] == name.partition(BY)[0]
         if not is_own and output.certificate(other).public_key() == key:
             raise _bad(
                 f"{name}: its key is that of {other}: expected a key of its own for "
@@ -442,41 +466,51 @@ def _require_new_key(output: Output, name: str, key: CAPublicKey) -> None:
             )
 
 
-def _resumed(ceremony: Ceremony, name: str, now: datetime) -> SignedCA:
-    """Record what an earlier run has signed, if it was cut off before it did."""
-    output = ceremony.output
-    if name in output.recorded():
+def _require_unfinished(output: Output, name: str) -> None:
+    if output.has(name) and name in output.recorded():
         raise exists(output.folder / name)
-    certificate = output.certificate(name)
-    above = _above(ceremony, name, now)
-    problems = [*compare(ceremony.file, name, certificate, next(iter(above), None))]
-    problem = chain_problem([certificate, *above], _moment(certificate, now))
-    if problems or problem:
+
+
+def _resumed(
+    ceremony: Ceremony,
+    command: str,
+    name: str,
+    path: Sequence[x509.Certificate],
+    *,
+    is_other: bool,
+) -> SignedCA:
+    """Record what an earlier run has signed, if it was cut off before it did.
+
+    Nothing else is taken for it: the transcript has to have the TBSCertificate that the
+    run was about to sign, and each file has to be as that run wrote it.
+    """
+    output, certificate = ceremony.output, path[0]
+    problem = chain_problem(path, moment(certificate, ceremony.clock()))
+    tbs = hashlib.sha256(certificate.tbs_certificate_bytes).hexdigest()
+    is_intended = tbs in ceremony.intended(command)
+    is_whole = output.holds(name, certificate, _below_root(path))
+    if is_other or problem or not is_intended or not is_whole:
         raise exists(output.folder / name)
+    _require_new_key(output, name, issuer_key(certificate))
     files = output.digests(name)
-    _record(ceremony, f"sign {name}, resumed", files, now, None)
+    _record(ceremony, f"{command}, resumed", files, None)
     return SignedCA(name=name, certificate=certificate, files=files, was_resumed=True)
 
 
-def _record_intent(ceremony: Ceremony, name: str, tbs: bytes, now: datetime) -> None:
+def _record_intent(ceremony: Ceremony, command: str, tbs: bytes) -> None:
     # Before the key is used: a signature whose answer is lost leaves a trace.
-    ceremony.output.make()
     ceremony.transcript.append(
-        f"sign {name}, before the signature",
-        *(ceremony.operator, now),
-        details={**_details(ceremony), "tbs_sha256": hashlib.sha256(tbs).hexdigest()},
+        f"{command}{_INTENT}",
+        *(ceremony.operator, ceremony.clock()),
+        details={**_details(ceremony), _TBS: hashlib.sha256(tbs).hexdigest()},
     )
 
 
 def _record(
-    ceremony: Ceremony,
-    command: str,
-    files: Mapping[str, str],
-    now: datetime,
-    device: HSM | None,
+    ceremony: Ceremony, command: str, files: Mapping[str, str], device: HSM | None
 ) -> None:
     ceremony.transcript.append(
-        *(command, ceremony.operator, now),
+        *(command, ceremony.operator, ceremony.clock()),
         files=files,
         details=_details(ceremony),
         hsm=device,
@@ -487,14 +521,6 @@ def _record(
 
 def _details(ceremony: Ceremony) -> dict[str, str]:
     return {HIERARCHY: ceremony.loaded.digest}
-
-
-def _device_of(signer: Signer) -> HSM | None:
-    return HSM(**signer.device()) if isinstance(signer, Device) else None
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _bad(message: str) -> ConfigError:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from secrets import randbits
+from typing import Self
 
 from cryptography import x509
 from cryptography.x509.oid import (
@@ -18,6 +19,7 @@ from cryptography.x509.oid import (
 
 from bridge.errors import ConfigError
 from bridge.hierarchy.schema import CAEntry, HierarchyFile
+from bridge.hierarchy.schema.file import BACKDATE
 from bridge.x509.algorithm import (
     CAPrivateKey,
     CAPublicKey,
@@ -25,7 +27,7 @@ from bridge.x509.algorithm import (
     issuer_key,
     signature_of,
 )
-from bridge.x509.certificate import key_usage, subject_of
+from bridge.x509.certificate import key_usage, name_of, subject_of
 from bridge.x509.der import splice
 from bridge.x509.tbs import recorder_of
 
@@ -37,6 +39,22 @@ _EXTENDED_USAGE: dict[str, ObjectIdentifier] = {
 }
 
 
+_OF_THE_ISSUER = {
+    x509.AuthorityKeyIdentifier.oid,
+    x509.CRLDistributionPoints.oid,
+    x509.AuthorityInformationAccess.oid,
+}
+_COPIED = {
+    x509.BasicConstraints.oid,
+    x509.KeyUsage.oid,
+    x509.SubjectKeyIdentifier.oid,
+    x509.ExtendedKeyUsage.oid,
+    x509.NameConstraints.oid,
+    x509.CertificatePolicies.oid,
+}
+"""What a cross-certificate has of the root that is cross-signed."""
+
+
 @dataclass(frozen=True, slots=True)
 class IssuerName:
     """What a certificate says of its issuer."""
@@ -44,6 +62,37 @@ class IssuerName:
     subject: x509.Name
     public_key: CAPublicKey
     key_identifier: x509.SubjectKeyIdentifier
+    not_before: datetime | None = None
+    """No certificate below it begins sooner; None where it signs itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class URLs:
+    """Where the CRL and the certificate of the CA that signs are."""
+
+    crl: str | None = None
+    aia: str | None = None
+
+    @classmethod
+    def below(cls, file: HierarchyFile, issuer: str) -> Self:
+        """Return what the certificates below a CA say: all say the same."""
+        below = [one for one in file.cas.values() if one.parent == issuer]
+        return cls(
+            next((one.crl_url for one in below if one.crl_url), None),
+            next((one.aia_url for one in below if one.aia_url), None),
+        )
+
+    def extensions(self) -> Iterator[x509.Extension[x509.ExtensionType]]:
+        """Yield the extensions of a certificate that have them."""
+        if self.crl is not None:
+            where = x509.UniformResourceIdentifier(self.crl)
+            point = x509.DistributionPoint([where], None, None, None)
+            yield _extension(x509.CRLDistributionPoints([point]))
+        if self.aia is not None:
+            where = x509.UniformResourceIdentifier(self.aia)
+            access = AuthorityInformationAccessOID.CA_ISSUERS
+            description = x509.AccessDescription(access, where)
+            yield _extension(x509.AuthorityInformationAccess([description]))
 
 
 def issuer_of_certificate(certificate: x509.Certificate) -> IssuerName:
@@ -64,7 +113,10 @@ def issuer_of_certificate(certificate: x509.Certificate) -> IssuerName:
         )
     except x509.ExtensionNotFound:
         raise _bad("the issuer has no subject key identifier: reissue it") from None
-    return IssuerName(certificate.subject, issuer_key(certificate), found.value)
+    return IssuerName(
+        *(certificate.subject, issuer_key(certificate), found.value),
+        not_before=certificate.not_valid_before_utc,
+    )
 
 
 def build(
@@ -90,7 +142,7 @@ def build(
     subject = file.subject(name)
     own_identifier = x509.SubjectKeyIdentifier.from_public_key(public_key)
     above = issuer or IssuerName(subject, public_key, own_identifier)
-    not_before, not_after = entry.validity.window(now)
+    not_before, not_after = entry.validity.window(now, above.not_before)
     builder = (
         x509.CertificateBuilder()
         .subject_name(subject)
@@ -101,6 +153,51 @@ def build(
         .not_valid_after(not_after)
     )
     for extension in _extensions(entry, own_identifier, above):
+        builder = builder.add_extension(extension.value, extension.critical)
+    return sign_with_stand_in(builder, above.public_key)
+
+
+def build_cross(
+    target: x509.Certificate, issuer: x509.Certificate, urls: URLs, *, now: datetime
+) -> bytes:
+    """Build the TBSCertificate of a cross-certificate, in DER.
+
+    Subject, key, key identifier, path length, usages, constraints and policies are
+    those of the root that is cross-signed. It lasts as long as both CAs.
+
+    Args:
+        target: The root that is cross-signed.
+        issuer: The CA that signs.
+        urls: Where the CRL and the certificate of `issuer` are.
+        now: When it is signed, aware, in UTC.
+
+    Raises:
+        ConfigError: See `issuer_of_certificate`; or the root has an extension that a CA
+            has no use for.
+    """
+    above, own = issuer_of_certificate(issuer), issuer_of_certificate(target)
+    start = now.replace(microsecond=0) - BACKDATE
+    begins = (start, target.not_valid_before_utc, issuer.not_valid_before_utc)
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(own.subject)
+        .issuer_name(above.subject)
+        .public_key(own.public_key)
+        .serial_number(randbits(SERIAL_BITS) | 1)
+        .not_valid_before(max(begins))
+        .not_valid_after(min(target.not_valid_after_utc, issuer.not_valid_after_utc))
+    )
+    copied = [one for one in target.extensions if one.oid in _COPIED]
+    others = {one.oid for one in target.extensions} - _COPIED - _OF_THE_ISSUER
+    if others:
+        names = ", ".join(sorted(map(name_of, others)))
+        raise _bad(
+            f"the root has the extension {names}, which is not copied into a "
+            "cross-certificate: have a root without it"
+        )
+    by_key = x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier
+    of_issuer = [_extension(by_key(above.key_identifier)), *urls.extensions()]
+    for extension in (*copied, *of_issuer):
         builder = builder.add_extension(extension.value, extension.critical)
     return sign_with_stand_in(builder, above.public_key)
 
@@ -159,21 +256,10 @@ def _extensions(
         ]
         # Not critical: rustls rejects a path with critical policies.
         yield _extension(x509.CertificatePolicies(policies))
-    if entry.crl_url is not None:
-        yield _extension(x509.CRLDistributionPoints([_point(entry.crl_url)]))
-    if entry.aia_url is not None:
-        where = x509.UniformResourceIdentifier(entry.aia_url)
-        access = AuthorityInformationAccessOID.CA_ISSUERS
-        description = x509.AccessDescription(access, where)
-        yield _extension(x509.AuthorityInformationAccess([description]))
+    yield from URLs(entry.crl_url, entry.aia_url).extensions()
     if entry.name_constraints is not None:
         constraints = entry.name_constraints
         yield _extension(constraints.value(), critical=constraints.critical)
-
-
-def _point(url: str) -> x509.DistributionPoint:
-    where = x509.UniformResourceIdentifier(url)
-    return x509.DistributionPoint([where], None, None, None)
 
 
 def _extension(

@@ -24,17 +24,30 @@ _HASHES = (hashes.SHA256, hashes.SHA384, hashes.SHA512)
 def read_issuing_key(path: Path) -> CAPublicKey:
     """Return the public key of a CSR whose private half signed the CSR.
 
-    Nothing else is taken from the CSR: subject, constraints and validity of an issuing
-    CA are decided by whoever signs its certificate.
-
     Args:
         path: One CSR (PKCS#10), in PEM or DER.
 
     Raises:
-        ConfigError: The file cannot be read, holds no CSR, the key is of a kind or
-            strength that no CA may have, or the signature is not that of the key.
+        ConfigError: The file cannot be read, or see `issuing_key_of`.
     """
-    request = _read(path)
+    return issuing_key_of(read_public(path), path)
+
+
+def issuing_key_of(content: bytes, path: Path) -> CAPublicKey:
+    """Return the public key of a CSR whose private half signed the CSR.
+
+    Nothing else is taken from the CSR: subject, constraints and validity of an issuing
+    CA are decided by whoever signs its certificate.
+
+    Args:
+        content: One CSR (PKCS#10), in PEM or DER.
+        path: Its file, for people.
+
+    Raises:
+        ConfigError: The file holds no CSR, the key is of a kind or strength that no CA
+            may have, or the signature is not that of the key.
+    """
+    request = _parsed(content, path)
     try:
         key = request.public_key()
         require_good_ca_key(key)
@@ -61,8 +74,7 @@ def read_issuing_key(path: Path) -> CAPublicKey:
     return key
 
 
-def _read(path: Path) -> x509.CertificateSigningRequest:
-    data = read_public(path)
+def _parsed(data: bytes, path: Path) -> x509.CertificateSigningRequest:
     expected = f"{path}: expected one CSR (PKCS#10), in PEM or DER"
     if not data.startswith(_DER_START):
         try:

@@ -191,8 +191,9 @@ def _options(
         case KeyInFile():
             return {"path": location.path}
         case KeyInTransit():
-            fields = ("address", "mount", "name", "version")
-            return {field: getattr(location, field) for field in fields}
+            fields = ("address", "namespace", "ca_file", "mount", "name", "version")
+            given = {field: getattr(location, field) for field in fields}
+            return {field: one for field, one in given.items() if one is not None}
         case KeyBehindCSR():
             raise _bad(
                 f"{name}: its key stays where the CSR {location.path} was made, and "

@@ -23,6 +23,8 @@ _SERIAL_BITS = range(64, 159 + 1)
 _CRITICAL = (x509.BasicConstraints, x509.KeyUsage, x509.NameConstraints)
 _HARMLESS = frozenset({"DEBUG", "INFO"})
 _CONSTRAINTS = ".nameConstraints."
+_IDENTIFIER = "pkix.unknown_subject_key_identifier_calculation_method"
+"""Of a root of another program: what it signed names the identifier that it has."""
 _NO_NAMES = frozenset(
     {
         "pkix.invalid_domain_name_syntax",
@@ -36,7 +38,11 @@ have. Our own reader of constraints (`bridge.x509.name_forms`) judges them."""
 
 
 def findings(
-    certificate: x509.Certificate, issuer: IssuerName | None, *, with_pkilint: bool
+    certificate: x509.Certificate,
+    issuer: IssuerName | None,
+    *,
+    with_pkilint: bool,
+    own_identifier: x509.SubjectKeyIdentifier | None = None,
 ) -> Iterator[str]:
     """Yield what is wrong with the certificate of a CA, whoever signed it.
 
@@ -44,6 +50,8 @@ def findings(
         certificate: It may have the signature of a throwaway key.
         issuer: Who is to sign it; None for a root.
         with_pkilint: Whether pkilint looks at it too.
+        own_identifier: The key identifier that it has to have; by default the SHA-1 of
+            its key.
     """
     # Its own first moment: whether it is valid now is not a matter of its form.
     start = certificate.not_valid_before_utc
@@ -53,13 +61,13 @@ def findings(
         yield problem
     try:
         yield from _form(certificate)
-        yield from _identifiers(certificate, issuer)
+        yield from _identifiers(certificate, issuer, own_identifier)
     except x509.ExtensionNotFound as error:
         yield f"has no extension {error.oid.dotted_string}, which every CA's has"
     except UNREADABLE as error:
         yield f"cannot be read: {error}"
     if with_pkilint:
-        yield from _of_pkilint(certificate)
+        yield from _of_pkilint(certificate, is_own=own_identifier is None)
 
 
 def require_clean(
@@ -68,6 +76,7 @@ def require_clean(
     *,
     source: str,
     with_pkilint: bool,
+    own_identifier: x509.SubjectKeyIdentifier | None = None,
 ) -> None:
     """Refuse a certificate that a linter finds anything in.
 
@@ -76,11 +85,18 @@ def require_clean(
         issuer: See `findings`.
         source: The name of the CA; each line of the message begins with it.
         with_pkilint: See `findings`.
+        own_identifier: See `findings`.
 
     Raises:
         ConfigError: The message has all findings, a line each.
     """
-    found = [*findings(certificate, issuer, with_pkilint=with_pkilint)]
+    found = [
+        *findings(
+            *(certificate, issuer),
+            with_pkilint=with_pkilint,
+            own_identifier=own_identifier,
+        )
+    ]
     if found:
         raise ConfigError(
             "\n".join(f"{source}: the certificate {text}" for text in found),
@@ -110,13 +126,16 @@ def _form(certificate: x509.Certificate) -> Iterator[str]:
 
 
 def _identifiers(
-    certificate: x509.Certificate, issuer: IssuerName | None
+    certificate: x509.Certificate,
+    issuer: IssuerName | None,
+    expected: x509.SubjectKeyIdentifier | None,
 ) -> Iterator[str]:
     get = certificate.extensions.get_extension_for_class
     own = get(x509.SubjectKeyIdentifier).value
-    key = certificate.public_key()
-    if own != x509.SubjectKeyIdentifier.from_public_key(key):
-        yield "has a subject key identifier that is not the SHA-1 of its key"
+    by_key = x509.SubjectKeyIdentifier.from_public_key(certificate.public_key())
+    if own != (expected or by_key):
+        of_what = "the root's" if expected else "the SHA-1 of its key"
+        yield f"has a subject key identifier that is not {of_what}"
     subject = issuer.subject.public_bytes() if issuer else subject_of(certificate)
     if issuer_of(certificate) != subject:
         yield "has another issuer than the subject of the CA that signs, byte for byte"
@@ -131,19 +150,21 @@ def crl_findings(crl: x509.CertificateRevocationList) -> Iterator[str]:
     yield from _found(validator, load(crl.public_bytes(Encoding.DER), "crl"))
 
 
-def _of_pkilint(certificate: x509.Certificate) -> Iterator[str]:
+def _of_pkilint(certificate: x509.Certificate, *, is_own: bool) -> Iterator[str]:
     load, validator = _pkilint()
     document = load(certificate.public_bytes(Encoding.DER), "certificate")
-    yield from _found(validator, document)
+    yield from _found(validator, document, is_own=is_own)
 
 
-def _found(validator: Any, document: Any) -> Iterator[str]:
+def _found(validator: Any, document: Any, *, is_own: bool = True) -> Iterator[str]:
     for result in validator.validate(document.root):
         for found in result.finding_descriptions:
             kind = found.finding
             path = str(result.node.path)
             is_constraint = _CONSTRAINTS in path and kind.code in _NO_NAMES
-            if kind.severity.name not in _HARMLESS and not is_constraint:
+            is_kept = not is_own and kind.code == _IDENTIFIER
+            is_harmless = kind.severity.name in _HARMLESS or is_constraint or is_kept
+            if not is_harmless:
                 told = f": {found.message}" if found.message else ""
                 yield f"has a finding of pkilint, {kind.code} at {path}{told}"
 

@@ -13,7 +13,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -23,7 +24,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from bridge.errors import ConfigError
-from bridge.system.files import locked, replace, sync_folder
+from bridge.system.files import flock, locked, replace, sync_folder
 from bridge.x509.certificate import UNREADABLE, name_of
 from bridge.x509.pem import parse_certificates
 
@@ -34,6 +35,8 @@ CHAIN = "chain.pem"
 """The CA and the CAs above it, without the root."""
 BY = ".by."
 """Stands in the name of a cross-certificate's folder, before its issuer's name."""
+LOCK = ".lock"
+"""Held by the run that signs into the folder."""
 _CRL = ".crl."
 _CRL_DER = "crl.der"
 _DER = "certificate.der"
@@ -69,6 +72,35 @@ class Output:
             self.folder.mkdir(mode=_FOLDER_MODE, parents=True, exist_ok=True)
         except OSError as error:
             raise _bad(f"{self.folder}: cannot be made: {error.strerror}") from error
+
+    @contextmanager
+    def exclusively(self, seconds: float = 30.0) -> Iterator[None]:
+        """Let no other run sign into the folder meanwhile.
+
+        Args:
+            seconds: How long to wait for the end of another run.
+
+        Raises:
+            ConfigError: Another run does not end, or the folder cannot be written.
+        """
+        self.make()
+        path = self.folder / LOCK
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        try:
+            fd = os.open(path, flags, _FILE_MODE)
+        except OSError as error:
+            raise _bad(f"{path}: cannot be written: {error.strerror}") from error
+        try:
+            try:
+                flock(fd, seconds)
+            except TimeoutError:
+                raise _bad(
+                    f"{self.folder}: another run of meshca signs into this folder now: "
+                    "wait for its end, and run the command again"
+                ) from None
+            yield
+        finally:
+            os.close(fd)
 
     def names(self) -> tuple[str, ...]:
         """Return the names of the CAs, and of cross-certificates, that are here."""
@@ -145,13 +177,7 @@ class Output:
         Raises:
             ConfigError: The CA's folder exists, or nothing can be written.
         """
-        files = {
-            CERTIFICATE: certificate.public_bytes(Encoding.PEM),
-            _DER: certificate.public_bytes(Encoding.DER),
-            CHAIN: b"".join(one.public_bytes(Encoding.PEM) for one in chain),
-            _TEXT: text_of(certificate).encode(),
-        }
-        return self.write_files(name, files)
+        return self.write_files(name, _files_of(certificate, chain))
 
     def write_files(self, name: str, files: Mapping[str, bytes]) -> Mapping[str, str]:
         """Write a folder of files, all of them or none; overwrite nothing.
@@ -177,10 +203,7 @@ class Output:
             raise _bad(
                 f"{error.filename or target}: cannot be written: {error.strerror}"
             ) from error
-        return {
-            f"{name}/{file}": hashlib.sha256(content).hexdigest()
-            for file, content in files.items()
-        }
+        return _digests(name, files)
 
     def digests(self, name: str) -> dict[str, str]:
         """Return the SHA-256 of each file of a CA, by its path below the folder."""
@@ -189,6 +212,19 @@ class Output:
             for path in sorted((self.folder / name).iterdir())
             if path.is_file()
         }
+
+    def holds(
+        self,
+        name: str,
+        certificate: x509.Certificate,
+        chain: Sequence[x509.Certificate],
+    ) -> bool:
+        """Return whether a CA's folder is as `write` would write it now."""
+        try:
+            found = self.digests(name)
+        except OSError:
+            return False
+        return found == _digests(name, _files_of(certificate, chain))
 
     def recorded(self) -> frozenset[str]:
         """Return the names of the CAs that stand in the manifest: they are finished.
@@ -305,6 +341,24 @@ def text_of(certificate: x509.Certificate) -> str:
         for form, names in _subtrees(extension.value).items():
             lines += [f"    {form}: {name}" for name in names]
     return "\n".join(lines) + "\n"
+
+
+def _files_of(
+    certificate: x509.Certificate, chain: Sequence[x509.Certificate]
+) -> Mapping[str, bytes]:
+    return {
+        CERTIFICATE: certificate.public_bytes(Encoding.PEM),
+        _DER: certificate.public_bytes(Encoding.DER),
+        CHAIN: b"".join(one.public_bytes(Encoding.PEM) for one in chain),
+        _TEXT: text_of(certificate).encode(),
+    }
+
+
+def _digests(name: str, files: Mapping[str, bytes]) -> dict[str, str]:
+    return {
+        f"{name}/{file}": hashlib.sha256(content).hexdigest()
+        for file, content in files.items()
+    }
 
 
 def _described(certificate: x509.Certificate) -> Mapping[str, Any]:

@@ -17,7 +17,6 @@ from cryptography import x509
 
 from bridge.dataplanes.planes import RUSTLS_PLANES, DataPlane
 from bridge.errors import ConfigError
-from bridge.hierarchy.ceremony import SigningStep, issue
 from bridge.hierarchy.keys import LocalKey, new_key
 from bridge.hierarchy.schema import (
     AlgorithmName,
@@ -25,6 +24,7 @@ from bridge.hierarchy.schema import (
     HierarchyFile,
     parse,
 )
+from bridge.hierarchy.signing import SigningStep, issue
 from bridge.spiffe import TrustDomain
 from bridge.system.clock import Clock, system_clock
 from bridge.x509.algorithm import CAPrivateKey, CAPublicKey

@@ -51,9 +51,9 @@ FILE_NAME = "transcript.jsonl"
 FORMAT: Literal[1] = 1
 HIERARCHY = "hierarchy"
 """The detail of an entry that has the SHA-256 of the hierarchy file."""
-UNRECORDED = frozenset({FILE_NAME, "manifest.json", "record.html"})
-"""Files of a ceremony's folder that change with each command, or that the transcript
-itself becomes."""
+UNRECORDED = frozenset({FILE_NAME, "manifest.json", "record.html", ".lock"})
+"""Files of a ceremony's folder that change with each command, that the transcript
+itself becomes, or that hold nothing."""
 
 _DOMAIN = b"meshca ceremony transcript, signature of an officer\n"
 _MODE = 0o644

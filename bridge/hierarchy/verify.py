@@ -8,7 +8,7 @@ against the hierarchy file.
 import ipaddress
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import product
@@ -30,13 +30,13 @@ from bridge.hierarchy.certificate import (
     sign_with_stand_in,
     signed,
 )
-from bridge.hierarchy.replica import Replica, replicate_path
+from bridge.hierarchy.replica import Replica
 from bridge.hierarchy.schema import HierarchyFile
 from bridge.hierarchy.schema.file import BACKDATE
-from bridge.x509.algorithm import CAPrivateKey, issuer_key
+from bridge.x509.algorithm import issuer_key
 from bridge.x509.ca_certificate import anchor_problems, validity_problems
 from bridge.x509.certificate import key_usage, name_of
-from bridge.x509.leaf_profile import LeafProfile
+from bridge.x509.leaf_profile import EXTENDED_KEY_USAGE, LeafProfile
 from bridge.x509.name_constraints import ChainConstraints
 from bridge.x509.path import link_faults, validate_chain, verify_leaf_signature
 
@@ -60,8 +60,10 @@ class Trial:
     names: Names
     is_allowed: bool
     is_expired: bool = False
+    is_ca: bool = False
+    """Whether the leaf itself says that it is a CA."""
     cas_between: int = 0
-    """How many CAs stand between the CA and the leaf, beyond those of its chain."""
+    """How many leaves that say that they are CAs stand between the CA and the leaf."""
 
     def __str__(self) -> str:
         shown = ", ".join(str(name.value) for name in self.names)
@@ -93,7 +95,7 @@ def trials_of(
 
     Args:
         file: The hierarchy.
-        name: The CA.
+        name: The CA, or the folder of a cross-certificate.
         path: Its certificate, and those above it, the root last.
     """
     constraints = ChainConstraints.of_chain(path)
@@ -106,6 +108,7 @@ def trials_of(
         first = next(found, None)
         if first is not None:
             allowed.append(Trial("an allowed name", (first,), is_allowed=True))
+    foreign = (*_beside(path), *_of_other_domains(file, name))
     forbidden = [
         Trial("a forbidden name", (one,), is_allowed=False)
         for kind in (
@@ -114,39 +117,35 @@ def trials_of(
             x509.IPAddress,
             x509.RFC822Name,
         )
-        for one in _forbidden(constraints, path, kind)
+        for one in _forbidden(constraints, path, foreign, kind)
     ]
-    structural: list[Trial] = []
-    if allowed:
-        names = allowed[0].names
-        limit = file.cas[name].path_len
-        structural = [
-            Trial("an expired leaf", names, is_allowed=False, is_expired=True),
-            Trial(
-                *("one CA too many above the leaf", names),
-                is_allowed=False,
-                cas_between=limit + 1,
-            ),
-        ]
+    structural = [*_structural(allowed[0].names, path[0])] if allowed else []
     return (*allowed, *forbidden, *structural)
 
 
+def _structural(names: Names, ca: x509.Certificate) -> Iterator[Trial]:
+    """Yield leaves that have an allowed name and are none nevertheless."""
+    basic = ca.extensions.get_extension_for_class(x509.BasicConstraints).value
+    yield Trial("an expired leaf", names, is_allowed=False, is_expired=True)
+    # Go does not look: it takes any certificate for a leaf, as RFC 5280 lets it.
+    yield Trial("a leaf that is a CA", names, is_allowed=False, is_ca=True)
+    if basic.path_length is not None:
+        between = basic.path_length + 1
+        text = "a leaf that was signed by a leaf that is a CA, one CA too many"
+        yield Trial(text, names, is_allowed=False, cas_between=between)
+
+
 def tried(
-    trials: Sequence[Trial],
-    path: Sequence[x509.Certificate],
-    now: datetime,
-    *,
-    with_openssl: bool,
+    trials: Sequence[Trial], replica: Replica, now: datetime, *, with_openssl: bool
 ) -> tuple[TrialResult, ...]:
     """Issue each leaf below a copy of a path, and have it verified.
 
     Args:
         trials: Of `trials_of`.
-        path: The CA first, the root last.
+        replica: The copy, of `replicate_path`.
         now: The time to verify at, aware, in UTC.
         with_openssl: Whether to ask `openssl verify` too, where it is installed.
     """
-    replica = replicate_path(path)
     leaves = [_leaf(trial, replica, now) for trial in trials]
     answers = _openssl(leaves, replica, now) if with_openssl else {}
     paths = {leaf.between: (*leaf.between, *replica.certificates) for leaf in leaves}
@@ -258,13 +257,14 @@ def _allowed(file: HierarchyFile, name: str) -> Iterator[Names]:
 def _forbidden(
     constraints: ChainConstraints,
     path: Sequence[x509.Certificate],
+    foreign: Iterable[x509.GeneralName],
     kind: type[x509.GeneralName],
 ) -> Iterator[x509.GeneralName]:
     if kind not in constraints.constrained:
         return
     found = dict.fromkeys(
         one
-        for one in (*_outside(kind), *_candidates(path, excluded=True))
+        for one in (*_outside(kind), *foreign, *_candidates(path, excluded=True))
         if type(one) is kind and not _permits(constraints, (one,))
     )
     yield from [*found][:_MOST_SAMPLES]
@@ -289,6 +289,25 @@ def _outside(kind: type[x509.GeneralName]) -> Iterator[x509.GeneralName]:
     if kind is x509.IPAddress:
         for address in _ADDRESSES:
             yield x509.IPAddress(ipaddress.ip_address(address))
+
+
+def _of_other_domains(file: HierarchyFile, name: str) -> Iterator[x509.GeneralName]:
+    """Yield identities of the tree's trust domains that are not this CA's."""
+    own = file.trust_domains_of(name) if name in file.cas else file.trust_domains
+    for domain in file.trust_domains:
+        if domain not in own:
+            yield x509.UniformResourceIdentifier(f"spiffe://{domain}/ns/a/sa/b")
+            yield x509.DNSName(domain)
+
+
+def _beside(path: Sequence[x509.Certificate]) -> Iterator[x509.GeneralName]:
+    """Yield names whose hosts only end as the permitted ones do."""
+    for name in _candidates(path):
+        if isinstance(name, x509.DNSName):
+            yield x509.DNSName(f"not{name.value}")
+        elif isinstance(name, x509.UniformResourceIdentifier):
+            host = name.value.removeprefix("spiffe://")
+            yield x509.UniformResourceIdentifier(f"spiffe://not{host}")
 
 
 def _candidates(
@@ -333,46 +352,54 @@ class _Leaf:
 def _leaf(trial: Trial, replica: Replica, now: datetime) -> _Leaf:
     issuer, key = replica.certificates[0], replica.issuing_key
     between: list[x509.Certificate] = []
+    start, until = now - 2 * _DAY, now - _DAY if trial.is_expired else now + _DAY
+    window = (start.replace(microsecond=0), until.replace(microsecond=0))
     for number in range(trial.cas_between):
         own = ec.generate_private_key(ec.SECP256R1())
-        issuer = _extra_ca(number, own, issuer, key, now)
+        tbs = _ca_leaf(trial.names, own, issuer, window, f"leaf {number}")
+        issuer = signed(tbs, key)
         key = own
         between.insert(0, issuer)
-    profile = LeafProfile(issuer)
-    until = now - _DAY if trial.is_expired else now + _DAY
-    public_key = ec.generate_private_key(ec.SECP256R1()).public_key()
-    start = now.replace(microsecond=0) - 2 * _DAY
-    tbs = profile.tbs(
-        *(public_key, trial.names, randbits(126) | 1),
-        *(start, until.replace(microsecond=0)),
-    )
+    own = ec.generate_private_key(ec.SECP256R1())
+    if trial.is_ca:
+        tbs = _ca_leaf(trial.names, own, issuer, window)
+    else:
+        serial = randbits(126) | 1
+        tbs = LeafProfile(issuer).tbs(own.public_key(), trial.names, serial, *window)
     return _Leaf(signed(tbs, key), tuple(between))
 
 
-def _extra_ca(
-    number: int,
+def _ca_leaf(
+    names: Names,
     key: ec.EllipticCurvePrivateKey,
     issuer: x509.Certificate,
-    issuer_private_key: CAPrivateKey,
-    now: datetime,
-) -> x509.Certificate:
-    text = f"One CA too many {number}"
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
+    window: tuple[datetime, datetime],
+    common_name: str = "",
+) -> bytes:
+    # As a leaf is, but for CA:TRUE. One that signs needs a subject.
+    subject = (
+        [x509.NameAttribute(NameOID.COMMON_NAME, common_name)] if common_name else []
+    )
     own = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
     above = issuer_of_certificate(issuer)
     by_key = x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier
+    usage = key_usage(digital_signature=True, key_cert_sign=True)
     builder = (
-        x509.CertificateBuilder(issuer_name=above.subject, subject_name=subject)
+        x509.CertificateBuilder()
+        .issuer_name(above.subject)
+        .subject_name(x509.Name(subject))
         .public_key(key.public_key())
         .serial_number(randbits(SERIAL_BITS) | 1)
-        .not_valid_before(now.replace(microsecond=0) - _DAY)
-        .not_valid_after(now.replace(microsecond=0) + _DAY)
+        .not_valid_before(window[0])
+        .not_valid_after(window[1])
         .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .add_extension(key_usage(key_cert_sign=True), critical=True)
+        .add_extension(usage, critical=True)
+        .add_extension(EXTENDED_KEY_USAGE, critical=False)
         .add_extension(own, critical=False)
         .add_extension(by_key(above.key_identifier), critical=False)
+        .add_extension(x509.SubjectAlternativeName(names), critical=not common_name)
     )
-    return signed(sign_with_stand_in(builder, above.public_key), issuer_private_key)
+    return sign_with_stand_in(builder, above.public_key)
 
 
 def _ours(
@@ -386,10 +413,11 @@ def _ours(
         return False
     if [*validity_problems(leaf.certificate, now)]:
         return False
-    names = leaf.certificate.extensions.get_extension_for_class(
-        x509.SubjectAlternativeName
-    ).value
-    return _permits(constraints, tuple(names))
+    get = leaf.certificate.extensions.get_extension_for_class
+    # X509-SVID, 4.1: what verifies a workload rejects a certificate of a CA.
+    if get(x509.BasicConstraints).value.ca:
+        return False
+    return _permits(constraints, tuple(get(x509.SubjectAlternativeName).value))
 
 
 def chain_problem(path: Sequence[x509.Certificate], now: datetime) -> str:

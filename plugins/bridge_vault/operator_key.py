@@ -40,6 +40,8 @@ class TransitKeyOptions(PluginOptions):
     mount: _Text
     name: _Text
     version: Annotated[int, Field(ge=1)]
+    namespace: _Text | None = None
+    ca_file: Annotated[Path, Field(strict=False)] | None = None
     make: (
         Literal["p256", "p384", "p521", "rsa2048", "rsa3072", "rsa4096", "ed25519"]
         | None
@@ -66,6 +68,8 @@ class TransitKey:
             "mount": options.mount,
             "key": options.name,
             "key_version": options.version,
+            "namespace": options.namespace,
+            "ca_file": options.ca_file,
         }
         transit = parse_options(TransitOptions, where, context)
         self._options = options

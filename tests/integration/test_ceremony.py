@@ -3,7 +3,8 @@
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -12,12 +13,19 @@ from typing import Any
 import pytest
 import yaml
 
+from bridge.errors import BackendError
+from bridge.hierarchy.ceremony import Ceremony, sign, verified
+from bridge.hierarchy.keys import opened
+from bridge.hierarchy.output import Output
 from bridge.hierarchy.transcript import read
+from bridge.spi import Signer
 from tests.support.harness.real_process import MESHCA
 from tests.support.harness.workers import Supervised
-from tests.support.parts.ceremonies import tree
+from tests.support.parts.ceremonies import loaded, tree
+from tests.support.parts.pkcs11_shim import Fault, Shim
 from tests.support.parts.pki import write_private
 from tests.support.parts.softhsm import SoftHSM, Token
+from tests.support.parts.vault import Server
 
 Done = subprocess.CompletedProcess[str]
 
@@ -170,3 +178,110 @@ def test_without_a_person_the_time_and_the_pin_are_asked_for(rooms: Rooms) -> No
     done = rooms.sign("root", token=token, pin=" ")
     assert "refused the PIN" in done.stderr
     assert rooms.certificates() == []
+
+
+_SIGNS = """
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from bridge.hierarchy.ceremony import Ceremony, sign
+from bridge.hierarchy.keys import opened
+from bridge.hierarchy.output import Output
+from bridge.hierarchy.schema import load
+loaded = load(Path("hierarchy.yaml"))
+pin, module = sys.argv[1:]
+@contextmanager
+def keys(name):
+    key = loaded.file.cas[name].key
+    with opened(name, key, lambda _: pin, module=Path(module), make=True) as signer:
+        print("logged in", flush=True)
+        sys.stdin.readline()
+        yield signer
+output = Output(Path("out"))
+sign(Ceremony(loaded=loaded, output=output, keys=keys, operator="ada"), "root")
+"""
+_REMOVED, _CLOSED = 0x32, 0xB3
+_FAULTS = {
+    "it is unplugged": ("C_SignInit", Fault.RETURN_INSTEAD, _REMOVED),
+    "it signs, and is unplugged": ("C_Sign", Fault.RETURN_AFTER, _REMOVED),
+    "it loses the session": ("C_SignInit", Fault.RETURN_INSTEAD, _CLOSED),
+    "it signs something else": ("C_Sign", Fault.WRONG_BYTES, 0),
+    "its module crashes": ("C_SignInit", Fault.CRASH, 0),
+}
+
+
+def test_an_hsm_that_is_lost_after_the_login_leaves_nothing(
+    rooms: Rooms, tmp_path: Path
+) -> None:
+    token = rooms.offline
+    shim = Shim(tmp_path, token.store.module, token.store.variables)
+    for name, fault in _FAULTS.items():
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-c", _SIGNS, token.pin, str(shim.module)],
+            cwd=rooms.folder,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        with process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "logged in\n", name
+            shim.put(*fault)
+            _, told = process.communicate("\n", timeout=120)
+        assert shim.hits(fault[0]) == 1, name
+        shim.clear()
+        assert process.returncode != 0, name
+        assert "CRASH" in fault[1].name or "Backend" in told, name
+        assert token.pin not in told
+        assert rooms.certificates() == [], name
+    done = rooms.sign("root", token=token)
+    assert done.returncode == 0, done.stderr
+    entries = read(rooms.folder / "out/transcript.jsonl").entries
+    intents = [one.command for one in entries[:-1]]
+    assert intents == ["sign root, before the signature"] * (len(_FAULTS) + 1)
+
+
+def test_a_key_in_transit_signs_with_the_token_of_a_person(tmp_path: Path) -> None:
+    with Server(tmp_path / "server", storage="inmem", tls=True) as server:
+        server.api.post("sys/mounts/ceremony", type="transit")
+        key = {
+            "backend": "vault-transit",
+            "address": server.url,
+            "ca_file": str(server.ca_file),
+            "mount": "ceremony",
+            "name": "eu",
+            "algorithm": "p256",
+        }
+        file = loaded(tree(eu={"key": key}), tmp_path)
+        tokens = [server.root_token]
+
+        @contextmanager
+        def keys(name: str) -> Iterator[Signer]:
+            location = file.file.cas[name].key
+            with opened(name, location, lambda _: tokens[-1], make=True) as signer:
+                yield signer
+
+        output = Output(tmp_path / "out")
+        ceremony = Ceremony(loaded=file, output=output, keys=keys, operator="ada")
+        sign(ceremony, "root")
+        tokens.append("no token")
+        with pytest.raises(BackendError, match="policies do not permit the call"):
+            sign(ceremony, "eu")
+        assert output.names() == ("root",)
+        tokens.append(server.root_token)
+        sign(ceremony, "eu")
+        # The version that was certified is pinned; a rotation changes nothing.
+        server.api.post("ceremony/keys/eu/rotate")
+        server.seal()
+        with pytest.raises(BackendError, match="Vault"):
+            sign(ceremony, "prod")
+        assert output.names() == ("eu", "root")
+        server.unseal()
+        sign(ceremony, "prod")
+        found = [*verified(file.file, output, datetime.now(UTC))]
+        assert [(one.name, one.problems) for one in found] == [
+            (name, ()) for name in ("root", "eu", "prod")
+        ]
+        transcript = (tmp_path / "out/transcript.jsonl").read_text()
+        assert server.root_token not in transcript

@@ -13,12 +13,13 @@ import typer
 from bridge.cli.console import operator
 from bridge.errors import ConfigError
 from bridge.hierarchy.ceremony import Ceremony, SignedCA, require_clock
+from bridge.hierarchy.ceremony import cross_sign as cross_sign_one
 from bridge.hierarchy.ceremony import rehearse as rehearse_all
 from bridge.hierarchy.ceremony import sign as sign_one
 from bridge.hierarchy.keys import opened, secret_from
 from bridge.hierarchy.output import CERTIFICATE, Output
-from bridge.hierarchy.schema import HierarchyFile, load
-from bridge.hierarchy.words import lines_of
+from bridge.hierarchy.schema import HierarchyFile, Loaded, load
+from bridge.hierarchy.words import lines_of, parse_digest
 from bridge.registry import Secret
 from bridge.spi import Signer
 from bridge.system.clock import system_clock
@@ -57,6 +58,15 @@ TimeOption = Annotated[
         "of this machine is held against it. Without it a person is asked.",
     ),
 ]
+DigestOption = Annotated[
+    str | None,
+    typer.Option(
+        "--digest",
+        metavar="SHA256",
+        help="The SHA-256 of the hierarchy file that was agreed, in hex or in words, "
+        "as plan and rehearse show it: with another file nothing is signed.",
+    ),
+]
 
 
 def sign(  # noqa: PLR0913 - one parameter for each option
@@ -79,6 +89,7 @@ def sign(  # noqa: PLR0913 - one parameter for each option
     module: ModuleOption = None,
     pin_fd: PinOption = None,
     time: TimeOption = None,
+    digest: DigestOption = None,
 ) -> None:
     """Sign the certificate of the CA NAME with the key of the CA above it.
 
@@ -86,16 +97,48 @@ def sign(  # noqa: PLR0913 - one parameter for each option
     the CAs above, the key, and two linters on a certificate with a throwaway signature.
     Nothing is overwritten. A run that was cut off is completed by the next one.
     """
+    loaded = _agreed(hierarchy, digest)
     confirm_clock(time)
-    loaded = load(hierarchy)
     keys = _Keys(loaded.file, module, pin_fd, name if make_key else "")
     ceremony = Ceremony(
         loaded=loaded, output=Output(out), keys=keys.open, operator=operator()
     )
-    done = sign_one(ceremony, name, csr=csr)
-    if done.was_resumed:
-        typer.echo(f"{name} was signed before; its record is now complete")
-    _show(done, out)
+    _show(ceremony, sign_one(ceremony, name, csr=csr))
+
+
+def cross_sign(  # noqa: PLR0913 - one parameter for each option
+    hierarchy: HierarchyArgument,
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="What the other root is called.")
+    ],
+    *,
+    certificate: Annotated[
+        Path,
+        typer.Option(metavar="FILE", help="The certificate of the other root, in PEM."),
+    ],
+    by: Annotated[
+        str, typer.Option(metavar="CA", help="The CA of the file that signs.")
+    ],
+    out: OutOption,
+    module: ModuleOption = None,
+    pin_fd: PinOption = None,
+    time: TimeOption = None,
+    digest: DigestOption = None,
+) -> None:
+    """Sign the root of another hierarchy, so that peers of this one can trust it.
+
+    Subject, key identifier, usages and path length are the root's own, so the path
+    length of the CA that signs has to be the greater one. The root has to be of the
+    same organisation. The checks are those of sign, and the files are in
+    FOLDER/NAME.by.CA. A run that was cut off is completed by the next one.
+    """
+    loaded = _agreed(hierarchy, digest)
+    confirm_clock(time)
+    keys = _Keys(loaded.file, module, pin_fd, "")
+    ceremony = Ceremony(
+        loaded=loaded, output=Output(out), keys=keys.open, operator=operator()
+    )
+    _show(ceremony, cross_sign_one(ceremony, name, certificate, by=by))
 
 
 def rehearse(hierarchy: HierarchyArgument) -> None:
@@ -109,6 +152,19 @@ def rehearse(hierarchy: HierarchyArgument) -> None:
         "check, and were discarded."
     )
     typer.echo(f"{hierarchy}: SHA-256 {loaded.digest}")
+
+
+def _agreed(path: Path, digest: str | None) -> Loaded:
+    """Load the hierarchy file, if it is the one that was agreed."""
+    loaded = load(path)
+    if digest is not None and parse_digest(digest) != loaded.digest:
+        raise ConfigError(
+            f"{path}: is not the file that was agreed: its SHA-256 is {loaded.digest}, "
+            f"and {digest} was given; restore the file, or have this one agreed and "
+            "rehearsed again",
+            rule="hierarchy.digest",
+        )
+    return loaded
 
 
 def confirm_clock(told: str | None) -> None:
@@ -184,10 +240,13 @@ def _ask(what: str) -> str:
     return getpass.getpass(f"{what[0].upper()}{what[1:]}: ", stream=sys.stderr)
 
 
-def _show(done: SignedCA, out: Path) -> None:
+def _show(ceremony: Ceremony, done: SignedCA) -> None:
+    if done.was_resumed:
+        typer.echo(f"{done.name} was signed before; its record is now complete")
+    typer.echo(f"{ceremony.loaded.path}: SHA-256 {ceremony.loaded.digest}")
     typer.echo(f"{done.name}: {_line(done)}")
     for path, digest in done.files.items():
-        typer.echo(f"{out / path}\n  SHA-256 {digest}")
+        typer.echo(f"{ceremony.output.folder / path}\n  SHA-256 {digest}")
     typer.echo(f"Read aloud, the SHA-256 of {done.name}/{CERTIFICATE}:")
     for line in lines_of(done.files[f"{done.name}/{CERTIFICATE}"]):
         typer.echo(f"  {line}")

@@ -23,6 +23,7 @@ RULES: Mapping[str, Severity] = MappingProxyType(
         "tree.trust-domain-wider": "error",
         "tree.data-plane-wider": "error",
         "tree.depth": "error",
+        "tree.anchor-issues": "error",
         "names.shared-subject": "error",
         "key.shared": "error",
         "key.csr-signs": "error",
@@ -86,6 +87,7 @@ _KEYS = {
     "tree.data-plane-wider": "data_planes",
     "tree.issuing-has-children": "purpose",
     "tree.signs-nothing": "purpose",
+    "tree.anchor-issues": "anchor",
 }
 """The key of a CA that a rule, or all rules of a group, are about."""
 
@@ -158,8 +160,12 @@ class Tree:
     @cached_property
     def windows(self) -> Mapping[str, tuple[datetime, datetime]]:
         """NotBefore and notAfter of each CA, if it were signed now."""
-        cas = self.file.cas
-        return {name: cas[name].validity.window(self.now) for name in self.order}
+        found: dict[str, tuple[datetime, datetime]] = {}
+        for name in self.order:
+            entry = self.file.cas[name]
+            above = None if entry.parent is None else found[entry.parent][0]
+            found[name] = entry.validity.window(self.now, above)
+        return found
 
     @cached_property
     def values(self) -> Mapping[str, x509.NameConstraints | None]:

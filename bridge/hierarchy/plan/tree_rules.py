@@ -99,6 +99,14 @@ def _depth(tree: Tree, name: str) -> Iterator[PlanFinding]:
     if file.cas[name].purpose is None:
         return
     anchor = file.anchor_of(name)
+    if file.cas[name].purpose == "mesh" and anchor == name:
+        yield PlanFinding(
+            "tree.anchor-issues",
+            name,
+            "is the anchor of its own mesh: its key, which is online, could not be "
+            "replaced without every peer, and no bridge loads it; leave anchor out, or "
+            "name a CA above it",
+        )
     depth = file.chain(name).index(anchor)
     if depth > MOST_CAS_BELOW_ANCHOR:
         planes = ", ".join(file.data_planes_of(name)) or "its verifiers"
@@ -171,6 +179,13 @@ def _validity(tree: Tree, name: str) -> Iterator[PlanFinding]:
             name,
             f"begins on {start:%Y-%m-%d %H:%M}Z, before its parent {entry.parent} "
             f"({above_start:%Y-%m-%d %H:%M}Z); write a later not_before",
+        )
+    if end <= start and entry.validity.not_before is None:
+        yield PlanFinding(
+            "validity.before-parent",
+            name,
+            f"ends on {end:%Y-%m-%d %H:%M}Z, before its parent {entry.parent} begins "
+            f"({above_start:%Y-%m-%d %H:%M}Z); write a later not_after",
         )
     # Without dates of its own it is signed after its parent, and so ends after it.
     is_later = entry.validity.not_after is None

@@ -116,7 +116,7 @@ class ValidityEntry(Section):
     years: Annotated[int, Field(ge=1, le=50)] | None = None
     days: Annotated[int, Field(ge=1, le=3660)] | None = None
     not_before: _Moment | None = None
-    """By default five minutes before the signature."""
+    """By default five minutes before the signature, and not before its parent."""
     not_after: _Moment | None = None
 
     @model_validator(mode="after")
@@ -128,13 +128,20 @@ class ValidityEntry(Section):
             raise ValueError("expected not_after above not_before")
         return self
 
-    def window(self, now: datetime) -> tuple[datetime, datetime]:
+    def window(
+        self, now: datetime, parent: datetime | None = None
+    ) -> tuple[datetime, datetime]:
         """Return notBefore and notAfter of a certificate that is signed now.
+
+        Without `not_before` it begins five minutes before, and not before its parent.
 
         Args:
             now: Aware UTC.
+            parent: When the CA above begins to be valid, aware UTC; None for a root.
         """
         second = now.replace(microsecond=0)
+        if parent is not None:
+            second = max(second, parent + BACKDATE)
         start = self.not_before or second - BACKDATE
         if self.not_after is not None:
             return start, self.not_after

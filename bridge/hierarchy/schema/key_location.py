@@ -119,6 +119,9 @@ class KeyInTransit(Section):
     name: Text
     version: Annotated[int, Field(ge=1)] = 1
     """A rotated key is another key: the version is pinned."""
+    namespace: Text | None = None
+    ca_file: FilePath | None = None
+    """The CAs of the server's certificate. By default those of this machine."""
     algorithm: Algorithm
 
 
@@ -151,4 +154,5 @@ def identity_of(
         case KeyInToken():
             return key.backend, *sorted(key.attributes().items())
         case KeyInTransit():
-            return key.backend, key.address, key.mount, key.name, key.version
+            where = (key.address, key.namespace, key.mount)
+            return key.backend, *where, key.name, key.version

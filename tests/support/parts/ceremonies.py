@@ -1,6 +1,6 @@
 """Hierarchy files for tests, and ceremonies whose keys are in this process."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,8 @@ from bridge.hierarchy.output import Output
 from bridge.hierarchy.schema import Loaded, parse
 from bridge.spi import Signer
 from bridge.system.clock import Clock
-from tests.support.parts.pki import NOW, new_key
+from bridge.x509.algorithm import SignatureAlgorithm
+from tests.support.parts.pki import NOW, Key, new_key
 
 HOSTS = ("corp.example", ".corp.example", "svc", ".svc")
 CONSTRAINTS: Mapping[str, Any] = {
@@ -77,6 +78,28 @@ def loaded(content: Mapping[str, Any], folder: Path) -> Loaded:
     """Return a hierarchy file as `load` does."""
     text = yaml.safe_dump(dict(content), sort_keys=False)
     return parse(text.encode(), folder / "hierarchy.yaml")
+
+
+class StubKey(LocalKey):
+    """A key whose device does something else when it is to sign.
+
+    Args:
+        key: The private key.
+        act: Given what is to be signed, and returns the signature.
+    """
+
+    def __init__(self, key: Key, act: Callable[[bytes], bytes]) -> None:
+        super().__init__(key)
+        self.asked = 0
+        """How often it was to sign."""
+        self._act = act
+
+    def sign(
+        self, tbs: bytes, algorithm: SignatureAlgorithm, *, timeout: float
+    ) -> bytes:
+        """See `Signer.sign`."""
+        self.asked += 1
+        return self._act(tbs)
 
 
 class HeldCeremony:

@@ -1,16 +1,20 @@
 """A ceremony: what is checked around each signature, and what a failure leaves."""
 
 import json
+import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import NameOID
 
 from bridge.errors import (
     BackendBrokenError,
@@ -20,36 +24,31 @@ from bridge.errors import (
     ConfigError,
 )
 from bridge.hierarchy import ceremony as module
-from bridge.hierarchy.ceremony import rehearse, require_clock, sign, verified
+from bridge.hierarchy.ceremony import (
+    SignedCA,
+    cross_sign,
+    rehearse,
+    require_clock,
+    sign,
+    verified,
+)
 from bridge.hierarchy.keys import LocalKey
+from bridge.hierarchy.output import Output
 from bridge.hierarchy.transcript import Transcript, read
-from bridge.x509.algorithm import SignatureAlgorithm
+from bridge.x509.algorithm import algorithm_of
+from bridge.x509.certificate import key_usage
 from bridge.x509.path import validate_chain
 from tests.support.parts.ceremonies import (
     CONSTRAINTS,
-    HOSTS,
     HeldCeremony,
+    StubKey,
+    in_file,
     loaded,
     tree,
 )
 from tests.support.parts.pki import NOW, Key, new_key
 
 YEAR = timedelta(days=365)
-
-
-class StubKey(LocalKey):
-    """A key whose device does something else when it is to sign."""
-
-    def __init__(self, key: Key, act: Callable[[bytes], bytes]) -> None:
-        super().__init__(key)
-        self.asked = 0
-        self._act = act
-
-    def sign(
-        self, tbs: bytes, algorithm: SignatureAlgorithm, *, timeout: float
-    ) -> bytes:
-        self.asked += 1
-        return self._act(tbs)
 
 
 @pytest.fixture
@@ -95,36 +94,6 @@ def test_each_signature_is_recorded_before_and_after_the_key_is_used(
     manifest = json.loads((held.folder / "out/manifest.json").read_bytes())
     assert manifest["files"] == entries[1].files
     assert manifest["cas"]["root"]["path_len"] == 2
-
-
-def test_what_is_linted_has_the_bytes_of_what_is_signed(
-    held: HeldCeremony, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    linted: list[x509.Certificate] = []
-    monkeypatch.setattr(
-        module,
-        "require_clean",
-        lambda certificate, *_, **__: linted.append(certificate),
-    )
-    certificate = sign(held.ceremony(), "root").certificate
-    before, after = linted
-    assert before.tbs_certificate_bytes == certificate.tbs_certificate_bytes
-    assert before.signature != certificate.signature
-    assert after == certificate
-
-
-def test_the_real_key_does_not_see_what_a_check_refuses(
-    held: HeldCeremony, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*_: object, **__: object) -> None:
-        raise ConfigError("the linter refuses it")
-
-    monkeypatch.setattr(module, "require_clean", refuse)
-    key = StubKey(new_key("p384"), lambda _: b"")
-    held.signers["root"] = key
-    with pytest.raises(ConfigError, match="the linter refuses it"):
-        sign(held.ceremony(), "root")
-    assert key.asked == 0
 
 
 @dataclass(frozen=True)
@@ -312,29 +281,6 @@ def test_a_failed_signature_is_made_by_the_next_run(held: HeldCeremony) -> None:
     assert commands[-3:] == [*["sign eu, before the signature"] * 2, "sign eu"]
 
 
-def test_a_run_that_was_cut_off_before_the_record_is_completed(
-    held: HeldCeremony, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    signed_to(held, "root")
-
-    def cut_off(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        patched.setattr(module, "_record", cut_off)
-        with pytest.raises(KeyboardInterrupt):
-            sign(held.ceremony(), "eu")
-    certificate = held.output.certificate("eu")
-    done = sign(held.ceremony(), "eu")
-    assert done.was_resumed
-    assert done.certificate == certificate
-    assert "eu" in held.output.recorded()
-    entries = read(held.folder / "out/transcript.jsonl").entries
-    assert entries[-1].files == held.output.digests("eu")
-    with pytest.raises(ConfigError, match="exists, and nothing is overwritten"):
-        sign(held.ceremony(), "eu")
-
-
 def test_what_a_run_that_was_cut_off_left_is_not_taken_for_another_ca(
     held: HeldCeremony,
 ) -> None:
@@ -359,32 +305,6 @@ def test_a_clock_some_minutes_off_is_not() -> None:
     require_clock(NOW + timedelta(minutes=5), NOW)
 
 
-class AnyPlan:
-    """A plan that passes, whatever the file says."""
-
-    def require_passes(self) -> None:
-        pass
-
-
-def test_a_child_beyond_its_parent_on_disk_is_refused(
-    held: HeldCeremony, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The plan compares the file; here the parent's certificate is what counts."""
-    signed_to(held, "root", "eu")
-    eu = held.output.certificate("eu")
-    wider = {**CONSTRAINTS["permitted"], "uri": [*HOSTS[:2], "other.example"]}
-    constraints = {**CONSTRAINTS, "permitted": wider}
-    changes = {"validity": {"years": 9}, "name_constraints": constraints}
-    monkeypatch.setattr(module, "plan_of", lambda *_, **__: AnyPlan())
-    (held.folder / "wide").mkdir()
-    wide = HeldCeremony(held.folder / "wide", tree(eu=changes))
-    signed_to(wide, "root", "eu")
-    problems = "\n".join(module._beyond(wide.output.certificate("eu"), eu))
-    assert "is valid to 2035-" in problems
-    assert "has the path length 1, and the CA above 1: expected a smaller" in problems
-    assert "that it permits are not permitted above: other.example" in problems
-
-
 def test_a_rehearsal_signs_every_ca_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -401,6 +321,42 @@ def test_a_rehearsal_signs_every_ca_and_leaves_nothing(
     )
     assert [one.name for one in found] == told == ["root", "eu", "prod"]
     assert [*tmp_path.iterdir()] == []
+
+
+def test_a_child_begins_no_sooner_than_a_parent_with_a_date(tmp_path: Path) -> None:
+    validity = {"not_before": NOW.isoformat(), "years": 20}
+    held = HeldCeremony(tmp_path, tree(root={"validity": validity}))
+    signed_to(held, "root", "eu")
+    root, eu = (held.output.certificate(one) for one in ("root", "eu"))
+    assert eu.not_valid_before_utc == root.not_valid_before_utc == NOW
+    # Verify finds the same dates again.
+    results = {one.name: one for one in verified(held.loaded.file, held.output, NOW)}
+    assert results["eu"].problems == ()
+
+
+def test_what_begins_later_is_rehearsed_as_on_its_day(tmp_path: Path) -> None:
+    validity = {"not_before": (NOW + YEAR).isoformat(), "years": 4}
+    content = tree(eu={"validity": validity})
+    found = rehearse(loaded(content, tmp_path), clock=lambda: NOW)
+    starts = [one.certificate.not_valid_before_utc for one in found]
+    assert starts[1:] == [NOW + YEAR, NOW + YEAR]
+    held = HeldCeremony(tmp_path, content)
+    signed_to(held, "root", "eu")
+    with pytest.raises(
+        ConfigError, match=r"chain above it cannot sign now: .* not val"
+    ):
+        sign(held.ceremony(), "prod")
+
+
+def test_a_chain_that_no_bridge_loads_is_refused_in_the_rehearsal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the plan says: the issuing CA is its own anchor."""
+    passing = SimpleNamespace(require_passes=lambda: None)
+    monkeypatch.setattr(module, "plan_of", lambda *_, **__: passing)
+    content = tree(prod={"anchor": "prod"})
+    with pytest.raises(ConfigError, match=r"prod: .* is itself a trust anchor"):
+        rehearse(loaded(content, tmp_path), clock=lambda: NOW)
 
 
 def test_a_rehearsal_of_a_plan_that_fails_is_refused(tmp_path: Path) -> None:
@@ -447,3 +403,406 @@ def test_a_name_that_is_not_in_the_file_tells_those_that_are(
 ) -> None:
     with pytest.raises(ConfigError, match=r"us: expected the name .*: root, eu, prod"):
         sign(held.ceremony(), "us")
+
+
+def another_root(folder: Path, **changes: Any) -> tuple[HeldCeremony, Path]:
+    """Return another hierarchy whose root is signed, and the root's certificate."""
+    folder.mkdir()
+    content = tree(root={"common_name": "New Root CA", **changes})
+    other = HeldCeremony(folder, content)
+    signed_to(other, "root")
+    return other, folder / "out/root/certificate.pem"
+
+
+def with_room(folder: Path, **changes: Any) -> HeldCeremony:
+    """Return a ceremony whose root has room for a root below it."""
+    rules = [{"rule": "path_len.too-long", "ca": "root", "reason": "cross-signing"}]
+    content = tree(root={"path_len": 3}, **changes) | {"accepted": rules}
+    held = HeldCeremony(folder, content)
+    signed_to(held, "root")
+    return held
+
+
+def test_a_root_that_is_cross_signed_is_trusted_below_the_other(tmp_path: Path) -> None:
+    held = with_room(tmp_path, eu={"crl_url": "http://crl.corp.example/root.crl"})
+    other, path = another_root(tmp_path / "other")
+    signed_to(other, "eu", "prod")
+    done = cross_sign(held.ceremony(), "new", path, by="root")
+    prod, eu, new = (other.output.certificate(one) for one in ("prod", "eu", "root"))
+    cross, old = done.certificate, held.output.certificate("root")
+    validate_chain(prod, [eu, cross], [old], now=NOW, source="test")
+    assert cross.subject.public_bytes() == new.subject.public_bytes()
+    assert cross.public_key() == new.public_key()
+    urls = {x509.CRLDistributionPoints.oid, x509.AuthorityKeyIdentifier.oid}
+    given, copied = (
+        {one.oid: one for one in root.extensions if one.oid not in urls}
+        for root in (new, cross)
+    )
+    assert copied == given
+    point = cross.extensions.get_extension_for_class(x509.CRLDistributionPoints).value
+    assert "http://crl.corp.example/root.crl" in str(point)
+    assert done.files == held.output.digests("new.by.root")
+    record = read(held.folder / "out/transcript.jsonl")
+    assert record.files.keys() >= {*done.files, "certificate.pem"}
+    assert "new.by.root" in held.output.recorded()
+    results = {one.name: one for one in verified(held.loaded.file, held.output, NOW)}
+    assert results["new.by.root"].summary.startswith("a cross-certificate; 1 allowed")
+
+
+def test_what_a_root_says_of_itself_is_in_its_cross_certificate(tmp_path: Path) -> None:
+    usages = ["server_auth", "client_auth"]
+    names = {**CONSTRAINTS, "permitted": {"dns": ["svc"]}}
+    held = with_room(tmp_path)
+    path = lone_root(
+        tmp_path / "other",
+        ext_key_usage=usages,
+        policies=["1.3.6.1.4.1.99999.1"],
+        name_constraints=names,
+    )
+    found = cross_sign(held.ceremony(), "new", path, by="root").certificate.extensions
+    for kind in (
+        x509.SubjectKeyIdentifier,
+        x509.BasicConstraints,
+        x509.KeyUsage,
+        x509.ExtendedKeyUsage,
+        x509.CertificatePolicies,
+        x509.NameConstraints,
+    ):
+        new = x509.load_pem_x509_certificate(path.read_bytes()).extensions
+        assert found.get_extension_for_class(kind) == new.get_extension_for_class(kind)
+
+
+def lone_root(folder: Path, **changes: Any) -> Path:
+    """Sign the root of another hierarchy, and return its certificate."""
+    folder.mkdir()
+    content = tree(root={"common_name": "New Root CA", "path_len": 1, **changes})
+    content["cas"] = {"root": content["cas"]["root"]}
+    content["organisation"] = changes.get("organisation", "Corp")
+    content["cas"]["root"].pop("organisation", None)
+    forms = ("uri", "dns", "ip", "email")
+    content["accepted"] = [
+        {"rule": rule, "ca": "root", "reason": "alone"}
+        for rule in (
+            *("tree.signs-nothing", "path_len.too-long"),
+            *(f"constraints.{form}-unconstrained" for form in forms),
+        )
+    ]
+    signed_to(HeldCeremony(folder, content), "root")
+    return folder / "out/root/certificate.pem"
+
+
+def foreign_root(folder: Path, *more: x509.ExtensionType) -> Path:
+    """Write a root that another program made, with a key identifier of its own."""
+    names = {NameOID.ORGANIZATION_NAME: "Corp", NameOID.COMMON_NAME: "Foreign Root"}
+    subject = x509.Name([x509.NameAttribute(*one) for one in names.items()])
+    key = new_key("p384")
+    basic = x509.BasicConstraints(ca=True, path_length=1)
+    builder = (
+        x509.CertificateBuilder(issuer_name=subject, subject_name=subject)
+        .public_key(key.public_key())
+        .serial_number(1 << 100)
+        .not_valid_before(NOW - timedelta(days=1))
+        .not_valid_after(NOW + 2 * YEAR)
+        .add_extension(basic, critical=True)
+        .add_extension(key_usage(key_cert_sign=True, crl_sign=True), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier(b"by SHA-256"), critical=False)
+    )
+    for one in more:
+        builder = builder.add_extension(one, critical=False)
+    path = folder / "foreign.pem"
+    path.write_bytes(builder.sign(key, hashes.SHA384()).public_bytes(Encoding.PEM))
+    return path
+
+
+def test_the_key_identifier_of_another_program_is_kept(tmp_path: Path) -> None:
+    held = with_room(tmp_path)
+    done = cross_sign(held.ceremony(), "new", foreign_root(tmp_path), by="root")
+    found = done.certificate.extensions.get_extension_for_class(
+        x509.SubjectKeyIdentifier
+    )
+    assert found.value.digest == b"by SHA-256"
+
+
+@dataclass(frozen=True)
+class CrossRefusal:
+    """What is cross-signed, and what the command says."""
+
+    says: str
+    name: str = "new"
+    by: str = "root"
+    root: Callable[[HeldCeremony], Path] = lambda held: lone_root(held.folder / "other")
+    prepare: Callable[[HeldCeremony], object] = lambda _: None
+
+
+def root_of(**changes: Any) -> Callable[[HeldCeremony], Path]:
+    return lambda held: lone_root(held.folder / "other", **changes)
+
+
+def below_another_root(held: HeldCeremony) -> Path:
+    other, _ = another_root(held.folder / "other")
+    signed_to(other, "eu")
+    return other.folder / "out/eu/certificate.pem"
+
+
+def with_the_key_of(held: HeldCeremony, name: str) -> Path:
+    (held.folder / "other").mkdir()
+    key = {"key": in_file("root", held.loaded.file.cas[name].key.algorithm)}
+    other = HeldCeremony(
+        held.folder / "other", tree(root={"common_name": "New Root CA", **key})
+    )
+    other.signers["root"] = held.signers[name]
+    signed_to(other, "root")
+    return other.folder / "out/root/certificate.pem"
+
+
+def of_another_hierarchy(held: HeldCeremony) -> None:
+    """Put a root of the same name, validity and extensions in place of the own one."""
+    (held.folder / "theirs").mkdir()
+    theirs = with_room(held.folder / "theirs")
+    (held.folder / "out").rename(held.folder / "away")
+    (theirs.folder / "out").rename(held.folder / "out")
+
+
+def swapped(held: HeldCeremony, name: str = "root") -> None:
+    """Put another certificate with the same subject and key in place of a CA's."""
+    again = HeldCeremony(held.folder, clock=held.clock)
+    again.loaded, again.signers = held.loaded, held.signers
+    again.output = Output(held.folder / "again")
+    for one in reversed(held.loaded.file.chain(name)):
+        sign(again.ceremony(), one)
+    (held.folder / "out" / name).rename(held.folder / "away")
+    (held.folder / "again" / name).rename(held.folder / "out" / name)
+
+
+CROSS_REFUSALS = {
+    "paths as long": CrossRefusal(
+        "new.by.root: has the path length 3, and the CA above 3: expected a smaller",
+        root=root_of(path_len=3),
+    ),
+    "no root": CrossRefusal(
+        "expected a root that signed itself, as proof that its owner has the key",
+        root=below_another_root,
+    ),
+    "the own root": CrossRefusal(
+        "has the subject of a CA of this chain: expected the root of another",
+        root=lambda held: held.folder / "out/root/certificate.pem",
+    ),
+    "another organisation": CrossRefusal(
+        "expected a root of the organisation 'Corp', .*found Evil",
+        root=root_of(organisation="Evil"),
+    ),
+    "one subject in two tiers": CrossRefusal(
+        "has the subject of a CA of this chain: expected the root of another",
+        root=root_of(common_name="Corp Root CA"),
+    ),
+    "the key of a CA of the tree": CrossRefusal(
+        "new.by.root: its key is that of eu: expected a key of its own",
+        root=lambda held: with_the_key_of(held, "eu"),
+        prepare=lambda held: signed_to(held, "eu"),
+    ),
+    "a root that has ended": CrossRefusal(
+        "expected a root that signed itself, .*: the root expired on",
+        root=root_of(validity={"days": 1}),
+        prepare=lambda held: later(held, timedelta(days=2)),
+    ),
+    "a root with an extension that no CA needs": CrossRefusal(
+        "the root has the extension subjectAltName .*, which is not copied",
+        root=lambda held: foreign_root(
+            held.folder, x509.SubjectAlternativeName([x509.DNSName("a.example")])
+        ),
+    ),
+    "a CA that issues leaves": CrossRefusal(
+        "prod: issues leaves: expected a CA that signs CAs", by="prod"
+    ),
+    "a CA that is not in the file": CrossRefusal("us: expected the name of", by="us"),
+    "a name that leads elsewhere": CrossRefusal(
+        r"\.\./new: expected a name of the characters a-z 0-9 -", name="../new"
+    ),
+    "the name of a CA of the file": CrossRefusal(
+        "eu: expected a name .* that no CA of the file has", name="eu"
+    ),
+    "names that the CA above does not have": CrossRefusal(
+        "new.by.eu: DNS names are not constrained; above it only these are permitted",
+        by="eu",
+        root=root_of(path_len=0, key=in_file("root")),
+        prepare=lambda held: signed_to(held, "eu"),
+    ),
+    "a root of another hierarchy above": CrossRefusal(
+        "new.by.root: the key that is to sign is not that of the certificate",
+        prepare=of_another_hierarchy,
+    ),
+    "another certificate of the CA that signs": CrossRefusal(
+        "root/certificate.*: was changed since it was signed: .*restore it from",
+        prepare=swapped,
+    ),
+    "the CA that signs has ended": CrossRefusal(
+        "new.by.root: the chain above it cannot sign now: the root expired on",
+        root=root_of(validity={"years": 24}),
+        prepare=lambda held: later(held, 21 * YEAR),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CROSS_REFUSALS.values(), ids=CROSS_REFUSALS)
+def test_a_root_that_may_not_be_cross_signed_is_refused(
+    tmp_path: Path, case: CrossRefusal
+) -> None:
+    held = with_room(tmp_path)
+    case.prepare(held)
+    path = case.root(held)
+    before = held.output.names()
+    with pytest.raises(ConfigError, match=case.says):
+        cross_sign(held.ceremony(), case.name, path, by=case.by)
+    assert held.output.names() == before
+
+
+def stopped(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
+CUTS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
+    "after the folder": lambda patched: patched.setattr(module, "_record", stopped),
+    "after the transcript": lambda patched: patched.setattr(
+        Output, "write_manifest", stopped
+    ),
+}
+"""Where a run is cut off that has written its certificate."""
+
+
+@pytest.mark.parametrize("cut", CUTS.values(), ids=CUTS)
+@pytest.mark.parametrize("is_cross", [False, True], ids=["sign", "cross-sign"])
+def test_a_run_that_was_cut_off_before_its_end_is_completed(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    cut: Callable[[pytest.MonkeyPatch], None],
+    *,
+    is_cross: bool,
+) -> None:
+    held = with_room(tmp_path)
+    path = lone_root(tmp_path / "other")
+    name = "new.by.root" if is_cross else "eu"
+
+    def run() -> SignedCA:
+        if is_cross:
+            return cross_sign(held.ceremony(), "new", path, by="root")
+        return sign(held.ceremony(), "eu")
+
+    with monkeypatch.context() as patched:
+        cut(patched)
+        with pytest.raises(KeyboardInterrupt):
+            run()
+    assert name not in held.output.recorded()
+    certificate = held.output.certificate(name)
+    done = run()
+    assert (done.was_resumed, done.certificate) == (True, certificate)
+    assert name in held.output.recorded()
+    entries = read(held.folder / "out/transcript.jsonl").entries
+    assert entries[-1].files == held.output.digests(name)
+    with pytest.raises(ConfigError, match="exists, and nothing is overwritten"):
+        run()
+
+
+@pytest.mark.parametrize("at", ["the signature", "the folder"])
+def test_a_run_that_was_cut_off_before_its_certificate_signs_again(
+    held: HeldCeremony, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    signed_to(held, "root")
+    with monkeypatch.context() as patched:
+        if at == "the folder":
+            patched.setattr(Output, "write", stopped)
+        else:
+            patched.setattr(LocalKey, "sign", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            sign(held.ceremony(), "eu")
+    assert held.output.names() == ("root",)
+    assert not sign(held.ceremony(), "eu").was_resumed
+
+
+def chain_changed(held: HeldCeremony) -> None:
+    path = held.folder / "out/eu/chain.pem"
+    root = held.folder / "out/root/certificate.pem"
+    path.write_bytes(path.read_bytes() + root.read_bytes())
+
+
+def signed_elsewhere(held: HeldCeremony) -> None:
+    """By the same keys, after the same file: only the transcript does not know it."""
+    swapped(held, "eu")
+
+
+UNKNOWN: dict[str, Callable[[HeldCeremony], object]] = {
+    "a file of it was changed": chain_changed,
+    "it was signed in another folder": signed_elsewhere,
+    "a file was put beside it": lambda held: (
+        held.folder / "out/eu/more.pem"
+    ).write_text("more"),
+    "a file is gone": lambda held: (held.folder / "out/eu/certificate.txt").unlink(),
+}
+
+
+@pytest.mark.parametrize("act", UNKNOWN.values(), ids=UNKNOWN)
+def test_only_what_a_run_left_that_was_cut_off_is_taken_for_its_work(
+    held: HeldCeremony,
+    monkeypatch: pytest.MonkeyPatch,
+    act: Callable[[HeldCeremony], object],
+) -> None:
+    signed_to(held, "root")
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "_record", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            sign(held.ceremony(), "eu")
+    act(held)
+    with pytest.raises(ConfigError, match="exists, and nothing is overwritten"):
+        sign(held.ceremony(), "eu")
+    assert "eu" not in held.output.recorded()
+
+
+def test_a_run_is_not_completed_for_another_key(
+    held: HeldCeremony, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signed_to(held, "root")
+    write_csr(held, csr_of(new_key()))
+    csr = held.folder / "eu.csr"
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "_record", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            sign(held.ceremony(), "eu", csr=csr)
+    write_csr(held, csr_of(new_key()))
+    with pytest.raises(ConfigError, match="exists, and nothing is overwritten"):
+        sign(held.ceremony(), "eu", csr=csr)
+
+
+def test_of_two_runs_at_once_one_signs(held: HeldCeremony) -> None:
+    signed_to(held, "root")
+    root = held.signers["root"]
+    assert isinstance(root, LocalKey)
+    both = threading.Barrier(2)
+
+    def act(tbs: bytes) -> bytes:
+        return root.sign(tbs, algorithm_of(root.public_key()), timeout=1)
+
+    held.signers["root"] = signer = StubKey(root.private_key, act)
+
+    def run() -> str:
+        both.wait()
+        try:
+            sign(held.ceremony(), "eu")
+        except ConfigError as error:
+            return str(error)
+        return "signed"
+
+    with ThreadPoolExecutor(2) as pool:
+        told = sorted(
+            future.result() for future in [pool.submit(run), pool.submit(run)]
+        )
+    assert "exists, and nothing is overwritten" in told[0]
+    assert told[1] == "signed"
+    assert signer.asked == 1
+
+
+def test_nothing_is_signed_below_another_certificate_of_a_parent(
+    held: HeldCeremony,
+) -> None:
+    signed_to(held, "root", "eu")
+    swapped(held, "eu")
+    with pytest.raises(ConfigError, match=r"out/eu/certificate\S+: was changed since"):
+        sign(held.ceremony(), "prod")

@@ -129,6 +129,16 @@ def test_a_fault_is_found(made: Callable[[], x509.Certificate], says: str) -> No
     assert says in told
 
 
+def test_a_root_of_another_program_keeps_its_identifier() -> None:
+    own = x509.SubjectKeyIdentifier(b"by SHA-256")
+    made = certificate(put(own, critical=False))
+    require_clean(made, ISSUER, source="new", with_pkilint=True, own_identifier=own)
+    told = "; ".join(
+        findings(made, ISSUER, with_pkilint=False, own_identifier=ABOVE_ID)
+    )
+    assert "has a subject key identifier that is not" in told
+
+
 def test_each_finding_is_a_line_with_the_name_of_the_ca() -> None:
     faulty = certificate(put(aki(OWN_ID), critical=False), serial=1)
     with pytest.raises(ConfigError, match="eu: the certificate has a serial") as found:

@@ -98,3 +98,31 @@ def test_a_damaged_manifest_is_told_with_a_way_out(
     (tmp_path / "manifest.json").write_bytes(content)
     with pytest.raises(ConfigError, match=r"not a manifest .*restore it, or remove it"):
         Output(tmp_path).recorded()
+
+
+def test_one_run_at_a_time_signs_into_a_folder(tmp_path: Path) -> None:
+    output = Output(tmp_path / "out")
+    with output.exclusively():
+        with (
+            pytest.raises(ConfigError, match="another run of meshca signs into this"),
+            output.exclusively(seconds=0),
+        ):
+            pass
+        output.write("root", ROOT, [ROOT])
+    with output.exclusively(seconds=0):
+        assert output.names() == ("root",)
+
+
+def test_a_folder_is_as_it_was_written_or_it_is_not(tmp_path: Path) -> None:
+    output = Output(tmp_path)
+    output.write("root", ROOT, [ROOT])
+    assert output.holds("root", ROOT, [ROOT])
+    assert not output.holds("root", new_root("other").certificate, [ROOT])
+    assert not output.holds("eu", ROOT, [ROOT])
+    for name in FILES:
+        path = tmp_path / "root" / name
+        content = path.read_bytes()
+        path.write_bytes(content + b" ")
+        assert not output.holds("root", ROOT, [ROOT])
+        path.write_bytes(content)
+    assert output.holds("root", ROOT, [ROOT])

@@ -9,6 +9,7 @@ from cryptography import x509
 
 from bridge.errors import ConfigError
 from bridge.hierarchy.ceremony import sign
+from bridge.hierarchy.replica import replicate_path
 from bridge.hierarchy.verify import (
     Trial,
     TrialResult,
@@ -42,9 +43,15 @@ def test_each_constrained_form_has_forbidden_names(tmp_path: Path) -> None:
         x509.IPAddress,
         x509.RFC822Name,
     }
-    structural = [one.what for one in trials if one.is_expired or one.cas_between]
-    assert structural == ["an expired leaf", "one CA too many above the leaf"]
-    results = tried(trials, path, NOW, with_openssl=True)
+    structural = [
+        one.what for one in trials if one.is_expired or one.is_ca or one.cas_between
+    ]
+    assert structural == [
+        "an expired leaf",
+        "a leaf that is a CA",
+        "a leaf that was signed by a leaf that is a CA, one CA too many",
+    ]
+    results = tried(trials, replicate_path(path), NOW, with_openssl=True)
     assert all(one.is_right for one in results)
     assert {one.openssl for one in results} == {True, False}
 
@@ -102,7 +109,7 @@ def test_a_name_that_is_permitted_in_truth_is_no_forbidden_one(tmp_path: Path) -
     _, path = path_of(tmp_path, tree())
     names = (x509.DNSName("api.corp.example"),)
     wrong = Trial("a forbidden name", names, is_allowed=False)
-    (result,) = tried([wrong], path, NOW, with_openssl=True)
+    (result,) = tried([wrong], replicate_path(path), NOW, with_openssl=True)
     assert (result.ours, result.openssl, result.is_right) == (True, True, False)
 
 

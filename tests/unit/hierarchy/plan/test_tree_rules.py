@@ -71,6 +71,11 @@ BROKEN: dict[str, tuple[dict[str, Any], str, str]] = {
         "cas.prod",
         "is 7 CAs below its anchor (root): rustls, and so ztunnel and",
     ),
+    "tree.anchor-issues": (
+        {"cas.prod.anchor": "prod"},
+        "cas.prod.anchor",
+        "is the anchor of its own mesh: its key, which is online, could not be",
+    ),
     "names.shared-subject": (
         {"cas.prod.common_name": "Corp eu CA"},
         "cas.prod.common_name",
@@ -312,3 +317,14 @@ def test_a_child_without_dates_cannot_last_as_long_as_its_parent() -> None:
     # It is signed after its parent, so with the same years it ends later.
     plan = plan_of(loaded({"cas.prod.validity": {"years": 5}}), now=NOW)
     assert "validity.outlives-parent" in {one.rule for one in plan.findings}
+
+
+def test_a_file_whose_dates_contradict_each_other_is_refused() -> None:
+    """A parent that begins after the fixed end of its child, which has no begin."""
+    changes = {
+        "cas.eu.validity": {"not_before": "2028-06-01", "years": 1},
+        "cas.prod.validity": {"not_after": "2028-01-01"},
+    }
+    (found,) = (one for one in plan_of(loaded(changes), now=NOW).findings if one.fails)
+    assert (found.rule, found.path) == ("validity.before-parent", "cas.prod.validity")
+    assert "ends on 2028-01-01 00:00Z, before its parent eu begins" in found.text

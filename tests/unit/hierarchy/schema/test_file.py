@@ -284,6 +284,44 @@ def test_the_dates_of_a_certificate_that_is_signed_now(
     assert found == (start, end)
 
 
+@pytest.mark.parametrize(
+    ("given", "parent", "start", "end"),
+    [
+        # NOW is 12:00.
+        ({"days": 1}, utc(2027, 1, 31), utc(2027, 1, 31, 11, 55), None),
+        (
+            {"days": 1},
+            utc(2027, 1, 31, 11, 58),
+            utc(2027, 1, 31, 11, 58),
+            utc(2027, 2, 1, 12, 2, 59),
+        ),
+        (
+            {"years": 1},
+            utc(2028, 1, 1),
+            utc(2028, 1, 1),
+            utc(2029, 1, 1, 0, 4, 59),
+        ),
+        (
+            {"not_after": "2029-01-01"},
+            utc(2028, 1, 1),
+            utc(2028, 1, 1),
+            utc(2029, 1, 1),
+        ),
+        (
+            {"not_before": "2027-01-01", "days": 1},
+            utc(2028, 1, 1),
+            utc(2027, 1, 1),
+            utc(2027, 1, 1, 23, 59, 59),
+        ),
+    ],
+)
+def test_without_a_date_a_certificate_begins_no_sooner_than_its_parent(
+    given: dict[str, Any], parent: datetime, start: datetime, end: datetime | None
+) -> None:
+    found = ValidityEntry.model_validate(given).window(NOW, parent)
+    assert found == (start, end or utc(2027, 2, 1, 11, 59, 59))
+
+
 def test_constraints_become_the_value_of_the_extension() -> None:
     entry = loaded().file.cas["eu"].name_constraints
     assert entry is not None
