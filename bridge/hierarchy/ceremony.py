@@ -431,6 +431,12 @@ def _above(
     for index, one in enumerate(names):
         _require_as_recorded(ceremony, one)
         issuer = above[index + 1] if index + 1 < len(above) else None
+        serial = above[index].serial_number
+        if issuer and (crl := output.revoking(names[index + 1], serial)):
+            raise _bad(
+                f"{for_name}: {one} is revoked by {crl}, so nothing is signed below "
+                "it: sign a CA with a new key, and this one below that"
+            )
         for text in compare(ceremony.file, one, above[index], issuer):
             raise _bad(
                 f"{output.folder / one}: the certificate {text}; sign with "

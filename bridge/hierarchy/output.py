@@ -158,6 +158,21 @@ class Output:
             raise _bad(f"{newest}: expected the CRL of a CA: {error}") from None
         return crl.public_bytes(Encoding.PEM) if due and due > now else None
 
+    def revoking(self, issuer: str, serial: int) -> Path | None:
+        """Return a CRL of a CA that revokes a serial number; None if none does.
+
+        Raises:
+            ConfigError: A CRL cannot be read.
+        """
+        for path in self.crls(issuer).values():
+            try:
+                crl = x509.load_der_x509_crl(path.read_bytes())
+                if crl.get_revoked_certificate_by_serial_number(serial) is not None:
+                    return path
+            except (OSError, *UNREADABLE) as error:
+                raise _bad(f"{path}: expected the CRL of a CA: {error}") from None
+        return None
+
     def write(
         self,
         name: str,

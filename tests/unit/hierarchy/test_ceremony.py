@@ -32,6 +32,7 @@ from bridge.hierarchy.ceremony import (
     sign,
     verified,
 )
+from bridge.hierarchy.crl import CRLRequest, make_crl
 from bridge.hierarchy.keys import LocalKey
 from bridge.hierarchy.output import Output
 from bridge.hierarchy.transcript import Transcript, read
@@ -806,3 +807,14 @@ def test_nothing_is_signed_below_another_certificate_of_a_parent(
     swapped(held, "eu")
     with pytest.raises(ConfigError, match=r"out/eu/certificate\S+: was changed since"):
         sign(held.ceremony(), "prod")
+
+
+def test_nothing_is_signed_below_a_ca_that_is_revoked(held: HeldCeremony) -> None:
+    signed_to(held, "root", "eu")
+    make_crl(held.ceremony(), "root", CRLRequest())
+    assert [*held.output.crls("root")]
+    make_crl(held.ceremony(), "root", CRLRequest(names=["eu"]))
+    make_crl(held.ceremony(), "root", CRLRequest())
+    with pytest.raises(ConfigError, match=r"prod: eu is revoked by \S+root.crl.2/crl"):
+        sign(held.ceremony(), "prod")
+    assert held.output.names() == ("eu", "root")
