@@ -93,7 +93,10 @@ class RevocationLists:
             later = [
                 other.number
                 for other in self.lists
-                if other.number is not None and other.crl.issuer == one.crl.issuer
+                if other.number is not None
+                and other.crl.issuer == one.crl.issuer
+                # Two CAs may have one name, such as a CA that has a new key.
+                and other.key_identifier == one.key_identifier
             ]
             if one.number is not None and max(later, default=-1) < one.number:
                 numbers = ", ".join(map(str, later)) or "none"

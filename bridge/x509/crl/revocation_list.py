@@ -51,6 +51,17 @@ class RevocationList:
         """When its CA publishes the next one at the latest."""
         return self.crl.next_update_utc
 
+    @property
+    def key_identifier(self) -> bytes:
+        """Which key of its CA has signed it, as it says; empty if it does not."""
+        try:
+            found = self.crl.extensions.get_extension_for_class(
+                x509.AuthorityKeyIdentifier
+            )
+        except x509.ExtensionNotFound:
+            return b""
+        return found.value.key_identifier or b""
+
     def is_of(self, ca: x509.Certificate) -> bool:
         """Return whether it names this CA as its issuer, whoever has signed it."""
         return self.crl.issuer == ca.subject

@@ -145,6 +145,16 @@ CHANGES: list[tuple[str, Callable[[list[bytes]], list[bytes]], str]] = [
     ("a line gone", lambda all_: all_[:1] + all_[2:], r":2: it does not follow"),
     ("first gone", lambda all_: all_[1:], r":1: it does not follow"),
     ("reordered", lambda all_: [all_[0], all_[2], all_[1], *all_[3:]], r":2: it does"),
+    (
+        "two signatures swapped",
+        lambda all_: [*all_[:4], all_[5], all_[4]],
+        r":5: it does not follow",
+    ),
+    (
+        "two signatures swapped and hashed",
+        lambda all_: rechained([*all_[:4], all_[5], all_[4]]),
+        r":5: the signature of Hedy is not over these lines",
+    ),
     ("twice", lambda all_: [*all_[:2], *all_[1:]], r":3: it does not follow"),
     ("edited", lambda all_: [edited(all_[0]), *all_[1:]], r":2: it does not follow"),
     (

@@ -101,6 +101,19 @@ def test_an_older_list_does_not_take_a_revocation_back(
         lists(*(revoking(REGION, number=one) for one in later)).require_newer(before)
 
 
+def test_the_list_of_another_key_is_not_a_later_one() -> None:
+    of_old, of_new = (
+        revoking(
+            REGION, number=number, extra=x509.AuthorityKeyIdentifier(key, None, None)
+        )
+        for number, key in ((5, b"old"), (6, b"new"))
+    )
+    before = lists(of_old)
+    with pytest.raises(ConfigError, match=r"number 5 or above \(found none\)"):
+        lists(of_new).require_newer(before)
+    lists(of_new, of_old).require_newer(before)
+
+
 @pytest.mark.parametrize("number", [5, 6])
 def test_the_same_or_a_later_list_is_taken(number: int) -> None:
     before = lists(revoking(REGION, ISSUING, number=5))
@@ -155,8 +168,12 @@ def test_what_is_no_complete_list_is_refused(
 
 @pytest.mark.parametrize(
     ("make", "reason"),
-    [(os.mkfifo, "not a regular file"), (str, "No such file")],
-    ids=["a FIFO, which would stop the start for ever", "absent"],
+    [
+        (os.mkfifo, "not a regular file"),
+        (str, "No such file"),
+        (lambda path: path.write_bytes(b"0" * 50_000_000), "larger than 1048576 bytes"),
+    ],
+    ids=["a FIFO, which would stop the start for ever", "absent", "50 MB"],
 )
 def test_a_file_that_cannot_be_read_is_refused(
     tmp_path: Path, make: Callable[[Path], object], reason: str

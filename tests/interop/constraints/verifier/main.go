@@ -26,6 +26,9 @@ type chain struct {
 	Key string `json:"key"`
 	// Usages are the purposes of the leaf, each asked by itself; any if there is none.
 	Usages []x509.ExtKeyUsage `json:"usages"`
+	// CRLs are revocation lists in PEM. With them, the CA of each certificate of the path has to have one, as istiod
+	// and Envoy want it.
+	CRLs []string `json:"crls"`
 }
 
 type verdict struct {
@@ -82,6 +85,12 @@ func judge(given chain) verdict {
 			return answer
 		}
 	}
+	if len(given.CRLs) > 0 {
+		if err := revoked(given, leaf); err != nil {
+			answer.Reason = err.Error()
+			return answer
+		}
+	}
 	if given.Key != "" {
 		if err := shakeHands(given, roots); err != nil {
 			answer.Reason = err.Error()
@@ -90,6 +99,41 @@ func judge(given chain) verdict {
 	}
 	answer.Accepted = true
 	return answer
+}
+
+// revoked says which certificate of a path is revoked, or has no list of its CA.
+func revoked(given chain, leaf *x509.Certificate) error {
+	path := []*x509.Certificate{leaf}
+	for _, text := range append(given.Intermediates, given.Root) {
+		certificate, err := parse(text)
+		if err != nil {
+			return err
+		}
+		path = append(path, certificate)
+	}
+	for index, certificate := range path[:len(path)-1] {
+		found := false
+		for _, text := range given.CRLs {
+			block, _ := pem.Decode([]byte(text))
+			list, err := x509.ParseRevocationList(block.Bytes)
+			if err != nil {
+				return err
+			}
+			if list.CheckSignatureFrom(path[index+1]) != nil {
+				continue
+			}
+			found = true
+			for _, entry := range list.RevokedCertificateEntries {
+				if entry.SerialNumber.Cmp(certificate.SerialNumber) == 0 {
+					return fmt.Errorf("revoked, reason %d: %s", entry.ReasonCode, certificate.Subject)
+				}
+			}
+		}
+		if !found {
+			return fmt.Errorf("no list of the CA of %s", certificate.Subject)
+		}
+	}
+	return nil
 }
 
 // shakeHands says why a server refuses a client with this chain. The client verifies nothing: it would want a host.
