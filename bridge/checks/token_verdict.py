@@ -131,5 +131,5 @@ class _Judge:
         policy = self.rules.policy_for(front, caller)
         index = self.rules.index_for(front, caller)
         rule = "issuance, no rule" if index is None else f"issuance.rules[{index}]"
-        pod = f", pod {caller.pod}" if caller.pod else ""
+        pod = f", pod {caller.pod}" if caller.pod.name else ""
         return f"{identity}{pod}, by {rule}: {describe_policy(policy)}"

@@ -297,9 +297,11 @@ class ClusterRegistry:
             spiffe_id=_name_of(cluster.trust_domain, account.namespace, account.name),
             cluster=cluster.name,
             credential="token",
+            verified_by="jwks",
             namespace=account.namespace,
             service_account=account.name,
             pod=account.pod,
+            proven_at=int(now.timestamp()),
         )
 
     def _named_by_header(self, cluster_ids: Sequence[str]) -> Cluster:
@@ -352,6 +354,7 @@ class ClusterRegistry:
             spiffe_id=spiffe_id,
             cluster=cluster.name,
             credential="certificate",
+            verified_by="certificate",
             namespace=namespace,
             service_account=name,
         )

@@ -21,6 +21,7 @@ from jwt.utils import base64url_decode
 from bridge.dns_names import LABEL, LONGEST, SUBDOMAIN, is_subdomain
 from bridge.errors import AuthenticationError, SubjectError
 from bridge.identity import jose
+from bridge.identity.caller import NO_POD, Pod
 from bridge.identity.jwks import ALGORITHMS, VerificationKey
 
 LONGEST_TOKEN: Final = 16 * 1024
@@ -48,8 +49,8 @@ class ServiceAccount:
 
     namespace: str
     name: str
-    pod: str = ""
-    """`namespace/name/UID` of the pod that the token is bound to; empty if none."""
+    pod: Pod = NO_POD
+    """The pod that the token is bound to."""
 
 
 def shown(value: object) -> str:
@@ -245,7 +246,7 @@ def _service_account(claims: dict[str, Any]) -> ServiceAccount:
     )
 
 
-def _bound_pod(bound: object, namespace: str, name: str) -> str:
+def _bound_pod(bound: object, namespace: str, name: str) -> Pod:
     # The API server writes subject and claim from one object. If they differ, the
     # token is not one of its own.
     account = bound.get("serviceaccount") if isinstance(bound, dict) else None
@@ -258,13 +259,14 @@ def _bound_pod(bound: object, namespace: str, name: str) -> str:
         raise _refused(
             "the token's claims do not agree with its subject", "token.claims"
         )
+    node = ""
     if "node" in bound:
         # Where the Node object is absent, the API server knows its name alone.
-        _named(bound["node"], may_lack_uid=True)
+        node, _ = _named(bound["node"], may_lack_uid=True)
     if "pod" not in bound:
-        return ""
+        return Pod(node=node)
     pod, uid = _named(bound["pod"])
-    return f"{namespace}/{pod}/{uid}"
+    return Pod(namespace, pod, uid, node)
 
 
 def _named(value: object, *, may_lack_uid: bool = False) -> tuple[str, str]:

@@ -69,6 +69,9 @@ class Mesh(Protocol):
     def identify(self, call: Call, snapshot: Snapshot, now: datetime) -> Caller:
         """Identify the caller by its credential (2)."""
 
+    def acting_for(self, call: Call, requester: Caller, snapshot: Snapshot) -> Caller:
+        """Return the workload that `requester` asks for: itself, or another (3)."""
+
     def admit(self, call: Call, caller: Caller, snapshot: Snapshot) -> Grant:
         """Decide the names, the lifetime and the issuing CAs (3)."""
 
@@ -125,9 +128,13 @@ class Istio:
         left = call.budget.remaining()
         return self._renewal.proven(caller, path[0], now=now, seconds=left)
 
+    def acting_for(self, call: Call, requester: Caller, snapshot: Snapshot) -> Caller:
+        """See `Mesh.acting_for`."""
+        require_no_impersonation(call.impersonated)
+        return requester
+
     def admit(self, call: Call, caller: Caller, snapshot: Snapshot) -> Grant:
         """See `Mesh.admit`."""
-        require_no_impersonation(call.impersonated)
         snapshot.clusters.require_allowed(caller)
         policy = snapshot.rules.policy_for(call.front, caller)
         return Grant(
@@ -212,6 +219,10 @@ class Linkerd:
             names.trust_domain, caller.namespace, caller.service_account
         )
         return replace(caller, spiffe_id=spiffe_id)
+
+    def acting_for(self, call: Call, requester: Caller, snapshot: Snapshot) -> Caller:
+        """See `Mesh.acting_for`: Linkerd's proxies ask for themselves alone."""
+        return requester
 
     def admit(self, call: Call, caller: Caller, snapshot: Snapshot) -> Grant:
         """See `Mesh.admit`."""

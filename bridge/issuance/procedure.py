@@ -21,13 +21,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from bridge.errors import BridgeError, CallerError, LedgerError, OverloadedError
+from bridge.errors import (
+    BridgeError,
+    CallerError,
+    DeniedError,
+    LedgerError,
+    OverloadedError,
+)
 from bridge.identity.caller import Caller
 from bridge.issuance.call import Call, Issued
 from bridge.issuance.meshes import Istio, Linkerd, Mesh
 from bridge.issuance.selection import Subject, Validity, leaf_request, usable_issuers
 from bridge.issuance.signing import Origin, Signed, Signing, describe, new_id
-from bridge.ledger.events import Ending, Outcome, Purpose
+from bridge.ledger.events import Ending, Outcome
 from bridge.ledger.ledger import Ledger
 from bridge.metrics.instruments import Metrics
 from bridge.policy.certificate_renewal import CertificateRenewal
@@ -180,9 +186,10 @@ class Issuance:
         csr = mesh.csr(call, snapshot, now, None) if mesh.csr_first else None
         timer.lap("csr" if csr else "")
         # (2) Identify.
-        trace.caller = caller = mesh.identify(call, snapshot, now)
+        trace.caller = requester = mesh.identify(call, snapshot, now)
         timer.lap("identify")
-        # (3) Admit.
+        # (3) Admit. What follows goes by the identity that the certificate is for.
+        trace.caller = caller = _acting(mesh, call, requester, snapshot)
         snapshot.rate_limits.require(call.front, caller, time.monotonic())
         grant = mesh.admit(call, caller, snapshot)
         timer.lap("admit")
@@ -201,7 +208,7 @@ class Issuance:
             snapshot, grant.route, grant.names, term, self._signing
         )
         timer.lap("constrain")
-        origin = _origin(trace, caller, snapshot, now)
+        origin = _origin(trace, snapshot.generation)
 
         def sign_by(issuer: Issuer, parts: int) -> Signed:
             request = leaf_request(subject, issuer, term)
@@ -260,28 +267,18 @@ class Issuance:
         )
         if trace.attempted or (isinstance(error, OverloadedError) and not is_excess):
             return  # an attempt has its own outcome; shed calls are only counted
-        caller = trace.caller
         status, rule = "INTERNAL", "internal"
         if isinstance(error, BridgeError):
             status, rule = self._status_name(error, trace.front), error.rule
-        ending = Ending(
-            kind=(
-                Outcome.REFUSED
-                if is_excess or isinstance(error, CallerError)
-                else Outcome.FAILED
-            ).value,
-            attempt="",
-            request=trace.request,
-            purpose=Purpose.WORKLOAD.value,
-            front=trace.front,
-            cluster=caller.cluster if caller else "",
-            caller=str(caller.spiffe_id) if caller else "",
+        is_refused = is_excess or isinstance(error, CallerError)
+        ending = _origin(trace).ending(
+            Outcome.REFUSED if is_refused else Outcome.FAILED,
             status=status,
             rule=rule,
             detail=describe(error),
         )
         try:
-            if not self._write(ending, caller, is_excess=is_excess):
+            if not self._write(ending, trace.caller, is_excess=is_excess):
                 return  # counted: the log is filled no faster than the ledger
         except LedgerError:
             # The refusal stands even if it cannot be recorded. The ledger reports its
@@ -313,15 +310,20 @@ def _tell(ending: Ending) -> None:
     )
 
 
-def _origin(trace: _Trace, caller: Caller, snapshot: Snapshot, now: datetime) -> Origin:
-    is_token = caller.credential == "token"
+def _acting(mesh: Mesh, call: Call, requester: Caller, snapshot: Snapshot) -> Caller:
+    try:
+        return mesh.acting_for(call, requester, snapshot)
+    except DeniedError:
+        # The identity that was asked for is not the caller's, so the refused call
+        # counts as one of the caller.
+        snapshot.rate_limits.require(call.front, requester, time.monotonic())
+        raise
+
+
+def _origin(trace: _Trace, generation: int = 0) -> Origin:
     return Origin(
         request=trace.request,
         front=trace.front,
-        cluster=caller.cluster,
-        caller=str(caller.spiffe_id),
-        credential=caller.credential,
-        pod=caller.pod,
-        generation=snapshot.generation,
-        proven_at=int(now.timestamp()) if is_token else caller.proven_at,
+        caller=trace.caller,
+        generation=generation,
     )

@@ -26,7 +26,15 @@ from bridge.errors import (
     MisissuedError,
     OverloadedError,
 )
-from bridge.ledger.events import CertificateEnding, Ending, Intent, Outcome, Purpose
+from bridge.identity.caller import Caller
+from bridge.ledger.events import (
+    CallEnding,
+    CertificateEnding,
+    Ending,
+    Intent,
+    Outcome,
+    Purpose,
+)
 from bridge.ledger.ledger import Ledger
 from bridge.metrics.instruments import Metrics
 from bridge.policy.issued import names_of, require_as_prepared, require_profile
@@ -97,13 +105,27 @@ class Origin:
     request: str
     purpose: Purpose = Purpose.WORKLOAD
     front: str = ""
-    cluster: str = ""
-    caller: str = ""
-    credential: str = "self"
-    pod: str = ""
+    caller: Caller | None = None
+    """None for what the bridge asks for itself."""
     generation: int = 0
-    proven_at: int = 0
-    """See `Intent.proven_at`."""
+
+    def ending(self, outcome: Outcome, **values: str) -> Ending:
+        """Build the row of a call that never became an attempt.
+
+        Args:
+            outcome: How the call ended.
+            values: Other fields of the row.
+        """
+        shared = {
+            "kind": outcome.value,
+            "attempt": "",
+            "request": self.request,
+            "purpose": self.purpose.value,
+            "front": self.front,
+        }
+        if self.caller is None:
+            return Ending(**shared, cluster="", caller="", **values)
+        return CallEnding(**shared, **_on_record(self.caller), **values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -319,17 +341,7 @@ class Signing:
         try:
             yield
         except BaseException as error:
-            ending = Ending(
-                kind=Outcome.FAILED.value,
-                attempt="",
-                request=origin.request,
-                purpose=origin.purpose.value,
-                front=origin.front,
-                cluster=origin.cluster,
-                caller=origin.caller,
-                issuing_ca=issuer.name,
-            )
-            self._end_with(ending, error)
+            self._end_with(origin.ending(Outcome.FAILED, issuing_ca=issuer.name), error)
             raise
 
     def _end_with(self, ending: Ending, error: BaseException) -> None:
@@ -380,17 +392,43 @@ def _outcome(error: BaseException) -> Outcome:
     return Outcome.UNKNOWN
 
 
+_OF_THE_BRIDGE = {
+    "cluster": "",
+    "caller": "",
+    "requester": "",
+    "credential": "self",
+    "verified_by": "",
+    "pod_namespace": "",
+    "pod_name": "",
+    "pod_uid": "",
+    "node": "",
+}
+
+
+def _on_record(caller: Caller) -> dict[str, str]:
+    # What each row of a call has of its caller.
+    pod = caller.pod
+    return {
+        "cluster": caller.cluster,
+        "caller": str(caller.spiffe_id),
+        "requester": str(caller.requester or ""),
+        "credential": caller.credential,
+        "verified_by": caller.verified_by,
+        "pod_namespace": pod.namespace,
+        "pod_name": pod.name,
+        "pod_uid": pod.uid,
+        "node": pod.node,
+    }
+
+
 def _intent(issuer: Issuer, prepared: Prepared, origin: Origin) -> Intent:
-    request = prepared.request
+    request, caller = prepared.request, origin.caller
     return Intent(
+        **(_on_record(caller) if caller else _OF_THE_BRIDGE),
         attempt=request.attempt,
         request=origin.request,
         purpose=origin.purpose.value,
         front=origin.front,
-        cluster=origin.cluster,
-        caller=origin.caller,
-        credential=origin.credential,
-        pod=origin.pod,
         issuing_ca=issuer.name,
         generation=origin.generation,
         issuer_sha256=issuer.certificate_sha256,
@@ -400,5 +438,5 @@ def _intent(issuer: Issuer, prepared: Prepared, origin: Origin) -> Intent:
         not_after=int(request.not_after.timestamp()),
         serial=f"{request.serial:x}" if prepared.tbs else "",
         tbs_sha256=prepared.tbs_sha256,
-        proven_at=origin.proven_at,
+        proven_at=caller.proven_at if caller else 0,
     )

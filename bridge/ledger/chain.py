@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, get_args
 from bridge.errors import LedgerError
 from bridge.ledger.events import (
     COLUMNS,
+    READABLE_FORMATS,
     Ending,
     Event,
     Intent,
@@ -30,6 +31,8 @@ GENESIS = "0" * 64
 
 CHAIN_RULE = "ledger.chain"
 """The rule of a journal that does not verify."""
+FORMAT_RULE = "ledger.format"
+"""The rule of a segment that a newer version wrote."""
 
 # JSON escapes control characters, so no finished row has this one. It marks the two
 # values that only the chain knows.
@@ -166,7 +169,12 @@ class Chain:
         self._starts = True
 
     def problem(self, row: Row) -> str:
-        """Advance to `row` and return nothing, or return why `row` is not the next."""
+        """Advance to `row` and return nothing, or return why `row` is not the next.
+
+        Raises:
+            LedgerError: The row opens a segment of a format that this version cannot
+                read (rule `ledger.format`).
+        """
         if row.seq != self.head.seq + 1:
             return f"expected seq {self.head.seq + 1}, found {row.seq}"
         if row.prev != self.head.digest:
@@ -177,9 +185,25 @@ class Chain:
             or row.values.get("segment") != self.head.segment
         ):
             return f"expected the opening of segment {self.head.segment}"
+        if self._starts:
+            _require_readable(row, self.writer)
         self._starts = False
         self.head = Head(self.head.segment, row.seq, row.digest)
         return ""
+
+
+def _require_readable(opened: Row, writer: str) -> None:
+    # A newer version may have written it. What its rows say must not be guessed.
+    found = opened.values.get("format")
+    if found not in READABLE_FORMATS:
+        known = " and ".join(map(str, READABLE_FORMATS))
+        raise LedgerError(
+            f"the journal of {writer}: segment {opened.values.get('segment')} has rows "
+            f"of format {found}, and this version of meshca-bridge reads the formats "
+            f"{known}. Start version {opened.values.get('version')}, which wrote it, "
+            "or a newer one",
+            rule=FORMAT_RULE,
+        )
 
 
 def encode_list(value: Sequence[str]) -> str:

@@ -4,11 +4,20 @@ Every row in a journal is one JSON object that also carries `seq` (from 0, per w
 `prev` (SHA-256 of the line before, 64 hex digits) and `at` (microseconds since
 1970-01-01 UTC). Times inside a row are whole seconds since 1970-01-01 UTC; digests and
 serial numbers are lower-case hex; no value is secret.
+
+The first row of a segment tells the format of its rows. Format 2 has the caller's pod
+as fields, how the caller was verified, and who asked. In format 1 an intent has `pod`
+instead: namespace/name/UID in one text, or nothing.
 """
 
 from dataclasses import dataclass, fields
 from enum import StrEnum
 from typing import ClassVar
+
+FORMAT = 2
+"""The format of the rows that this version writes."""
+READABLE_FORMATS = (1, FORMAT)
+"""The formats of the rows that this version reads."""
 
 
 class Purpose(StrEnum):
@@ -53,11 +62,25 @@ class Intent:
     cluster: str
     """The caller's cluster, as the configuration names it; may be empty."""
     caller: str
-    """The authenticated identity, as a SPIFFE ID."""
+    """The identity that the certificate is for, as a SPIFFE ID."""
+    requester: str
+    """The identity that the credential proved, where that is not `caller`: a proxy asks
+    for a workload of its node. Otherwise empty."""
     credential: str
     """`token`, `certificate`, or `self`."""
-    pod: str
-    """Namespace/name/UID as far as the credential says; may be empty."""
+    verified_by: str
+    """How the credential was verified: `jwks` (offline, by the cluster's keys),
+    `token_review` (by the cluster's API server) or `certificate`; empty for what the
+    bridge asks for itself."""
+    pod_namespace: str
+    """The namespace of the pod that the credential is bound to; may be empty, as the
+    three fields that follow."""
+    pod_name: str
+    """The name of the pod."""
+    pod_uid: str
+    """The UID of the pod."""
+    node: str
+    """The name of the node that the credential names."""
     issuing_ca: str
     """The name in the configuration."""
     serial: str
@@ -106,6 +129,7 @@ class Ending:
     front: str
     cluster: str
     caller: str
+    requester: str = ""
     issuing_ca: str = ""
     serial: str = ""
     certificate_sha256: str = ""
@@ -134,6 +158,21 @@ class CertificateEnding(Ending):
     """The certificate, as base64 of its DER; empty above 16 KiB."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallEnding(Ending):
+    """The outcome of a call that never became an attempt, and whose caller is known.
+
+    All fields of an outcome, and these, as an intent has them.
+    """
+
+    credential: str
+    verified_by: str
+    pod_namespace: str
+    pod_name: str
+    pod_uid: str
+    node: str
+
+
 def _names(event: type[Intent | Ending]) -> tuple[str, ...]:
     return tuple(field.name for field in fields(event))
 
@@ -141,9 +180,7 @@ def _names(event: type[Intent | Ending]) -> tuple[str, ...]:
 SHARED_FIELDS = tuple(name for name in _names(Ending) if name in _names(Intent))
 """What the outcome of an attempt repeats of its intent."""
 
-IN_BODY_ALONE = frozenset(
-    {"credential", "pod", "generation", "issuer_sha256", "proven_at"}
-)
+IN_BODY_ALONE = frozenset({"credential", "generation", "issuer_sha256", "proven_at"})
 """Fields that have no column of their own."""
 
 COLUMNS = (
@@ -186,7 +223,7 @@ class Opened:
     """From 1."""
     version: str
     """Of the bridge."""
-    format: int = 1
+    format: int = FORMAT
     """The version of the format of the rows."""
 
 
@@ -307,6 +344,7 @@ class Settled:
     front: str
     cluster: str
     caller: str
+    requester: str
     issuing_ca: str
     result: str
     """`issued`: the backend answered with a certificate or a signature. `not-issued`:
@@ -337,6 +375,7 @@ Event = (
     Intent
     | Ending
     | CertificateEnding
+    | CallEnding
     | Summary
     | Opened
     | Closed

@@ -36,7 +36,6 @@ SHORT = {
     "bridge/cli/plugins.py": "a command has a module of its own",
     "bridge/cli/serve.py": "a command has a module of its own",
     "bridge/dns_names.py": "the lowest room: every other imports it",
-    "bridge/identity/caller.py": "the one value that each credential becomes",
     "bridge/issuance/call.py": "what the fronts and the one path hand each other",
     "bridge/resilience/budget.py": "the one value that each step of a call is given",
     "bridge/system/clock.py": "what is passed in wherever a time is asked for",

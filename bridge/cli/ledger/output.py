@@ -27,7 +27,7 @@ _COLUMNS = (
     *("time", "kind", "caller", "issuing CA", "serial", "not after", "rule"),
     "settled",
 )
-_SECONDS = {"not_before", "not_after", "since", "until", "log_at"}
+_SECONDS = {"not_before", "not_after", "since", "until", "log_at", "proven_at"}
 """The fields of rows that are times in whole seconds."""
 _CSV_COLUMNS = tuple(name for name in COLUMNS if name != "body")
 

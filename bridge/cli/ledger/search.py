@@ -12,7 +12,7 @@ import typer
 from bridge import config
 from bridge.cli.console import ConfigOption, OutputOption, complain, print_json
 from bridge.cli.ledger.output import ExportOutput, public, show, write_csv
-from bridge.dns_names import is_label
+from bridge.dns_names import is_label, is_subdomain
 from bridge.errors import RequestError
 from bridge.ledger.events import EARLIER_KINDS, Ending, Event, Intent, Outcome, Purpose
 from bridge.spiffe import SpiffeID, TrustDomain
@@ -53,6 +53,7 @@ def search(  # noqa: PLR0913 - options of a command
         str, typer.Option(help="SPIFFE ID of the caller, or its identity in Linkerd.")
     ] = "",
     namespace: Annotated[str, typer.Option(help="Namespace of the caller.")] = "",
+    pod: Annotated[str, typer.Option(help="Pod of the caller: NAMESPACE/NAME.")] = "",
     cluster: Annotated[
         str, typer.Option(help="Cluster of the caller, as the configuration names it.")
     ] = "",
@@ -97,6 +98,7 @@ def search(  # noqa: PLR0913 - options of a command
         "serial": _parsed_serial(serial),
         "caller": _parsed_caller(caller),
         "namespace": _parsed_namespace(namespace),
+        "pod": _parsed_pod(pod),
         "cluster": cluster,
         "issuing_ca": issuing_ca,
         "request": _parsed_request(request),
@@ -236,6 +238,14 @@ def _parsed_namespace(value: str) -> str:
     """Return the name of a namespace, or empty."""
     if value and not is_label(value):
         raise _bad("--namespace", "the name of a namespace", value)
+    return value
+
+
+def _parsed_pod(value: str) -> str:
+    """Return a pod's namespace and name, or empty."""
+    namespace, _, name = value.partition("/")
+    if value and not (is_label(namespace) and is_subdomain(name)):
+        raise _bad("--pod", "NAMESPACE/NAME of a pod", value)
     return value
 
 

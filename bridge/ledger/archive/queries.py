@@ -1,6 +1,6 @@
 """What can be asked of the archive, as statements that its indexes answer."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,8 @@ class Query:
     kind: str = ""
     namespace: str = ""
     """Of the caller, as its SPIFFE ID says."""
+    pod: str = ""
+    """Of the caller, or of who asked for it: `namespace/name`."""
     cluster: str = ""
     issuing_ca: str = ""
     request: str = ""
@@ -65,23 +67,30 @@ def select(query: Query, attempts: Sequence[str] = ()) -> sa.Select[Any]:
         if attempts:
             condition = sa.or_(condition, _is_any(column.attempt, set(attempts)))
         chosen = chosen.where(condition)
-    for name in ("kind", "cluster", "issuing_ca", "request", "purpose"):
-        if value := getattr(query, name):
-            chosen = chosen.where(column[name] == value)
-    if query.namespace:
-        chosen = chosen.where(column.caller.like(f"%/ns/{query.namespace}/sa/%"))
-    if query.unsettled:
-        chosen = chosen.where(~_is_settled())
-    if query.since is not None:
-        chosen = chosen.where(column.at >= query.since)
-    if query.until is not None:
-        chosen = chosen.where(column.at < query.until)
+    chosen = chosen.where(*_narrowed(query))
     if query.limit is None:
         return chosen.order_by(column.at, column.writer, column.seq)
     newest = chosen.order_by(column.at.desc(), column.writer, column.seq.desc())
     picked = newest.limit(query.limit).subquery()
     order = (picked.c.at, picked.c.writer, picked.c.seq)
     return sa.select(picked).order_by(*order)
+
+
+def _narrowed(query: Query) -> Iterator[sa.ColumnElement[bool]]:
+    column = entries.c
+    for name in ("kind", "cluster", "issuing_ca", "request", "purpose"):
+        if value := getattr(query, name):
+            yield column[name] == value
+    if query.namespace:
+        yield column.caller.like(f"%/ns/{query.namespace}/sa/%")
+    if query.pod:
+        yield _is_of_pod(*query.pod.split("/"))
+    if query.unsettled:
+        yield ~_is_settled()
+    if query.since is not None:
+        yield column.at >= query.since
+    if query.until is not None:
+        yield column.at < query.until
 
 
 def select_attempts(attempts: Sequence[str], kind: str = "") -> sa.Select[Any]:
@@ -91,6 +100,14 @@ def select_attempts(attempts: Sequence[str], kind: str = "") -> sa.Select[Any]:
     if kind:
         chosen = chosen.where(column.kind == kind)
     return chosen.order_by(column.at, column.writer, column.seq)
+
+
+def _is_of_pod(namespace: str, name: str) -> sa.ColumnElement[bool]:
+    # A row of format 1 has its pod in the body alone.
+    column = entries.c
+    in_format_1 = column.body.like(f'%"pod":"{namespace}/{name}/%')
+    of_pod = (column.pod_name == name) & (column.pod_namespace == namespace)
+    return of_pod | in_format_1
 
 
 def _is_settled() -> sa.ColumnElement[bool]:

@@ -17,7 +17,7 @@ from sqlalchemy import (
     text,
 )
 
-REVISION = "0002"
+REVISION = "0003"
 """The migration that makes the tables below."""
 
 metadata = MetaData()
@@ -35,6 +35,13 @@ entries = Table(
     Column("front", String(16), nullable=False),
     Column("cluster", String(63), nullable=False),
     Column("caller", Text, nullable=False),
+    # Empty by default: a bridge of an earlier version may feed the same archive.
+    Column("requester", Text, nullable=False, server_default=""),
+    Column("verified_by", String(16), nullable=False, server_default=""),
+    Column("pod_namespace", String(63), nullable=False, server_default=""),
+    Column("pod_name", String(253), nullable=False, server_default=""),
+    Column("pod_uid", String(128), nullable=False, server_default=""),
+    Column("node", String(253), nullable=False, server_default=""),
     Column("issuing_ca", String(63), nullable=False),
     Column("serial", String(64), nullable=False),
     Column("key_sha256", String(64), nullable=False),

@@ -52,6 +52,8 @@ def _names(kind: type[Any]) -> str:
         return code(own)
     if kind is events.CertificateEnding:
         return "`issued` or `unknown`, with the certificate"
+    if kind is events.CallEnding:
+        return "`refused` or `failed`, before an attempt, with the caller"
     return ", ".join(code(each.value) for each in events.Outcome)
 
 

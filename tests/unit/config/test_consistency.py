@@ -461,6 +461,7 @@ def terms(config: BridgeConfig, cluster: str, namespace: str) -> IssuancePolicy 
         spiffe_id=SpiffeID.parse(f"spiffe://corp.example/ns/{namespace}/sa/web"),
         cluster=cluster,
         credential="certificate",
+        verified_by="certificate",
         namespace=namespace,
         service_account="web",
     )

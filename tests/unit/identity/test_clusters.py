@@ -20,7 +20,12 @@ from bridge.errors import (
     ConfigError,
     DeniedError,
 )
-from bridge.identity.caller import Caller, CertificateCredential, TokenCredential
+from bridge.identity.caller import (
+    Caller,
+    CertificateCredential,
+    Pod,
+    TokenCredential,
+)
 from bridge.identity.clusters import ClusterRegistry
 from bridge.spiffe import SpiffeID, TrustDomain
 from tests.support.harness.configuration import text
@@ -100,9 +105,11 @@ def test_a_caller_is_of_the_cluster_that_it_names(
         spiffe_id=SpiffeID.parse(f"spiffe://{domain}/ns/shop/sa/web"),
         cluster=of,
         credential="token",
+        verified_by="jwks",
         namespace="shop",
         service_account="web",
-        pod="shop/web-0/u1",
+        pod=Pod("shop", "web-0", "u1"),
+        proven_at=int(NOW.timestamp()),
     )
 
 
@@ -209,6 +216,7 @@ def test_a_cluster_has_only_its_namespaces(
         spiffe_id=SpiffeID.parse("spiffe://corp.example/ns/x/sa/web"),
         cluster=name,
         credential="token",
+        verified_by="jwks",
         namespace=namespace,
     )
     if allowed:
@@ -251,6 +259,7 @@ def test_a_certificate_is_of_the_cluster_of_its_trust_domain(
         spiffe_id=SpiffeID.parse(uri),
         cluster=name,
         credential="certificate",
+        verified_by="certificate",
         namespace="shop",
         service_account="web",
     )

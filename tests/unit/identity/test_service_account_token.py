@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from functools import cache
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 from bridge.errors import AuthenticationError
 from bridge.identity import service_account_token
+from bridge.identity.caller import NO_POD, Pod
 from bridge.identity.jwks import VerificationKey, parse_jwks
 from bridge.identity.service_account_token import ServiceAccount
 from tests.support.parts.tokens import ISSUER, OMIT, TokenIssuer, base64url
@@ -24,7 +26,7 @@ AT = int(NOW.timestamp())
 AUDIENCES = frozenset({"istio-ca"})
 ALGORITHMS = ("RS256", "ES256", "ES384", "ES512")
 OLD_ISSUER = "https://old.example"
-BOUND = {
+BOUND: dict[str, Any] = {
     "namespace": "shop",
     "pod": {"name": "web-0", "uid": "7d3a1c9e"},
     "serviceaccount": {"name": "web", "uid": "1"},
@@ -73,7 +75,29 @@ def refusal(token: str) -> AuthenticationError:
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_a_good_token_names_its_service_account(algorithm: str) -> None:
     token = issuer(algorithm).token(now=NOW, pod=("web-0", "7d3a1c9e"))
-    assert verify(token) == ServiceAccount("shop", "web", "shop/web-0/7d3a1c9e")
+    pod = Pod("shop", "web-0", "7d3a1c9e")
+    assert verify(token) == ServiceAccount("shop", "web", pod)
+
+
+@pytest.mark.parametrize(
+    ("claims", "pod"),
+    [
+        (BOUND, Pod("shop", "web-0", "7d3a1c9e")),
+        (
+            BOUND | {"node": {"name": "n-1", "uid": "u"}},
+            Pod("shop", "web-0", "7d3a1c9e", "n-1"),
+        ),
+        # Bound to a node alone.
+        (
+            {name: BOUND[name] for name in ("namespace", "serviceaccount")}
+            | {"node": {"name": "n-1", "uid": "u"}},
+            Pod(node="n-1"),
+        ),
+    ],
+)
+def test_a_token_names_its_pod_and_the_node(claims: dict[str, Any], pod: Pod) -> None:
+    token = issuer().token(now=NOW, claims={"kubernetes.io": claims})
+    assert verify(token).pod == pod
 
 
 @pytest.mark.parametrize(
@@ -98,7 +122,7 @@ def test_what_the_rules_allow_is_allowed(claims: dict[str, object]) -> None:
 
 
 def test_a_token_that_is_bound_to_no_pod_names_none() -> None:
-    assert verify(issuer().token(now=NOW, pod=None)).pod == ""
+    assert verify(issuer().token(now=NOW, pod=None)).pod == NO_POD
     token = issuer().token(now=NOW, claims={"kubernetes.io": OMIT})
     assert verify(token) == ServiceAccount("shop", "web")
 

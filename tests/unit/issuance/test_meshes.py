@@ -28,9 +28,10 @@ from bridge.identity.caller import TokenCredential
 from bridge.issuance.call import Call, Issued
 from bridge.policy.linkerd_names import LinkerdNames
 from bridge.resilience.budget import Budget
-from bridge.snapshot.revocation import RevocationLists, parse_lists
+from bridge.snapshot.revocation import RevocationLists
 from bridge.snapshot.trust_bundle import TrustBundle
 from bridge.spiffe import TrustDomain
+from bridge.x509.crl.revocation_list import parse_lists
 from tests.support.clients.linkerd_raw import AUDIENCE, new_csr, vector
 from tests.support.harness.core import CALLER, TOKENS, World, csr, two_authorities
 from tests.support.harness.fake_ca import Answer

@@ -22,16 +22,20 @@ from bridge.errors import (
     RequestError,
     TTLError,
 )
-from bridge.identity.caller import TokenCredential
+from bridge.identity.caller import Caller, TokenCredential
+from bridge.issuance.call import Call
+from bridge.issuance.meshes import Istio
 from bridge.ledger.events import Ending, Intent
 from bridge.resilience.budget import Budget
+from bridge.snapshot.model import Snapshot
 from bridge.snapshot.revocation import RevocationLists
 from bridge.spi import Prepared
-from bridge.spiffe import TrustDomain
+from bridge.spiffe import SpiffeID, TrustDomain
 from bridge.x509.crl.revocation_list import parse_lists
 from bridge.x509.pem import parse_certificates
 from tests.support.harness.core import (
     CALLER,
+    TOKENS,
     World,
     csr,
     kinds,
@@ -73,7 +77,11 @@ def test_a_call_is_answered_and_on_record(tmp_path: Path, *, fake: bool) -> None
     assert intent["serial"] == outcome["serial"] == f"{leaf.serial_number:x}"
     assert intent["names"] == [f"URI:{CALLER}"]
     assert intent["not_after"] == int(leaf.not_valid_after_utc.timestamp())
-    assert intent["pod"].startswith("shop/web-0/")
+    assert (intent["pod_namespace"], intent["pod_name"]) == ("shop", "web-0")
+    assert intent["pod_uid"]
+    assert intent["verified_by"] == "jwks"
+    assert intent["proven_at"] == int(NOW.timestamp())
+    assert intent["requester"] == outcome["requester"] == ""
     assert outcome["kind"] == "issued"
     assert outcome["attempt"] == intent["attempt"]
     assert outcome["certificate_sha256"] == hashlib.sha256(der).hexdigest()
@@ -538,3 +546,94 @@ def test_nothing_is_issued_under_a_revoked_chain(world: World) -> None:
     with pytest.raises(BackendBrokenError, match="chain is revoked"):
         world.own.issue_serving(["meshca.example"], timedelta(hours=1))
     assert not any(ca.called for ca in world.cas.values())
+
+
+# A proxy that asks for a pod of its node. No configuration allows it yet.
+
+
+@pytest.fixture
+def ztunnel(world: World, monkeypatch: pytest.MonkeyPatch) -> World:
+    def acting_for(_: Istio, call: Call, requester: Caller, __: Snapshot) -> Caller:
+        return requester.acting_for(SpiffeID.parse(call.impersonated or ""))
+
+    monkeypatch.setattr(Istio, "acting_for", acting_for)
+    return world
+
+
+OTHER = "spiffe://corp.example/ns/pay/sa/api"
+CLUSTER = {
+    "name": "Kubernetes",
+    "tokens": {"verify": "jwks", "file": "jwks.json", "issuer": TOKENS.issuer},
+}
+
+
+def test_who_acts_for_another_gets_its_name_and_stays_on_record(ztunnel: World) -> None:
+    issued = ztunnel.issue(impersonated=OTHER)
+    intent, outcome = ztunnel.ended()
+    names = leaf_of(issued.leaf_pem).extensions.get_extension_for_class(
+        x509.SubjectAlternativeName
+    )
+    assert [*names.value] == [x509.UniformResourceIdentifier(OTHER)]
+    for row in (intent, outcome):
+        assert (row["caller"], row["requester"]) == (OTHER, CALLER)
+    # The pod is the one that asked.
+    assert (intent["pod_namespace"], intent["pod_name"]) == ("shop", "web-0")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "error", "rule"),
+    [
+        pytest.param(
+            {"issuance": {"rules": [{"namespaces": ["pay"], "refuse": True}]}},
+            DeniedError,
+            "rule.refuse",
+            id="a rule",
+        ),
+        pytest.param(
+            {"clusters": [CLUSTER | {"namespaces": ["shop"]}]},
+            DeniedError,
+            "cluster.namespace",
+            id="the namespaces of the cluster",
+        ),
+        pytest.param(
+            {"limits": {"per_identity": {"rate": 0.001, "burst": 1}}},
+            OverloadedError,
+            "overload.identity",
+            id="the rate limit",
+        ),
+    ],
+)
+def test_rules_go_by_the_name_that_the_certificate_is_for(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    overrides: dict[str, Any],
+    error: type[BridgeError],
+    rule: str,
+) -> None:
+    def acting_for(_: Istio, call: Call, requester: Caller, __: Snapshot) -> Caller:
+        if call.impersonated is None:
+            return requester
+        return requester.acting_for(SpiffeID.parse(call.impersonated))
+
+    monkeypatch.setattr(Istio, "acting_for", acting_for)
+    with World(tmp_path, overrides=overrides) as world:
+        world.issue()  # the proxy for itself
+        if error is OverloadedError:
+            world.issue(impersonated=OTHER)
+        with pytest.raises(error, match=r"\w") as refused:
+            world.issue(impersonated=OTHER)
+        row = world.ended()[-1]
+    assert refused.value.rule == row["rule"] == rule
+    assert (row["caller"], row["requester"]) == (OTHER, CALLER)
+    assert (row["pod_name"], row["verified_by"]) == ("web-0", "jwks")
+
+
+def test_a_refused_impersonation_counts_against_who_asked(tmp_path: Path) -> None:
+    limits = {"per_identity": {"rate": 0.001, "burst": 1}}
+    with World(tmp_path, overrides={"limits": limits}) as world:
+        with pytest.raises(DeniedError, match="another workload"):
+            world.issue(impersonated=OTHER)
+        with pytest.raises(OverloadedError, match="identity asks too often"):
+            world.issue(impersonated=OTHER)
+        with pytest.raises(OverloadedError, match="identity asks too often"):
+            world.issue()

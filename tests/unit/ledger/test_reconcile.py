@@ -152,6 +152,7 @@ def test_an_issued_attempt_gets_a_row_with_its_certificate(world: World) -> None
         "front": "istio",
         "cluster": "Kubernetes",
         "caller": CALLER,
+        "requester": "",
         "issuing_ca": "seoul-1",
         "result": "issued",
         "serial": f"{SERIAL:x}",

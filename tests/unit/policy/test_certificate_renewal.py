@@ -23,6 +23,7 @@ def caller(namespace: str = "shop", account: str = "vm") -> Caller:
         spiffe_id=SpiffeID.parse(f"spiffe://corp.example/ns/{namespace}/sa/{account}"),
         cluster="Kubernetes",
         credential="certificate",
+        verified_by="certificate",
         namespace=namespace,
         service_account=account,
     )

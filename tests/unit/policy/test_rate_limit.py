@@ -24,6 +24,7 @@ def caller(name: str = "web", cluster: str = "east") -> Caller:
         spiffe_id=SpiffeID.parse(f"spiffe://corp.example/ns/shop/sa/{name}"),
         cluster=cluster,
         credential="token",
+        verified_by="jwks",
     )
 
 

@@ -48,6 +48,7 @@ def caller(
         spiffe_id=SpiffeID.parse("spiffe://corp.example/x"),
         cluster=cluster,
         credential="token",
+        verified_by="jwks",
         namespace=namespace,
         service_account=account,
     )
