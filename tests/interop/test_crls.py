@@ -1,8 +1,11 @@
-"""The CRLs of a ceremony, as OpenSSL and Go read them."""
+"""The CRLs of a ceremony, as OpenSSL, Go and Envoy read them."""
 
+import ssl
 import subprocess
 from collections.abc import Mapping
 from datetime import timedelta
+from http import HTTPStatus
+from http.client import HTTPException, HTTPSConnection
 from pathlib import Path
 
 import pytest
@@ -14,10 +17,11 @@ from bridge.hierarchy.crl import REASONS, CRLRequest, make_crl
 from bridge.hierarchy.keys import LocalKey
 from bridge.system.clock import system_clock
 from tests.interop.constraints.chains import run_go_verifier
+from tests.support.parts import envoy
 from tests.support.parts.ceremonies import HeldCeremony
-from tests.support.parts.pki import Authority
+from tests.support.parts.pki import Authority, key_pem, new_key, write_private
 
-pytestmark = pytest.mark.interop
+pytestmark = [pytest.mark.interop, pytest.mark.xdist_group("interop-envoy")]
 
 PATH = ("prod", "eu", "root")
 KEY_COMPROMISE = 1
@@ -36,8 +40,12 @@ class Published:
         assert isinstance(prod, LocalKey)
         issuing = Authority(self.held.output.certificate("prod"), prod.private_key)
         identity = x509.UniformResourceIdentifier("spiffe://corp.example/ns/a/sa/b")
-        leaf = issuing.issue_leaf(identity, not_before=now - timedelta(minutes=9))
+        key = new_key()
+        leaf = issuing.issue_leaf(
+            identity, key=key, not_before=now - timedelta(minutes=9)
+        )
         self.leaf = leaf.public_bytes(Encoding.PEM)
+        self.key = write_private(folder / "leaf.key", key_pem(key))
         self.good = {one: self._crl(one) for one in PATH}
         revoked = self._crl("root", names=["eu"], reason=REASONS["keyCompromise"])
         self.revoking = {**self.good, "root": revoked}
@@ -90,6 +98,37 @@ def go(published: Published, crls: Mapping[str, bytes]) -> str:
         "crls": [data.decode() for data in crls.values()],
     }
     return run_go_verifier([case])["leaf"].reason
+
+
+def envoy_answers(published: Published, crls: Mapping[str, bytes], name: str) -> bool:
+    """Return whether an Envoy with these lists lets a client with the leaf in."""
+    folder = published.folder / name
+    folder.mkdir()
+    chain, roots, lists = (folder / one for one in ("chain", "roots", "crls"))
+    between = published.certificate("prod") + published.certificate("eu")
+    chain.write_bytes(published.leaf + between)
+    roots.write_bytes(published.certificate("root"))
+    lists.write_bytes(b"".join(crls.values()))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.load_cert_chain(chain, published.key)
+    shown = envoy.Identity(chain=chain, key=published.key)
+    with envoy.server(folder / "envoy", shown, roots, crls=lists) as server:
+        connection = HTTPSConnection("127.0.0.1", server.port, context=context)
+        try:
+            connection.request("GET", "/")
+            return connection.getresponse().status == HTTPStatus.OK
+        except (OSError, HTTPException):
+            return False
+        finally:
+            connection.close()
+
+
+def test_envoy_wants_a_list_of_each_ca_and_takes_ours(published: Published) -> None:
+    without = {one: data for one, data in published.good.items() if one != "prod"}
+    assert envoy_answers(published, published.good, "good")
+    assert not envoy_answers(published, published.revoking, "revoking")
+    assert not envoy_answers(published, without, "without")
 
 
 def test_with_a_list_of_each_ca_the_leaf_is_good(published: Published) -> None:

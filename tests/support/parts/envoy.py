@@ -145,7 +145,14 @@ class Envoy:
             self._process.wait(timeout=10)
 
 
-def server(folder: Path, identity: Identity, roots: Path, *, peer: str = "") -> Envoy:
+def server(
+    folder: Path,
+    identity: Identity,
+    roots: Path,
+    *,
+    peer: str = "",
+    crls: Path | None = None,
+) -> Envoy:
     """Build an Envoy that wants a client certificate and answers over HTTP.
 
     Args:
@@ -153,6 +160,7 @@ def server(folder: Path, identity: Identity, roots: Path, *, peer: str = "") -> 
         identity: What it shows.
         roots: The trust anchors that a client's chain must end at.
         peer: The SPIFFE ID that a client must show; any one under `roots` if empty.
+        crls: Revocation lists, as istio-agent gives them to Envoy.
     """
     route = {
         "match": {"prefix": "/"},
@@ -176,7 +184,7 @@ def server(folder: Path, identity: Identity, roots: Path, *, peer: str = "") -> 
     tls = {
         "@type": f"{TLS}.DownstreamTlsContext",
         "require_client_certificate": True,
-        "common_tls_context": _tls(identity, roots, peer),
+        "common_tls_context": _tls(identity, roots, peer, crls),
     }
     chain = {
         "filters": [{"name": "http", "typed_config": manager}],
@@ -239,8 +247,12 @@ def fetch(port: int) -> tuple[str, str]:
         raise ConnectionError(str(error.reason)) from error
 
 
-def _tls(identity: Identity, roots: Path, peer: str) -> dict[str, Any]:
+def _tls(
+    identity: Identity, roots: Path, peer: str, crls: Path | None = None
+) -> dict[str, Any]:
     validation: dict[str, Any] = {"trusted_ca": {"filename": str(roots)}}
+    if crls is not None:
+        validation["crl"] = {"filename": str(crls)}
     if peer:
         validation["match_typed_subject_alt_names"] = [
             {"san_type": "URI", "matcher": {"exact": peer}}
