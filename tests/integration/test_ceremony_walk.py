@@ -98,6 +98,7 @@ def test_the_walk_of_the_page_ends_with_a_mesh_and_a_control_plane(home: Path) -
     assert signed == [
         *("sign root", "sign eu", "sign eu-platform", "sign eu-prod"),
         *(f"sign eu-prod-{one}" for one in CLUSTER),
+        *("crl root", "crl eu"),
     ]
     assert [one.officer for one in record.signatures] == ["Ada", "Bo"]
     assert len({one.hsm.serial for one in record.entries if one.hsm}) == 1
