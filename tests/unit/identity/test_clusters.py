@@ -108,7 +108,7 @@ def test_a_caller_is_of_the_cluster_that_it_names(
         verified_by="jwks",
         namespace="shop",
         service_account="web",
-        pod=Pod("shop", "web-0", "u1"),
+        pod=Pod("shop", "web-0", "u1", "node-1"),
         proven_at=int(NOW.timestamp()),
     )
 

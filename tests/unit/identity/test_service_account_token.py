@@ -75,7 +75,7 @@ def refusal(token: str) -> AuthenticationError:
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_a_good_token_names_its_service_account(algorithm: str) -> None:
     token = issuer(algorithm).token(now=NOW, pod=("web-0", "7d3a1c9e"))
-    pod = Pod("shop", "web-0", "7d3a1c9e")
+    pod = Pod("shop", "web-0", "7d3a1c9e", "node-1")
     assert verify(token) == ServiceAccount("shop", "web", pod)
 
 
