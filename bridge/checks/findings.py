@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 
 from cryptography import x509
@@ -35,6 +36,7 @@ from bridge.system.files import read_public
 from bridge.x509.key_pair import read_key_pair
 
 _CHECK_SECONDS = 10.0
+_LONG_LEAVES = timedelta(days=7)
 _MOST_EXAMPLES = 4
 """Of rules that route to one issuing CA: each name costs a process of openssl."""
 _RESULTS = {
@@ -177,8 +179,14 @@ def _trust_anchors(config: BridgeConfig, snapshot: Snapshot) -> Iterator[Finding
 
 
 def _tiers(snapshot: Snapshot, issuer: Issuer) -> Iterator[Finding]:
-    for one in snapshot.expiries(issuer):
+    tiers = snapshot.expiries(issuer)
+    for one in tiers:
         yield _expiry(issuer.name, one)
+    longest = max(one.longest for one in tiers)
+    if longest > _LONG_LEAVES:
+        last = min(one.not_after for one in tiers) - longest
+        told = f"certificates live up to {longest.days} days: its replacement has to be"
+        yield Finding(issuer.name, "renewal", "note", f"{told} in service by {last:%F}")
 
 
 def _expiry(part: str, one: CertificateExpiry) -> Finding:

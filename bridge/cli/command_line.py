@@ -16,7 +16,7 @@ from bridge.registry import load_command, plugin_commands
 from bridge.system.logs import silence_warnings
 
 _COMMANDS = (
-    *("demo", "config", "check", "serve", "request", "token"),
+    *("demo", "config", "check", "doctor", "serve", "request", "token"),
     *("ledger", "hierarchy", "plugins"),
 )
 """In the order of `--help`. Each is a module here with a Typer application `app`."""

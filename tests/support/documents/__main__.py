@@ -5,6 +5,7 @@ from pathlib import Path
 from tests.support.documents import (
     commands,
     configuration,
+    doctor,
     ledger_rows,
     metrics,
     refusals,
@@ -18,6 +19,7 @@ def main() -> None:
     """Write every document of the folder."""
     fill(FOLDER / "configuration.md", configuration.parts())
     write(FOLDER / "commands.md", "Commands", commands.lines())
+    write(FOLDER / "doctor.md", "Rules of meshca doctor", doctor.lines())
     write(FOLDER / "metrics.md", "Metrics", metrics.lines())
     write(FOLDER / "refusals.md", "Rules of refusals", refusals.lines())
     write(FOLDER / "ledger.md", "Rows of the ledger", ledger_rows.lines())
