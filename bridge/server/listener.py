@@ -29,7 +29,6 @@ from bridge.server.transport.reaper import Reaper
 _CUT_SECONDS = 2.0
 """The longest wait for what should take no time. The process ends all the same."""
 _CONNECTION_SECONDS = 30 * 60
-_UNBOUNDED = 2**31 - 1
 _OPTIONS = (
     # Messages are small: a ping for each, to measure the bandwidth, costs more than a
     # window that fits.
@@ -40,11 +39,11 @@ _OPTIONS = (
     ("grpc.max_receive_message_length", LONGEST_REQUEST_BYTES),
     ("grpc.max_metadata_size", 16 * 1024),
     ("grpc.absolute_max_metadata_size", 32 * 1024),
-    # Above 1,000 calls that Python has not seen, grpc ends new ones with CANCELLED,
-    # after which Istio's client does not try again. The bounds on connections and on
-    # their streams bound the calls.
-    ("grpc.server.max_pending_requests", _UNBOUNDED),
-    ("grpc.server.max_pending_requests_hard_limit", _UNBOUNDED),
+    # Calls that Python has not seen: grpc ends some above the first bound (1,000 by
+    # default), all above the second, with CANCELLED, after which Istio's client does
+    # not try again. The bounds of connections come first. Each takes some 15 KB.
+    ("grpc.server.max_pending_requests", 8 * 1024),
+    ("grpc.server.max_pending_requests_hard_limit", 16 * 1024),
     # A peer that resets streams as fast as it can must answer a ping for each.
     # Otherwise grpc would cancel the calls of other peers.
     ("grpc.http2.ping_on_rst_stream_percent", 100),
