@@ -1,21 +1,25 @@
 """Accept a journal that a server refuses: an operator answers for what is lost.
 
-A server refuses a journal that does not hold its published heads. An operator who has
-looked, and knows why, accepts it: a signed line in the sink says from which row on, who
-accepted it, and the reason. Nothing is erased. Rows that do not chain are moved into a
+A server refuses a journal that does not hold its published heads, and a sink whose
+lines are not as they were. An operator who has looked, and knows why, accepts it: a
+signed line in the sink says from which row on, which line it overrides, who accepted
+it, and the reason. Nothing is erased. Rows that do not chain are moved into a
 file beside the segment, and the archive keeps rows that the journal lost under another
 name.
 """
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from bridge.config import LedgerConfig
 from bridge.errors import ConfigError, LedgerError
 from bridge.ledger.chain import Chain, Head, microseconds, parse
-from bridge.ledger.heads import HeadKey, HeadSink, SignedHead, problem_of
+from bridge.ledger.events import Published
+from bridge.ledger.heads import HeadKey, SignedHead
 from bridge.ledger.journal.progress import Progress
+from bridge.ledger.journal.recovery import last_published
 from bridge.ledger.journal.segments import (
     ahead_of,
     lock,
@@ -23,7 +27,8 @@ from bridge.ledger.journal.segments import (
     segments,
     set_aside,
 )
-from bridge.ledger.ledger import head_key
+from bridge.ledger.ledger import head_key, require_published
+from bridge.ledger.sink import HeadSink, SinkReader, newest_head
 from bridge.ledger.verify import ASIDE
 from bridge.resilience.latch_file import STATE_FOLDER
 from bridge.system.clock import Clock
@@ -88,23 +93,30 @@ def accept(
         # A feeder that runs takes no more rows of this journal until its next start.
         Progress.make(folder).close()
         key = head_key(config)
-        sink = HeadSink(config.heads.sink)
-        published = sink.newest(writer)
+        sink = HeadSink(config.heads.sink, key)
+        published = newest_head(sink.path, writer)
         ahead = ahead_of(folder)
         end = _verified_end(folder, writer)
-        _require_same_journal(folder, end, sink, key)
+        reader, mine = _heads_of(writer, sink, key)
+        _require_same_journal(folder, end, sink, mine)
         kept = _keep_in_archive(config, writer, end, clock)
         is_lossy = kept or end.spoiled or ahead is not None
-        if not is_lossy and _holds_published(published, end, key):
+        if not is_lossy and _starts(folder, end, sink, key):
             raise LedgerError(
                 f"{folder}: there is nothing to accept: the journal holds its newest "
-                "published head",
+                "published head, and the file of heads is whole",
                 rule="ledger.accept",
             )
+        mark = last_published(folder, -1)
         torn = _move_spoiled(end)
         at = microseconds(clock)
-        head = key.sign(writer, end.head, at, accepted_by=operator, reason=reason)
-        sink.append(head)
+        head = _append(
+            sink,
+            *_overridden(writer, reader, mark),
+            lambda **more: key.sign(
+                writer, end.head, at, accepted_by=operator, reason=reason, **more
+            ),
+        )
         if ahead is not None:
             ahead.rename(folder / f"{ahead.name}.{at}.torn")
     finally:
@@ -115,8 +127,9 @@ def accept(
 def _require_known(config: LedgerConfig, writer: str) -> None:
     # A mistyped name must not become a journal: it would be on record for good.
     folder = config.journal
-    published = HeadSink(config.heads.sink).newest(writer)
-    if (folder / writer).is_dir() or published is not None:
+    if (folder / writer).is_dir():
+        return
+    if newest_head(config.heads.sink, writer) is not None:
         return
     if writer not in _archived(config):
         found = [path.name for path in folder.glob("*/") if path.name != STATE_FOLDER]
@@ -212,20 +225,28 @@ def _problem(chain: Chain, line: bytes) -> str:
         return "this is not a row"
 
 
+def _heads_of(
+    writer: str, sink: HeadSink, key: HeadKey
+) -> tuple[SinkReader, list[tuple[int, SignedHead]]]:
+    # Heads of rows that an earlier acceptance gave up do not count.
+    reader = SinkReader(sink.path, key.public_key())
+    mine: list[tuple[int, SignedHead]] = []
+    if sink.path.exists():
+        for line in reader.read():
+            head = line.head
+            if head.writer != writer or line.is_foreign:
+                continue
+            if head.operator:
+                mine = [each for each in mine if each[1].seq <= head.seq]
+            mine.append((line.at, head))
+    return reader, mine
+
+
 def _require_same_journal(
-    folder: Path, end: _End, sink: HeadSink, key: HeadKey
+    folder: Path, end: _End, sink: HeadSink, mine: list[tuple[int, SignedHead]]
 ) -> None:
     # A published head of a row that is here has to be the head of this row, or this is
-    # another journal. Heads of rows that an earlier acceptance gave up do not count.
-    if not sink.path.exists():
-        return
-    mine: list[tuple[int, SignedHead]] = []
-    for number, head in sink.read():
-        if head.writer != folder.name or problem_of(head, key.public_key()):
-            continue
-        if head.operator:
-            mine = [each for each in mine if each[1].seq <= head.seq]
-        mine.append((number, head))
+    # another journal.
     for number, head in mine:
         if 0 <= head.seq <= end.head.seq and end.digests[head.seq] != head.head:
             raise LedgerError(
@@ -236,12 +257,36 @@ def _require_same_journal(
             )
 
 
-def _holds_published(published: SignedHead | None, end: _End, key: HeadKey) -> bool:
-    if published is None:
-        return not end.digests
-    if problem_of(published, key.public_key()):
+def _starts(folder: Path, end: _End, sink: HeadSink, key: HeadKey) -> bool:
+    try:
+        newest = require_published(sink, key, folder)
+    except LedgerError:
         return False
-    return published.seq <= end.head.seq
+    return not end.digests if newest is None else newest.seq <= end.head.seq
+
+
+def _overridden(
+    writer: str, reader: SinkReader, mark: Published | None
+) -> tuple[int, str]:
+    # The newest line of this writer: by the journal, if the sink has lost it.
+    line, head = reader.newest(writer) or (0, None)
+    if mark is not None and mark.line > line:
+        return mark.line, ""
+    return line, head.head if head else ""
+
+
+def _append(
+    sink: HeadSink, line: int, head: str, sign: Callable[..., SignedHead]
+) -> SignedHead:
+    made: list[SignedHead] = []
+
+    def make(number: int, before: str) -> SignedHead:
+        more = {"overrides": line, "overrides_head": head}
+        made.append(sign(line=number, before=before, **more))
+        return made[-1]
+
+    sink.append(make, accepted=line)
+    return made[-1]
 
 
 def _move_spoiled(end: _End) -> Path | None:

@@ -265,6 +265,20 @@ class Accepted:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Published:
+    """A head of this journal was published: the sink of the heads has to hold it."""
+
+    kind: ClassVar[str] = "published"
+
+    line: int
+    """The number of the line in the sink."""
+    size: int
+    """How many bytes the sink had, with that line."""
+    sha256: str
+    """SHA-256 of these bytes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Latched:
     """A credential that no host tries again until an operator clears it."""
 
@@ -381,6 +395,7 @@ Event = (
     | Closed
     | Resumed
     | Accepted
+    | Published
     | Latched
     | Stopped
     | Cleared

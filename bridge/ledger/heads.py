@@ -1,14 +1,13 @@
-"""Signed heads: the last rows of the journals, published in a sink.
+"""Signed heads: the last rows of the journals, and the key that signs them.
 
 A chain shows an edit, but neither a cut tail nor a complete replacement. A head in a
 file that the owner of the journal cannot edit shows both: the journal has to hold the
-row with this hash.
+row with this hash. `bridge.ledger.sink` is that file.
 """
 
 import json
-import os
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, fields
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Self
@@ -21,13 +20,13 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import (
 )
 
 from bridge.errors import ConfigError, LedgerError
-from bridge.ledger.chain import Head, canonical, microseconds
-from bridge.system.clock import Clock
+from bridge.ledger.chain import Head, canonical
 from bridge.system.files import failure_text, locked, read_secret, replace
 
 _CONTEXT = b"meshca-bridge ledger head\n"
 """The first bytes of what is signed, so that the signature fits nothing else."""
-_BLOCK_BYTES = 1 << 16
+FOREIGN = "the head is signed by a key that is not this journal's"
+"""What is wrong with a head that another key signed."""
 _EXPECTED_KEY = (
     "expected an Ed25519 key in PEM (PKCS#8), as `openssl genpkey -algorithm ed25519` "
     "makes it; without ledger.heads.key the bridge makes its own"
@@ -60,6 +59,16 @@ class SignedHead:
     """The same, in a line of an earlier version."""
     reason: str = ""
     """Why the operator accepted it."""
+    line: int = 0
+    """The number of this line among the heads of its sink, from 1; 0 in a line of an
+    earlier version, which does not have the field `before` either."""
+    before: str = ""
+    """SHA-256 of all bytes of the sink before this line, 64 hex digits."""
+    overrides: int = 0
+    """Of an acceptance: the number of the newest line of this writer that is known,
+    from the sink or from the journal; 0 without one."""
+    overrides_head: str = ""
+    """Of an acceptance: the field `head` of that line, if the sink has it."""
 
     @property
     def operator(self) -> str:
@@ -78,8 +87,20 @@ class SignedHead:
         return _CONTEXT + canonical(values)
 
     def values(self) -> dict[str, object]:
-        """Return the fields of the line."""
-        return {name: value for name, value in asdict(self).items() if value != ""}
+        """Return the fields of the line, without those that it does not have."""
+        return {
+            name: value
+            for name, value in asdict(self).items()
+            if value != _DEFAULTS.get(name)
+        }
+
+
+_DEFAULTS = {
+    each.name: each.default
+    for each in fields(SignedHead)
+    if each.default is not MISSING
+}
+_NUMBERS = ("segment", "seq", "at", "line", "overrides")
 
 
 class HeadKey:
@@ -125,14 +146,14 @@ class HeadKey:
                 ) from error
         return cls.load(path)
 
-    def sign(self, writer: str, head: Head, at: int, **acceptance: str) -> SignedHead:
+    def sign(self, writer: str, head: Head, at: int, **more: str | int) -> SignedHead:
         """Sign the head of a writer's chain.
 
         Args:
             writer: The name of the writer.
             head: The last row of its chain.
             at: Microseconds since 1970-01-01 UTC.
-            acceptance: `accepted_by` and `reason`, if an operator accepts a journal.
+            more: `line` and `before`, and the fields of an acceptance.
         """
         values: dict[str, Any] = {
             "writer": writer,
@@ -141,7 +162,7 @@ class HeadKey:
             "head": head.digest,
             "at": at,
             "key_id": self.key_id,
-            **acceptance,
+            **more,
         }
         signature = self._key.sign(SignedHead(**values).message())
         return SignedHead(**values, signature=signature.hex())
@@ -180,7 +201,7 @@ def load_public_key(path: Path) -> Ed25519PublicKey:
 def problem_of(head: SignedHead, key: Ed25519PublicKey) -> str:
     """Return why the signature does not verify with `key`, or nothing."""
     if head.key_id != key_id(key):
-        return "the head is signed by a key that is not this journal's"
+        return FOREIGN
     try:
         key.verify(bytes.fromhex(head.signature), head.message())
     except (InvalidSignature, ValueError):
@@ -195,7 +216,7 @@ def parse_head(line: bytes) -> SignedHead | None:
         head = SignedHead(**values)
     except (ValueError, TypeError):
         return None
-    kinds: Mapping[str, type] = dict.fromkeys(("segment", "seq", "at"), int)
+    kinds: Mapping[str, type] = dict.fromkeys(_NUMBERS, int)
     typed = all(type(values[name]) is kinds.get(name, str) for name in values)
     return head if typed else None
 
@@ -222,105 +243,3 @@ def _make(path: Path) -> None:
     # first, so that no private key is without its public key.
     replace(path.with_suffix(".pub"), public, 0o644)
     replace(path, private)
-
-
-class HeadSink:
-    """A file of signed heads, one JSON line each; several writers may share it."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def append(self, head: SignedHead) -> None:
-        """Write one head and return when it is on disk.
-
-        Raises:
-            LedgerError: The head may not be on disk.
-        """
-        line = canonical(head.values()) + b"\n"
-        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
-        try:
-            fd = os.open(self.path, flags, 0o600)
-            try:
-                size = os.fstat(fd).st_size
-                if size and os.pread(fd, 1, size - 1) != b"\n":
-                    # A crash tore the line before. It stays, and the head gets a line
-                    # of its own.
-                    line = b"\n" + line
-                if os.write(fd, line) != len(line):
-                    raise OSError("the disk wrote only a part")
-                os.fsync(fd)
-            finally:
-                os.close(fd)
-        except OSError as error:
-            raise LedgerError(
-                "the head of the ledger cannot be published",
-                rule="ledger.heads",
-                detail=f"{self.path}: {error.strerror or error}",
-            ) from error
-
-    def read(self) -> Iterator[tuple[int, SignedHead]]:
-        """Yield line number and head of each whole line.
-
-        Raises:
-            LedgerError: A line is not a head. The message names file and line.
-        """
-        with self.path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                if (head := parse_head(line)) is not None:
-                    yield number, head
-                elif line.endswith(b"}\n"):
-                    raise LedgerError(f"{self.path}:{number}: this is not a head")
-
-    def newest(self, writer: str) -> SignedHead | None:
-        """Return the newest head of `writer`, read from the end of the file.
-
-        Raises:
-            LedgerError: The file cannot be read.
-        """
-        try:
-            for line in _lines_backwards(self.path):
-                head = parse_head(line)
-                if head is not None and head.writer == writer:
-                    return head
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise LedgerError(
-                f"{self.path}: the published heads cannot be read: {error.strerror}",
-                rule="ledger.heads",
-            ) from error
-        return None
-
-
-class HeadPublisher:
-    """Signs the head of a writer and appends it to the sink, if there are new rows."""
-
-    def __init__(self, writer: str, key: HeadKey, sink: HeadSink, clock: Clock) -> None:
-        self._writer = writer
-        self._key = key
-        self._sink = sink
-        self._clock = clock
-        self._published: Head | None = None
-
-    def publish(self, head: Head) -> None:
-        """Publish `head`, unless it is the last published head.
-
-        Raises:
-            LedgerError: See `HeadSink.append`.
-        """
-        if head != self._published:
-            at = microseconds(self._clock)
-            self._sink.append(self._key.sign(self._writer, head, at))
-            self._published = head
-
-
-def _lines_backwards(path: Path) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        start, rest = file.seek(0, os.SEEK_END), b""
-        while start > 0:
-            step = min(_BLOCK_BYTES, start)
-            start -= step
-            file.seek(start)
-            rest, *lines = (file.read(step) + rest).split(b"\n")
-            yield from reversed(lines)
-        yield rest

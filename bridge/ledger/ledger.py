@@ -13,11 +13,12 @@ from bridge.config import LedgerConfig
 from bridge.errors import LedgerError
 from bridge.ledger.chain import Head
 from bridge.ledger.events import Accepted, Ending, Event, Intent, Summary
-from bridge.ledger.heads import HeadKey, HeadPublisher, HeadSink, SignedHead, problem_of
+from bridge.ledger.heads import HeadKey, SignedHead, problem_of
 from bridge.ledger.journal.journal import Journal, JournalOptions
 from bridge.ledger.journal.progress import Progress
-from bridge.ledger.journal.recovery import require_new
+from bridge.ledger.journal.recovery import last_published, require_new
 from bridge.ledger.journal.segments import way_out
+from bridge.ledger.sink import HeadPublisher, HeadSink, newest_head
 from bridge.system.background import BackgroundLoop
 from bridge.system.clock import Clock
 
@@ -214,11 +215,12 @@ class Ledger:
         Raises:
             ConfigError: The key of the heads cannot be used.
             LedgerError: The journal cannot be used, or does not hold its published
-                head; or the first head cannot be published.
+                head; or the sink is not as it was, or the first head cannot be
+                published.
         """
         folder, key = config.journal, head_key(config)
-        sink = HeadSink(config.heads.sink)
-        newest = _newest_head(sink, key, folder / writer)
+        sink = HeadSink(config.heads.sink, key)
+        newest = require_published(sink, key, folder / writer)
         with ExitStack() as undo:
             journal = Journal.open(
                 folder,
@@ -228,7 +230,7 @@ class Ledger:
             )
             undo.callback(journal.close)
             publisher = HeadPublisher(writer, key, sink, clock)
-            publisher.publish(journal.head)
+            publisher.publish(journal.head, journal.append_durable)
             ledger = cls(config, journal, publisher, clock)
             undo.pop_all()
         ledger._loop.start()
@@ -326,9 +328,13 @@ class Ledger:
             # No second is -1, so this writes all counts.
             self._summarize(-1)
         with suppress(LedgerError):
+            self._journal.flush()
+            self._publisher.publish(self._journal.head, self._journal.append)
+        with suppress(LedgerError):
             self._journal.finish()
         with suppress(LedgerError):
-            self._publisher.publish(self._journal.head)
+            # Unless the row `closed` is the only new one.
+            self._publisher.publish(self._journal.head, own_rows=1)
         self._journal.close()
 
     def _refusal(self) -> tuple[str, str] | None:
@@ -368,7 +374,7 @@ class Ledger:
             return
         self._tried = now
         try:
-            self._publisher.publish(self._journal.head)
+            self._publisher.publish(self._journal.head, self._journal.append)
         except LedgerError as error:
             self._heads_trouble = error.detail or str(error)
         else:
@@ -380,11 +386,29 @@ class Ledger:
                 self._journal.append(summary)
 
 
-def _newest_head(sink: HeadSink, key: HeadKey, folder: Path) -> SignedHead | None:
-    newest = sink.newest(folder.name)
+def require_published(sink: HeadSink, key: HeadKey, folder: Path) -> SignedHead | None:
+    """Require that a sink is whole, and has what a journal says that it has.
+
+    Args:
+        sink: The sink of the heads.
+        key: The key of the heads.
+        folder: The journal's.
+
+    Returns:
+        The newest head of this journal, which the journal has to hold.
+
+    Raises:
+        LedgerError: A line of the sink is missing, out of place, repeated or changed;
+            or no head of this journal is there, or another key signed it.
+    """
+    newest = newest_head(sink.path, folder.name)
     if newest is None:
         require_new(folder, sink.path)
-    elif problem := problem_of(newest, key.public_key()):
+        sink.hold(folder.name, None)
+        return None
+    problem = problem_of(newest, key.public_key())
+    sink.hold(folder.name, None if problem else last_published(folder, newest.seq))
+    if problem:
         raise LedgerError(
             f"{sink.path}: the newest head of {folder.name}: {problem}. Put the key "
             f"back that signed it; {way_out(folder.name)}",

@@ -14,6 +14,7 @@ from bridge.errors import ConfigError
 
 _LARGEST_BYTES = 1 << 20
 _POLL_SECONDS = 0.01
+_STEP_BYTES = 1 << 16
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
 Stamp = tuple[tuple[str, int, int, int, int, int], ...]
@@ -201,6 +202,30 @@ def flock(fd: int, seconds: float) -> None:
             time.sleep(_POLL_SECONDS)
         else:
             return
+
+
+def lines_backwards(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Yield byte offset and content of each line that ends in a newline, last first.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+    with path.open("rb") as file:
+        start, rest, is_last = file.seek(0, os.SEEK_END), b"", True
+        while start > 0:
+            step = min(_STEP_BYTES, start)
+            start -= step
+            file.seek(start)
+            rest, *lines = (file.read(step) + rest).split(b"\n")
+            offset = start + len(rest) + sum(map(len, lines)) + len(lines)
+            for line in reversed(lines):
+                offset -= len(line)
+                if not is_last:
+                    yield offset, line
+                is_last = False
+                offset -= 1
+        if not is_last:
+            yield 0, rest
 
 
 @contextmanager

@@ -19,11 +19,11 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from bridge.errors import LedgerError
 from bridge.ledger.chain import GENESIS, Head, encode, link, parse
 from bridge.ledger.events import Closed, Event, Opened
-from bridge.ledger.heads import HeadKey, HeadSink
+from bridge.ledger.heads import HeadKey
 from bridge.ledger.journal.segments import segment_path
 from bridge.ledger.verify import read_journal, verify
 from tests.fuzz.engine import main
-from tests.unit.ledger.support import make_ended, make_intent
+from tests.unit.ledger.support import append, make_ended, make_intent
 
 WRITER = "bridge"
 _AT = int(datetime(2026, 6, 1, tzinfo=UTC).timestamp()) * 1_000_000
@@ -77,8 +77,7 @@ def _place() -> Path:
     (place / "heads.pub").write_bytes(public)
     last = parse(good().splitlines()[-1])
     head = Head(1, last.seq, last.digest)
-    sink = HeadSink(place / "heads.jsonl")
-    sink.append(HeadKey(key).sign(WRITER, head, _AT))
+    append(place / "heads.jsonl", HeadKey(key), WRITER, head, _AT)
     return place
 
 

@@ -1,5 +1,6 @@
 """`meshca ledger verify` and `accept`: the journals, their chains and their heads."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -12,15 +13,15 @@ from bridge.cli.console import (
     complain,
     operator,
     print_json,
+    warn,
 )
 from bridge.cli.ledger.output import verified
 from bridge.cli.ledger.search import open_archive
-from bridge.errors import ConfigError
 from bridge.ledger.verify import Comparison, Report, WriterReport, compare, verify
 from bridge.system.clock import system_clock
 
 
-def verify_journals(
+def verify_journals(  # noqa: PLR0913 - options of a command
     *,
     config_file: Annotated[
         Path | None,
@@ -41,6 +42,14 @@ def verify_journals(
             help="The public key of the heads. By default beside the journal.",
         ),
     ] = None,
+    without_heads: Annotated[
+        bool,
+        typer.Option(
+            "--without-heads",
+            help="Verify the hash chains alone. A journal that was cut, or replaced as "
+            "a whole, is not found.",
+        ),
+    ] = False,
     archive: Annotated[
         bool,
         typer.Option("--archive", help="Compare every row with the archive, too."),
@@ -49,32 +58,50 @@ def verify_journals(
 ) -> None:
     """Recompute every hash chain and compare it with the published heads.
 
-    Exits with 1 and names file and line if something does not verify. The server may be
+    Exits with 1 and names file and line if something does not verify, or if no head of
+    a journal was published: then nothing outside it vouches for it. The server may be
     running.
     """
+    if without_heads and heads is not None:
+        raise typer.BadParameter("expected one of --heads and --without-heads")
     if archive and config_file is None:
         raise typer.BadParameter("--archive: expected -c FILE, which names the archive")
-    if (config_file is None) == (journal is None):
-        raise typer.BadParameter("expected one of -c FILE and --journal FOLDER")
-    if config_file is not None:
+    if config_file is not None and journal is None:
         journal, sink, public_key = _places_of(config_file, public_key)
-        heads = heads or sink
-    if journal is None:
-        raise ConfigError("expected a folder of journals")
+        heads = None if without_heads else heads or sink
+    elif config_file is not None or journal is None:
+        raise typer.BadParameter("expected one of -c FILE and --journal FOLDER")
     report = verify(journal, heads, public_key)
     compared = None
     if archive and config_file is not None and report.intact:
         compared = _compared(config_file, journal)
     _tell_verified(report, compared, output)
-    if heads is None:
-        complain("no published heads given: a tail that was cut off cannot be found")
     problems = [*report.problems, *(compared.problems if compared else ())]
     for writer in report.writers:
         problems += writer.problems
+    if without_heads:
+        warn("without the published heads, a journal that was cut is not found")
+    else:
+        problems += _unvouched(report, heads)
     for problem in problems:
         complain(problem)
     if problems:
         raise typer.Exit(1)
+
+
+def _unvouched(report: Report, heads: Path | None) -> Iterator[str]:
+    way_out = "give the published heads with --heads FILE, or use --without-heads"
+    if heads is not None:
+        way_out = (
+            f"{heads} has no head of it. If that file was emptied or replaced, put the "
+            "right one back. If the server never started, use --without-heads"
+        )
+    for writer in report.writers:
+        if not (writer.is_vouched or writer.problems):
+            yield (
+                f"{writer.writer}: nothing outside this journal vouches for it, so "
+                f"that a journal that was cut or replaced is not found: {way_out}"
+            )
 
 
 def _places_of(
@@ -158,7 +185,8 @@ def _writer_line(writer: WriterReport) -> str:
     parts = [
         f"{writer.writer}: {writer.rows} rows in {writer.segments} {segments}",
         f"head {head}",
-        f"{writer.heads} published heads",
+        f"{writer.heads} published heads"
+        + (f" up to row {writer.vouched}" if writer.heads else ""),
         f"{len(writer.open_intents)} attempts without an outcome",
     ]
     if writer.live:

@@ -1,5 +1,6 @@
 """Recovery: a start verifies the end of a journal and repairs what a crash left."""
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,15 @@ from bridge.ledger.chain import (
     parse,
     read_rows,
 )
-from bridge.ledger.events import SHARED_FIELDS, Closed, Ending, Intent, Opened, Outcome
+from bridge.ledger.events import (
+    SHARED_FIELDS,
+    Closed,
+    Ending,
+    Intent,
+    Opened,
+    Outcome,
+    Published,
+)
 from bridge.ledger.journal.segments import (
     after_last_newline,
     cut_error,
@@ -27,10 +36,15 @@ from bridge.ledger.journal.segments import (
     unusable,
     way_out,
 )
+from bridge.system.files import lines_backwards
 
 RESTART_RULE = "ledger.restart"
 """The rule of the outcome that a restart gives to an attempt that had none."""
 
+_SEQ = re.compile(rb'"seq":(\d+)')
+_PUBLISHED = b'"kind":"published"'
+OF_A_START = frozenset({Opened.kind, Closed.kind})
+"""The kinds of rows that a journal may have before its first head is published."""
 _REACH_MICROSECONDS = 60_000_000
 """The longest time that an attempt can take. Its deadline is some seconds."""
 _OUTCOMES = frozenset(Outcome)
@@ -103,7 +117,7 @@ def require_new(folder: Path, sink: Path) -> None:
     try:
         for _, path in segments(folder):
             for row in read_rows(path, live=True):
-                if row.kind not in _OF_A_START:
+                if row.kind not in OF_A_START:
                     raise LedgerError(
                         f"{folder}: the journal has entries, and {sink} has no head of "
                         "it: the file of heads was deleted or replaced, or another one "
@@ -112,6 +126,41 @@ def require_new(folder: Path, sink: Path) -> None:
                     )
     except OSError as error:
         raise unusable(folder, error) from error
+
+
+def last_published(folder: Path, after: int) -> Published | None:
+    """Return the newest row `published` of a journal, or None.
+
+    Args:
+        folder: The writer's folder.
+        after: Only rows behind this one count. What earlier ones say, the newest head
+            in the sink says as well.
+
+    Raises:
+        LedgerError: The journal cannot be read.
+    """
+    try:
+        for _, path in reversed(segments(folder) if folder.is_dir() else []):
+            for _, line in lines_backwards(path):
+                if not (found := _SEQ.search(line)):
+                    continue
+                if int(found[1]) <= after:
+                    return None
+                if _PUBLISHED in line and (row := _row(line)) is not None:
+                    return published_of(row)
+    except OSError as error:
+        raise unusable(folder, error) from error
+    return None
+
+
+def published_of(row: Row) -> Published:
+    """Return what a row `published` says; nothing in a sink fits what it lacks."""
+    line, size = (row.values.get(name) for name in ("line", "size"))
+    return Published(
+        line=line if isinstance(line, int) else -1,
+        size=size if isinstance(size, int) else -1,
+        sha256=str(row.values.get("sha256", "")),
+    )
 
 
 def move_torn_aside(folder: Path, published: Head | None) -> None:
@@ -161,7 +210,6 @@ def readable(path: Path) -> tuple[int, Row | None]:
     return 0, None
 
 
-_OF_A_START = frozenset({Opened.kind, Closed.kind})
 _End = tuple[int, Path, Row, Row]
 """Number, file, first and last row of a segment."""
 

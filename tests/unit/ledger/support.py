@@ -8,12 +8,13 @@ from typing import Any
 
 from bridge.config import LedgerConfig
 from bridge.config.types import ValidationState
-from bridge.ledger.chain import Row, microseconds, read_rows
-from bridge.ledger.events import Ending, Intent
-from bridge.ledger.heads import HeadKey, HeadSink
+from bridge.ledger.chain import Head, Row, read_rows
+from bridge.ledger.events import Ending, Intent, Published
+from bridge.ledger.heads import HeadKey, parse_head
 from bridge.ledger.journal.journal import Journal, JournalOptions
 from bridge.ledger.journal.segments import JournalFile
 from bridge.ledger.ledger import Ledger
+from bridge.ledger.sink import HeadSink
 from tests.support.harness import clock
 
 NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
@@ -163,8 +164,20 @@ def abandon(journal: Journal) -> None:
 def publish(folder: Path, journal: Journal) -> None:
     """Publish the head of a journal, as a server does when it has opened it."""
     key = HeadKey.load_or_make(folder / "journal/heads.key")
-    head = key.sign(journal.folder.name, journal.head, microseconds(SetClock()))
-    HeadSink(folder / "heads.jsonl").append(head)
+    append(folder / "heads.jsonl", key, journal.folder.name, journal.head)
+
+
+def append(path: Path, key: HeadKey, writer: str, head: Head, at: int = 5) -> Published:
+    """Publish a head, as a server does that has read the sink."""
+    return HeadSink(path, key).append(
+        lambda line, before: key.sign(writer, head, at, line=line, before=before)
+    )
+
+
+def published(folder: Path) -> list[int]:
+    """Return the rows whose heads are in the sink."""
+    heads = map(parse_head, (folder / "heads.jsonl").read_bytes().splitlines())
+    return [head.seq for head in heads if head]
 
 
 def all_rows(folder: Path) -> list[Row]:

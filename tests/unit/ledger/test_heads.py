@@ -1,7 +1,6 @@
 """Signed heads: made, published, and compared with the journal."""
 
 import dataclasses
-import json
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -11,18 +10,11 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from bridge.errors import ConfigError, LedgerError
-from bridge.ledger.chain import Head, canonical
-from bridge.ledger.heads import (
-    HeadKey,
-    HeadPublisher,
-    HeadSink,
-    SignedHead,
-    load_public_key,
-    problem_of,
-)
+from bridge.ledger.chain import Head
+from bridge.ledger.heads import HeadKey, load_public_key, problem_of
 from bridge.ledger.journal.journal import Journal
 from bridge.ledger.verify import verify
-from tests.unit.ledger.support import SetClock, abandon, make_intent, open_journal
+from tests.unit.ledger.support import abandon, append, make_intent, open_journal
 
 TIP = Head(1, 7, "ab" * 32)
 
@@ -44,7 +36,7 @@ def test_a_key_is_made_once_for_its_owner_alone(tmp_path: Path, key: HeadKey) ->
 
 def test_a_head_verifies_with_the_public_key(tmp_path: Path, key: HeadKey) -> None:
     public = load_public_key(tmp_path / "heads.pub")
-    assert problem_of(key.sign("w0", TIP, 5), public) == ""
+    assert problem_of(key.sign("w0", TIP, 5, line=1, before="00"), public) == ""
 
 
 @pytest.mark.parametrize(
@@ -55,6 +47,8 @@ def test_a_head_verifies_with_the_public_key(tmp_path: Path, key: HeadKey) -> No
         ({"seq": 8}, "signature of the head is wrong"),
         ({"head": "cd" * 32}, "signature of the head is wrong"),
         ({"at": 6}, "signature of the head is wrong"),
+        ({"line": 2}, "signature of the head is wrong"),
+        ({"before": "cd" * 32}, "signature of the head is wrong"),
         ({"signature": "zz"}, "signature of the head is wrong"),
         ({"key_id": "00" * 32}, "key that is not this journal's"),
     ],
@@ -98,43 +92,6 @@ def test_a_key_file_that_cannot_be_used(
         HeadKey.load(tmp_path / "heads.key")
 
 
-def test_a_head_is_published_when_there_are_new_rows(
-    tmp_path: Path, key: HeadKey
-) -> None:
-    sink = HeadSink(tmp_path / "heads.jsonl")
-    publisher = HeadPublisher("w0", key, sink, SetClock())
-    for head in (TIP, TIP, TIP._replace(seq=8)):
-        publisher.publish(head)
-    assert [head.seq for _, head in sink.read()] == [7, 8]
-    assert json.loads(sink.path.read_text().splitlines()[0]).keys() == {
-        field.name for field in dataclasses.fields(SignedHead)
-    } - {"accepted_by", "attested_by", "reason"}
-
-
-def test_the_newest_head_of_a_writer_is_found_from_the_end(
-    tmp_path: Path, key: HeadKey
-) -> None:
-    sink = HeadSink(tmp_path / "heads.jsonl")
-    assert sink.newest("w0") is None
-    sink.append(key.sign("w0", TIP, 5))
-    line = canonical(key.sign("w1", TIP, 5).values()) + b"\n"
-    with sink.path.open("ab") as file:
-        # More than one block, and a torn line at the end.
-        file.write(line * 400 + line[:50])
-    sink.append(key.sign("w2", TIP, 6))
-    newest = sink.newest("w0")
-    assert newest is not None
-    assert newest.tip == TIP
-    assert sink.newest("w3") is None
-    assert len(list(sink.read())) == 402
-
-
-def test_a_sink_that_cannot_be_written(tmp_path: Path, key: HeadKey) -> None:
-    sink = HeadSink(tmp_path / "absent" / "heads.jsonl")
-    with pytest.raises(LedgerError, match="cannot be published"):
-        sink.append(key.sign("w0", TIP, 5))
-
-
 @pytest.fixture
 def journal(tmp_path: Path) -> Journal:
     journal = open_journal(tmp_path)
@@ -171,39 +128,41 @@ def test_a_journal_with_rows_after_its_published_head_is_opened(
 def test_verify_compares_the_journals_with_the_heads(
     tmp_path: Path, journal: Journal, key: HeadKey
 ) -> None:
-    sink = HeadSink(tmp_path / "sink.jsonl")
-    sink.append(key.sign("w0", journal.head, 5))
+    sink = tmp_path / "sink.jsonl"
+    append(sink, key, "w0", journal.head)
     abandon(journal)
-    report = verify(tmp_path, sink.path)
+    report = verify(tmp_path, sink)
     assert report.intact
-    assert report.writers[0].heads == 1
+    assert (report.writers[0].heads, report.writers[0].vouched) == (1, 4)
 
     cut(tmp_path, 4)
-    problems = verify(tmp_path, sink.path).writers[0].problems
-    assert f"{sink.path}:1: row 4 of w0 was published" in problems[0]
-    assert verify(tmp_path).intact, "without heads nobody can know"
+    problems = verify(tmp_path, sink).writers[0].problems
+    assert f"{sink}:1: row 4 of w0 was published" in problems[0]
+    blind = verify(tmp_path)
+    assert blind.intact, "without heads nobody can know"
+    assert not blind.writers[0].is_vouched
 
 
 def test_verify_finds_a_journal_that_was_replaced(
     tmp_path: Path, journal: Journal, key: HeadKey
 ) -> None:
-    sink = HeadSink(tmp_path / "sink.jsonl")
-    sink.append(key.sign("w0", journal.head._replace(digest="00" * 32), 5))
+    sink = tmp_path / "sink.jsonl"
+    append(sink, key, "w0", journal.head._replace(digest="00" * 32))
     abandon(journal)
-    report = verify(tmp_path, sink.path)
+    report = verify(tmp_path, sink)
     assert "not the row whose head is" in report.writers[0].problems[0]
 
 
 def test_verify_names_a_head_that_is_not_genuine_or_has_no_journal(
     tmp_path: Path, journal: Journal, key: HeadKey
 ) -> None:
-    sink = HeadSink(tmp_path / "sink.jsonl")
-    forged = dataclasses.replace(key.sign("w0", journal.head, 5), at=6)
-    sink.append(forged)
-    sink.append(key.sign("w9", journal.head, 5))
+    sink = tmp_path / "sink.jsonl"
+    append(sink, key, "w0", journal.head)
+    append(sink, key, "w9", journal.head)
+    sink.write_bytes(sink.read_bytes().replace(b'"at":5', b'"at":6', 1))
     abandon(journal)
-    problems = verify(tmp_path, sink.path).problems
-    assert f"{sink.path}:1: the signature of the head is wrong" in problems
+    problems = verify(tmp_path, sink).problems
+    assert f"{sink}:1: the signature of the head is wrong" in problems
     assert any("w9" in problem for problem in problems)
     assert verify(tmp_path, tmp_path / "absent").problems
-    assert verify(tmp_path, sink.path, tmp_path / "absent").problems
+    assert verify(tmp_path, sink, tmp_path / "absent").problems

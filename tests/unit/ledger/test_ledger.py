@@ -10,9 +10,9 @@ from bridge.errors import ConfigError, LedgerError
 from bridge.ledger.archive.archive import Archive
 from bridge.ledger.archive.queries import Query
 from bridge.ledger.chain import GENESIS, Head, Row
-from bridge.ledger.heads import HeadSink
 from bridge.ledger.journal.progress import FeederState
 from bridge.ledger.ledger import ArchiveLag, Ledger
+from bridge.ledger.sink import HeadSink
 from bridge.ledger.verify import verify
 from tests.support.harness.archive import FeederThread, feed
 from tests.support.harness.workers import await_true
@@ -25,6 +25,7 @@ from tests.unit.ledger.support import (
     make_ended,
     make_intent,
     open_journal,
+    published,
 )
 
 
@@ -55,12 +56,16 @@ def journaled(folder: Path) -> list[Row]:
 def test_from_intent_to_archive(tmp_path: Path, clock: SetClock) -> None:
     ledger = open_ledger(tmp_path, clock)
     ledger.intend(make_intent())
-    assert [row.kind for row in journaled(tmp_path)] == ["opened", "intent"]
+    assert [row.kind for row in journaled(tmp_path)] == [
+        "opened",
+        "published",
+        "intent",
+    ]
     ledger.end(make_ended(), durable=True)
     assert journaled(tmp_path)[-1].kind == "issued"
     assert ledger.problem() is None
     ledger.close()
-    kinds = ["opened", "intent", "issued", "closed"]
+    kinds = ["opened", "published", "intent", "issued", "published", "closed"]
     assert [row.kind for row in journaled(tmp_path)] == kinds
     feed(tmp_path / "journal", archive_url(tmp_path))
     assert archived(tmp_path) == kinds
@@ -338,11 +343,7 @@ def test_what_is_counted_at_the_end_is_not_lost(
     for _ in range(3):
         ledger.refuse_unauthenticated(refusal("token.missing"))
     ledger.close()
-    assert journaled(tmp_path)[-2].values["rules"] == {"token.missing": 2}
-
-
-def published(folder: Path) -> list[int]:
-    return [head.seq for _, head in HeadSink(folder / "heads.jsonl").read()]
+    assert journaled(tmp_path)[-3].values["rules"] == {"token.missing": 2}
 
 
 def test_heads_are_published_at_the_start_at_the_end_and_in_between(
@@ -357,9 +358,33 @@ def test_heads_are_published_at_the_start_at_the_end_and_in_between(
     ledger._tick(clock())
     clock.forward(30)
     ledger._tick(clock())
-    assert published(tmp_path) == [0, 1]
+    assert published(tmp_path) == [0, 2]
     ledger.close()
-    assert published(tmp_path) == [0, 1, 2]
+    assert published(tmp_path) == [0, 2], "the rows since need none"
+    assert [row.kind for row in journaled(tmp_path)] == [
+        *("opened", "published", "intent", "published", "closed")
+    ]
+    ledger = open_ledger(tmp_path, clock, heads={"sink": "heads.jsonl"})
+    ledger.intend(make_intent(2))
+    ledger.close()
+    assert published(tmp_path) == [0, 2, 6, 8]
+
+
+def test_a_row_that_comes_with_the_last_one_is_published_too(
+    tmp_path: Path, clock: SetClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = open_ledger(tmp_path, clock)
+    finish = ledger._journal.finish
+
+    def late() -> None:
+        ledger.end(make_ended())
+        finish()
+
+    monkeypatch.setattr(ledger._journal, "finish", late)
+    ledger.close()
+    assert published(tmp_path) == [0, 3]
+    assert journaled(tmp_path)[-1].kind == "closed"
+    open_ledger(tmp_path, clock).close()
 
 
 def test_heads_that_cannot_be_published_stop_issuing_after_a_minute(

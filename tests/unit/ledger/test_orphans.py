@@ -51,7 +51,7 @@ def test_a_writer_that_was_killed_gets_its_outcomes_and_reaches_the_archive(
     journal.append_durable(make_intent(1))
     abandon(journal)
     assert settled(tmp_path) == ["w3"]
-    assert kinds(tmp_path, "w3")[-2:] == ["unknown", "closed"]
+    assert kinds(tmp_path, "w3")[-3:] == ["unknown", "published", "closed"]
     feed(tmp_path / "journal", archive_url(tmp_path))
     archive = Archive.open(archive_url(tmp_path), make=False)
     assert archive.position("w3").head.seq == len(kinds(tmp_path, "w3")) - 1
@@ -69,7 +69,7 @@ def test_a_writer_whose_last_row_is_torn_is_settled(tmp_path: Path) -> None:
     with (journal.folder / "00000001.jsonl").open("ab") as file:
         file.write(b'{"seq":2')
     assert settled(tmp_path) == ["w3"]
-    assert kinds(tmp_path, "w3")[-2:] == ["unknown", "closed"]
+    assert kinds(tmp_path, "w3")[-3:] == ["unknown", "published", "closed"]
 
 
 def test_a_writer_that_left_in_order_is_left_alone(tmp_path: Path) -> None:

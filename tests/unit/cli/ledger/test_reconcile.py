@@ -182,4 +182,4 @@ def test_verify_accepts_the_rows(config_file: Path, log: Path) -> None:
     settle(config_file, log)
     result = run("verify", "-c", config_file, "--archive")
     assert result.exit_code == 0, result.output
-    assert "reconcile: 4 rows in 1 segment" in result.stdout
+    assert "reconcile: 6 rows in 1 segment" in result.stdout

@@ -61,7 +61,7 @@ def run(*args: str | Path) -> Result:
 def test_verify_names_the_head_of_a_running_server(config_file: Path) -> None:
     result = run("verify", "-c", config_file)
     assert result.exit_code == 0, result.output
-    assert "w0: 8 rows in 1 segment, head row 7" in result.stdout
+    assert "w0: 9 rows in 1 segment, head row 8" in result.stdout
     assert "being written" in result.stdout
 
 
@@ -81,23 +81,47 @@ def test_verify_tells_programs_the_same(config_file: Path, tmp_path: Path) -> No
     found = json.loads(broken.stdout)
     assert found["intact"] is False
     assert found["archive"] is None
-    assert f"{path}:3: the chain breaks here" in found["writers"][0]["problems"][0]
+    assert f"{path}:4: the chain breaks here" in found["writers"][0]["problems"][0]
 
 
 @pytest.mark.usefixtures("stopped")
 def test_verify_sees_a_cut_only_with_the_heads(tmp_path: Path) -> None:
     journal = tmp_path / "journal"
     path = journal / "w0" / "00000001.jsonl"
-    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-1]))
-    blind = run("verify", "--journal", journal)
-    assert blind.exit_code == 0
-    assert "cannot be found" in blind.stderr
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-3]))
     seeing = run("verify", "--journal", journal, "--heads", tmp_path / "heads.jsonl")
     assert seeing.exit_code == 1
     assert "heads.jsonl:2: row 8 of w0 was published" in seeing.stderr
+    unvouched = run("verify", "--journal", journal)
+    assert unvouched.exit_code == 1
+    assert "w0: nothing outside this journal vouches for it" in unvouched.stderr
+    blind = run("verify", "--journal", journal, "--without-heads")
+    assert blind.exit_code == 0
+    assert "a journal that was cut is not found" in blind.stderr
 
 
-@pytest.mark.parametrize("args", [[], ["-c", "a.yaml", "--journal", "folder"]])
+@pytest.mark.usefixtures("stopped")
+def test_verify_of_a_journal_without_a_published_head_says_so(
+    config_file: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "journal" / "w0" / "00000001.jsonl"
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:1]))
+    (tmp_path / "heads.jsonl").write_bytes(b"")
+    result = run("verify", "-c", config_file)
+    assert result.exit_code == 1
+    assert "nothing outside this journal vouches for it" in result.stderr
+    assert "heads.jsonl has no head of it. If that file was emptied" in result.stderr
+    assert run("verify", "-c", config_file, "--without-heads").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        [],
+        ["-c", "a.yaml", "--journal", "folder"],
+        ["--journal", "folder", "--heads", "heads", "--without-heads"],
+    ],
+)
 def test_verify_wants_one_place(args: list[str]) -> None:
     result = run("verify", *args)
     assert result.exit_code == 2
@@ -221,6 +245,6 @@ def test_export_as_csv_runs_no_formula(config_file: Path) -> None:
     result = run("export", "-c", config_file, "--output", "csv")
     rows = list(csv.DictReader(result.stdout.splitlines()))
     assert [row["kind"] for row in rows].count("intent") == 3
-    assert rows[1]["names"] == f'["URI:{CALLER}"]'
+    assert rows[2]["names"] == f'["URI:{CALLER}"]'
     # Nor does it control the terminal that it is shown on.
     assert rows[-1]["detail"] == "'=a\N{REPLACEMENT CHARACTER}[0m"

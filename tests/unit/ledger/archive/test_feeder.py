@@ -479,10 +479,10 @@ def test_rows_that_are_not_fed_yet_are_behind_and_no_difference(
 
 
 _ONE_MORE = """
-INSERT INTO entries SELECT writer, 10, at, kind, attempt, request, purpose, front,
+INSERT INTO entries SELECT writer, 12, at, kind, attempt, request, purpose, front,
 cluster, caller, issuing_ca, serial, key_sha256, names, not_before, not_after,
 tbs_sha256, certificate_sha256, status, rule, detail, body, hash
-FROM entries WHERE seq = 9
+FROM entries WHERE seq = 11
 """
 
 
@@ -502,7 +502,7 @@ def change_rows(folder: Path, statement: str) -> None:
         ("UPDATE entries SET body = '' WHERE seq = 9", "row 9 differs in body"),
         (
             _ONE_MORE,
-            "the archive has row 10, and the journal ends at row 9",
+            "the archive has row 12, and the journal ends at row 11",
         ),
         (
             "INSERT INTO positions VALUES ('w7', 1, 1, 1, '')",
