@@ -281,9 +281,12 @@ class LedgerConfig(Section):
     and the same after a restart. Its journals are then `NAME-w0` and so on."""
     max_lag: LagConfig = LagConfig()
     heads: HeadsConfig
-    refusals_per_second: Annotated[int, Field(ge=1)] = 50
-    """Unauthenticated calls above this rate share one summary row per second, and so do
-    calls above a rate limit. The log has a line for each row."""
+    refusals_per_second: Annotated[int, Field(ge=1)] = 1
+    """Unauthenticated calls above this rate, for each worker, share one summary row per
+    second. The log has a line for each row. Any peer can cause such calls, so a higher
+    rate is disk that any peer can fill: see docs/ledger.md."""
+    excess_per_second: Annotated[int, Field(ge=1)] = 5
+    """The same for authenticated calls above a rate limit."""
 
     @property
     def state(self) -> Path:

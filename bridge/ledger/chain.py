@@ -29,6 +29,10 @@ from bridge.system.clock import Clock
 GENESIS = "0" * 64
 """`prev` of a writer's first row."""
 
+LONGEST_TEXT = 500
+"""Characters of a text that may come from a peer."""
+_BYTES = 600
+
 CHAIN_RULE = "ledger.chain"
 """The rule of a journal that does not verify."""
 FORMAT_RULE = "ledger.format"
@@ -87,6 +91,25 @@ def canonical(values: Mapping[str, object]) -> bytes:
     """
     text = json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return text.encode("utf-8", "replace")
+
+
+def bounded(text: str) -> str:
+    """Return the start of a text that may come from a peer, for a field of a row.
+
+    It has at most 500 characters, and at most 600 bytes as JSON: there, a control
+    character takes six, and one beyond ASCII up to four.
+    """
+    text = text[:LONGEST_TEXT]
+    escaped = encode_basestring(text).encode("utf-8", "replace")
+    if len(escaped) <= _BYTES:
+        return text
+    size, kept = 2, 0
+    for char in text:
+        size += len(encode_basestring(char).encode("utf-8", "replace")) - 2
+        if size > _BYTES:
+            break
+        kept += 1
+    return text[:kept]
 
 
 def microseconds(clock: Clock) -> int:

@@ -139,7 +139,7 @@ class Ending:
     rule: str = ""
     """The rule that was broken, such as `csr.rsa-size`; empty for `issued`."""
     detail: str = ""
-    """For operators; at most 500 characters."""
+    """For operators; at most 500 characters, and at most 600 bytes in the row."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,7 @@ from typing import Self
 
 from bridge.config import LedgerConfig
 from bridge.errors import LedgerError
-from bridge.ledger.chain import Head
+from bridge.ledger.chain import LONGEST_TEXT, Head, bounded
 from bridge.ledger.events import Accepted, Ending, Event, Intent, Summary
 from bridge.ledger.heads import HeadKey, SignedHead, problem_of
 from bridge.ledger.journal.journal import Journal, JournalOptions
@@ -22,7 +22,6 @@ from bridge.ledger.sink import HeadPublisher, HeadSink, newest_head
 from bridge.system.background import BackgroundLoop
 from bridge.system.clock import Clock
 
-_DETAIL_CHARACTERS = 500
 _TICK_SECONDS = 0.25
 _OPEN_PER_SECOND = 1
 """Rows of calls that an open breaker keeps away: each says the same."""
@@ -184,7 +183,7 @@ class Ledger:
         # Each kind has a meter: unauthenticated calls must not use up the rate of known
         # callers.
         self._refusals = RefusalMeter(config.refusals_per_second)
-        self._excess = RefusalMeter(config.refusals_per_second)
+        self._excess = RefusalMeter(config.excess_per_second)
         self._open = RefusalMeter(_OPEN_PER_SECOND)
         self._tried = self._published = clock()
         self._heads_trouble = ""
@@ -248,6 +247,8 @@ class Ledger:
             raise LedgerError("the ledger takes no intent", rule=rule, detail=reason)
         if (pause := self._brake()) > 0:
             self._pause(pause)
+        if len(intent.pod) > LONGEST_TEXT:
+            intent = replace(intent, pod=bounded(intent.pod))
         self._journal.append_durable(intent)
 
     def end(self, ending: Ending, *, durable: bool = False) -> None:
@@ -261,8 +262,8 @@ class Ledger:
         Raises:
             LedgerError: The outcome is not, or may not be, on record.
         """
-        if len(ending.detail) > _DETAIL_CHARACTERS:
-            ending = replace(ending, detail=ending.detail[:_DETAIL_CHARACTERS])
+        if ending.detail:
+            ending = replace(ending, detail=bounded(ending.detail))
         if durable:
             self._journal.append_durable(ending)
         else:

@@ -430,10 +430,9 @@ def newest_head(path: Path, writer: str) -> SignedHead | None:
 
 
 def _found(path: Path, text: str, fits: Callable[[SignedHead], bool]) -> Found | None:
-    sought = text.encode()
     try:
-        for offset, raw in lines_backwards(path):
-            if sought in raw and (head := parse_head(raw)) and fits(head):
+        for offset, raw in lines_backwards(path, text.encode()):
+            if (head := parse_head(raw)) and fits(head):
                 return Found(offset, head)
     except FileNotFoundError:
         return None

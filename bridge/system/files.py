@@ -204,8 +204,12 @@ def flock(fd: int, seconds: float) -> None:
             return
 
 
-def lines_backwards(path: Path) -> Iterator[tuple[int, bytes]]:
+def lines_backwards(path: Path, sought: bytes = b"") -> Iterator[tuple[int, bytes]]:
     """Yield byte offset and content of each line that ends in a newline, last first.
+
+    Args:
+        path: The file.
+        sought: Lines without these bytes are left out.
 
     Raises:
         OSError: The file cannot be read.
@@ -216,15 +220,20 @@ def lines_backwards(path: Path) -> Iterator[tuple[int, bytes]]:
             step = min(_STEP_BYTES, start)
             start -= step
             file.seek(start)
-            rest, *lines = (file.read(step) + rest).split(b"\n")
+            data = file.read(step) + rest
+            if sought not in data and not is_last:
+                # Fast, since a file may have years of lines.
+                rest = data.partition(b"\n")[0]
+                continue
+            rest, *lines = data.split(b"\n")
             offset = start + len(rest) + sum(map(len, lines)) + len(lines)
             for line in reversed(lines):
                 offset -= len(line)
-                if not is_last:
+                if not is_last and sought in line:
                     yield offset, line
                 is_last = False
                 offset -= 1
-        if not is_last:
+        if not is_last and sought in rest:
             yield 0, rest
 
 

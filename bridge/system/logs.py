@@ -45,11 +45,18 @@ def silence_warnings() -> None:
 
 
 def on_one_line(text: str) -> str:
-    """Return the start of `text` on one line, so that a peer cannot forge log lines."""
-    cut = text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
-    return "".join(
-        char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in cut
+    """Return the start of `text` on one line, so that a peer cannot forge log lines.
+
+    It has at most 600 bytes in UTF-8, and then three dots where it was cut.
+    """
+    shown = "".join(
+        char if char.isprintable() else "\N{REPLACEMENT CHARACTER}"
+        for char in text[: _LONGEST + 1]
     )
+    found = shown.encode("utf-8", "replace")
+    if len(found) <= _LONGEST:
+        return shown
+    return found[:_LONGEST].decode("utf-8", "ignore") + "..."
 
 
 def _number(level: str) -> int:

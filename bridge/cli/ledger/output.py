@@ -105,10 +105,16 @@ def write_csv(rows: Iterable[Mapping[str, Any]]) -> None:
         writer.writerow([_cell(row[name]) for name in _CSV_COLUMNS])
 
 
+_FORMULA = frozenset("=+-@\N{FULLWIDTH EQUALS SIGN}\N{FULLWIDTH PLUS SIGN}") | {
+    "\N{FULLWIDTH HYPHEN-MINUS}",
+    "\N{FULLWIDTH COMMERCIAL AT}",
+}
+"""What a formula begins with, in the spreadsheets of some countries too."""
+
+
 def _cell(value: object) -> object:
     if not isinstance(value, str):
         return value
     text = printable(value)
     # A spreadsheet would evaluate a value that begins like a formula.
-    risky = value[:1] in {"=", "+", "-", "@", "\t", "\r"}
-    return f"'{text}" if risky else text
+    return f"'{text}" if value.lstrip()[:1] in _FORMULA else text

@@ -205,4 +205,6 @@ def archive_url(folder: Path, name: str = "archive.db") -> str:
 
 def open_ledger(folder: Path, writer: str = "w0", **changed: Any) -> Ledger:
     config = make_config(folder, **changed)
-    return Ledger.open(config, writer=writer, clock=SetClock())
+    # A machine that is busy with other tests may let the disk wait.
+    options = JournalOptions(patience_seconds=60.0)
+    return Ledger.open(config, writer=writer, clock=SetClock(), options=options)

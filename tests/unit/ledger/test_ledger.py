@@ -1,6 +1,7 @@
 """The ledger as the core sees it."""
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,58 @@ def test_a_detail_is_cut_at_500_characters(tmp_path: Path, clock: SetClock) -> N
     ledger.end(make_ended(detail="x" * 501), durable=True)
     assert journaled(tmp_path)[-1].values["detail"] == "x" * 500
     ledger.close()
+
+
+@pytest.mark.parametrize(
+    ("detail", "kept"),
+    [
+        ("\x1b" * 9999, 99),
+        ("\x7f" * 9999, 500),
+        ('"\\' * 9999, 299),
+        ("한" * 500, 199),
+        ("\U0001f511" * 500, 149),
+        ("\udc80" * 500, 500),
+        ("한" * 199, 199),
+    ],
+)
+def test_a_detail_of_a_peer_is_bounded_after_escaping_too(
+    tmp_path: Path, clock: SetClock, detail: str, kept: int
+) -> None:
+    ledger = open_ledger(tmp_path, clock)
+    ledger.end(make_ended(detail=detail), durable=True)
+    row = journaled(tmp_path)[-1]
+    assert len(row.values["detail"]) == kept
+    assert len(row.line) < 1200
+    ledger.close()
+
+
+@pytest.mark.parametrize("detail", ["there is no token", "\x1b" * 500])
+def test_refusals_of_a_day_leave_room_on_the_disk(
+    tmp_path: Path, clock: SetClock, detail: str
+) -> None:
+    # 60 calls a second without a credential, for a minute. docs/ledger.md has the
+    # bounds for a day.
+    ledger = open_ledger(tmp_path, clock)
+    before = sum(len(row.line) for row in journaled(tmp_path))
+    seconds = 60
+    for second in range(seconds):
+        if second:
+            clock.forward(1)
+        for _ in range(60):
+            ledger.refuse_unauthenticated(
+                replace(refusal("token.missing"), caller="", detail=detail)
+            )
+    ledger._journal.flush()
+    rows = journaled(tmp_path)
+    assert [row.kind for row in rows].count("refused") == seconds
+    counts = [row.values["rules"] for row in rows if row.kind == "summary"]
+    assert counts == [{"token.missing": 59}] * (seconds - 1), "none is lost"
+    written = sum(len(row.line) for row in rows) - before
+    assert written / seconds * 86_400 < 120e6
+    ledger.close()
+    feed(tmp_path / "journal", archive_url(tmp_path))
+    grown = (tmp_path / "archive.db").stat().st_size
+    assert grown / seconds * 86_400 < 700e6
 
 
 def break_archive(folder: Path) -> None:

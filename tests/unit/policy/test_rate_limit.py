@@ -122,7 +122,7 @@ def rate_limits(**limits: Any) -> dict[str, Any]:
 
 def test_a_loop_gets_a_summary_and_not_a_row_for_each_call(tmp_path: Path) -> None:
     overrides = rate_limits(per_cluster={"rate": 0.001, "burst": 1})
-    overrides["ledger"] = {"refusals_per_second": 2}
+    overrides["ledger"] = {"excess_per_second": 2}
     with World(tmp_path, overrides=overrides) as made:
         made.issue()
         for _ in range(5):
@@ -138,7 +138,7 @@ def test_unauthenticated_calls_do_not_use_up_the_rows_of_callers(
     tmp_path: Path,
 ) -> None:
     overrides = rate_limits(per_identity={"rate": 0.001, "burst": 1})
-    overrides["ledger"] = {"refusals_per_second": 1}
+    overrides["ledger"] = {"excess_per_second": 1}
     with World(tmp_path, overrides=overrides) as made:
         for _ in range(2):
             with pytest.raises(AuthenticationError, match="token"):

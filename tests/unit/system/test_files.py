@@ -11,6 +11,7 @@ import pytest
 from bridge.errors import ConfigError
 from bridge.system.files import (
     failure_text,
+    lines_backwards,
     locked,
     read_public,
     read_secret,
@@ -212,3 +213,24 @@ def test_the_command_of_a_way_out_can_be_pasted(tmp_path: Path) -> None:
     path.chmod(0o644)
     with pytest.raises(ConfigError, match=r"run chmod 600 '.*/a key'"):
         read_secret(path)
+
+
+@pytest.mark.parametrize("step", [1, 3, 7, 1 << 16])
+@pytest.mark.parametrize("content", [b"", b"\n", b"ab\n\ncd\nab\nx", b"x", b"\nab\n"])
+@pytest.mark.parametrize("sought", [b"", b"b"])
+def test_lines_are_read_from_the_end(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    step: int,
+    content: bytes,
+    sought: bytes,
+) -> None:
+    monkeypatch.setattr("bridge.system.files._STEP_BYTES", step)
+    path = tmp_path / "lines"
+    path.write_bytes(content)
+    expected, offset = list[tuple[int, bytes]](), 0
+    for line in content.split(b"\n")[:-1]:
+        expected.append((offset, line))
+        offset += len(line) + 1
+    found = list(lines_backwards(path, sought))
+    assert found == [each for each in reversed(expected) if sought in each[1]]

@@ -54,3 +54,5 @@ def test_a_time_says_that_it_is_utc() -> None:
 def test_nobody_writes_lines_of_his_own() -> None:
     assert on_one_line("a\nERROR x: b\x1b[0m") == "a\ufffdERROR x: b\ufffd[0m"
     assert on_one_line("x" * 2000) == "x" * 600 + "..."
+    assert on_one_line("\0" * 2000) == "\ufffd" * 200 + "..."
+    assert on_one_line("x" * 600) == "x" * 600

@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from bridge.cli.ledger import app
+from bridge.cli.ledger.output import _cell
 from bridge.ledger.ledger import Ledger
 from tests.support.harness.archive import feed
 from tests.support.harness.configuration import text
@@ -246,5 +247,20 @@ def test_export_as_csv_runs_no_formula(config_file: Path) -> None:
     rows = list(csv.DictReader(result.stdout.splitlines()))
     assert [row["kind"] for row in rows].count("intent") == 3
     assert rows[2]["names"] == f'["URI:{CALLER}"]'
+    assert [
+        str(_cell(text))[:1]
+        for text in (
+            "=a",
+            "+a",
+            "-a",
+            "@a",
+            "\t=a",
+            "\r\n@a",
+            " =a",
+            "\uff1da",
+            "\uff0ba",
+        )
+    ] == ["'"] * 9
+    assert _cell("a=b") == "a=b"
     # Nor does it control the terminal that it is shown on.
     assert rows[-1]["detail"] == "'=a\N{REPLACEMENT CHARACTER}[0m"
