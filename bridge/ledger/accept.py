@@ -11,6 +11,7 @@ name.
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from bridge.config import LedgerConfig
@@ -100,21 +101,16 @@ def accept(
         reader, mine = _heads_of(writer, sink, key)
         _require_same_journal(folder, end, sink, mine)
         kept = _keep_in_archive(config, writer, end, clock)
-        is_lossy = kept or end.spoiled or ahead is not None
-        if not is_lossy and _starts(folder, end, sink, key):
-            raise LedgerError(
-                f"{folder}: there is nothing to accept: the journal holds its newest "
-                "published head, and the file of heads is whole",
-                rule="ledger.accept",
-            )
-        mark = last_published(folder, -1)
+        if not (kept or end.spoiled or ahead):
+            _require_loss(folder, end, sink, key)
+        overridden = _overridden(writer, reader, last_published(folder, -1))
         torn = _move_spoiled(end)
         at = microseconds(clock)
         head = _append(
             sink,
-            *_overridden(writer, reader, mark),
-            lambda **more: key.sign(
-                writer, end.head, at, accepted_by=operator, reason=reason, **more
+            overridden,
+            partial(
+                key.sign, writer, end.head, at, accepted_by=operator, reason=reason
             ),
         )
         if ahead is not None:
@@ -257,12 +253,18 @@ def _require_same_journal(
             )
 
 
-def _starts(folder: Path, end: _End, sink: HeadSink, key: HeadKey) -> bool:
+def _require_loss(folder: Path, end: _End, sink: HeadSink, key: HeadKey) -> None:
+    # An acceptance of what a start does not refuse would be on record for nothing.
     try:
         newest = require_published(sink, key, folder)
     except LedgerError:
-        return False
-    return not end.digests if newest is None else newest.seq <= end.head.seq
+        return
+    if newest.seq <= end.head.seq if newest else not end.digests:
+        raise LedgerError(
+            f"{folder}: there is nothing to accept: the journal holds its newest "
+            "published head, and the file of heads is whole",
+            rule="ledger.accept",
+        )
 
 
 def _overridden(
@@ -276,9 +278,10 @@ def _overridden(
 
 
 def _append(
-    sink: HeadSink, line: int, head: str, sign: Callable[..., SignedHead]
+    sink: HeadSink, overridden: tuple[int, str], sign: Callable[..., SignedHead]
 ) -> SignedHead:
     made: list[SignedHead] = []
+    line, head = overridden
 
     def make(number: int, before: str) -> SignedHead:
         more = {"overrides": line, "overrides_head": head}

@@ -40,7 +40,6 @@ SHORT = {
     "bridge/issuance/call.py": "what the fronts and the one path hand each other",
     "bridge/resilience/budget.py": "the one value that each step of a call is given",
     "bridge/system/clock.py": "what is passed in wherever a time is asked for",
-    "bridge/system/logs.py": "the set-up of logging, for every process",
 }
 """Modules below the floor, each with its reason."""
 

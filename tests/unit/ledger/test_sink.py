@@ -381,6 +381,8 @@ def test_an_acceptance_of_an_earlier_version_cannot_be_repeated(earlier: Path) -
 
 def test_writers_take_turns(folder: Path) -> None:
     first, second = open_ledger(folder, "w0"), open_ledger(folder, "w1")
+    first._loop.close()
+    second._loop.close()
     clock = SetClock()
     for number in range(3):
         for ledger in (first, second):
@@ -407,6 +409,7 @@ def test_a_sink_that_changes_under_a_server_stops_it(
     folder: Path, change: Callable[[Lines], Lines], reason: str
 ) -> None:
     ledger = open_ledger(folder, "w0")
+    ledger._loop.close()
     clock, whole = SetClock(), lines_of(folder)
     put(folder, change(whole))
     for number in range(3):
@@ -425,10 +428,10 @@ def test_a_sink_that_changes_under_a_server_stops_it(
 
 def test_a_server_that_was_killed_before_its_row_starts_again(folder: Path) -> None:
     ledger = open_ledger(folder, "w0")
+    ledger._loop.close()
     ledger.intend(make_intent(30))
     # The head is in the sink, and the journal does not know yet.
     ledger._publisher.publish(ledger._journal.head)
-    ledger._loop.close()
     abandon(ledger._journal)
     assert is_verified(folder)
     assert starts(folder, "w0") == ""
