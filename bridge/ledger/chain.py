@@ -29,9 +29,8 @@ from bridge.system.clock import Clock
 GENESIS = "0" * 64
 """`prev` of a writer's first row."""
 
-LONGEST_TEXT = 500
-"""Characters of a text that may come from a peer."""
-_BYTES = 600
+_CHARACTERS, _BYTES = 500, 600
+"""The longest text that may come from a peer, and how long it may be as JSON."""
 
 CHAIN_RULE = "ledger.chain"
 """The rule of a journal that does not verify."""
@@ -99,7 +98,7 @@ def bounded(text: str) -> str:
     It has at most 500 characters, and at most 600 bytes as JSON: there, a control
     character takes six, and one beyond ASCII up to four.
     """
-    text = text[:LONGEST_TEXT]
+    text = text[:_CHARACTERS]
     escaped = encode_basestring(text).encode("utf-8", "replace")
     if len(escaped) <= _BYTES:
         return text

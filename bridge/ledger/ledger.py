@@ -11,7 +11,7 @@ from typing import Self
 
 from bridge.config import LedgerConfig
 from bridge.errors import LedgerError
-from bridge.ledger.chain import LONGEST_TEXT, Head, bounded
+from bridge.ledger.chain import Head, bounded
 from bridge.ledger.events import Accepted, Ending, Event, Intent, Summary
 from bridge.ledger.heads import HeadKey, SignedHead, problem_of
 from bridge.ledger.journal.journal import Journal, JournalOptions
@@ -247,8 +247,6 @@ class Ledger:
             raise LedgerError("the ledger takes no intent", rule=rule, detail=reason)
         if (pause := self._brake()) > 0:
             self._pause(pause)
-        if len(intent.pod) > LONGEST_TEXT:
-            intent = replace(intent, pod=bounded(intent.pod))
         self._journal.append_durable(intent)
 
     def end(self, ending: Ending, *, durable: bool = False) -> None:
