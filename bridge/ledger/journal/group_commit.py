@@ -110,7 +110,8 @@ class GroupCommit:
 
     def flush(self) -> None:
         """Return when all queued rows are on disk. Raises as `wait` does."""
-        if self._pending:
+        if self._pending or self._led:
+            # A batch that another thread writes has left the queue.
             self.wait(Pending([]))
 
     def mend(self) -> None:

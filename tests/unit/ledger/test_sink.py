@@ -258,11 +258,10 @@ def test_an_acceptance_names_what_it_overrides_and_fits_nothing_else(
         )
     )
     report = verify(folder / "journal", sink_of(folder))
-    assert any(
-        "it accepts what line 6 published, and the newest line of w0 before it is "
-        "line 7" in problem
-        for problem in report.problems
-    )
+    assert report.problems == [
+        f"{sink_of(folder)}:8: it accepts what line 6 published, and the newest line "
+        "of w0 before it is line 7"
+    ]
 
 
 def test_an_acceptance_of_a_lost_sink_names_the_line_that_the_journal_knows(
