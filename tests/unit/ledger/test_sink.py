@@ -258,10 +258,11 @@ def test_an_acceptance_names_what_it_overrides_and_fits_nothing_else(
         )
     )
     report = verify(folder / "journal", sink_of(folder))
-    assert report.problems == [
+    expected = (
         f"{sink_of(folder)}:8: it accepts what line 6 published, and the newest line "
         "of w0 before it is line 7"
-    ]
+    )
+    assert report.problems == [expected]
 
 
 def test_an_acceptance_of_a_lost_sink_names_the_line_that_the_journal_knows(
