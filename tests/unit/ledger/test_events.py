@@ -16,7 +16,7 @@ from bridge.errors import LedgerError
 from bridge.ledger.archive.archive import Archive
 from bridge.ledger.archive.queries import Query
 from bridge.ledger.chain import canonical, parse
-from bridge.ledger.heads import HeadSink
+from bridge.ledger.sink import newest_head
 from bridge.ledger.verify import compare, verify
 from tests.support.harness.archive import feed
 from tests.unit.ledger.support import (
@@ -55,15 +55,15 @@ def formats(folder: Path) -> list[int]:
 
 
 def test_a_journal_of_format_1_goes_on_in_format_2(folder: Path) -> None:
-    sink = HeadSink(VECTOR / "heads.jsonl")
-    published = sink.newest("w0")
+    sink = VECTOR / "heads.jsonl"
+    published = newest_head(sink, "w0")
     assert published is not None
     journal = open_journal(folder, published=published.tip)
     journal.append_durable(make_intent(1))
     journal.append_durable(make_ended(1))
     journal.close()
     assert formats(folder) == [1, 2]
-    report = verify(folder, sink.path)
+    report = verify(folder, sink)
     assert report.intact, report
     (writer,) = report.writers
     assert (writer.heads, writer.open_intents) == (2, [])
