@@ -64,6 +64,12 @@ class DeniedError(CallerError):
     default_rule = "policy"
 
 
+class BarredError(DeniedError):
+    """An operator has barred the certificate, the key or the identity."""
+
+    default_rule = "bar"
+
+
 class RequestError(CallerError):
     """The request is malformed."""
 

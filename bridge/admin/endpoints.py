@@ -2,19 +2,22 @@
 
 The pages show names, counts and reasons. They take no input and need no authentication:
 by default the address is on the loopback interface.
+
+One event loop holds all connections, so that one that sends slowly costs no thread. A
+few threads make the pages of requests that are complete.
 """
 
+import asyncio
 import json
 import logging
+import re
 import socket
 import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from socketserver import TCPServer
-from typing import Any
 
 from bridge.errors import ConfigError
 from bridge.system.ports import refusal
@@ -33,7 +36,18 @@ PARTS = (
 UNIX = "unix:"
 """The prefix of the address of a Unix socket."""
 
-_TIMEOUT_SECONDS = 5.0
+_REQUEST_SECONDS = 2.0
+"""The longest from the begin of a connection to the end of its request's headers."""
+_REPLY_SECONDS = 10.0
+"""The longest that making and sending a page may take."""
+_LONGEST_REQUEST = 8 * 1024
+_MOST_CONNECTIONS = 128
+"""A further connection ends the oldest one that has not sent its request."""
+_PAGE_THREADS = 4
+_BACKLOG = 1024
+_PATH = re.compile(r"(?<![\w:/.])/(?:[^\s/:;,'\"()]+/)+([^\s/:;,'\"()]+)")
+"""An absolute path of a file; no URL and no SPIFFE ID."""
+_METHODS = frozenset({"GET", "HEAD"})
 _JSON = "application/json"
 _PLAIN = "text/plain"
 _log = logging.getLogger(__name__)
@@ -49,6 +63,18 @@ class Views:
     """Returns the text of a scrape and its content type."""
 
 
+_Page = tuple[HTTPStatus, str, bytes]
+"""Status, content type and body."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    # The first line of a request; an empty method stands for what is none.
+    method: str
+    path: str
+    is_long: bool = False
+
+
 class Admin:
     """Serves /healthz, /readyz, /metrics, and Linkerd's /ping and /ready.
 
@@ -61,40 +87,111 @@ class Admin:
     """
 
     def __init__(self, listen: str, views: Views) -> None:
+        self._path = (
+            Path(listen.removeprefix(UNIX)) if listen.startswith(UNIX) else None
+        )
         try:
-            if listen.startswith(UNIX):
-                self._server: _Server = _UnixServer(listen.removeprefix(UNIX), views)
-            else:
-                self._server = _Server(split_address(listen), views)
+            self._socket = _listening(listen, self._path)
         except OSError as error:
             told = f"admin.listen: cannot listen on {listen}: {error.strerror or error}"
-            if not listen.startswith(UNIX):
+            if self._path is None:
                 told = refusal("admin.listen", listen, error)
             raise ConfigError(told) from error
-        # 0.1 s between two looks whether to end.
-        self._thread = threading.Thread(
-            target=self._server.serve_forever, args=(0.1,), name="admin"
-        )
+        self._address = _address_of(self._socket, self._path)
+        self._views = views
+        self._pages = ThreadPoolExecutor(_PAGE_THREADS, thread_name_prefix="page")
+        self._loop = asyncio.new_event_loop()
+        self._ending = asyncio.Event()
+        self._waiting: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
+        # A daemon: a view that hangs does not keep the process from ending.
+        self._thread = threading.Thread(target=self._run, name="admin", daemon=True)
 
     @property
     def address(self) -> str:
         """`host:port` as bound, or `unix:PATH`."""
-        if isinstance(self._server, _UnixServer):
-            return f"{UNIX}{self._server.path}"
-        host, port = self._server.server_address[:2]
-        text = host.decode() if isinstance(host, bytes | bytearray) else str(host)
-        return f"[{text}]:{port}" if ":" in text else f"{text}:{port}"
+        return self._address
 
     def start(self) -> None:
-        """Start the thread."""
+        """Start the thread.
+
+        Raises:
+            RuntimeError: The system gives no more threads.
+        """
         self._thread.start()
 
     def close(self) -> None:
         """Stop serving, and release the address. Repeatable, also before `start`."""
         if self._thread.is_alive():
-            self._server.shutdown()
+            self._loop.call_soon_threadsafe(self._ending.set)
             self._thread.join()
-        self._server.server_close()
+        elif not self._loop.is_closed():
+            self._loop.close()
+        self._pages.shutdown(wait=False, cancel_futures=True)
+        self._socket.close()
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
+
+    def _run(self) -> None:
+        try:
+            self._loop.run_until_complete(self._serve())
+        finally:
+            self._loop.close()
+
+    async def _serve(self) -> None:
+        # A lack of descriptors ends nothing here: asyncio accepts again after a second.
+        server = await asyncio.start_server(
+            self._connected, sock=self._socket, limit=_LONGEST_REQUEST, backlog=_BACKLOG
+        )
+        await self._ending.wait()
+        server.close()
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _connected(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        task = asyncio.current_task()
+        if task is None:  # pragma: no cover - it always runs as one
+            return
+        self._make_room()
+        self._waiting[task] = writer
+        try:
+            request = await asyncio.wait_for(_request(reader), _REQUEST_SECONDS)
+            del self._waiting[task]
+            reply = self._reply(writer, request)
+            await asyncio.wait_for(reply, _REPLY_SECONDS)
+        except (TimeoutError, OSError, EOFError):
+            _log.debug("a connection of the admin address ended without its page")
+        finally:
+            self._waiting.pop(task, None)
+            # Not `close`: that would wait for a peer that reads nothing.
+            if writer.transport.get_write_buffer_size():
+                writer.transport.abort()
+            else:
+                writer.close()
+
+    def _make_room(self) -> None:
+        # The oldest first, in the order of the dictionary.
+        while len(self._waiting) >= _MOST_CONNECTIONS:
+            task, writer = next(iter(self._waiting.items()))
+            del self._waiting[task]
+            writer.transport.abort()
+            task.cancel()
+
+    async def _reply(self, writer: asyncio.StreamWriter, request: _Request) -> None:
+        try:
+            page = await self._loop.run_in_executor(
+                self._pages, _page, self._views, request
+            )
+        except Exception:  # noqa: BLE001 - a view that fails has its answer as well
+            _log.exception("a page of the admin address failed")
+            page = HTTPStatus.INTERNAL_SERVER_ERROR, _PLAIN, b"internal error\n"
+        # Then `drain` waits until the system has taken all of it.
+        writer.transport.set_write_buffer_limits(0)
+        writer.write(_encoded(*page, with_body=request.method != "HEAD"))
+        await writer.drain()
 
 
 def split_address(address: str) -> tuple[str, int]:
@@ -121,93 +218,101 @@ def readiness(
     }
 
 
-class _Server(ThreadingHTTPServer):
-    # A peer that sends nothing must not keep the process from ending.
-    daemon_threads = True
-    block_on_close = False
-
-    def __init__(self, address: tuple[str, int], views: Views) -> None:
-        self.views = views
-        if ":" in address[0]:
-            self.address_family = socket.AF_INET6
-        super().__init__(address, _Handler)
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        _log.debug("a request for the admin address failed", exc_info=True)
-
-
-class _UnixServer(_Server):
-    # For the parent of a worker. No other user may open the socket.
-    address_family = socket.AF_UNIX
-
-    def __init__(self, path: str, views: Views) -> None:
-        self.views = views
-        self.path = path
-        ThreadingHTTPServer.__init__(self, path, _Handler)  # type: ignore[arg-type]  # a socket's path is its address
-
-    def server_bind(self) -> None:
-        # Not of HTTPServer, which would look up the name of a host.
-        TCPServer.server_bind(self)
-
-    def server_close(self) -> None:
-        super().server_close()
-        Path(self.path).unlink(missing_ok=True)
+def _listening(listen: str, path: Path | None) -> socket.socket:
+    if path is None:
+        host, port = split_address(listen)
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family, backlog=_BACKLOG)
+    # For the parent of a worker. No other user may open the folder of the socket.
+    opened = socket.socket(socket.AF_UNIX)
+    try:
+        opened.bind(str(path))
+        opened.listen(_BACKLOG)
+    except OSError:
+        opened.close()
+        raise
+    return opened
 
 
-class _Handler(BaseHTTPRequestHandler):
-    server: _Server
-    timeout = _TIMEOUT_SECONDS
-    server_version = "meshca"
-    sys_version = ""
+def _address_of(opened: socket.socket, path: Path | None) -> str:
+    if path is not None:
+        return f"{UNIX}{path}"
+    host, port = opened.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
-    def do_GET(self) -> None:
-        self._answer(*self._page())
 
-    def do_HEAD(self) -> None:
-        self._answer(*self._page())
+async def _request(reader: asyncio.StreamReader) -> _Request:
+    try:
+        text = await reader.readuntil(b"\r\n\r\n")
+    except asyncio.LimitOverrunError:
+        return _Request("", "", is_long=True)
+    words = text.partition(b"\r\n")[0].decode("latin-1").split(" ")
+    match words:
+        case [method, path, version] if version.startswith("HTTP/1."):
+            return _Request(method, path.partition("?")[0])
+    return _Request("", "")
 
-    def _refuse(self) -> None:
-        text = b"GET and HEAD only\n"
-        self._answer(HTTPStatus.METHOD_NOT_ALLOWED, _PLAIN, text)
 
-    do_POST = do_PUT = do_DELETE = do_PATCH = do_OPTIONS = _refuse  # noqa: N815
-
-    def _page(self) -> tuple[HTTPStatus, str, bytes]:
-        views = self.server.views
-        match self.path.partition("?")[0]:
-            case "/healthz" | "/ping" as page:
-                # /ping and /ready answer exactly as Linkerd's, for Linkerd's tools.
-                alive = b"pong\n" if page == "/ping" else b"alive\n"
-                return HTTPStatus.OK, _PLAIN, alive
-            case "/readyz":
-                state = views.readiness()
-                status = (
-                    HTTPStatus.OK if state["ready"] else HTTPStatus.SERVICE_UNAVAILABLE
-                )
-                return status, _JSON, json.dumps(state, indent=2).encode() + b"\n"
-            case "/ready":
-                return _ready(is_ready=bool(views.readiness()["ready"]))
-            case "/metrics":
-                body, kind = views.metrics()
-                return HTTPStatus.OK, kind, body
+def _page(views: Views, request: _Request) -> _Page:
+    if request.is_long:
+        text = b"a request has at most 8 KiB\n"
+        return HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, _PLAIN, text
+    if not request.method:
+        return HTTPStatus.BAD_REQUEST, _PLAIN, b"this is no request of HTTP/1.1\n"
+    if request.method not in _METHODS:
+        return HTTPStatus.METHOD_NOT_ALLOWED, _PLAIN, b"GET and HEAD only\n"
+    make = _PAGES.get(request.path)
+    if make is None:
         pages = b"there are /healthz, /readyz, /ping, /ready and /metrics\n"
         return HTTPStatus.NOT_FOUND, _PLAIN, pages
-
-    def _answer(self, status: HTTPStatus, kind: str, body: bytes) -> None:
-        self.send_response(status)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(body)))
-        if status is HTTPStatus.METHOD_NOT_ALLOWED:
-            self.send_header("Allow", "GET, HEAD")
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - as above
-        _log.debug(format, *args)
+    return make(views)
 
 
-def _ready(*, is_ready: bool) -> tuple[HTTPStatus, str, bytes]:
-    if is_ready:
+def _readyz(views: Views) -> _Page:
+    state = views.readiness()
+    status = HTTPStatus.OK if state["ready"] else HTTPStatus.SERVICE_UNAVAILABLE
+    text = json.dumps(_without_folders(state), indent=2)
+    return status, _JSON, text.encode() + b"\n"
+
+
+def _without_folders(value: object) -> object:
+    # Whoever reaches the page learns which file is meant, and not where it is. The log
+    # has the whole path.
+    if isinstance(value, Mapping):
+        return {key: _without_folders(one) for key, one in value.items()}
+    return _PATH.sub(r"\1", value) if isinstance(value, str) else value
+
+
+def _ready(views: Views) -> _Page:
+    if views.readiness()["ready"]:
         return HTTPStatus.OK, _PLAIN, b"ok\n"
     return HTTPStatus.INTERNAL_SERVER_ERROR, _PLAIN, b"not ready\n"
+
+
+def _metrics(views: Views) -> _Page:
+    body, kind = views.metrics()
+    return HTTPStatus.OK, kind, body
+
+
+_PAGES: Mapping[str, Callable[[Views], _Page]] = {
+    "/healthz": lambda _: (HTTPStatus.OK, _PLAIN, b"alive\n"),
+    "/readyz": _readyz,
+    "/metrics": _metrics,
+    # These two answer exactly as Linkerd's, for Linkerd's tools.
+    "/ping": lambda _: (HTTPStatus.OK, _PLAIN, b"pong\n"),
+    "/ready": _ready,
+}
+
+
+def _encoded(status: HTTPStatus, kind: str, body: bytes, *, with_body: bool) -> bytes:
+    headers = [
+        f"HTTP/1.1 {status.value} {status.phrase}",
+        "Server: meshca",
+        f"Content-Type: {kind}",
+        f"Content-Length: {len(body)}",
+        "Connection: close",
+    ]
+    if status is HTTPStatus.METHOD_NOT_ALLOWED:
+        headers.append("Allow: GET, HEAD")
+    head = "\r\n".join([*headers, "", ""]).encode("latin-1")
+    return head + body if with_body else head

@@ -20,7 +20,7 @@ _COMMANDS = (
     *("ledger", "hierarchy", "plugins"),
 )
 """In the order of `--help`. Each is a module here with a Typer application `app`."""
-_GROUPS = frozenset({"config", "hierarchy", "ledger"})
+_GROUPS = frozenset({"bar", "config", "hierarchy", "ledger"})
 _UNBROKEN = 100_000
 """The width of help in a pipe: each paragraph is one line there."""
 

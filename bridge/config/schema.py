@@ -299,6 +299,11 @@ class LedgerConfig(Section):
         return self.state / "latch.json"
 
     @property
+    def bars(self) -> Path:
+        """The file of the bars, see `bridge.policy.bars`."""
+        return self.state / "bars.json"
+
+    @property
     def archive_is_shared(self) -> bool:
         """Whether other hosts may have the same archive: a SQLite file is local."""
         return not self.archive.startswith("sqlite")

@@ -24,6 +24,7 @@ from bridge.identity.client_certificate import trusted_path
 from bridge.issuance.call import Call
 from bridge.issuance.selection import Validity, usable_issuers
 from bridge.issuance.signing import Signing
+from bridge.policy.bars import Bars
 from bridge.policy.certificate_renewal import CertificateRenewal
 from bridge.policy.issuance_policy import Lifetime, require_no_impersonation
 from bridge.policy.linkerd_names import (
@@ -90,12 +91,14 @@ class Istio:
 
     Args:
         renewal: Decides who renews by certificate.
+        bars: The client certificates that are barred.
     """
 
     csr_first = False
 
-    def __init__(self, renewal: CertificateRenewal) -> None:
+    def __init__(self, renewal: CertificateRenewal, bars: Bars) -> None:
         self._renewal = renewal
+        self._bars = bars
 
     def begin(self, call: Call) -> None:
         """See `Mesh.begin`."""
@@ -119,6 +122,7 @@ class Istio:
             return caller
         self._renewal.require_listed(caller)
         path = trusted_path(credential, snapshot.bundle.anchors, now=now)
+        self._bars.require_certificate(path[0])
         if revoked := snapshot.crls.revoked(path):
             raise AuthenticationError(
                 "the certificate, or one of its chain, is revoked",

@@ -36,6 +36,7 @@ from bridge.issuance.signing import Origin, Signed, Signing, describe, new_id
 from bridge.ledger.events import Ending, Outcome
 from bridge.ledger.ledger import Ledger
 from bridge.metrics.instruments import Metrics
+from bridge.policy.bars import Bars
 from bridge.policy.certificate_renewal import CertificateRenewal
 from bridge.policy.issuance_policy import Lifetime, valid_until
 from bridge.policy.rate_limit import RATE_LIMIT_RULES
@@ -130,6 +131,7 @@ class Issuance:
         status_name: Returns the name of the gRPC status of an error at a front.
         ready: Returns whether an issuing CA has signed since the start.
         renewal: Decides who renews by certificate; by default nobody.
+        bars: What is barred; by default nothing.
         draw: Returns a random number from 0 to 1: see `valid_until`.
     """
 
@@ -145,6 +147,7 @@ class Issuance:
         status_name: Callable[[BridgeError, str], str],
         ready: Callable[[], bool] = lambda: True,
         renewal: CertificateRenewal | None = None,
+        bars: Bars | None = None,
         draw: Callable[[], float] = random.random,
     ) -> None:
         self._snapshot = snapshot
@@ -155,8 +158,9 @@ class Issuance:
         self._clock = clock
         self._status_name = status_name
         self._draw = draw
+        self._bars = bars or Bars()
         self._meshes: dict[str, Mesh] = {
-            "istio": Istio(renewal or CertificateRenewal()),
+            "istio": Istio(renewal or CertificateRenewal(), self._bars),
             "linkerd": Linkerd(signing, ready),
         }
 
@@ -197,6 +201,7 @@ class Issuance:
         if csr is None:
             csr = mesh.csr(call, snapshot, now, grant)
             timer.lap("csr")
+        self._bars.require(caller, csr.spki)
         subject = Subject(
             public_key=csr.public_key, spki=csr.spki, csr=csr.der, names=grant.names
         )

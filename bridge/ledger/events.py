@@ -280,7 +280,7 @@ class Published:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Latched:
-    """A credential that no host tries again until an operator clears it."""
+    """A credential that no host tries again until an operator clears it; or a bar."""
 
     kind: ClassVar[str] = "latched"
 
@@ -289,9 +289,11 @@ class Latched:
     issuing_ca: str
     """The name in the configuration; may be empty."""
     scope: str
-    """What locks after too many attempts, such as a token's serial number."""
+    """What locks after too many attempts, such as a token's serial number. Of a bar,
+    what is barred, as `KIND:VALUE`."""
     state: str
-    """`refused` by the backend, or `unanswered`: its first login had no result."""
+    """`refused` by the backend, `unanswered` where its first login had no result, or
+    `barred` by an operator (`meshca bar`)."""
     since: int
     """When it was latched."""
     salt: str

@@ -59,7 +59,7 @@ def entry_of(values: Mapping[str, Any]) -> Entry:
     is_ca = values["kind"] == Stopped.kind
     entry = Entry(
         id=values["latch"],
-        kind=(Kind.ISSUING_CA if is_ca else Kind.CREDENTIAL).value,
+        kind=_kind_of(values).value,
         scope=values["issuer_sha256" if is_ca else "scope"],
         issuing_ca=values["issuing_ca"],
         state=State.STOPPED.value if is_ca else values["state"],
@@ -70,6 +70,12 @@ def entry_of(values: Mapping[str, Any]) -> Entry:
     )
     entry.require_valid()
     return entry
+
+
+def _kind_of(values: Mapping[str, Any]) -> Kind:
+    if values["kind"] == Stopped.kind:
+        return Kind.ISSUING_CA
+    return Kind.BAR if values["state"] == State.BARRED else Kind.CREDENTIAL
 
 
 class LatchRecorder:

@@ -15,6 +15,7 @@ from bridge.ledger.journal.journal import JournalOptions
 from bridge.ledger.latch_rows import LatchRecorder, begin
 from bridge.ledger.ledger import Ledger
 from bridge.metrics.instruments import Metrics
+from bridge.policy.bars import Bars
 from bridge.policy.certificate_renewal import CertificateRenewal
 from bridge.process.role import ALONE, UNPROVEN, WITHOUT_KEYS, ProcessRole
 from bridge.resilience.failover import Failover, Guards
@@ -31,6 +32,7 @@ from bridge.system.linux import bound_malloc
 
 _log = logging.getLogger(__name__)
 _LATCH_SECONDS = 0.5
+_BARS_SECONDS = 0.25
 _COLLECT_AFTER = (50_000, 20, 100)
 """Thresholds of the garbage collector, see `gc.set_threshold`."""
 
@@ -92,7 +94,10 @@ class Process:
         bound_malloc()
         with ExitStack() as parts:
             self._start(parts)
+            self.server.start()
             self._parts = parts.pop_all()
+        for what, address in self.addresses().items():
+            _log.info("%s on %s", what, address)
         # Objects made at load live as long as the process: no collection looks at them.
         gc.collect()
         gc.freeze()
@@ -122,6 +127,7 @@ class Process:
         parts.callback(ledger.close)
         parts.callback(snapshots.stop)
         stopped = self._open_latch(snapshots, ledger, parts)
+        bars = self._open_bars(ledger, parts)
         signing = Signing(ledger, metrics, status_name, stopped, guards)
         again = config.issuance.second_certificate
         failover = Failover(guards, second_certificate=again)
@@ -136,6 +142,7 @@ class Process:
             status_name=status_name,
             ready=snapshots.prober.ready,
             renewal=_renewal(config, parts),
+            bars=bars,
         )
         expiry = self._watch_expiry(snapshots, parts)
         snapshots.start(own.probe)
@@ -148,14 +155,11 @@ class Process:
             metrics=metrics,
             clock=clock,
             problems=lambda: _problems(snapshots, ledger, config, stopped, expiry),
-            warnings=lambda: _warnings(snapshots, ledger, stopped, expiry, clock),
+            warnings=lambda: _warnings(snapshots, ledger, stopped, expiry, clock, bars),
             shares_ports=self._role.shares_ports,
             admin_address=self._role.admin,
         )
         parts.callback(self._drain)
-        self._server.start()
-        for what, address in self.addresses().items():
-            _log.info("%s on %s", what, address)
 
     def _open_ledger(self) -> Ledger:
         ledger = Ledger.open(
@@ -189,6 +193,21 @@ class Process:
             lambda: [(each.name, each.kind) for each in _waiting(snapshots, stopped)]
         )
         return stopped
+
+    def _open_bars(self, ledger: Ledger, parts: ExitStack) -> Bars:
+        path = self._config.ledger.bars
+        bars, recorder = Bars(path), LatchRecorder(path, ledger.record)
+
+        def look() -> None:
+            bars.look()
+            with suppress(LedgerError):  # the ledger, or `bars`, says so
+                recorder.run()
+
+        loop = BackgroundLoop("bars", look, _BARS_SECONDS)
+        loop.start()
+        parts.callback(look)
+        parts.callback(loop.close)
+        return bars
 
     def _watch_expiry(self, snapshots: Snapshots, parts: ExitStack) -> ExpiryWatch:
         known = self.metrics.expiries.known
@@ -280,6 +299,7 @@ def _warnings(
     stopped: StoppedCAs,
     expiry: ExpiryWatch,
     clock: Clock,
+    bars: Bars,
 ) -> dict[str, str]:
     # One issuing CA that signs is enough to serve; problems of another are warnings.
     found = expiry.warnings()
@@ -292,8 +312,9 @@ def _warnings(
         for entry in _waiting(snapshots, stopped)
     ]:
         found["latched"] = f"{'; '.join(waiting)} (see `meshca ledger latch list`)"
-    if trouble := stopped.trouble():
-        found["latch"] = trouble
+    for part, trouble in ("latch", stopped.trouble()), ("bars", bars.trouble()):
+        if trouble:
+            found[part] = trouble
     if told := snapshots.crl_warnings(clock()):
         found["revocation"] = "; ".join(told)
     if told := snapshots.current().bundle.problems(clock()):

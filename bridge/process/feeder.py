@@ -71,11 +71,14 @@ def _run(order: FeederOrder, stopping: threading.Event) -> None:
         BatchSize.below(order.entries, order.seconds),
     )
     orphans = OrphanWatch(Path(order.journal), lambda writer: _settle(order, writer))
-    latches = ArchiveLatches(Path(order.latch)) if order.latch else None
+    latches = [ArchiveLatches(Path(order.latch))] if order.latch else []
+    if order.bars:
+        latches.append(ArchiveLatches(Path(order.bars), of_bars=True))
 
     def take_over() -> None:
-        if latches is not None and feeder.archive is not None:
-            latches.take_over(feeder.archive)
+        for one in latches:
+            if feeder.archive is not None:
+                one.take_over(feeder.archive)
 
     _feed(feeder, orphans, take_over, stopping)
     feeder.close()

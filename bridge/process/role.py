@@ -102,6 +102,8 @@ class FeederOrder(Order):
     """How many seconds behind issuing stops."""
     latch: str = ""
     """The file of the latch, where other hosts share the archive."""
+    bars: str = ""
+    """The file of the bars, which is made from the archive where it was removed."""
 
     @classmethod
     def of(cls, source: "ConfigText", log_level: str) -> Self:
@@ -115,5 +117,6 @@ class FeederOrder(Order):
             entries=ledger.max_lag.entries,
             seconds=ledger.max_lag.seconds,
             latch=str(ledger.latch) if ledger.archive_is_shared else "",
+            bars=str(ledger.bars),
             log_level=log_level,
         )

@@ -47,6 +47,8 @@ class Kind(StrEnum):
     """A PIN, password or secret."""
     ISSUING_CA = "issuing_ca"
     """An issuing CA, after a mis-issuance."""
+    BAR = "bar"
+    """A certificate, key or identity that an operator barred."""
 
 
 class State(StrEnum):
@@ -62,18 +64,21 @@ class State(StrEnum):
     """The first login had no answer: it may have been refused. It is latched."""
     STOPPED = "stopped"
     """The issuing CA signed something other than what was asked for."""
+    BARRED = "barred"
+    """An operator barred it. The scope says what."""
 
 
 _OF_KIND = {
-    Kind.CREDENTIAL: frozenset(State) - {State.STOPPED},
+    Kind.CREDENTIAL: frozenset(State) - {State.STOPPED, State.BARRED},
     Kind.ISSUING_CA: frozenset({State.STOPPED}),
+    Kind.BAR: frozenset({State.BARRED}),
 }
 _LAST_SECOND = 253402300799
 """Of the year 9999, in seconds since 1970-01-01 UTC. No later time can be shown."""
 _DIGEST_BYTES = 32
 _HEX = re.compile("([0-9a-fA-F]{2})*")
 
-LATCHED = frozenset({State.REFUSED, State.UNANSWERED, State.STOPPED})
+LATCHED = frozenset({State.REFUSED, State.UNANSWERED, State.STOPPED, State.BARRED})
 """The states that last until an operator acts."""
 
 
@@ -335,6 +340,9 @@ class LatchFile:
             text = self._memory
         else:
             try:
+                # A FIFO in its place would be waited for.
+                if self.path.exists() and not self.path.is_file():
+                    raise _failed(self.path, "is not a regular file")
                 text = self.path.read_bytes()
             except (FileNotFoundError, NotADirectoryError):
                 return Content()

@@ -139,7 +139,7 @@ def test_without_room_for_a_ceiling_the_old_configuration_serves(
         bridge.change(limits={"per_identity": CEILING})
         bridge.await_reloads("refused")
         told = json.loads(bridge.get("/readyz")[1])["warnings"]["configuration"]
-        assert "/ceilings: what callers have used up cannot be kept" in told
+        assert "ceilings: what callers have used up cannot be kept" in told
         assert "File too large" in told
         for _ in range(2):
             bridge.ask()

@@ -15,7 +15,7 @@ from bridge.errors import LedgerError
 from bridge.ledger.archive.archive import Archive
 from bridge.ledger.events import Cleared
 from bridge.ledger.latch_rows import entry_of
-from bridge.resilience.latch_file import Entry, LatchFile
+from bridge.resilience.latch_file import Entry, Kind, LatchFile
 from bridge.system.clock import Clock, system_clock
 
 _TOLD_SECONDS = 60.0
@@ -27,11 +27,15 @@ class ArchiveLatches:
     """Reads the rows of all hosts into the file of one. For one thread.
 
     Args:
-        path: The file of this host's latch.
+        path: The file of this host's latch, or of its bars.
         clock: The time.
+        of_bars: Which of the two.
     """
 
-    def __init__(self, path: Path, clock: Clock = system_clock) -> None:
+    def __init__(
+        self, path: Path, clock: Clock = system_clock, *, of_bars: bool = False
+    ) -> None:
+        self._of_bars = of_bars
         self._file = LatchFile(path)
         self._clock = clock
         self._trouble = ""
@@ -50,7 +54,8 @@ class ArchiveLatches:
     def _take_over(self, archive: Archive) -> None:
         # Before the reading: a worker that starts meanwhile waits for the next one.
         now = self._clock().timestamp()
-        entries, cleared = _read(archive.latch_rows())
+        found, cleared = _read(archive.latch_rows())
+        entries = [one for one in found if (one.kind == Kind.BAR) is self._of_bars]
         with self._file.change() as content:
             content.merge(entries, cleared)
             is_old = abs(now - content.read_at) >= _TOLD_SECONDS

@@ -19,8 +19,10 @@ from bridge.system.clock import Clock
 ObserveCommit = Callable[[float, int], None]
 """Gets the seconds and the number of rows of each commit."""
 
-_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
-"""Errors of a disk that has no room and has lost no row."""
+_PASSING = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN})
+"""Errors of a system that gives no descriptor or memory now. The disk is in order."""
+_NO_ROOM = _PASSING | {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
+"""Errors after which the disk has lost no row: the next try may succeed."""
 _ROOM_BYTES = 1 << 20
 """The free space that ends a stall. With less, the next batch fails again."""
 
@@ -118,6 +120,8 @@ class SegmentWriter:
                 self._give_up_segment()
                 self._begin_segment([resumed])
         except OSError as error:
+            if error.errno in _PASSING:
+                raise self._unwritten(error) from error
             raise self._failed(error) from error
         self._full_since, self._full = 0, ""
 

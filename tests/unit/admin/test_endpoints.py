@@ -1,11 +1,14 @@
 import http.client
 import json
 import socket
+import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from bridge.admin import endpoints
 from bridge.admin.endpoints import PARTS, Admin, Views, readiness, split_address
 from bridge.errors import ConfigError
 from tests.support.harness.in_process_server import WAIT_SECONDS, Served
@@ -122,3 +125,92 @@ def test_ipv6() -> None:
     admin = Admin("[::1]:0", Views(dict, lambda: (b"", "")))
     assert admin.address.startswith("[::1]:")
     admin.close()
+
+
+# Peers that mean no good.
+
+
+def open_to(served: Served) -> socket.socket:
+    address = split_address(served.server.admin_address)
+    return socket.create_connection(address, WAIT_SECONDS)
+
+
+def answer_to(served: Served, sent: bytes) -> bytes:
+    with open_to(served) as peer:
+        peer.sendall(sent)
+        return b"".join(iter(lambda: peer.recv(65536), b""))
+
+
+def test_slow_senders_hold_no_thread_and_keep_nobody_out(served: Served) -> None:
+    before = threading.active_count()
+    slow = [open_to(served) for _ in range(300)]
+    for one in slow:
+        with suppress(OSError):
+            one.sendall(b"GET /readyz HTTP/1.1\r\nHost: ")
+    assert ask(served, "/readyz")[0] == 200
+    assert ask(served, "/metrics")[0] == 200
+    assert threading.active_count() <= before + 4
+    for one in slow:
+        one.close()
+
+
+def test_a_slow_sender_is_dropped(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(endpoints, "_REQUEST_SECONDS", 0.05)
+    with open_to(served) as slow:
+        slow.sendall(b"GET /healthz HTTP/1.1\r\n")
+        assert slow.recv(1) == b""
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (b"GET /healthz HTTP/1.1\r\nA: " + b"a" * 7_000 + b"\r\n\r\n", 200),
+        (b"GET /healthz HTTP/1.1\r\nA: " + b"a" * 9_000, 431),
+        (b"GET /healthz HTTP/1.1\r\n" + b"A: a\r\n" * 2_000, 431),
+        (b"GET /healthz\r\n\r\n", 400),
+        (b"GET /healthz HTTP/2.0\r\n\r\n", 400),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400),
+        (b"\xff\xfe\r\n\r\n", 400),
+        (b"\r\n\r\n", 400),
+    ],
+    ids=["long", "one long header", "many headers", *"abcde"],
+)
+def test_a_request_is_short_and_of_http_1(
+    served: Served, sent: bytes, status: int
+) -> None:
+    assert answer_to(served, sent).startswith(f"HTTP/1.1 {status} ".encode())
+
+
+def test_a_view_that_fails_says_no_more_than_that() -> None:
+    def fail() -> dict[str, object]:
+        raise ValueError("of the inside")
+
+    admin = Admin("127.0.0.1:0", Views(fail, lambda: (b"", "text/plain")))
+    admin.start()
+    try:
+        connection = http.client.HTTPConnection(admin.address, timeout=WAIT_SECONDS)
+        connection.request("GET", "/readyz")
+        answer = connection.getresponse()
+        assert (answer.status, answer.read()) == (500, b"internal error\n")
+        connection.close()
+    finally:
+        admin.close()
+
+
+@pytest.mark.parametrize(
+    ("reason", "shown"),
+    [
+        ("/etc/meshca/ca/chain.pem: no chain", "chain.pem: no chain"),
+        ("the file (/var/lib/j/w0) of /srv/x", "the file (w0) of x"),
+        ("see /readyz, or a/b.pem", "see /readyz, or a/b.pem"),
+        ("spiffe://corp.example/ns/a/sa/b", "spiffe://corp.example/ns/a/sa/b"),
+        ("https://issuer.example/keys/x", "https://issuer.example/keys/x"),
+    ],
+)
+def test_reasons_have_no_paths_of_files(
+    served: Served, reason: str, shown: str
+) -> None:
+    served.problems["ledger"] = reason
+    assert json.loads(ask(served, "/readyz")[2])["parts"]["ledger"] == shown

@@ -5,12 +5,14 @@ import stat
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
 from bridge.errors import LedgerError
 from bridge.ledger.journal import segment_writer as writer_module
 from bridge.ledger.journal.journal import Journal
+from bridge.ledger.journal.segments import JournalFile
 from bridge.ledger.verify import verify
 from tests.unit.ledger.support import (
     NOW,
@@ -294,6 +296,10 @@ NO_ROOM = [
     OSError(122, "Disk quota exceeded"),
     OSError(27, "File too large"),
     OSError(30, "Read-only file system"),
+    OSError(24, "Too many open files"),
+    OSError(23, "Too many open files in system"),
+    OSError(12, "Cannot allocate memory"),
+    OSError(11, "Resource temporarily unavailable"),
 ]
 
 
@@ -344,6 +350,48 @@ def test_the_flusher_ends_a_stall_by_itself(tmp_path: Path, disk: FaultyDisk) ->
     row = all_rows(tmp_path / "w0")[1]
     assert (row.kind, row.values["since"]) == ("resumed", int(NOW.timestamp()))
     assert "No space left" in row.values["detail"]
+
+
+@pytest.mark.parametrize("error", NO_ROOM[4:], ids=lambda error: str(error.strerror))
+def test_a_new_segment_waits_for_a_descriptor(
+    tmp_path: Path, disk: FaultyDisk, error: OSError, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lacks = False
+
+    def open_file(path: Path) -> JournalFile:
+        if lacks:
+            raise error
+        return disk.open(path)
+
+    journal = open_journal(tmp_path, open_file=open_file, segment_bytes=1)
+    journal.append_durable(make_intent(1))
+    lacks = True
+    with pytest.raises(LedgerError, match="has no room"):
+        journal.append_durable(make_intent(2))
+    with pytest.raises(LedgerError, match="has no room"):
+        journal._queue.mend()
+    assert journal.refusal() == ("ledger.room", f"{journal.folder}: {error.strerror}")
+    lacks = False
+    journal._queue.mend()
+    journal.append_durable(make_intent(3))
+    # Also where the file is to be looked at before it is mended.
+    disk.room = 10
+    with pytest.raises(LedgerError, match="has no room"):
+        journal.append_durable(make_intent(4))
+    disk.room = None
+    with monkeypatch.context() as patch:
+        look = Mock(side_effect=error)
+        patch.setattr("bridge.ledger.journal.segments.require_ends_in", look)
+        with pytest.raises(LedgerError, match="has no room"):
+            journal._queue.mend()
+    journal._queue.mend()
+    journal.append_durable(make_intent(5))
+    journal.close()
+    assert verify(tmp_path).intact
+    found = [row.values.get("attempt") for row in all_rows(tmp_path / "w0")]
+    assert [f"{one:032x}" in found for one in range(1, 6)] == [
+        *(True, False, True, False, True)
+    ]
 
 
 def test_a_disk_with_hardly_any_room_is_still_full(

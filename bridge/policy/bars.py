@@ -1,0 +1,212 @@
+"""Bars: certificates, keys and identities that get nothing more, on both fronts.
+
+An operator bars them with `meshca bar`. They stand in a file beside the journals that
+all workers of a host watch. The file has the form of the latch's, and its changes have
+their rows in the ledger, see `bridge.resilience.latch_file`.
+"""
+
+import hashlib
+import logging
+import re
+from collections.abc import Mapping
+from enum import StrEnum
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives.hashes import SHA256
+
+from bridge.dns_names import is_label, is_subdomain
+from bridge.errors import BarredError, BridgeError, ConfigError, LedgerError
+from bridge.identity.caller import Caller
+from bridge.policy.certificate_renewal import key_sha256
+from bridge.resilience.latch_file import Entry, Kind, LatchFile, State, new_id
+from bridge.spiffe import SpiffeID
+
+_log = logging.getLogger(__name__)
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_SERIAL = re.compile(r"[0-9a-f]{1,40}")
+_SEPARATORS = str.maketrans("", "", ": ")
+
+
+class BarKind(StrEnum):
+    """What is barred."""
+
+    SERIAL = "serial"
+    """A client certificate, by its serial number in hex."""
+    CERTIFICATE = "certificate"
+    """A client certificate, by the SHA-256 of its DER."""
+    KEY = "key"
+    """A key, by the SHA-256 of its SubjectPublicKeyInfo in DER."""
+    IDENTITY = "identity"
+    """A SPIFFE ID."""
+    SERVICE_ACCOUNT = "service-account"
+    """A service account, as NAMESPACE/NAME, in every cluster and trust domain."""
+
+
+def scope_of(kind: BarKind, value: str) -> str:
+    """Return a bar as one text, `KIND:VALUE`, in the one spelling that is compared.
+
+    Args:
+        kind: What is barred.
+        value: As an operator writes it: hex digits may have colons and capitals.
+
+    Raises:
+        ConfigError: The value is none of its kind.
+    """
+    match kind:
+        case BarKind.IDENTITY:
+            return f"{kind}:{_identity(value)}"
+        case BarKind.SERVICE_ACCOUNT:
+            namespace, _, name = value.partition("/")
+            if not (is_label(namespace) and is_subdomain(name)):
+                raise _bad(kind, value, "NAMESPACE/NAME of a service account")
+            return f"{kind}:{value}"
+    digits = value.translate(_SEPARATORS).lower()
+    if kind is BarKind.SERIAL:
+        if not _SERIAL.fullmatch(digits):
+            raise _bad(kind, value, "a serial number in hex, of 1 to 40 digits")
+        return f"{kind}:{int(digits, 16):x}"
+    if not _DIGEST.fullmatch(digits):
+        raise _bad(kind, value, "a SHA-256 in hex, of 64 digits")
+    return f"{kind}:{digits}"
+
+
+def _identity(value: str) -> str:
+    try:
+        return str(SpiffeID.parse(value))
+    except BridgeError as error:
+        raise _bad(BarKind.IDENTITY, value, f"a SPIFFE ID ({error})") from error
+
+
+def _bad(kind: BarKind, value: str, expected: str) -> ConfigError:
+    return ConfigError(f"{kind.value}: expected {expected} (found {value[:200]!r})")
+
+
+def new_entry(kind: BarKind, value: str, *, reason: str, at: float) -> Entry:
+    """Return the entry of a new bar.
+
+    Args:
+        kind: What is barred.
+        value: See `scope_of`.
+        reason: For operators.
+        at: The time, in seconds since 1970-01-01 UTC.
+
+    Raises:
+        ConfigError: See `scope_of`.
+    """
+    return Entry(
+        id=new_id(),
+        kind=Kind.BAR.value,
+        scope=scope_of(kind, value),
+        state=State.BARRED.value,
+        at=at,
+        reason=reason,
+    )
+
+
+class Bars:
+    """The bars in force in one process. For all threads.
+
+    While the file cannot be read, or is not there any more, the bars that were read
+    last stay in force.
+
+    Args:
+        path: The file; None where nothing is barred.
+
+    Raises:
+        LedgerError: The file is there and cannot be used: it is not known what is
+            barred.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self._path = path
+        self._file = LatchFile(path)
+        self._scopes: Mapping[str, Entry] = {}
+        self._trouble = ""
+        self._stamp: tuple[int, ...] | None = None
+        if path is not None and (stamp := self._look()):
+            self._take(stamp)
+
+    def look(self) -> None:
+        """Read the file if it has changed. For one thread, several times a second."""
+        if self._path is None:
+            return
+        stamp = self._look()
+        if stamp == self._stamp:
+            return
+        try:
+            self._take(stamp)
+        except LedgerError as error:
+            self._stamp = stamp
+            if self._scopes or stamp:
+                self._trouble = (
+                    f"what was read last stays barred: {error.detail or error}"
+                )
+                _log.error("%s", self._trouble)
+
+    def trouble(self) -> str:
+        """Return why the file cannot be used; empty if it can."""
+        return self._trouble
+
+    def require(self, caller: Caller, spki: bytes) -> None:
+        """Refuse a caller, or a key that a certificate is asked for.
+
+        Args:
+            caller: The authenticated caller.
+            spki: The SubjectPublicKeyInfo of the CSR, in DER.
+
+        Raises:
+            BarredError: One of them is barred.
+        """
+        if not self._scopes:
+            return
+        self._require(BarKind.IDENTITY, str(caller.spiffe_id), "bar.identity")
+        account = f"{caller.namespace}/{caller.service_account}"
+        self._require(BarKind.SERVICE_ACCOUNT, account, "bar.service-account")
+        self._require(BarKind.KEY, hashlib.sha256(spki).hexdigest(), "bar.key")
+
+    def require_certificate(self, certificate: x509.Certificate) -> None:
+        """Refuse a client certificate.
+
+        Raises:
+            BarredError: It is barred, or its key is.
+        """
+        if not self._scopes:
+            return
+        serial = f"{certificate.serial_number:x}"
+        digest = certificate.fingerprint(SHA256()).hex()
+        self._require(BarKind.SERIAL, serial, "bar.certificate")
+        self._require(BarKind.CERTIFICATE, digest, "bar.certificate")
+        self._require(BarKind.KEY, key_sha256(certificate), "bar.key")
+
+    def _require(self, kind: BarKind, value: str, rule: str) -> None:
+        entry = self._scopes.get(f"{kind}:{value}")
+        if entry is not None:
+            raise BarredError(
+                f"the {_WORDS[kind]} is barred",
+                rule=rule,
+                detail=f"{entry.scope}, by bar {entry.id}: {entry.reason}",
+            )
+
+    def _look(self) -> tuple[int, ...]:
+        try:
+            found = self._path.stat() if self._path else None
+        except OSError:
+            return ()
+        return (found.st_ino, found.st_mtime_ns, found.st_size) if found else ()
+
+    def _take(self, stamp: tuple[int, ...]) -> None:
+        if not stamp:
+            raise LedgerError("the bars are gone", detail=f"{self._path} was removed")
+        entries = self._file.read().entries.values()
+        self._scopes = {one.scope: one for one in entries if one.kind == Kind.BAR}
+        self._stamp, self._trouble = stamp, ""
+
+
+_WORDS = {
+    BarKind.SERIAL: "client certificate",
+    BarKind.CERTIFICATE: "client certificate",
+    BarKind.KEY: "key",
+    BarKind.IDENTITY: "identity",
+    BarKind.SERVICE_ACCOUNT: "service account",
+}
