@@ -17,7 +17,7 @@ from bridge.system.logs import silence_warnings
 
 _COMMANDS = (
     *("demo", "config", "check", "doctor", "serve", "request", "token"),
-    *("ledger", "hierarchy", "plugins"),
+    *("ledger", "bar", "hierarchy", "plugins"),
 )
 """In the order of `--help`. Each is a module here with a Typer application `app`."""
 _GROUPS = frozenset({"bar", "config", "hierarchy", "ledger"})

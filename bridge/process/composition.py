@@ -293,7 +293,7 @@ def _no_issuing_ca(
     return "; ".join(filter(None, reasons))
 
 
-def _warnings(
+def _warnings(  # noqa: C901 - one line for each part
     snapshots: Snapshots,
     ledger: Ledger,
     stopped: StoppedCAs,
