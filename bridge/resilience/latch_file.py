@@ -340,8 +340,8 @@ class LatchFile:
             text = self._memory
         else:
             try:
-                # A FIFO in its place would be waited for.
-                if self.path.exists() and not self.path.is_file():
+                # The read would wait for a writer.
+                if self.path.is_fifo():
                     raise _failed(self.path, "is not a regular file")
                 text = self.path.read_bytes()
             except (FileNotFoundError, NotADirectoryError):

@@ -36,7 +36,11 @@ def test_a_bar_holds_for_a_running_bridge_until_it_is_removed(tmp_path: Path) ->
         assert text.startswith("bar.identity: ")
         (row,) = bridge.await_rows(1, kind="latched", state="barred")
         assert (row["scope"], row["detail"]) == (f"identity:{WEB}", "stolen")
-        assert bridge.rows(kind="refused", rule="bar.identity", caller=WEB)
+        refused = {"kind": "refused", "rule": "bar.identity", "caller": WEB}
+        until = time.monotonic() + WAIT_SECONDS
+        while not bridge.rows(**refused):
+            assert time.monotonic() < until
+            time.sleep(0.05)
         shown = json.loads(bridge.run("bar", "list", "-o", "json").stdout)
         assert [one["barred"] for one in shown["barred"]] == [f"identity:{WEB}"]
         # The file is made again from the archive.

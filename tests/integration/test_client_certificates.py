@@ -100,6 +100,7 @@ def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecondPort]:
 
 @pytest.fixture
 def connected(port: SecondPort) -> Callable[[], str]:
+    port.world.later(seconds=0)  # another test has moved the clock
     key = new_key()
     issued: Issued = port.world.issue(pem=csr(key=key))
     chain = (issued.leaf_pem + "".join(issued.chain_pem)).encode()

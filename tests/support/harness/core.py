@@ -48,6 +48,7 @@ from tests.support.parts.tokens import TokenIssuer
 TRUST_DOMAIN = "corp.example"
 CALLER = f"spiffe://{TRUST_DOMAIN}/ns/shop/sa/web"
 TOKENS = TokenIssuer(algorithm="ES256")
+_OF_SEGMENTS = frozenset({"opened", "closed", "published"})
 
 
 def csr(*names: x509.GeneralName, key: Key | None = None) -> str:
@@ -210,12 +211,12 @@ class World:
             time.sleep(0.01)
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return what is on disk, without the rows that open and close a segment."""
+        """Return what is on disk, without the rows that are of no call."""
         return [
             row
             for path in sorted((self.folder / "journal").rglob("*.jsonl"))
             for line in path.read_text().splitlines()
-            if (row := json.loads(line))["kind"] not in {"opened", "closed"}
+            if (row := json.loads(line))["kind"] not in _OF_SEGMENTS
         ]
 
     def ended(self) -> list[dict[str, Any]]:
