@@ -183,7 +183,7 @@ RULES: tuple[DoctorRule, ...] = (
     DoctorRule(
         "exposure.issuing-key",
         "if the issuing key were compromised",
-        "what a thief of the issuing key could make a data plane accept",
+        "what a data plane would accept if the issuing key were compromised",
         "Narrow the constraints where the data plane allows it: docs/constraints.md.",
     ),
     DoctorRule(

@@ -418,8 +418,8 @@ def _issued(
         )
     if certificate.public_key() == issuer.public_key():
         raise _bad(
-            f"{source}: expected a CA below {name}: no CA revokes itself, as a thief "
-            "of its key would make the next CRL; take it out of the trust anchors"
+            f"{source}: expected a CA below {name}: no CA revokes itself, as whoever "
+            "has its key would make the next CRL; take it out of the trust anchors"
         )
     basic = _extension(certificate, x509.BasicConstraints)
     if basic is None or not basic.ca:

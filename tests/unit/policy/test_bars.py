@@ -58,6 +58,7 @@ def shown(bars: Bars) -> None:
         (BarKind.SERIAL, f"00{LEAF.serial_number:X}", "bar.certificate"),
         (BarKind.CERTIFICATE, LEAF.fingerprint(SHA256()).hex(":"), "bar.certificate"),
     ],
+    ids=["identity", "account", "key-capitals", "key", "serial", "certificate"],
 )
 def test_each_kind_is_refused_until_it_is_removed(
     path: Path, kind: BarKind, value: str, rule: str
