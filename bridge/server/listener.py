@@ -47,6 +47,10 @@ _OPTIONS = (
     # A peer that resets streams as fast as it can must answer a ping for each.
     # Otherwise grpc would cancel the calls of other peers.
     ("grpc.http2.ping_on_rst_stream_percent", 100),
+    # It lowers the streams of a connection with each call that ends in an error, also
+    # of honest peers: after some 100 refusals, while the issuing CA was away, such a
+    # connection had none left, and did not get them back.
+    ("grpc.http.overload_protection", 0),
     # As istiod: clients may ping every 15 s, also between calls.
     ("grpc.http2.min_ping_interval_without_data_ms", 15_000),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 15_000),

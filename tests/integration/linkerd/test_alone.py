@@ -85,8 +85,10 @@ def test_row_1_nobody_gets_anything_before_an_issuing_ca_has_proven_itself(
 ) -> None:
     # The chain does not permit this mesh's names, which its probe finds out.
     fronts = linkerd(trust_domain="other.example")
+    every = {"refusals_per_second": 100}  # by default a second call has no row
     with ExitStack() as stack:
-        bridge = stack.enter_context(alone(tmp_path, "/ping", fronts=fronts))
+        bridge = alone(tmp_path, "/ping", fronts=fronts, ledger=every)
+        stack.enter_context(bridge)
         # The parent answers before its worker listens.
         await_true(lambda: "issuing CAs" in bridge.get("/readyz")[1])
         certify = stack.enter_context(Certify(bridge))
