@@ -27,7 +27,7 @@ from bridge.cli.chain_tree import print_chain
 from bridge.cli.console import complain, results
 from bridge.cli.demo_setup import scenario as stage
 from bridge.cli.demo_setup.backends import Backend, issuing_key, require_parts
-from bridge.client.istio import IstioReply, IstioRequest, ask
+from bridge.client.istio import IstioReply, IstioRequest, ask, renew
 from bridge.client.linkerd import LinkerdReply, LinkerdRequest, certify
 from bridge.config import ConfigText
 from bridge.errors import BackendRefusedError, LedgerError, MisissuedError
@@ -47,9 +47,7 @@ _ISTIO, _ISTIO_MTLS = "fronts.istio.listen", "fronts.istio.mtls_listen"
 _LINKERD = "fronts.linkerd.listen"
 _MAKING = "making an offline root, a regional intermediate and an issuing CA"
 _LOOK_SECONDS = 0.02
-_PATIENCE_SECONDS = 20.0
-_PASSING = ("renewal.settling", "renewal.lookup")
-"""The rules by which a renewal is refused for a moment."""
+_PATIENCE_SECONDS = 5.0
 
 Addresses = Mapping[str, str]
 """The addresses of the bridge, `host:port` by the key of the configuration."""
@@ -168,7 +166,7 @@ def _show(scenario: stage.Scenario, addresses: Addresses) -> None:
         )
     _say(
         "renewing with that certificate instead of a token",
-        lambda: _renewed(_renewal(scenario, addresses, asked["p256"])),
+        lambda: renew(_renewal(scenario, addresses, asked["p256"])),
     )
     certificates = _certificates(asked["p256"])
     _out.print()
@@ -176,20 +174,6 @@ def _show(scenario: stage.Scenario, addresses: Addresses) -> None:
     _out.print("\n[bold]checked[/]")
     for text in _checks(scenario, certificates, wanted):
         _out.print(f"  ok  {text}")
-
-
-def _renewed(wanted: IstioRequest) -> IstioReply:
-    # The ledger's archive has a new certificate after a moment, and on a busy machine
-    # it may not answer in time. Istio's agent renews after hours, and would ask again.
-    until = time.monotonic() + _PATIENCE_SECONDS
-    while True:
-        try:
-            return ask(wanted)
-        except BackendRefusedError as error:
-            is_passing = any(rule in str(error) for rule in _PASSING)
-            if not is_passing or time.monotonic() > until:
-                raise
-        time.sleep(_LOOK_SECONDS)
 
 
 def _request(

@@ -9,7 +9,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from bridge.cli.chain_tree import print_chain
 from bridge.cli.console import OutputOption, print_json, rfc3339
-from bridge.client.istio import IstioReply, IstioRequest, ask
+from bridge.client.istio import IstioReply, IstioRequest, ask, renew
 from bridge.client.linkerd import LinkerdReply, LinkerdRequest, certify, is_identity
 from bridge.dns_names import is_address
 from bridge.errors import ConfigError
@@ -105,7 +105,8 @@ def request(  # noqa: PLR0913 - each is an option of its own
         return
     if identity:
         raise typer.BadParameter("--identity is part of Linkerd's API only")
-    answer = ask(
+    once_or_more = renew if certificate else ask
+    answer = once_or_more(
         IstioRequest(
             roots_name=str(roots),
             address=address,

@@ -1,5 +1,6 @@
 """A client of the Istio front that asks as a workload would, for debugging."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +13,7 @@ from cryptography.hazmat.primitives.serialization import (
     NoEncryption,
     PrivateFormat,
 )
+from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_fixed
 
 from bridge._proto.istio_ca_pb2 import IstioCertificateRequest
 from bridge._proto.istio_ca_pb2_grpc import IstioCertificateServiceStub
@@ -19,6 +21,9 @@ from bridge.errors import BackendRefusedError, MisissuedError
 from bridge.spiffe import SpiffeID
 
 _SHORTEST_CHAIN = 2
+_PASSING = ("renewal.settling", "renewal.lookup")
+"""The rules by which a renewal is refused for a moment."""
+_PAUSE_SECONDS = 0.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +55,10 @@ class IstioReply:
     cert_chain: tuple[str, ...]
     """Leaf, each intermediate, then the trust anchors in the last element; PEM."""
     key_pem: bytes = field(repr=False)
+
+
+Ask = Callable[[IstioRequest], IstioReply]
+"""Asks once, as `ask` does."""
 
 
 def ask(wanted: IstioRequest) -> IstioReply:
@@ -85,6 +94,33 @@ def ask(wanted: IstioRequest) -> IstioReply:
         chain,
         key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()),
     )
+
+
+def renew(wanted: IstioRequest, ask: Ask = ask, seconds: float = 20.0) -> IstioReply:
+    """Ask with a client certificate, and again while the ledger has it not yet.
+
+    The archive of the ledger has a new certificate after a moment, and on a busy
+    machine it may not answer in time. Istio's agent renews after hours, and would ask
+    again.
+
+    Args:
+        wanted: What to ask for, by a client certificate.
+        ask: Asks once.
+        seconds: How long to ask again.
+
+    Raises:
+        BackendRefusedError: See `ask`.
+    """
+    return Retrying(
+        retry=retry_if_exception(_is_passing),
+        stop=stop_after_delay(seconds),
+        wait=wait_fixed(_PAUSE_SECONDS),
+        reraise=True,
+    )(ask, wanted)
+
+
+def _is_passing(error: BaseException) -> bool:
+    return any(rule in str(error) for rule in _PASSING)
 
 
 def _advice(details: str, wanted: IstioRequest) -> str:

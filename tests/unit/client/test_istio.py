@@ -8,7 +8,7 @@ import grpc
 import pytest
 from cryptography import x509
 
-from bridge.client.istio import IstioRequest, _advice, ask
+from bridge.client.istio import IstioReply, IstioRequest, _advice, ask, renew
 from bridge.client.linkerd import LinkerdRequest, certify
 from bridge.errors import BackendRefusedError
 from tests.support.parts import netports
@@ -119,3 +119,47 @@ def test_linkerds_client_tells_a_wrong_port(kind: str, says: str) -> None:
         )
         with pytest.raises(BackendRefusedError, match=says):
             certify(wanted)
+
+
+@pytest.mark.parametrize(
+    ("rule", "asked"),
+    [
+        pytest.param("renewal.settling", 2, id="not in the archive yet"),
+        pytest.param("renewal.lookup", 2, id="the archive does not answer"),
+        pytest.param("renewal.unknown", 1, id="in no ledger"),
+        pytest.param("renewal.age", 1, id="no token for too long"),
+    ],
+)
+def test_a_renewal_is_asked_again_while_the_ledger_is_behind(
+    rule: str, asked: int
+) -> None:
+    answers: list[IstioReply | BackendRefusedError] = [
+        BackendRefusedError(f"UNAVAILABLE: {rule}: try again"),
+        IstioReply((), b""),
+    ]
+    calls = 0
+
+    def once(_: IstioRequest) -> IstioReply:
+        nonlocal calls
+        calls += 1
+        answer = answers[calls - 1]
+        if isinstance(answer, BackendRefusedError):
+            raise answer
+        return answer
+
+    wanted = IstioRequest(address="127.0.0.1:1", roots=b"")
+    if asked == 1:
+        with pytest.raises(BackendRefusedError, match=rule):
+            renew(wanted, once)
+    else:
+        assert renew(wanted, once) == answers[1]
+    assert calls == asked
+
+
+def test_a_renewal_is_not_asked_for_ever() -> None:
+    def never(_: IstioRequest) -> IstioReply:
+        raise BackendRefusedError("UNAVAILABLE: renewal.settling: try again")
+
+    wanted = IstioRequest(address="127.0.0.1:1", roots=b"")
+    with pytest.raises(BackendRefusedError, match=r"renewal\.settling"):
+        renew(wanted, never, seconds=0)
