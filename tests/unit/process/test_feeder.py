@@ -29,6 +29,7 @@ from tests.support.harness.workers import await_true
 from tests.unit.ledger.support import (
     SetClock,
     abandon,
+    all_rows,
     archive_url,
     fed,
     make_config,
@@ -115,7 +116,7 @@ def test_after_sigterm_it_feeds_until_the_last_writer_has_ended(
     wait_until(lambda: child.poll() is not None)
     assert child.poll() == 0
     assert compared(tmp_path).agrees
-    assert compared(tmp_path).equal == 12
+    assert compared(tmp_path).equal == len(all_rows(tmp_path / "journal/w0")) > 10
 
 
 def test_at_its_end_it_settles_the_journals_of_writers_that_were_killed(

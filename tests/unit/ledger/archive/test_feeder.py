@@ -478,12 +478,14 @@ def test_rows_that_are_not_fed_yet_are_behind_and_no_difference(
     ledger.close()
 
 
-_ONE_MORE = """
-INSERT INTO entries SELECT writer, 12, at, kind, attempt, request, purpose, front,
-cluster, caller, issuing_ca, serial, key_sha256, names, not_before, not_after,
-tbs_sha256, certificate_sha256, status, rule, detail, body, hash
-FROM entries WHERE seq = 11
-"""
+_COLUMNS = """at, kind, attempt, request, purpose, front, cluster, caller, requester,
+verified_by, pod_namespace, pod_name, pod_uid, node, issuing_ca, serial, key_sha256,
+names, not_before, not_after, tbs_sha256, certificate_sha256, status, rule, detail,
+body, hash"""
+_ONE_MORE = f"""
+INSERT INTO entries (writer, seq, {_COLUMNS})
+SELECT writer, 12, {_COLUMNS} FROM entries WHERE seq = 11
+"""  # noqa: S608 - constants
 
 
 def change_rows(folder: Path, statement: str) -> None:
