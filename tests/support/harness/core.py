@@ -197,6 +197,8 @@ class World:
 
     def later(self, **by: float) -> None:
         """Move the clock, and wait until the ledger has looked at it."""
+        # A row that is not fed yet would be that much behind.
+        self.await_fed()
         self.clock.forward(**by)
         until = time.monotonic() + 20
         while self.ledger.problem() is not None:
