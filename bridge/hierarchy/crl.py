@@ -25,11 +25,12 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from bridge.errors import BackendBrokenError, ConfigError
 from bridge.hierarchy.ceremony import Ceremony
 from bridge.hierarchy.certificate import issuer_of_certificate
-from bridge.hierarchy.keys import SIGN_SECONDS, Device
+from bridge.hierarchy.keys import Device
 from bridge.hierarchy.lint import crl_findings
 from bridge.hierarchy.output import Output, crl_folder
 from bridge.hierarchy.replica import key_like
 from bridge.hierarchy.schema.file import BACKDATE
+from bridge.hierarchy.signing import verified_signature
 from bridge.hierarchy.transcript import HIERARCHY, HSM, digest_of_file
 from bridge.hierarchy.transcript import read as read_transcript
 from bridge.spi import Signer
@@ -37,7 +38,6 @@ from bridge.system.files import read_public
 from bridge.x509.algorithm import (
     algorithm_of,
     issuer_key,
-    require_signature,
     signature_of,
 )
 from bridge.x509.certificate import UNREADABLE, issuer_of, name_text, subject_of
@@ -461,14 +461,7 @@ def _signed(
     tried = signature_of(throwaway, algorithm, tbs)
     _require_clean(name, planned, planned.joined(tbs, tried))
     step.begin(tbs)
-    signature = signer.sign(tbs, algorithm, timeout=SIGN_SECONDS)
-    try:
-        require_signature(key, algorithm, signature, tbs)
-    except InvalidSignature:
-        raise BackendBrokenError(
-            f"{name}: the signature is not one of the key that was to sign",
-            rule="hierarchy.signature",
-        ) from None
+    signature = verified_signature(name, signer, key, tbs)
     crl = planned.joined(tbs, signature)
     if crl.tbs_certlist_bytes != tbs:
         raise BackendBrokenError(

@@ -110,15 +110,7 @@ def issue(
     tbs = step.tbs()
     check(step, signed(tbs, key_like(key)))
     before(tbs)
-    algorithm = algorithm_of(key)
-    signature = signer.sign(tbs, algorithm, timeout=SIGN_SECONDS)
-    try:
-        require_signature(key, algorithm, signature, tbs)
-    except InvalidSignature:
-        raise BackendBrokenError(
-            f"{name}: the signature is not one of the key that was to sign",
-            rule="hierarchy.signature",
-        ) from None
+    signature = verified_signature(name, signer, key, tbs)
     certificate = joined(tbs, key, signature)
     if certificate.tbs_certificate_bytes != tbs:
         raise BackendBrokenError(
@@ -130,6 +122,32 @@ def issue(
         raise _bad(f"{name}: {problem}")
     _require_loaded(step, path)
     return certificate
+
+
+def verified_signature(
+    name: str, signer: Signer, key: CAPublicKey, tbs: bytes
+) -> bytes:
+    """Sign with the real key; return the signature, which is one of that key.
+
+    Args:
+        name: The CA, for messages.
+        signer: The key of the CA that signs.
+        key: Its public key.
+        tbs: What is signed, in DER.
+
+    Raises:
+        BackendError: The key does not sign, or signed something else.
+    """
+    algorithm = algorithm_of(key)
+    signature = signer.sign(tbs, algorithm, timeout=SIGN_SECONDS)
+    try:
+        require_signature(key, algorithm, signature, tbs)
+    except InvalidSignature:
+        raise BackendBrokenError(
+            f"{name}: the signature is not one of the key that was to sign",
+            rule="hierarchy.signature",
+        ) from None
+    return signature
 
 
 def check(step: SigningStep, certificate: x509.Certificate) -> tuple[TrialResult, ...]:

@@ -169,7 +169,7 @@ def test_a_lost_signature_costs_a_number(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(module, "require_signature", cut_off)
+        patched.setattr(module, "verified_signature", cut_off)
         with pytest.raises(KeyboardInterrupt):
             make(held, names=["prod"])
     assert held.output.crls("eu") == {}
