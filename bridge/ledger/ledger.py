@@ -1,6 +1,7 @@
 """The ledger of one writer: records intents, outcomes and refusals."""
 
 import threading
+import time
 from collections import Counter, deque
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
@@ -81,24 +82,28 @@ class ArchiveLag:
     Args:
         durable: Returns the last row of the journal that is on disk.
         progress: Shared with the archive feeder.
-        clock: The time.
+        monotonic: Seconds that nobody sets. By the time of day, a clock that jumps
+            ahead would stop issuing.
     """
 
     def __init__(
-        self, durable: Callable[[], Head], progress: Progress, clock: Clock
+        self,
+        durable: Callable[[], Head],
+        progress: Progress,
+        monotonic: Callable[[], float],
     ) -> None:
         self._durable = durable
         self._progress = progress
-        self._clock = clock
+        self._monotonic = monotonic
         self._began = durable().seq
-        self._caught_up = clock()
-        self._samples: deque[tuple[int, datetime]] = deque(maxlen=_SAMPLES)
+        self._caught_up = monotonic()
+        self._samples: deque[tuple[int, float]] = deque(maxlen=_SAMPLES)
         self._least: int | None = None
         self._fed_then: int | None = None
 
     def sample(self) -> None:
         """Note which row is the last one now. For one thread, often."""
-        now, tip, fed = self._clock(), self._durable().seq, self._progress.fed
+        now, tip, fed = self._monotonic(), self._durable().seq, self._progress.fed
         if not self._samples or self._samples[-1][0] != tip:
             self._samples.append((tip, now))
         if fed is None:
@@ -147,7 +152,7 @@ class ArchiveLag:
         """Return for how long the archive has not had all rows; 0 in a rebuild."""
         if self.is_rebuilt() or (self._progress.fed is not None and not self.rows()):
             return 0.0
-        return max((self._clock() - self._caught_up).total_seconds(), 0.0)
+        return self._monotonic() - self._caught_up
 
     def rebuild(self) -> str:
         """Return how far a rebuild of the archive is; empty without one."""
@@ -172,12 +177,13 @@ class Ledger:
         journal: Journal,
         publisher: HeadPublisher,
         clock: Clock,
+        monotonic: Callable[[], float],
     ) -> None:
         """Put the parts together; `open` is the way to get one."""
         self._max_lag = config.max_lag
         self._heads_interval = config.heads.interval
         self._journal = journal
-        self._lag = ArchiveLag(lambda: journal.head, journal.progress, clock)
+        self._lag = ArchiveLag(lambda: journal.head, journal.progress, monotonic)
         self._publisher = publisher
         self._clock = clock
         # Each kind has a meter: unauthenticated calls must not use up the rate of known
@@ -199,6 +205,7 @@ class Ledger:
         writer: str,
         clock: Clock,
         options: JournalOptions = _JOURNAL_DEFAULTS,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> Self:
         """Open the journal and publish the first head.
 
@@ -210,6 +217,7 @@ class Ledger:
             writer: The name of this writer, the same after a restart.
             clock: Gives each row its time.
             options: See `JournalOptions`; the published head is added.
+            monotonic: Measures for how long the archive is behind.
 
         Raises:
             ConfigError: The key of the heads cannot be used.
@@ -230,7 +238,7 @@ class Ledger:
             undo.callback(journal.close)
             publisher = HeadPublisher(writer, key, sink, clock)
             publisher.publish(journal.head, journal.append_durable)
-            ledger = cls(config, journal, publisher, clock)
+            ledger = cls(config, journal, publisher, clock, monotonic)
             undo.pop_all()
         ledger._loop.start()
         return ledger

@@ -82,7 +82,7 @@ class SecondPort:
 def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecondPort]:
     folder: Path = tmp_path_factory.mktemp("world")
     with World(folder, overrides=SECOND_PORT) as world:
-        world.later(seconds=(datetime.now(UTC) - world.clock()).total_seconds())
+        world.clock.now = datetime.now(UTC)
         server = Server(
             world.config,
             world.issuance,
@@ -100,7 +100,6 @@ def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecondPort]:
 
 @pytest.fixture
 def connected(port: SecondPort) -> Callable[[], str]:
-    port.world.later(seconds=0)  # another test has moved the clock
     key = new_key()
     issued: Issued = port.world.issue(pem=csr(key=key))
     chain = (issued.leaf_pem + "".join(issued.chain_pem)).encode()

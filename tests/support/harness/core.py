@@ -3,7 +3,6 @@
 The issuing CAs are `LyingCA`s with the keys of the chains, or the file backend's own.
 """
 
-import json
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -42,6 +41,7 @@ from tests.support.harness.archive import FeederThread
 from tests.support.harness.clock import SetClock
 from tests.support.harness.configuration import merge, smallest
 from tests.support.harness.fake_ca import LyingCA
+from tests.support.harness.journals import journaled
 from tests.support.parts.pki import NOW, Authority, Key, bundle, new_key, new_root
 from tests.support.parts.tokens import TokenIssuer
 
@@ -195,16 +195,6 @@ class World:
         pem = csr(key=key)
         return self.issue(credential=credential, pem=pem, ttl_seconds=0)
 
-    def later(self, **by: float) -> None:
-        """Move the clock, and wait until the ledger has looked at it."""
-        # A row that is not fed yet would be that much behind.
-        self.await_fed()
-        self.clock.forward(**by)
-        until = time.monotonic() + 20
-        while self.ledger.problem() is not None:
-            assert time.monotonic() < until
-            time.sleep(0.01)
-
     def await_fed(self) -> None:
         """Wait until the archive has every row."""
         until = time.monotonic() + 20
@@ -214,12 +204,8 @@ class World:
 
     def rows(self) -> list[dict[str, Any]]:
         """Return what is on disk, without the rows that are of no call."""
-        return [
-            row
-            for path in sorted((self.folder / "journal").rglob("*.jsonl"))
-            for line in path.read_text().splitlines()
-            if (row := json.loads(line))["kind"] not in _OF_SEGMENTS
-        ]
+        rows = journaled(self.folder / "journal")
+        return [row for row in rows if row["kind"] not in _OF_SEGMENTS]
 
     def ended(self) -> list[dict[str, Any]]:
         """Close the ledger, so that all is on disk, and return the rows."""

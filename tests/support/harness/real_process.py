@@ -33,6 +33,7 @@ from bridge.ledger.archive.queries import Query
 from bridge.spiffe import TrustDomain
 from tests.support.harness import processes
 from tests.support.harness.configuration import merge
+from tests.support.harness.journals import journaled
 from tests.support.parts import netports
 from tests.support.parts.pki import Authority, Key, new_key
 from tests.support.parts.tokens import TokenIssuer
@@ -249,13 +250,8 @@ class Bridge:
 
     def rows(self, **fields: object) -> list[dict[str, Any]]:
         """Return the rows of the journals in which `fields` have these values."""
-        found: list[dict[str, Any]] = []
-        for segment in sorted((self.folder / "journal").rglob("*.jsonl")):
-            for line in segment.read_text("utf-8").splitlines():
-                row = json.loads(line)
-                if fields.items() <= row.items():
-                    found.append(row)
-        return found
+        rows = journaled(self.folder / "journal")
+        return [row for row in rows if fields.items() <= row.items()]
 
     def await_rows(self, count: int, **fields: object) -> list[dict[str, Any]]:
         """Return what `rows` does, once there are `count`: an outcome may follow late.

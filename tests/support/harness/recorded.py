@@ -1,6 +1,5 @@
 """Holds what clients have, and what a backend says it signed, against the ledger."""
 
-import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import Any
 from cryptography import x509
 
 from tests.support.clients.callers import Callers
+from tests.support.harness.journals import journaled
 from tests.support.harness.workers import Supervised, await_true
 
 _MAY_EXIST = {"issued", "unknown"}
@@ -85,11 +85,8 @@ def require_signed_on_record(bridge: Supervised, signed: Iterable[Signed]) -> No
 
 def _by_kind(bridge: Supervised) -> Mapping[str, list[dict[str, Any]]]:
     found: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for segment in sorted((bridge.folder / "journal").rglob("*.jsonl")):
-        for line in segment.read_text("utf-8").splitlines(keepends=True):
-            if line.endswith("\n"):  # else it is being written
-                row = json.loads(line)
-                found[row["kind"]].append(row)
+    for row in journaled(bridge.folder / "journal"):
+        found[row["kind"]].append(row)
     return found
 
 

@@ -443,13 +443,13 @@ def test_each_renewal_leads_back_to_the_token(second_port: World) -> None:
     began = int(world.clock().timestamp())
     shown = world.issue(pem=csr(key=keys[0]), ttl_seconds=0)
     for key in keys[1:]:
-        world.later(hours=20)
+        world.clock.forward(hours=20)
         shown = world.renew(shown, key=key)
     intents = [row for row in world.rows() if row["kind"] == "intent"]
     credentials = [row["credential"] for row in intents]
     assert credentials == ["token", "certificate", "certificate"]
     assert [row["proven_at"] for row in intents] == [began] * 3
-    world.later(hours=9)
+    world.clock.forward(hours=9)
     with pytest.raises(DeniedError, match="show one") as caught:
         world.renew(shown)
     assert caught.value.rule == "renewal.age"

@@ -1,6 +1,7 @@
 """The ledger as the core sees it."""
 
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,12 @@ def open_ledger(folder: Path, clock: SetClock, **changed: Any) -> Ledger:
         make_config(folder, **changed),
         writer="w0",
         clock=clock,
+        monotonic=seconds_of(clock),
     )
+
+
+def seconds_of(clock: SetClock) -> Callable[[], float]:
+    return lambda: clock().timestamp()
 
 
 def archived(folder: Path) -> list[str]:
@@ -200,7 +206,7 @@ def test_the_lag_is_the_time_since_the_archive_had_every_row(
     tmp_path: Path, clock: SetClock
 ) -> None:
     journal = open_journal(tmp_path)
-    lag = ArchiveLag(lambda: journal.head, journal.progress, clock)
+    lag = ArchiveLag(lambda: journal.head, journal.progress, seconds_of(clock))
     clock.forward(5)
     assert (lag.rows(), lag.seconds()) == (0, 5.0), "the feeder has not reported"
     journal.progress.report(journal.head.seq)
@@ -225,7 +231,7 @@ def test_in_a_rebuild_only_rows_since_its_begin_count(
     tmp_path: Path, clock: SetClock
 ) -> None:
     journal = open_journal(tmp_path)
-    lag = ArchiveLag(lambda: journal.head, journal.progress, clock)
+    lag = ArchiveLag(lambda: journal.head, journal.progress, seconds_of(clock))
     for _ in range(9):
         journal.append_durable(make_intent())
     journal.progress.report(journal.head.seq)
@@ -263,7 +269,7 @@ def test_rows_written_in_a_rebuild_count_only_while_it_comes_no_nearer(
     journal = open_journal(tmp_path)
     progress = journal.progress
     progress.publish(tip)
-    lag = ArchiveLag(lambda: tip, progress, clock)
+    lag = ArchiveLag(lambda: tip, progress, seconds_of(clock))
     progress.begin_rebuild()
 
     def behind(written: int, fed: int) -> tuple[int, float]:
