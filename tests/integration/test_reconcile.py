@@ -10,6 +10,7 @@ from typing import Self
 import pytest
 
 from bridge.errors import BridgeError
+from tests.support.harness.journals import whole_lines
 from tests.support.harness.workers import Supervised, await_true
 from tests.support.parts import vault_mounts
 from tests.support.parts.vault import Server
@@ -151,7 +152,7 @@ def require_settled(bridge: Supervised, log: Path) -> None:
 
 def logged_serial(log: Path, attempt: str) -> str:
     """Return the serial number of the answer in the log, as the ledger writes it."""
-    for line in log.read_text().splitlines():
+    for line in whole_lines(log):
         entry = json.loads(line)
         headers = entry["request"].get("headers") or {}
         if entry["type"] == "response" and headers == {"x-meshca-attempt": [attempt]}:

@@ -21,6 +21,8 @@ from bridge.spi import (
 )
 from bridge.testing.leaves import leaf_request
 from bridge_vault import VaultTransitCA
+from tests.support.harness.faults import WELL_AGAIN_SECONDS
+from tests.support.harness.journals import whole_lines
 from tests.support.harness.vault import VaultBridge
 from tests.support.harness.workers import await_true
 from tests.support.parts import vault_mounts
@@ -31,7 +33,6 @@ from tests.support.parts.vault_mounts import JWT, AppRole, TLSCertificate, Trans
 
 NAME = x509.UniformResourceIdentifier("spiffe://corp.example/ns/shop/sa/cart")
 CALL_SECONDS = 5.0
-WELL_AGAIN_SECONDS = 5.0
 FORGOTTEN_SECONDS = 60.0
 LIFE_SECONDS = 3
 THREADS = 24
@@ -52,7 +53,7 @@ class Ground:
 
     def logins(self, mount: str) -> int:
         """Return how many logins a mount was asked for."""
-        entries = map(json.loads, self._audit_log.read_text("utf-8").splitlines())
+        entries = map(json.loads, whole_lines(self._audit_log))
         return sum(
             one["type"] == "request" and one["request"]["path"] == f"auth/{mount}/login"
             for one in entries

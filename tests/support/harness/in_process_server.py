@@ -26,7 +26,7 @@ from tests.support.parts.pki import bundle, key_pem, new_key, new_root
 SERVER_NAME = "meshca.istio-system.svc"
 _ANY = "127.0.0.1:0"
 _ISSUED_TLS = f"{{dns_names: [{SERVER_NAME}]}}"
-WAIT_SECONDS = 10.0
+WAIT_SECONDS = 30.0
 """Longer than anything takes that a test waits for."""
 
 

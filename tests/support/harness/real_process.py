@@ -47,7 +47,7 @@ _SAMPLE = re.compile(r"^(\w+)(?:\{(.*)\})? (\S+)$", re.MULTILINE)
 _LABEL = re.compile(r'(\w+)="([^"]*)"')
 _READY_SECONDS = 30.0
 _STOP_SECONDS = 30.0
-_ROW_SECONDS = 5.0
+_ROW_SECONDS = 20.0
 
 
 class Bridge:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.clients.callers import Callers
+from tests.support.harness.journals import whole_lines
 from tests.support.harness.real_process import PEER_SERVER_NAME, SERVER_NAME
 from tests.support.harness.recorded import (
     Signed,
@@ -131,9 +132,7 @@ class VaultBridge(Supervised):
             path: A part of the path.
         """
         ours = {"auth", *(engine.mount for engine in self.engines.values())}
-        for line in self.audit_log.read_text("utf-8").splitlines(keepends=True):
-            if not line.endswith("\n"):
-                break  # it is being written
+        for line in whole_lines(self.audit_log):
             if path not in line:
                 continue  # most lines, and cheaper than to read them
             entry = json.loads(line)

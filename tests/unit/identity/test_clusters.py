@@ -377,7 +377,7 @@ def test_a_wrong_signature_has_the_keys_fetched_again(
     with pytest.raises(AuthenticationError, match="signature"):
         identify(registry, shown(renewed.token(now=NOW)))
     for _ in range(2):
-        assert server.asked.acquire(timeout=5)
+        assert server.asked.acquire(timeout=20)
     registry.close()
 
 

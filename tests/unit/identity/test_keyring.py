@@ -149,12 +149,12 @@ def test_a_slow_fetch_holds_up_few_and_not_for_long(
     server: KeyServer, remote: Keyring, clock: SetClock
 ) -> None:
     server.gate.clear()
-    server.asked.acquire(timeout=5)  # the first reading
+    server.asked.acquire(timeout=20)  # the first reading
     clock.forward(seconds=11)
     with ThreadPoolExecutor(8) as pool:
         asked = [pool.submit(unavailable, remote, "b", clock()) for _ in range(8)]
         assert kids(remote, "a", clock()) == ["a"]  # known keys wait for nobody
-        said = {one.result(timeout=5) for one in asked}
+        said = {one.result(timeout=20) for one in asked}
     assert said == {"the keys of this cluster are being fetched"}
     assert len(server.requests) == 2
     show(server, B)
@@ -178,7 +178,7 @@ def test_two_may_wait_for_a_fetch_and_the_third_is_answered_at_once(
         unavailable(remote, "b", clock())
         show(server, B)
         server.gate.set()
-        assert [one.result(timeout=5) for one in first] == [["b"], ["b"]]
+        assert [one.result(timeout=20) for one in first] == [["b"], ["b"]]
 
 
 def test_keys_that_cannot_be_confirmed_are_used_until_their_max_age(
@@ -242,7 +242,7 @@ def test_the_background_refresh_needs_no_request(
     arrived = told(keyring)
     keyring.start()
     try:
-        assert arrived.wait(5)
+        assert arrived.wait(20)
     finally:
         keyring.close()
     assert keyring.has("a")
@@ -264,11 +264,11 @@ def test_a_started_keyring_notices_a_removed_key_in_its_file(
     seen = told(keyring)
     keyring.start()
     try:
-        assert seen.wait(5)
+        assert seen.wait(20)
         seen.clear()
         B.write_jwks(path)
         clock.forward(seconds=2)
-        assert seen.wait(5)
+        assert seen.wait(20)
     finally:
         keyring.close()
     assert keyring.has("b")
@@ -343,7 +343,7 @@ def test_a_doubted_key_is_fetched_soon_and_no_sooner_than_the_floor(
     assert len(server.requests) == 1
     clock.forward(seconds=11)
     remote.doubt()
-    assert arrived.wait(5)
+    assert arrived.wait(20)
     (key,) = remote.keys("a", clock())
     assert key.sha256 == parse_jwks(json.dumps(document(B)).encode())[0].sha256
     assert len(server.requests) == 2

@@ -258,12 +258,12 @@ def test_a_backend_that_hangs_does_not_delay_other_requests(tmp_path: Path) -> N
         hanging = world.cas["a"]
         hanging.hold = threading.Event()
         waiting = pool.submit(world.issue)
-        assert hanging.entered.wait(10)
+        assert hanging.entered.wait(20)
         world.issue(cert_signer="b")
         assert not waiting.done()
         assert kinds(world.rows())[0] == "intent"
         hanging.hold.set()
-        waiting.result(10)
+        waiting.result(20)
         assert sorted(kinds(world.ended())) == ["intent"] * 2 + ["issued"] * 2
 
 
@@ -368,18 +368,18 @@ def test_a_ca_that_is_stopped_meanwhile_is_not_asked(world: World) -> None:
 
     def late(*arguments: Any) -> Any:
         second_is_there.set()
-        assert first_is_over.wait(10)
+        assert first_is_over.wait(20)
         return prepare(*arguments)
 
     with ThreadPoolExecutor(1) as pool:
         world.signing.prepare = late  # type: ignore[method-assign, assignment]
         second = pool.submit(world.issue)
-        assert second_is_there.wait(10)
+        assert second_is_there.wait(20)
         world.signing.prepare = prepare  # type: ignore[method-assign]
         with pytest.raises(MisissuedError, match="issued certificate is refused"):
             world.issue()
         first_is_over.set()
-        second.result(10)
+        second.result(20)
     assert len(fake.called) == 1
     assert len(world.cas["b"].called) == 1
 

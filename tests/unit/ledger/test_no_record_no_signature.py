@@ -97,7 +97,7 @@ def test_a_sync_that_hangs_lets_nobody_sign(world: FaultyWorld) -> None:
     disk.may_sync.clear()
     first = threading.Thread(target=world.issue)
     first.start()
-    assert disk.in_sync.wait(10)
+    assert disk.in_sync.wait(20)
     with pytest.raises(LedgerError, match=r"does not answer|takes no intent") as caught:
         world.issue()
     assert status_name(caught.value) == "UNAVAILABLE"

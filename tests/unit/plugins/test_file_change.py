@@ -10,7 +10,7 @@ from bridge_file import FileCA
 from tests.support.harness.file_shapes import SHAPES, open_shape, write_shape
 from tests.support.parts.pki import new_chain
 
-PATIENCE_SECONDS = 10.0
+PATIENCE_SECONDS = 20.0
 
 
 class Calls:

@@ -170,7 +170,7 @@ def test_a_second_login_so_soon_is_not_tried(
 
 def test_calls_that_fail_together_log_in_once(token: FakeToken) -> None:
     pool = SessionPool(token, 8)
-    together = threading.Barrier(8, timeout=10)
+    together = threading.Barrier(8, timeout=20)
 
     def call(_: int) -> str:
         calls = 0
@@ -206,17 +206,17 @@ def test_where_the_token_allows_fewer_sessions_calls_share_them(
 
     def hold(_: KeySession) -> str:
         busy.set()
-        done.wait(10)
+        done.wait(20)
         return "first"
 
     with ThreadPoolExecutor(2) as threads:
         first = threads.submit(pool.run, hold, SOON)
-        assert busy.wait(10)
+        assert busy.wait(20)
         second = threads.submit(pool.run, failing(0, LOST), SOON)
         with pytest.raises(BackendThrottledError, match="in use"):
             pool.run(failing(0, LOST), clock.now)
         done.set()
-        assert (first.result(10), second.result(10)) == ("first", "signature")
+        assert (first.result(20), second.result(20)) == ("first", "signature")
     assert token.done == ["open"]
 
 

@@ -75,6 +75,6 @@ def test_many_sighups_start_few_workers(
     assert len(nursery.alive()) == 1
     assert 2 < len(nursery.born) <= 5
     events.put(signal.SIGTERM)
-    bridge.join(10)
+    bridge.join(20)
     assert not bridge.is_alive()
     assert not nursery.alive()

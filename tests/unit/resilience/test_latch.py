@@ -381,7 +381,7 @@ def test_threads_take_turns(latch: Latch) -> None:
     is_inside, is_over, outcomes = threading.Event(), threading.Event(), []
 
     def try_as_well() -> None:
-        assert is_inside.wait(10)
+        assert is_inside.wait(20)
         outcomes.append(outcome(latch))
         is_over.set()
 
@@ -391,7 +391,7 @@ def test_threads_take_turns(latch: Latch) -> None:
         is_inside.set()
         assert not is_over.wait(0.2)
         outcomes.append("first")
-    second.join(10)
+    second.join(20)
     assert outcomes == ["first", "ok"]
 
 
@@ -505,7 +505,7 @@ def test_a_process_that_is_killed_in_its_first_login_latches(fleet: Fleet) -> No
     while not fleet.logins:
         assert killed.poll() is None
     killed.send_signal(signal.SIGKILL)
-    killed.wait(10)
+    killed.wait(20)
     assert fleet.run("ok") == ["latch.refused"]
     assert fleet.logins == 1
 
@@ -531,7 +531,7 @@ def test_a_proven_credential_survives_a_death_in_a_login(fleet: Fleet) -> None:
     while fleet.logins < 2:
         assert killed.poll() is None
     killed.send_signal(signal.SIGKILL)
-    killed.wait(10)
+    killed.wait(20)
     assert fleet.run("ok") == ["latch.cool-down"]
     later = LatchFile(fleet.folder / "latch.json")
     with later.change() as content:

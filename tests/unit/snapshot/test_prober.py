@@ -17,7 +17,7 @@ from bridge.snapshot.model import Issuer, Snapshot
 from bridge.snapshot.prober import AGAIN_SECONDS, IDLE_SECONDS, PERSON_SECONDS, Prober
 from tests.support.harness.core import World
 
-WAIT_SECONDS = 15.0
+WAIT_SECONDS = 20.0
 DOWN = BackendUnavailableError("down")
 
 

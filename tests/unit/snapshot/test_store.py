@@ -19,7 +19,7 @@ from bridge.spi import IssuingCA
 from tests.support.harness.core import World, two_authorities
 from tests.support.parts.pki import NOW, new_key, new_root, revoking
 
-WAIT_SECONDS = 15.0
+WAIT_SECONDS = 20.0
 
 
 def await_true(what: Callable[[], object]) -> None:

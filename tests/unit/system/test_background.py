@@ -7,7 +7,7 @@ import pytest
 
 from bridge.system.background import BackgroundLoop
 
-_SOON_SECONDS = 5.0
+_SOON_SECONDS = 20.0
 _NEVER_SECONDS = 3600.0
 
 

@@ -15,7 +15,7 @@ from bridge.system.files import digest_of, stamp_of
 from tests.support.harness.file_shapes import write_shape
 from tests.support.parts.pki import Authority, new_chain, write_private
 
-PATIENCE_SECONDS = 10.0
+PATIENCE_SECONDS = 20.0
 FILES = ("tls.key", "tls.crt", "ca.crt")
 
 Replace = Callable[[Path, Authority], object]

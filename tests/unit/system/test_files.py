@@ -20,7 +20,7 @@ from bridge.system.files import (
     write_new,
 )
 
-_SOON_SECONDS = 10.0
+_SOON_SECONDS = 20.0
 
 
 def test_the_mode_of_the_opened_file_is_judged_and_not_that_of_its_name(

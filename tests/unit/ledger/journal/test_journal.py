@@ -136,7 +136,7 @@ def test_a_queued_row_does_not_wait_for_another_for_ever(tmp_path: Path) -> None
     journal = open_journal(tmp_path, flush_seconds=0.01, open_file=disk.open)
     disk.in_sync.clear()
     journal.append(make_ended())
-    assert disk.in_sync.wait(10)
+    assert disk.in_sync.wait(20)
     journal.flush()
     assert kinds(tmp_path) == ["opened", "issued"]
     journal.close()
@@ -236,7 +236,7 @@ class Callers:
             for number in range(count)
         ]
         self._threads[0].start()
-        assert disk.in_sync.wait(10)
+        assert disk.in_sync.wait(20)
         for thread in self._threads[1:]:
             thread.start()
         while len(journal._queue._pending) < count - 1:
@@ -581,7 +581,7 @@ def test_a_disk_that_does_not_answer_is_not_waited_for_for_ever(
     disk.may_sync.clear()
     first = threading.Thread(target=journal.append_durable, args=(make_intent(1),))
     first.start()
-    assert disk.in_sync.wait(10)
+    assert disk.in_sync.wait(20)
     with pytest.raises(LedgerError, match="does not answer"):
         journal.append_durable(make_intent(2))
     assert "does not answer" in str(journal.problem())
