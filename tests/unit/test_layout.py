@@ -251,3 +251,10 @@ def test_each_test_names_a_module_that_is_there() -> None:
         ).exists()
     ]
     assert astray == []
+
+
+@pytest.mark.xdist_group("layout")
+def test_a_group_of_tests_has_one_worker(request: pytest.FixtureRequest) -> None:
+    # Its tests share what they start. xdist tells a group by the end of a test's ID.
+    if request.config.getoption("loadgroup", default=False):
+        assert request.node.nodeid.endswith("@layout"), "pytest and xdist do not fit"
