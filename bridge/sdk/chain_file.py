@@ -7,7 +7,7 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 
-from bridge.errors import BackendError, ConfigError
+from bridge.errors import BackendError, BackendUnavailableError, ConfigError
 from bridge.sdk.options import option_error, placed
 from bridge.spi import Description, PluginContext
 from bridge.system.file_watch import FileWatch
@@ -217,12 +217,18 @@ class WatchedFiles:
 
         Raises:
             RuntimeError: The files are watched already, or the CA is closed.
+            BackendUnavailableError: The system gives no more threads.
         """
         with self._lock:
             if self._watch is not None or self._is_closed:
                 raise RuntimeError("the files are watched already, or closed")
             self._watch = FileWatch(self._paths, self._digest, changed)
-            self._watch.start()
+            try:
+                self._watch.start()
+            except RuntimeError as error:
+                raise BackendUnavailableError(
+                    "its files cannot be watched: the system gives no more threads"
+                ) from error
 
     def close(self) -> None:
         """End the watch; may be called before it begins, and by `changed`."""

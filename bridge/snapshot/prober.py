@@ -43,6 +43,7 @@ _OTHERS_SECONDS = 0.5
 _LOOK_SECONDS = 0.1
 _CLOSE_SECONDS = 2.0
 _UNPROBED = "has not been probed yet"
+_NO_THREAD = "the probe cannot begin: the system gives no more threads"
 _log = logging.getLogger(__name__)
 
 
@@ -193,7 +194,11 @@ class Prober:
 
         # A daemon, so that a plugin that hangs does not keep the process from ending.
         name = f"probe-{issuer.name}"
-        threading.Thread(target=run, name=name, daemon=True).start()
+        try:
+            threading.Thread(target=run, name=name, daemon=True).start()
+        except RuntimeError:
+            # Not the issuing CA's fault, so its breaker stays as it is.
+            future.set_exception(BackendUnavailableError(_NO_THREAD))
         return future
 
     def _error_of(

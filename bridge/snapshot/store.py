@@ -8,6 +8,7 @@ old issuing CA keeps serving, and `problems` says why.
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import datetime
@@ -15,7 +16,7 @@ from functools import partial
 
 from bridge.errors import BridgeError, ConfigError
 from bridge.metrics.instruments import Metrics
-from bridge.resilience.boundary import close_plugin
+from bridge.resilience.boundary import close_plugin, from_plugin
 from bridge.resilience.failover import Guards
 from bridge.snapshot.builder import Assembly
 from bridge.snapshot.model import Issuer, Snapshot
@@ -64,8 +65,7 @@ class Snapshots:
         self._refused_crls = ""
         self._crl_watch: FileWatch | None = None
         self._unproven_changes: set[str] = set()
-        self._old: list[tuple[threading.Timer, IssuingCA]] = []
-        self._old_lock = threading.Lock()
+        self._old: list[tuple[float, IssuingCA]] = []
         self._thread = threading.Thread(target=self._run, name="snapshots", daemon=True)
         self._show()
 
@@ -105,11 +105,7 @@ class Snapshots:
     def close(self) -> None:
         """Stop the thread and close every issuing CA."""
         self.stop()
-        with self._old_lock:
-            old, self._old = self._old, []
-        for timer, ca in old:
-            timer.cancel()
-            close_plugin(ca.close)
+        self._close_old(float("inf"))
         self._current.close()
 
     def _watch_crls(self) -> None:
@@ -145,17 +141,25 @@ class Snapshots:
 
     def _watch(self, issuer: Issuer) -> None:
         if isinstance(issuer.ca, Watcher):
-            issuer.ca.watch(partial(self._changes.put, issuer.name))
+            changed = partial(self._changes.put, issuer.name)
+            from_plugin(issuer.ca.watch, type(None), changed)
+
+    def _wait_seconds(self) -> float | None:
+        # A refused change is tried again: the watch does not see a file's mode, and a
+        # certificate may become valid.
+        waits = [due - time.monotonic() for due, _ in self._old[:1]]
+        if self._unproven_changes:
+            waits.append(_PROBE_AGAIN_SECONDS)
+        elif self._refused:
+            waits.append(_REFUSED_AGAIN_SECONDS)
+        return max(0.0, min(waits)) if waits else None
 
     def _run(self) -> None:
         while True:
-            # A refused change is tried again: the watch does not see a file's mode, and
-            # a certificate may become valid.
-            rest = _REFUSED_AGAIN_SECONDS if self._refused else None
-            wait = _PROBE_AGAIN_SECONDS if self._unproven_changes else rest
             try:
-                name = self._changes.get(timeout=wait)
+                name = self._changes.get(timeout=self._wait_seconds())
             except queue.Empty:
+                self._close_old(time.monotonic())
                 for name in {*self._unproven_changes, *self._refused}:
                     self._guarded(name, self._renew)
                 continue
@@ -189,9 +193,12 @@ class Snapshots:
             self.prober.again(name)
             return
         try:
+            # All that can fail comes before the swap.
+            self._watch(issuer)
             self.prober.prove(issuer, self._current)
         except BridgeError as error:
-            # The cause may be the ledger or the network, so it is tried again.
+            # The cause may be the ledger, the network or a lack of threads, so it is
+            # tried again.
             self._unproven_changes.add(name)
             close_plugin(issuer.ca.close)
             self._refuse(name, error)
@@ -231,9 +238,10 @@ class Snapshots:
             generation=old.generation + 1,
             issuers={**old.issuers, issuer.name: issuer.under(old.crls)},
         )
-        self._watch(issuer)
+        # Requests in progress may still use the old one. No timer: it needs a thread.
+        gone = old.issuers[issuer.name].ca
+        self._old.append((time.monotonic() + self._linger_seconds, gone))
         self._show()
-        self._retire(old.issuers[issuer.name].ca)
         _log.info(
             "issuing CA %s is swapped: generation %d, certificate %s",
             issuer.name,
@@ -241,20 +249,11 @@ class Snapshots:
             issuer.certificate_sha256,
         )
 
-    def _retire(self, ca: IssuingCA) -> None:
-        # Closed later: requests in progress may still use it.
-        timer = threading.Timer(self._linger_seconds, self._close_old, [ca])
-        timer.daemon = True
-        with self._old_lock:
-            self._old.append((timer, ca))
-        timer.start()
-
-    def _close_old(self, gone: IssuingCA) -> None:
-        with self._old_lock:
-            kept = [(timer, ca) for timer, ca in self._old if ca is not gone]
-            was_open, self._old = len(kept) < len(self._old), kept
-        if was_open:
-            close_plugin(gone.close)
+    def _close_old(self, until: float) -> None:
+        gone = [ca for due, ca in self._old if due <= until]
+        self._old = [(due, ca) for due, ca in self._old if due > until]
+        for ca in gone:
+            close_plugin(ca.close)
 
     def _show(self) -> None:
         current = self._current

@@ -134,6 +134,35 @@ def test_a_changed_file_is_proven_and_swapped_in(watched: Watched) -> None:
     assert watched.snapshots.current().generation == 3
 
 
+@pytest.mark.parametrize("thread", ["file-watch", "probe-a"])
+def test_without_more_threads_a_change_is_refused_whole_and_tried_again(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch, thread: str
+) -> None:
+    start = threading.Thread.start
+
+    def refuse(self: threading.Thread) -> None:
+        if self.name == thread:
+            raise RuntimeError("can't start new thread")
+        start(self)
+
+    watched.snapshots.start(watched.probe)
+    before = watched.snapshots.current()
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    new = watched.renew()
+    await_true(watched.snapshots.problems)
+    told = watched.snapshots.problems()["a"]
+    assert told.startswith("a change is refused, the old issuing CA serves: ")
+    assert told.endswith(": the system gives no more threads")
+    assert watched.snapshots.current() is before
+    assert not is_closed(before.issuers["a"].ca)
+    assert watched.snapshots.prober.ready()
+    monkeypatch.undo()
+    monkeypatch.setattr(module, "_PROBE_AGAIN_SECONDS", 0.05)
+    await_true(lambda: watched.certificate() == new)
+    assert watched.snapshots.problems() == {}
+    await_true(lambda: is_closed(before.issuers["a"].ca))
+
+
 def replace_root(folder: Path, root: bytes) -> None:
     (folder / "roots.pem").write_bytes(root)
 
