@@ -14,12 +14,12 @@ import re
 import socket
 import threading
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 
 from bridge.errors import ConfigError
+from bridge.system.background import SteadyPool
 from bridge.system.ports import refusal
 
 PARTS = (
@@ -41,10 +41,13 @@ _REQUEST_SECONDS = 2.0
 _REPLY_SECONDS = 10.0
 """The longest that making and sending a page may take."""
 _LONGEST_REQUEST = 8 * 1024
-_MOST_CONNECTIONS = 128
-"""A further connection ends the oldest one that has not sent its request."""
+_MOST_CONNECTIONS = 256
+"""A further connection ends the oldest one, which had its time or sends slowly, or does
+not read its page."""
 _PAGE_THREADS = 4
 _BACKLOG = 1024
+_CUT_SECONDS = 0.5
+"""How long the end waits for pages that are being made."""
 _PATH = re.compile(r"(?<![\w:/.])/(?:[^\s/:;,'\"()]+/)+([^\s/:;,'\"()]+)")
 """An absolute path of a file; no URL and no SPIFFE ID."""
 _METHODS = frozenset({"GET", "HEAD"})
@@ -97,12 +100,17 @@ class Admin:
             if self._path is None:
                 told = refusal("admin.listen", listen, error)
             raise ConfigError(told) from error
+        try:
+            self._loop = asyncio.new_event_loop()
+        except OSError as error:
+            self._socket.close()
+            reason = error.strerror or str(error)
+            raise ConfigError(f"admin.listen: cannot be served: {reason}") from error
         self._address = _address_of(self._socket, self._path)
         self._views = views
-        self._pages = ThreadPoolExecutor(_PAGE_THREADS, thread_name_prefix="page")
-        self._loop = asyncio.new_event_loop()
+        self._pages = SteadyPool(_PAGE_THREADS, "page")
         self._ending = asyncio.Event()
-        self._waiting: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
+        self._open: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
         # A daemon: a view that hangs does not keep the process from ending.
         self._thread = threading.Thread(target=self._run, name="admin", daemon=True)
 
@@ -112,11 +120,12 @@ class Admin:
         return self._address
 
     def start(self) -> None:
-        """Start the thread.
+        """Start every thread.
 
         Raises:
             RuntimeError: The system gives no more threads.
         """
+        self._pages.start()
         self._thread.start()
 
     def close(self) -> None:
@@ -126,7 +135,7 @@ class Admin:
             self._thread.join()
         elif not self._loop.is_closed():
             self._loop.close()
-        self._pages.shutdown(wait=False, cancel_futures=True)
+        self._pages.close(_CUT_SECONDS)
         self._socket.close()
         if self._path is not None:
             self._path.unlink(missing_ok=True)
@@ -156,16 +165,15 @@ class Admin:
         if task is None:  # pragma: no cover - it always runs as one
             return
         self._make_room()
-        self._waiting[task] = writer
+        self._open[task] = writer
         try:
             request = await asyncio.wait_for(_request(reader), _REQUEST_SECONDS)
-            del self._waiting[task]
             reply = self._reply(writer, request)
             await asyncio.wait_for(reply, _REPLY_SECONDS)
         except (TimeoutError, OSError, EOFError):
             _log.debug("a connection of the admin address ended without its page")
         finally:
-            self._waiting.pop(task, None)
+            self._open.pop(task, None)
             # Not `close`: that would wait for a peer that reads nothing.
             if writer.transport.get_write_buffer_size():
                 writer.transport.abort()
@@ -174,9 +182,9 @@ class Admin:
 
     def _make_room(self) -> None:
         # The oldest first, in the order of the dictionary.
-        while len(self._waiting) >= _MOST_CONNECTIONS:
-            task, writer = next(iter(self._waiting.items()))
-            del self._waiting[task]
+        while len(self._open) >= _MOST_CONNECTIONS:
+            task, writer = next(iter(self._open.items()))
+            del self._open[task]
             writer.transport.abort()
             task.cancel()
 

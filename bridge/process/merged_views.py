@@ -5,7 +5,7 @@ Workers are asked in parallel and for a bounded time: one that hangs delays nobo
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import wait
 from typing import Any, TypeVar
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
@@ -21,6 +21,7 @@ from bridge.process.merged_metrics import Page, Totals, parse
 from bridge.process.reload import Reloads
 from bridge.process.supervisor import Supervisor
 from bridge.process.worker_process import RunningWorker, Worker, readiness
+from bridge.system.background import SteadyPool
 
 _ASK_SECONDS = 1.0
 _ASKERS = 16
@@ -45,11 +46,19 @@ class Pages:
         self._registry = registry
         self._totals = Totals()
         self._merging = threading.Lock()
-        self._askers = ThreadPoolExecutor(_ASKERS, thread_name_prefix="ask")
+        self._askers = SteadyPool(_ASKERS, "ask")
 
     def views(self) -> Views:
         """Return the views of the admin address."""
         return Views(self.readiness, self.metrics)
+
+    def start(self) -> None:
+        """Start every thread.
+
+        Raises:
+            RuntimeError: The system gives no more threads.
+        """
+        self._askers.start()
 
     def close(self) -> None:
         """Stop asking workers."""

@@ -88,6 +88,10 @@ def run(
         )
         pages = Pages(supervisor, reloads, registry)
         parts.callback(pages.close)
+        try:
+            pages.start()
+        except RuntimeError as error:
+            raise _no_thread(error) from error
         # Before any worker: an address in use means that another bridge runs.
         admin.open(source, pages.views())
         shared.prepare(source)
@@ -123,9 +127,7 @@ class _AdminAddress:
             new.start()
         except RuntimeError as error:
             new.close()
-            raise ConfigError(
-                "admin.listen: the system gives no more threads", detail=str(error)
-            ) from error
+            raise _no_thread(error) from error
         self._next = listen, new
 
     def commit(self) -> None:
@@ -147,6 +149,12 @@ class _AdminAddress:
         self.discard()
         if self._current is not None:
             self._current.close()
+
+
+def _no_thread(error: RuntimeError) -> ConfigError:
+    return ConfigError(
+        "admin.listen: the system gives no more threads", detail=str(error)
+    )
 
 
 class _TrustAnchors:

@@ -1,6 +1,7 @@
 """Changes of the configuration file, and the results of reloads."""
 
 import logging
+import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,12 +12,15 @@ from bridge.config import ConfigText
 from bridge.config.diagnostics import shown
 from bridge.config.strict_yaml import parse_yaml
 from bridge.errors import BridgeError
+from bridge.system.files import PASSING_ERRORS
 
 PART = "configuration"
 """The warning in readiness that has the last refusal."""
 _HIDDEN = re.compile(r"ledger\.archive|issuing_cas\..*\.options\b.*")
 """Keys whose values may hold a password: only that they changed is told."""
 _ABSENT = object()
+_PASSING_TEXTS = frozenset(os.strerror(number) for number in PASSING_ERRORS)
+"""Of a file that cannot be read for want of descriptors: that is no change."""
 _log = logging.getLogger(__name__)
 
 
@@ -41,6 +45,8 @@ class ConfigFile:
         """
         paths = self._source.path, self._source.config.trust_anchors
         now = tuple(_read(path) for path in paths)
+        if not _PASSING_TEXTS.isdisjoint(now):
+            return False
         is_steady, self._last = now == self._last, now
         if now == self._told or not is_steady:
             return False

@@ -33,10 +33,12 @@ class Replaceable(Protocol):
 
         Raises:
             ConfigError: It cannot be made.
+            OSError: The system gives no more descriptors.
+            RuntimeError: The system gives no more threads.
         """
 
     def commit(self) -> None:
-        """Put what was prepared in service, and end what it replaces."""
+        """Put what was prepared in service, and end what it replaces. Never fails."""
 
     def discard(self) -> None:
         """End what was prepared, if anything was."""
@@ -191,6 +193,9 @@ class Supervisor:
                 part.prepare(source)
         except ConfigError as error:
             self._refuse(error)
+            return
+        except (OSError, RuntimeError) as error:
+            self._refuse(ConfigError(f"it cannot be prepared now: {error}"))
             return
         self._next = self._generation(source, taken=self.workers())
         self._next.ready_by = now + _READY_SECONDS

@@ -42,8 +42,14 @@ def main() -> int:
             is_orphan.set()
         asked_to_stop.set()
 
-    follow_parent(leave_with_parent)
-    return _serve(order, asked_to_stop, is_orphan)
+    try:
+        follow_parent(leave_with_parent)
+        return _serve(order, asked_to_stop, is_orphan)
+    except (OSError, RuntimeError) as error:
+        # In a start, the system gives no more threads or descriptors.
+        _log.exception("unexpected error")
+        _write_reason(order, f"the worker cannot start: {error}")
+        return REFUSED
 
 
 def _serve(
@@ -70,11 +76,7 @@ def _serve(
         process = Process(config, role=role, warn=logging.getLogger("bridge").warning)
         process.start()
     except BridgeError as error:
-        try:
-            reason = f"{error}\n{error.detail}".strip()
-            order.reason.write_bytes(reason.encode("utf-8", "replace"))
-        except OSError:  # the disk may be full, which may be the reason
-            _log.error("%s", f"{error} {error.detail}".rstrip())
+        _write_reason(order, f"{error}\n{error.detail}".strip())
         if error.rule in _BROKEN_RULES:
             return BROKEN
         # A worker of a parent that died may still have the journal: try again later.
@@ -89,6 +91,13 @@ def _serve(
         with contextlib.suppress(OSError):
             Path(order.folder).rmdir()
     return 0
+
+
+def _write_reason(order: WorkerOrder, reason: str) -> None:
+    try:
+        order.reason.write_bytes(reason.encode("utf-8", "replace"))
+    except OSError:  # the disk may be full, which may be the reason
+        _log.error("%s", " ".join(reason.splitlines()))
 
 
 def _await_signal(happened: threading.Event) -> None:

@@ -25,10 +25,11 @@ from bridge.issuance.call import Call, Issued
 from bridge.metrics.instruments import SHED_REASONS, Metrics
 from bridge.resilience.budget import Budget
 from bridge.server.status import BUG, status_of
-from bridge.server.transport.call_pool import CallPool, InlinePool, SteadyPool
+from bridge.server.transport.call_pool import CallPool, InlinePool
 from bridge.server.transport.connection_guard import ConnectionGuard
 from bridge.server.transport.message_reader import IncomingMessage
 from bridge.server.transport.reaper import Reaper
+from bridge.system.background import SteadyPool
 
 LONGEST_HEADERS_BYTES = 64 * 1024
 """The longest headers of a call, as they are held in memory. On the wire, grpc takes at

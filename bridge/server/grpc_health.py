@@ -14,8 +14,8 @@ from grpc_health.v1.health_pb2 import HealthCheckResponse
 from grpc_reflection.v1alpha import reflection
 
 from bridge.server.listener import bind, grpc_options
-from bridge.server.transport.call_pool import SteadyPool
-from bridge.system.background import BackgroundLoop
+from bridge.server.transport.connection_guard import MOST_CONNECTIONS
+from bridge.system.background import BackgroundLoop, SteadyPool
 
 LISTEN = "admin.grpc_listen"
 """The key of the address."""
@@ -35,10 +35,16 @@ class HealthServer:
         listen: `host:port`.
         services: The services that have a status, besides the server as a whole.
         shares_ports: Other processes listen on the same port (SO_REUSEPORT).
+        connections: The most that it may have.
     """
 
     def __init__(
-        self, listen: str, services: tuple[str, ...], *, shares_ports: bool
+        self,
+        listen: str,
+        services: tuple[str, ...],
+        *,
+        shares_ports: bool,
+        connections: int = MOST_CONNECTIONS,
     ) -> None:
         self._listen = listen
         self._services = ("", *services)
@@ -49,7 +55,9 @@ class HealthServer:
         self._grpc = grpc.server(
             self._pool,
             options=grpc_options(
-                shares_ports=shares_ports, age_seconds=_CONNECTION_SECONDS
+                shares_ports=shares_ports,
+                connections=connections,
+                age_seconds=_CONNECTION_SECONDS,
             ),
             maximum_concurrent_rpcs=_THREADS,
         )

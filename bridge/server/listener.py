@@ -18,13 +18,15 @@ from bridge.errors import ConfigError
 from bridge.metrics.instruments import Metrics
 from bridge.server.front import Front, FrontSettings, IssuanceProcedure, Pools
 from bridge.server.messages import LONGEST_REQUEST_BYTES
-from bridge.server.transport.call_pool import CallPool, SteadyPool
+from bridge.server.transport.call_pool import CallPool
 from bridge.server.transport.connection_guard import (
     MOST_CONNECTIONS,
     ConnectionGuard,
 )
 from bridge.server.transport.message_reader import MessageReader
 from bridge.server.transport.reaper import Reaper
+from bridge.system.background import SteadyPool
+from bridge.system.linux import spare_descriptors
 
 _CUT_SECONDS = 2.0
 """The longest wait for what should take no time. The process ends all the same."""
@@ -64,14 +66,24 @@ _OPTIONS = (
     ("grpc.server_handshake_timeout_ms", 10_000),
     ("grpc.http2.settings_timeout", 10_000),
     ("grpc.max_connection_idle_ms", 5 * 60 * 1000),
-    ("grpc.max_allowed_incoming_connections", MOST_CONNECTIONS),
 )
 _log = logging.getLogger(__name__)
+
+
+def most_connections(config: BridgeConfig) -> int:
+    """Return the most connections of each port that a process serves by gRPC.
+
+    The ports together leave descriptors to the rest of the process.
+    """
+    ports = {**config.fronts.addresses(), **config.admin.addresses()}
+    ports.pop("admin.listen", None)
+    return max(1, min(MOST_CONNECTIONS, spare_descriptors() // len(ports)))
 
 
 def grpc_options(
     *,
     shares_ports: bool,
+    connections: int,
     streams: int | None = None,
     age_seconds: int = _CONNECTION_SECONDS,
 ) -> tuple[tuple[str, int], ...]:
@@ -79,6 +91,7 @@ def grpc_options(
 
     Args:
         shares_ports: Other processes listen on the same ports (SO_REUSEPORT).
+        connections: The most connections of a port.
         streams: The most concurrent calls on one connection; None sets no bound.
         age_seconds: When a connection is ended, so that its client connects again,
             perhaps to a new replica.
@@ -87,6 +100,7 @@ def grpc_options(
     return (
         ("grpc.so_reuseport", int(shares_ports)),
         ("grpc.max_connection_age_ms", age_seconds * 1000),
+        ("grpc.max_allowed_incoming_connections", connections),
         *bound,
         *_OPTIONS,
     )
@@ -149,7 +163,9 @@ class Listener(ABC):
     ) -> None:
         in_flight, queue_seconds = self.bounds(config)
         reaper = Reaper(self._message_seconds(config))
+        connections = most_connections(config)
         guard = ConnectionGuard(
+            most=connections,
             knows_peers=not self.is_behind_proxy,
             closed=lambda reason, count: metrics.closed[reason].inc(count),
         )
@@ -170,7 +186,11 @@ class Listener(ABC):
             # and grpc answers any other method by itself, without a thread.
             self.pools.refusals,
             handlers=(self._front,),
-            options=grpc_options(streams=self.streams, shares_ports=shares_ports),
+            options=grpc_options(
+                shares_ports=shares_ports,
+                connections=connections,
+                streams=self.streams,
+            ),
         )
         self._bound: dict[str, str] = {}
         self.ports: Mapping[str, str] = {}

@@ -13,7 +13,7 @@ from bridge.server.front import IssuanceProcedure
 from bridge.server.grpc_health import Health, HealthServer
 from bridge.server.istio import IstioListener
 from bridge.server.linkerd import LinkerdListener
-from bridge.server.listener import Listener
+from bridge.server.listener import Listener, most_connections
 from bridge.server.serving_certificate import PART as SERVING
 from bridge.server.serving_certificate import IssueServing
 from bridge.server.transport.socket_drain import leave_to_others
@@ -252,4 +252,9 @@ def _health_server(
     if config.admin.grpc_listen is None:
         return None
     services = tuple(listener.service for listener in listeners)
-    return HealthServer(config.admin.grpc_listen, services, shares_ports=shares_ports)
+    return HealthServer(
+        config.admin.grpc_listen,
+        services,
+        shares_ports=shares_ports,
+        connections=most_connections(config),
+    )

@@ -1,8 +1,12 @@
-"""A background loop: runs one step again and again in a thread of its own."""
+"""Threads: a loop that runs one step again and again, and a pool that is whole."""
 
 import logging
+import math
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Collection
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import Any
 
 _log = logging.getLogger(__name__)
 
@@ -90,3 +94,83 @@ class BackgroundLoop:
     def _seconds(self) -> float:
         interval = self._interval
         return interval() if callable(interval) else interval
+
+
+class SteadyPool(ThreadPoolExecutor):
+    """A pool that starts all threads at once, and whose `submit` never raises.
+
+    grpc submits on the one thread that serves a listener. An error there, such as
+    "can't start new thread", would end that thread, and with it the server.
+
+    Args:
+        threads: The number of threads.
+        name: The prefix of their names.
+    """
+
+    def __init__(self, threads: int, name: str) -> None:
+        super().__init__(threads, thread_name_prefix=name)
+        self._width = threads
+
+    def start(self) -> None:
+        """Start every thread.
+
+        Raises:
+            RuntimeError: The system gives no more threads.
+        """
+        # The executor starts a thread when none is idle. None is idle while each waits
+        # at the barrier for all others.
+        together = threading.Barrier(self._width)
+        try:
+            begin = super().submit
+            waiting = [begin(together.wait) for _ in range(self._width)]
+        except RuntimeError:
+            together.abort()
+            self.shutdown(wait=False)
+            raise
+        wait(waiting)
+
+    def submit(
+        self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any
+    ) -> "Future[Any]":
+        """See `Executor.submit`; an error is set in the future."""
+        try:
+            return super().submit(fn, *args, **kwargs)
+        except RuntimeError as error:  # the pool is closed
+            return refused(error)
+
+    @property
+    def waiting(self) -> int:
+        """The number of calls that no thread has begun with."""
+        return self._work_queue.qsize()
+
+    def close(self, timeout: float) -> bool:
+        """Refuse new calls, and wait for running ones.
+
+        Args:
+            timeout: The longest to wait, in seconds.
+
+        Returns:
+            Whether none is left.
+        """
+        self.shutdown(wait=False)
+        return joined(tuple(self._threads), timeout)
+
+
+def joined(threads: Collection[threading.Thread], timeout: float) -> bool:
+    """Wait for threads, at most for `timeout` seconds; return whether all have ended.
+
+    A thread that was not started counts as ended.
+    """
+    until = time.monotonic() + timeout
+    for thread in threads:
+        if thread.ident is not None:
+            left = until - time.monotonic()
+            thread.join(None if left == math.inf else max(0.0, left))
+    return not any(thread.is_alive() for thread in threads)
+
+
+def refused(error: RuntimeError) -> "Future[Any]":
+    """Return a future that has failed."""
+    future: Future[Any] = Future()
+    future.set_exception(error)
+    return future

@@ -1,5 +1,6 @@
 """Files: read secrets, notice changes, replace, lock, and write without overwriting."""
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -15,6 +16,8 @@ from bridge.errors import ConfigError
 _LARGEST_BYTES = 1 << 20
 _POLL_SECONDS = 0.01
 _STEP_BYTES = 1 << 16
+PASSING_ERRORS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN})
+"""Errors of a system that gives no descriptor or memory now. The disk is in order."""
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
 Stamp = tuple[tuple[str, int, int, int, int, int], ...]

@@ -12,6 +12,7 @@ _M_TRIM_THRESHOLD = -1
 _M_ARENA_MAX = -8
 _TRIM_BYTES = 1024 * 1024
 _ARENAS = 2
+_KEPT_DESCRIPTORS = 512
 _allowed: frozenset[int] | None = None
 """The cores before this process was kept to one."""
 
@@ -24,6 +25,16 @@ def harden() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def spare_descriptors() -> int:
+    """Return how many descriptors connections may take in this process.
+
+    The others are kept for the ledger, the admin address, the issuing CAs and the start
+    of other processes: 512, or half of a limit (RLIMIT_NOFILE) below 1,024.
+    """
+    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return most - min(_KEPT_DESCRIPTORS, most // 2)
 
 
 def keep_to_core(core: int) -> None:

@@ -15,13 +15,12 @@ from bridge.ledger.journal import segments
 from bridge.ledger.journal.group_commit import NO_ROOM_RULE
 from bridge.ledger.journal.segments import JournalFile
 from bridge.system.clock import Clock
+from bridge.system.files import PASSING_ERRORS
 
 ObserveCommit = Callable[[float, int], None]
 """Gets the seconds and the number of rows of each commit."""
 
-_PASSING = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN})
-"""Errors of a system that gives no descriptor or memory now. The disk is in order."""
-_NO_ROOM = _PASSING | {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
+_NO_ROOM = PASSING_ERRORS | {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 """Errors after which the disk has lost no row: the next try may succeed."""
 _ROOM_BYTES = 1 << 20
 """The free space that ends a stall. With less, the next batch fails again."""
@@ -120,7 +119,7 @@ class SegmentWriter:
                 self._give_up_segment()
                 self._begin_segment([resumed])
         except OSError as error:
-            if error.errno in _PASSING:
+            if error.errno in PASSING_ERRORS:
                 raise self._unwritten(error) from error
             raise self._failed(error) from error
         self._full_since, self._full = 0, ""

@@ -17,14 +17,13 @@ import math
 import sys
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from concurrent.futures import wait as wait_for
 from queue import SimpleQueue
 from typing import Any
 
 from bridge.server.transport.message_reader import MessageReader
-from bridge.system.background import BackgroundLoop
+from bridge.system.background import BackgroundLoop, joined, refused
 
 _SWEEP_SECONDS = 0.1
 _CROWDED = 4
@@ -61,66 +60,6 @@ class SwitchInterval:
 
 SWITCH_INTERVAL = SwitchInterval()
 """The counter of this process."""
-
-
-class SteadyPool(ThreadPoolExecutor):
-    """A pool that starts all threads at once, and whose `submit` never raises.
-
-    grpc submits on the one thread that serves a listener. An error there, such as
-    "can't start new thread", would end that thread, and with it the server.
-
-    Args:
-        threads: The number of threads.
-        name: The prefix of their names.
-    """
-
-    def __init__(self, threads: int, name: str) -> None:
-        super().__init__(threads, thread_name_prefix=name)
-        self._width = threads
-
-    def start(self) -> None:
-        """Start every thread.
-
-        Raises:
-            RuntimeError: The system gives no more threads.
-        """
-        # The executor starts a thread when none is idle. None is idle while each waits
-        # at the barrier for all others.
-        together = threading.Barrier(self._width)
-        try:
-            begin = super().submit
-            waiting = [begin(together.wait) for _ in range(self._width)]
-        except RuntimeError:
-            together.abort()
-            self.shutdown(wait=False)
-            raise
-        wait_for(waiting)
-
-    def submit(
-        self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any
-    ) -> "Future[Any]":
-        """See `Executor.submit`; an error is set in the future."""
-        try:
-            return super().submit(fn, *args, **kwargs)
-        except RuntimeError as error:  # the pool is closed
-            return _refused(error)
-
-    @property
-    def waiting(self) -> int:
-        """The number of calls that no thread has begun with."""
-        return self._work_queue.qsize()
-
-    def close(self, timeout: float) -> bool:
-        """Refuse new calls, and wait for running ones.
-
-        Args:
-            timeout: The longest to wait, in seconds.
-
-        Returns:
-            Whether none is left.
-        """
-        self.shutdown(wait=False)
-        return _joined(tuple(self._threads), timeout)
 
 
 class InlinePool(ThreadPoolExecutor):
@@ -220,7 +159,7 @@ class CallPool(ThreadPoolExecutor):
             A future that never has a result: grpc does not read it.
         """
         if self._closing.is_set():
-            return _refused(RuntimeError("cannot run a call after the end"))
+            return refused(RuntimeError("cannot run a call after the end"))
         ticket = _Ticket(fn, args, kwargs)
         self._live[ticket] = None
         reader = self._reader
@@ -261,7 +200,7 @@ class CallPool(ThreadPoolExecutor):
 
     def _ended(self, timeout: float) -> bool:
         until = time.monotonic() + timeout
-        is_over = _joined(self._workers, timeout)
+        is_over = joined(self._workers, timeout)
         left = None if timeout == math.inf else max(0.0, until - time.monotonic())
         return self._sweeper.close(left) and is_over
 
@@ -317,22 +256,6 @@ class _Unobserved(Future[Any]):
 
 
 _UNOBSERVED = _Unobserved()
-
-
-def _joined(threads: Collection[threading.Thread], timeout: float) -> bool:
-    # A thread that was not started counts as ended.
-    until = time.monotonic() + timeout
-    for thread in threads:
-        if thread.ident is not None:
-            left = until - time.monotonic()
-            thread.join(None if left == math.inf else max(0.0, left))
-    return not any(thread.is_alive() for thread in threads)
-
-
-def _refused(error: RuntimeError) -> "Future[Any]":
-    future: Future[Any] = Future()
-    future.set_exception(error)
-    return future
 
 
 class _Ticket:

@@ -23,10 +23,11 @@ _JUNK = 50
 than the streams that it may have: what is above those is not seen here."""
 _JUNK_PER_SECOND = 2.0
 MOST_CONNECTIONS = 4096
-"""The most connections of a port. grpc refuses more."""
+"""The most connections of a port, where descriptors are not scarce. grpc refuses more.
+"""
 _MOST_SHARE = 0.75
 """Of them, before those that have been idle longest are closed to make room."""
-_MOST_OF_ADDRESS = 1024
+_SHARE_OF_ADDRESS = 0.25
 _LAST_RECEIVED = 52
 """Where `struct tcp_info` has the milliseconds since data came. Source: linux/tcp.h."""
 _INFO_BYTES = 104
@@ -44,15 +45,22 @@ class ConnectionGuard:
         knows_peers: A connection stands for one peer, and an address for one workload.
             False behind a proxy: there only the bound on all connections holds.
         closed: Told how many connections were closed, and why: `junk` or `idle`.
+        most: The most connections of a port.
     """
 
     def __init__(
-        self, *, knows_peers: bool, closed: Callable[[str, int], None]
+        self,
+        *,
+        knows_peers: bool,
+        closed: Callable[[str, int], None],
+        most: int = MOST_CONNECTIONS,
     ) -> None:
         self.ports: Collection[int] = ()
         """Of the listeners; set once they are bound."""
         self.knows_peers = knows_peers
         self._closed = closed
+        self._most = int(most * _MOST_SHARE)
+        self._most_of_address = int(most * _SHARE_OF_ADDRESS)
         self._junk: dict[str, float] = {}
         self._over: dict[str, None] = {}
         self._looked = self._counted = time.monotonic()
@@ -98,15 +106,15 @@ class ConnectionGuard:
     def count(self) -> None:
         """Close the connections above the bounds, the longest idle first."""
         # As a rule a listing of the descriptors shows that there are few.
-        if sum(1 for _ in _DESCRIPTORS.iterdir()) <= _MOST_OF_ADDRESS:
+        if sum(1 for _ in _DESCRIPTORS.iterdir()) <= self._most_of_address:
             return
         found = sorted(connections(self.ports), key=lambda one: -one.idle_seconds)
-        excess = len(found) - int(MOST_CONNECTIONS * _MOST_SHARE)
+        excess = len(found) - self._most
         closing = dict.fromkeys(found[: max(0, excess)])
         if self.knows_peers:
             of_address = Counter(one.host for one in found)
             for one in found:
-                if of_address[one.host] > _MOST_OF_ADDRESS:
+                if of_address[one.host] > self._most_of_address:
                     of_address[one.host] -= 1
                     closing[one] = None
         self._shut("idle", closing)

@@ -98,7 +98,7 @@ class Supervised(Bridge):
         new.write_text(text)
         new.replace(self.configuration)
 
-    def await_reloads(self, result: str, count: int = 1) -> None:
+    def await_reloads(self, result: str, count: float = 1) -> None:
         await_true(lambda: self.metric("meshca_reloads_total", result=result) == count)
         if result == "ok":
             # Workers of before take connections until they have heard of it.

@@ -1,9 +1,12 @@
+import asyncio
+import errno
 import http.client
 import json
+import os
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,7 @@ from bridge.admin import endpoints
 from bridge.admin.endpoints import PARTS, Admin, Views, readiness, split_address
 from bridge.errors import ConfigError
 from tests.support.harness.in_process_server import WAIT_SECONDS, Served
+from tests.support.parts import netports
 
 
 @pytest.fixture
@@ -152,6 +156,65 @@ def test_slow_senders_hold_no_thread_and_keep_nobody_out(served: Served) -> None
     assert threading.active_count() <= before + 4
     for one in slow:
         one.close()
+
+
+def test_peers_that_do_not_read_their_page_keep_nobody_out() -> None:
+    large = b"x" * (8 << 20)
+    views = Views(lambda: {"ready": True}, lambda: (large, "text/plain"))
+    admin = Admin("127.0.0.1:0", views)
+    admin.start()
+    address = split_address(admin.address)
+    try:
+        with ExitStack() as greedy:
+            first, *_ = peers = [
+                greedy.enter_context(socket.create_connection(address, WAIT_SECONDS))
+                for _ in range(endpoints._MOST_CONNECTIONS + 1)
+            ]
+            for one in peers:
+                with suppress(OSError):
+                    one.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
+            with suppress(ConnectionResetError):
+                while first.recv(1 << 20):
+                    pass
+            connection = http.client.HTTPConnection(admin.address, timeout=WAIT_SECONDS)
+            connection.request("GET", "/readyz")
+            assert connection.getresponse().status == 200
+            connection.close()
+    finally:
+        admin.close()
+
+
+@pytest.mark.parametrize("thread", ["page", "admin"])
+def test_a_start_without_threads_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, thread: str
+) -> None:
+    start = threading.Thread.start
+
+    def refuse(self: threading.Thread) -> None:
+        if self.name.startswith(thread):
+            raise RuntimeError("can't start new thread")
+        start(self)
+
+    admin = Admin("127.0.0.1:0", Views(dict, lambda: (b"", "")))
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        admin.start()
+    admin.close()
+
+
+def test_without_descriptors_for_its_loop_the_address_is_free_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse() -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    views = Views(dict, lambda: (b"", ""))
+    address = netports.address()
+    with monkeypatch.context() as lack:
+        lack.setattr(asyncio, "new_event_loop", refuse)
+        with pytest.raises(ConfigError, match=r"admin\.listen: .*Too many open files"):
+            Admin(address, views)
+    Admin(address, views).close()
 
 
 def test_a_slow_sender_is_dropped(

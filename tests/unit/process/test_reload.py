@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -6,6 +7,7 @@ from prometheus_client import CollectorRegistry
 from bridge.config import ConfigText, parse
 from bridge.errors import ConfigError
 from bridge.process.reload import ConfigFile, Reloads, changes
+from bridge.system.files import PASSING_ERRORS
 from tests.support.harness.configuration import text
 
 
@@ -48,6 +50,24 @@ def test_a_file_that_has_gone_is_a_change(tmp_path: Path) -> None:
     assert looks(file, 3) == [False, True, False]
     with pytest.raises(ConfigError, match="cannot be read: No such file"):
         ConfigText.read(path)
+
+
+@pytest.mark.parametrize("number", sorted(PASSING_ERRORS), ids=os.strerror)
+def test_a_lack_of_descriptors_is_no_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(path: Path) -> bytes:
+        raise OSError(number, os.strerror(number), str(path))
+
+    path = tmp_path / "bridge.yaml"
+    path.write_text("a")
+    file = ConfigFile(held(path, "a"))
+    with monkeypatch.context() as lack:
+        lack.setattr(Path, "read_bytes", refuse)
+        assert looks(file, 3) == [False] * 3
+    assert looks(file, 3) == [False] * 3
+    path.write_text("b")
+    assert looks(file, 2) == [False, True]
 
 
 def test_a_swapped_link_is_a_change(tmp_path: Path) -> None:

@@ -1,3 +1,4 @@
+import errno
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -74,7 +75,7 @@ class FakePart:
 
     def __init__(self) -> None:
         self.asked: list[str] = []
-        self.error: ConfigError | None = None
+        self.error: Exception | None = None
 
     def prepare(self, source: ConfigText) -> None:
         self.asked.append(f"prepare {source.config.workers}")
@@ -242,15 +243,26 @@ def test_a_part_of_the_parent_is_replaced_with_the_workers() -> None:
     assert one.part.asked == ["commit", "prepare 1", "commit"]
 
 
-def test_a_part_that_cannot_be_prepared_refuses_the_configuration() -> None:
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (ConfigError("admin.listen: cannot listen"), "cannot listen"),
+        (OSError(errno.EMFILE, "Too many open files"), "Too many open files"),
+        (RuntimeError("can't start new thread"), "can't start new thread"),
+    ],
+    ids=["refused", "no descriptor", "no thread"],
+)
+def test_a_part_that_cannot_be_prepared_refuses_the_configuration(
+    error: Exception, says: str
+) -> None:
     one = Supervision()
     one.supervisor.tick(0)
-    one.part.error = ConfigError("admin.listen: cannot listen")
+    one.part.error = error
     one.supervisor.reload(source(1), 1)
     one.supervisor.tick(1)
     assert one.part.asked == ["commit", "prepare 1", "discard"]
     assert one.counted("refused") == 1
-    assert "cannot listen" in one.reloads.warnings()["configuration"]
+    assert says in one.reloads.warnings()["configuration"]
     assert one.nursery.alive() == ["w0", "w1"]
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from bridge.system.background import BackgroundLoop
+from bridge.system.background import BackgroundLoop, SteadyPool
 
 _SOON_SECONDS = 20.0
 _NEVER_SECONDS = 3600.0
@@ -143,3 +143,35 @@ def test_a_wait_ends_when_the_loop_is_stopped(steps: _Steps) -> None:
     assert not loop.wait(0.0)
     loop.stop()
     assert loop.wait(_NEVER_SECONDS)
+
+
+def test_a_pool_starts_all_its_threads_and_no_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pool = SteadyPool(3, "steady")
+    pool.start()
+    assert len(pool._threads) == 3
+
+    def none_left(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", none_left)
+    for future in [pool.submit(int) for _ in range(9)]:
+        assert future.result(_SOON_SECONDS) == 0
+    assert pool.close(_SOON_SECONDS)
+
+
+def test_a_pool_that_gets_too_few_threads_says_so_and_ends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pool, start = SteadyPool(3, "steady"), threading.Thread.start
+
+    def one_only(thread: threading.Thread) -> None:
+        if pool._threads:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", one_only)
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        pool.start()
+    assert pool.close(_SOON_SECONDS)

@@ -1,10 +1,11 @@
 import os
+import resource
 import subprocess
 import sys
 
 import pytest
 
-from bridge.system.linux import poll_without_hops
+from bridge.system.linux import poll_without_hops, spare_descriptors
 
 CODE = """
 import resource
@@ -22,6 +23,17 @@ def test_a_process_leaves_no_core_dump_and_takes_all_files_that_it_may_have() ->
         [sys.executable, "-c", CODE], capture_output=True, text=True, check=True
     )
     assert done.stdout.splitlines() == ["True", "(0, 0)"]
+
+
+@pytest.mark.parametrize(
+    ("most", "spare"),
+    [(1_048_576, 1_048_064), (4096, 3584), (1024, 512), (256, 128), (3, 2)],
+)
+def test_connections_leave_descriptors_to_the_process(
+    monkeypatch: pytest.MonkeyPatch, most: int, spare: int
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _kind: (most, most))
+    assert spare_descriptors() == spare
 
 
 MALLOC = """

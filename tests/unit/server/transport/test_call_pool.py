@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from bridge.server.transport.call_pool import CallPool, SteadyPool
+from bridge.server.transport.call_pool import CallPool
 from tests.support.harness.in_process_server import WAIT_SECONDS, eventually
 
 
@@ -186,22 +186,6 @@ def test_a_closed_pool_counts_nothing_and_does_not_raise() -> None:
     assert pool.count == 0
 
 
-def test_a_pool_starts_all_its_threads_and_no_more(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    pool = SteadyPool(3, "steady")
-    pool.start()
-    assert len(pool._threads) == 3
-
-    def none_left(_thread: threading.Thread) -> None:
-        raise RuntimeError("can't start new thread")
-
-    monkeypatch.setattr(threading.Thread, "start", none_left)
-    for future in [pool.submit(int) for _ in range(9)]:
-        assert future.result(WAIT_SECONDS) == 0
-    assert pool.close(WAIT_SECONDS)
-
-
 def test_a_pool_of_calls_that_gets_too_few_threads_says_so_and_ends(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -209,22 +193,6 @@ def test_a_pool_of_calls_that_gets_too_few_threads_says_so_and_ends(
 
     def one_only(thread: threading.Thread) -> None:
         if any(other.ident for other in pool._workers):
-            raise RuntimeError("can't start new thread")
-        start(thread)
-
-    monkeypatch.setattr(threading.Thread, "start", one_only)
-    with pytest.raises(RuntimeError, match="can't start new thread"):
-        pool.start()
-    assert pool.close(WAIT_SECONDS)
-
-
-def test_a_pool_that_gets_too_few_threads_says_so_and_ends(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    pool, start = SteadyPool(3, "steady"), threading.Thread.start
-
-    def one_only(thread: threading.Thread) -> None:
-        if pool._threads:
             raise RuntimeError("can't start new thread")
         start(thread)
 

@@ -13,7 +13,13 @@ from bridge.server.transport.connection_guard import ConnectionGuard, connection
 class House:
     """A listener, its accepted connections, and the clients at their other ends."""
 
-    def __init__(self, address: str, *, knows_peers: bool = True) -> None:
+    def __init__(
+        self,
+        address: str,
+        *,
+        knows_peers: bool = True,
+        most: int = module.MOST_CONNECTIONS,
+    ) -> None:
         self._stack = ExitStack()
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         self.listener = self._stack.enter_context(
@@ -22,6 +28,7 @@ class House:
         self.told: list[tuple[str, int]] = []
         self.guard = ConnectionGuard(
             knows_peers=knows_peers,
+            most=most,
             closed=lambda reason, count: self.told.append((reason, count)),
         )
         self.port = self.listener.getsockname()[1]
@@ -103,25 +110,23 @@ def test_behind_a_proxy_junk_closes_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("bounds", "knows_peers", "closed"),
+    ("most", "knows_peers", "closed"),
     [
-        ({"_MOST_OF_ADDRESS": 2}, True, [True, False, False]),
-        ({"_MOST_OF_ADDRESS": 2}, False, [False, False, False]),
-        ({"_MOST_OF_ADDRESS": 2, "MOST_CONNECTIONS": 2}, False, [True, True, False]),
-        ({"_MOST_OF_ADDRESS": 99, "MOST_CONNECTIONS": 99}, True, [False] * 3),
+        (8, True, [True, False, False]),
+        (8, False, [False, False, False]),
+        (2, False, [True, True, False]),
+        (400, True, [False] * 3),
     ],
     ids=["of an address", "an address is a proxy", "in all", "few"],
 )
 def test_above_a_bound_the_longest_idle_connections_are_closed(
-    bounds: dict[str, int],
+    most: int,
     closed: list[bool],
     monkeypatch: pytest.MonkeyPatch,
     *,
     knows_peers: bool,
 ) -> None:
-    for name, value in bounds.items():
-        monkeypatch.setattr(module, name, value)
-    house = House("127.0.0.1", knows_peers=knows_peers)
+    house = House("127.0.0.1", knows_peers=knows_peers, most=most)
     peers = [house.connect() for _ in range(3)]
 
     def idle(ports: set[int]) -> Iterator[module.Connection]:
