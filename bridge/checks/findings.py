@@ -8,7 +8,7 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -17,14 +17,23 @@ from cryptography import x509
 
 from bridge.checks.ledger_storage import ledger_places
 from bridge.checks.rule_summary import rule_summary
-from bridge.config import BridgeConfig, IstioConfig, read, read_sections
+from bridge.config import (
+    BridgeConfig,
+    IstioConfig,
+    TokenReviewConfig,
+    read,
+    read_sections,
+)
 from bridge.dataplanes.exposure import exposure_of
 from bridge.dataplanes.planes import data_plane_problems
 from bridge.errors import BridgeError, ConfigError, DeniedError, SubjectError
 from bridge.hierarchy.replica import openssl_accepts, replicate
+from bridge.identity.clusters import api_server_of
+from bridge.kubernetes.rights import missing_rights
 from bridge.metrics.expiry import CertificateExpiry, ExpiryLevel
 from bridge.policy.linkerd_names import LinkerdNames
 from bridge.policy.rules import ISTIO, LINKERD, RoutedCaller
+from bridge.resilience.budget import Budget
 from bridge.resilience.latch_file import Kind
 from bridge.resilience.quarantine import StoppedCAs
 from bridge.snapshot.builder import Assembly
@@ -149,6 +158,8 @@ def _findings(config: BridgeConfig, snapshot: Snapshot) -> Iterator[Finding]:
     for cluster in config.clusters:
         domain = snapshot.clusters.trust_domain_of(cluster.name)
         yield Finding("cluster", cluster.name, "ok", f"trust domain {domain}")
+        if isinstance(cluster.tokens, TokenReviewConfig):
+            yield api_server_finding(cluster.name, cluster.tokens)
     yield from fronts(config, snapshot)
     for problem in snapshot.clusters.unserved(config.callers_by_front()):
         yield Finding("front", "token keys", "FAILED", problem)
@@ -386,6 +397,20 @@ def _renewal(front: IstioConfig) -> Iterator[Finding]:
             "warning",
             "it has no effect without fronts.istio.mtls_listen: add that, or remove it",
         )
+
+
+def api_server_finding(name: str, tokens: TokenReviewConfig) -> Finding:
+    """Tell whether a cluster's API server answers, and what the bridge may do there."""
+    what = f"{name}, API server"
+    try:
+        with closing(api_server_of(tokens)) as server:
+            missing = missing_rights(server, Budget.of_seconds(_CHECK_SECONDS))
+    except BridgeError as error:
+        why = f": {error.detail}" if error.detail else ""
+        return Finding("cluster", what, "FAILED", f"{error}{why}")
+    if missing:
+        return Finding("cluster", what, "FAILED", "; ".join(missing))
+    return Finding("cluster", what, "ok", "it answers; the bridge may review tokens")
 
 
 def given_pair(config: BridgeConfig) -> Iterator[Finding]:

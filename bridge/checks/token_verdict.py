@@ -18,11 +18,13 @@ from bridge.identity.clusters import ClusterRegistry
 from bridge.identity.service_account_token import LONGEST_TOKEN, shown, unverified
 from bridge.policy.linkerd_names import LinkerdNames
 from bridge.policy.rules import LINKERD, Rules
+from bridge.resilience.budget import Budget
 from bridge.system.clock import Clock, system_clock
 from bridge.system.files import failure_text
 
 _PART = "token"
 _CLAIMS = ("iss", "sub", "aud", "kid", "alg")
+_SECONDS = 10.0
 _MARGIN = 1024
 """Bytes of white space around a token."""
 
@@ -115,7 +117,10 @@ class _Judge:
                 credential = TokenCredential((f"Bearer {token}",), (name,))
                 try:
                     caller = self.clusters.identify(
-                        credential, audiences=audiences, now=now
+                        credential,
+                        audiences=audiences,
+                        now=now,
+                        budget=Budget.of_seconds(_SECONDS),
                     )
                     yield Finding(_PART, what, "ok", self._granted(front, caller))
                 except BridgeError as error:

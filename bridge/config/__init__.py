@@ -3,7 +3,7 @@
 The face of the package: other packages import from here.
 """
 
-from bridge.config.clusters import ClusterConfig, TokensConfig
+from bridge.config.clusters import ClusterConfig, JWKSConfig, TokenReviewConfig
 from bridge.config.consistency import SECTIONS
 from bridge.config.load import (
     ConfigText,
@@ -36,6 +36,7 @@ __all__ = [
     "IssuanceConfig",
     "IssuingCAConfig",
     "IstioConfig",
+    "JWKSConfig",
     "LagConfig",
     "LedgerConfig",
     "LimitsConfig",
@@ -44,7 +45,7 @@ __all__ = [
     "RenewalConfig",
     "RuleConfig",
     "ServingConfig",
-    "TokensConfig",
+    "TokenReviewConfig",
     "parse",
     "read",
     "read_sections",

@@ -1,9 +1,18 @@
 """The sections of clusters: their names, and how their tokens are verified."""
 
+import urllib.parse
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import Annotated, Literal, Self
 
-from pydantic import model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from bridge.config.types import (
     ClusterName,
@@ -21,12 +30,13 @@ from bridge.config.types import (
 )
 
 
-class TokensConfig(Section):
-    """`clusters[].tokens`: how this cluster's service-account tokens are verified."""
+class JWKSConfig(Section):
+    """`clusters[].tokens` with `verify: jwks`: tokens are verified offline."""
 
     verify: Literal["jwks"]
-    """Signature, issuer, audience and time are verified offline, with the cluster's
-    public keys."""
+    """`jwks`: signature, issuer, audience and time are verified offline, with the
+    cluster's public keys. `token_review`: the cluster's API server reviews each token,
+    and knows of pods that are gone."""
     issuer: Text | None = None
     """The value of `iss`, character for character. Either `issuer` or `issuers` is
     given."""
@@ -89,6 +99,93 @@ class TokensConfig(Section):
                 "with a certificate under these trust anchors"
             )
         return self
+
+
+def _server_url(value: str) -> str:
+    parts = urllib.parse.urlsplit(value)
+    try:
+        is_good = parts.scheme == "https" and parts.hostname and parts.port != 0
+    except ValueError:
+        is_good = False
+    rest = (parts.path.strip("/"), parts.query, parts.fragment, parts.username)
+    if not is_good or any(rest) or any(map(str.isspace, value)):
+        raise ValueError("expected https://HOST:PORT")
+    return value
+
+
+_ServerURL = Annotated[str, AfterValidator(_server_url)]
+
+
+class TokenReviewConfig(Section):
+    """`clusters[].tokens` with `verify: token_review`: the API server is asked."""
+
+    verify: Literal["token_review"]
+    server: _ServerURL | None = None
+    """With `token_review`: the API server, as `https://HOST:PORT`. By default that of
+    the cluster in whose pod the bridge runs, with the credentials of the pod."""
+    ca_file: FilePath | None = None
+    """Trust anchors of `server`, read again when the file changes."""
+    token_file: FilePath | None = None
+    """The bridge's own bearer token for `server`, read again every minute and when it
+    is refused. Either this or a client certificate is given."""
+    client_certificate_file: FilePath | None = None
+    """The bridge's client certificate for `server`, with its chain, in PEM. Read again
+    when the file changes."""
+    client_key_file: FilePath | None = None
+    """The private key of `client_certificate_file`. Only the owner of the file, and its
+    group, may read it."""
+    timeout: PositiveDuration = timedelta(seconds=5)
+    """The longest that one review may take. The call of a workload ends with
+    UNAVAILABLE after it, which clients try again."""
+
+    @model_validator(mode="after")
+    def _is_reachable(self) -> Self:
+        files = ("ca_file", "token_file", "client_certificate_file", "client_key_file")
+        given = [key for key in files if getattr(self, key) is not None]
+        if self.server is None:
+            if given:
+                raise WrongError(
+                    f"expected server beside {given[0]}; without server, the bridge "
+                    "uses the credentials of its pod",
+                    f"{' and '.join(given)} without server",
+                )
+            return self
+        if (self.client_certificate_file is None) != (self.client_key_file is None):
+            raise ValueError(
+                "expected client_certificate_file and client_key_file together"
+            )
+        if self.ca_file is None:
+            raise ValueError("expected ca_file beside server")
+        if (self.token_file is None) == (self.client_certificate_file is None):
+            raise WrongError(
+                "expected either token_file, or client_certificate_file with its key, "
+                "beside server",
+                "neither" if self.token_file is None else "both",
+            )
+        return self
+
+
+_BY_VERIFY: dict[str, type[JWKSConfig | TokenReviewConfig]] = {
+    "jwks": JWKSConfig,
+    "token_review": TokenReviewConfig,
+}
+
+
+def _by_verify(value: object, info: ValidationInfo) -> object:
+    # A union of pydantic's own would put the choice into the path of each key.
+    wanted = value.get("verify", "jwks") if isinstance(value, Mapping) else "jwks"
+    kind = _BY_VERIFY.get(wanted) if isinstance(wanted, str) else None
+    if kind is None:
+        expected = f"expected {' or '.join(_BY_VERIFY)}"
+        error = PydanticCustomError("verify", "{expected}", {"expected": expected})
+        raise ValidationError.from_exception_data(
+            "tokens", [{"type": error, "loc": ("verify",), "input": wanted}]
+        )
+    return kind.model_validate(value, context=info.context)
+
+
+TokensConfig = Annotated[JWKSConfig | TokenReviewConfig, BeforeValidator(_by_verify)]
+"""How a cluster's service-account tokens are verified."""
 
 
 class ClusterConfig(Section):

@@ -81,6 +81,7 @@ def known_keys(model: type[BaseModel], path: Sequence[int | str]) -> tuple[str, 
         path: Keys and indexes that lead to the section.
     """
     found: type[BaseModel] | None = model
+    every: tuple[type[BaseModel], ...] = (model,)
     is_within = False  # a list or a mapping of sections
     for part in path:
         if is_within or found is None:
@@ -88,18 +89,22 @@ def known_keys(model: type[BaseModel], path: Sequence[int | str]) -> tuple[str, 
             continue
         field = found.model_fields.get(str(part))
         annotation = field.annotation if field else None
-        found, is_within = section_of(annotation), get_origin(annotation) in _MANY
-    return tuple(found.model_fields) if found else ()
+        every = sections_of(annotation)
+        found = next(iter(every), None)
+        is_within = get_origin(annotation) in _MANY
+    return tuple(dict.fromkeys(key for each in every for key in each.model_fields))
 
 
-def section_of(annotation: Any) -> type[BaseModel] | None:
-    """Return the model of the section, or sections, that a key holds."""
+def sections_of(annotation: Any) -> tuple[type[BaseModel], ...]:
+    """Return the models of the section, or sections, that a key holds.
+
+    More than one are alternatives.
+    """
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
+        return (annotation,)
     if get_origin(annotation) in {*_MANY, Union, UnionType}:
-        found = (section_of(each) for each in get_args(annotation))
-        return next((each for each in found if each is not None), None)
-    return None
+        return tuple(one for each in get_args(annotation) for one in sections_of(each))
+    return ()
 
 
 def _part(part: int | str) -> str:

@@ -1,8 +1,10 @@
 """The credential of a request, and the caller that it identifies."""
 
 from dataclasses import dataclass, replace
-from typing import Literal, Self
+from datetime import datetime
+from typing import Literal, Protocol, Self
 
+from bridge.resilience.budget import Budget
 from bridge.spiffe import SpiffeID
 
 
@@ -49,6 +51,52 @@ class Pod:
 
 
 NO_POD = Pod()
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceAccount:
+    """The service account of a verified token."""
+
+    namespace: str
+    name: str
+    pod: Pod = NO_POD
+    """The pod that the token is bound to."""
+
+
+class TokenVerifier(Protocol):
+    """Verifies the service-account tokens of one cluster. For all threads."""
+
+    @property
+    def verified_by(self) -> Verification:
+        """How a caller is verified by it, as the ledger has it."""
+
+    def verify(
+        self, token: str, *, audiences: frozenset[str], now: datetime, budget: Budget
+    ) -> ServiceAccount:
+        """Verify a token and return its service account.
+
+        Args:
+            token: In JWS compact serialization, without a scheme.
+            audiences: Of the front: the token must be for one of them.
+            now: The time of the request.
+            budget: What is left of the call's time.
+
+        Raises:
+            AuthenticationError: The token is refused.
+            ReviewError: Whether it is good cannot be told now.
+        """
+
+    def problems(self, now: datetime) -> list[str]:
+        """Return what is wrong with it now, for operators."""
+
+    def can_verify(self, now: datetime) -> bool:
+        """Return whether it can verify a token now, as far as it knows."""
+
+    def start(self) -> None:
+        """Start what is kept up to date in the background."""
+
+    def close(self) -> None:
+        """Stop that, and let connections go."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,35 +1,36 @@
 """The registry of clusters: identifies callers, and limits each cluster's names.
 
 A credential belongs to one cluster. The caller names it (`clusterid`), and the token is
-verified by the keys of that cluster alone.
+verified by the keys, or the API server, of that cluster alone.
 """
 
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
-from functools import lru_cache, partial
+from functools import lru_cache
+from pathlib import Path
 from typing import Self
 
-from bridge.config import BridgeConfig, ClusterConfig, TokensConfig
+from bridge.config import BridgeConfig, ClusterConfig, JWKSConfig, TokenReviewConfig
 from bridge.dns_names import is_label
-from bridge.errors import (
-    AuthenticationError,
-    BackendUnavailableError,
-    BridgeError,
-    ConfigError,
-    DeniedError,
-)
-from bridge.identity import client_certificate, service_account_token
+from bridge.errors import AuthenticationError, ConfigError, DeniedError
+from bridge.identity import client_certificate
 from bridge.identity.caller import (
     Caller,
     CertificateCredential,
     Credential,
     TokenCredential,
+    TokenVerifier,
 )
-from bridge.identity.jwks import VerificationKey
-from bridge.identity.key_sources import KeyFile, KeySource, URLSource
-from bridge.identity.keyring import KeyOwners, Keyring
+from bridge.identity.keyring import KeyOwners
+from bridge.identity.offline_verifier import OfflineVerifier
+from bridge.identity.service_account_token import shown
+from bridge.identity.token_review import ReviewVerifier
+from bridge.kubernetes.api import APIServer
+from bridge.kubernetes.credentials import CredentialFiles, Credentials, in_cluster
+from bridge.resilience.budget import Budget
+from bridge.resilience.bulkhead import places_of
 from bridge.spiffe import SpiffeID, TrustDomain
 from bridge.system.clock import Clock
 
@@ -38,14 +39,13 @@ _READERS = 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cluster:
-    """One cluster, with the keys that verify its callers' tokens."""
+    """One cluster, with what verifies its callers' tokens."""
 
     name: str
     trust_domain: TrustDomain
     namespaces: frozenset[str] | None
     """The namespaces that its callers may have names of; None for all."""
-    tokens: TokensConfig
-    keyring: Keyring
+    verifier: TokenVerifier
 
     def allows(self, namespace: str) -> bool:
         """Return whether its callers may have names of this namespace."""
@@ -56,7 +56,8 @@ def read_clusters(config: BridgeConfig, *, clock: Clock) -> list[Cluster]:
     """Build every cluster of the configuration, and read all keys in parallel.
 
     A URL that does not answer is no error. Its keys are fetched later, and the
-    keyring's `problems` reports it.
+    keyring's `problems` reports it. No API server is asked: one that hangs, or is
+    away, holds up no start.
 
     Args:
         config: The whole configuration.
@@ -65,52 +66,77 @@ def read_clusters(config: BridgeConfig, *, clock: Clock) -> list[Cluster]:
     Raises:
         ConfigError: A key file cannot be read or has no usable key, the answer of a URL
             is no key set, a key is weak or symmetric, two clusters have the same key,
-            or a namespace is no valid name. Lists every problem.
+            a namespace is no valid name, or there is no API server to ask. Lists every
+            problem.
     """
-    owners = KeyOwners()
+    make = _VerifierMaker(config, clock)
     problems: list[str] = []
     clusters: list[Cluster] = []
     for index, entry in enumerate(config.clusters):
         problems += _impossible_namespaces(entry, index)
         try:
-            clusters.append(_cluster(config, index, owners, clock))
+            verifier = make.verifier(entry)
         except ConfigError as error:
-            problems.append(f"clusters[{index}].tokens.ca_file: {error}")
+            key = "ca_file" if entry.tokens.verify == "jwks" else "server"
+            problems.append(f"clusters[{index}].tokens.{key}: {error}")
+            continue
+        clusters.append(
+            Cluster(
+                name=entry.name,
+                trust_domain=TrustDomain(entry.trust_domain or config.trust_domain),
+                namespaces=entry.allowed_namespaces(is_first=index == 0),
+                verifier=verifier,
+            )
+        )
     if len(clusters) == len(config.clusters):
-        problems += _load(clusters, clock)
+        problems += _load(config, make.offline)
     if problems:
         raise ConfigError("\n".join(problems))
     return clusters
 
 
-def _cluster(
-    config: BridgeConfig, index: int, owners: KeyOwners, clock: Clock
-) -> Cluster:
-    entry = config.clusters[index]
-    return Cluster(
-        name=entry.name,
-        trust_domain=TrustDomain(entry.trust_domain or config.trust_domain),
-        namespaces=entry.allowed_namespaces(is_first=index == 0),
-        tokens=entry.tokens,
-        keyring=Keyring(
-            _source(entry.tokens),
-            partial(owners.claim, entry.name),
-            max_age=entry.tokens.max_key_age,
-            floor=entry.tokens.refresh_floor,
-            clock=clock,
-        ),
-    )
+class _VerifierMaker:
+    def __init__(self, config: BridgeConfig, clock: Clock) -> None:
+        self.offline: dict[str, OfflineVerifier] = {}
+        self._owners = KeyOwners()
+        self._clock = clock
+        reviewed = [one for one in config.clusters if one.tokens.verify != "jwks"]
+        # API servers that hang leave a front threads for the calls of others.
+        self._places = max(1, places_of(config.limits.threads) // max(1, len(reviewed)))
+
+    def verifier(self, entry: ClusterConfig) -> TokenVerifier:
+        tokens = entry.tokens
+        if isinstance(tokens, TokenReviewConfig):
+            return ReviewVerifier(api_server_of(tokens, self._places))
+        made = OfflineVerifier(
+            entry.name, tokens, self._owners, self.offline, self._clock
+        )
+        self.offline[entry.name] = made
+        return made
 
 
-def _source(entry: TokensConfig) -> KeySource:
-    if entry.file is not None:
-        return KeyFile(entry.file)
-    return URLSource(
-        entry.url or "",
-        entry.accepted_issuers,
-        ca_file=entry.ca_file,
-        token_file=entry.token_file,
-    )
+def api_server_of(tokens: TokenReviewConfig, calls: int = 1) -> APIServer:
+    """Build the client of the API server that a section names. It asks nothing yet.
+
+    Args:
+        tokens: The section; by default the API server of the pod's own cluster.
+        calls: How many requests may be in flight.
+
+    Raises:
+        ConfigError: There is no such API server, or its URL cannot be used.
+    """
+    if tokens.server is None:
+        url, files = in_cluster()
+    else:
+        url = tokens.server
+        files = CredentialFiles(
+            ca_file=tokens.ca_file or Path(),
+            token_file=tokens.token_file,
+            certificate_file=tokens.client_certificate_file,
+            key_file=tokens.client_key_file,
+        )
+    seconds = tokens.timeout.total_seconds()
+    return APIServer(url, Credentials(files), seconds=seconds, calls=calls)
 
 
 def _impossible_namespaces(entry: ClusterConfig, index: int) -> list[str]:
@@ -122,35 +148,21 @@ def _impossible_namespaces(entry: ClusterConfig, index: int) -> list[str]:
     ]
 
 
-def _load(clusters: Sequence[Cluster], clock: Clock) -> list[str]:
-    with ThreadPoolExecutor(min(_READERS, len(clusters))) as pool:
-        answers = list(pool.map(_read, clusters))
-    now, problems = clock(), list[str]()
-    for index, (cluster, answer) in enumerate(zip(clusters, answers, strict=True)):
-        where = f"clusters[{index}].tokens.{cluster.tokens.source_key}"
-        if isinstance(answer, ConfigError):
-            problems.append(f"{where}: {_place(cluster.tokens)}: {answer}")
-        elif isinstance(answer, BridgeError):
-            cluster.keyring.failed(answer)
-        else:
-            foreign = cluster.keyring.adopt(answer, now)
-            problems += [
-                f"{where}: {_place(cluster.tokens)}: expected keys of its own; "
-                f"the cluster {owner} has the same one"
-                for owner in sorted(set(foreign.values()))
-            ]
-    return problems
-
-
-def _read(cluster: Cluster) -> Sequence[VerificationKey] | BridgeError:
-    try:
-        return cluster.keyring.read()
-    except (ConfigError, BackendUnavailableError) as error:
-        return error
-
-
-def _place(entry: TokensConfig) -> str:
-    return str(entry.file or entry.url or entry.accepted_issuers[0])
+def _load(config: BridgeConfig, offline: Mapping[str, OfflineVerifier]) -> list[str]:
+    if not offline:
+        return []
+    with ThreadPoolExecutor(min(_READERS, len(offline))) as pool:
+        answers = list(pool.map(OfflineVerifier.read, offline.values()))
+    problems = {
+        name: one.adopt(answer)
+        for (name, one), answer in zip(offline.items(), answers, strict=True)
+    }
+    return [
+        f"clusters[{index}].tokens.{entry.tokens.source_key}: {problem}"
+        for index, entry in enumerate(config.clusters)
+        if isinstance(entry.tokens, JWKSConfig)
+        for problem in problems[entry.name]
+    ]
 
 
 _SCHEME = "Bearer "
@@ -188,7 +200,12 @@ class ClusterRegistry:
         return cls(clusters, {"": clusters[0]} | names, clock)
 
     def identify(
-        self, credential: Credential, *, audiences: frozenset[str], now: datetime
+        self,
+        credential: Credential,
+        *,
+        audiences: frozenset[str],
+        now: datetime,
+        budget: Budget,
     ) -> Caller:
         """Identify the caller by its credential (2).
 
@@ -196,16 +213,17 @@ class ClusterRegistry:
             credential: The credential that the front received.
             audiences: The front's audiences: a token must have one of them.
             now: The time of the request.
+            budget: What is left of the call's time.
 
         Raises:
             AuthenticationError: The credential is absent, ambiguous or invalid, or its
                 cluster is unknown.
-            BackendUnavailableError: The cluster has no keys now; the caller should try
-                again.
+            ReviewError: Whether the token is good cannot be told now: the cluster has
+                no keys, or its API server gives no answer. The caller should try again.
         """
         if isinstance(credential, CertificateCredential):
             return self._by_certificate(credential, now)
-        return self._by_token(credential, audiences, now)
+        return self._by_token(credential, audiences, now, budget)
 
     def require_allowed(self, caller: Caller) -> None:
         """Refuse a caller whose cluster may not have names of its namespace.
@@ -236,7 +254,7 @@ class ClusterRegistry:
     def without_keys(self) -> list[str]:
         """Return the names of the clusters that have no keys to verify tokens with."""
         now = self._clock()
-        return [one.name for one in self.clusters if not one.keyring.has_keys(now)]
+        return [one.name for one in self.clusters if not one.verifier.can_verify(now)]
 
     def unserved(self, callers: Mapping[str, Collection[str]]) -> list[str]:
         """Return the fronts that can verify no token, one sentence each.
@@ -254,12 +272,12 @@ class ClusterRegistry:
     def start(self) -> None:
         """Start the background refresh of keys."""
         for cluster in self.clusters:
-            cluster.keyring.start()
+            cluster.verifier.start()
 
     def close(self) -> None:
         """Stop the background refresh. Requests in progress may finish."""
         for cluster in self.clusters:
-            cluster.keyring.close()
+            cluster.verifier.close()
 
     def _problems_of(self, names: Collection[str]) -> list[str]:
         now = self._clock()
@@ -267,7 +285,7 @@ class ClusterRegistry:
             f"cluster {cluster.name}: {problem}"
             for cluster in self.clusters
             if cluster.name in names
-            for problem in cluster.keyring.problems(now)
+            for problem in cluster.verifier.problems(now)
         ]
 
     def _named(self, name: str) -> Cluster:
@@ -277,27 +295,22 @@ class ClusterRegistry:
         return cluster
 
     def _by_token(
-        self, credential: TokenCredential, audiences: frozenset[str], now: datetime
+        self,
+        credential: TokenCredential,
+        audiences: frozenset[str],
+        now: datetime,
+        budget: Budget,
     ) -> Caller:
         token = _bearer_token(credential.authorization)
         cluster = self._named_by_header(credential.cluster_ids)
-        try:
-            account = service_account_token.verify(
-                token,
-                issuers=cluster.tokens.accepted_issuers,
-                audiences=audiences,
-                keys_of=partial(self._keys, cluster),
-                now=now,
-            )
-        except AuthenticationError as error:
-            if error.rule == "token.signature":
-                cluster.keyring.doubt()
-            raise
+        account = cluster.verifier.verify(
+            token, audiences=audiences, now=now, budget=budget
+        )
         return Caller(
             spiffe_id=_name_of(cluster.trust_domain, account.namespace, account.name),
             cluster=cluster.name,
             credential="token",
-            verified_by="jwks",
+            verified_by=cluster.verifier.verified_by,
             namespace=account.namespace,
             service_account=account.name,
             pod=account.pod,
@@ -315,24 +328,10 @@ class ClusterRegistry:
             raise AuthenticationError(
                 "no cluster of this clusterid is known",
                 rule="cluster.unknown",
-                detail=f"clusterid {service_account_token.shown(name)}: to accept it, "
+                detail=f"clusterid {shown(name)}: to accept it, "
                 "add it to aliases of its cluster",
             )
         return cluster
-
-    def _keys(
-        self, cluster: Cluster, kid: str | None, now: datetime
-    ) -> Sequence[VerificationKey]:
-        try:
-            return cluster.keyring.keys(kid, now)
-        except AuthenticationError as error:
-            # The usual cause is an agent with the wrong cluster ID.
-            for other in self.clusters:
-                if other is not cluster and other.keyring.has(kid):
-                    error.detail += (
-                        f"; clusterid means {cluster.name}, the key is {other.name}'s"
-                    )
-            raise
 
     def _by_certificate(
         self, credential: CertificateCredential, now: datetime

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, Protocol
 
-from bridge.errors import BackendUnavailableError, ConfigError
+from bridge.errors import ConfigError, ReviewError
 from bridge.identity import jose
 from bridge.system.files import Stamp, failure_text, read_public, stamp_of
 
@@ -49,7 +49,7 @@ class KeySource(Protocol):
 
         Raises:
             ConfigError: The source is wrong: unreadable, too large or malformed.
-            BackendUnavailableError: The URL does not answer now.
+            ReviewError: The URL does not answer now.
         """
 
 
@@ -196,8 +196,8 @@ def _body(answer: http.client.HTTPResponse, ends: float) -> bytes:
     return b"".join(chunks)
 
 
-def _silent(url: str, reason: str) -> BackendUnavailableError:
-    return BackendUnavailableError(
+def _silent(url: str, reason: str) -> ReviewError:
+    return ReviewError(
         "the keys of this cluster cannot be fetched",
         rule="cluster.keys",
         detail=f"{url}: {reason[:200]}",

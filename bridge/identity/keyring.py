@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from bridge.errors import AuthenticationError, BackendUnavailableError, BridgeError
+from bridge.errors import AuthenticationError, BridgeError, ReviewError
 from bridge.identity.jwks import VerificationKey, parse_jwks
 from bridge.identity.key_sources import KeySource
 from bridge.identity.service_account_token import shown
@@ -120,7 +120,7 @@ class Keyring:
 
         Raises:
             AuthenticationError: The cluster has no such key.
-            BackendUnavailableError: The keys were never fetched, are too old, or are
+            ReviewError: The keys were never fetched, are too old, or are
                 being fetched. The caller should try again.
         """
         if not (found := self._find(kid, now)):
@@ -129,7 +129,7 @@ class Keyring:
         if found:
             return found
         if self._believed(now) is None:
-            raise BackendUnavailableError(
+            raise ReviewError(
                 "the keys of this cluster could not be fetched"
                 if self._state is None
                 else "the keys of this cluster are too old",
@@ -187,7 +187,7 @@ class Keyring:
             self._start()
             self._changed.notify_all()
             if self._waiting >= _MOST_WAITING or not self._wait_for_round():
-                raise BackendUnavailableError(
+                raise ReviewError(
                     "the keys of this cluster are being fetched", rule="cluster.keys"
                 )
 
@@ -226,7 +226,7 @@ class Keyring:
 
         Raises:
             ConfigError: The source or its keys are wrong.
-            BackendUnavailableError: The source does not answer now.
+            ReviewError: The source does not answer now.
         """
         with self._reading:
             self._tried = self._looked = self._clock()

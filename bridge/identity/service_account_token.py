@@ -11,7 +11,6 @@ Source:
 
 import re
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, Final
@@ -21,7 +20,7 @@ from jwt.utils import base64url_decode
 from bridge.dns_names import LABEL, LONGEST, SUBDOMAIN, is_subdomain
 from bridge.errors import AuthenticationError, SubjectError
 from bridge.identity import jose
-from bridge.identity.caller import NO_POD, Pod
+from bridge.identity.caller import Pod, ServiceAccount
 from bridge.identity.jwks import ALGORITHMS, VerificationKey
 
 LONGEST_TOKEN: Final = 16 * 1024
@@ -36,21 +35,12 @@ _REFUSED_HEADERS = frozenset({"b64", "crit", "jku", "jwk", "x5u", "x5c"})
 
 _SUBJECT = re.compile(rf"system:serviceaccount:({LABEL}):({SUBDOMAIN})")
 _LONGEST_SUBJECT = len("system:serviceaccount::") + 63 + LONGEST
-_UID = re.compile(r"[A-Za-z0-9-]{1,64}")
+UID = re.compile(r"[A-Za-z0-9-]{1,64}")
+"""Of an object, as Kubernetes and its like make them."""
 
 KeyLookup = Callable[[str | None, datetime], Sequence[VerificationKey]]
 """From key ID and time to the keys that may have signed; raises AuthenticationError if
 there is none."""
-
-
-@dataclass(frozen=True, slots=True)
-class ServiceAccount:
-    """The service account of a verified token."""
-
-    namespace: str
-    name: str
-    pod: Pod = NO_POD
-    """The pod that the token is bound to."""
 
 
 def shown(value: object) -> str:
@@ -79,13 +69,9 @@ def verify(
     Raises:
         AuthenticationError: The token is refused. Message and detail repeat nothing of
             it but the algorithm, the key ID, the issuer, the audiences and the expiry.
-        BackendUnavailableError: `keys_of` has no keys now.
+        ReviewError: `keys_of` has no keys now.
     """
-    if len(token) > LONGEST_TOKEN:
-        raise _refused(f"a token has at most {LONGEST_TOKEN} bytes", "token.size")
-    parts = token.split(".")
-    if len(parts) != 3 or not token.isascii():  # noqa: PLR2004 - JWS compact form
-        raise _refused("a token has three parts, in ASCII", "token.format")
+    parts = _parts(token)
     algorithm, kid = _header(parts[0])
     found = (key.by_algorithm.get(algorithm) for key in keys_of(kid, now))
     keys = [key for key in found if key is not None]
@@ -110,6 +96,50 @@ def verify(
     return _service_account(claims)
 
 
+def unverified_account(
+    token: str, *, audiences: frozenset[str], now: datetime
+) -> ServiceAccount:
+    """Return the service account that a token claims to be of. It may be forged.
+
+    Only to refuse what nobody has to review: size, form, audience, times and subject
+    are checked as `verify` checks them.
+
+    Args:
+        token: As for `verify`.
+        audiences: As for `verify`.
+        now: As for `verify`.
+
+    Raises:
+        AuthenticationError: The token is refused.
+    """
+    parts = _parts(token)
+    _header(parts[0])
+    _decoded(parts[2])
+    claims = _object(parts[1])
+    _require_audience(claims, audiences)
+    _require_in_time(claims, now.timestamp())
+    return _service_account(claims)
+
+
+def account_of(subject: object) -> ServiceAccount:
+    """Return the service account that a username of Kubernetes stands for.
+
+    Raises:
+        SubjectError: It is that of another user.
+    """
+    match = (
+        _SUBJECT.fullmatch(subject)
+        if isinstance(subject, str) and len(subject) <= _LONGEST_SUBJECT
+        else None
+    )
+    if match is None or len(match[2]) > LONGEST:
+        raise SubjectError(
+            "the token's subject is no service account",
+            subject=subject if isinstance(subject, str) else "",
+        )
+    return ServiceAccount(match[1], match[2])
+
+
 def unverified(token: str) -> dict[str, Any]:
     """Return the header and the claims of a token in one, for an operator to read.
 
@@ -121,6 +151,15 @@ def unverified(token: str) -> dict[str, Any]:
     if len(token) > LONGEST_TOKEN or len(parts := token.split(".")) != 3:  # noqa: PLR2004 - JWS compact form
         raise _refused("a token has three parts, in ASCII", "token.format")
     return {**_object(parts[1]), **_object(parts[0])}
+
+
+def _parts(token: str) -> list[str]:
+    if len(token) > LONGEST_TOKEN:
+        raise _refused(f"a token has at most {LONGEST_TOKEN} bytes", "token.size")
+    parts = token.split(".")
+    if len(parts) != 3 or not token.isascii():  # noqa: PLR2004 - JWS compact form
+        raise _refused("a token has three parts, in ASCII", "token.format")
+    return parts
 
 
 def _refused(message: str, rule: str, detail: str = "") -> AuthenticationError:
@@ -227,20 +266,10 @@ def _time(claims: dict[str, Any], name: str) -> float | None:
 
 
 def _service_account(claims: dict[str, Any]) -> ServiceAccount:
-    subject = claims.get("sub")
-    match = (
-        _SUBJECT.fullmatch(subject)
-        if isinstance(subject, str) and len(subject) <= _LONGEST_SUBJECT
-        else None
-    )
-    if match is None or len(match[2]) > LONGEST:
-        raise SubjectError(
-            "the token's subject is no service account",
-            subject=subject if isinstance(subject, str) else "",
-        )
-    namespace, name = match.groups()
+    account = account_of(claims.get("sub"))
     if "kubernetes.io" not in claims:
-        return ServiceAccount(namespace, name)
+        return account
+    namespace, name = account.namespace, account.name
     return ServiceAccount(
         namespace, name, _bound_pod(claims["kubernetes.io"], namespace, name)
     )
@@ -276,7 +305,7 @@ def _named(value: object, *, may_lack_uid: bool = False) -> tuple[str, str]:
             isinstance(name, str)
             and is_subdomain(name)
             and isinstance(uid, str)
-            and _UID.fullmatch(uid)
+            and UID.fullmatch(uid)
         ):
             return name, uid
     raise _refused("the token is bound to something without a name", "token.claims")

@@ -14,9 +14,9 @@ from cryptography import x509
 
 from bridge.errors import (
     AuthenticationError,
-    BackendUnavailableError,
     ConfigError,
     DeniedError,
+    ReviewError,
     SubjectError,
 )
 from bridge.identity.caller import Caller, CertificateCredential, TokenCredential
@@ -116,7 +116,7 @@ class Istio:
         """See `Mesh.identify`."""
         credential = call.credential
         caller = snapshot.clusters.identify(
-            credential, audiences=call.audiences, now=now
+            credential, audiences=call.audiences, now=now, budget=call.budget
         )
         if not isinstance(credential, CertificateCredential):
             return caller
@@ -209,11 +209,11 @@ class Linkerd:
         """See `Mesh.identify`."""
         try:
             caller = snapshot.clusters.identify(
-                call.credential, audiences=call.audiences, now=now
+                call.credential, audiences=call.audiences, now=now, budget=call.budget
             )
         except SubjectError as error:
             raise subject_error(error.subject) from error
-        except BackendUnavailableError as error:
+        except ReviewError as error:
             raise review_error(call.identity, error) from error
         names = _names(snapshot)
         names.require_cluster(caller.cluster)

@@ -14,6 +14,7 @@ from bridge.errors import (
     CSRError,
     DeniedError,
     OverloadedError,
+    ReviewError,
     TTLError,
 )
 
@@ -62,7 +63,8 @@ class CitadelMetrics:
 
     def failed(self, error: BaseException) -> None:
         """Count a call that ended with `error`, as Istio's CA does."""
-        if isinstance(error, AuthenticationError):
+        # A review that could not be made is a failed authentication there.
+        if isinstance(error, AuthenticationError | ReviewError):
             self.authentication_failure_count.inc()
         elif not isinstance(error, DeniedError | OverloadedError):
             kinds = ((CSRError, "CSR_ERROR"), (TTLError, "TTL_ERROR"))

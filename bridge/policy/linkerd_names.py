@@ -242,12 +242,12 @@ def subject_error(subject: str) -> SubjectError:
     )
 
 
-def review_error(identity: str, error: BackendUnavailableError) -> ReviewError:
-    """Build the error of a token whose cluster's keys are not available."""
+def review_error(identity: str, error: ReviewError) -> ReviewError:
+    """Build the error of a token of which it cannot be told whether it is good."""
     return ReviewError(
         f"error validating token for {identity}: {error}",
         rule="linkerd.review",
-        detail=error.detail,
+        detail=f"{error.rule}: {error.detail}",
     )
 
 

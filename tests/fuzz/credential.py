@@ -20,6 +20,7 @@ from bridge.config import parse
 from bridge.errors import AuthenticationError
 from bridge.identity.caller import Caller, TokenCredential
 from bridge.identity.clusters import ClusterRegistry
+from bridge.resilience.budget import Budget
 from tests.fuzz.engine import main
 from tests.support.parts.tokens import TokenIssuer
 
@@ -56,7 +57,12 @@ def run(data: bytes) -> None:
         lines = [f"Bearer {ISSUERS['prod'].signed(header.encode(), payload.encode())}"]
     credential = TokenCredential(tuple(lines), tuple(clusters))
     try:
-        caller = registry().identify(credential, audiences=AUDIENCES, now=NOW)
+        caller = registry().identify(
+            credential,
+            audiences=AUDIENCES,
+            now=NOW,
+            budget=Budget.of_seconds(5),
+        )
     except AuthenticationError as error:
         # The signature makes it a secret. A cluster's name is shown, whatever it is.
         mark = lines[0].rpartition(".")[2]

@@ -22,7 +22,8 @@ PACKAGES = sorted({path.parent for path in MODULES} - {ROOT / "plugins"})
 TOP = {
     *("errors", "dns_names", "spiffe", "spi", "sdk", "registry", "testing"),
     *("system", "x509", "metrics", "resilience", "admin", "config", "dataplanes"),
-    *("client", "identity", "ledger", "policy", "hierarchy", "snapshot", "issuance"),
+    *("client", "kubernetes", "identity", "ledger", "policy", "hierarchy"),
+    *("snapshot", "issuance"),
     *("checks", "server", "process", "cli", "_proto", "__init__"),
 }
 LONGEST_MODULE = 600

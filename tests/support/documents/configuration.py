@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, Literal, get_args, get_origin
 
@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from bridge.config import BridgeConfig
-from bridge.config.diagnostics import section_of
+from bridge.config.diagnostics import sections_of
 from bridge.config.types import written
 from bridge_file.options import Options
 from bridge_pkcs11.options import PKCS11Options
@@ -79,13 +79,25 @@ def keys(model: type[BaseModel], above: str = "") -> Iterator[Key]:
     """Yield every key of a section and of the sections in it, in order."""
     texts, written_types = of_attributes(model), annotations(model)
     for name, field in model.model_fields.items():
-        section = section_of(field.annotation)
-        if section is not None:
+        if sections := sections_of(field.annotation):
             many = _LISTS.get(get_origin(field.annotation), "")
-            yield from keys(section, f"{above}{name}{many}.")
+            found: dict[str, Key] = {}
+            for section in sections:
+                for key in keys(section, f"{above}{name}{many}."):
+                    found[key.path] = _either(found.get(key.path), key)
+            yield from found.values()
             continue
         kind = _type(field, written_types.get(name, ""))
         yield Key(above + name, kind, default_of(field), texts.get(name, ""))
+
+
+def _either(one: Key | None, other: Key) -> Key:
+    # A key of two alternatives. Its meaning is told once.
+    if one is None:
+        return other
+    kind = one.type if one.type == other.type else f"{one.type} or {other.type}"
+    meaning = f"{one.meaning} {other.meaning}".strip()
+    return replace(one, type=kind, meaning=meaning)
 
 
 def _options() -> dict[str, list[Key]]:

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from bridge import config
 from bridge.errors import (
     AuthenticationError,
-    BackendUnavailableError,
     BridgeError,
     ConfigError,
     DeniedError,
+    ReviewError,
 )
 from bridge.identity.caller import (
     Caller,
@@ -27,6 +27,8 @@ from bridge.identity.caller import (
     TokenCredential,
 )
 from bridge.identity.clusters import ClusterRegistry
+from bridge.identity.offline_verifier import OfflineVerifier
+from bridge.resilience.budget import Budget
 from bridge.spiffe import SpiffeID, TrustDomain
 from tests.support.harness.configuration import text
 from tests.support.parts.keyserver import KeyServer
@@ -35,6 +37,7 @@ from tests.support.parts.tokens import TokenIssuer, public_jwk
 
 NOW = datetime(2030, 1, 2, 3, 4, 5, tzinfo=UTC)
 AUDIENCES = frozenset({"istio-ca"})
+BUDGET = Budget.of_seconds(3600)
 
 
 @cache
@@ -79,7 +82,7 @@ def shown(
 
 
 def identify(registry: ClusterRegistry, credential: TokenCredential) -> Caller:
-    return registry.identify(credential, audiences=AUDIENCES, now=NOW)
+    return registry.identify(credential, audiences=AUDIENCES, now=NOW, budget=BUDGET)
 
 
 def token(of: str = "prod", namespace: str = "shop") -> str:
@@ -184,7 +187,7 @@ def test_tokens_of_two_issuers_are_of_one_cluster_while_its_issuer_is_changed(
 def test_a_token_for_another_front_is_refused(registry: ClusterRegistry) -> None:
     audiences = frozenset({"identity.l5d.io"})
     with pytest.raises(AuthenticationError, match="another audience"):
-        registry.identify(shown(token()), audiences=audiences, now=NOW)
+        registry.identify(shown(token()), audiences=audiences, now=NOW, budget=BUDGET)
 
 
 @pytest.mark.parametrize(
@@ -254,7 +257,7 @@ def test_a_certificate_is_of_the_cluster_of_its_trust_domain(
     registry: ClusterRegistry, domain: str, name: str
 ) -> None:
     uri = f"spiffe://{domain}/ns/shop/sa/web"
-    caller = registry.identify(leaf(uri), audiences=AUDIENCES, now=NOW)
+    caller = registry.identify(leaf(uri), audiences=AUDIENCES, now=NOW, budget=BUDGET)
     assert caller == Caller(
         spiffe_id=SpiffeID.parse(uri),
         cluster=name,
@@ -276,7 +279,7 @@ def test_clusters_of_one_trust_domain_share_the_callers_with_certificates(
     dev = cluster(tmp_path, "dev", namespaces=["shop", "lab"])
     shared = built(configured(tmp_path, prod, dev))
     credential = leaf(f"spiffe://corp.example/ns/{namespace}/sa/web")
-    caller = shared.identify(credential, audiences=AUDIENCES, now=NOW)
+    caller = shared.identify(credential, audiences=AUDIENCES, now=NOW, budget=BUDGET)
     assert caller.cluster == name
     if namespace == "foreign":
         with pytest.raises(DeniedError, match="may not have names of this namespace"):
@@ -290,7 +293,7 @@ def test_a_certificate_of_a_foreign_trust_domain_is_refused(
 ) -> None:
     credential = leaf("spiffe://evil.example/ns/shop/sa/web")
     with pytest.raises(AuthenticationError, match="foreign trust domain"):
-        registry.identify(credential, audiences=AUDIENCES, now=NOW)
+        registry.identify(credential, audiences=AUDIENCES, now=NOW, budget=BUDGET)
 
 
 def test_every_problem_of_a_configuration_is_reported_at_once(tmp_path: Path) -> None:
@@ -390,7 +393,7 @@ def test_a_key_server_that_is_down_is_a_problem_and_no_error(
     (problem,) = registry.problems()
     assert problem.startswith("cluster prod: has no keys yet: https://127.0.0.1:")
     assert registry.without_keys() == ["prod"]
-    with pytest.raises(BackendUnavailableError, match="could not be fetched") as caught:
+    with pytest.raises(ReviewError, match="could not be fetched") as caught:
         identify(registry, shown(token()))
     assert "HTTP status 404" in caught.value.detail
     server.show(prod.jwks())
@@ -430,7 +433,9 @@ def test_a_front_is_unserved_if_none_of_its_clusters_has_keys(
     assert all(f"no token: {why}" in one for one in told)
     assert [one.startswith(why) for one in registry.problems()] == [True]
     server.show(issuers()["prod"].jwks())
-    registry.clusters[0].keyring.refresh(always=True)
+    verifier = registry.clusters[0].verifier
+    assert isinstance(verifier, OfflineVerifier)
+    verifier.keyring.refresh(always=True)
     assert registry.unserved(callers) == []
 
 

@@ -9,7 +9,7 @@ from typing import cast
 
 import pytest
 
-from bridge.errors import BackendUnavailableError, ConfigError
+from bridge.errors import ConfigError, ReviewError
 from bridge.identity import key_sources
 from bridge.identity.key_sources import KeyFile, URLSource
 from tests.support.parts.keyserver import DISCOVERY_PATH, JWKS_PATH, KeyServer
@@ -98,7 +98,7 @@ def test_an_answer_that_is_none(
 ) -> None:
     server.answers[JWKS_PATH] = answer
     source = by_url(server)
-    with pytest.raises(BackendUnavailableError, match="cannot be fetched") as caught:
+    with pytest.raises(ReviewError, match="cannot be fetched") as caught:
         source.read()
     assert detail in caught.value.detail
 
@@ -112,7 +112,7 @@ def test_a_redirect_on_the_same_host_is_followed(server: KeyServer) -> None:
 def test_a_server_that_never_answers_costs_only_the_limit(server: KeyServer) -> None:
     server.gate.clear()
     source = by_url(server, 0.05)
-    with pytest.raises(BackendUnavailableError, match="cannot be fetched"):
+    with pytest.raises(ReviewError, match="cannot be fetched"):
         source.read()
 
 
@@ -129,7 +129,7 @@ def test_an_answer_in_drips_meets_the_limit_too() -> None:
 def test_a_key_server_under_another_trust_anchor_is_refused(server: KeyServer) -> None:
     server.answers[JWKS_PATH] = (200, {}, SET)
     source = URLSource(server.jwks_url, ())
-    with pytest.raises(BackendUnavailableError, match="cannot be fetched") as caught:
+    with pytest.raises(ReviewError, match="cannot be fetched") as caught:
         source.read()
     assert "CERTIFICATE_VERIFY_FAILED" in caught.value.detail
     assert server.requests == []
@@ -138,13 +138,13 @@ def test_a_key_server_under_another_trust_anchor_is_refused(server: KeyServer) -
 def test_a_key_server_under_another_name_is_refused(server: KeyServer) -> None:
     url = server.jwks_url.replace("127.0.0.1", "localhost")
     source = URLSource(url, (), ca_file=server.ca_file)
-    with pytest.raises(BackendUnavailableError, match="cannot be fetched"):
+    with pytest.raises(ReviewError, match="cannot be fetched"):
         source.read()
 
 
 def test_a_url_without_a_server_is_unavailable() -> None:
     source = URLSource("https://127.0.0.1:1/jwks", ())
-    with pytest.raises(BackendUnavailableError, match="cannot be fetched"):
+    with pytest.raises(ReviewError, match="cannot be fetched"):
         source.read()
 
 
@@ -197,7 +197,7 @@ def test_a_server_that_refuses_says_what_to_do_about_the_token(
     source = by_url(server)
     if shown:
         source = with_token(server, path, server.jwks_url)
-    with pytest.raises(BackendUnavailableError, match="cannot be fetched") as caught:
+    with pytest.raises(ReviewError, match="cannot be fetched") as caught:
         source.read()
     assert caught.value.detail.startswith(f"{server.jwks_url}: {says}")
     assert f"status {status}" in caught.value.detail
@@ -234,7 +234,7 @@ def test_changed_trust_anchors_are_read_again(
     path = tmp_path / "ca.pem"
     path.write_bytes(new_root().pem)
     source = URLSource(server.jwks_url, (), ca_file=path)
-    with pytest.raises(BackendUnavailableError, match="cannot be fetched"):
+    with pytest.raises(ReviewError, match="cannot be fetched"):
         source.read()
     path.write_bytes(server.ca_file.read_bytes())
     assert source.read() == SET

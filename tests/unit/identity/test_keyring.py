@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from bridge.errors import AuthenticationError, BackendUnavailableError
+from bridge.errors import AuthenticationError, ReviewError
 from bridge.identity import keyring as keyring_module
 from bridge.identity.jwks import VerificationKey, parse_jwks
 from bridge.identity.key_sources import KeyFile, KeySource, URLSource
@@ -101,7 +101,7 @@ def kids(keyring: Keyring, kid: str | None, now: datetime) -> list[str | None]:
 
 
 def unavailable(keyring: Keyring, kid: str, now: datetime) -> str:
-    with pytest.raises(BackendUnavailableError, match="keys of this cluster") as caught:
+    with pytest.raises(ReviewError, match="keys of this cluster") as caught:
         keyring.keys(kid, now)
     assert caught.value.rule == "cluster.keys"
     return str(caught.value)

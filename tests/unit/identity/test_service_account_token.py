@@ -16,9 +16,8 @@ from hypothesis import strategies as st
 
 from bridge.errors import AuthenticationError
 from bridge.identity import service_account_token
-from bridge.identity.caller import NO_POD, Pod
+from bridge.identity.caller import NO_POD, Pod, ServiceAccount
 from bridge.identity.jwks import VerificationKey, parse_jwks
-from bridge.identity.service_account_token import ServiceAccount
 from tests.support.parts.tokens import ISSUER, OMIT, TokenIssuer, base64url
 
 NOW = datetime(2030, 1, 2, 3, 4, 5, tzinfo=UTC)

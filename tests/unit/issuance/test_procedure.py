@@ -46,6 +46,10 @@ from tests.support.harness.fake_ca import Answer
 from tests.support.parts.pki import NOW, new_key, revoking
 
 URI = x509.UniformResourceIdentifier(CALLER)
+CLUSTER = {
+    "name": "Kubernetes",
+    "tokens": {"verify": "jwks", "file": "jwks.json", "issuer": TOKENS.issuer},
+}
 
 
 @pytest.fixture
@@ -301,10 +305,7 @@ def test_a_call_that_a_front_could_not_read_is_a_row(world: World) -> None:
 
 
 def test_another_namespace_than_the_clusters_is_denied(tmp_path: Path) -> None:
-    tokens = {"verify": "jwks", "file": "jwks.json", "issuer": "x"}
-    with World(tmp_path) as whole:
-        tokens["issuer"] = whole.config.clusters[0].tokens.accepted_issuers[0]
-    clusters = [{"name": "c", "namespaces": ["pay"], "tokens": tokens}]
+    clusters = [CLUSTER | {"name": "c", "namespaces": ["pay"]}]
     with World(tmp_path, overrides={"clusters": clusters}) as world:
         with pytest.raises(DeniedError, match="names of this namespace"):
             world.issue()
@@ -561,10 +562,6 @@ def ztunnel(world: World, monkeypatch: pytest.MonkeyPatch) -> World:
 
 
 OTHER = "spiffe://corp.example/ns/pay/sa/api"
-CLUSTER = {
-    "name": "Kubernetes",
-    "tokens": {"verify": "jwks", "file": "jwks.json", "issuer": TOKENS.issuer},
-}
 
 
 def test_who_acts_for_another_gets_its_name_and_stays_on_record(ztunnel: World) -> None:

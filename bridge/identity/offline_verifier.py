@@ -1,0 +1,137 @@
+"""Verify service-account tokens by the keys of their cluster: `tokens.verify: jwks`."""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from functools import partial
+from typing import Final
+
+from bridge.config import JWKSConfig
+from bridge.errors import AuthenticationError, BridgeError, ConfigError, ReviewError
+from bridge.identity import service_account_token
+from bridge.identity.caller import ServiceAccount
+from bridge.identity.jwks import VerificationKey
+from bridge.identity.key_sources import KeyFile, KeySource, URLSource
+from bridge.identity.keyring import KeyOwners, Keyring
+from bridge.resilience.budget import Budget
+from bridge.system.clock import Clock
+
+
+class OfflineVerifier:
+    """Verifies the tokens of one cluster by its keys. See TokenVerifier.
+
+    Args:
+        cluster: Its name.
+        config: Where its keys are.
+        owners: Which cluster has which key.
+        siblings: The verifiers of all clusters by name, to tell whose a key is.
+        clock: The time of key refreshes.
+
+    Raises:
+        ConfigError: `ca_file` cannot be used.
+    """
+
+    verified_by: Final = "jwks"
+
+    def __init__(
+        self,
+        cluster: str,
+        config: JWKSConfig,
+        owners: KeyOwners,
+        siblings: Mapping[str, "OfflineVerifier"],
+        clock: Clock,
+    ) -> None:
+        self._cluster = cluster
+        self._config = config
+        self._siblings = siblings
+        self._clock = clock
+        self.keyring = Keyring(
+            _source(config),
+            partial(owners.claim, cluster),
+            max_age=config.max_key_age,
+            floor=config.refresh_floor,
+            clock=clock,
+        )
+        """The keys."""
+
+    @property
+    def place(self) -> str:
+        """Where the keys are, as a message names it."""
+        config = self._config
+        return str(config.file or config.url or config.accepted_issuers[0])
+
+    def verify(
+        self, token: str, *, audiences: frozenset[str], now: datetime, budget: Budget
+    ) -> ServiceAccount:
+        """See TokenVerifier.verify."""
+        try:
+            return service_account_token.verify(
+                token,
+                issuers=self._config.accepted_issuers,
+                audiences=audiences,
+                keys_of=self._keys,
+                now=now,
+            )
+        except AuthenticationError as error:
+            if error.rule == "token.signature":
+                self.keyring.doubt()
+            raise
+
+    def read(self) -> Sequence[VerificationKey] | BridgeError:
+        """Read the keys for the first time; return the error if that fails."""
+        try:
+            return self.keyring.read()
+        except (ConfigError, ReviewError) as error:
+            return error
+
+    def adopt(self, answer: Sequence[VerificationKey] | BridgeError) -> list[str]:
+        """Take over what `read` returned; return what is wrong with it for good."""
+        if isinstance(answer, ConfigError):
+            return [f"{self.place}: {answer}"]
+        if isinstance(answer, BridgeError):
+            self.keyring.failed(answer)
+            return []
+        foreign = self.keyring.adopt(answer, self._clock())
+        return [
+            f"{self.place}: expected keys of its own; the cluster {owner} has the same "
+            "one"
+            for owner in sorted(set(foreign.values()))
+        ]
+
+    def problems(self, now: datetime) -> list[str]:
+        """See TokenVerifier.problems."""
+        return self.keyring.problems(now)
+
+    def can_verify(self, now: datetime) -> bool:
+        """See TokenVerifier.can_verify."""
+        return self.keyring.has_keys(now)
+
+    def start(self) -> None:
+        """Start the background refresh of keys."""
+        self.keyring.start()
+
+    def close(self) -> None:
+        """Stop the background refresh."""
+        self.keyring.close()
+
+    def _keys(self, kid: str | None, now: datetime) -> Sequence[VerificationKey]:
+        try:
+            return self.keyring.keys(kid, now)
+        except AuthenticationError as error:
+            # The usual cause is an agent with the wrong cluster ID.
+            for name, other in self._siblings.items():
+                if other is not self and other.keyring.has(kid):
+                    error.detail += (
+                        f"; clusterid means {self._cluster}, the key is {name}'s"
+                    )
+            raise
+
+
+def _source(config: JWKSConfig) -> KeySource:
+    if config.file is not None:
+        return KeyFile(config.file)
+    return URLSource(
+        config.url or "",
+        config.accepted_issuers,
+        ca_file=config.ca_file,
+        token_file=config.token_file,
+    )

@@ -1,0 +1,1 @@
+"""The API servers of the clusters whose workloads ask for certificates."""

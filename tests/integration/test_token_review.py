@@ -1,0 +1,205 @@
+"""Faults of one cluster's API server, over the wire; another cluster is unharmed."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+
+from tests.support.clients import linkerd_raw
+from tests.support.clients.istio_raw import MAIN, Wire, bearer, token
+from tests.support.clients.linkerd_raw import SUFFIX, Certify
+from tests.support.harness.real_process import Bridge
+from tests.support.parts.scripted_http import json_answer
+from tests.support.parts.token_reviews import (
+    Fault,
+    ReviewServer,
+    dripping,
+    holding,
+    saying,
+)
+
+pytestmark = pytest.mark.xdist_group("token-review-faults")
+
+HEAD = b"HTTP/1.1 201 Created\r\nContent-Type: application/json\r\n"
+NAME = "spiffe://corp.example/ns/shop/sa/web"
+
+
+@dataclass
+class Ground:
+    server: ReviewServer
+    bridge: Bridge
+
+
+@pytest.fixture(scope="module")
+def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
+    folder = tmp_path_factory.mktemp("token-review")
+    with ReviewServer(folder) as server:
+        jwks = {"verify": "jwks", "file": "jwks.json", "issuer": MAIN.issuer}
+        clusters = [
+            {"name": "reviewed", "tokens": server.section | {"timeout": "0.5s"}},
+            {"name": "offline", "namespaces": ["*"], "tokens": jwks},
+        ]
+        bridge = Bridge(
+            folder / "served",
+            issuers=(MAIN,),
+            fronts=("istio", "linkerd"),
+            overrides={
+                "clusters": clusters,
+                "ledger": {"refusals_per_second": 100_000},
+                "limits": {"threads": 4},
+            },
+        )
+        with bridge:
+            yield Ground(server, bridge)
+        assert "Traceback" not in bridge.log()
+
+
+@pytest.fixture
+def wire(ground: Ground) -> Iterator[Wire]:
+    ground.server.fault = None
+    ground.server.alter = lambda status: status
+    with Wire(ground.bridge) as opened:
+        yield opened
+
+
+def test_a_good_token_is_reviewed_once_for_each_call(
+    ground: Ground, wire: Wire
+) -> None:
+    before = ground.server.reviews()
+    for number in (1, 2):
+        answer = wire.ask(bearer(token()))
+        assert answer.uris == [NAME]
+        assert wire.new_outcome()["caller"] == NAME
+        assert ground.server.reviews() == before + number
+
+
+def test_junk_costs_no_review(ground: Ground, wire: Wire) -> None:
+    before = ground.server.reviews()
+    for junk in ("", "a.b.c", token(audiences=("api",)), token(lifetime=-1)):
+        assert wire.ask(bearer(junk)).code == "UNAUTHENTICATED"
+        wire.new_outcome()
+    assert ground.server.reviews() == before
+
+
+FAULTS: dict[str, tuple[Fault, str]] = {
+    "401": (saying(json_answer(b"{}", 401)), "review.credential"),
+    "403": (saying(json_answer(b"{}", 403)), "review.rights"),
+    "429": (saying(json_answer(b"{}", 429)), "review.throttled"),
+    "429 and when": (
+        saying(json_answer(b"{}", 429, ["Retry-After: 1"])),
+        "review.throttled",
+    ),
+    "500": (saying(json_answer(b"{}", 500)), "review.failed"),
+    "hangs": (holding(), "review.timeout"),
+    "hangs after the head": (
+        holding(HEAD + b"Content-Length: 9\r\n\r\n"),
+        "review.timeout",
+    ),
+    "drips": (dripping(HEAD + b"X: ", b"a"), "review.timeout"),
+    "closes": (saying(b""), "review.unavailable"),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_review_that_cannot_be_made_is_unavailable(
+    ground: Ground, wire: Wire, name: str
+) -> None:
+    ground.server.fault, rule = FAULTS[name]
+    answer = wire.ask(bearer(token()))
+    assert (answer.code, answer.text.partition(":")[0]) == ("UNAVAILABLE", rule)
+    row = wire.new_outcome()
+    told = (row["kind"], row["status"], row["rule"])
+    assert told == ("failed", "UNAVAILABLE", rule)
+    # It is told, and nobody gets unready for it.
+    status, text = ground.bridge.get("/readyz")
+    assert (status, "cluster reviewed: " in text) == (200, True), text
+    # The other cluster is unharmed, and nothing is kept of the fault.
+    assert wire.ask(bearer(token(), "offline")).code == "OK"
+    assert wire.new_outcome()["kind"] == "issued"
+    ground.server.fault = None
+    assert wire.ask(bearer(token())).code == "OK"
+    assert wire.new_outcome()["kind"] == "issued"
+
+
+ALTERED: dict[str, Callable[[dict[str, Any]], object]] = {
+    "not authenticated": lambda status: status | {"authenticated": False},
+    "without audiences": lambda status: status | {"audiences": []},
+    "another user": lambda status: (
+        status
+        | {
+            "user": status["user"] | {"username": "system:serviceaccount:pay:api"},
+        }
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ALTERED)
+def test_an_altered_review_identifies_nobody(
+    ground: Ground, wire: Wire, name: str
+) -> None:
+    ground.server.alter = ALTERED[name]
+    answer = wire.ask(bearer(token()))
+    assert (answer.code, answer.text.partition(":")[0]) == (
+        "UNAUTHENTICATED",
+        "token.review",
+    )
+    row = wire.new_outcome()
+    assert (row["kind"], row["rule"], row["caller"]) == ("refused", "token.review", "")
+
+
+def test_linkerds_callers_get_the_status_of_its_own_ca(ground: Ground) -> None:
+    ground.server.alter = lambda status: status
+    identity = f"web.shop{SUFFIX}"
+
+    def ask(client: Certify) -> Any:
+        shown = linkerd_raw.token("shop", "web")
+        csr = linkerd_raw.new_csr(identity)
+        return client.ask(identity=identity, credential=shown, csr=csr)
+
+    with Certify(ground.bridge) as client:
+        ground.server.fault = None
+        assert ask(client).code == "OK"
+        ground.server.fault = holding()
+        answer = ask(client)
+        assert answer.code == "INTERNAL"
+        assert answer.text.startswith(f"error validating token for {identity}: ")
+        ground.server.fault = None
+        ground.server.alter = lambda status: status | {"authenticated": False}
+        answer = ask(client)
+        assert answer.code == "FAILED_PRECONDITION"
+        assert answer.text == "authentication token could not be authenticated"
+
+
+def test_calls_that_hang_leave_threads_for_the_other_cluster(
+    ground: Ground, wire: Wire
+) -> None:
+    ground.server.hanging.clear()
+    ground.server.fault = holding()
+
+    def hang() -> None:
+        with Wire(ground.bridge) as one:
+            one.ask(bearer(token()))
+
+    held = [Thread(target=hang) for _ in range(8)]
+    for one in held:
+        one.start()
+    assert ground.server.hanging.wait(20)
+    assert wire.ask(bearer(token(), "offline")).code == "OK"
+    for one in held:
+        one.join()
+    ground.server.fault = None
+
+
+def test_a_start_waits_for_no_api_server(tmp_path: Path) -> None:
+    with ReviewServer(tmp_path) as server:
+        server.fault = holding()
+        made = Bridge(
+            tmp_path / "served",
+            overrides={"clusters": [{"name": "a", "tokens": server.section}]},
+        )
+        with made:
+            assert made.get("/readyz")[0] == 200
+        assert server.requests == []

@@ -1,0 +1,213 @@
+"""Tokens of a real API server, which the bridge has reviewed there, over the wire."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.support.clients.istio_raw import Answer, Wire, bearer
+from tests.support.harness.real_process import Bridge
+from tests.support.parts.kubernetes import APIServer
+
+pytestmark = [pytest.mark.interop, pytest.mark.xdist_group("token-review")]
+
+DEPLOY = Path(__file__).parents[2] / "deploy/kubernetes"
+PODS = "/api/v1/namespaces/shop/pods"
+LISTS = {
+    "Namespace": "/api/v1/namespaces",
+    "ServiceAccount": "/api/v1/namespaces/meshca/serviceaccounts",
+    "ClusterRole": "/apis/rbac.authorization.k8s.io/v1/clusterroles",
+    "ClusterRoleBinding": "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings",
+}
+
+
+@dataclass
+class Ground:
+    server: APIServer
+    bridge: Bridge
+    wire: Wire
+
+
+def apply(server: APIServer, path: Path) -> None:
+    for one in yaml.safe_load_all(path.read_text("utf-8")):
+        status, answer = server.call("POST", LISTS[one["kind"]], one)
+        assert status in {201, 409}, answer
+
+
+def tokens_of(server: APIServer, token_file: Path) -> dict[str, object]:
+    return {
+        "verify": "token_review",
+        "server": server.url,
+        "ca_file": str(server.ca_file),
+        "token_file": str(token_file),
+    }
+
+
+@pytest.fixture(scope="module")
+def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
+    folder = tmp_path_factory.mktemp("token-review")
+    with APIServer(folder / "cluster") as server:
+        for name in ("home", "remote"):
+            apply(server, DEPLOY / f"{name}.yaml")
+        server.new_account("shop", "web")
+        server.post("/api/v1/namespaces/shop/serviceaccounts", meta("idle"))
+        accounts = {"own": "meshca-bridge", "far": "meshca-bridge-remote"}
+        for file, account in accounts.items():
+            (folder / file).write_text(server.token("meshca", account))
+        (folder / "none").write_text(server.token("shop", "idle"))
+        one = {"name": "Kubernetes", "aliases": ["main"], "namespaces": ["*"]}
+        clusters = [
+            one | {"tokens": tokens_of(server, folder / "own")},
+            {"name": "far", "tokens": tokens_of(server, folder / "far")},
+            {"name": "rightless", "tokens": tokens_of(server, folder / "none")},
+        ]
+        made = Bridge(folder / "served", overrides={"clusters": clusters})
+        with made as bridge, Wire(bridge) as wire:
+            yield Ground(server, bridge, wire)
+
+
+def ask(ground: Ground, token: str, *cluster: str) -> tuple[Answer, dict[str, Any]]:
+    """Ask for a certificate; return the answer and its row."""
+    answer = ground.wire.ask(bearer(token, *cluster))
+    return answer, ground.wire.new_outcome()
+
+
+def meta(name: str) -> dict[str, object]:
+    return {"metadata": {"name": name}}
+
+
+def new_pod(server: APIServer, name: str) -> str:
+    """Make a pod that some scheduler has put on a node; return its UID."""
+    spec = {
+        "serviceAccountName": "web",
+        "nodeName": "node-1",
+        "containers": [{"name": "a", "image": "example.invalid/a"}],
+    }
+    made = server.post(PODS, meta(name) | {"spec": spec})
+    return str(made["metadata"]["uid"])
+
+
+def delete_pod(server: APIServer, name: str) -> None:
+    now = {"gracePeriodSeconds": 0}
+    status, answer = server.call("DELETE", f"{PODS}/{name}", now)
+    assert status == 200, answer
+
+
+def token_of(server: APIServer, pod: str, uid: str, *audiences: str) -> str:
+    """Return a token as the kubelet gets it for a pod."""
+    bound = {"apiVersion": "v1", "kind": "Pod", "name": pod, "uid": uid}
+    spec: Mapping[str, Any] = {
+        "audiences": list(audiences or ("istio-ca",)),
+        "expirationSeconds": 3600,
+        "boundObjectRef": bound,
+    }
+    path = "/api/v1/namespaces/shop/serviceaccounts/web/token"
+    return str(server.post(path, {"spec": spec})["status"]["token"])
+
+
+def test_a_pod_gets_its_certificate_and_is_on_record(ground: Ground) -> None:
+    uid = new_pod(ground.server, "web-0")
+    token = token_of(ground.server, "web-0", uid)
+    answer, _ = ask(ground, token)
+    assert answer.code == "OK", answer
+    assert answer.uris == ["spiffe://corp.example/ns/shop/sa/web"]
+    (intent,) = ground.bridge.rows(kind="intent", pod_name="web-0")
+    assert intent["verified_by"] == "token_review"
+    assert (intent["pod_namespace"], intent["pod_uid"]) == ("shop", uid)
+    assert intent["node"] == "node-1"
+
+
+def test_a_token_that_is_bound_to_no_pod_is_taken(ground: Ground) -> None:
+    token = ground.server.token("shop", "web", "istio-ca")
+    answer, row = ask(ground, token)
+    assert (answer.code, row["kind"]) == ("OK", "issued")
+
+
+def refusals(server: APIServer) -> dict[str, tuple[str, str]]:
+    """Return tokens that no caller gets a certificate with, and the rule."""
+    old = new_pod(server, "old")
+    of_deleted = token_of(server, "old", old)
+    delete_pod(server, "old")
+    of_recreated = token_of_first(server)
+    server.post("/api/v1/namespaces/shop/serviceaccounts", meta("gone"))
+    of_gone = server.token("shop", "gone", "istio-ca")
+    server.delete_account("shop", "gone")
+    server.post("/api/v1/namespaces/shop/serviceaccounts", meta("again"))
+    recreated = server.token("shop", "again", "istio-ca")
+    server.delete_account("shop", "again")
+    server.post("/api/v1/namespaces/shop/serviceaccounts", meta("again"))
+    good = token_of(server, "web-1", new_pod(server, "web-1"))
+    head, _, signature = good.split(".")
+    other = server.token("shop", "web", "istio-ca").split(".")[1]
+    return {
+        "another audience": (server.token("shop", "web", "api"), "token.audience"),
+        "the API server's audience": (server.token("shop", "web"), "token.audience"),
+        "a deleted pod": (of_deleted, "token.review"),
+        "a recreated pod": (of_recreated, "token.review"),
+        "a deleted account": (of_gone, "token.review"),
+        "a recreated account": (recreated, "token.review"),
+        "another payload": (f"{head}.{other}.{signature}", "token.review"),
+        "no token": ("admin-of-a-test", "token.format"),
+    }
+
+
+def token_of_first(server: APIServer) -> str:
+    token = token_of(server, "twice", new_pod(server, "twice"))
+    delete_pod(server, "twice")
+    new_pod(server, "twice")
+    return token
+
+
+def test_what_the_api_server_does_not_confirm_is_refused(ground: Ground) -> None:
+    for name, (token, rule) in refusals(ground.server).items():
+        answer, row = ask(ground, token)
+        assert answer.code == "UNAUTHENTICATED", (name, answer)
+        assert answer.text.startswith(f"{rule}: "), (name, answer)
+        assert row["rule"] == rule, name
+
+
+def test_the_role_for_a_remote_cluster_suffices(ground: Ground) -> None:
+    token = ground.server.token("shop", "web", "istio-ca")
+    # Its namespaces are denied by default: the caller is known, and that is all.
+    answer, row = ask(ground, token, "far")
+    assert answer.text.startswith("cluster.namespace: "), answer
+    assert row["verified_by"] == "token_review"
+
+
+def test_without_the_right_nobody_is_identified(ground: Ground) -> None:
+    token = ground.server.token("shop", "web", "istio-ca")
+    answer, row = ask(ground, token, "rightless")
+    assert answer.code == "UNAVAILABLE"
+    assert answer.text.startswith("review.rights: ")
+    assert row["kind"] == "failed"
+
+
+def test_check_tells_what_is_missing(ground: Ground, tmp_path: Path) -> None:
+    server = ground.server
+    server.new_account("lab", "nobody")
+    own = tmp_path / "nobody"
+    own.write_text(server.token("lab", "nobody"))
+    tree = yaml.safe_load(ground.bridge.configuration.read_text())
+    tree["clusters"][2]["tokens"]["token_file"] = str(own)
+    ground.bridge.configuration.write_text(yaml.safe_dump(tree))
+    found = ground.bridge.run("check")
+    assert found.returncode == 1
+    (told,) = [
+        line for line in found.stdout.splitlines() if "rightless, API server" in line
+    ]
+    assert (
+        "the bridge may not create tokenreviews.authentication.k8s.io, which "
+        "tokens.verify: token_review needs: deploy/kubernetes has the role and its "
+        "binding"
+    ) in told
+    for name in ("Kubernetes", "far"):
+        assert (
+            sum(
+                f"{name}, API server" in line and "may review tokens" in line
+                for line in found.stdout.splitlines()
+            )
+            == 1
+        )

@@ -1,0 +1,128 @@
+"""An API server that reviews tokens as the real one does, until it is told otherwise.
+
+For what a real API server cannot be made to do: hang, drip, close, lie.
+"""
+
+import json
+import socket
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from jwt.utils import base64url_decode
+
+from tests.support.parts.scripted_http import ScriptedServer, json_answer, server_tls
+
+REVIEWS = "/apis/authentication.k8s.io/v1/tokenreviews"
+ACCESS = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
+OWN_TOKEN = "own-token"  # noqa: S105 - of a test
+Fault = Callable[["ReviewServer", socket.socket], None]
+"""What is done after a request was read; the connection is closed after it."""
+
+
+def good_status(token: str, audiences: list[str]) -> dict[str, Any]:
+    """Return the status of a review of a good token, by its payload."""
+    claims = json.loads(base64url_decode(token.split(".")[1]))
+    namespace = claims["kubernetes.io"]["namespace"]
+    extra: dict[str, list[str]] = {}
+    for kind in ("pod", "node"):
+        for key, value in claims["kubernetes.io"].get(kind, {}).items():
+            extra[f"authentication.kubernetes.io/{kind}-{key}"] = [value]
+    return {
+        "authenticated": True,
+        "user": {
+            "username": claims["sub"],
+            "uid": "1",
+            "groups": [
+                "system:serviceaccounts",
+                f"system:serviceaccounts:{namespace}",
+                "system:authenticated",
+            ],
+            "extra": extra,
+        },
+        "audiences": [one for one in audiences if one in claims["aud"]],
+    }
+
+
+class ReviewServer(ScriptedServer):
+    """A context manager.
+
+    Args:
+        folder: Gets its certificate.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        tls, self.ca_file = server_tls(folder)
+        super().__init__(ReviewServer._reviews, tls)
+        self.token_file = folder / "own-token"
+        self.token_file.write_text(OWN_TOKEN)
+        self.fault: Fault | None = None
+        self.alter: Callable[[dict[str, Any]], object] = lambda status: status
+        self.allowed: Mapping[str, object] = {"allowed": True}
+        self.accepted = OWN_TOKEN
+        self.hanging = threading.Event()
+        """Set when a fault holds a request."""
+
+    @property
+    def section(self) -> dict[str, object]:
+        """The section `tokens` of a cluster whose API server this is."""
+        return {
+            "verify": "token_review",
+            "server": self.url,
+            "ca_file": str(self.ca_file),
+            "token_file": str(self.token_file),
+        }
+
+    def reviews(self) -> int:
+        return sum(REVIEWS.encode() in one for one in self.requests)
+
+    @staticmethod
+    def _reviews(server: ScriptedServer, sock: socket.socket) -> None:
+        assert isinstance(server, ReviewServer)
+        while server.read(sock):
+            head, _, body = server.requests[-1].partition(b"\r\n\r\n")
+            if server.fault is not None:
+                server.fault(server, sock)
+                return
+            sock.sendall(server._answer(head, body))
+
+    def _answer(self, head: bytes, body: bytes) -> bytes:
+        if f"Authorization: Bearer {self.accepted}\r\n".encode() not in head + b"\r\n":
+            return json_answer(b'{"message": "Unauthorized"}', 401)
+        if ACCESS.encode() in head:
+            return _made("SelfSubjectAccessReview", self.allowed)
+        spec = json.loads(body)["spec"]
+        status = self.alter(good_status(spec["token"], spec["audiences"]))
+        return _made("TokenReview", status)
+
+
+def _made(kind: str, status: object) -> bytes:
+    return json_answer(json.dumps({"kind": kind, "status": status}).encode(), 201)
+
+
+def holding(start: bytes = b"") -> Fault:
+    """Return a fault: the first bytes of an answer, and then nothing."""
+
+    def fault(server: ReviewServer, sock: socket.socket) -> None:
+        sock.sendall(start)
+        server.hanging.set()
+        server.over.wait()
+
+    return fault
+
+
+def dripping(start: bytes, piece: bytes) -> Fault:
+    """Return a fault: a piece each 20 ms, without an end."""
+
+    def fault(server: ReviewServer, sock: socket.socket) -> None:
+        sock.sendall(start)
+        while not server.over.wait(0.02):
+            sock.sendall(piece)
+
+    return fault
+
+
+def saying(answer: bytes) -> Fault:
+    """Return a fault: this answer, and the end of the connection."""
+    return lambda _, sock: sock.sendall(answer)

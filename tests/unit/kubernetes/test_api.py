@@ -1,0 +1,205 @@
+"""The client of an API server: pooled connections, each call with an end."""
+
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bridge.errors import ReviewError
+from bridge.kubernetes.api import APIServer
+from bridge.kubernetes.credentials import CredentialFiles, Credentials
+from bridge.resilience.budget import Budget
+from tests.support.parts.scripted_http import json_answer, server_tls
+from tests.support.parts.token_reviews import (
+    ACCESS,
+    Fault,
+    ReviewServer,
+    dripping,
+    holding,
+    saying,
+)
+
+HEAD = b"HTTP/1.1 201 Created\r\nContent-Type: application/json\r\n"
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[ReviewServer]:
+    with ReviewServer(tmp_path) as running, running.ending_after(60):
+        yield running
+
+
+def client(server: ReviewServer, seconds: float = 5.0, calls: int = 4) -> APIServer:
+    files = CredentialFiles(ca_file=server.ca_file, token_file=server.token_file)
+    return APIServer(server.url, Credentials(files), seconds=seconds, calls=calls)
+
+
+def ask(api: APIServer, seconds: float = 30.0) -> Any:
+    return api.post(ACCESS, {"kind": "x"}, Budget.of_seconds(seconds))
+
+
+def refused(api: APIServer, seconds: float = 30.0) -> ReviewError:
+    with pytest.raises(ReviewError, match="API server of this cluster") as caught:
+        ask(api, seconds)
+    return caught.value
+
+
+def test_a_connection_is_used_again(server: ReviewServer) -> None:
+    with closing(client(server)) as api:
+        for _ in range(5):
+            assert ask(api)["status"] == {"allowed": True}
+    assert (server.connections, len(server.requests)) == (1, 5)
+
+
+def test_a_connection_that_was_closed_meanwhile_is_replaced(
+    server: ReviewServer,
+) -> None:
+    whole = json_answer(b"{}", 201)
+    server.fault = saying(whole)  # and closes, though it did not say so
+    with closing(client(server)) as api:
+        for _ in range(3):
+            assert ask(api) == {}
+            # The end of the connection has to have come.
+            time.sleep(0.05)
+    assert (server.connections, len(server.requests)) == (3, 3)
+
+
+def test_a_request_that_went_out_is_not_sent_again(server: ReviewServer) -> None:
+    with closing(client(server)) as api:
+        ask(api)
+        server.fault = saying(b"")
+        error = refused(api)
+    assert error.rule == "review.unavailable"
+    assert len(server.requests) == 2
+
+
+FAULTS: dict[str, tuple[Fault, str, str]] = {
+    "no answer": (holding(), "review.timeout", "time"),
+    "half a head": (holding(b"HTTP/1.1 201 Cre"), "review.timeout", "time"),
+    "a head alone": (
+        holding(HEAD + b"Content-Length: 9\r\n\r\n"),
+        "review.timeout",
+        "time",
+    ),
+    "a head that drips": (dripping(HEAD + b"X: ", b"a"), "review.timeout", "time"),
+    "a body that drips": (
+        dripping(HEAD + b"Content-Length: 99999\r\n\r\n{", b" "),
+        "review.timeout",
+        "time",
+    ),
+    "closes": (saying(b""), "review.unavailable", "closed"),
+    "closes in the body": (
+        saying(HEAD + b"Content-Length: 99\r\n\r\n{"),
+        "review.unavailable",
+        "IncompleteRead",
+    ),
+    "too much": (
+        saying(HEAD + b"Content-Length: 2000000\r\n\r\n" + b" " * 1_100_000),
+        "review.unavailable",
+        "more than 1048576 bytes",
+    ),
+    "no HTTP": (saying(b"SSH-2.0-x\r\n\r\n"), "review.unavailable", "SSH"),
+    "no JSON": (saying(json_answer(b"{", 201)), "review.answer", "JSON object"),
+    "a list": (saying(json_answer(b"[]", 201)), "review.answer", "JSON object"),
+    "403": (
+        saying(json_answer(b'{"message": "tokenreviews is forbidden"}', 403)),
+        "review.rights",
+        "HTTP status 403: tokenreviews is forbidden",
+    ),
+    "429": (saying(json_answer(b"{}", 429)), "review.throttled", "HTTP status 429"),
+    "429 with Retry-After": (
+        saying(json_answer(b"{}", 429, ["Retry-After: 7"])),
+        "review.throttled",
+        "HTTP status 429, Retry-After 7",
+    ),
+    "500": (saying(json_answer(b"oh", 500)), "review.failed", "HTTP status 500"),
+    "a redirect": (
+        saying(json_answer(b"", 302, ["Location: https://127.0.0.1:1/"])),
+        "review.failed",
+        "HTTP status 302",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_is_a_review_that_could_not_be_made(
+    server: ReviewServer, name: str
+) -> None:
+    server.fault, rule, told = FAULTS[name]
+    with closing(client(server, seconds=0.4)) as api:
+        error = refused(api)
+        assert (error.rule, told in error.detail) == (rule, True), error.detail
+        assert error.detail.startswith(f"{server.url}: ")
+        # And nothing of it is kept.
+        server.fault = None
+        assert ask(api)["status"] == {"allowed": True}
+
+
+def test_the_budget_of_the_call_ends_a_request(server: ReviewServer) -> None:
+    server.fault = holding()
+    with closing(client(server, seconds=60)) as api:
+        assert refused(api, seconds=0.3).rule == "review.timeout"
+
+
+def test_a_refused_token_is_read_again_once(server: ReviewServer) -> None:
+    with closing(client(server)) as api:
+        ask(api)
+        server.accepted = "another-token"
+        error = refused(api)
+        assert (error.rule, error.detail) == (
+            "review.credential",
+            f"{server.url}: HTTP status 401: Unauthorized",
+        )
+        assert len(server.requests) == 2  # the file has the same one
+        server.token_file.write_text("another-token\n")
+        assert ask(api)["status"] == {"allowed": True}
+        assert len(server.requests) == 4
+
+
+def test_another_certificate_is_not_trusted(
+    server: ReviewServer, tmp_path: Path
+) -> None:
+    (tmp_path / "other").mkdir()
+    _, other = server_tls(tmp_path / "other")
+    files = CredentialFiles(ca_file=other, token_file=server.token_file)
+    api = APIServer(server.url, Credentials(files), seconds=5, calls=1)
+    error = refused(api)
+    assert error.rule == "review.unavailable"
+    assert "certificate verify failed" in error.detail
+    assert server.requests == []  # the bridge's own token was not shown
+
+
+def test_credentials_that_cannot_be_read_are_told(server: ReviewServer) -> None:
+    server.token_file.unlink()
+    error = refused(client(server))
+    assert (error.rule, str(server.token_file) in error.detail) == (
+        "review.credential",
+        True,
+    )
+
+
+def test_nobody_listens(server: ReviewServer) -> None:
+    files = CredentialFiles(ca_file=server.ca_file, token_file=server.token_file)
+    api = APIServer("https://127.0.0.1:1", Credentials(files), seconds=5, calls=1)
+    assert refused(api).rule == "review.unavailable"
+
+
+def test_a_server_that_hangs_holds_no_more_threads_than_it_may(
+    server: ReviewServer,
+) -> None:
+    server.fault = holding()
+    api = client(server, seconds=30, calls=2)
+    with closing(api), ThreadPoolExecutor(2) as two:
+        held = [two.submit(refused, api) for _ in range(2)]
+        deadline = threading.Event()
+        while len(server.requests) < 2:
+            deadline.wait(0.01)
+        # The third is refused while both are held, long before their time is up.
+        assert refused(api).rule == "review.busy"
+        assert not any(one.done() for one in held)
+        server.over.set()
+        assert {one.result().rule for one in held} == {"review.unavailable"}
