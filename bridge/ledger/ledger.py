@@ -191,6 +191,7 @@ class Ledger:
         self._refusals = RefusalMeter(config.refusals_per_second)
         self._excess = RefusalMeter(config.excess_per_second)
         self._open = RefusalMeter(_OPEN_PER_SECOND)
+        self._seconds_lock = threading.Lock()
         self._tried = self._published = clock()
         self._heads_trouble = ""
         name = f"ledger-heads-{journal.folder.name}"
@@ -306,7 +307,7 @@ class Ledger:
         return self._end_metered(ending, self._open)
 
     def _end_metered(self, ending: Ending, meter: RefusalMeter) -> bool:
-        self._summarize(int(self._clock().timestamp()))
+        self._summarize()
         if not meter.admit(ending.rule):
             return False
         self.end(ending)
@@ -332,8 +333,7 @@ class Ledger:
         """
         self._loop.close()
         with suppress(LedgerError):
-            # No second is -1, so this writes all counts.
-            self._summarize(-1)
+            self._summarize(all_counts=True)
         with suppress(LedgerError):
             self._journal.flush()
             self._publisher.publish(self._journal.head, self._journal.append)
@@ -375,7 +375,7 @@ class Ledger:
         with suppress(LedgerError):
             self._journal.progress.keep(self._journal.folder)
         with suppress(LedgerError):
-            self._summarize(int(now.timestamp()))
+            self._summarize()
         # A clock that was set back counts as the end of the interval.
         if timedelta() <= now - self._tried < self._heads_interval:
             return
@@ -387,10 +387,15 @@ class Ledger:
         else:
             self._heads_trouble, self._published = "", now
 
-    def _summarize(self, second: int) -> None:
-        for meter in (self._refusals, self._excess, self._open):
-            if (summary := meter.due(second)) is not None:
-                self._journal.append(summary)
+    def _summarize(self, *, all_counts: bool = False) -> None:
+        # The time is read under the lock: a thread that comes late would begin a second
+        # of before again.
+        with self._seconds_lock:
+            # No second is -1.
+            second = -1 if all_counts else int(self._clock().timestamp())
+            for meter in (self._refusals, self._excess, self._open):
+                if (summary := meter.due(second)) is not None:
+                    self._journal.append(summary)
 
 
 def require_published(sink: HeadSink, key: HeadKey, folder: Path) -> SignedHead | None:

@@ -64,7 +64,9 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
             {"name": "far", "tokens": tokens_of(server, folder / "far")},
             {"name": "rightless", "tokens": tokens_of(server, folder / "none")},
         ]
-        made = Bridge(folder / "served", overrides={"clusters": clusters})
+        every = {"refusals_per_second": 100_000}
+        overrides = {"clusters": clusters, "ledger": every}
+        made = Bridge(folder / "served", overrides=overrides)
         with made as bridge, Wire(bridge) as wire:
             yield Ground(server, bridge, wire)
 

@@ -219,7 +219,7 @@ def test_row_15_keys_that_cannot_be_had_are_not_the_callers_fault(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def gone(*_: object, **__: object) -> None:
-        raise BackendUnavailableError("the keys cannot be had")
+        raise ReviewError("the keys cannot be had")
 
     monkeypatch.setattr(type(world.snapshot.clusters), "identify", gone)
     with pytest.raises(ReviewError, match=f"^error validating token for {IDENTITY}: "):
