@@ -24,6 +24,8 @@ vault: BACKEND ?= vault-pki
 vault: $(VENV)/.vault ## An issuing CA in OpenBao or Vault, its chain, and a bridge.yaml that uses it (deploy/vault/README.md; BACKEND)
 	@BACKEND=$(BACKEND) deploy/vault/prepare.sh deploy/vault/demo/$(BACKEND) $(BIN)
 
+# What the tests start hundreds of times is compiled once, also where the environment says otherwise.
+test: export PYTHONDONTWRITEBYTECODE :=
 test: $(VENV)/.development ## Everything that must hold, on real parts
 	@$(BIN)/python -m tests.support.parts.install
 	@$(BIN)/python -m pytest -n auto --dist loadgroup $(PYTEST_ARGS)
