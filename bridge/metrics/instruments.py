@@ -264,10 +264,12 @@ class Metrics:
         """By the names in `SHED_REASONS`."""
         closed = self._counter(
             "meshca_connections_closed",
-            "Connections that the bridge has closed, by reason: junk, or idle.",
+            "Connections that the bridge has closed: junk, certificate or idle.",
             "reason",
         )
-        self.closed = {reason: closed.labels(reason) for reason in ("junk", "idle")}
+        self.closed = {
+            reason: closed.labels(reason) for reason in ("junk", "certificate", "idle")
+        }
         """By reason."""
         self.ttl_clamped = self._counter(
             "meshca_ttl_clamped", "Lifetimes shortened to what the issuing CA can give."

@@ -37,9 +37,16 @@ most 32 KiB, and a token has at most 16 KiB."""
 _EACH_BYTES = 200
 """The memory of a header besides its text."""
 _LONG_HEADERS = "headers"
-_STALLED = "overload.stalled"
+_TOO_LONG = "request.headers"
 _JUNK = (AuthenticationError, RequestError)
 """What is wrong with the call of a peer that sends junk."""
+_JUNK_RULES = {"overload.stalled", "overload.gone"}
+_ENDING = {"certificate": "certificate", _TOO_LONG: "junk"}
+"""Why a connection ends with its first such call, by rule or by what rules begin with.
+
+No other call with this client certificate can be granted; and no client sends headers
+that are too long by accident.
+"""
 _log = logging.getLogger(__name__)
 _transport_log = logging.getLogger("grpc._cython.cygrpc")
 
@@ -163,8 +170,7 @@ class Front(grpc.GenericRpcHandler, ABC):  # type: ignore[misc]  # grpc has no t
             reply = self._answer(arrived, excess, messages, context)
         except BridgeError as error:
             code, text = status_of(error, self.name)
-            if isinstance(error, _JUNK) or error.rule == _STALLED:
-                self._pools.guard.junk(context.peer())
+            self._judge_peer(error, context)
             if isinstance(error, OverloadedError):
                 self._metrics.shed[_reason(error)].inc()
                 if not context.is_active():  # the peer has left and gets no answer
@@ -197,13 +203,7 @@ class Front(grpc.GenericRpcHandler, ABC):  # type: ignore[misc]  # grpc has no t
         context: Any,
     ) -> bytes:
         if excess == _LONG_HEADERS:
-            # Recorded before it is raised: the traceback of a raised error holds the
-            # headers.
-            error = RequestError(
-                "the headers of the call are too long", rule="request.headers"
-            )
-            self._issuance.refuse(error, front=self.name)
-            raise error
+            raise self._too_long()
         if excess:
             raise _overloaded(excess)
         pools = self._pools
@@ -225,6 +225,25 @@ class Front(grpc.GenericRpcHandler, ABC):  # type: ignore[misc]  # grpc has no t
         reply = self.reply(issued)
         self._metrics.steps["reply"].observe(time.perf_counter() - began)
         return reply
+
+    def _judge_peer(self, error: BridgeError, context: Any) -> None:
+        guard, peer = self._pools.guard, context.peer()
+        if isinstance(error, _JUNK) or error.rule in _JUNK_RULES:
+            guard.junk(peer)
+        ending = _ENDING.get(error.rule) or _ENDING.get(error.rule.partition(".")[0])
+        if ending:
+            end = partial(guard.end, peer, ending)
+            if not context.add_callback(end):  # once the answer has left
+                end()
+
+    def _too_long(self) -> RequestError:
+        # Recorded before it is raised: the traceback of a raised error holds the
+        # headers. For the same reason no frame of that traceback may hold the error.
+        error = RequestError(
+            "the headers of the call are too long", rule="request.headers"
+        )
+        self._issuance.refuse(error, front=self.name)
+        return error
 
     def _wait(self, messages: Any, context: Any) -> bytes | None:
         reaper = self._pools.reaper

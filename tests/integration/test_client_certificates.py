@@ -20,6 +20,7 @@ from bridge.server.server import Server
 from bridge.snapshot.trust_bundle import TrustBundle
 from tests.support.clients.istio_raw import request
 from tests.support.harness.core import CALLER, World, csr
+from tests.support.harness.workers import await_true
 from tests.support.parts.pki import Authority, Key, bundle, key_pem, new_key, new_root
 
 pytestmark = pytest.mark.xdist_group("client-certificates")
@@ -44,6 +45,13 @@ class SecondPort:
 
     world: World
     server: Server
+    metrics: Metrics
+
+    @property
+    def closed(self) -> float:
+        """How many connections were closed for their certificate."""
+        name, labels = "meshca_connections_closed_total", {"reason": "certificate"}
+        return self.metrics.registry.get_sample_value(name, labels) or 0.0
 
     def connect(self, chain: bytes, key: Key) -> Callable[[], str]:
         """Return a call on one connection: the status, and the text of a refusal."""
@@ -83,18 +91,20 @@ def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecondPort]:
     folder: Path = tmp_path_factory.mktemp("world")
     with World(folder, overrides=SECOND_PORT) as world:
         world.clock.now = datetime.now(UTC)
+        metrics = Metrics("1", world.clock)
         server = Server(
             world.config,
             world.issuance,
             issue_serving=world.own.issue_serving,
             # TLS goes on with what it had, as for a connection of before.
             anchors_pem=(folder / "roots.pem").read_bytes,
-            metrics=Metrics("1", world.clock),
+            metrics=metrics,
             clock=world.clock,
             problems=dict,
+            admin_address="127.0.0.1:0",
         )
         server.start()
-        yield SecondPort(world, server)
+        yield SecondPort(world, server, metrics)
         server.drain(0)
 
 
@@ -111,7 +121,7 @@ def connected(port: SecondPort) -> Callable[[], str]:
 def test_a_connection_does_not_outlive_its_trust_anchor(
     port: SecondPort, connected: Callable[[], str]
 ) -> None:
-    before = port.world.snapshot
+    before, closed = port.world.snapshot, port.closed
     port.world.snapshot = replace(
         before, bundle=TrustBundle([new_root("other").certificate])
     )
@@ -120,19 +130,21 @@ def test_a_connection_does_not_outlive_its_trust_anchor(
     finally:
         port.world.snapshot = before
     assert told.startswith("UNAUTHENTICATED certificate.chain: ")
+    await_true(lambda: port.closed == closed + 1)
     assert connected() == "OK"
 
 
 def test_a_connection_does_not_outlive_its_certificate(
     port: SecondPort, connected: Callable[[], str]
 ) -> None:
-    now = port.world.clock.now
+    now, closed = port.world.clock.now, port.closed
     port.world.clock.now = now + HOUR + timedelta(seconds=1)
     try:
         told = connected()
     finally:
         port.world.clock.now = now
     assert told.startswith("UNAUTHENTICATED certificate.expired: ")
+    await_true(lambda: port.closed == closed + 1)
 
 
 def cases(world: World) -> dict[str, tuple[Authority, Key]]:

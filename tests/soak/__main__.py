@@ -29,6 +29,7 @@ from tests.soak import (
 )
 from tests.soak.ground import Ground, Sizes, say
 from tests.soak.result import Result
+from tests.support.clients.attacks import ATTACKS
 from tests.support.clients.istio_go import program
 from tests.support.parts import builds
 
@@ -84,6 +85,7 @@ def _results(options: argparse.Namespace) -> list[Result]:
                     seconds=options.seconds,
                     clients=options.clients,
                     issuances=options.issuances,
+                    attacks=tuple(options.attacks),
                 ),
             )
             results.append(_run(part, ground))
@@ -138,6 +140,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--clients", type=int, default=2_000, help="of a storm (2000)")
     parser.add_argument(
         "--issuances", type=int, default=200_000, help="for memory (200000)"
+    )
+    parser.add_argument(
+        "--attacks", nargs="+", choices=[*ATTACKS], default=(), help="of hostile (all)"
     )
     parser.add_argument("--ca-key", choices=_KEYS, default="p256")
     parser.add_argument("--threads", type=int, help="limits.threads of the bridge")

@@ -57,6 +57,8 @@ class Sizes:
     """Of a storm."""
     issuances: int
     """Over which memory is watched."""
+    attacks: tuple[str, ...] = ()
+    """Which of them; all if there are none."""
 
 
 @dataclass(frozen=True, kw_only=True)

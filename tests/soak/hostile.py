@@ -41,7 +41,7 @@ _ROOT = Path(__file__).resolve().parents[2]
 def run(ground: Ground) -> Result:
     """Run each attack against a bridge of its own: one process on one core."""
     result = Result("hostile")
-    for kind in ATTACKS:
+    for kind in ground.sizes.attacks or ATTACKS:
         _attack(ground, result, kind)
     return result
 

@@ -39,12 +39,14 @@ class ConnectionGuard:
     """Counts junk calls by connection, and closes those with too many.
 
     A call is junk if it asks for another method, is given up for its message, is taken
-    back, or is refused for its token or its content.
+    back, or is refused for its token or its content. A connection none of whose calls
+    can be granted is closed by `end`.
 
     Args:
         knows_peers: A connection stands for one peer, and an address for one workload.
             False behind a proxy: there only the bound on all connections holds.
-        closed: Told how many connections were closed, and why: `junk` or `idle`.
+        closed: Told how many connections were closed, and why: `junk`, `certificate`
+            or `idle`.
         most: The most connections of a port.
     """
 
@@ -62,7 +64,8 @@ class ConnectionGuard:
         self._most = int(most * _MOST_SHARE)
         self._most_of_address = int(most * _SHARE_OF_ADDRESS)
         self._junk: dict[str, float] = {}
-        self._over: dict[str, None] = {}
+        self._over: dict[str, str] = {}
+        """Why each connection is to be closed."""
         self._looked = self._counted = time.monotonic()
         self._loop = BackgroundLoop("connections", self._step, _STEP_SECONDS)
 
@@ -84,18 +87,29 @@ class ConnectionGuard:
             return
         count = self._junk[peer] = self._junk.get(peer, 0.0) + 1
         if count > _JUNK:
-            self._over[peer] = None
+            self._over[peer] = "junk"
+
+    def end(self, peer: str, reason: str) -> None:
+        """Close a connection soon.
+
+        Args:
+            peer: The connection, as grpc names it.
+            reason: For the count.
+        """
+        if self.knows_peers:
+            self._over[peer] = reason
 
     def look(self, seconds: float) -> None:
-        """Close what has sent too much junk; forgive a part of the others.
+        """Close what is to be closed; forgive a part of the junk of the others.
 
         Args:
             seconds: The time since the last look.
         """
         over, self._over = self._over, {}
         if over:
-            found = [one for one in connections(self.ports) if one.peer in over]
-            self._shut("junk", found)
+            for one in connections(self.ports):
+                if one.peer in over:
+                    self._shut(over[one.peer], [one])
         pardon = seconds * _JUNK_PER_SECOND
         for peer, count in self._junk.copy().items():
             if peer in over or count <= pardon:

@@ -1,5 +1,7 @@
+import gc
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -124,6 +126,29 @@ def test_who_has_too_long_headers_does_not_wait(served: Served) -> None:
     (refused,) = served.issuance.refused
     assert refused.rule == "request.headers"
     assert not served.issuance.calls
+    # No client sends such headers by accident.
+    closed = {"reason": "junk"}
+    eventually(lambda: served.counted("meshca_connections_closed_total", closed) == 1)
+
+
+def test_refused_headers_are_let_go_at_once(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[weakref.ref[BridgeError]] = []
+
+    def refuse(error: BridgeError, **_: str) -> None:
+        kept.append(weakref.ref(error))
+
+    monkeypatch.setattr(served.issuance, "refuse", refuse)
+    more = tuple((f"x-{number}", "") for number in range(330))
+    call = served.channel().unary_unary(METHOD)
+    # The collector of cycles runs seldom where the bridge serves.
+    gc.disable()
+    try:
+        failure(lambda: call(b"", metadata=more, timeout=WAIT_SECONDS))
+        eventually(lambda: kept[0]() is None)
+    finally:
+        gc.enable()
 
 
 def test_without_a_deadline_of_the_clients_ours_counts(tmp_path: Path) -> None:
