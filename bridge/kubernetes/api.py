@@ -1,7 +1,8 @@
 """A client for one API server: small requests on pooled connections, each with an end.
 
 It asks for reviews, one a call of the bridge, so it does little: it keeps connections,
-bounds the calls in flight, and holds each to its deadline whatever the server does.
+bounds the calls in flight, and holds each to its deadline whatever the server does. A
+stream, as a watch is one, has a connection of its own and is no call in flight.
 """
 
 import http.client
@@ -14,9 +15,10 @@ import threading
 import time
 import urllib.parse
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from bridge.errors import ConfigError, ReviewError
 from bridge.kubernetes.credentials import Credentials
@@ -27,7 +29,18 @@ _LARGEST = 1 << 20
 _IDLE_SECONDS = 30.0
 """A connection that is idle for longer is not used again: the server, or what stands
 between, may be closing it."""
-_MADE = (http.client.OK, http.client.CREATED)
+_DONE = (http.client.OK, http.client.CREATED)
+_JSON = "application/json"
+METADATA = (
+    "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1,application/json"
+)
+METADATA_LIST = METADATA.replace("Metadata;", "MetadataList;")
+"""What `Accept` says where the metadata of an object, or of a list, is enough."""
+_LONGEST_LINE = 16 << 20
+_PIECE = 1 << 16
+
+Query = Mapping[str, str | int]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,18 +90,56 @@ class APIServer:
             ReviewError: There is no answer, or it is none that helps. The rule says
                 which; the detail is for operators.
         """
-        until = time.monotonic() + min(self._seconds, budget.part())
-        if not self._bulkhead.enter(until):
-            raise ReviewError(
-                "too many reviews wait for the API server of this cluster",
-                rule="review.busy",
-                detail=self._shown("its answers are overdue"),
+        data = json.dumps(body).encode()
+        return self._read(self._called(self._request("POST", path, data), budget))
+
+    def get(
+        self, path: str, query: Query, budget: Budget, *, accept: str = _JSON
+    ) -> Mapping[str, Any] | None:
+        """Return an object, or a list, as the server has it; None if it has none.
+
+        Args:
+            path: Of the object or the list.
+            query: The parameters.
+            budget: What is left of the call's time.
+            accept: The form of the answer, for example `METADATA`.
+
+        Raises:
+            ReviewError: See `post`. A list has at most 1 MiB: set `limit`.
+        """
+        request = self._request("GET", _with_query(path, query), accept=accept)
+        answer = self._called(request, budget)
+        if answer.status == http.client.NOT_FOUND:
+            return None
+        return self._read(answer)
+
+    @contextmanager
+    def stream(
+        self, path: str, query: Query, *, accept: str = _JSON, silence: float
+    ) -> Iterator["Stream"]:
+        """Open an answer of any length, on a connection of its own.
+
+        Args:
+            path: Of a list.
+            query: The parameters.
+            accept: The form of the answer.
+            silence: An answer that says nothing for so many seconds is broken off.
+
+        Raises:
+            ReviewError: See `post`; also inside, by the methods of the stream.
+        """
+        until = time.monotonic() + self._seconds
+        request = self._request("GET", _with_query(path, query), accept=accept)
+        with ExitStack() as parts, self._told():
+            opened = self._authorized(
+                lambda token: parts.enter_context(
+                    closing(self._opened(request(token), until, silence))
+                ),
+                lambda stream: stream.status,
             )
-        try:
-            with self._calls:
-                return self._posted(path, json.dumps(body).encode(), until)
-        finally:
-            self._bulkhead.leave()
+            if opened.status != http.client.OK:
+                raise self._failed(opened.refusal(until))
+            yield opened
 
     def close(self) -> None:
         """Close the idle connections; those in use close when their call ends."""
@@ -96,15 +147,37 @@ class APIServer:
         while self._idle:
             self._idle.pop().close()
 
-    def _posted(self, path: str, body: bytes, until: float) -> Mapping[str, Any]:
+    def _called(self, request: "_Request", budget: Budget) -> _Answer:
+        until = time.monotonic() + min(self._seconds, budget.part())
+        if not self._bulkhead.enter(until):
+            raise ReviewError(
+                "too many calls wait for the API server of this cluster",
+                rule="review.busy",
+                detail=self._shown("its answers are overdue"),
+            )
         try:
-            token = self._credentials.token()
-            answer = self._exchange(path, body, token, until)
-            if answer.status == http.client.UNAUTHORIZED and token:
-                # The file may have another one by now. What was refused was not done.
-                fresh = self._credentials.token(refused=token)
-                if fresh != token:
-                    answer = self._exchange(path, body, fresh, until)
+            with self._calls, self._told():
+                return self._authorized(
+                    lambda token: self._exchange(request(token), until),
+                    lambda answer: answer.status,
+                )
+        finally:
+            self._bulkhead.leave()
+
+    def _authorized(self, ask: Callable[[str], T], status_of: Callable[[T], int]) -> T:
+        token = self._credentials.token()
+        answer = ask(token)
+        if status_of(answer) == http.client.UNAUTHORIZED and token:
+            # The file may have another one by now. What was refused was not done.
+            fresh = self._credentials.token(refused=token)
+            if fresh != token:
+                return ask(fresh)
+        return answer
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
         except ConfigError as error:
             raise ReviewError(
                 "the credentials for the API server of this cluster cannot be used",
@@ -123,10 +196,19 @@ class APIServer:
                 rule="review.unavailable",
                 detail=self._shown(str(error) or type(error).__name__),
             ) from error
-        return self._read(answer)
 
-    def _exchange(self, path: str, body: bytes, token: str, until: float) -> _Answer:
-        request = self._request(path, body, token)
+    def _opened(self, request: bytes, until: float, silence: float) -> "Stream":
+        connection = _Connection.open(
+            self._host, self._port, self._credentials.context(), until
+        )
+        try:
+            connection.send(request, until)
+            return Stream(connection, until, silence)
+        except BaseException:
+            connection.close()
+            raise
+
+    def _exchange(self, request: bytes, until: float) -> _Answer:
         connection = self._pooled()
         if connection is not None:
             try:
@@ -167,18 +249,24 @@ class APIServer:
                 return connection
             connection.close()
 
-    def _request(self, path: str, body: bytes, token: str) -> bytes:
-        authorization = f"Authorization: Bearer {token}\r\n" if token else ""
-        head = (
-            f"POST {path} HTTP/1.1\r\nHost: {self._place}\r\n"
-            f"{authorization}Accept: application/json\r\n"
-            "Content-Type: application/json\r\nUser-Agent: meshca-bridge\r\n"
-            f"Content-Length: {len(body)}\r\n\r\n"
-        )
-        return head.encode("ascii") + body
+    def _request(
+        self, method: str, path: str, body: bytes = b"", accept: str = _JSON
+    ) -> "_Request":
+        content = f"Content-Type: {_JSON}\r\nContent-Length: {len(body)}\r\n"
+
+        def request(token: str) -> bytes:
+            authorization = f"Authorization: Bearer {token}\r\n" if token else ""
+            head = (
+                f"{method} {path} HTTP/1.1\r\nHost: {self._place}\r\n"
+                f"{authorization}Accept: {accept}\r\n"
+                f"{content if body else ''}User-Agent: meshca-bridge\r\n\r\n"
+            )
+            return head.encode("ascii") + body
+
+        return request
 
     def _read(self, answer: _Answer) -> Mapping[str, Any]:
-        if answer.status not in _MADE:
+        if answer.status not in _DONE:
             raise self._failed(answer)
         try:
             found = json.loads(answer.body)
@@ -205,16 +293,25 @@ class APIServer:
         return f"https://{self._place}: {reason[:300]}"
 
 
-_REFUSED = "the API server of this cluster lets the bridge review no tokens"
+_Request = Callable[[str], bytes]
+"""From the bridge's own token to the bytes of a request."""
+_REFUSED = "the API server of this cluster refuses what the bridge asks for"
 _STATUSES = {
     http.client.UNAUTHORIZED: ("review.credential", _REFUSED),
     http.client.FORBIDDEN: ("review.rights", _REFUSED),
+    http.client.GONE: (
+        "review.gone",
+        "the API server of this cluster has forgotten what the bridge goes on from",
+    ),
     http.client.TOO_MANY_REQUESTS: (
         "review.throttled",
-        "the API server of this cluster asks for fewer reviews",
+        "the API server of this cluster asks for fewer calls",
     ),
 }
-_OTHER = ("review.failed", "the API server of this cluster could not review the token")
+_OTHER = (
+    "review.failed",
+    "the API server of this cluster could not do what it was asked for",
+)
 
 
 class _CallsInFlight:
@@ -276,27 +373,110 @@ class _Connection:
         self._sock.settimeout(_left(until))
         self._sock.sendall(request)
 
-    def receive(self, until: float) -> _Answer:
+    def begin(self, until: float) -> tuple[http.client.HTTPResponse, "_Timed"]:
         # Its constructor needs `makefile` and nothing else of a socket.
         timed: Any = _Timed(self._sock, until)
-        answer = http.client.HTTPResponse(timed, method="POST")
+        # Whether it answers a HEAD is all that the method tells it.
+        answer = http.client.HTTPResponse(timed, method="GET")
+        answer.begin()
+        return answer, timed
+
+    def receive(self, until: float) -> _Answer:
+        answer, _ = self.begin(until)
         with answer:
-            answer.begin()
-            body = answer.read(_LARGEST + 1)
-            if len(body) > _LARGEST:
-                raise ValueError(f"the answer has more than {_LARGEST} bytes")
-            if answer.length:
-                raise http.client.IncompleteRead(body)
+            read = _whole(answer)
             self._used_at = time.monotonic()
-            return _Answer(
-                answer.status,
-                (answer.headers.get("Retry-After") or "")[:40],
-                body,
-                not answer.will_close,
-            )
+            return read
+
+    def keep_alive(self) -> None:
+        # A peer that is gone without a word is noticed by the system, too.
+        for option, value in (
+            (socket.TCP_KEEPIDLE, 15),
+            (socket.TCP_KEEPINTVL, 15),
+            (socket.TCP_KEEPCNT, 3),
+        ):
+            self._sock.setsockopt(socket.IPPROTO_TCP, option, value)
+        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 
     def close(self) -> None:
         self._sock.close()
+
+
+def _whole(answer: http.client.HTTPResponse) -> _Answer:
+    body = answer.read(_LARGEST + 1)
+    if len(body) > _LARGEST:
+        raise ValueError(f"the answer has more than {_LARGEST} bytes")
+    if answer.length:
+        raise http.client.IncompleteRead(body)
+    return _Answer(
+        answer.status,
+        (answer.headers.get("Retry-After") or "")[:40],
+        body,
+        not answer.will_close,
+    )
+
+
+class Stream:
+    """An answer that is read while the server writes it. For one thread."""
+
+    def __init__(self, connection: _Connection, until: float, silence: float) -> None:
+        self._connection = connection
+        self._silence = silence
+        connection.keep_alive()
+        self._answer, self._timed = connection.begin(until)
+        self.status = self._answer.status
+        """The HTTP status."""
+
+    def lines(self) -> Iterator[bytes]:
+        """Yield each line as it comes; end where the server ends the answer in order.
+
+        Raises:
+            TimeoutError: The server is silent for too long.
+            OSError: The connection is lost.
+            HTTPException: It ends amid the answer.
+            ValueError: A line is too long.
+        """
+        pending: list[bytes] = []
+        size = 0
+        while piece := self._piece():
+            *lines, rest = piece.split(b"\n")
+            for line in lines:
+                yield b"".join((*pending, line))
+                pending.clear()
+                size = 0
+            pending.append(rest)
+            size += len(rest)
+            if size > _LONGEST_LINE:
+                raise ValueError(f"a line has more than {_LONGEST_LINE} bytes")
+        if size or self._answer.length:
+            raise http.client.IncompleteRead(b"".join(pending))
+
+    def body(self, most: int) -> bytes:
+        """Return the whole answer, of at most `most` bytes. Raises as `lines` does."""
+        pieces: list[bytes] = []
+        size = 0
+        while piece := self._piece():
+            pieces.append(piece)
+            size += len(piece)
+            if size > most:
+                raise ValueError(f"the answer has more than {most} bytes")
+        if self._answer.length:
+            raise http.client.IncompleteRead(b"")
+        return b"".join(pieces)
+
+    def refusal(self, until: float) -> _Answer:
+        """Return the whole answer, which is an error and short."""
+        self._timed.until = until
+        return _whole(self._answer)
+
+    def close(self) -> None:
+        """Close the connection; may be called by another thread."""
+        self._answer.close()
+        self._connection.close()
+
+    def _piece(self) -> bytes:
+        self._timed.until = time.monotonic() + self._silence
+        return self._answer.read1(_PIECE)
 
 
 class _Timed(io.RawIOBase):
@@ -304,7 +484,7 @@ class _Timed(io.RawIOBase):
     # read, and a server that sends a byte at a time would never meet it.
     def __init__(self, sock: ssl.SSLSocket, until: float) -> None:
         self._sock = sock
-        self._until = until
+        self.until = until
 
     def makefile(self, _mode: str) -> io.BufferedReader:
         return io.BufferedReader(self)
@@ -313,7 +493,7 @@ class _Timed(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        self._sock.settimeout(_left(self._until))
+        self._sock.settimeout(_left(self.until))
         return self._sock.recv_into(buffer)
 
 
@@ -322,6 +502,10 @@ def _left(until: float) -> float:
     if left <= 0:
         raise TimeoutError("the time is up")
     return left
+
+
+def _with_query(path: str, query: Query) -> str:
+    return f"{path}?{urllib.parse.urlencode(query)}" if query else path
 
 
 def _message(body: bytes) -> str:

@@ -61,6 +61,10 @@ class ReviewServer(ScriptedServer):
         self.alter: Callable[[dict[str, Any]], object] = lambda status: status
         self.allowed: Mapping[str, object] = {"allowed": True}
         self.accepted = OWN_TOKEN
+        self.objects: dict[str, object] = {}
+        """By path, what it has."""
+        self.streams: dict[str, Fault] = {}
+        """By path, what it says to a watch or a list; then the connection ends."""
         self.hanging = threading.Event()
         """Set when a fault holds a request."""
 
@@ -85,16 +89,31 @@ class ReviewServer(ScriptedServer):
             if server.fault is not None:
                 server.fault(server, sock)
                 return
+            stream = server.streams.get(_path(head))
+            if stream is not None and server.accepts(head):
+                stream(server, sock)
+                return
             sock.sendall(server._answer(head, body))
 
+    def accepts(self, head: bytes) -> bool:
+        return f"Authorization: Bearer {self.accepted}\r\n".encode() in head + b"\r\n"
+
     def _answer(self, head: bytes, body: bytes) -> bytes:
-        if f"Authorization: Bearer {self.accepted}\r\n".encode() not in head + b"\r\n":
+        if not self.accepts(head):
             return json_answer(b'{"message": "Unauthorized"}', 401)
         if ACCESS.encode() in head:
             return _made("SelfSubjectAccessReview", self.allowed)
+        if head.startswith(b"GET "):
+            found = self.objects.get(_path(head))
+            status = 404 if found is None else 200
+            return json_answer(json.dumps(found).encode(), status)
         spec = json.loads(body)["spec"]
-        status = self.alter(good_status(spec["token"], spec["audiences"]))
-        return _made("TokenReview", status)
+        review = self.alter(good_status(spec["token"], spec["audiences"]))
+        return _made("TokenReview", review)
+
+
+def _path(head: bytes) -> str:
+    return head.split(b" ")[1].decode().partition("?")[0]
 
 
 def _made(kind: str, status: object) -> bytes:

@@ -1,5 +1,6 @@
 """The client of an API server: pooled connections, each call with an end."""
 
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 from bridge.errors import ReviewError
-from bridge.kubernetes.api import APIServer
+from bridge.kubernetes.api import METADATA, APIServer
 from bridge.kubernetes.credentials import CredentialFiles, Credentials
 from bridge.resilience.budget import Budget
 from tests.support.parts.scripted_http import json_answer, server_tls
@@ -203,3 +204,116 @@ def test_a_server_that_hangs_holds_no_more_threads_than_it_may(
         assert not any(one.done() for one in held)
         server.over.set()
         assert {one.result().rule for one in held} == {"review.unavailable"}
+
+
+POD = "/api/v1/namespaces/shop/pods/web-0"
+
+
+def get(api: APIServer, path: str = POD, **query: str | int) -> Any:
+    return api.get(path, query, Budget.of_seconds(30), accept=METADATA)
+
+
+def test_an_object_is_asked_for_on_the_pooled_connections(server: ReviewServer) -> None:
+    with closing(client(server)) as api:
+        ask(api)
+        server.objects[POD] = {"kind": "Pod"}
+        assert get(api, limit=1, fieldSelector="spec.nodeName=a") == {"kind": "Pod"}
+    assert server.connections == 1
+    head = server.requests[-1].decode()
+    assert head.startswith(f"GET {POD}?limit=1&fieldSelector=spec.nodeName%3Da HTTP")
+    assert f"Accept: {METADATA}\r\n" in head
+    assert "Content-" not in head
+
+
+def test_an_object_that_is_not_there_is_none(server: ReviewServer) -> None:
+    with closing(client(server)) as api:
+        assert get(api) is None
+        assert get(api) is None
+    assert (server.connections, len(server.requests)) == (1, 2)
+
+
+def test_a_get_is_refused_as_a_review_is(server: ReviewServer) -> None:
+    server.fault = saying(json_answer(b'{"message": "no"}', 403))
+    with closing(client(server)) as api:
+        with pytest.raises(ReviewError, match="refuses what") as caught:
+            get(api)
+        assert caught.value.rule == "review.rights"
+
+
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+def chunks(*pieces: bytes) -> bytes:
+    return b"".join(b"%x\r\n%s\r\n" % (len(one), one) for one in pieces)
+
+
+def lines(api: APIServer, silence: float = 30.0) -> list[bytes]:
+    with api.stream("/api/v1/pods", {"watch": 1}, silence=silence) as stream:
+        return list(stream.lines())
+
+
+STREAMS: dict[str, tuple[bytes, list[bytes]]] = {
+    "lines": (CHUNKED + chunks(b"a\nb\n", b""), [b"a", b"b"]),
+    "a line in pieces": (
+        CHUNKED + chunks(b"a", b"b", b"\nc\n", b""),
+        [b"ab", b"c"],
+    ),
+    "nothing": (CHUNKED + chunks(b""), []),
+    "with its length": (json_answer(b"a\nb\n"), [b"a", b"b"]),
+}
+
+
+@pytest.mark.parametrize("name", STREAMS)
+def test_the_lines_of_a_stream(server: ReviewServer, name: str) -> None:
+    answer, expected = STREAMS[name]
+    server.fault = saying(answer)
+    with closing(client(server)) as api:
+        assert lines(api) == expected
+
+
+BROKEN: dict[str, tuple[Fault, str]] = {
+    "silent": (holding(CHUNKED + chunks(b"a\n")), "review.timeout"),
+    "silent amid a line": (holding(CHUNKED + chunks(b"a")), "review.timeout"),
+    "lost": (saying(CHUNKED + chunks(b"a\n")), "review.unavailable"),
+    "lost amid a chunk": (saying(CHUNKED + b"9\r\na\n"), "review.unavailable"),
+    "ends amid a line": (saying(CHUNKED + chunks(b"a", b"")), "review.unavailable"),
+    "shorter than it said": (
+        saying(json_answer(b"a\n").replace(b"Length: 2", b"Length: 9")),
+        "review.unavailable",
+    ),
+    "410": (saying(json_answer(b"{}", 410)), "review.gone"),
+    "429": (saying(json_answer(b"{}", 429)), "review.throttled"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_stream_that_breaks_is_told(server: ReviewServer, name: str) -> None:
+    server.fault, rule = BROKEN[name]
+    with closing(client(server)) as api:
+        with pytest.raises(ReviewError, match="API server of this cluster") as caught:
+            lines(api, silence=0.3)
+        assert caught.value.rule == rule
+
+
+def test_a_stream_takes_no_place_of_a_call_and_has_its_own_connection(
+    server: ReviewServer,
+) -> None:
+    with closing(client(server, calls=1)) as api:
+        ask(api)
+        server.streams["/api/v1/pods"] = holding(CHUNKED + chunks(b"a\n"))
+        with api.stream("/api/v1/pods", {"watch": 1}, silence=30) as stream:
+            assert next(stream.lines()) == b"a"
+            assert ask(api)["status"] == {"allowed": True}
+    assert server.connections == 2
+
+
+def test_a_stream_reads_a_refused_token_again(server: ReviewServer) -> None:
+    def say(_: ReviewServer, sock: socket.socket) -> None:
+        sock.sendall(CHUNKED + chunks(b"a\n", b""))
+
+    server.streams["/api/v1/pods"] = say
+    with closing(client(server)) as api:
+        ask(api)
+        server.accepted = "another-token"
+        server.token_file.write_text("another-token\n")
+        assert lines(api) == [b"a"]
