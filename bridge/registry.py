@@ -1,8 +1,9 @@
 """The plugin loader: finds the one plugin that a configuration names."""
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points, packages_distributions
+from importlib.metadata import EntryPoint, distributions, entry_points
 from typing import Any, Protocol, cast
 
 from bridge.errors import PluginError
@@ -176,9 +177,20 @@ def _require_sole_owner(entry_point: EntryPoint) -> None:
     # Installers overwrite a file that two distributions both ship, without a word
     # (pypa/pip#4625). An editable install lists no files and has no owner.
     package = entry_point.module.partition(".")[0]
-    owners = set(packages_distributions().get(package, ()))
+    owners = _owners(package)
     if len(owners) > 1:
         raise PluginError(
             f"import package {package!r} is shipped by {', '.join(sorted(owners))}: "
             "expected one owner; uninstall all of them, and install the right one anew"
         )
+
+
+def _owners(package: str) -> set[str]:
+    # `packages_distributions` makes an object of every file of every distribution.
+    shipped = re.compile(rf"^{re.escape(package)}(?:/|\.py,)", re.MULTILINE)
+    return {
+        one.name
+        for one in distributions()
+        if shipped.search(one.read_text("RECORD") or "")
+        or package in (one.read_text("top_level.txt") or "").split()
+    }

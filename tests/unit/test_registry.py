@@ -104,6 +104,30 @@ def test_an_import_package_of_two_distributions_is_refused(site: Site) -> None:
 
 
 @pytest.mark.parametrize(
+    ("file", "content", "is_owner"),
+    [
+        pytest.param("RECORD", "a.py,,\nmany_ca/b.py,,\n", True, id="a folder"),
+        pytest.param("top_level.txt", "a\nmany_ca\n", True, id="a list of packages"),
+        pytest.param("RECORD", "a/many_ca.py,,\n", False, id="a module of another"),
+        pytest.param("RECORD", "many_ca_2.py,,\n", False, id="a longer name"),
+        pytest.param("RECORD", "many_ca.pth,,\n", False, id="an editable install"),
+        pytest.param("top_level.txt", "many_ca_2\n", False, id="another package"),
+    ],
+)
+def test_a_distribution_owns_the_packages_that_it_lists(
+    site: Site, file: str, content: str, *, is_owner: bool
+) -> None:
+    site.install("one-ca", "many = many_ca:CA", "many_ca")
+    site.install("two-ca", "other = a:CA", "a")
+    (site.folder / "two-ca-2.1.dist-info" / file).write_text(content)
+    if is_owner:
+        with pytest.raises(PluginError, match="'many_ca' is shipped by one-ca, two"):
+            load("many")
+    else:
+        assert load("many").api_version == 2
+
+
+@pytest.mark.parametrize(
     ("source", "says"),
     [
         ("import no_such_library\n", "cannot be imported: No module named 'no_such_li"),
