@@ -4,7 +4,9 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -37,13 +39,22 @@ from tests.support.parts.pki import bundle, new_root
 Change = Callable[[dict[str, Any], Path], None]
 
 
+@cache
+def _scenario() -> "TemporaryDirectory[str]":
+    """Return a folder with the demo, made once: most of a test's time goes there."""
+    made = TemporaryDirectory()
+    demo_scenario.prepare(Path(made.name), system_clock)
+    return made
+
+
 def written(folder: Path, change: Change | None = None) -> Path:
-    scenario = demo_scenario.prepare(folder, system_clock)
-    tree = yaml.safe_load(scenario.configuration.read_text())
+    shutil.copytree(_scenario().name, folder, dirs_exist_ok=True)
+    configuration = folder / "bridge.yaml"
+    tree = yaml.safe_load(configuration.read_text())
     if change is not None:
         change(tree, folder)
-    scenario.configuration.write_text(yaml.safe_dump(tree))
-    return scenario.configuration
+    configuration.write_text(yaml.safe_dump(tree))
+    return configuration
 
 
 def run(*arguments: str | Path) -> tuple[int, str]:
