@@ -102,6 +102,10 @@ class ReviewError(BridgeError):
     """Whether a credential is good cannot be told now; try again."""
 
     default_rule = "review"
+    status: int = 0
+    """The HTTP status of an answer; 0 where there is none."""
+    retry_after: float = 0.0
+    """The seconds that the answer asks to wait."""
 
 
 class BackendError(BridgeError):

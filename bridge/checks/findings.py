@@ -18,9 +18,9 @@ from cryptography import x509
 from bridge.checks.ledger_storage import ledger_places
 from bridge.checks.rule_summary import rule_summary
 from bridge.config import (
+    APIServerConfig,
     BridgeConfig,
     IstioConfig,
-    TokenReviewConfig,
     read,
     read_sections,
 )
@@ -158,7 +158,7 @@ def _findings(config: BridgeConfig, snapshot: Snapshot) -> Iterator[Finding]:
     for cluster in config.clusters:
         domain = snapshot.clusters.trust_domain_of(cluster.name)
         yield Finding("cluster", cluster.name, "ok", f"trust domain {domain}")
-        if isinstance(cluster.tokens, TokenReviewConfig):
+        if isinstance(cluster.tokens, APIServerConfig):
             yield api_server_finding(cluster.name, cluster.tokens)
     yield from fronts(config, snapshot)
     for problem in snapshot.clusters.unserved(config.callers_by_front()):
@@ -399,7 +399,7 @@ def _renewal(front: IstioConfig) -> Iterator[Finding]:
         )
 
 
-def api_server_finding(name: str, tokens: TokenReviewConfig) -> Finding:
+def api_server_finding(name: str, tokens: APIServerConfig) -> Finding:
     """Tell whether a cluster's API server answers, and what the bridge may do there."""
     what = f"{name}, API server"
     try:

@@ -3,7 +3,13 @@
 The face of the package: other packages import from here.
 """
 
-from bridge.config.clusters import ClusterConfig, JWKSConfig, TokenReviewConfig
+from bridge.config.clusters import (
+    APIServerConfig,
+    BoundConfig,
+    ClusterConfig,
+    JWKSConfig,
+    TokenReviewConfig,
+)
 from bridge.config.consistency import SECTIONS
 from bridge.config.load import (
     ConfigText,
@@ -29,6 +35,8 @@ from bridge.config.schema import (
 
 __all__ = [
     "SECTIONS",
+    "APIServerConfig",
+    "BoundConfig",
     "BridgeConfig",
     "CeilingConfig",
     "ClusterConfig",

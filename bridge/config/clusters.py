@@ -27,22 +27,48 @@ from bridge.config.types import (
     TrustDomainName,
     WrongError,
     require_https,
+    written,
 )
 
+_LEAST_WATCH_AGE = timedelta(minutes=2)
 
-class JWKSConfig(Section):
-    """`clusters[].tokens` with `verify: jwks`: tokens are verified offline."""
 
-    verify: Literal["jwks"]
-    """`jwks`: signature, issuer, audience and time are verified offline, with the
-    cluster's public keys. `token_review`: the cluster's API server reviews each token,
-    and knows of pods that are gone."""
+class _OfflineConfig(Section):
+    # What is needed to verify a token by its cluster's keys.
     issuer: Text | None = None
     """The value of `iss`, character for character. Either `issuer` or `issuers` is
     given."""
     issuers: Annotated[Names, Some] | None = None
     """While the cluster's issuer is being changed: each value of `iss` that is
     accepted, the current one first. Discovery asks at the first."""
+    max_key_age: PositiveDuration = timedelta(hours=24)
+    """Keys are trusted for this long after they were last confirmed."""
+    refresh_floor: Duration = timedelta(seconds=10)
+    """The shortest time between two refreshes that an unknown key ID causes."""
+
+    @property
+    def accepted_issuers(self) -> tuple[str, ...]:
+        """The values of `iss` that are accepted; the current one first."""
+        return self.issuers or (self.issuer or "",)
+
+    @model_validator(mode="after")
+    def _has_issuer(self) -> Self:
+        if (self.issuer is None) == (self.issuers is None):
+            raise WrongError(
+                "expected issuer, or issuers while it is being changed",
+                "neither" if self.issuer is None else "both",
+            )
+        return self
+
+
+class JWKSConfig(_OfflineConfig):
+    """`clusters[].tokens` with `verify: jwks`: tokens are verified offline."""
+
+    verify: Literal["jwks"]
+    """`jwks`: signature, issuer, audience and time are verified offline, with the
+    cluster's public keys. `token_review`: the cluster's API server reviews each token,
+    and knows of pods that are gone. `bound`: tokens are verified offline, with keys
+    from the API server, and a watch tells of pods and accounts that are gone."""
     file: FilePath | None = None
     """The public keys, as a JWK Set. Exactly one of `file`, `url` and `discovery` is
     given."""
@@ -58,10 +84,6 @@ class JWKSConfig(Section):
     """A bearer token for `url` and `discovery`, read again for each fetch. An API
     server asks for one by default. Needs `ca_file`: the token is sent only to servers
     with a certificate under it."""
-    max_key_age: PositiveDuration = timedelta(hours=24)
-    """Keys are trusted for this long after they were last confirmed."""
-    refresh_floor: Duration = timedelta(seconds=10)
-    """The shortest time between two refreshes that an unknown key ID causes."""
 
     @property
     def source_key(self) -> str:
@@ -71,17 +93,12 @@ class JWKSConfig(Section):
         return "discovery" if self.url is None else "url"
 
     @property
-    def accepted_issuers(self) -> tuple[str, ...]:
-        """The values of `iss` that are accepted; the current one first."""
-        return self.issuers or (self.issuer or "",)
+    def place(self) -> str:
+        """Where the keys are, as a message names it."""
+        return str(self.file or self.url or self.accepted_issuers[0])
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
-        if (self.issuer is None) == (self.issuers is None):
-            raise WrongError(
-                "expected issuer, or issuers while it is being changed",
-                "neither" if self.issuer is None else "both",
-            )
         if [self.file is None, self.url is None, not self.discovery].count(False) != 1:
             raise ValueError("expected one of file, url and discovery: true")
         if self.discovery:
@@ -116,13 +133,13 @@ def _server_url(value: str) -> str:
 _ServerURL = Annotated[str, AfterValidator(_server_url)]
 
 
-class TokenReviewConfig(Section):
-    """`clusters[].tokens` with `verify: token_review`: the API server is asked."""
+class APIServerConfig(Section):
+    """What `clusters[].tokens` says of the API server that is asked."""
 
-    verify: Literal["token_review"]
     server: _ServerURL | None = None
-    """With `token_review`: the API server, as `https://HOST:PORT`. By default that of
-    the cluster in whose pod the bridge runs, with the credentials of the pod."""
+    """With `token_review` and `bound`: the API server, as `https://HOST:PORT`. By
+    default that of the cluster in whose pod the bridge runs, with the credentials of
+    the pod."""
     ca_file: FilePath | None = None
     """Trust anchors of `server`, read again when the file changes."""
     token_file: FilePath | None = None
@@ -165,9 +182,36 @@ class TokenReviewConfig(Section):
         return self
 
 
-_BY_VERIFY: dict[str, type[JWKSConfig | TokenReviewConfig]] = {
+class TokenReviewConfig(APIServerConfig):
+    """`clusters[].tokens` with `verify: token_review`: the API server is asked."""
+
+    verify: Literal["token_review"]
+
+
+class BoundConfig(_OfflineConfig, APIServerConfig):
+    """`clusters[].tokens` with `verify: bound`: offline, and by a watch of pods."""
+
+    verify: Literal["bound"]
+    max_watch_age: PositiveDuration = timedelta(minutes=3)
+    """With `bound`: how long the watch is believed after it last heard of the API
+    server. After that, the API server reviews each token. At least 2m: a watch of what
+    does not change hears of it about once a minute."""
+
+    @model_validator(mode="after")
+    def _hears_in_time(self) -> Self:
+        if self.max_watch_age < _LEAST_WATCH_AGE:
+            raise WrongError(
+                "expected max_watch_age of at least 2m: a watch of what does not "
+                "change hears of the API server about once a minute",
+                written(self.max_watch_age),
+            )
+        return self
+
+
+_BY_VERIFY: dict[str, type[JWKSConfig | TokenReviewConfig | BoundConfig]] = {
     "jwks": JWKSConfig,
     "token_review": TokenReviewConfig,
+    "bound": BoundConfig,
 }
 
 
@@ -176,7 +220,8 @@ def _by_verify(value: object, info: ValidationInfo) -> object:
     wanted = value.get("verify", "jwks") if isinstance(value, Mapping) else "jwks"
     kind = _BY_VERIFY.get(wanted) if isinstance(wanted, str) else None
     if kind is None:
-        expected = f"expected {' or '.join(_BY_VERIFY)}"
+        *most, last = _BY_VERIFY
+        expected = f"expected {', '.join(most)} or {last}"
         error = PydanticCustomError("verify", "{expected}", {"expected": expected})
         raise ValidationError.from_exception_data(
             "tokens", [{"type": error, "loc": ("verify",), "input": wanted}]
@@ -184,7 +229,9 @@ def _by_verify(value: object, info: ValidationInfo) -> object:
     return kind.model_validate(value, context=info.context)
 
 
-TokensConfig = Annotated[JWKSConfig | TokenReviewConfig, BeforeValidator(_by_verify)]
+TokensConfig = Annotated[
+    JWKSConfig | TokenReviewConfig | BoundConfig, BeforeValidator(_by_verify)
+]
 """How a cluster's service-account tokens are verified."""
 
 

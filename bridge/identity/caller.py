@@ -31,9 +31,9 @@ class CertificateCredential:
 Credential = TokenCredential | CertificateCredential
 
 
-Verification = Literal["jwks", "token_review", "certificate"]
+Verification = Literal["jwks", "token_review", "bound", "certificate"]
 """How a credential was verified: offline by the cluster's keys, by the cluster's API
-server, or as a client certificate."""
+server, offline and by a watch of what it is bound to, or as a client certificate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +61,10 @@ class ServiceAccount:
     name: str
     pod: Pod = NO_POD
     """The pod that the token is bound to."""
+    uid: str = ""
+    """Of the account; empty where the token does not have it."""
+    verified_by: Verification | None = None
+    """How, where the verifier has several ways."""
 
 
 class TokenVerifier(Protocol):

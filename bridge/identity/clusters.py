@@ -4,6 +4,7 @@ A credential belongs to one cluster. The caller names it (`clusterid`), and the 
 verified by the keys, or the API server, of that cluster alone.
 """
 
+import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,23 +13,33 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Self
 
-from bridge.config import BridgeConfig, ClusterConfig, JWKSConfig, TokenReviewConfig
+from bridge.config import (
+    APIServerConfig,
+    BoundConfig,
+    BridgeConfig,
+    ClusterConfig,
+    JWKSConfig,
+)
 from bridge.dns_names import is_label
 from bridge.errors import AuthenticationError, ConfigError, DeniedError
 from bridge.identity import client_certificate
+from bridge.identity.bound_token import APIServerKeys, BoundVerifier, WatchedObjects
 from bridge.identity.caller import (
     Caller,
     CertificateCredential,
     Credential,
     TokenCredential,
     TokenVerifier,
+    Verification,
 )
+from bridge.identity.key_sources import KeySource
 from bridge.identity.keyring import KeyOwners
-from bridge.identity.offline_verifier import OfflineVerifier
+from bridge.identity.offline_verifier import OfflineVerifier, source_of
 from bridge.identity.service_account_token import shown
 from bridge.identity.token_review import ReviewVerifier
 from bridge.kubernetes.api import APIServer
 from bridge.kubernetes.credentials import CredentialFiles, Credentials, in_cluster
+from bridge.kubernetes.objects import ObjectIndex
 from bridge.resilience.budget import Budget
 from bridge.resilience.bulkhead import places_of
 from bridge.spiffe import SpiffeID, TrustDomain
@@ -52,7 +63,9 @@ class Cluster:
         return self.namespaces is None or namespace in self.namespaces
 
 
-def read_clusters(config: BridgeConfig, *, clock: Clock) -> list[Cluster]:
+def read_clusters(
+    config: BridgeConfig, *, clock: Clock, watched: Path | None = None
+) -> list[Cluster]:
     """Build every cluster of the configuration, and read all keys in parallel.
 
     A URL that does not answer is no error. Its keys are fetched later, and the
@@ -62,6 +75,7 @@ def read_clusters(config: BridgeConfig, *, clock: Clock) -> list[Cluster]:
     Args:
         config: The whole configuration.
         clock: The time of key refreshes.
+        watched: The index of what the watcher has seen; None where none runs.
 
     Raises:
         ConfigError: A key file cannot be read or has no usable key, the answer of a URL
@@ -69,7 +83,7 @@ def read_clusters(config: BridgeConfig, *, clock: Clock) -> list[Cluster]:
             a namespace is no valid name, or there is no API server to ask. Lists every
             problem.
     """
-    make = _VerifierMaker(config, clock)
+    make = _VerifierMaker(config, clock, watched)
     problems: list[str] = []
     clusters: list[Cluster] = []
     for index, entry in enumerate(config.clusters):
@@ -96,8 +110,11 @@ def read_clusters(config: BridgeConfig, *, clock: Clock) -> list[Cluster]:
 
 
 class _VerifierMaker:
-    def __init__(self, config: BridgeConfig, clock: Clock) -> None:
+    def __init__(
+        self, config: BridgeConfig, clock: Clock, watched: Path | None
+    ) -> None:
         self.offline: dict[str, OfflineVerifier] = {}
+        self._watched = watched
         self._owners = KeyOwners()
         self._clock = clock
         reviewed = [one for one in config.clusters if one.tokens.verify != "jwks"]
@@ -106,16 +123,53 @@ class _VerifierMaker:
 
     def verifier(self, entry: ClusterConfig) -> TokenVerifier:
         tokens = entry.tokens
-        if isinstance(tokens, TokenReviewConfig):
-            return ReviewVerifier(api_server_of(tokens, self._places))
-        made = OfflineVerifier(
-            entry.name, tokens, self._owners, self.offline, self._clock
+        if isinstance(tokens, JWKSConfig):
+            return self._offline(entry.name, tokens, source_of(tokens))
+        server = api_server_of(tokens, self._places)
+        review = ReviewVerifier(server)
+        if not isinstance(tokens, BoundConfig):
+            return review
+        return BoundVerifier(
+            entry.name,
+            self._offline(entry.name, tokens, APIServerKeys(server)),
+            review,
+            WatchedObjects(
+                None if self._watched is None else ObjectIndex(self._watched),
+                watch_source(entry.name, tokens),
+                server,
+            ),
+            max_age=tokens.max_watch_age,
         )
-        self.offline[entry.name] = made
+
+    def _offline(
+        self,
+        name: str,
+        tokens: JWKSConfig | BoundConfig,
+        source: KeySource,
+    ) -> OfflineVerifier:
+        made = OfflineVerifier(
+            name,
+            tokens,
+            source,
+            owners=self._owners,
+            siblings=self.offline,
+            clock=self._clock,
+        )
+        self.offline[name] = made
         return made
 
 
-def api_server_of(tokens: TokenReviewConfig, calls: int = 1) -> APIServer:
+def watch_source(cluster: str, tokens: APIServerConfig) -> str:
+    """Return what a cluster is called in the index of what the watcher has seen.
+
+    One that is reached in another way is another: what was seen of it is forgotten.
+    """
+    section = tokens.model_dump_json(include=set(APIServerConfig.model_fields))
+    digest = hashlib.sha256(section.encode()).hexdigest()
+    return f"{cluster} {digest[:16]}"
+
+
+def api_server_of(tokens: APIServerConfig, calls: int = 1) -> APIServer:
     """Build the client of the API server that a section names. It asks nothing yet.
 
     Args:
@@ -148,7 +202,14 @@ def _impossible_namespaces(entry: ClusterConfig, index: int) -> list[str]:
     ]
 
 
-def _load(config: BridgeConfig, offline: Mapping[str, OfflineVerifier]) -> list[str]:
+def _load(config: BridgeConfig, made: Mapping[str, OfflineVerifier]) -> list[str]:
+    sections = {one.name: one.tokens for one in config.clusters}
+    # An API server is asked later: one that hangs holds up no start.
+    offline = {
+        name: one
+        for name, one in made.items()
+        if isinstance(sections[name], JWKSConfig)
+    }
     if not offline:
         return []
     with ThreadPoolExecutor(min(_READERS, len(offline))) as pool:
@@ -158,7 +219,8 @@ def _load(config: BridgeConfig, offline: Mapping[str, OfflineVerifier]) -> list[
         for (name, one), answer in zip(offline.items(), answers, strict=True)
     }
     return [
-        f"clusters[{index}].tokens.{entry.tokens.source_key}: {problem}"
+        f"clusters[{index}].tokens.{entry.tokens.source_key}: "
+        f"{entry.tokens.place}: {problem}"
         for index, entry in enumerate(config.clusters)
         if isinstance(entry.tokens, JWKSConfig)
         for problem in problems[entry.name]
@@ -180,17 +242,20 @@ class ClusterRegistry:
         self._clock = clock
 
     @classmethod
-    def build(cls, config: BridgeConfig, *, clock: Clock) -> Self:
+    def build(
+        cls, config: BridgeConfig, *, clock: Clock, watched: Path | None = None
+    ) -> Self:
         """Build the registry, and read the keys: see `read_clusters`.
 
         Args:
             config: The whole configuration.
             clock: The time of key refreshes.
+            watched: See `read_clusters`.
 
         Raises:
             ConfigError: See `read_clusters`.
         """
-        clusters = read_clusters(config, clock=clock)
+        clusters = read_clusters(config, clock=clock, watched=watched)
         names = {
             name: cluster
             for cluster, entry in zip(clusters, config.clusters, strict=True)
@@ -269,6 +334,23 @@ class ClusterRegistry:
             if without_keys.issuperset(names)
         ]
 
+    def modes(self) -> list[tuple[str, Verification]]:
+        """Return how each cluster's tokens are verified now."""
+        now = self._clock()
+        for one in self.clusters:
+            if isinstance(one.verifier, BoundVerifier):
+                one.verifier.look(now)
+        return [(one.name, one.verifier.verified_by) for one in self.clusters]
+
+    def watch_ages(self) -> list[tuple[str, float]]:
+        """Return the age of each watch of a cluster, in seconds."""
+        return [
+            (one.name, age)
+            for one in self.clusters
+            if isinstance(one.verifier, BoundVerifier)
+            and (age := one.verifier.watch_age()) is not None
+        ]
+
     def start(self) -> None:
         """Start the background refresh of keys."""
         for cluster in self.clusters:
@@ -310,7 +392,7 @@ class ClusterRegistry:
             spiffe_id=_name_of(cluster.trust_domain, account.namespace, account.name),
             cluster=cluster.name,
             credential="token",
-            verified_by=cluster.verifier.verified_by,
+            verified_by=account.verified_by or cluster.verifier.verified_by,
             namespace=account.namespace,
             service_account=account.name,
             pod=account.pod,

@@ -5,7 +5,7 @@ from datetime import datetime
 from functools import partial
 from typing import Final
 
-from bridge.config import JWKSConfig
+from bridge.config import BoundConfig, JWKSConfig
 from bridge.errors import AuthenticationError, BridgeError, ConfigError, ReviewError
 from bridge.identity import service_account_token
 from bridge.identity.caller import ServiceAccount
@@ -21,13 +21,11 @@ class OfflineVerifier:
 
     Args:
         cluster: Its name.
-        config: Where its keys are.
+        config: The issuer, and how long keys are used.
+        source: Where the keys are.
         owners: Which cluster has which key.
         siblings: The verifiers of all clusters by name, to tell whose a key is.
         clock: The time of key refreshes.
-
-    Raises:
-        ConfigError: `ca_file` cannot be used.
     """
 
     verified_by: Final = "jwks"
@@ -35,7 +33,9 @@ class OfflineVerifier:
     def __init__(
         self,
         cluster: str,
-        config: JWKSConfig,
+        config: JWKSConfig | BoundConfig,
+        source: KeySource,
+        *,
         owners: KeyOwners,
         siblings: Mapping[str, "OfflineVerifier"],
         clock: Clock,
@@ -45,19 +45,13 @@ class OfflineVerifier:
         self._siblings = siblings
         self._clock = clock
         self.keyring = Keyring(
-            _source(config),
+            source,
             partial(owners.claim, cluster),
             max_age=config.max_key_age,
             floor=config.refresh_floor,
             clock=clock,
         )
         """The keys."""
-
-    @property
-    def place(self) -> str:
-        """Where the keys are, as a message names it."""
-        config = self._config
-        return str(config.file or config.url or config.accepted_issuers[0])
 
     def verify(
         self, token: str, *, audiences: frozenset[str], now: datetime, budget: Budget
@@ -86,14 +80,13 @@ class OfflineVerifier:
     def adopt(self, answer: Sequence[VerificationKey] | BridgeError) -> list[str]:
         """Take over what `read` returned; return what is wrong with it for good."""
         if isinstance(answer, ConfigError):
-            return [f"{self.place}: {answer}"]
+            return [str(answer)]
         if isinstance(answer, BridgeError):
             self.keyring.failed(answer)
             return []
         foreign = self.keyring.adopt(answer, self._clock())
         return [
-            f"{self.place}: expected keys of its own; the cluster {owner} has the same "
-            "one"
+            f"expected keys of its own; the cluster {owner} has the same one"
             for owner in sorted(set(foreign.values()))
         ]
 
@@ -126,7 +119,12 @@ class OfflineVerifier:
             raise
 
 
-def _source(config: JWKSConfig) -> KeySource:
+def source_of(config: JWKSConfig) -> KeySource:
+    """Return where the keys of a section are.
+
+    Raises:
+        ConfigError: `ca_file` cannot be used.
+    """
     if config.file is not None:
         return KeyFile(config.file)
     return URLSource(

@@ -269,13 +269,10 @@ def _service_account(claims: dict[str, Any]) -> ServiceAccount:
     account = account_of(claims.get("sub"))
     if "kubernetes.io" not in claims:
         return account
-    namespace, name = account.namespace, account.name
-    return ServiceAccount(
-        namespace, name, _bound_pod(claims["kubernetes.io"], namespace, name)
-    )
+    return _bound_account(claims["kubernetes.io"], account.namespace, account.name)
 
 
-def _bound_pod(bound: object, namespace: str, name: str) -> Pod:
+def _bound_account(bound: object, namespace: str, name: str) -> ServiceAccount:
     # The API server writes subject and claim from one object. If they differ, the
     # token is not one of its own.
     account = bound.get("serviceaccount") if isinstance(bound, dict) else None
@@ -292,10 +289,11 @@ def _bound_pod(bound: object, namespace: str, name: str) -> Pod:
     if "node" in bound:
         # Where the Node object is absent, the API server knows its name alone.
         node, _ = _named(bound["node"], may_lack_uid=True)
-    if "pod" not in bound:
-        return Pod(node=node)
-    pod, uid = _named(bound["pod"])
-    return Pod(namespace, pod, uid, node)
+    pod = Pod(node=node)
+    if "pod" in bound:
+        pod = Pod(namespace, *_named(bound["pod"]), node)
+    uid = account.get("uid")
+    return ServiceAccount(namespace, name, pod, uid if isinstance(uid, str) else "")
 
 
 def _named(value: object, *, may_lack_uid: bool = False) -> tuple[str, str]:

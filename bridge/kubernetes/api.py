@@ -69,6 +69,8 @@ class APIServer:
         is_v6 = ":" in self._host
         self._place = f"[{self._host}]" if is_v6 else self._host
         self._place += f":{self._port}"
+        self.url = f"https://{self._place}"
+        """Its address."""
         self._credentials = credentials
         self._seconds = seconds
         self._idle: deque[_Connection] = deque()
@@ -287,10 +289,13 @@ class APIServer:
             said += f", Retry-After {answer.retry_after}"
         if message := _message(answer.body):
             said += f": {message}"
-        return ReviewError(text, rule=rule, detail=self._shown(said))
+        error = ReviewError(text, rule=rule, detail=self._shown(said))
+        error.status = answer.status
+        error.retry_after = _seconds(answer.retry_after)
+        return error
 
     def _shown(self, reason: str) -> str:
-        return f"https://{self._place}: {reason[:300]}"
+        return f"{self.url}: {reason[:300]}"
 
 
 _Request = Callable[[str], bytes]
@@ -502,6 +507,11 @@ def _left(until: float) -> float:
     if left <= 0:
         raise TimeoutError("the time is up")
     return left
+
+
+def _seconds(text: str) -> float:
+    # A date, which an API server does not send, is no wait.
+    return float(text) if text.isascii() and text.isdecimal() else 0.0
 
 
 def _with_query(path: str, query: Query) -> str:

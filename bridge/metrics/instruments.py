@@ -219,6 +219,38 @@ class Metrics:
 
         self.registry.register(_Adapter(collect))
 
+    def watch_tokens(
+        self,
+        modes: Callable[[], Iterable[tuple[str, str]]],
+        ages: Callable[[], Iterable[tuple[str, float]]],
+    ) -> None:
+        """Set the functions that say how tokens are verified, called at each scrape.
+
+        Args:
+            modes: Returns each cluster, and how its tokens are verified now.
+            ages: Returns each watched cluster, and the age of its watch in seconds.
+        """
+
+        def collect() -> Iterable[Metric]:
+            family = GaugeMetricFamily(
+                "meshca_token_verification",
+                "The workers that verify the tokens of a cluster in this way now.",
+                labels=("cluster", "verified_by"),
+            )
+            for labels in modes():
+                family.add_metric(labels, 1.0)
+            yield family
+            family = GaugeMetricFamily(
+                "meshca_watch_age_seconds",
+                "The time since the watch of a cluster last heard of its API server.",
+                labels=("cluster",),
+            )
+            for cluster, age in ages():
+                family.add_metric((cluster,), age)
+            yield family
+
+        self.registry.register(_Adapter(collect))
+
     def show_certificates(
         self, owner: str, certificates: Iterable[CertificateExpiry]
     ) -> None:

@@ -64,6 +64,7 @@ class Process:
             clock=clock,
             warn=warn,
             shared=role.shared,
+            watched=role.watched,
             anchors=role.anchors,
             state=config.ledger.state,
             plugin_metrics=self.metrics.plugin,
@@ -147,6 +148,7 @@ class Process:
         expiry = self._watch_expiry(snapshots, parts)
         snapshots.start(own.probe)
         first.clusters.start()
+        metrics.watch_tokens(first.clusters.modes, first.clusters.watch_ages)
         self._server = Server(
             config,
             issuance,

@@ -11,6 +11,7 @@ import signal
 import tempfile
 import time
 from contextlib import ExitStack
+from pathlib import Path
 
 from prometheus_client import CollectorRegistry, disable_created_metrics
 
@@ -20,7 +21,9 @@ from bridge.errors import ConfigError
 from bridge.process.feeder_process import FeederProcesses
 from bridge.process.merged_views import Pages
 from bridge.process.reload import ConfigFile, Reloads
+from bridge.process.role import index_in
 from bridge.process.supervisor import Supervisor, WorkerDefaults
+from bridge.process.watcher_process import WatcherProcesses
 from bridge.process.worker_process import Spawn, WorkerProcess
 from bridge.snapshot.continuity import remember, require_continuity
 from bridge.system.clock import system_clock
@@ -100,7 +103,9 @@ def run(
         parts.callback(supervisor.kill)
         feeders = FeederProcesses(log_level)
         parts.callback(feeders.kill)
-        _Loop(source, supervisor, feeders, reloads, events).run()
+        watchers = WatcherProcesses(index_in(Path(folder)), log_level)
+        parts.callback(watchers.kill)
+        _Loop(source, supervisor, feeders, watchers, reloads, events).run()
     _log.info("stopped in order")
 
 
@@ -218,6 +223,7 @@ class _Loop:
         source: ConfigText,
         supervisor: Supervisor,
         feeders: FeederProcesses,
+        watchers: WatcherProcesses,
         reloads: Reloads,
         events: Events,
     ) -> None:
@@ -225,6 +231,7 @@ class _Loop:
         self._file = ConfigFile(source)
         self._supervisor = supervisor
         self._feeders = feeders
+        self._watchers = watchers
         self._reloads = reloads
         self._events = events
         self._look_at = time.monotonic() + _IDLE_SECONDS
@@ -250,11 +257,20 @@ class _Loop:
                 self._reload(now)
             self._tick(now)
             # Rows can wait for seconds, and callers cannot: the workers start alone.
+            if supervisor.has_started:
+                self._watchers.run(supervisor.source, now)
             if supervisor.has_started or _awaits_archive(supervisor.config):
                 self._feeders.run(supervisor.source, now)
+        self._end_watchers()
         self._end_feeders()
         if self._refusal is not None:
             raise self._refusal
+
+    def _end_watchers(self) -> None:
+        self._watchers.stop(time.monotonic())
+        while not self._watchers.is_gone:
+            time.sleep(_BUSY_SECONDS)
+            self._watchers.tick(time.monotonic())
 
     def _end_feeders(self) -> None:
         # After the workers: the archive gets their last rows.

@@ -31,6 +31,8 @@ class ProcessRole:
     """The admin address in place of `admin.listen`."""
     shared: Path | None = None
     """The file of what is counted for all workers together."""
+    watched: Path | None = None
+    """The index of what the watcher has seen; None where none runs."""
     anchors: bytes | None = None
     """The content of `trust_anchors`; None: the process reads the file."""
 
@@ -82,9 +84,27 @@ class WorkerOrder(Order):
         return Path(self.folder) / "ceilings"
 
     @property
+    def watched(self) -> Path:
+        """The index of what the watcher has seen."""
+        return index_in(Path(self.folder))
+
+    @property
     def reason(self) -> Path:
         """The file that says why the worker could not start."""
         return Path(self.folder) / f"{self.writer}.reason"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WatcherOrder(Order):
+    """The order of the watcher."""
+
+    index: str
+    """The file of what it has seen."""
+
+
+def index_in(folder: Path) -> Path:
+    """Return the index of what the watcher has seen, in the folder of a parent."""
+    return folder / "watched"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -69,6 +69,7 @@ def _serve(
         shares_ports=True,
         admin=f"{UNIX}{order.socket}",
         shared=order.shared,
+        watched=order.watched,
         anchors=None if order.anchors is None else order.anchors.encode("latin-1"),
     )
     try:
@@ -88,6 +89,8 @@ def _serve(
     if is_orphan.is_set():
         # No parent is left to remove the folder; the last worker finds it empty.
         order.shared.unlink(missing_ok=True)
+        for one in order.watched.parent.glob(f"{order.watched.name}*"):
+            one.unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             Path(order.folder).rmdir()
     return 0

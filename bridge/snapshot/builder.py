@@ -58,6 +58,8 @@ class Assembly:
     """Warns the operator of a setting that is allowed but unwise."""
     shared: Path | None = None
     """The file of what all workers count together; None where one process serves."""
+    watched: Path | None = None
+    """The index of what the watcher has seen; None where none runs."""
     state: Path | None = None
     """The folder of what plugins keep on this host; None where they keep nothing."""
     anchors: bytes | None = None
@@ -121,7 +123,7 @@ class Assembly:
         parts.revoke(self.config.crls if self._has("crls") else ())
         if self._has("clusters", "trust_domain"):
             try:
-                parts.clusters = ClusterRegistry.build(self.config, clock=self.clock)
+                parts.clusters = _clusters(self)
             except BridgeError as error:
                 parts.problems.append(error)
         if self._has("issuance"):
@@ -493,6 +495,12 @@ def _made(folder: Path) -> Path | None:
             f"below ledger.journal ({error.strerror})"
         ) from error
     return folder
+
+
+def _clusters(assembly: Assembly) -> ClusterRegistry:
+    return ClusterRegistry.build(
+        assembly.config, clock=assembly.clock, watched=assembly.watched
+    )
 
 
 def _all_of(problems: list[BridgeError], path: Path) -> ConfigError:

@@ -77,7 +77,9 @@ class Key:
 
 def keys(model: type[BaseModel], above: str = "") -> Iterator[Key]:
     """Yield every key of a section and of the sections in it, in order."""
-    texts, written_types = of_attributes(model), annotations(model)
+    texts, written_types = of_attributes(model), dict[str, str]()
+    for base in reversed(model.__mro__[: model.__mro__.index(BaseModel)]):
+        written_types |= annotations(base)
     for name, field in model.model_fields.items():
         if sections := sections_of(field.annotation):
             many = _LISTS.get(get_origin(field.annotation), "")
@@ -96,7 +98,9 @@ def _either(one: Key | None, other: Key) -> Key:
     if one is None:
         return other
     kind = one.type if one.type == other.type else f"{one.type} or {other.type}"
-    meaning = f"{one.meaning} {other.meaning}".strip()
+    meaning = one.meaning
+    if other.meaning not in meaning:
+        meaning = f"{meaning} {other.meaning}".strip()
     return replace(one, type=kind, meaning=meaning)
 
 

@@ -41,6 +41,14 @@ class APIServer:
         write_private(self.folder / "accounts.key", key_pem(new_key("rsa2048")))
         tokens = f"{_ADMIN},admin,admin,system:masters\n"
         write_private(self.folder / "tokens.csv", tokens.encode())
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+
+    def start(self) -> None:
+        """Start both; also again, after `kill`."""
         with contextlib.ExitStack() as parts:
             store, peer = netports.address(), netports.address()
             etcd, server = install.kube_apiserver_commands()
@@ -48,9 +56,9 @@ class APIServer:
             self._run(parts, "server", [*server, *self._options(store)])
             self._await_ready()
             self._parts = parts.pop_all()
-        return self
 
-    def __exit__(self, *_: object) -> None:
+    def kill(self) -> None:
+        """End both at once, by SIGKILL."""
         self._parts.close()
 
     def call(

@@ -190,7 +190,7 @@ BAD_VALUES: list[tuple[str, object, str]] = [
     ("clusters.0.name", "arn:aws:eks:eu-1:1:cluster/a", "an ARN, into its aliases"),
     ("clusters.0.aliases", [""], "[0]: String should have at least 1 character"),
     ("clusters.0.aliases", ["Kubernetes"], "[0]: expected each name and alias in one"),
-    ("clusters.0.tokens.verify", "none", "expected jwks or token_review (found"),
+    ("clusters.0.tokens.verify", "none", "expected jwks, token_review or bound (found"),
     ("clusters.0.tokens.issuer", "", "String should have at least 1 character"),
     ("clusters.0.tokens.issuer", ..., "expected issuer, or issuers while it is being"),
     ("clusters.0.tokens.issuers", ["b"], "while it is being changed (found both)"),

@@ -75,7 +75,14 @@ def refusal(token: str) -> AuthenticationError:
 def test_a_good_token_names_its_service_account(algorithm: str) -> None:
     token = issuer(algorithm).token(now=NOW, pod=("web-0", "7d3a1c9e"))
     pod = Pod("shop", "web-0", "7d3a1c9e", "node-1")
-    assert verify(token) == ServiceAccount("shop", "web", pod)
+    account = verify(token)
+    assert (account.namespace, account.name, account.pod) == ("shop", "web", pod)
+    assert (
+        account.uid
+        == service_account_token.unverified(token)["kubernetes.io"]["serviceaccount"][
+            "uid"
+        ]
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,320 @@
+"""Follow a resource of an API server: list it, watch it, and list it again if need be.
+
+What the API server has is published whole, never in part: the initial events of a list
+are collected aside until the API server says that they are all. What is published stays
+in use while a list is made again.
+
+Source:
+    Kubernetes API concepts, "Efficient detection of changes", "Streaming lists" and
+    "Watch bookmarks"; KEP-3157; KEP-5504 (resource versions can be compared).
+"""
+
+import http.client
+import json
+import logging
+import random
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from bridge.errors import ReviewError
+from bridge.kubernetes.api import METADATA, METADATA_LIST, APIServer, Query
+from bridge.kubernetes.objects import ACCOUNTS, KINDS, NODES, PODS, ClusterObject
+from bridge.resilience.budget import Budget
+
+SILENCE_SECONDS = 90.0
+"""A quiet resource has a bookmark about every minute."""
+_WATCH_SECONDS = (300.0, 600.0)
+"""How long one watch lasts, by lot: those of many replicas end apart."""
+_SPREAD_SECONDS = (0.0, 1.0)
+_FIRST_WAIT_SECONDS = 1.0
+_LONGEST_WAIT_SECONDS = 15.0
+_SPREAD = (0.5, 1.5)
+_PAGE = 500
+_LARGEST_PAGE = 256 << 20
+_CHECK_SECONDS = 10.0
+_INITIAL_END = "k8s.io/initial-events-end"
+_WITHOUT_STREAMS = (http.client.BAD_REQUEST, http.client.UNPROCESSABLE_ENTITY)
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Resource:
+    """A resource of all namespaces."""
+
+    kind: str
+    path: str
+    accept: str
+    """The form of an event's object."""
+    accept_list: str
+    """The form of a page of a list."""
+
+
+_JSON = "application/json"
+RESOURCES = {
+    # The metadata of a pod has neither its account nor its node.
+    PODS: Resource(PODS, "/api/v1/pods", _JSON, _JSON),
+    ACCOUNTS: Resource(ACCOUNTS, "/api/v1/serviceaccounts", METADATA, METADATA_LIST),
+    NODES: Resource(NODES, "/api/v1/nodes", METADATA, METADATA_LIST),
+}
+"""Those of `KINDS`."""
+assert tuple(RESOURCES) == KINDS  # noqa: S101
+
+
+class Sink(Protocol):
+    """Takes over what a resource has."""
+
+    def publish(self, objects: Iterable[ClusterObject]) -> None:
+        """Replace everything."""
+
+    def put(self, found: ClusterObject) -> None:
+        """Take over a new object, or one that has changed."""
+
+    def remove(self, gone: ClusterObject) -> None:
+        """Forget an object."""
+
+    def confirm(self) -> None:
+        """Note that nothing has changed until now."""
+
+    def trouble(self, text: str) -> None:
+        """Note why the resource cannot be followed."""
+
+
+class Informer:
+    """Follows one resource of one cluster. For one thread: see `BackgroundLoop`.
+
+    Args:
+        server: The API server.
+        resource: What is followed.
+        sink: Takes over what there is.
+        silence: A watch that says nothing for so many seconds is dead.
+        lot: Returns a number between two.
+    """
+
+    def __init__(
+        self,
+        server: APIServer,
+        resource: Resource,
+        sink: Sink,
+        *,
+        silence: float = SILENCE_SECONDS,
+        lot: Callable[[float, float], float] = random.uniform,
+    ) -> None:
+        self._server = server
+        self._resource = resource
+        self._sink = sink
+        self._silence = silence
+        self._lot = lot
+        self._version = ""
+        self._aside: dict[tuple[str, str], ClusterObject] | None = None
+        self._streams_lists = True
+        self._failures = 0
+        self._pause = 0.0
+        self._trouble = ""
+
+    def pause(self) -> float:
+        """Return the seconds to wait before the next `follow`."""
+        return self._pause
+
+    def follow(self) -> None:
+        """List the resource or go on watching it, until the stream ends."""
+        try:
+            if self._version:
+                self._require_not_restored()
+            if self._version:
+                self._watch()
+            else:
+                self._list()
+        except ReviewError as error:
+            self._failed(error)
+        else:
+            self._pause = self._lot(*_SPREAD_SECONDS)
+
+    def _list(self) -> None:
+        if self._streams_lists:
+            self._aside = {}
+            try:
+                self._stream(
+                    sendInitialEvents="true", resourceVersionMatch="NotOlderThan"
+                )
+            except ReviewError as error:
+                if self._version or error.status not in _WITHOUT_STREAMS:
+                    raise
+                self._streams_lists = False
+            else:
+                if not self._version:
+                    raise ReviewError(
+                        "the API server of this cluster ended a list early",
+                        rule="review.failed",
+                    )
+                return
+        self._aside = None
+        objects, version = self._pages()
+        self._sink.publish(objects)
+        self._go_on(version)
+        self._watch()
+
+    def _pages(self) -> tuple[list[ClusterObject], str]:
+        # Without a resource version the list is consistent. With `resourceVersion=0`
+        # the API server would ignore the limit.
+        objects: list[ClusterObject] = []
+        query: dict[str, str | int] = {"limit": _PAGE}
+        while True:
+            with self._server.stream(
+                self._resource.path,
+                query,
+                accept=self._resource.accept_list,
+                silence=self._silence,
+            ) as stream:
+                page = json.loads(stream.body(_LARGEST_PAGE))
+                metadata = _member(page, "metadata")
+                items = page.get("items") or []
+                objects += (ClusterObject.of(_mapping(one)) for one in items)
+                version = _version(metadata)
+            if not (further := metadata.get("continue")):
+                return objects, version
+            query["continue"] = further
+
+    def _watch(self) -> None:
+        self._aside = None
+        self._stream(resourceVersion=self._version)
+
+    def _stream(self, **query: str) -> None:
+        whole: Query = {
+            "watch": "true",
+            "allowWatchBookmarks": "true",
+            "timeoutSeconds": int(self._lot(*_WATCH_SECONDS)),
+            **query,
+        }
+        with self._server.stream(
+            self._resource.path,
+            whole,
+            accept=self._resource.accept,
+            silence=self._silence,
+        ) as stream:
+            for line in stream.lines():
+                event = _mapping(json.loads(line))
+                self._take(event.get("type"), _member(event, "object"))
+
+    def _take(self, kind: object, found: Mapping[str, Any]) -> None:
+        if kind == "ERROR":
+            raise _event_error(found)
+        metadata = _member(found, "metadata")
+        if kind == "BOOKMARK":
+            self._bookmark(metadata)
+        elif kind in {"ADDED", "MODIFIED", "DELETED"}:
+            self._event(ClusterObject.of(found), metadata, is_gone=kind == "DELETED")
+        else:
+            raise ValueError(f"expected an event of a watch (found {str(kind)[:40]!r})")
+
+    def _bookmark(self, metadata: Mapping[str, Any]) -> None:
+        if self._aside is None:
+            self._go_on(_version(metadata))
+            self._sink.confirm()
+        elif (metadata.get("annotations") or {}).get(_INITIAL_END) == "true":
+            aside, self._aside = self._aside, None
+            self._sink.publish(aside.values())
+            self._go_on(_version(metadata))
+
+    def _event(
+        self, found: ClusterObject, metadata: Mapping[str, Any], *, is_gone: bool
+    ) -> None:
+        if self._aside is not None:
+            # No resource version is taken from these: they are in no order.
+            key = found.namespace, found.name
+            if is_gone:
+                self._aside.pop(key, None)
+            else:
+                self._aside[key] = found
+            return
+        version = _version(metadata)
+        (self._sink.remove if is_gone else self._sink.put)(found)
+        self._go_on(version)
+
+    def _go_on(self, version: str) -> None:
+        if _is_before(version, self._version):
+            raise _gone("its resource versions went back")
+        self._version = version
+        self._failures = 0
+        if self._trouble:
+            _log.info("%s: watched again, after: %s", self._name, self._trouble)
+            self._trouble = ""
+
+    def _require_not_restored(self) -> None:
+        # A watch from a version that the API server has not reached is silent, and
+        # what was taken back with its store would stay in use.
+        budget = Budget.of_seconds(_CHECK_SECONDS)
+        path, accept = self._resource.path, METADATA_LIST
+        page = self._server.get(path, {"limit": 1}, budget, accept=accept)
+        metadata = (page or {}).get("metadata")
+        version = metadata.get("resourceVersion") if isinstance(metadata, dict) else ""
+        if not isinstance(version, str) or _is_before(version, self._version):
+            _log.warning("%s: listed again: its store was restored", self._name)
+            self._version = ""
+
+    def _failed(self, error: ReviewError) -> None:
+        self._aside = None
+        if error.status == http.client.GONE or error.rule == "review.timeout":
+            # What a silent watch has missed, nobody knows.
+            self._version = ""
+        longest = _FIRST_WAIT_SECONDS * 2**self._failures
+        self._failures = min(self._failures + 1, 10)
+        wait = min(longest, _LONGEST_WAIT_SECONDS) * self._lot(*_SPREAD)
+        # Not all of those who were asked to wait come back at one moment.
+        self._pause = max(wait, error.retry_after + self._lot(*_SPREAD_SECONDS))
+        trouble = f"{self._name}: {error}: {error.detail}"
+        if trouble != self._trouble:
+            self._trouble = trouble
+            _log.warning("%s; tried again in %.1f s", trouble, self._pause)
+        self._sink.trouble(trouble)
+
+    @property
+    def _name(self) -> str:
+        return f"watch of {self._resource.kind}"
+
+
+def _event_error(status: Mapping[str, Any]) -> ReviewError:
+    code = status.get("code")
+    said = f"{code}: {str(status.get('message') or '')[:200]}"
+    if code == http.client.GONE:
+        return _gone(said)
+    error = ReviewError(
+        "the API server of this cluster broke off a watch",
+        rule="review.failed",
+        detail=said,
+    )
+    details = status.get("details")
+    seconds = details.get("retryAfterSeconds") if isinstance(details, dict) else None
+    error.retry_after = float(seconds) if isinstance(seconds, int) else 0.0
+    return error
+
+
+def _gone(detail: str) -> ReviewError:
+    error = ReviewError(
+        "the API server of this cluster has forgotten what the bridge goes on from",
+        rule="review.gone",
+        detail=detail,
+    )
+    error.status = http.client.GONE
+    return error
+
+
+def _is_before(version: str, other: str) -> bool:
+    return version.isdecimal() and other.isdecimal() and int(version) < int(other)
+
+
+def _mapping(value: object) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError("expected a JSON object")  # noqa: TRY004 - of what was read
+    return value
+
+
+def _member(value: object, name: str) -> Mapping[str, Any]:
+    return _mapping(_mapping(value).get(name))
+
+
+def _version(metadata: Mapping[str, Any]) -> str:
+    version = metadata.get("resourceVersion")
+    if not isinstance(version, str) or not version:
+        raise ValueError("expected a resource version")
+    return version

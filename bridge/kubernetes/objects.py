@@ -1,0 +1,287 @@
+"""What watches have seen of the objects of clusters: an index that processes share.
+
+One process writes what it watches, and all workers look up in it. It is a database file
+in a folder of the bridge's own, which lives as long as the bridge runs: a worker that
+starts finds all there is, and one that reads sees a deletion as soon as it is written.
+
+Times of watches are those of the system's monotonic clock, which all processes share.
+"""
+
+import sqlite3
+import sys
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from bridge.errors import ReviewError
+
+PODS, ACCOUNTS, NODES = "pods", "serviceaccounts", "nodes"
+KINDS = (PODS, ACCOUNTS, NODES)
+"""The resources that are watched."""
+_BUSY_SECONDS = 5.0
+_SETTINGS = """
+PRAGMA journal_mode = WAL;
+PRAGMA synchronous = OFF;
+PRAGMA cache_size = -512;
+PRAGMA mmap_size = 134217728;
+"""
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS objects (
+  source TEXT, kind TEXT, namespace TEXT, name TEXT, uid TEXT, account TEXT, node TEXT,
+  deleted_at REAL, has_ended INTEGER,
+  PRIMARY KEY (source, kind, namespace, name)
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS by_node ON objects (source, node, namespace, account)
+  WHERE node != '' AND NOT has_ended;
+CREATE TABLE IF NOT EXISTS watches (
+  source TEXT, kind TEXT, seen_at REAL, trouble TEXT, PRIMARY KEY (source, kind)
+);
+"""
+_PUT = "INSERT OR REPLACE INTO objects VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_FIND = (
+    "SELECT namespace, name, uid, account, node, deleted_at, has_ended FROM objects "
+    "WHERE source = ? AND kind = ? AND namespace = ? AND name = ?"
+)
+_ON_NODE = (
+    "SELECT 1 FROM objects WHERE source = ? AND node = ? AND namespace = ? "
+    "AND account = ? AND node != '' AND NOT has_ended LIMIT 1"
+)
+_SEEN = (
+    "INSERT INTO watches VALUES (?, ?, ?, '') ON CONFLICT (source, kind) "
+    "DO UPDATE SET seen_at = excluded.seen_at, trouble = ''"
+)
+_TROUBLE = (
+    "INSERT INTO watches VALUES (?, ?, NULL, ?) ON CONFLICT (source, kind) "
+    "DO UPDATE SET trouble = excluded.trouble"
+)
+
+
+class ClusterObject(NamedTuple):
+    """What is kept of a pod, a service account or a node."""
+
+    namespace: str
+    """Empty for a node."""
+    name: str
+    uid: str
+    account: str = ""
+    """Of a pod: the name of its service account."""
+    node: str = ""
+    """Of a pod: the name of its node; empty until it has one."""
+    deleted_at: float | None = None
+    """Its `deletionTimestamp`, in seconds since 1970: when it should be gone."""
+    has_ended: bool = False
+    """Of a pod: whether its phase is Failed or Succeeded."""
+
+    @classmethod
+    def of(cls, found: Mapping[str, Any]) -> "ClusterObject":
+        """Read an object as an API server writes it, whole or its metadata alone.
+
+        Raises:
+            ValueError: It is no such object.
+        """
+        try:
+            metadata, spec = found["metadata"], found.get("spec") or {}
+            status, deleted = found.get("status") or {}, None
+            if stamp := metadata.get("deletionTimestamp"):
+                deleted = datetime.fromisoformat(stamp).timestamp()
+            # Thousands of pods have these of a few.
+            namespace, account, node = (
+                sys.intern(value or "")
+                for value in (
+                    metadata.get("namespace"),
+                    spec.get("serviceAccountName"),
+                    spec.get("nodeName"),
+                )
+            )
+            return cls(
+                namespace,
+                _text(metadata["name"]),
+                _text(metadata["uid"]),
+                account,
+                node,
+                deleted,
+                status.get("phase") in {"Failed", "Succeeded"},
+            )
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ValueError(f"expected an object with its metadata: {error}") from None
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError("expected text")
+    return value
+
+
+@dataclass(frozen=True, slots=True)
+class WatchState:
+    """How up to date the watches of one cluster are."""
+
+    seen_at: float | None
+    """When the watch that lags most last heard of its API server, in seconds of the
+    monotonic clock; None if one has not listed its objects yet."""
+    trouble: str = ""
+    """What is wrong with them now; empty if nothing is."""
+
+
+class ObjectIndex:
+    """The index of one bridge. Safe between threads, and between processes.
+
+    Args:
+        path: Its file. `create` makes it; until then, nothing was seen.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._idle: deque[sqlite3.Connection] = deque()
+
+    def create(self, sources: Iterable[str]) -> None:
+        """Make the file if it is not there, and forget all clusters but these.
+
+        Raises:
+            ReviewError: The file cannot be written.
+        """
+        self._path.touch(mode=0o600)
+        kept = sorted(sources)
+        marks = ", ".join("?" * len(kept))
+        with self._connected() as connection:
+            connection.executescript(_SCHEMA)
+            for table in ("objects", "watches"):
+                query = f"DELETE FROM {table} WHERE source NOT IN ({marks})"  # noqa: S608 - question marks
+                connection.execute(query, kept)
+
+    def publish(
+        self, source: str, kind: str, objects: Iterable[ClusterObject], now: float
+    ) -> None:
+        """Replace all objects of one kind at once.
+
+        Args:
+            source: The cluster's.
+            kind: One of `KINDS`.
+            objects: All that there are.
+            now: The time of the list, by the monotonic clock.
+
+        Raises:
+            ReviewError: The file cannot be written.
+        """
+        with self._connected() as connection, _transaction(connection):
+            connection.execute(
+                "DELETE FROM objects WHERE source = ? AND kind = ?", (source, kind)
+            )
+            connection.executemany(_PUT, ((source, kind, *one) for one in objects))
+            connection.execute(_SEEN, (source, kind, now))
+
+    def put(self, source: str, kind: str, found: ClusterObject, now: float) -> None:
+        """Take over an object as it is now. Raises as `publish` does."""
+        with self._connected() as connection, _transaction(connection):
+            connection.execute(_PUT, (source, kind, *found))
+            connection.execute(_SEEN, (source, kind, now))
+
+    def remove(self, source: str, kind: str, gone: ClusterObject, now: float) -> None:
+        """Forget an object that was deleted. Raises as `publish` does."""
+        with self._connected() as connection, _transaction(connection):
+            connection.execute(
+                "DELETE FROM objects WHERE source = ? AND kind = ? AND namespace = ? "
+                "AND name = ?",
+                (source, kind, gone.namespace, gone.name),
+            )
+            connection.execute(_SEEN, (source, kind, now))
+
+    def confirm(self, source: str, kind: str, now: float) -> None:
+        """Note that nothing has changed until now. Raises as `publish` does."""
+        with self._connected() as connection:
+            connection.execute(_SEEN, (source, kind, now))
+
+    def trouble(self, source: str, kind: str, text: str) -> None:
+        """Note what is wrong with a watch. Raises as `publish` does."""
+        with self._connected() as connection:
+            connection.execute(_TROUBLE, (source, kind, text))
+
+    def find(
+        self, source: str, kind: str, namespace: str, name: str
+    ) -> ClusterObject | None:
+        """Return the object with this name; None if none was seen.
+
+        Raises:
+            ReviewError: The file cannot be read.
+        """
+        with self._connected() as connection:
+            row = connection.execute(_FIND, (source, kind, namespace, name)).fetchone()
+        return None if row is None else ClusterObject._make(row)
+
+    def has_pod_on(self, source: str, node: str, namespace: str, account: str) -> bool:
+        """Return whether a pod of this account was seen on a node, not yet ended.
+
+        Raises:
+            ReviewError: The file cannot be read.
+        """
+        with self._connected() as connection:
+            found = connection.execute(_ON_NODE, (source, node, namespace, account))
+            return found.fetchone() is not None
+
+    def state(self, source: str, kinds: Iterable[str] = KINDS) -> WatchState:
+        """Return how up to date the watches of a cluster are."""
+        try:
+            with self._connected() as connection:
+                rows = connection.execute(
+                    "SELECT kind, seen_at, trouble FROM watches WHERE source = ?",
+                    (source,),
+                ).fetchall()
+        except ReviewError as error:
+            return WatchState(None, error.detail)
+        by_kind = {kind: (seen_at, trouble) for kind, seen_at, trouble in rows}
+        found = [by_kind.get(kind, (None, "")) for kind in kinds]
+        times = [seen_at for seen_at, _ in found if seen_at is not None]
+        trouble = "; ".join(dict.fromkeys(text for _, text in found if text))
+        return WatchState(min(times) if len(times) == len(found) else None, trouble)
+
+    def close(self) -> None:
+        """Close the file where no other thread uses it."""
+        while self._idle:
+            self._idle.pop().close()
+
+    @contextmanager
+    def _connected(self) -> Iterator[sqlite3.Connection]:
+        connection: sqlite3.Connection | None = None
+        try:
+            with suppress(IndexError):
+                connection = self._idle.pop()
+            if connection is None:
+                connection = self._opened()
+            yield connection
+        except sqlite3.Error as error:
+            if connection is not None:
+                connection.close()
+            raise ReviewError(
+                "the index of this cluster's objects cannot be used",
+                rule="review.index",
+                detail=f"{self._path}: {error}",
+            ) from error
+        self._idle.append(connection)
+
+    def _opened(self) -> sqlite3.Connection:
+        # Not made here: what was not made by the watcher, nobody fills.
+        connection = sqlite3.connect(
+            f"{self._path.absolute().as_uri()}?mode=rw",
+            uri=True,
+            timeout=_BUSY_SECONDS,
+            isolation_level=None,
+            check_same_thread=False,
+        )
+        try:
+            connection.executescript(_SETTINGS)
+        except sqlite3.Error:
+            connection.close()
+            raise
+        return connection
+
+
+@contextmanager
+def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    connection.execute("BEGIN IMMEDIATE")
+    # The connection is closed on an error, which takes all of it back.
+    yield
+    connection.execute("COMMIT")

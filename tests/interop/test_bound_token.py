@@ -1,0 +1,253 @@
+"""Tokens that are verified by a watch of a real API server, over the wire."""
+
+import os
+import shutil
+import signal
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.support.clients.istio_raw import Answer, Wire, bearer
+from tests.support.harness.real_process import Bridge
+from tests.support.parts.kubernetes import APIServer
+
+pytestmark = [pytest.mark.interop, pytest.mark.xdist_group("bound-token")]
+
+DEPLOY = Path(__file__).parents[2] / "deploy/kubernetes"
+LISTS = {
+    "Namespace": "/api/v1/namespaces",
+    "ServiceAccount": "/api/v1/namespaces/meshca/serviceaccounts",
+    "ClusterRole": "/apis/rbac.authorization.k8s.io/v1/clusterroles",
+    "ClusterRoleBinding": "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings",
+}
+ISSUER = "https://kubernetes.default.svc"
+SHOP = "/api/v1/namespaces/shop"
+SECONDS = 60.0
+"""How long a test waits for an event at most."""
+
+
+@dataclass
+class Ground:
+    server: APIServer
+    bridge: Bridge
+    wire: Wire
+
+    def ask(self, token: str) -> Answer:
+        """Ask for a certificate."""
+        return self.wire.ask(bearer(token))
+
+    def await_refusal(self, token: str) -> str:
+        """Ask until the token is refused; return the rule."""
+        answers: list[Answer] = []
+
+        def is_refused() -> bool:
+            answers.append(self.ask(token))
+            return answers[-1].code == "UNAUTHENTICATED"
+
+        await_that(is_refused, "still not refused")
+        return answers[-1].text.partition(":")[0]
+
+    def has_seen(self, pod: str) -> bool:
+        """Return whether the watcher has written a pod into the index."""
+        fds = Path(f"/proc/{watcher_of(self.bridge)}/fd").iterdir()
+        path = next(one.resolve() for one in fds if one.resolve().name == "watched")
+        with closing(sqlite3.connect(path)) as index:
+            query = "SELECT 1 FROM objects WHERE kind = 'pods' AND name = ?"
+            return index.execute(query, (pod,)).fetchone() is not None
+
+    def way(self) -> str:
+        """Return how tokens are verified now."""
+        name = "meshca_token_verification"
+        ways = ("bound", "token_review")
+        return next((w for w in ways if self.bridge.metric(name, verified_by=w)), "")
+
+    def accepted_by(self, token: str) -> str:
+        """Return how an accepted token was verified."""
+        answer = self.ask(token)
+        assert answer.code == "OK", answer
+        return str(self.bridge.rows(kind="intent")[-1]["verified_by"])
+
+
+def await_that(holds: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + SECONDS
+    while not holds():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
+    folder = tmp_path_factory.mktemp("bound-token")
+    with APIServer(folder / "cluster") as server:
+        for one in yaml.safe_load_all((DEPLOY / "home.yaml").read_text("utf-8")):
+            server.post(LISTS[one["kind"]], one)
+        server.new_account("shop", "web")
+        own = folder / "own"
+        own.write_text(server.token("meshca", "meshca-bridge"))
+        tokens = {
+            "verify": "bound",
+            "issuer": ISSUER,
+            "server": server.url,
+            "ca_file": str(server.ca_file),
+            "token_file": str(own),
+        }
+        one = {"name": "Kubernetes", "namespaces": ["*"], "tokens": tokens}
+        made = Bridge(folder / "served", overrides={"clusters": [one]})
+        with made as bridge, Wire(bridge) as wire:
+            ground = Ground(server, bridge, wire)
+            await_that(lambda: ground.way() == "bound", "the watch has not begun")
+            yield ground
+
+
+def meta(name: str) -> dict[str, object]:
+    return {"metadata": {"name": name}}
+
+
+def new_pod(server: APIServer, name: str) -> str:
+    """Make a pod that some scheduler has put on a node; return its UID."""
+    spec = {
+        "serviceAccountName": "web",
+        "nodeName": "node-1",
+        "containers": [{"name": "a", "image": "example.invalid/a"}],
+    }
+    made = server.post(f"{SHOP}/pods", meta(name) | {"spec": spec})
+    return str(made["metadata"]["uid"])
+
+
+def delete(server: APIServer, what: str, grace: int = 0) -> None:
+    body = {"gracePeriodSeconds": grace}
+    status, answer = server.call("DELETE", f"{SHOP}/{what}", body)
+    assert status == 200, answer
+
+
+def token_of(
+    server: APIServer, kind: str, name: str, uid: str, account: str = "web"
+) -> str:
+    """Return a token that is bound to an object."""
+    bound = {"apiVersion": "v1", "kind": kind, "name": name, "uid": uid}
+    spec: dict[str, Any] = {
+        "audiences": ["istio-ca"],
+        "expirationSeconds": 3600,
+        "boundObjectRef": bound,
+    }
+    path = f"{SHOP}/serviceaccounts/{account}/token"
+    return str(server.post(path, {"spec": spec})["status"]["token"])
+
+
+def of_new_pod(server: APIServer, name: str) -> str:
+    return token_of(server, "Pod", name, new_pod(server, name))
+
+
+def test_a_pod_gets_its_certificate_without_a_review(ground: Ground) -> None:
+    token = of_new_pod(ground.server, "web-0")
+    assert ground.accepted_by(token) == "bound"
+    assert ground.bridge.get("/readyz")[0] == 200
+
+
+def test_a_deleted_pod_is_refused(ground: Ground) -> None:
+    token = of_new_pod(ground.server, "deleted")
+    assert ground.accepted_by(token) == "bound"
+    delete(ground.server, "pods/deleted")
+    assert ground.await_refusal(token) == "token.gone"
+
+
+def test_a_pod_that_ends_in_order_is_not_gone(ground: Ground) -> None:
+    token = of_new_pod(ground.server, "ending")
+    delete(ground.server, "pods/ending", grace=600)
+    assert ground.accepted_by(token) == "bound"
+
+
+def refusals(server: APIServer) -> dict[str, tuple[str, str]]:
+    """Return tokens that no caller gets a certificate with, and the rule."""
+    twice = of_new_pod(server, "twice")
+    delete(server, "pods/twice")
+    new_pod(server, "twice")
+    server.post(f"{SHOP}/serviceaccounts", meta("again"))
+    spec = {
+        "serviceAccountName": "again",
+        "containers": [{"name": "a", "image": "example.invalid/a"}],
+    }
+    pod = server.post(f"{SHOP}/pods", meta("of-again") | {"spec": spec})
+    uid = pod["metadata"]["uid"]
+    again = token_of(server, "Pod", "of-again", uid, "again")
+    delete(server, "serviceaccounts/again")
+    server.post(f"{SHOP}/serviceaccounts", meta("again"))
+    secret = server.post(f"{SHOP}/secrets", meta("a-secret"))["metadata"]["uid"]
+    head, _, signature = of_new_pod(server, "web-1").split(".")
+    other = of_new_pod(server, "web-2").split(".")[1]
+    return {
+        "a recreated pod": (twice, "token.gone"),
+        "a recreated account": (again, "token.gone"),
+        "bound to a Secret": (
+            token_of(server, "Secret", "a-secret", secret),
+            "token.unbound",
+        ),
+        "bound to nothing": (server.token("shop", "web", "istio-ca"), "token.unbound"),
+        "another audience": (server.token("shop", "web", "api"), "token.audience"),
+        "another payload": (f"{head}.{other}.{signature}", "token.signature"),
+        "no token": ("admin-of-a-test", "token.format"),
+    }
+
+
+def test_what_is_not_bound_to_a_pod_that_is_there_is_refused(ground: Ground) -> None:
+    for name, (token, rule) in refusals(ground.server).items():
+        assert ground.await_refusal(token) == rule, name
+
+
+def watcher_of(bridge: Bridge) -> int:
+    """Return the process ID of its one watcher."""
+    (found,) = [
+        int(path.parent.name)
+        for path in Path("/proc").glob("[0-9]*/cmdline")
+        if b"bridge.process.watcher\0" in _read(path)
+        and f"PPid:\t{bridge.pid}\n" in _read(path.with_name("status")).decode()
+    ]
+    return found
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
+
+
+def test_a_killed_watcher_is_replaced_and_callers_do_not_notice(
+    ground: Ground,
+) -> None:
+    token, before = of_new_pod(ground.server, "steady"), watcher_of(ground.bridge)
+    os.kill(before, signal.SIGKILL)
+    assert ground.accepted_by(token) == "bound"
+    delete(ground.server, "pods/steady")
+    assert ground.await_refusal(token) == "token.gone"
+    assert watcher_of(ground.bridge) != before
+
+
+def test_an_api_server_that_is_gone_and_back_with_an_older_store(
+    ground: Ground,
+) -> None:
+    server = ground.server
+    old = of_new_pod(server, "old")
+    assert ground.accepted_by(old) == "bound"
+    server.kill()
+    store, backup = server.folder / "store", server.folder / "backup"
+    shutil.copytree(store, backup)
+    server.start()
+    lost = of_new_pod(server, "lost")
+    await_that(lambda: ground.has_seen("lost"), "never seen")
+    server.kill()
+    # The watch has seen both, and nobody is there to ask.
+    for token in (old, lost):
+        assert ground.accepted_by(token) == "bound"
+    shutil.rmtree(store)
+    backup.rename(store)
+    server.start()
+    assert ground.await_refusal(lost) == "token.gone"
+    assert ground.accepted_by(old) == "bound"
