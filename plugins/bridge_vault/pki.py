@@ -122,6 +122,7 @@ class VaultPKICA:
         )
         self._is_running = self._is_closed = False
         self._skew_seconds: float | None = None
+        self._dated_at = float("-inf")
         self._usual: object = None
         self._warned: set[str] = set()
 
@@ -151,17 +152,19 @@ class VaultPKICA:
         if self._fault is not None:
             raise _again(self._fault)
         limits = self._limits or self._verified(deadline, float("-inf"))
-        request, before = prepared.request, self._context.clock()
-        now = before + timedelta(seconds=self._skew)
-        end = limits.end(request, now)
+        request = prepared.request
+        end, now = self._planned(request, limits, deadline)
+        before, known = self._context.clock(), self._skew
         answer = self._ask(request, limits.fields(end, now), deadline)
         leaf = _leaf_of(answer)
         self._note_warnings(answer)
         after = self._context.clock()
-        skew = _skew(leaf, limits, before, after, self._skew)
+        # By what was known before: the answer itself may have shown another clock.
+        skew = _skew(leaf, limits, before, after, known)
         if (
             answer.get("lease_id")
-            or abs(skew - self._skew) > _CLOCK_SECONDS
+            or abs(skew - known) > _CLOCK_SECONDS
+            or abs(leaf.not_valid_before_utc - request.not_before) > _NOT_BEFORE
             or abs(leaf.not_valid_after_utc - request.not_after) > _NOT_AFTER
             or not self._is_usual(leaf, request)
         ):
@@ -203,21 +206,27 @@ class VaultPKICA:
         known = self._skew_seconds
         return self._session.skew_seconds if known is None else known
 
+    def _planned(
+        self, request: LeafRequest, limits: Limits, deadline: float
+    ) -> tuple[datetime, datetime]:
+        # The notAfter to ask for, and the time by Vault's clock.
+        now = self._context.clock() + timedelta(seconds=self._skew)
+        try:
+            return limits.end(request, now), now
+        except BackendBrokenError:
+            # One of the two clocks may have been set right, which only an answer shows.
+            if time.monotonic() < self._dated_at + _LOOK_AGAIN_SECONDS:
+                raise
+        self._dated_at = time.monotonic()
+        limits = self._verified(deadline, self._dated_at)
+        self._skew_seconds = None
+        now = self._context.clock() + timedelta(seconds=self._skew)
+        return limits.end(request, now), now
+
     def _ask(
         self, request: LeafRequest, times: Mapping[str, str], deadline: float
     ) -> Mapping[str, Any]:
-        names = request.names
-        csr = x509.load_der_x509_csr(request.csr).public_bytes(Encoding.PEM)
-        body = {
-            "csr": csr.decode("ascii"),
-            "common_name": "",
-            "exclude_cn_from_sans": True,
-            "uri_sans": _values(names, x509.UniformResourceIdentifier),
-            "alt_names": ",".join(_values(names, x509.DNSName)),
-            "format": "pem",
-            "remove_roots_from_chain": True,
-            **times,
-        }
+        body = _body(request, times)
         try:
             answer: Mapping[str, Any] = self._session.call(
                 lambda adapter: adapter.post(f"/v1/{self._path}", json=body),
@@ -226,17 +235,8 @@ class VaultPKICA:
                 signs=True,
             )
         except BackendRefusedError as error:
-            raise self._told(error) from error
+            raise _told(error, self._options) from error
         return answer
-
-    def _told(self, error: BackendRefusedError) -> BackendRefusedError:
-        told = error.detail.lower()
-        for text, fields in _ROLE_FIELDS.items():
-            if text in told:
-                role = f"{self._options.mount}/roles/{self._options.role}"
-                detail = f"{error.detail}: {fields} of {role} decide this"
-                return BackendRefusedError(str(error), rule=error.rule, detail=detail)
-        return error
 
     def _is_usual(self, leaf: x509.Certificate, request: LeafRequest) -> bool:
         # Only a hint: the bridge compares each leaf. All but key and names comes from
@@ -265,6 +265,7 @@ class VaultPKICA:
             self._skew_seconds = _skew(
                 leaf, limits, signed.before, signed.after, self._skew
             )
+            self._dated_at = time.monotonic()
             now = leaf.not_valid_before_utc + limits.backdate
             is_late = abs(ends - request.not_after) > _NOT_AFTER
             if is_late or abs(now - limits.backdate - request.not_before) > _NOT_BEFORE:
@@ -394,6 +395,31 @@ class _Signed:
     before: datetime
     after: datetime
     lifetime: timedelta
+
+
+def _body(request: LeafRequest, times: Mapping[str, str]) -> dict[str, Any]:
+    names = request.names
+    csr = x509.load_der_x509_csr(request.csr).public_bytes(Encoding.PEM)
+    return {
+        "csr": csr.decode("ascii"),
+        "common_name": "",
+        "exclude_cn_from_sans": True,
+        "uri_sans": _values(names, x509.UniformResourceIdentifier),
+        "alt_names": ",".join(_values(names, x509.DNSName)),
+        "format": "pem",
+        "remove_roots_from_chain": True,
+        **times,
+    }
+
+
+def _told(error: BackendRefusedError, options: PKIOptions) -> BackendRefusedError:
+    told = error.detail.lower()
+    for text, fields in _ROLE_FIELDS.items():
+        if text in told:
+            role = f"{options.mount}/roles/{options.role}"
+            detail = f"{error.detail}: {fields} of {role} decide this"
+            return BackendRefusedError(str(error), rule=error.rule, detail=detail)
+    return error
 
 
 def _skew(

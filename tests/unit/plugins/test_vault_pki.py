@@ -221,6 +221,44 @@ def test_a_clock_too_far_off_is_an_error_and_no_mis_issuance(
     assert len(ground.vault.signed) == 1
 
 
+@pytest.mark.parametrize("ahead", [90.0, -90.0])
+@pytest.mark.parametrize("role", [{**ROLE}, {**ROLE, **OPENBAO}])
+def test_a_clock_that_the_answer_itself_shows_is_no_mis_issuance(
+    make: Callable[..., Ground], ahead: float, role: dict[str, Any]
+) -> None:
+    ground = make(role=role, ahead=ahead, shown=0.0)
+
+    def show(_: Answer) -> None:
+        ground.vault.shown = ahead
+
+    ground.vault.lie = show
+    with pytest.raises(BackendBrokenError, match=r"would date") as caught:
+        ground.issue()
+    assert caught.value.certificate_may_exist
+    assert caught.value.rule == "vault.clock"
+
+
+@pytest.mark.parametrize("is_shown", [True, False])
+def test_a_clock_that_is_set_right_is_asked_again(
+    make: Callable[..., Ground], monkeypatch: pytest.MonkeyPatch, *, is_shown: bool
+) -> None:
+    ground = make(ahead=90.0, shown=0.0)
+    for _ in range(2):
+        with pytest.raises(BackendBrokenError, match=r"would date"):
+            ground.issue()
+    ground.vault.ahead = 0.0
+    with pytest.raises(BackendBrokenError, match=r"would date"):
+        ground.issue()
+    monkeypatch.setattr("bridge_vault.pki._LOOK_AGAIN_SECONDS", 0.0)
+    if not is_shown:
+        ground.vault.shown = 90.0
+        with pytest.raises(BackendBrokenError, match=r"would date") as caught:
+            ground.issue()
+        assert not caught.value.certificate_may_exist, "the look showed it as before"
+        ground.vault.shown = 0.0
+    ground.issue()
+
+
 def test_a_role_that_dates_back_otherwise_is_told_before_vault_signs(
     make: Callable[..., Ground],
 ) -> None:
