@@ -88,7 +88,7 @@ class LinkerdListener(Listener):
     service = SERVICE
     # More than the calls that wait, run, and have no message yet: above the bound a
     # sidecar queues calls itself, behind those that send no message.
-    streams = 8192
+    streams = 6144
     # A proxy whose call is given up asks again only after 10 s. In a burst the messages
     # of honest proxies are late, too.
     message_seconds = 5.0

@@ -191,6 +191,24 @@ ATTACKS: dict[str, Attack] = {
         per_second=47_000 / 15,
         connections=1,
     ),
+    "linkerd-resets": Attack(
+        front="linkerd",
+        send=resets(linkerd.METHOD),
+        per_second=10_000,
+        connections=1,
+    ),
+    "linkerd-bad-tokens": Attack(
+        front="linkerd",
+        send=messages(linkerd.METHOD, b"\x0a\x03pem"),
+        per_second=2_000,
+        connections=1,
+    ),
+    "linkerd-references": Attack(
+        front="linkerd",
+        send=references(linkerd.METHOD, 16_000),
+        per_second=390,
+        connections=8,
+    ),
     "linkerd-unknown": Attack(
         front="linkerd",
         send=calls(_UNKNOWN, end_stream=True),
@@ -200,7 +218,7 @@ ATTACKS: dict[str, Attack] = {
     "turns": Attack(
         front="istio",
         send=calls(istio.METHOD, end_stream=False),
-        per_second=300,
+        per_second=30_000 / 15,
         connections=300,
     ),
 }
@@ -208,7 +226,7 @@ ATTACKS: dict[str, Attack] = {
 
 
 class Peer:
-    """One connection of an attacker, opened when it is first used."""
+    """One connection of an attacker, opened again when it was closed."""
 
     def __init__(self, connect: Callable[[], socket.socket], attack: Attack) -> None:
         self._connect = connect
@@ -216,8 +234,8 @@ class Peer:
         self._socket: socket.socket | None = None
         self._number = 0
 
-    def send(self, count: int) -> int:
-        """Send `count` times, or less; return the bytes."""
+    def open(self) -> None:
+        """Connect, unless it is connected."""
         if self._socket is None:
             made = self._connect()
             made.settimeout(_PATIENCE_SECONDS)
@@ -225,6 +243,11 @@ class Peer:
             made.recv(65_536)  # its settings: until they are acknowledged it is strict
             made.sendall(http2.frame(http2.SETTINGS, http2.ACK))
             self._socket, self._number = made, 0
+
+    def send(self, count: int) -> int:
+        """Send `count` times, or less; return the bytes."""
+        self.open()
+        assert self._socket is not None
         send = self._attack.send
         first = self._number
         numbers = range(first, min(first + count, self._attack.streams))
@@ -258,6 +281,8 @@ def run(attack: Attack, address: str, seconds: float, source: str) -> dict[str, 
         for _ in range(attack.connections)
     ]
     sent = data = cut = 0
+    for peer in peers:
+        peer.open()
     began = time.monotonic()
     for peer in _in_turn(peers):
         now = time.monotonic() - began
