@@ -1,17 +1,18 @@
 """SPIFFE IDs and trust domains: parsed once and strictly, typed from then on.
 
 Source:
-    SPIFFE-ID standard, sections 2.1 to 2.4.
+    SPIFFE-ID standard, sections 2.1 to 2.4; Go, crypto/x509, `domainNameValid`.
 """
 
 import re
 from dataclasses import dataclass
 from typing import Self
 
+from bridge.dns_names import LONGEST
 from bridge.errors import RequestError
 
-_TRUST_DOMAIN = re.compile(r"[a-z0-9_-]+(?:\.[a-z0-9_-]+)*")
-_LONGEST_TRUST_DOMAIN = 255
+_TRUST_DOMAIN = re.compile(r"[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*")
+_IPV4 = re.compile(r"[0-9]+(?:\.[0-9]+){3}")
 _SEGMENT = re.compile(r"[A-Za-z0-9._-]+")
 _LONGEST_ID_BYTES = 2048
 _SCHEME = "spiffe://"
@@ -24,13 +25,19 @@ class TrustDomain:
     name: str
 
     def __post_init__(self) -> None:
-        # Go parses no certificate whose URI has a host with an empty label.
-        if len(self.name) > _LONGEST_TRUST_DOMAIN or not _TRUST_DOMAIN.fullmatch(
-            self.name
+        # Less than the standard allows. Go parses no certificate whose URI has a host
+        # with an empty label, and its versions 1.24.8 and 1.25.2 none whose host is
+        # longer than a DNS name, or has a longer label. It matches no IP address
+        # against a URI constraint, and then refuses the chain.
+        if (
+            len(self.name) > LONGEST
+            or not _TRUST_DOMAIN.fullmatch(self.name)
+            or _IPV4.fullmatch(self.name)
         ):
             raise RequestError(
-                "a trust domain has 1 to 255 of the characters a-z 0-9 . - _, and no "
-                "dot at an end or beside another",
+                "a trust domain has 1 to 253 of the characters a-z 0-9 . - _, no dot "
+                "at an end or beside another, at most 63 characters without a dot, and "
+                "is no IP address",
                 rule="spiffe.trust-domain",
                 detail=repr(self.name)[:300],
             )

@@ -18,6 +18,7 @@ from bridge.config.types import (
     ClusterName,
     Duration,
     FilePath,
+    Headers,
     HttpsURL,
     Names,
     PositiveDuration,
@@ -240,7 +241,7 @@ class ClusterConfig(Section):
 
     name: ClusterName
     """As in the header `clusterid`."""
-    aliases: Names = ()
+    aliases: Headers = ()
     """Other values of `clusterid` that mean this cluster."""
     trust_domain: TrustDomainName | None = None
     """By default the top-level `trust_domain`."""

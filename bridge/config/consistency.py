@@ -12,7 +12,7 @@ from bridge.config.diagnostics import Plain, Problem
 from bridge.config.first_match import FirstMatch
 from bridge.config.schema import BridgeConfig, RuleConfig
 from bridge.config.types import written
-from bridge.dns_names import is_host
+from bridge.dns_names import LONGEST, is_host
 
 SECTIONS = frozenset(BridgeConfig.model_fields)
 """The top-level keys of the file."""
@@ -73,6 +73,13 @@ def _wrong_linkerd_names(config: BridgeConfig) -> Iterator[Problem]:
     if not is_host(domain):
         expected = (
             "expected a trust domain that is a DNS name: Linkerd's identities are"
+        )
+        yield "fronts.linkerd.trust_domain", domain, expected
+    shortest = f"a.b.serviceaccount.identity.{front.control_plane_namespace}.{domain}"
+    if is_host(domain) and len(shortest) > LONGEST:
+        expected = (
+            "expected a shorter trust domain: every identity would be longer than "
+            f"{LONGEST} characters, the most that a DNS name has"
         )
         yield "fronts.linkerd.trust_domain", domain, expected
     of_istio = {config.trust_domain_of(cluster) for cluster in config.clusters}

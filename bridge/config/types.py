@@ -242,6 +242,19 @@ def _worker_count(value: object) -> object:
     return value
 
 
+def _text(value: str) -> str:
+    if not value.isprintable() or value != value.strip():
+        raise ValueError("expected printable characters, and no blank at an end")
+    return value
+
+
+def _header(value: str) -> str:
+    # Metadata of a call have no other characters (gRPC over HTTP/2, ASCII-Value).
+    if not value.isascii():
+        raise ValueError("expected ASCII: the header clusterid has nothing else")
+    return value
+
+
 def _cluster_name(value: str) -> str:
     if not _CLUSTER_NAME.fullmatch(value):
         raise ValueError(
@@ -260,8 +273,12 @@ Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
 Label = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
 """A DNS-1123 label, such as the name of a namespace."""
 ClusterName = Annotated[str, AfterValidator(_cluster_name)]
-Text = Annotated[str, Field(min_length=1)]
+Text = Annotated[str, Field(min_length=1), AfterValidator(_text)]
+"""A text that has to equal, character for character, one that a caller sends."""
 Names = Annotated[tuple[Text, ...], Field(strict=False), Different]
+Headers = Annotated[
+    tuple[Annotated[Text, AfterValidator(_header)], ...], Field(strict=False), Different
+]
 IssuerNames = Annotated[tuple[Name, ...], Field(strict=False), Different]
 Fronts = Annotated[
     tuple[Literal["istio", "linkerd"], ...], Field(strict=False), Different

@@ -1,3 +1,4 @@
+import re
 import string
 
 import pytest
@@ -7,11 +8,13 @@ from hypothesis import strategies as st
 from bridge.errors import RequestError
 from bridge.spiffe import SpiffeID, TrustDomain
 
+IPV4 = re.compile(r"\d+(\.\d+){3}")
 LABEL_CHARACTERS = string.ascii_lowercase + string.digits + "_-"
 PATH_CHARACTERS = string.ascii_letters + string.digits + "._-"
 trust_domains = (
     st.lists(st.text(LABEL_CHARACTERS, min_size=1, max_size=40), min_size=1, max_size=6)
     .map(".".join)
+    .filter(lambda name: not IPV4.fullmatch(name))
     .map(TrustDomain)
 )
 segments = st.text(PATH_CHARACTERS, min_size=1, max_size=40).filter(
@@ -22,6 +25,7 @@ ids = st.builds(
 )
 
 # As long as an ID may be, and one more.
+LONG_DOMAIN = ".".join(["d" * 63] * 3 + ["d" * 61])
 LONGEST = "spiffe://corp.example/" + "a" * (2048 - len("spiffe://corp.example/"))
 
 
@@ -29,11 +33,13 @@ LONGEST = "spiffe://corp.example/" + "a" * (2048 - len("spiffe://corp.example/")
     ("text", "trust_domain", "path"),
     [
         ("spiffe://corp.example/ns/shop/sa/web", "corp.example", "ns/shop/sa/web"),
-        ("spiffe://1.2.3.4/a", "1.2.3.4", "a"),
+        ("spiffe://1.2.3/a", "1.2.3", "a"),
+        ("spiffe://1.2.3.4.x/a", "1.2.3.4.x", "a"),
         ("spiffe://a_b-c/x", "a_b-c", "x"),
         ("spiffe://corp.example/A.b-C_9", "corp.example", "A.b-C_9"),
         ("spiffe://corp.example/...", "corp.example", "..."),
-        ("spiffe://" + "d" * 255 + "/x", "d" * 255, "x"),
+        ("spiffe://" + "d" * 63 + "/x", "d" * 63, "x"),
+        (f"spiffe://{LONG_DOMAIN}/x", LONG_DOMAIN, "x"),
         (LONGEST, "corp.example", LONGEST.removeprefix("spiffe://corp.example/")),
     ],
 )
@@ -59,7 +65,11 @@ def test_an_id_is_read(text: str, trust_domain: str, path: str) -> None:
         ("spiffe://corp.example:443/a", "a trust domain has"),
         ("spiffe://user@corp.example/a", "a trust domain has"),
         ("spiffe://corp%2eexample/a", "a trust domain has"),
-        ("spiffe://" + "d" * 256 + "/x", "a trust domain has"),
+        ("spiffe://" + "d" * 64 + "/x", "at most 63 characters without a dot"),
+        ("spiffe://a." + "d" * 64 + ".b/x", "at most 63 characters without a dot"),
+        (f"spiffe://{LONG_DOMAIN}d/x", "a trust domain has 1 to 253 of"),
+        ("spiffe://1.2.3.4/a", "is no IP address"),
+        ("spiffe://999.2.3.4/a", "is no IP address"),
         ("spiffe://corp.example\n/a", "a trust domain has"),
         ("spiffe://cörp.example/a", "a trust domain has"),
         ("spiffe://corp.example./a", "no dot at an end"),

@@ -70,5 +70,5 @@ def test_a_file_that_is_there_is_not_overwritten() -> None:
 def test_a_wrong_trust_domain_is_refused() -> None:
     result = run("--trust-domain", "a/b")
     assert result.exit_code == 2
-    assert "--trust-domain: a trust domain has 1 to 255" in result.stderr
+    assert "--trust-domain: a trust domain has 1 to 253" in result.stderr
     assert not Path("bridge.yaml").exists()

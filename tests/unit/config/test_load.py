@@ -145,10 +145,25 @@ def test_a_value_cannot_be_changed_after_the_load() -> None:
         config.limits.in_flight = 1  # type: ignore[misc]
 
 
+LONG_DOMAIN = ".".join(["a" * 63] * 3 + ["a" * 26])
+"""As part of a Linkerd identity, one character too long."""
+
 # Path of the key, value, and what the one line of the error says after the key.
 BAD_VALUES: list[tuple[str, object, str]] = [
     ("trust_domain", ..., "is required (found nothing)"),
-    ("trust_domain", "Corp", "a trust domain has 1 to 255 of the characters"),
+    ("trust_domain", "Corp", "a trust domain has 1 to 253 of the characters"),
+    ("trust_domain", "corp.example.", "no dot at an end"),
+    ("trust_domain", ".corp.example", "no dot at an end"),
+    ("trust_domain", "corp..example", "no dot at an end or beside another"),
+    ("trust_domain", "10.0.0.1", "is no IP address"),
+    ("trust_domain", f"{'a' * 64}.example", "at most 63 characters without a dot"),
+    ("trust_domain", "corp.example:443", "a trust domain has 1 to 253"),
+    ("trust_domain", "spiffe://corp.example", "a trust domain has 1 to 253"),
+    ("trust_domain", "corp.example/ns", "a trust domain has 1 to 253"),
+    ("trust_domain", "corp.example\n", "a trust domain has 1 to 253"),
+    ("trust_domain", "b\u00fccher.example", "a trust domain has 1 to 253"),
+    ("trust_domain", "*.corp.example", "a trust domain has 1 to 253"),
+    ("clusters.0.trust_domain", "corp.example.", "no dot at an end"),
     ("trust_domain", 7, "Input should be a valid string (found 7)"),
     ("workers", -1, "Input should be greater than or equal to 1 (found -1)"),
     ("workers", 0, "workers under a parent; write 1 in place of 0 (found 0)"),
@@ -170,6 +185,12 @@ BAD_VALUES: list[tuple[str, object, str]] = [
         "a list, such as [istio-ca] (found 'istio-ca')",
     ),
     ("fronts.istio.audiences", {}, "expected a list (found {})"),
+    ("fronts.istio.audiences", ["istio-ca "], "[0]: expected printable characters"),
+    ("fronts.istio.audiences", ["istio\x00ca"], "[0]: expected printable characters"),
+    ("clusters.0.aliases", ["a\tb"], "[0]: expected printable characters"),
+    ("clusters.0.aliases", [" a"], "[0]: expected printable characters"),
+    ("clusters.0.aliases", ["\u00e4"], "[0]: expected ASCII: the header clusterid"),
+    ("clusters.0.tokens.issuer", "https://a.example\n", "printable characters"),
     ("fronts.istio.audiences", [""], "[0]: String should have at least 1 character"),
     ("fronts.istio.audiences", ["a", "a"], "expected each entry once"),
     ("fronts.istio.tls", {}, "expected dns_names (the host of caAddress)"),
@@ -720,7 +741,8 @@ def test_linkerd_alone_is_enough() -> None:
         ({"trust_domain": "a_b"}, "trust_domain", "a DNS name"),
         ({"trust_domain": "a..b"}, "trust_domain", "no dot at an end"),
         ({"trust_domain": "corp.1"}, "trust_domain", "a DNS name"),
-        ({"trust_domain": f"a.{'b' * 64}"}, "trust_domain", "a DNS name"),
+        ({"trust_domain": LONG_DOMAIN}, "trust_domain", "a shorter trust domain"),
+        ({"trust_domain": f"a.{'b' * 64}"}, "trust_domain", "at most 63 characters"),
         ({"audiences": []}, "audiences", "one or more"),
         ({"queue_seconds": 40}, "", "queue_seconds below deadline"),
         ({"deadline": "30s"}, "", "queue_seconds 30, deadline 30s"),

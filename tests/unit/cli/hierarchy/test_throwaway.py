@@ -81,7 +81,7 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
     ("arguments", "complaint"),
     [
         ((), "trust-domain"),
-        (("--trust-domain", "Corp"), "--trust-domain: a trust domain has 1 to 255"),
+        (("--trust-domain", "Corp"), "--trust-domain: a trust domain has 1 to 253"),
         ((*DOMAIN, "--key", "rsa1024"), "rsa1024"),
         ((*DOMAIN, "--data-plane", "cilium"), "cilium"),
         ((*DOMAIN, "--layout", "jks"), "jks"),
