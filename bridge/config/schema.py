@@ -286,7 +286,9 @@ class LedgerConfig(Section):
     second. The log has a line for each row. Any peer can cause such calls, so a higher
     rate is disk that any peer can fill: see docs/ledger.md."""
     excess_per_second: Annotated[int, Field(ge=1)] = 5
-    """The same for authenticated calls above a rate limit."""
+    """The same for authenticated calls above a rate limit. For what else authenticated
+    callers are refused, it holds for each caller and rule, and five times of it for all
+    together."""
 
     @property
     def state(self) -> Path:

@@ -298,8 +298,7 @@ class Issuance:
             return self._ledger.refuse_excess(ending)
         if ending.rule == OPEN_RULE:
             return self._ledger.refuse_open(ending)
-        self._ledger.end(ending)
-        return True
+        return self._ledger.refuse(ending)
 
 
 def _tell(ending: Ending) -> None:

@@ -197,8 +197,8 @@ journal, and `hash` its SHA-256."""
 class Summary:
     """Calls of a time span above the rate that gets rows of its own.
 
-    They were unauthenticated, above a ceiling of their identity or cluster, or kept
-    away from an issuing CA that fails.
+    They were unauthenticated, above a ceiling of their identity or cluster, kept away
+    from an issuing CA that fails, or refused again and again to one caller by one rule.
     """
 
     kind: ClassVar[str] = "summary"

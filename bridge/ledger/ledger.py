@@ -29,6 +29,8 @@ _OPEN_PER_SECOND = 1
 _HEADS_OVERDUE = timedelta(seconds=60)
 _BRAKE_SECONDS = 0.1
 """How long an intent waits when the archive is at its bound behind the journal."""
+_CALLERS = 5
+"""So many callers that are refused all the time get their rows side by side."""
 _SAMPLES = 256
 _JOURNAL_DEFAULTS = JournalOptions()
 
@@ -38,24 +40,34 @@ class RefusalMeter:
 
     Anybody who reaches the port can cause such calls, and so can a workload that asks
     without pause. They must not fill the disk.
+
+    Args:
+        per_second: The most rows a second.
+        of_each: The most of them for one caller and rule.
     """
 
-    def __init__(self, per_second: int) -> None:
+    def __init__(self, per_second: int, of_each: int | None = None) -> None:
         self._per_second = per_second
+        self._of_each = per_second if of_each is None else of_each
         self._lock = threading.Lock()
         self._second = 0
-        self._admitted = 0
+        self._admitted: Counter[tuple[str, str]] = Counter()
         self._above: Counter[str] = Counter()
 
-    def admit(self, rule: str) -> bool:
+    def admit(self, rule: str, who: str = "") -> bool:
         """Return whether this call gets a row; otherwise it is counted.
 
         Args:
             rule: The rule that the call broke. Call `due` before, with the time.
+            who: The caller, if that is proven.
         """
         with self._lock:
-            if self._admitted < self._per_second:
-                self._admitted += 1
+            admitted, key = self._admitted, (who, rule)
+            if (
+                admitted.total() < self._per_second
+                and admitted.get(key, 0) < self._of_each
+            ):
+                admitted[key] += 1
                 return True
             self._above[rule] += 1
             return False
@@ -65,7 +77,8 @@ class RefusalMeter:
         with self._lock:
             if second == self._second:
                 return None
-            before, self._second, self._admitted = self._second, second, 0
+            before, self._second = self._second, second
+            self._admitted.clear()
             if not self._above:
                 return None
             rules, self._above = dict(self._above), Counter()
@@ -190,6 +203,9 @@ class Ledger:
         # callers.
         self._refusals = RefusalMeter(config.refusals_per_second)
         self._excess = RefusalMeter(config.excess_per_second)
+        self._known = RefusalMeter(
+            config.excess_per_second * _CALLERS, config.excess_per_second
+        )
         self._open = RefusalMeter(_OPEN_PER_SECOND)
         self._seconds_lock = threading.Lock()
         self._tried = self._published = clock()
@@ -306,9 +322,17 @@ class Ledger:
         """
         return self._end_metered(ending, self._open)
 
-    def _end_metered(self, ending: Ending, meter: RefusalMeter) -> bool:
+    def refuse(self, ending: Ending) -> bool:
+        """Record any other refused call of a caller whose credential was proven.
+
+        See `refuse_unauthenticated`. The rate holds for each caller and rule.
+        """
+        who = f"{ending.cluster} {ending.requester or ending.caller}"
+        return self._end_metered(ending, self._known, who)
+
+    def _end_metered(self, ending: Ending, meter: RefusalMeter, who: str = "") -> bool:
         self._summarize()
-        if not meter.admit(ending.rule):
+        if not meter.admit(ending.rule, who):
             return False
         self.end(ending)
         return True
@@ -393,7 +417,7 @@ class Ledger:
         with self._seconds_lock:
             # No second is -1.
             second = -1 if all_counts else int(self._clock().timestamp())
-            for meter in (self._refusals, self._excess, self._open):
+            for meter in (self._refusals, self._excess, self._known, self._open):
                 if (summary := meter.due(second)) is not None:
                     self._journal.append(summary)
 

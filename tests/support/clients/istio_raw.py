@@ -75,7 +75,7 @@ OVERRIDES: dict[str, Any] = {
     ],
     "issuance": {"cert_signers": {"gold": ["file-1"]}},
     # Every refusal gets its row, also those of callers that nobody knows.
-    "ledger": {"refusals_per_second": 100_000},
+    "ledger": {"refusals_per_second": 100_000, "excess_per_second": 100_000},
 }
 
 

@@ -395,6 +395,57 @@ def test_unauthenticated_calls_above_the_rate_share_a_row_a_second(
     assert (then["since"], then["rules"]) == (second + 1, {"token.missing": 1})
 
 
+def denied(caller: str, rule: str) -> Any:
+    return replace(refusal(rule), caller=caller, cluster="seoul", detail="x" * 500)
+
+
+@pytest.mark.parametrize(
+    ("calls", "rows"),
+    [
+        ([("a", "csr.size")] * 3, [True, True, False]),
+        ([("a", "csr.size")] * 2 + [("a", "bar.key")], [True] * 3),
+        ([("a", "csr.size")] * 2 + [("b", "csr.size")], [True] * 3),
+        ([(f"c{one}", "csr.size") for one in range(11)], [True] * 10 + [False]),
+    ],
+    ids=["again and again", "another rule", "another caller", "many callers"],
+)
+def test_each_caller_gets_rows_of_its_own_for_each_rule(
+    tmp_path: Path, clock: SetClock, calls: list[tuple[str, str]], rows: list[bool]
+) -> None:
+    ledger = open_ledger(tmp_path, clock, excess_per_second=2)
+    assert [ledger.refuse(denied(*call)) for call in calls] == rows
+    # Nobody else's rows are used up.
+    assert ledger.refuse_excess(denied("a", "overload.identity"))
+    assert ledger.refuse_unauthenticated(refusal("token.missing"))
+    clock.forward(1)
+    assert ledger.refuse(denied(*calls[-1]))
+    ledger.close()
+    counts = [
+        row.values["rules"] for row in journaled(tmp_path) if row.kind == "summary"
+    ]
+    assert counts == [{"csr.size": 1}] * rows.count(False)
+
+
+@pytest.mark.parametrize(("callers", "bytes_a_day"), [(1, 0.5e9), (60, 2.5e9)])
+def test_a_caller_that_is_refused_all_the_time_leaves_room_on_the_disk(
+    tmp_path: Path, clock: SetClock, callers: int, bytes_a_day: float
+) -> None:
+    # 60 calls a second, with the longest detail. docs/ledger.md has the bounds.
+    ledger = open_ledger(tmp_path, clock)
+    before = sum(len(row.line) for row in journaled(tmp_path))
+    seconds = 20
+    for _ in range(seconds):
+        clock.forward(1)
+        for call in range(60):
+            ledger.refuse(
+                denied(f"spiffe://corp.example/ns/a/sa/{call % callers}", "r")
+            )
+    ledger._journal.flush()
+    written = sum(len(row.line) for row in journaled(tmp_path)) - before
+    assert written / seconds * 86_400 < bytes_a_day
+    ledger.close()
+
+
 def test_what_is_counted_at_the_end_is_not_lost(
     tmp_path: Path, clock: SetClock
 ) -> None:
