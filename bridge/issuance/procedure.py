@@ -202,6 +202,8 @@ class Issuance:
             csr = mesh.csr(call, snapshot, now, grant)
             timer.lap("csr")
         self._bars.require(caller, csr.spki)
+        if requester is not caller:
+            self._bars.require(requester, csr.spki)
         subject = Subject(
             public_key=csr.public_key, spki=csr.spki, csr=csr.der, names=grant.names
         )

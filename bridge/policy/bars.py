@@ -107,8 +107,8 @@ def new_entry(kind: BarKind, value: str, *, reason: str, at: float) -> Entry:
 class Bars:
     """The bars in force in one process. For all threads.
 
-    While the file cannot be read, or is not there any more, the bars that were read
-    last stay in force.
+    A bar that was read stays in force until the file says that it was removed: a file
+    that cannot be read, is not there any more, or was made anew takes none back.
 
     Args:
         path: The file; None where nothing is barred.
@@ -119,30 +119,22 @@ class Bars:
     """
 
     def __init__(self, path: Path | None = None) -> None:
-        self._path = path
         self._file = LatchFile(path)
+        self._held: dict[str, Entry] = {}
         self._scopes: Mapping[str, Entry] = {}
         self._trouble = ""
-        self._stamp: tuple[int, ...] | None = None
-        if path is not None and (stamp := self._look()):
-            self._take(stamp)
+        self._text: bytes | None = None
+        self._take()
 
     def look(self) -> None:
-        """Read the file if it has changed. For one thread, several times a second."""
-        if self._path is None:
-            return
-        stamp = self._look()
-        if stamp == self._stamp:
-            return
+        """Read the file again. For one thread, several times a second."""
         try:
-            self._take(stamp)
+            self._take()
         except LedgerError as error:
-            self._stamp = stamp
-            if self._scopes or stamp:
-                self._trouble = (
-                    f"what was read last stays barred: {error.detail or error}"
-                )
-                _log.error("%s", self._trouble)
+            trouble = f"what was read last stays barred: {error.detail or error}"
+            if trouble != self._trouble:
+                _log.error("%s", trouble)
+            self._trouble = trouble
 
     def trouble(self) -> str:
         """Return why the file cannot be used; empty if it can."""
@@ -188,19 +180,19 @@ class Bars:
                 detail=f"{entry.scope}, by bar {entry.id}: {entry.reason}",
             )
 
-    def _look(self) -> tuple[int, ...]:
-        try:
-            found = self._path.stat() if self._path else None
-        except OSError:
-            return ()
-        return (found.st_ino, found.st_mtime_ns, found.st_size) if found else ()
-
-    def _take(self, stamp: tuple[int, ...]) -> None:
-        if not stamp:
-            raise LedgerError("the bars are gone", detail=f"{self._path} was removed")
-        entries = self._file.read().entries.values()
-        self._scopes = {one.scope: one for one in entries if one.kind == Kind.BAR}
-        self._stamp, self._trouble = stamp, ""
+    def _take(self) -> None:
+        # The text decides, and not a time or an inode: these may be the same again.
+        text = self._file.read_text()
+        if text is None and self._held:
+            raise LedgerError("the bars are gone", detail=f"{self._file.path} is gone")
+        if text is not None and text != self._text:
+            content = self._file.decode(text)
+            found = {**self._held, **content.entries}
+            for removed in found.keys() & {*content.cleared}:
+                del found[removed]
+            bars = {key: one for key, one in found.items() if one.kind == Kind.BAR}
+            self._held, self._scopes = bars, {one.scope: one for one in bars.values()}
+        self._text, self._trouble = text, ""
 
 
 _WORDS = {

@@ -336,20 +336,33 @@ class LatchFile:
         Raises:
             LedgerError: The file cannot be read, or holds something else.
         """
+        text = self.read_text()
+        return Content() if text is None else self.decode(text)
+
+    def read_text(self) -> bytes | None:
+        """Return what the file holds; None if there is none.
+
+        Raises:
+            LedgerError: The file cannot be read.
+        """
         if self.path is None:
-            text = self._memory
-        else:
-            try:
-                # The read would wait for a writer.
-                if self.path.is_fifo():
-                    raise _failed(self.path, "is not a regular file")
-                text = self.path.read_bytes()
-            except (FileNotFoundError, NotADirectoryError):
-                return Content()
-            except OSError as error:
-                raise _failed(self.path, f"cannot be read: {error.strerror}") from error
-        if not text and self.path is None:
-            return Content()
+            return self._memory or None
+        try:
+            # The read would wait for a writer.
+            if self.path.is_fifo():
+                raise _failed(self.path, "is not a regular file")
+            return self.path.read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise _failed(self.path, f"cannot be read: {error.strerror}") from error
+
+    def decode(self, text: bytes) -> Content:
+        """Return the content of the file, which holds `text`.
+
+        Raises:
+            LedgerError: It is something else.
+        """
         try:
             return Content.decode(text)
         except ValueError as error:

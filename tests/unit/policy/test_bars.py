@@ -1,5 +1,6 @@
 """What an operator barred gets nothing more, whatever becomes of the file."""
 
+import errno
 import hashlib
 import os
 from collections.abc import Callable
@@ -142,7 +143,62 @@ def test_what_was_read_last_stays_barred(
     bar(path, BarKind.KEY, "0" * 64)
     bars.look()
     assert not bars.trouble()
-    shown(bars)
+    # A file that was made anew takes no bar back.
+    with pytest.raises(BarredError, match="is barred"):
+        shown(bars)
+
+
+def test_a_bar_holds_in_a_file_of_the_same_inode_time_and_size(path: Path) -> None:
+    name = bar(path, BarKind.IDENTITY, f"{WEB[:-1]}x")
+    bars, before = Bars(path), path.stat()
+    text = path.read_text().replace(f"{WEB[:-1]}x", WEB).replace(name, "0" * 32)
+    path.write_text(text)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    after = path.stat()
+    assert (after.st_ino, after.st_mtime_ns, after.st_size) == (
+        before.st_ino,
+        before.st_mtime_ns,
+        before.st_size,
+    )
+    bars.look()
+    with pytest.raises(BarredError, match="is barred"):
+        shown(bars)
+
+
+def test_a_bar_that_could_not_be_read_holds_once_it_can(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_path: Path) -> bytes:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    bars = Bars(path)
+    bar(path, BarKind.IDENTITY, WEB)
+    with monkeypatch.context() as lack:
+        lack.setattr(Path, "read_bytes", refuse)
+        bars.look()
+        assert "Too many open files" in bars.trouble()
+    bars.look()
+    assert not bars.trouble()
+    with pytest.raises(BarredError, match="is barred"):
+        shown(bars)
+
+
+def test_bars_of_two_hosts_hold_on_both_and_are_removed_by_either(
+    tmp_path: Path, path: Path
+) -> None:
+    other = tmp_path / "other" / "bars.json"
+    bar(path, BarKind.IDENTITY, WEB)
+    here, there = Bars(path), Bars(other)
+    entries = LatchFile(path).read().entries
+    with LatchFile(other).change() as content:  # as the feeder does, by the archive
+        content.merge(entries.values(), ())
+    there.look()
+    with pytest.raises(BarredError, match="is barred"):
+        shown(there)
+    with LatchFile(path).change() as content:
+        content.merge((), entries)
+    here.look()
+    shown(here)
 
 
 @pytest.mark.parametrize("change", [nonsense, fifo])
