@@ -108,7 +108,7 @@ class Bars:
     """The bars in force in one process. For all threads.
 
     A bar that was read stays in force until the file says that it was removed: a file
-    that cannot be read, is not there any more, or was made anew takes none back.
+    that cannot be read, is not there any more, or was made again takes none back.
 
     Args:
         path: The file; None where nothing is barred.

@@ -143,7 +143,7 @@ def test_what_was_read_last_stays_barred(
     bar(path, BarKind.KEY, "0" * 64)
     bars.look()
     assert not bars.trouble()
-    # A file that was made anew takes no bar back.
+    # A file that was made again takes no bar back.
     with pytest.raises(BarredError, match="is barred"):
         shown(bars)
 
