@@ -238,8 +238,8 @@ def test_each_host_stands_there_alone_and_with_a_leading_dot() -> None:
             r"expected a name such as corp\.example.*\(found '-corp\.example'\)",
         ),
         (
-            {"trust_domains": (TrustDomain("10.0.0.1"),)},
-            r"expected a name .*\(found '10\.0\.0\.1'\)",
+            {"trust_domains": (TrustDomain("corp.1"),)},
+            r"expected a name .*\(found 'corp\.1'\)",
         ),
         ({"permitted_dns": ("*.corp.example",)}, r"\(found '\*\.corp\.example'\)"),
         ({"permitted_dns": ("Corp",)}, r"\(found 'Corp'\)"),
