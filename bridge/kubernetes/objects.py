@@ -35,8 +35,6 @@ CREATE TABLE IF NOT EXISTS objects (
   deleted_at REAL, has_ended INTEGER,
   PRIMARY KEY (source, kind, namespace, name)
 ) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS by_node ON objects (source, node, namespace, account)
-  WHERE node != '' AND NOT has_ended;
 CREATE TABLE IF NOT EXISTS watches (
   source TEXT, kind TEXT, seen_at REAL, trouble TEXT, PRIMARY KEY (source, kind)
 );
@@ -45,10 +43,6 @@ _PUT = "INSERT OR REPLACE INTO objects VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _FIND = (
     "SELECT namespace, name, uid, account, node, deleted_at, has_ended FROM objects "
     "WHERE source = ? AND kind = ? AND namespace = ? AND name = ?"
-)
-_ON_NODE = (
-    "SELECT 1 FROM objects WHERE source = ? AND node = ? AND namespace = ? "
-    "AND account = ? AND node != '' AND NOT has_ended LIMIT 1"
 )
 _SEEN = (
     "INSERT INTO watches VALUES (?, ?, ?, '') ON CONFLICT (source, kind) "
@@ -211,16 +205,6 @@ class ObjectIndex:
         with self._connected() as connection:
             row = connection.execute(_FIND, (source, kind, namespace, name)).fetchone()
         return None if row is None else ClusterObject._make(row)
-
-    def has_pod_on(self, source: str, node: str, namespace: str, account: str) -> bool:
-        """Return whether a pod of this account was seen on a node, not yet ended.
-
-        Raises:
-            ReviewError: The file cannot be read.
-        """
-        with self._connected() as connection:
-            found = connection.execute(_ON_NODE, (source, node, namespace, account))
-            return found.fetchone() is not None
 
     def state(self, source: str, kinds: Iterable[str] = KINDS) -> WatchState:
         """Return how up to date the watches of a cluster are."""

@@ -93,18 +93,6 @@ def test_trouble_is_told_until_the_watch_hears_again(index: ObjectIndex) -> None
     assert index.state("one") == WatchState(1.0)
 
 
-def test_pods_on_a_node_are_found_until_they_have_ended(index: ObjectIndex) -> None:
-    ended = ClusterObject("shop", "job-0", "4", "job", "node-1", None, True)
-    index.publish("one", PODS, [WEB, API, ended], 1.0)
-    found = {
-        (node, namespace, account)
-        for node in ("node-1", "node-2", "")
-        for namespace, account in (("shop", "web"), ("pay", "api"), ("shop", "job"))
-        if index.has_pod_on("one", node, namespace, account)
-    }
-    assert found == {("node-1", "shop", "web"), ("node-1", "pay", "api")}
-
-
 def test_a_watcher_that_starts_forgets_other_clusters_alone(
     index: ObjectIndex, path: Path
 ) -> None:
