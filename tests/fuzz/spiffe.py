@@ -11,7 +11,9 @@ from tests.fuzz.engine import main
 
 # Written anew, not the pattern of the code under test.
 _ID = re.compile(
-    r"spiffe://[a-z0-9._-]{1,255}(?:/(?!\.{1,2}(?:/|\Z))[a-zA-Z0-9._-]+)+\Z", re.ASCII
+    r"spiffe://(?=[^/]{1,253}/)(?!\d+\.\d+\.\d+\.\d+/)[a-z0-9_-]{1,63}"
+    r"(?:\.[a-z0-9_-]{1,63})*(?:/(?!\.{1,2}(?:/|\Z))[a-zA-Z0-9._-]+)+\Z",
+    re.ASCII,
 )
 _LONGEST = 2048
 _BY_CHANCE = 40
