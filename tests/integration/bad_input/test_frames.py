@@ -150,12 +150,35 @@ def pushes() -> Junk:
     yield FIRST + http2.frame(5, http2.END_HEADERS, 1, struct.pack(">I", 2))
 
 
+def headers_after_the_end() -> Junk:
+    end = FIRST[:4] + bytes((FIRST[4] | http2.END_STREAM,)) + FIRST[5:]
+    yield end + FIRST * MANY
+
+
+def streams_backwards() -> Junk:
+    yield http2.begun(2 * MANY + 1) + http2.begun(1)
+
+
+def data_without_a_stream() -> Junk:
+    yield http2.frame(http2.DATA, 0, 99, b"x" * 100) * 1000
+
+
+def a_message_of_four_gibibytes() -> Junk:
+    yield FIRST + http2.frame(http2.DATA, 0, 1, b"\0\xff\xff\xff\xff" + bytes(9000))
+
+
+def pings_of_another_length() -> Junk:
+    yield http2.frame(http2.PING, payload=bytes(9))
+
+
 CASES = (
     *(settings, pings, acknowledgements, windows_of_a_byte, windows_too_large),
     *(windows_of_nothing, empty_data, padding, empty_continuations, priorities),
     *(resets_of_nothing, tiny_headers, one_huge_header, repeated_header),
     *(block_without_an_end, huffman_without_an_end, references_to_nothing),
     *(table_sizes, frame_too_long, unknown_frames, stream_of_the_servers, pushes),
+    *(headers_after_the_end, streams_backwards, data_without_a_stream),
+    *(a_message_of_four_gibibytes, pings_of_another_length),
 )
 
 
