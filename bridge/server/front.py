@@ -255,9 +255,10 @@ class Front(grpc.GenericRpcHandler, ABC):  # type: ignore[misc]  # grpc has no t
             reaper.forget(incoming)
 
     def _translated(self, message: bytes | None, context: Any, budget: Budget) -> Call:
+        if message is None:
+            # Without a row: so end calls whose message was too large for grpc, too.
+            raise RequestError("the call has no message", rule="request.protobuf")
         try:
-            if message is None:
-                raise RequestError("the call has no message", rule="request.protobuf")
             return self.translate(message, context, budget)
         except BridgeError as error:
             self._issuance.refuse(error, front=self.name)
