@@ -20,6 +20,7 @@ from bridge.checks.rule_summary import rule_summary
 from bridge.config import (
     APIServerConfig,
     BridgeConfig,
+    ClusterConfig,
     IstioConfig,
     read,
     read_sections,
@@ -29,7 +30,7 @@ from bridge.dataplanes.planes import data_plane_problems
 from bridge.errors import BridgeError, ConfigError, DeniedError, SubjectError
 from bridge.hierarchy.replica import openssl_accepts, replicate
 from bridge.identity.clusters import api_server_of
-from bridge.kubernetes.rights import missing_rights
+from bridge.kubernetes.rights import NODES, REVIEWS, missing_rights
 from bridge.metrics.expiry import CertificateExpiry, ExpiryLevel
 from bridge.policy.linkerd_names import LinkerdNames
 from bridge.policy.rules import ISTIO, LINKERD, RoutedCaller
@@ -159,7 +160,7 @@ def _findings(config: BridgeConfig, snapshot: Snapshot) -> Iterator[Finding]:
         domain = snapshot.clusters.trust_domain_of(cluster.name)
         yield Finding("cluster", cluster.name, "ok", f"trust domain {domain}")
         if isinstance(cluster.tokens, APIServerConfig):
-            yield api_server_finding(cluster.name, cluster.tokens)
+            yield api_server_finding(cluster, cluster.tokens)
     yield from fronts(config, snapshot)
     for problem in snapshot.clusters.unserved(config.callers_by_front()):
         yield Finding("front", "token keys", "FAILED", problem)
@@ -399,18 +400,20 @@ def _renewal(front: IstioConfig) -> Iterator[Finding]:
         )
 
 
-def api_server_finding(name: str, tokens: APIServerConfig) -> Finding:
+def api_server_finding(cluster: ClusterConfig, tokens: APIServerConfig) -> Finding:
     """Tell whether a cluster's API server answers, and what the bridge may do there."""
-    what = f"{name}, API server"
+    what = f"{cluster.name}, API server"
+    needs = {REVIEWS} | ({NODES} if cluster.trusted_node_accounts else set())
     try:
         with closing(api_server_of(tokens)) as server:
-            missing = missing_rights(server, Budget.of_seconds(_CHECK_SECONDS))
+            missing = missing_rights(server, needs, Budget.of_seconds(_CHECK_SECONDS))
     except BridgeError as error:
         why = f": {error.detail}" if error.detail else ""
         return Finding("cluster", what, "FAILED", f"{error}{why}")
     if missing:
         return Finding("cluster", what, "FAILED", "; ".join(missing))
-    return Finding("cluster", what, "ok", "it answers; the bridge may review tokens")
+    rights = "review tokens and read pods" if NODES in needs else "review tokens"
+    return Finding("cluster", what, "ok", f"it answers; the bridge may {rights}")
 
 
 def given_pair(config: BridgeConfig) -> Iterator[Finding]:

@@ -17,7 +17,7 @@ from bridge.identity.caller import Caller, TokenCredential
 from bridge.identity.clusters import ClusterRegistry
 from bridge.identity.service_account_token import LONGEST_TOKEN, shown, unverified
 from bridge.policy.linkerd_names import LinkerdNames
-from bridge.policy.rules import LINKERD, Rules
+from bridge.policy.rules import ISTIO, LINKERD, Rules
 from bridge.resilience.budget import Budget
 from bridge.system.clock import Clock, system_clock
 from bridge.system.files import failure_text
@@ -137,4 +137,14 @@ class _Judge:
         index = self.rules.index_for(front, caller)
         rule = "issuance, no rule" if index is None else f"issuance.rules[{index}]"
         pod = f", pod {caller.pod}" if caller.pod.name else ""
-        return f"{identity}{pod}, by {rule}: {describe_policy(policy)}"
+        others = self._others(caller) if front == ISTIO else ""
+        return f"{identity}{pod}, by {rule}: {describe_policy(policy)}{others}"
+
+    def _others(self, caller: Caller) -> str:
+        try:
+            budget = Budget.of_seconds(_SECONDS)
+            node = self.clusters.node_of(caller, budget=budget)
+        except BridgeError as error:
+            why = f" ({error.detail})" if error.detail else ""
+            return f"; for other workloads: {error.rule}: {error}{why}"
+        return f"; for other workloads: those with a pod on {node}" if node else ""

@@ -21,6 +21,7 @@ from bridge.config.types import (
     Headers,
     HttpsURL,
     Names,
+    NodeAccounts,
     PositiveDuration,
     Section,
     Some,
@@ -153,8 +154,8 @@ class APIServerConfig(Section):
     """The private key of `client_certificate_file`. Only the owner of the file, and its
     group, may read it."""
     timeout: PositiveDuration = timedelta(seconds=5)
-    """The longest that one review may take. The call of a workload ends with
-    UNAVAILABLE after it, which clients try again."""
+    """The longest that one request to the API server may take. The call of a workload
+    ends with UNAVAILABLE after it, which clients try again."""
 
     @model_validator(mode="after")
     def _is_reachable(self) -> Self:
@@ -248,7 +249,22 @@ class ClusterConfig(Section):
     namespaces: Names | None = None
     """The namespaces whose callers get certificates; `["*"]` is all. By default all for
     the first cluster and none for the others."""
+    trusted_node_accounts: NodeAccounts = ("istio-system/ztunnel",)
+    """The accounts of ztunnel, each as `NAMESPACE/NAME`. Their pods get certificates
+    for the other pods of their node, as the API server has them. `[]` allows nobody.
+    Needs `tokens.verify: token_review` or `bound`."""
     tokens: TokensConfig
+
+    @model_validator(mode="after")
+    def _can_tell_nodes(self) -> Self:
+        is_given = "trusted_node_accounts" in self.model_fields_set
+        if is_given and self.trusted_node_accounts and self.tokens.verify == "jwks":
+            raise WrongError(
+                "expected tokens.verify: token_review or bound beside "
+                "trusted_node_accounts: keys tell nothing of the pods on a node",
+                "jwks",
+            )
+        return self
 
     def allowed_namespaces(self, *, is_first: bool) -> frozenset[str] | None:
         """Return the namespaces whose callers get certificates; `None` is all.

@@ -241,7 +241,8 @@ class LimitsConfig(Section):
     threads: Annotated[int, Field(ge=1, le=256)] = 24
     """Threads that work on the calls of one front."""
     per_identity: CeilingConfig | None = None
-    """No ceiling by default: the right one depends on how many pods share a name."""
+    """No ceiling by default: the right one depends on how many pods share a name. Each
+    ztunnel pod has one of the same size for what it asks for other pods."""
     per_cluster: CeilingConfig | None = None
 
 

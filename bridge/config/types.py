@@ -174,6 +174,15 @@ def _service_account(value: str) -> str:
     return value
 
 
+def _node_account(value: str) -> str:
+    namespace, _, name = value.partition("/")
+    if not (is_label(namespace) and is_subdomain(name)):
+        raise ValueError(
+            "expected NAMESPACE/NAME of a service account, such as istio-system/ztunnel"
+        )
+    return value
+
+
 def _host(value: str) -> str:
     if not is_host(value) or _IPV4.fullmatch(value):
         raise ValueError(
@@ -296,6 +305,12 @@ ServiceAccounts = Annotated[
     Field(strict=False),
     Different,
 ]
+NodeAccounts = Annotated[
+    tuple[Annotated[str, AfterValidator(_node_account)], ...],
+    Field(strict=False),
+    Different,
+]
+"""Service accounts, each as NAMESPACE/NAME."""
 WorkerCount = Annotated[int, BeforeValidator(_worker_count), Field(ge=1, le=64)]
 Duration = Annotated[timedelta, BeforeValidator(_duration)]
 PositiveDuration = Annotated[Duration, AfterValidator(_positive)]

@@ -122,8 +122,8 @@ class Caller:
     pod: Pod = NO_POD
     """Of the one who asks."""
     proven_at: int = 0
-    """When a token last proved the identity, in seconds since 1970-01-01 UTC: for a
-    token, the time of the call."""
+    """When a token of the identity last proved it, in seconds since 1970-01-01 UTC: for
+    a token, the time of the call. 0 for a workload that another acts for."""
     requester: SpiffeID | None = None
     """The one who asks, where that is another."""
 
@@ -140,5 +140,7 @@ class Caller:
             spiffe_id=spiffe_id,
             namespace=namespace,
             service_account=name,
+            # No token of its own has proved it, so it does not renew by certificate.
+            proven_at=0,
             requester=self.spiffe_id,
         )

@@ -34,12 +34,14 @@ from bridge.identity.caller import (
 )
 from bridge.identity.key_sources import KeySource
 from bridge.identity.keyring import KeyOwners
+from bridge.identity.node_authorization import NodeAuthorization
 from bridge.identity.offline_verifier import OfflineVerifier, source_of
 from bridge.identity.service_account_token import shown
 from bridge.identity.token_review import ReviewVerifier
 from bridge.kubernetes.api import APIServer
 from bridge.kubernetes.credentials import CredentialFiles, Credentials, in_cluster
 from bridge.kubernetes.objects import ObjectIndex
+from bridge.kubernetes.pods import LivePods, PodLookup
 from bridge.resilience.budget import Budget
 from bridge.resilience.bulkhead import places_of
 from bridge.spiffe import SpiffeID, TrustDomain
@@ -57,6 +59,8 @@ class Cluster:
     namespaces: frozenset[str] | None
     """The namespaces that its callers may have names of; None for all."""
     verifier: TokenVerifier
+    nodes: NodeAuthorization
+    """Which workloads the proxies of its nodes may ask for."""
 
     def allows(self, namespace: str) -> bool:
         """Return whether its callers may have names of this namespace."""
@@ -89,17 +93,19 @@ def read_clusters(
     for index, entry in enumerate(config.clusters):
         problems += _impossible_namespaces(entry, index)
         try:
-            verifier = make.verifier(entry)
+            verifier, pods = make.verifier(entry)
         except ConfigError as error:
             key = "ca_file" if entry.tokens.verify == "jwks" else "server"
             problems.append(f"clusters[{index}].tokens.{key}: {error}")
             continue
+        domain = TrustDomain(entry.trust_domain or config.trust_domain)
         clusters.append(
             Cluster(
                 name=entry.name,
-                trust_domain=TrustDomain(entry.trust_domain or config.trust_domain),
+                trust_domain=domain,
                 namespaces=entry.allowed_namespaces(is_first=index == 0),
                 verifier=verifier,
+                nodes=NodeAuthorization(entry.trusted_node_accounts, domain, pods),
             )
         )
     if len(clusters) == len(config.clusters):
@@ -121,15 +127,15 @@ class _VerifierMaker:
         # API servers that hang leave a front threads for the calls of others.
         self._places = max(1, places_of(config.limits.threads) // max(1, len(reviewed)))
 
-    def verifier(self, entry: ClusterConfig) -> TokenVerifier:
+    def verifier(self, entry: ClusterConfig) -> tuple[TokenVerifier, PodLookup | None]:
         tokens = entry.tokens
         if isinstance(tokens, JWKSConfig):
-            return self._offline(entry.name, tokens, source_of(tokens))
+            return self._offline(entry.name, tokens, source_of(tokens)), None
         server = api_server_of(tokens, self._places)
         review = ReviewVerifier(server)
         if not isinstance(tokens, BoundConfig):
-            return review
-        return BoundVerifier(
+            return review, LivePods(server)
+        bound = BoundVerifier(
             entry.name,
             self._offline(entry.name, tokens, APIServerKeys(server)),
             review,
@@ -140,6 +146,7 @@ class _VerifierMaker:
             ),
             max_age=tokens.max_watch_age,
         )
+        return bound, LivePods(server)
 
     def _offline(
         self,
@@ -289,6 +296,35 @@ class ClusterRegistry:
         if isinstance(credential, CertificateCredential):
             return self._by_certificate(credential, now)
         return self._by_token(credential, audiences, now, budget)
+
+    def acting_for(self, requester: Caller, wanted: str, *, budget: Budget) -> Caller:
+        """Return the workload that a node's proxy asks for (3).
+
+        Args:
+            requester: The proxy, identified by its credential.
+            wanted: The identity that it asks for, as it came.
+            budget: What is left of the call's time.
+
+        Raises:
+            DeniedError: The requester may not have this identity.
+            ReviewError: Whether it may cannot be told now.
+        """
+        nodes = self._named(requester.cluster).nodes
+        return requester.acting_for(nodes.authorize(requester, wanted, budget))
+
+    def node_of(self, caller: Caller, *, budget: Budget) -> str:
+        """Return the node whose pods a caller may ask for; empty if it is no proxy.
+
+        Args:
+            caller: Identified by its credential.
+            budget: What is left of the call's time.
+
+        Raises:
+            DeniedError: Its account is a proxy's, and it may ask for no pods.
+            ReviewError: It cannot be told now.
+        """
+        nodes = self._named(caller.cluster).nodes
+        return nodes.node_of(caller, budget) if nodes.is_proxy(caller) else ""
 
     def require_allowed(self, caller: Caller) -> None:
         """Refuse a caller whose cluster may not have names of its namespace.

@@ -26,7 +26,7 @@ from bridge.issuance.selection import Validity, usable_issuers
 from bridge.issuance.signing import Signing
 from bridge.policy.bars import Bars
 from bridge.policy.certificate_renewal import CertificateRenewal
-from bridge.policy.issuance_policy import Lifetime, require_no_impersonation
+from bridge.policy.issuance_policy import Lifetime
 from bridge.policy.linkerd_names import (
     LinkerdNames,
     not_ready,
@@ -134,8 +134,11 @@ class Istio:
 
     def acting_for(self, call: Call, requester: Caller, snapshot: Snapshot) -> Caller:
         """See `Mesh.acting_for`."""
-        require_no_impersonation(call.impersonated)
-        return requester
+        if call.impersonated is None:
+            return requester
+        return snapshot.clusters.acting_for(
+            requester, call.impersonated, budget=call.budget
+        )
 
     def admit(self, call: Call, caller: Caller, snapshot: Snapshot) -> Grant:
         """See `Mesh.admit`."""

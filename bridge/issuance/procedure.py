@@ -317,6 +317,9 @@ def _tell(ending: Ending) -> None:
 
 
 def _acting(mesh: Mesh, call: Call, requester: Caller, snapshot: Snapshot) -> Caller:
+    if call.impersonated is not None:
+        # Before an API server is asked for its sake.
+        snapshot.rate_limits.require_requester(call.front, requester, time.monotonic())
     try:
         return mesh.acting_for(call, requester, snapshot)
     except DeniedError:

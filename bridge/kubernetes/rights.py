@@ -4,6 +4,7 @@ Source:
     Kubernetes API, authorization.k8s.io/v1 SelfSubjectAccessReview.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from bridge.errors import ReviewError
@@ -21,33 +22,43 @@ class Right:
     resource: str
     group: str
     needed_by: str
-    """The value of `tokens.verify` that needs it."""
+    """What of a cluster's configuration needs it."""
 
     def __str__(self) -> str:
-        return f"{self.verb} {self.resource}.{self.group}"
+        group = f".{self.group}" if self.group else ""
+        return f"{self.verb} {self.resource}{group}"
 
 
+REVIEWS = "tokens.verify: token_review"
+NODES = "trusted_node_accounts"
 RIGHTS = (
-    Right("create", "tokenreviews", "authentication.k8s.io", needed_by="token_review"),
+    Right("create", "tokenreviews", "authentication.k8s.io", needed_by=REVIEWS),
+    Right("get", "pods", "", needed_by=NODES),
+    Right("list", "pods", "", needed_by=NODES),
 )
 """All that the bridge needs."""
+_WAYS_OUT = {NODES: f", or set {NODES}: [] where no ztunnel runs"}
 
 
-def missing_rights(server: APIServer, budget: Budget) -> list[str]:
+def missing_rights(
+    server: APIServer, needs: Collection[str], budget: Budget
+) -> list[str]:
     """Return a sentence for each right that the bridge lacks.
 
     Args:
         server: Is asked about the bridge's own credentials.
+        needs: What the cluster's configuration has of `REVIEWS` and `NODES`.
         budget: The time for all questions.
 
     Raises:
         ReviewError: The API server does not answer, or its answer cannot be read.
     """
     return [
-        f"the bridge may not {right}, which tokens.verify: {right.needed_by} needs: "
-        "deploy/kubernetes has the role and its binding"
+        f"the bridge may not {right}, which {right.needed_by} needs: "
+        f"deploy/kubernetes has the role and its binding{_WAYS_OUT.get(needed, '')}"
         for right in RIGHTS
-        if not _is_allowed(server, right, budget)
+        if (needed := right.needed_by) in needs
+        and not _is_allowed(server, right, budget)
     ]
 
 

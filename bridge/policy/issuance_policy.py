@@ -128,23 +128,6 @@ class IssuancePolicy:
         )
 
 
-def require_no_impersonation(impersonated: str | None) -> None:
-    """Refuse a call on behalf of another workload.
-
-    Only the Kubernetes API knows whether a pod runs on the node of the proxy that acts
-    for it. This version does not ask the API, so it refuses all such calls.
-
-    Raises:
-        DeniedError: The caller requested the identity of another workload.
-    """
-    if impersonated is not None:
-        raise DeniedError(
-            "acting for another workload is not allowed here",
-            rule="impersonation",
-            detail=repr(impersonated)[:300],
-        )
-
-
 def validity(
     now: datetime, lifetime: timedelta, backdate: timedelta, latest: datetime
 ) -> tuple[datetime, datetime] | None:

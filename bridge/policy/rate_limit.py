@@ -26,7 +26,9 @@ _SLOT = struct.Struct("=Qd")
 """The hash of a key, and when its bucket is full again."""
 _SLOTS = 1 << 17
 _PROBES = 8
-RATE_LIMIT_RULES = frozenset({"overload.identity", "overload.cluster"})
+RATE_LIMIT_RULES = frozenset(
+    {"overload.identity", "overload.cluster", "overload.requester"}
+)
 _CLOCK_SECONDS = 2.0**-24
 """60 ns: the largest error of a sum with the time, in the first 34 years of a host."""
 
@@ -185,6 +187,26 @@ class RateLimits:
             RateLimit(cluster.rate, cluster.burst, buckets) if cluster else None,
             RateLimit(identity.rate, identity.burst, buckets) if identity else None,
         )
+
+    def require_requester(self, front: str, requester: Caller, now: float) -> None:
+        """Count a call of a caller that asks for another workload.
+
+        Its own pod is what counts: the proxies of all nodes share one identity.
+
+        Args:
+            front: See `require`.
+            requester: Authenticated by its own credential.
+            now: `time.monotonic()`.
+
+        Raises:
+            OverloadedError: The call exceeds the limit (`overload.requester`); the
+                caller should try again later.
+        """
+        key = f"{front} {requester.spiffe_id} {requester.pod.uid}"
+        if self.per_identity and not self.per_identity.admits(key, now):
+            raise OverloadedError(
+                "this pod asks too often for other workloads", rule="overload.requester"
+            )
 
     def require(self, front: str, caller: Caller, now: float) -> None:
         """Count a call of `caller`.

@@ -205,6 +205,11 @@ def test_check_tells_what_is_missing(ground: Ground, tmp_path: Path) -> None:
         "tokens.verify: token_review needs: deploy/kubernetes has the role and its "
         "binding"
     ) in told
+    assert (
+        "the bridge may not list pods, which trusted_node_accounts needs: "
+        "deploy/kubernetes has the role and its binding, or set "
+        "trusted_node_accounts: [] where no ztunnel runs"
+    ) in told
     for name in ("Kubernetes", "far"):
         assert (
             sum(

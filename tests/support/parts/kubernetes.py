@@ -81,7 +81,8 @@ class APIServer:
             connection.request(method, path, json.dumps(body or {}), headers)
             answer = connection.getresponse()
             text = answer.read()
-        is_json = answer.headers.get_content_type() == "application/json"
+        # Keys are `application/jwk-set+json`.
+        is_json = answer.headers.get_content_type().endswith("json")
         return answer.status, json.loads(text) if is_json else {}
 
     def post(self, path: str, body: Mapping[str, object]) -> dict[str, Any]:

@@ -211,6 +211,23 @@ BAD_VALUES: list[tuple[str, object, str]] = [
     ("clusters.0.name", "arn:aws:eks:eu-1:1:cluster/a", "an ARN, into its aliases"),
     ("clusters.0.aliases", [""], "[0]: String should have at least 1 character"),
     ("clusters.0.aliases", ["Kubernetes"], "[0]: expected each name and alias in one"),
+    (
+        "clusters.0.trusted_node_accounts",
+        ["ztunnel"],
+        "[0]: expected NAMESPACE/NAME of",
+    ),
+    ("clusters.0.trusted_node_accounts", ["a/b/c"], "[0]: expected NAMESPACE/NAME of"),
+    (
+        "clusters.0.trusted_node_accounts",
+        ["A/b"],
+        "such as istio-system/ztunnel (found",
+    ),
+    ("clusters.0.trusted_node_accounts", ["a/b"] * 2, "expected each entry once"),
+    (
+        "clusters.0.trusted_node_accounts",
+        ["a/b"],
+        "token_review or bound beside trusted_",
+    ),
     ("clusters.0.tokens.verify", "none", "expected jwks, token_review or bound (found"),
     ("clusters.0.tokens.issuer", "", "String should have at least 1 character"),
     ("clusters.0.tokens.issuer", ..., "expected issuer, or issuers while it is being"),

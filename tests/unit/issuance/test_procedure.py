@@ -23,11 +23,8 @@ from bridge.errors import (
     TTLError,
 )
 from bridge.identity.caller import Caller, TokenCredential
-from bridge.issuance.call import Call
-from bridge.issuance.meshes import Istio
 from bridge.ledger.events import Ending, Intent
 from bridge.resilience.budget import Budget
-from bridge.snapshot.model import Snapshot
 from bridge.snapshot.revocation import RevocationLists
 from bridge.spi import Prepared
 from bridge.spiffe import SpiffeID, TrustDomain
@@ -549,19 +546,30 @@ def test_nothing_is_issued_under_a_revoked_chain(world: World) -> None:
     assert not any(ca.called for ca in world.cas.values())
 
 
-# A proxy that asks for a pod of its node. No configuration allows it yet.
-
-
-@pytest.fixture
-def ztunnel(world: World, monkeypatch: pytest.MonkeyPatch) -> World:
-    def acting_for(_: Istio, call: Call, requester: Caller, __: Snapshot) -> Caller:
-        return requester.acting_for(SpiffeID.parse(call.impersonated or ""))
-
-    monkeypatch.setattr(Istio, "acting_for", acting_for)
-    return world
+# A proxy that asks for a pod of its node. Whether it may is not decided here.
 
 
 OTHER = "spiffe://corp.example/ns/pay/sa/api"
+
+
+def ask_for_others(world: World) -> None:
+    """Let each caller act for whomever it names."""
+
+    def acting_for(requester: Caller, wanted: str, **_: Budget) -> Caller:
+        return requester.acting_for(SpiffeID.parse(wanted))
+
+    world.snapshot.clusters.acting_for = acting_for  # type: ignore[method-assign]
+
+
+def token_of_pod(name: str) -> str:
+    """Return the token of another pod of the same account."""
+    return TOKENS.token(now=NOW, pod=(name, f"uid-of-{name}"))
+
+
+@pytest.fixture
+def ztunnel(world: World) -> World:
+    ask_for_others(world)
+    return world
 
 
 def test_who_acts_for_another_gets_its_name_and_stays_on_record(ztunnel: World) -> None:
@@ -596,27 +604,21 @@ def test_who_acts_for_another_gets_its_name_and_stays_on_record(ztunnel: World) 
             {"limits": {"per_identity": {"rate": 0.001, "burst": 1}}},
             OverloadedError,
             "overload.identity",
-            id="the rate limit",
+            id="the rate limit of an identity, whoever asks",
         ),
     ],
 )
 def test_rules_go_by_the_name_that_the_certificate_is_for(
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     overrides: dict[str, Any],
     error: type[BridgeError],
     rule: str,
 ) -> None:
-    def acting_for(_: Istio, call: Call, requester: Caller, __: Snapshot) -> Caller:
-        if call.impersonated is None:
-            return requester
-        return requester.acting_for(SpiffeID.parse(call.impersonated))
-
-    monkeypatch.setattr(Istio, "acting_for", acting_for)
     with World(tmp_path, overrides=overrides) as world:
+        ask_for_others(world)
         world.issue()  # the proxy for itself
         if error is OverloadedError:
-            world.issue(impersonated=OTHER)
+            world.issue(impersonated=OTHER, token=token_of_pod("web-1"))
         with pytest.raises(error, match=r"\w") as refused:
             world.issue(impersonated=OTHER)
         row = world.ended()[-1]
@@ -631,6 +633,42 @@ def test_a_refused_impersonation_counts_against_who_asked(tmp_path: Path) -> Non
         with pytest.raises(DeniedError, match="another workload"):
             world.issue(impersonated=OTHER)
         with pytest.raises(OverloadedError, match="identity asks too often"):
-            world.issue(impersonated=OTHER)
+            world.issue(impersonated=OTHER, token=token_of_pod("web-1"))
         with pytest.raises(OverloadedError, match="identity asks too often"):
             world.issue()
+
+
+def test_each_proxy_has_a_rate_of_its_own(tmp_path: Path) -> None:
+    limits = {"per_identity": {"rate": 0.001, "burst": 2}}
+    identities = [OTHER, CALLER, "spiffe://corp.example/ns/pay/sa/web"]
+    with World(tmp_path, overrides={"limits": limits}) as world:
+        ask_for_others(world)
+        for identity in identities[:2]:
+            world.issue(impersonated=identity)
+        with pytest.raises(OverloadedError, match="for other workloads") as refused:
+            world.issue(impersonated=identities[2])
+        # Another pod of the same account has its own, and so has a call for itself.
+        world.issue(impersonated=identities[2], token=token_of_pod("web-1"))
+        world.issue()
+        rows = world.ended()
+    (row,) = [one for one in rows if one["kind"] == "refused"]
+    assert refused.value.rule == row["rule"] == "overload.requester"
+    assert (row["caller"], row["pod_name"]) == (CALLER, "web-0")
+
+
+def test_who_is_acted_for_does_not_renew_by_certificate(tmp_path: Path) -> None:
+    fronts = {
+        "istio": {
+            "mtls_listen": "127.0.0.1:0",
+            "mtls_identities": [{"namespaces": ["pay"]}],
+        }
+    }
+    with World(tmp_path, overrides={"fronts": fronts}, fake=False) as world:
+        ask_for_others(world)
+        issued = world.issue(impersonated=OTHER)
+        # No token of its own has proved it: the node's proxy has the key.
+        with pytest.raises(DeniedError, match="no token has proved") as refused:
+            world.renew(issued)
+        (intent,) = [row for row in world.ended() if row["kind"] == "intent"]
+    assert refused.value.rule == "renewal.age"
+    assert (intent["caller"], intent["proven_at"]) == (OTHER, 0)

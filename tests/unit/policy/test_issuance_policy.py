@@ -5,10 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bridge.config import IssuanceConfig
-from bridge.errors import DeniedError, RequestError, TTLError
+from bridge.errors import RequestError, TTLError
 from bridge.policy.issuance_policy import (
     IssuancePolicy,
-    require_no_impersonation,
     valid_until,
     validity,
 )
@@ -92,13 +91,6 @@ def test_a_signer_that_is_not_configured_is_refused(cert_signer: str) -> None:
         policy().route(cert_signer)
     assert refusal.value.rule == "signer.unknown"
     assert repr(cert_signer) in refusal.value.detail
-
-
-def test_no_caller_may_act_for_another_workload() -> None:
-    require_no_impersonation(None)
-    for impersonated in ("", "spiffe://corp.example/ns/shop/sa/web"):
-        with pytest.raises(DeniedError, match="acting for another workload"):
-            require_no_impersonation(impersonated)
 
 
 HOUR, MINUTE = timedelta(hours=1), timedelta(minutes=1)

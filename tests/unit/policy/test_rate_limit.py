@@ -3,6 +3,7 @@
 import resource
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from bridge.config import CeilingConfig, LimitsConfig
 from bridge.errors import AuthenticationError, ConfigError, OverloadedError
-from bridge.identity.caller import Caller
+from bridge.identity.caller import Caller, Pod
 from bridge.policy import rate_limit as module
 from bridge.policy.rate_limit import RateLimit, RateLimits, SharedBuckets
 from bridge.spiffe import SpiffeID
@@ -107,10 +108,26 @@ def test_one_account_has_a_limit_in_each_mesh() -> None:
             rate_limits.require(front, caller(), 0.0)
 
 
+def test_each_pod_that_asks_for_others_has_a_limit() -> None:
+    rate_limits = RateLimits.of(
+        LimitsConfig(per_identity=CeilingConfig(rate=1, burst=2))
+    )
+    pods = [replace(caller(), pod=Pod("shop", "web", uid)) for uid in ("a", "b")]
+    for pod in pods:
+        for _ in range(2):
+            rate_limits.require_requester("istio", pod, 0.0)
+        with pytest.raises(OverloadedError, match="for other workloads") as refused:
+            rate_limits.require_requester("istio", pod, 0.0)
+        assert refused.value.rule == "overload.requester"
+    # What is asked for itself is counted apart.
+    rate_limits.require("istio", pods[0], 0.0)
+
+
 def test_without_configuration_there_is_no_limit() -> None:
     rate_limits = RateLimits.of(LimitsConfig())
     for _ in range(1000):
         rate_limits.require("istio", caller(), 0.0)
+        rate_limits.require_requester("istio", caller(), 0.0)
 
 
 # On the whole way of a request.

@@ -1,0 +1,125 @@
+"""Which pods there are, and where they run: what node authorization asks for.
+
+Source:
+    Kubernetes API, v1 Pod, field selectors, and meta.k8s.io/v1
+    PartialObjectMetadataList.
+"""
+
+import urllib.parse
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from bridge.errors import ReviewError
+from bridge.kubernetes.api import METADATA_LIST, APIServer, Query
+from bridge.resilience.budget import Budget
+
+_UNENDED = ("status.phase!=Failed", "status.phase!=Succeeded")
+
+
+@dataclass(frozen=True, slots=True)
+class FoundPod:
+    """A pod as its API server has it."""
+
+    uid: str
+    service_account: str
+    node: str
+    """The name of the node; empty until the pod is on one."""
+
+
+class PodLookup(Protocol):
+    """Tells what pods a cluster has. For all threads."""
+
+    def pod(self, namespace: str, name: str, budget: Budget) -> FoundPod | None:
+        """Return the pod with this name; None if there is none.
+
+        Raises:
+            ReviewError: It cannot be told now.
+        """
+
+    def has_pod_on(
+        self, node: str, namespace: str, service_account: str, budget: Budget
+    ) -> bool:
+        """Return whether a pod of this account is on a node, and has not ended.
+
+        A pod with phase Failed or Succeeded has ended. One that is being terminated
+        has not.
+
+        Raises:
+            ReviewError: It cannot be told now.
+        """
+
+
+class LivePods:
+    """Asks the API server each time, and keeps nothing. See PodLookup.
+
+    Args:
+        server: The API server of the pods' cluster.
+    """
+
+    def __init__(self, server: APIServer) -> None:
+        self._server = server
+
+    def pod(self, namespace: str, name: str, budget: Budget) -> FoundPod | None:
+        """See PodLookup.pod."""
+        found = self._server.get(f"{_path(namespace)}/{_quoted(name)}", {}, budget)
+        if found is None:
+            return None
+        metadata, spec = found.get("metadata"), found.get("spec")
+        if found.get("kind") != "Pod" or not (
+            isinstance(metadata, dict) and isinstance(spec, dict)
+        ):
+            raise _unreadable("a Pod")
+        if (metadata.get("namespace"), metadata.get("name")) != (namespace, name):
+            raise _unreadable("the pod that was asked for")
+        # A pod has no node until the scheduler has chosen one.
+        uid, node = metadata.get("uid"), spec.get("nodeName", "")
+        account = spec.get("serviceAccountName")
+        if not (
+            isinstance(uid, str) and isinstance(account, str) and isinstance(node, str)
+        ):
+            raise _unreadable("a Pod with a UID and an account")
+        return FoundPod(uid, account, node)
+
+    def has_pod_on(
+        self, node: str, namespace: str, service_account: str, budget: Budget
+    ) -> bool:
+        """See PodLookup.has_pod_on."""
+        selector = (
+            f"spec.nodeName={node}",
+            f"spec.serviceAccountName={service_account}",
+            *_UNENDED,
+        )
+        query: Query = {"fieldSelector": ",".join(selector), "limit": 1}
+        return bool(
+            _items(
+                self._server.get(_path(namespace), query, budget, accept=METADATA_LIST)
+            )
+        )
+
+
+def _items(found: Mapping[str, Any] | None) -> list[Any]:
+    # A namespace that does not exist has an empty list, and no status 404.
+    if found is None or found.get("kind") != "PartialObjectMetadataList":
+        raise _unreadable("a PartialObjectMetadataList")
+    # The API server writes an empty list of metadata as null.
+    items = found.get("items", "")
+    if not isinstance(items, list | None):
+        raise _unreadable("a list of metadata")
+    return items or []
+
+
+def _path(namespace: str) -> str:
+    return f"/api/v1/namespaces/{_quoted(namespace)}/pods"
+
+
+def _quoted(name: str) -> str:
+    return urllib.parse.quote(name, safe="")
+
+
+def _unreadable(expected: str) -> ReviewError:
+    return ReviewError(
+        "the answer of the API server of this cluster cannot be read",
+        rule="review.answer",
+        detail=f"expected {expected}",
+    )
