@@ -58,6 +58,8 @@ class ReviewServer(ScriptedServer):
         self.token_file = folder / "own-token"
         self.token_file.write_text(OWN_TOKEN)
         self.fault: Fault | None = None
+        self.pod_fault: Fault | None = None
+        """A fault of requests for pods alone."""
         self.alter: Callable[[dict[str, Any]], object] = lambda status: status
         self.allowed: Mapping[str, object] = {"allowed": True}
         self.accepted = OWN_TOKEN
@@ -86,8 +88,11 @@ class ReviewServer(ScriptedServer):
         assert isinstance(server, ReviewServer)
         while server.read(sock):
             head, _, body = server.requests[-1].partition(b"\r\n\r\n")
-            if server.fault is not None:
-                server.fault(server, sock)
+            fault = server.fault
+            if head.startswith(b"GET "):
+                fault = fault or server.pod_fault
+            if fault is not None:
+                fault(server, sock)
                 return
             stream = server.streams.get(_path(head))
             if stream is not None and server.accepts(head):
