@@ -144,7 +144,7 @@ class Bars:
         """Refuse a caller, or a key that a certificate is asked for.
 
         Args:
-            caller: The authenticated caller. Who asks for it is held to its bars, too.
+            caller: The authenticated caller.
             spki: The SubjectPublicKeyInfo of the CSR, in DER.
 
         Raises:
@@ -152,12 +152,9 @@ class Bars:
         """
         if not self._scopes:
             return
-        for one in (caller.spiffe_id, caller.requester):
-            if one is None:
-                continue
-            self._require(BarKind.IDENTITY, str(one), "bar.identity")
-            account = "/".join(one.service_account or ())
-            self._require(BarKind.SERVICE_ACCOUNT, account, "bar.service-account")
+        self._require(BarKind.IDENTITY, str(caller.spiffe_id), "bar.identity")
+        account = f"{caller.namespace}/{caller.service_account}"
+        self._require(BarKind.SERVICE_ACCOUNT, account, "bar.service-account")
         self._require(BarKind.KEY, hashlib.sha256(spki).hexdigest(), "bar.key")
 
     def require_certificate(self, certificate: x509.Certificate) -> None:

@@ -4,7 +4,6 @@ import errno
 import hashlib
 import os
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -28,7 +27,6 @@ CALLER = Caller(
     namespace="shop",
     service_account="web",
 )
-PROXY = "spiffe://corp.example/ns/istio-system/sa/ztunnel"
 SPKI = b"key"
 DIGEST = hashlib.sha256(SPKI).hexdigest()
 LEAF = new_root().issue_leaf(x509.UniformResourceIdentifier(WEB))
@@ -80,26 +78,6 @@ def test_each_kind_is_refused_until_it_is_removed(
     shown(bars)
     notes = LatchFile(path).read().notes
     assert [(one.by, one.reason) for one in notes] == [("", ""), ("ada", "found")]
-
-
-@pytest.mark.parametrize(
-    ("kind", "value", "rule"),
-    [
-        (BarKind.IDENTITY, PROXY, "bar.identity"),
-        (BarKind.IDENTITY, WEB, "bar.identity"),
-        (BarKind.SERVICE_ACCOUNT, "istio-system/ztunnel", "bar.service-account"),
-        (BarKind.SERVICE_ACCOUNT, "shop/web", "bar.service-account"),
-    ],
-    ids=["requester", "identity", "account of the requester", "account"],
-)
-def test_who_asks_for_another_is_held_to_its_own_bars(
-    path: Path, kind: BarKind, value: str, rule: str
-) -> None:
-    bar(path, kind, value)
-    acting = replace(CALLER, requester=SpiffeID.parse(PROXY))
-    with pytest.raises(BarredError, match="is barred") as caught:
-        Bars(path).require(acting, SPKI)
-    assert caught.value.rule == rule
 
 
 @pytest.mark.parametrize(
