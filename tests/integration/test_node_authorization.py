@@ -72,7 +72,10 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
             issuers=(MAIN,),
             overrides={
                 "clusters": [*clusters, offline],
-                "ledger": {"refusals_per_second": 100_000},
+                "ledger": {
+                    "refusals_per_second": 100_000,
+                    "excess_per_second": 100_000,
+                },
             },
         )
         with made as bridge:

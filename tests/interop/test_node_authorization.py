@@ -175,7 +175,7 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
         overrides: dict[str, Any] = {
             "clusters": clusters_of(server, folder),
             # Every refusal gets its row, also those of callers that nobody knows.
-            "ledger": {"refusals_per_second": 100_000},
+            "ledger": {"refusals_per_second": 100_000, "excess_per_second": 100_000},
         }
         with Bridge(folder / "served", overrides=overrides) as bridge:
             token = new_ztunnel(server, "ztunnel-1")
