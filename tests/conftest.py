@@ -16,6 +16,17 @@ settings.load_profile("any machine")
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+_LONGEST_ID = 60
+
+
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Name long values by their argument: they may depend on chance.
+
+    Workers of pytest-xdist have to find the same tests.
+    """
+    is_long = isinstance(val, (str, bytes)) and len(val) > _LONGEST_ID
+    return argname if is_long else None
+
 
 @pytest.fixture(scope="session", params=PRODUCTS, ids=str)
 def vault_product(request: pytest.FixtureRequest) -> Product:
