@@ -7,7 +7,7 @@ shape.
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -20,7 +20,6 @@ from bridge.checks.rule_summary import rule_summary
 from bridge.config import (
     APIServerConfig,
     BridgeConfig,
-    ClusterConfig,
     IstioConfig,
     read,
     read_sections,
@@ -30,7 +29,9 @@ from bridge.dataplanes.planes import data_plane_problems
 from bridge.errors import BridgeError, ConfigError, DeniedError, SubjectError
 from bridge.hierarchy.replica import openssl_accepts, replicate
 from bridge.identity.clusters import api_server_of
-from bridge.kubernetes.rights import NODES, REVIEWS, missing_rights
+from bridge.identity.token_review import ReviewVerifier
+from bridge.kubernetes.api import APIServer
+from bridge.kubernetes.rights import NODES, REVIEWS, SECRETS, missing_rights
 from bridge.metrics.expiry import CertificateExpiry, ExpiryLevel
 from bridge.policy.linkerd_names import LinkerdNames
 from bridge.policy.rules import ISTIO, LINKERD, RoutedCaller
@@ -156,11 +157,7 @@ def _findings(config: BridgeConfig, snapshot: Snapshot) -> Iterator[Finding]:
         yield from _exposure(issuer)
     yield from second_certificates(config, snapshot)
     yield from _latched(config, snapshot)
-    for cluster in config.clusters:
-        domain = snapshot.clusters.trust_domain_of(cluster.name)
-        yield Finding("cluster", cluster.name, "ok", f"trust domain {domain}")
-        if isinstance(cluster.tokens, APIServerConfig):
-            yield api_server_finding(cluster, cluster.tokens)
+    yield from clusters(config, snapshot)
     yield from fronts(config, snapshot)
     for problem in snapshot.clusters.unserved(config.callers_by_front()):
         yield Finding("front", "token keys", "FAILED", problem)
@@ -400,20 +397,40 @@ def _renewal(front: IstioConfig) -> Iterator[Finding]:
         )
 
 
-def api_server_finding(cluster: ClusterConfig, tokens: APIServerConfig) -> Finding:
-    """Tell whether a cluster's API server answers, and what the bridge may do there."""
-    what = f"{cluster.name}, API server"
-    needs = {REVIEWS} | ({NODES} if cluster.trusted_node_accounts else set())
+def clusters(config: BridgeConfig, snapshot: Snapshot) -> Iterator[Finding]:
+    """Ask each API server whether it answers, and what the bridge may do there."""
+    secrets = snapshot.clusters.secrets
+    if secrets is not None:
+        place = secrets.namespace
+        what, told = f"remote secrets in {place}", "the bridge may list them"
+        yield _api_server(what, secrets.home, {SECRETS}, told, place)
+        secrets.look()
+    for cluster, entry in zip(snapshot.clusters.clusters, config.clusters, strict=True):
+        domain = f"trust domain {cluster.trust_domain}"
+        yield Finding("cluster", cluster.name, "ok", domain)
+        what, told = f"{cluster.name}, API server", "the bridge may review tokens"
+        needs = {REVIEWS}
+        if entry.trusted_node_accounts:
+            needs, told = needs | {NODES}, f"{told} and read pods"
+        if isinstance(cluster.verifier, ReviewVerifier):
+            yield _api_server(what, cluster.verifier.server, needs, told)
+        elif isinstance(entry.tokens, APIServerConfig):
+            with closing(api_server_of(entry.tokens)) as server:
+                yield _api_server(what, server, needs, told)
+
+
+def _api_server(
+    what: str, server: APIServer, needs: Collection[str], told: str, place: str = ""
+) -> Finding:
+    budget = Budget.of_seconds(_CHECK_SECONDS)
     try:
-        with closing(api_server_of(tokens)) as server:
-            missing = missing_rights(server, needs, Budget.of_seconds(_CHECK_SECONDS))
+        missing = missing_rights(server, needs, budget, namespace=place)
     except BridgeError as error:
         why = f": {error.detail}" if error.detail else ""
         return Finding("cluster", what, "FAILED", f"{error}{why}")
     if missing:
         return Finding("cluster", what, "FAILED", "; ".join(missing))
-    rights = "review tokens and read pods" if NODES in needs else "review tokens"
-    return Finding("cluster", what, "ok", f"it answers; the bridge may {rights}")
+    return Finding("cluster", what, "ok", f"it answers; {told}")
 
 
 def given_pair(config: BridgeConfig) -> Iterator[Finding]:

@@ -8,6 +8,7 @@ from bridge.config.clusters import (
     BoundConfig,
     ClusterConfig,
     JWKSConfig,
+    RemoteSecretsConfig,
     TokenReviewConfig,
 )
 from bridge.config.consistency import SECTIONS
@@ -50,6 +51,7 @@ __all__ = [
     "LimitsConfig",
     "LinkerdConfig",
     "PartialConfig",
+    "RemoteSecretsConfig",
     "RenewalConfig",
     "RuleConfig",
     "ServingConfig",

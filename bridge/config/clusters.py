@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import (
     AfterValidator,
     BeforeValidator,
+    Field,
     ValidationError,
     ValidationInfo,
     model_validator,
@@ -20,6 +21,7 @@ from bridge.config.types import (
     FilePath,
     Headers,
     HttpsURL,
+    Label,
     Names,
     NodeAccounts,
     PositiveDuration,
@@ -153,6 +155,12 @@ class APIServerConfig(Section):
     client_key_file: FilePath | None = None
     """The private key of `client_certificate_file`. Only the owner of the file, and its
     group, may read it."""
+    kubeconfig: FilePath | None = None
+    """In place of `server` and its files: a kubeconfig. It is read again when it
+    changes. Only its owner, and its group, may read it. Its exec plugin runs as the
+    bridge's user."""
+    context: Text | None = None
+    """The context of `kubeconfig`. By default its `current-context`."""
     timeout: PositiveDuration = timedelta(seconds=5)
     """The longest that one request to the API server may take. The call of a workload
     ends with UNAVAILABLE after it, which clients try again."""
@@ -161,6 +169,15 @@ class APIServerConfig(Section):
     def _is_reachable(self) -> Self:
         files = ("ca_file", "token_file", "client_certificate_file", "client_key_file")
         given = [key for key in files if getattr(self, key) is not None]
+        if self.context is not None and self.kubeconfig is None:
+            raise ValueError("expected kubeconfig beside context")
+        if self.kubeconfig is not None:
+            beside = [*(["server"] if self.server else []), *given]
+            if beside:
+                raise WrongError(
+                    f"expected either kubeconfig or {beside[0]}", "both of them"
+                )
+            return self
         if self.server is None:
             if given:
                 raise WrongError(
@@ -188,6 +205,35 @@ class TokenReviewConfig(APIServerConfig):
     """`clusters[].tokens` with `verify: token_review`: the API server is asked."""
 
     verify: Literal["token_review"]
+    remote_secret: bool = False
+    """In place of `server` and `kubeconfig`: the kubeconfig is in the secret of Istio
+    that has the cluster's name, or an alias, as its key. See `remote_secrets`."""
+
+    @model_validator(mode="after")
+    def _is_one_way(self) -> Self:
+        ways = ("server", "kubeconfig")
+        given = [key for key in ways if getattr(self, key) is not None]
+        if self.remote_secret and given:
+            raise WrongError(
+                f"expected either remote_secret or {given[0]}", "both of them"
+            )
+        return self
+
+
+class RemoteSecretsConfig(APIServerConfig):
+    """`remote_secrets`: the secrets of Istio that have kubeconfigs of clusters.
+
+    Its keys for the API server are those of the cluster that has the secrets.
+    """
+
+    namespace: Label
+    """The namespace of the secrets with the label `istio/multiCluster=true`. Whoever
+    may write them chooses which API server vouches for a cluster."""
+    allowed_commands: Names = ()
+    """The programs that a secret may name as exec plugins, character for character.
+    The secret chooses their arguments and environment: it runs programs in the CA."""
+    allowed_files: Annotated[tuple[FilePath, ...], Field(strict=False)] = ()
+    """The files of the bridge's host that a secret may name."""
 
 
 class BoundConfig(_OfflineConfig, APIServerConfig):

@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import combinations
 
+from bridge.config.clusters import TokenReviewConfig
 from bridge.config.diagnostics import Plain, Problem
 from bridge.config.first_match import FirstMatch
 from bridge.config.schema import BridgeConfig, RuleConfig
@@ -55,6 +56,15 @@ def _ambiguous_clusters(config: BridgeConfig) -> Iterator[Problem]:
                 expected = "expected each name and alias in one cluster only"
                 yield f"clusters[{index}]", name, expected
             seen.add(name)
+
+
+def _no_remote_secrets(config: BridgeConfig) -> Iterator[Problem]:
+    for index, cluster in enumerate(config.clusters):
+        tokens = cluster.tokens
+        is_wanted = isinstance(tokens, TokenReviewConfig) and tokens.remote_secret
+        if is_wanted and config.remote_secrets is None:
+            expected = "expected remote_secrets, which says where the secrets are"
+            yield f"clusters[{index}].tokens.remote_secret", True, expected
 
 
 def _unknown_linkerd_cluster(config: BridgeConfig) -> Iterator[Problem]:
@@ -290,6 +300,7 @@ def _common(
 _CHECKS: Mapping[_Check, frozenset[str]] = {
     _unknown_issuing_cas: frozenset({"issuance", "issuing_cas"}),
     _ambiguous_clusters: frozenset({"clusters"}),
+    _no_remote_secrets: frozenset({"clusters", "remote_secrets"}),
     _unknown_linkerd_cluster: frozenset({"fronts", "clusters"}),
     _wrong_linkerd_names: frozenset({"fronts", "clusters", "trust_domain"}),
     _unknown_names_of_rules: frozenset({"issuance", "fronts", "clusters"}),

@@ -14,7 +14,7 @@ from pydantic import (
     model_validator,
 )
 
-from bridge.config.clusters import ClusterConfig
+from bridge.config.clusters import ClusterConfig, RemoteSecretsConfig
 from bridge.config.first_match import Conditions
 from bridge.config.types import (
     SHA256,
@@ -476,6 +476,7 @@ class BridgeConfig(Section):
     and replaces them."""
     fronts: FrontsConfig
     clusters: Annotated[tuple[ClusterConfig, ...], Field(strict=False), Some]
+    remote_secrets: RemoteSecretsConfig | None = None
     issuing_cas: Annotated[dict[Name, IssuingCAConfig], Field(min_length=1)]
     trust_anchors: FilePath
     """PEM file. Workloads get these as roots; every chain leads to one. A change is

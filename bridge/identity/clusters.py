@@ -19,6 +19,7 @@ from bridge.config import (
     BridgeConfig,
     ClusterConfig,
     JWKSConfig,
+    TokenReviewConfig,
 )
 from bridge.dns_names import is_label
 from bridge.errors import AuthenticationError, ConfigError, DeniedError
@@ -39,9 +40,16 @@ from bridge.identity.offline_verifier import OfflineVerifier, source_of
 from bridge.identity.service_account_token import shown
 from bridge.identity.token_review import ReviewVerifier
 from bridge.kubernetes.api import APIServer
-from bridge.kubernetes.credentials import CredentialFiles, Credentials, in_cluster
+from bridge.kubernetes.credentials import (
+    AccessSource,
+    APIAccess,
+    Credentials,
+    in_cluster,
+)
+from bridge.kubernetes.kubeconfig import KubeconfigFile
 from bridge.kubernetes.objects import ObjectIndex
 from bridge.kubernetes.pods import LivePods, PodLookup
+from bridge.kubernetes.remote_secrets import Allowed, RemoteSecrets
 from bridge.resilience.budget import Budget
 from bridge.resilience.bulkhead import places_of
 from bridge.spiffe import SpiffeID, TrustDomain
@@ -68,7 +76,11 @@ class Cluster:
 
 
 def read_clusters(
-    config: BridgeConfig, *, clock: Clock, watched: Path | None = None
+    config: BridgeConfig,
+    *,
+    clock: Clock,
+    watched: Path | None = None,
+    secrets: RemoteSecrets | None = None,
 ) -> list[Cluster]:
     """Build every cluster of the configuration, and read all keys in parallel.
 
@@ -80,6 +92,7 @@ def read_clusters(
         config: The whole configuration.
         clock: The time of key refreshes.
         watched: The index of what the watcher has seen; None where none runs.
+        secrets: Has the credentials of clusters with `tokens.remote_secret`.
 
     Raises:
         ConfigError: A key file cannot be read or has no usable key, the answer of a URL
@@ -87,7 +100,7 @@ def read_clusters(
             a namespace is no valid name, or there is no API server to ask. Lists every
             problem.
     """
-    make = _VerifierMaker(config, clock, watched)
+    make = _VerifierMaker(config, clock, watched, secrets)
     problems: list[str] = []
     clusters: list[Cluster] = []
     for index, entry in enumerate(config.clusters):
@@ -96,6 +109,8 @@ def read_clusters(
             verifier, pods = make.verifier(entry)
         except ConfigError as error:
             key = "ca_file" if entry.tokens.verify == "jwks" else "server"
+            if getattr(entry.tokens, "kubeconfig", None) is not None:
+                key = "kubeconfig"
             problems.append(f"clusters[{index}].tokens.{key}: {error}")
             continue
         domain = TrustDomain(entry.trust_domain or config.trust_domain)
@@ -117,8 +132,13 @@ def read_clusters(
 
 class _VerifierMaker:
     def __init__(
-        self, config: BridgeConfig, clock: Clock, watched: Path | None
+        self,
+        config: BridgeConfig,
+        clock: Clock,
+        watched: Path | None,
+        secrets: RemoteSecrets | None,
     ) -> None:
+        self._secrets = secrets
         self.offline: dict[str, OfflineVerifier] = {}
         self._watched = watched
         self._owners = KeyOwners()
@@ -131,7 +151,11 @@ class _VerifierMaker:
         tokens = entry.tokens
         if isinstance(tokens, JWKSConfig):
             return self._offline(entry.name, tokens, source_of(tokens)), None
-        server = api_server_of(tokens, self._places)
+        source = None
+        is_remote = isinstance(tokens, TokenReviewConfig) and tokens.remote_secret
+        if is_remote and self._secrets is not None:
+            source = self._secrets.access_for(entry.name)
+        server = api_server_of(tokens, self._places, source)
         review = ReviewVerifier(server)
         if not isinstance(tokens, BoundConfig):
             return review, LivePods(server)
@@ -176,28 +200,61 @@ def watch_source(cluster: str, tokens: APIServerConfig) -> str:
     return f"{cluster} {digest[:16]}"
 
 
-def api_server_of(tokens: APIServerConfig, calls: int = 1) -> APIServer:
+def api_server_of(
+    tokens: APIServerConfig, calls: int = 1, source: AccessSource | None = None
+) -> APIServer:
     """Build the client of the API server that a section names. It asks nothing yet.
 
     Args:
         tokens: The section; by default the API server of the pod's own cluster.
         calls: How many requests may be in flight.
+        source: Says how it is reached in place of the section.
 
     Raises:
         ConfigError: There is no such API server, or its URL cannot be used.
     """
+    return APIServer(
+        Credentials(source or _access_of(tokens)),
+        seconds=tokens.timeout.total_seconds(),
+        calls=calls,
+    )
+
+
+def _access_of(tokens: APIServerConfig) -> APIAccess | AccessSource:
+    if tokens.kubeconfig is not None:
+        file = KubeconfigFile(tokens.kubeconfig, tokens.context or "")
+        file.access()  # a mistake is told at once
+        return file
     if tokens.server is None:
-        url, files = in_cluster()
-    else:
-        url = tokens.server
-        files = CredentialFiles(
-            ca_file=tokens.ca_file or Path(),
-            token_file=tokens.token_file,
-            certificate_file=tokens.client_certificate_file,
-            key_file=tokens.client_key_file,
-        )
-    seconds = tokens.timeout.total_seconds()
-    return APIServer(url, Credentials(files), seconds=seconds, calls=calls)
+        return in_cluster()
+    return APIAccess(
+        server=tokens.server,
+        ca=tokens.ca_file,
+        token=tokens.token_file or "",
+        certificate=tokens.client_certificate_file,
+        key=tokens.client_key_file,
+    )
+
+
+def _remote_secrets_of(config: BridgeConfig) -> RemoteSecrets | None:
+    section = config.remote_secrets
+    if section is None:
+        return None
+    try:
+        home = api_server_of(section)
+    except ConfigError as error:
+        raise ConfigError(f"remote_secrets.server: {error}") from error
+    names = {
+        name: entry.name
+        for entry in config.clusters
+        if isinstance(entry.tokens, TokenReviewConfig) and entry.tokens.remote_secret
+        for name in (entry.name, *entry.aliases)
+    }
+    allowed = Allowed(
+        commands=frozenset(section.allowed_commands),
+        files=frozenset(section.allowed_files),
+    )
+    return RemoteSecrets(home, section.namespace, names, allowed)
 
 
 def _impossible_namespaces(entry: ClusterConfig, index: int) -> list[str]:
@@ -241,10 +298,16 @@ class ClusterRegistry:
     """The clusters of one configuration. Built by `build`; for all threads."""
 
     def __init__(
-        self, clusters: Sequence[Cluster], names: Mapping[str, Cluster], clock: Clock
+        self,
+        clusters: Sequence[Cluster],
+        names: Mapping[str, Cluster],
+        clock: Clock,
+        secrets: RemoteSecrets | None = None,
     ) -> None:
         self.clusters = clusters
         """In the order of the configuration."""
+        self.secrets = secrets
+        """The credentials of clusters that are in remote secrets."""
         self._names = names
         self._clock = clock
 
@@ -262,14 +325,15 @@ class ClusterRegistry:
         Raises:
             ConfigError: See `read_clusters`.
         """
-        clusters = read_clusters(config, clock=clock, watched=watched)
+        secrets = _remote_secrets_of(config)
+        clusters = read_clusters(config, clock=clock, watched=watched, secrets=secrets)
         names = {
             name: cluster
             for cluster, entry in zip(clusters, config.clusters, strict=True)
             for name in (entry.name, *entry.aliases)
         }
         # Istio's agent sends an empty ID if none is configured.
-        return cls(clusters, {"": clusters[0]} | names, clock)
+        return cls(clusters, {"": clusters[0]} | names, clock, secrets)
 
     def identify(
         self,
@@ -350,7 +414,8 @@ class ClusterRegistry:
 
     def problems(self) -> list[str]:
         """Return the problems of all clusters' keys, one sentence each."""
-        return self._problems_of([cluster.name for cluster in self.clusters])
+        found = self._problems_of([cluster.name for cluster in self.clusters])
+        return found if self.secrets is None else found + self.secrets.problems()
 
     def without_keys(self) -> list[str]:
         """Return the names of the clusters that have no keys to verify tokens with."""
@@ -389,11 +454,15 @@ class ClusterRegistry:
 
     def start(self) -> None:
         """Start the background refresh of keys."""
+        if self.secrets is not None:
+            self.secrets.start()
         for cluster in self.clusters:
             cluster.verifier.start()
 
     def close(self) -> None:
         """Stop the background refresh. Requests in progress may finish."""
+        if self.secrets is not None:
+            self.secrets.close()
         for cluster in self.clusters:
             cluster.verifier.close()
 

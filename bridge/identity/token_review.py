@@ -40,7 +40,8 @@ class ReviewVerifier:
     verified_by: Final = "token_review"
 
     def __init__(self, server: APIServer) -> None:
-        self._server = server
+        self.server = server
+        """The API server of the tokens' cluster."""
         self._trouble = ""
 
     def verify(
@@ -49,7 +50,7 @@ class ReviewVerifier:
         """See TokenVerifier.verify."""
         claimed = unverified_account(token, audiences=audiences, now=now)
         try:
-            answer = self._server.post(_PATH, _review(token, audiences), budget)
+            answer = self.server.post(_PATH, _review(token, audiences), budget)
             status = _status(answer)
         except ReviewError as error:
             self._trouble = f"{error}: {error.detail}"
@@ -70,7 +71,7 @@ class ReviewVerifier:
 
     def close(self) -> None:
         """See TokenVerifier.close."""
-        self._server.close()
+        self.server.close()
 
 
 def _review(token: str, audiences: frozenset[str]) -> Mapping[str, object]:

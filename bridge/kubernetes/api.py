@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any, Self, TypeVar
 
 from bridge.errors import ConfigError, ReviewError
-from bridge.kubernetes.credentials import Credentials
+from bridge.kubernetes.credentials import Credentials, Shown
 from bridge.resilience.budget import Budget
 from bridge.resilience.bulkhead import STALL_SECONDS, Bulkhead
 
@@ -55,28 +55,24 @@ class APIServer:
     """The API server of one cluster. Safe between threads; asks nothing by itself.
 
     Args:
-        url: `https://HOST`, or with a port.
-        credentials: What is shown to it, and what is trusted.
+        credentials: Where it is, what is shown to it, and what is trusted.
         seconds: The longest that one request may take.
         calls: How many requests may be in flight.
     """
 
-    def __init__(
-        self, url: str, credentials: Credentials, *, seconds: float, calls: int
-    ) -> None:
-        parts = urllib.parse.urlsplit(url)
-        self._host, self._port = parts.hostname or "", parts.port or 443
-        is_v6 = ":" in self._host
-        self._place = f"[{self._host}]" if is_v6 else self._host
-        self._place += f":{self._port}"
-        self.url = f"https://{self._place}"
-        """Its address."""
+    def __init__(self, credentials: Credentials, *, seconds: float, calls: int) -> None:
+        self._place = ""
         self._credentials = credentials
         self._seconds = seconds
         self._idle: deque[_Connection] = deque()
         self._calls = _CallsInFlight()
         self._bulkhead = Bulkhead(calls, self._calls.are_stalled)
         self._closed = False
+
+    @property
+    def url(self) -> str:
+        """Where it was asked last; empty before the first time."""
+        return f"https://{self._place}" if self._place else ""
 
     def post(
         self, path: str, body: Mapping[str, object], budget: Budget
@@ -134,10 +130,11 @@ class APIServer:
         request = self._request("GET", _with_query(path, query), accept=accept)
         with ExitStack() as parts, self._told():
             opened = self._authorized(
-                lambda token: parts.enter_context(
-                    closing(self._opened(request(token), until, silence))
+                lambda shown: parts.enter_context(
+                    closing(self._opened(shown, request(shown), until, silence))
                 ),
                 lambda stream: stream.status,
+                until,
             )
             if opened.status != http.client.OK:
                 raise self._failed(opened.refusal(until))
@@ -160,19 +157,23 @@ class APIServer:
         try:
             with self._calls, self._told():
                 return self._authorized(
-                    lambda token: self._exchange(request(token), until),
+                    lambda shown: self._exchange(shown, request(shown), until),
                     lambda answer: answer.status,
+                    until,
                 )
         finally:
             self._bulkhead.leave()
 
-    def _authorized(self, ask: Callable[[str], T], status_of: Callable[[T], int]) -> T:
-        token = self._credentials.token()
-        answer = ask(token)
-        if status_of(answer) == http.client.UNAUTHORIZED and token:
-            # The file may have another one by now. What was refused was not done.
-            fresh = self._credentials.token(refused=token)
-            if fresh != token:
+    def _authorized(
+        self, ask: Callable[[Shown], T], status_of: Callable[[T], int], until: float
+    ) -> T:
+        shown = self._credentials.shown(until)
+        self._place = shown.place
+        answer = ask(shown)
+        if status_of(answer) == http.client.UNAUTHORIZED:
+            # There may be another token by now. What was refused was not done.
+            fresh = self._credentials.shown(until, refused=shown)
+            if fresh is not shown:
                 return ask(fresh)
         return answer
 
@@ -199,10 +200,10 @@ class APIServer:
                 detail=self._shown(str(error) or type(error).__name__),
             ) from error
 
-    def _opened(self, request: bytes, until: float, silence: float) -> "Stream":
-        connection = _Connection.open(
-            self._host, self._port, self._credentials.context(), until
-        )
+    def _opened(
+        self, shown: Shown, request: bytes, until: float, silence: float
+    ) -> "Stream":
+        connection = _Connection.open(shown, until)
         try:
             connection.send(request, until)
             return Stream(connection, until, silence)
@@ -210,8 +211,8 @@ class APIServer:
             connection.close()
             raise
 
-    def _exchange(self, request: bytes, until: float) -> _Answer:
-        connection = self._pooled()
+    def _exchange(self, shown: Shown, request: bytes, until: float) -> _Answer:
+        connection = self._pooled(shown.context)
         if connection is not None:
             try:
                 connection.send(request, until)
@@ -220,9 +221,7 @@ class APIServer:
                 connection.close()
                 connection = None
         if connection is None:
-            connection = _Connection.open(
-                self._host, self._port, self._credentials.context(), until
-            )
+            connection = _Connection.open(shown, until)
             try:
                 connection.send(request, until)
             except BaseException:
@@ -239,9 +238,8 @@ class APIServer:
             connection.close()
         return answer
 
-    def _pooled(self) -> "_Connection | None":
+    def _pooled(self, context: ssl.SSLContext) -> "_Connection | None":
         # The last one in first: those that a quiet time leaves over grow old.
-        context = self._credentials.context()
         while True:
             try:
                 connection = self._idle.pop()
@@ -256,10 +254,11 @@ class APIServer:
     ) -> "_Request":
         content = f"Content-Type: {_JSON}\r\nContent-Length: {len(body)}\r\n"
 
-        def request(token: str) -> bytes:
+        def request(shown: Shown) -> bytes:
+            token = shown.token
             authorization = f"Authorization: Bearer {token}\r\n" if token else ""
             head = (
-                f"{method} {path} HTTP/1.1\r\nHost: {self._place}\r\n"
+                f"{method} {path} HTTP/1.1\r\nHost: {shown.place}\r\n"
                 f"{authorization}Accept: {accept}\r\n"
                 f"{content if body else ''}User-Agent: meshca-bridge\r\n\r\n"
             )
@@ -295,11 +294,12 @@ class APIServer:
         return error
 
     def _shown(self, reason: str) -> str:
-        return f"{self.url}: {reason[:300]}"
+        place = f"https://{self._place}: " if self._place else ""
+        return f"{place}{reason[:300]}"
 
 
-_Request = Callable[[str], bytes]
-"""From the bridge's own token to the bytes of a request."""
+_Request = Callable[[Shown], bytes]
+"""From what is shown to the API server to the bytes of a request."""
 _REFUSED = "the API server of this cluster refuses what the bridge asks for"
 _STATUSES = {
     http.client.UNAUTHORIZED: ("review.credential", _REFUSED),
@@ -352,14 +352,13 @@ class _Connection:
         self._used_at = time.monotonic()
 
     @classmethod
-    def open(
-        cls, host: str, port: int, context: ssl.SSLContext, until: float
-    ) -> "_Connection":
-        plain = socket.create_connection((host, port), _left(until))
+    def open(cls, shown: Shown, until: float) -> "_Connection":
+        context, name = shown.context, shown.server_name
+        plain = socket.create_connection((shown.host, shown.port), _left(until))
         try:
             plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             plain.settimeout(_left(until))
-            return cls(context.wrap_socket(plain, server_hostname=host), context)
+            return cls(context.wrap_socket(plain, server_hostname=name), context)
         except BaseException:
             plain.close()
             raise

@@ -31,39 +31,51 @@ class Right:
 
 REVIEWS = "tokens.verify: token_review"
 NODES = "trusted_node_accounts"
+SECRETS = "remote_secrets"
 RIGHTS = (
     Right("create", "tokenreviews", "authentication.k8s.io", needed_by=REVIEWS),
     Right("get", "pods", "", needed_by=NODES),
     Right("list", "pods", "", needed_by=NODES),
+    Right("list", "secrets", "", needed_by=SECRETS),
 )
 """All that the bridge needs."""
 _WAYS_OUT = {NODES: f", or set {NODES}: [] where no ztunnel runs"}
 
 
 def missing_rights(
-    server: APIServer, needs: Collection[str], budget: Budget
+    server: APIServer,
+    needs: Collection[str],
+    budget: Budget,
+    *,
+    namespace: str = "",
 ) -> list[str]:
     """Return a sentence for each right that the bridge lacks.
 
     Args:
         server: Is asked about the bridge's own credentials.
-        needs: What the cluster's configuration has of `REVIEWS` and `NODES`.
+        needs: What the configuration has of `REVIEWS`, `NODES` and `SECRETS`.
         budget: The time for all questions.
+        namespace: Where the rights are needed; empty for the whole cluster.
 
     Raises:
         ReviewError: The API server does not answer, or its answer cannot be read.
     """
+    place = f" in {namespace}" if namespace else ""
     return [
-        f"the bridge may not {right}, which {right.needed_by} needs: "
+        f"the bridge may not {right}{place}, which {right.needed_by} needs: "
         f"deploy/kubernetes has the role and its binding{_WAYS_OUT.get(needed, '')}"
         for right in RIGHTS
         if (needed := right.needed_by) in needs
-        and not _is_allowed(server, right, budget)
+        and not _is_allowed(server, right, namespace, budget)
     ]
 
 
-def _is_allowed(server: APIServer, right: Right, budget: Budget) -> bool:
+def _is_allowed(
+    server: APIServer, right: Right, namespace: str, budget: Budget
+) -> bool:
     wanted = {"group": right.group, "resource": right.resource, "verb": right.verb}
+    if namespace:
+        wanted["namespace"] = namespace
     answer = server.post(
         _PATH,
         {

@@ -46,6 +46,24 @@ def tokens_of(server: APIServer, token_file: Path) -> dict[str, object]:
     }
 
 
+def by_kubeconfig(server: APIServer, token_file: Path) -> dict[str, object]:
+    """Return a section that names a kubeconfig, whose program shows the token."""
+    version = "client.authentication.k8s.io/v1"
+    answer = '{"apiVersion": "%s", "kind": "ExecCredential", "status": {"token": "%s"}}'
+    program = ["-c", f"printf '{answer}' {version} $(cat {token_file})"]
+    run = {"apiVersion": version, "command": "/bin/sh", "args": program}
+    cluster = {"server": server.url, "certificate-authority": str(server.ca_file)}
+    path = token_file.with_name("kubeconfig")
+    tree = {
+        "clusters": [{"name": "far", "cluster": cluster}],
+        "users": [{"name": "bridge", "user": {"exec": run}}],
+        "contexts": [{"name": "one", "context": {"cluster": "far", "user": "bridge"}}],
+    }
+    path.touch(0o600)
+    path.write_text(yaml.safe_dump(tree))
+    return {"verify": "token_review", "kubeconfig": str(path), "context": "one"}
+
+
 @pytest.fixture(scope="module")
 def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
     folder = tmp_path_factory.mktemp("token-review")
@@ -61,7 +79,7 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
         one = {"name": "Kubernetes", "aliases": ["main"], "namespaces": ["*"]}
         clusters = [
             one | {"tokens": tokens_of(server, folder / "own")},
-            {"name": "far", "tokens": tokens_of(server, folder / "far")},
+            {"name": "far", "tokens": by_kubeconfig(server, folder / "far")},
             {"name": "rightless", "tokens": tokens_of(server, folder / "none")},
         ]
         every = {"refusals_per_second": 100_000}

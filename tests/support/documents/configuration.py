@@ -23,6 +23,7 @@ PLACES = (
     "fronts.istio",
     "fronts.linkerd",
     "clusters[]",
+    "remote_secrets",
     "issuing_cas.*",
     "options of the plugin file",
     "options of the plugin pkcs11",

@@ -489,6 +489,10 @@ def test_a_check_needs_no_other_sections_than_it_says(check: Any) -> None:
             {"name": "east", "namespaces": ["*"], "tokens": TOKENS},
             {"name": "east", "namespaces": ["*"], "tokens": TOKENS},
             {"name": "west", "namespaces": ["*"], "tokens": TOKENS},
+            {
+                "name": "far",
+                "tokens": {"verify": "token_review", "remote_secret": True},
+            },
         ],
         "issuance": {
             "issuing_cas": ["x"],

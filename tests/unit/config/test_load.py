@@ -149,6 +149,7 @@ LONG_DOMAIN = ".".join(["a" * 63] * 3 + ["a" * 26])
 """As part of a Linkerd identity, one character too long."""
 
 # Path of the key, value, and what the one line of the error says after the key.
+REVIEW: dict[str, object] = {"verify": "token_review"}
 BAD_VALUES: list[tuple[str, object, str]] = [
     ("trust_domain", ..., "is required (found nothing)"),
     ("trust_domain", "Corp", "a trust domain has 1 to 253 of the characters"),
@@ -229,6 +230,33 @@ BAD_VALUES: list[tuple[str, object, str]] = [
         "token_review or bound beside trusted_",
     ),
     ("clusters.0.tokens.verify", "none", "expected jwks, token_review or bound (found"),
+    (
+        "clusters.0.tokens",
+        REVIEW | {"context": "a"},
+        "expected kubeconfig beside conte",
+    ),
+    (
+        "clusters.0.tokens",
+        REVIEW | {"remote_secret": True, "kubeconfig": "a"},
+        "expected either remote_secret or kubeconfig (found both of them)",
+    ),
+    (
+        "clusters.0.tokens",
+        REVIEW | {"remote_secret": True},
+        "remote_secret: expected remote_secrets, which says where the secrets are",
+    ),
+    ("remote_secrets", {"namespace": "a", "allowed_commands": "aws"}, "such as [aws]"),
+    ("remote_secrets", {}, "remote_secrets.namespace: is required"),
+    (
+        "clusters.0.tokens",
+        REVIEW | {"kubeconfig": "a", "server": "https://a"},
+        "expected either kubeconfig or server (found both of them)",
+    ),
+    (
+        "clusters.0.tokens",
+        REVIEW | {"kubeconfig": "a", "token_file": "t"},
+        "expected either kubeconfig or token_file (found both of them)",
+    ),
     ("clusters.0.tokens.issuer", "", "String should have at least 1 character"),
     ("clusters.0.tokens.issuer", ..., "expected issuer, or issuers while it is being"),
     ("clusters.0.tokens.issuers", ["b"], "while it is being changed (found both)"),

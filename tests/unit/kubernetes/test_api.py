@@ -13,7 +13,7 @@ import pytest
 
 from bridge.errors import ReviewError
 from bridge.kubernetes.api import METADATA, APIServer
-from bridge.kubernetes.credentials import CredentialFiles, Credentials
+from bridge.kubernetes.credentials import APIAccess, Credentials
 from bridge.resilience.budget import Budget
 from tests.support.parts.scripted_http import json_answer, server_tls
 from tests.support.parts.token_reviews import (
@@ -35,8 +35,8 @@ def server(tmp_path: Path) -> Iterator[ReviewServer]:
 
 
 def client(server: ReviewServer, seconds: float = 5.0, calls: int = 4) -> APIServer:
-    files = CredentialFiles(ca_file=server.ca_file, token_file=server.token_file)
-    return APIServer(server.url, Credentials(files), seconds=seconds, calls=calls)
+    access = APIAccess(server=server.url, ca=server.ca_file, token=server.token_file)
+    return APIServer(Credentials(access), seconds=seconds, calls=calls)
 
 
 def ask(api: APIServer, seconds: float = 30.0) -> Any:
@@ -131,7 +131,8 @@ def test_a_fault_is_a_review_that_could_not_be_made(
     server: ReviewServer, name: str
 ) -> None:
     server.fault, rule, told = FAULTS[name]
-    with closing(client(server, seconds=0.4)) as api:
+    seconds = 0.4 if rule == "review.timeout" else 30
+    with closing(client(server, seconds=seconds)) as api:
         error = refused(api)
         assert (error.rule, told in error.detail) == (rule, True), error.detail
         assert error.detail.startswith(f"{server.url}: ")
@@ -166,8 +167,8 @@ def test_another_certificate_is_not_trusted(
 ) -> None:
     (tmp_path / "other").mkdir()
     _, other = server_tls(tmp_path / "other")
-    files = CredentialFiles(ca_file=other, token_file=server.token_file)
-    api = APIServer(server.url, Credentials(files), seconds=5, calls=1)
+    access = APIAccess(server=server.url, ca=other, token=server.token_file)
+    api = APIServer(Credentials(access), seconds=5, calls=1)
     error = refused(api)
     assert error.rule == "review.unavailable"
     assert "certificate verify failed" in error.detail
@@ -184,8 +185,8 @@ def test_credentials_that_cannot_be_read_are_told(server: ReviewServer) -> None:
 
 
 def test_nobody_listens(server: ReviewServer) -> None:
-    files = CredentialFiles(ca_file=server.ca_file, token_file=server.token_file)
-    api = APIServer("https://127.0.0.1:1", Credentials(files), seconds=5, calls=1)
+    access = APIAccess(server="https://127.0.0.1:1", ca=server.ca_file)
+    api = APIServer(Credentials(access), seconds=5, calls=1)
     assert refused(api).rule == "review.unavailable"
 
 

@@ -11,7 +11,7 @@ from urllib.parse import parse_qsl
 import pytest
 
 from bridge.kubernetes.api import APIServer
-from bridge.kubernetes.credentials import CredentialFiles, Credentials
+from bridge.kubernetes.credentials import APIAccess, Credentials
 from bridge.kubernetes.informer import RESOURCES, Informer
 from bridge.kubernetes.objects import PODS, ClusterObject
 from tests.support.parts.scripted_http import json_answer
@@ -147,8 +147,10 @@ class Followed:
 @pytest.fixture
 def followed(tmp_path: Path) -> Iterator[Followed]:
     with ReviewServer(tmp_path) as server, server.ending_after(60):
-        files = CredentialFiles(ca_file=server.ca_file, token_file=server.token_file)
-        api = APIServer(server.url, Credentials(files), seconds=5, calls=1)
+        access = APIAccess(
+            server=server.url, ca=server.ca_file, token=server.token_file
+        )
+        api = APIServer(Credentials(access), seconds=5, calls=1)
         with closing(api):
             yield Followed(server, api)
             server.over.set()
