@@ -7,7 +7,6 @@ import contextlib
 import itertools
 import socket
 import ssl
-import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -26,8 +25,6 @@ pytestmark = pytest.mark.xdist_group("bad-input-peers")
 SILENT = 500
 AWAITED, STREAMS = 1024, 100
 """Messages that are awaited at a time, and streams of a connection."""
-REFUSED_STREAM = 7
-"""RFC 9113, 7: nothing was done; the call may be sent again."""
 STORM_SECONDS = 2.0
 AT_ONCE_SECONDS = 2.0
 """Of a machine that runs other tests beside this one; alone it takes milliseconds."""
@@ -232,22 +229,6 @@ def test_a_connection_that_sends_junk_is_closed_and_no_other(
         assert eventually(lambda: closed() > before)
     assert wire.send(request(), bearer(token()), on=own).code == "OK"
     own.close()
-
-
-@pytest.mark.usefixtures("nothing_left")
-def test_calls_that_were_taken_back_count_until_they_are_forgotten(
-    bridge: Bridge,
-) -> None:
-    send = attacks.ATTACKS["resets"].send
-    with http2.Connection(bridge) as peer:
-        frames = peer.frames(GIVEN_UP_SECONDS)
-        next(frames)
-        peer.socket.sendall(http2.frame(http2.SETTINGS, http2.ACK))
-        peer.socket.sendall(b"".join(send(2 * one + 1, one) for one in range(400)))
-        refused = struct.pack(">I", REFUSED_STREAM)
-        assert any(
-            one.kind == http2.RST_STREAM and one.payload == refused for one in frames
-        )
 
 
 @pytest.mark.usefixtures("nothing_left")
