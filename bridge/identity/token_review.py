@@ -51,7 +51,7 @@ class ReviewVerifier:
         claimed = unverified_account(token, audiences=audiences, now=now)
         try:
             answer = self.server.post(_PATH, _review(token, audiences), budget)
-            status = _status(answer)
+            status = _status(answer, token)
         except ReviewError as error:
             self._trouble = f"{error}: {error.detail}"
             raise
@@ -82,13 +82,20 @@ def _review(token: str, audiences: frozenset[str]) -> Mapping[str, object]:
     }
 
 
-def _status(answer: Mapping[str, Any]) -> Mapping[str, Any]:
-    status = answer.get("status")
+def _status(answer: Mapping[str, Any], token: str) -> Mapping[str, Any]:
+    status, spec = answer.get("status"), answer.get("spec")
     if answer.get("kind") != "TokenReview" or not isinstance(status, dict):
         raise ReviewError(
             "the answer of the API server of this cluster cannot be read",
             rule="review.answer",
             detail=f"expected a TokenReview with a status (found {shown(answer)})",
+        )
+    # The API server repeats what it was asked for.
+    if not isinstance(spec, dict) or spec.get("token") != token:
+        raise ReviewError(
+            "the answer of the API server of this cluster cannot be read",
+            rule="review.answer",
+            detail="expected the review of the token that was sent, in spec.token",
         )
     return status
 
@@ -117,7 +124,7 @@ def _account(
     if not isinstance(groups, list) or not wanted.issubset(_texts(groups)):
         raise _refused("the user is not in the groups of a service account", groups)
     pod = _pod(user.get("extra"), account.namespace)
-    if claimed.pod.name and pod != claimed.pod:
+    if claimed.pod.name and not _is_same(pod, claimed.pod):
         raise _refused("the API server names another pod than the token", str(pod))
     return ServiceAccount(account.namespace, account.name, pod)
 
@@ -134,6 +141,12 @@ def _pod(extra: object, namespace: str) -> Pod:
     if not is_named or (uid and not UID.fullmatch(uid)):
         raise _refused("the user's pod or node has no valid name", f"{name} {node}")
     return Pod(namespace if name else "", name, uid, node)
+
+
+def _is_same(pod: Pod, claimed: Pod) -> bool:
+    # While a cluster is updated, one of its API servers may tell no node.
+    is_same_node = "" in {pod.node, claimed.node} or pod.node == claimed.node
+    return is_same_node and (pod.name, pod.uid) == (claimed.name, claimed.uid)
 
 
 def _one(extra: Mapping[str, Any], key: str) -> str:

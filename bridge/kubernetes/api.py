@@ -17,7 +17,7 @@ import urllib.parse
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self, TypeVar
 
 from bridge.errors import ConfigError, ReviewError
@@ -29,6 +29,11 @@ _LARGEST = 1 << 20
 _IDLE_SECONDS = 30.0
 """A connection that is idle for longer is not used again: the server, or what stands
 between, may be closing it."""
+_WAIT_SECONDS = 0.2
+"""How long a call waits for others to end. It holds a thread, which calls of other
+clusters may need, and its client asks again."""
+LONGEST_RETRY_SECONDS = 60.0
+"""The longest wait that an API server may ask for."""
 _DONE = (http.client.OK, http.client.CREATED)
 _JSON = "application/json"
 METADATA = (
@@ -147,8 +152,9 @@ class APIServer:
             self._idle.pop().close()
 
     def _called(self, request: "_Request", budget: Budget) -> _Answer:
-        until = time.monotonic() + min(self._seconds, budget.part())
-        if not self._bulkhead.enter(until):
+        now = time.monotonic()
+        until = now + min(self._seconds, budget.part())
+        if not self._bulkhead.enter(min(until, now + _WAIT_SECONDS)):
             raise ReviewError(
                 "too many calls wait for the API server of this cluster",
                 rule="review.busy",
@@ -371,7 +377,7 @@ class _Connection:
             return False
         poll = select.poll()
         poll.register(self._sock, select.POLLIN)
-        return not poll.poll(0)
+        return not self._sock.pending() and not poll.poll(0)
 
     def send(self, request: bytes, until: float) -> None:
         self._sock.settimeout(_left(until))
@@ -386,11 +392,12 @@ class _Connection:
         return answer, timed
 
     def receive(self, until: float) -> _Answer:
-        answer, _ = self.begin(until)
+        answer, timed = self.begin(until)
         with answer:
             read = _whole(answer)
-            self._used_at = time.monotonic()
-            return read
+        self._used_at = time.monotonic()
+        # What came besides would be taken for the answer of the next call.
+        return replace(read, keeps=False) if timed.has_more() else read
 
     def keep_alive(self) -> None:
         # A peer that is gone without a word is noticed by the system, too.
@@ -416,7 +423,8 @@ def _whole(answer: http.client.HTTPResponse) -> _Answer:
         answer.status,
         (answer.headers.get("Retry-After") or "")[:40],
         body,
-        not answer.will_close,
+        # After an informational status, the answer itself is still to come.
+        not answer.will_close and answer.status >= http.client.OK,
     )
 
 
@@ -489,16 +497,38 @@ class _Timed(io.RawIOBase):
     def __init__(self, sock: ssl.SSLSocket, until: float) -> None:
         self._sock = sock
         self.until = until
+        self.is_over = False
 
     def makefile(self, _mode: str) -> io.BufferedReader:
-        return io.BufferedReader(self)
+        self._reader = _Reader(self)
+        return self._reader
+
+    def has_more(self) -> bool:
+        # Whether more came than the answer, once that is closed.
+        return bool(self._reader.rest or self._sock.pending())
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
+        if self.is_over:
+            return 0
         self._sock.settimeout(_left(self.until))
         return self._sock.recv_into(buffer)
+
+
+class _Reader(io.BufferedReader):
+    # Keeps what is left in it when `http.client` closes it, at the end of an answer.
+    def __init__(self, timed: _Timed) -> None:
+        super().__init__(timed)
+        self._timed = timed
+        self.rest = b""
+
+    def close(self) -> None:
+        if not self.closed:
+            self._timed.is_over = True
+            self.rest = self.peek(1)
+        super().close()
 
 
 def _left(until: float) -> float:
@@ -510,7 +540,9 @@ def _left(until: float) -> float:
 
 def _seconds(text: str) -> float:
     # A date, which an API server does not send, is no wait.
-    return float(text) if text.isascii() and text.isdecimal() else 0.0
+    if not (text.isascii() and text.isdecimal()):
+        return 0.0
+    return min(float(text), LONGEST_RETRY_SECONDS)
 
 
 def _with_query(path: str, query: Query) -> str:

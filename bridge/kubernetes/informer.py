@@ -18,7 +18,13 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from bridge.errors import ReviewError
-from bridge.kubernetes.api import METADATA, METADATA_LIST, APIServer, Query
+from bridge.kubernetes.api import (
+    LONGEST_RETRY_SECONDS,
+    METADATA,
+    METADATA_LIST,
+    APIServer,
+    Query,
+)
 from bridge.kubernetes.objects import ACCOUNTS, KINDS, NODES, PODS, ClusterObject
 from bridge.resilience.budget import Budget
 
@@ -285,7 +291,8 @@ def _event_error(status: Mapping[str, Any]) -> ReviewError:
     )
     details = status.get("details")
     seconds = details.get("retryAfterSeconds") if isinstance(details, dict) else None
-    error.retry_after = float(seconds) if isinstance(seconds, int) else 0.0
+    if isinstance(seconds, int):
+        error.retry_after = float(min(seconds, LONGEST_RETRY_SECONDS))
     return error
 
 

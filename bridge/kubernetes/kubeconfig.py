@@ -20,7 +20,7 @@ from bridge.config.strict_yaml import parse_yaml
 from bridge.errors import ConfigError
 from bridge.kubernetes.credentials import APIAccess
 from bridge.kubernetes.exec_plugin import API_VERSIONS, Command, program_of
-from bridge.system.files import Stamp, read_secret, stamp_of
+from bridge.system.files import Stamp, read_public, read_secret, stamp_of
 
 _EXTENSION = "client.authentication.k8s.io/exec"
 
@@ -223,14 +223,19 @@ def _refuse(place: str, refusals: Mapping[str, str], part: _Part) -> None:
             raise ConfigError(f"{place}: {key}: {why}")
 
 
-def _server(place: str, url: str) -> str:
-    parts = urllib.parse.urlsplit(url)
+def _is_origin(url: str) -> bool:
     try:
+        parts = urllib.parse.urlsplit(url)
         is_good = parts.scheme == "https" and parts.hostname and parts.port != 0
     except ValueError:
-        is_good = False
+        return False
     rest = (parts.path.strip("/"), parts.query, parts.fragment, parts.username)
-    if not is_good or any(rest) or not url.isascii() or any(map(str.isspace, url)):
+    is_plain = url.isascii() and not any(map(str.isspace, url))
+    return bool(is_good) and is_plain and not any(rest)
+
+
+def _server(place: str, url: str) -> str:
+    if not _is_origin(url):
         raise ConfigError(f"{place}: server: expected https://HOST:PORT")
     return url
 
@@ -280,7 +285,7 @@ def _info(cluster: _Cluster, folder: Path | None) -> dict[str, object]:
     data = cluster.certificate_authority_data
     if not data and cluster.certificate_authority:
         path = _path(cluster.certificate_authority, folder)
-        data = base64.b64encode(path.read_bytes()).decode() if path.exists() else ""
+        data = base64.b64encode(read_public(path)).decode()
     info = {
         "server": cluster.server,
         "tls-server-name": cluster.tls_server_name,

@@ -91,11 +91,14 @@ class LivePods:
             *_UNENDED,
         )
         query: Query = {"fieldSelector": ",".join(selector), "limit": 1}
-        return bool(
-            _items(
-                self._server.get(_path(namespace), query, budget, accept=METADATA_LIST)
-            )
+        found = _items(
+            self._server.get(_path(namespace), query, budget, accept=METADATA_LIST)
         )
+        for one in found:
+            metadata = one.get("metadata") if isinstance(one, dict) else None
+            if not isinstance(metadata, dict) or metadata.get("namespace") != namespace:
+                raise _unreadable(f"metadata of pods in {namespace}")
+        return bool(found)
 
 
 def _items(found: Mapping[str, Any] | None) -> list[Any]:

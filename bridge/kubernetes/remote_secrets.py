@@ -149,8 +149,8 @@ class RemoteSecrets:
         known: dict[str, _Known] = {}
         unused: list[str] = []
         for secret in sorted(secrets, key=_age):
-            name = str((secret.get("metadata") or {}).get("name"))
-            for cluster_id, value in (secret.get("data") or {}).items():
+            name = str(_mapping(secret, "metadata").get("name"))
+            for cluster_id, value in _mapping(secret, "data").items():
                 cluster = self._names.get(cluster_id)
                 if cluster is None:
                     unused.append(
@@ -177,7 +177,8 @@ class RemoteSecrets:
         try:
             access = access_of(content)
             self._require_allowed(access)
-        except ConfigError as error:
+        except (ConfigError, ValueError, TypeError, OSError, RecursionError) as error:
+            # Whatever is wrong in it, the other secrets are looked at.
             old = None if before is None else before.access
             return _Known(content, old, str(error))
         _log.info("cluster %s has new credentials by its remote secret", cluster)
@@ -231,6 +232,11 @@ class RemoteSecret:
         raise ConfigError(f"there is no remote secret to use: {why}")
 
 
+def _mapping(secret: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    found = secret.get(key)
+    return found if isinstance(found, dict) else {}
+
+
 def _age(secret: Mapping[str, Any]) -> tuple[str, str]:
-    meta = secret.get("metadata") or {}
+    meta = _mapping(secret, "metadata")
     return str(meta.get("creationTimestamp")), str(meta.get("name"))

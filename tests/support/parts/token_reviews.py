@@ -114,15 +114,16 @@ class ReviewServer(ScriptedServer):
             return json_answer(json.dumps(found).encode(), status)
         spec = json.loads(body)["spec"]
         review = self.alter(good_status(spec["token"], spec["audiences"]))
-        return _made("TokenReview", review)
+        return _made("TokenReview", review, spec)
 
 
 def _path(head: bytes) -> str:
     return head.split(b" ")[1].decode().partition("?")[0]
 
 
-def _made(kind: str, status: object) -> bytes:
-    return json_answer(json.dumps({"kind": kind, "status": status}).encode(), 201)
+def _made(kind: str, status: object, spec: object = None) -> bytes:
+    made = {"kind": kind, "spec": spec, "status": status}
+    return json_answer(json.dumps(made).encode(), 201)
 
 
 def holding(start: bytes = b"") -> Fault:

@@ -76,7 +76,7 @@ class Server:
             raise self.error
         spec = body["spec"]
         status = good_status(spec["token"], spec["audiences"])
-        return {"kind": "TokenReview", "status": status}
+        return {"kind": "TokenReview", "spec": spec, "status": status}
 
     def close(self) -> None:
         self.asked.clear()

@@ -43,7 +43,7 @@ class Server:
         status = good_status(spec["token"], spec["audiences"]) | self.changed
         if self.user:
             status["user"] = status["user"] | self.user
-        return {"kind": "TokenReview", "status": deepcopy(status)}
+        return {"kind": "TokenReview", "spec": spec, "status": deepcopy(status)}
 
     def close(self) -> None:
         self.asked.clear()
@@ -241,6 +241,21 @@ def test_an_answer_that_is_no_review_is_none(answer: dict[str, Any]) -> None:
     with pytest.raises(ReviewError, match="cannot be read") as caught:
         verify(server, token())
     assert caught.value.rule == "review.answer"
+
+
+def test_the_review_of_another_token_is_none() -> None:
+    server = Server()
+    verify(server, other := token(account="web"))
+    server.answer = {
+        "kind": "TokenReview",
+        "spec": server.asked[0]["spec"],
+        "status": good_status(other, sorted(AUDIENCES)),
+    }
+    assert verify(server, other).name == "web"
+    head, payload, _ = other.split(".")
+    with pytest.raises(ReviewError, match="cannot be read") as caught:
+        verify(server, f"{head}.{payload}.Zm9yZ2Vk")
+    assert "of the token that was sent" in caught.value.detail
 
 
 def test_what_fails_is_told_until_a_review_succeeds() -> None:

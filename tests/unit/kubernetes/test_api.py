@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,36 @@ def test_a_connection_that_was_closed_meanwhile_is_replaced(
             # The end of the connection has to have come.
             time.sleep(0.05)
     assert (server.connections, len(server.requests)) == (3, 3)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        pytest.param(b"HTTP/1.1 103 Early Hints\r\n\r\n", id="a hint before it"),
+        pytest.param(
+            json_answer(b"{}", 201) + b"HTTP/1.1 201 Created\r\n", id="a second answer"
+        ),
+    ],
+)
+def test_no_call_gets_the_answer_of_another(server: ReviewServer, said: bytes) -> None:
+    server.fault = holding(said)
+    with closing(client(server)) as api:
+        with suppress(ReviewError):
+            assert ask(api) == {}
+        server.fault = None
+        assert ask(api)["status"] == {"allowed": True}
+    assert server.connections == 2
+
+
+@pytest.mark.parametrize(
+    ("said", "seconds"), [("7", 7.0), ("9" * 40, 60.0), ("Mon", 0.0)]
+)
+def test_an_api_server_puts_nobody_off_for_long(
+    server: ReviewServer, said: str, seconds: float
+) -> None:
+    server.fault = saying(json_answer(b"{}", 429, [f"Retry-After: {said}"]))
+    with closing(client(server)) as api:
+        assert refused(api).retry_after == seconds
 
 
 def test_a_request_that_went_out_is_not_sent_again(server: ReviewServer) -> None:

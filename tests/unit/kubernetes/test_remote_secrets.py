@@ -170,6 +170,7 @@ def test_a_cluster_that_is_not_configured_is_told(server: Home) -> None:
 
 
 V1 = "client.authentication.k8s.io/v1"
+INFO = {"provideClusterInfo": True}
 EXEC = kubeconfig({"exec": {"apiVersion": V1, "command": "/bin/true"}})
 FILE = kubeconfig({"tokenFile": "/etc/shadow"})
 CA_FILE = kubeconfig(**{"certificate-authority": "/etc/shadow"})
@@ -212,3 +213,29 @@ def test_what_the_configuration_names_is_allowed(server: Home, tmp_path: Path) -
     command = secrets.access_for("near").access().command
     assert command is not None
     assert command.command == "/bin/true"
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        pytest.param(kubeconfig(server="https://[x"), id="a URL that is none"),
+        pytest.param(
+            kubeconfig(
+                {"exec": {"apiVersion": V1, "command": "/bin/true"} | INFO},
+                **{"certificate-authority": "/dev/zero"},
+            ),
+            id="a device for a file",
+        ),
+        pytest.param("- " * 100_000, id="lists in lists"),
+    ],
+)
+def test_one_bad_secret_holds_no_other_up(server: Home, bad: str) -> None:
+    server.objects[PATH] = listed(
+        secret(bad, key="near", name="bad"),
+        {"metadata": 1, "data": ["x"]},
+        secret(kubeconfig()),
+    )
+    secrets = looked(server, Allowed(commands=frozenset({"/bin/true"})))
+    assert shown(secrets) == "one"
+    (told,) = secrets.problems()
+    assert told.startswith("remote secret of near: ")
