@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from bridge.config import (
     APIServerConfig,
@@ -24,7 +24,6 @@ from bridge.config import (
 from bridge.dns_names import is_label
 from bridge.errors import AuthenticationError, ConfigError, DeniedError
 from bridge.identity import client_certificate
-from bridge.identity.bound_token import APIServerKeys, BoundVerifier, WatchedObjects
 from bridge.identity.caller import (
     Caller,
     CertificateCredential,
@@ -47,13 +46,15 @@ from bridge.kubernetes.credentials import (
     in_cluster,
 )
 from bridge.kubernetes.kubeconfig import KubeconfigFile
-from bridge.kubernetes.objects import ObjectIndex
 from bridge.kubernetes.pods import LivePods, PodLookup
 from bridge.kubernetes.remote_secrets import Allowed, RemoteSecrets
 from bridge.resilience.budget import Budget
 from bridge.resilience.bulkhead import places_of
 from bridge.spiffe import SpiffeID, TrustDomain
 from bridge.system.clock import Clock
+
+if TYPE_CHECKING:
+    from bridge.identity.bound_token import BoundVerifier
 
 _READERS = 8
 
@@ -69,6 +70,8 @@ class Cluster:
     verifier: TokenVerifier
     nodes: NodeAuthorization
     """Which workloads the proxies of its nodes may ask for."""
+    watch: "BoundVerifier | None" = None
+    """The verifier, where it goes by a watch."""
 
     def allows(self, namespace: str) -> bool:
         """Return whether its callers may have names of this namespace."""
@@ -120,6 +123,7 @@ def read_clusters(
                 trust_domain=domain,
                 namespaces=entry.allowed_namespaces(is_first=index == 0),
                 verifier=verifier,
+                watch=make.bound.get(entry.name),
                 nodes=NodeAuthorization(entry.trusted_node_accounts, domain, pods),
             )
         )
@@ -140,6 +144,7 @@ class _VerifierMaker:
     ) -> None:
         self._secrets = secrets
         self.offline: dict[str, OfflineVerifier] = {}
+        self.bound: dict[str, BoundVerifier] = {}
         self._watched = watched
         self._owners = KeyOwners()
         self._clock = clock
@@ -159,18 +164,36 @@ class _VerifierMaker:
         review = ReviewVerifier(server)
         if not isinstance(tokens, BoundConfig):
             return review, LivePods(server)
-        bound = BoundVerifier(
-            entry.name,
-            self._offline(entry.name, tokens, APIServerKeys(server)),
+        made = self._bound(entry.name, tokens, server, review)
+        self.bound[entry.name] = made
+        return made, LivePods(server)
+
+    def _bound(
+        self,
+        name: str,
+        tokens: BoundConfig,
+        server: APIServer,
+        review: ReviewVerifier,
+    ) -> "BoundVerifier":
+        # Imported here: it brings SQLite, which no other worker needs.
+        from bridge.identity.bound_token import (  # noqa: PLC0415
+            APIServerKeys,
+            BoundVerifier,
+            WatchedObjects,
+        )
+        from bridge.kubernetes.objects import ObjectIndex  # noqa: PLC0415
+
+        return BoundVerifier(
+            name,
+            self._offline(name, tokens, APIServerKeys(server)),
             review,
             WatchedObjects(
                 None if self._watched is None else ObjectIndex(self._watched),
-                watch_source(entry.name, tokens),
+                watch_source(name, tokens),
                 server,
             ),
             max_age=tokens.max_watch_age,
         )
-        return bound, LivePods(server)
 
     def _offline(
         self,
@@ -439,8 +462,8 @@ class ClusterRegistry:
         """Return how each cluster's tokens are verified now."""
         now = self._clock()
         for one in self.clusters:
-            if isinstance(one.verifier, BoundVerifier):
-                one.verifier.look(now)
+            if one.watch is not None:
+                one.watch.look(now)
         return [(one.name, one.verifier.verified_by) for one in self.clusters]
 
     def watch_ages(self) -> list[tuple[str, float]]:
@@ -448,8 +471,7 @@ class ClusterRegistry:
         return [
             (one.name, age)
             for one in self.clusters
-            if isinstance(one.verifier, BoundVerifier)
-            and (age := one.verifier.watch_age()) is not None
+            if one.watch is not None and (age := one.watch.watch_age()) is not None
         ]
 
     def start(self) -> None:

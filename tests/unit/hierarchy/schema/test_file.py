@@ -195,7 +195,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "policy that is no OID": ({"cas.eu.policies": ["gold"]}, "cas.eu.policies[0]: exp"),
     "name with a blank at its end": (
         {"cas.eu.common_name": "Corp CA "},
-        "cas.eu.common_name: expected 1 to 64 printable characters",
+        "cas.eu.common_name: expected printable characters, and no blank at an end",
     ),
     "quorum above the officers": (
         {"officers": [OFFICER], "quorum": 2},
