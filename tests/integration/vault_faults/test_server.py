@@ -115,6 +115,8 @@ def test_a_certificate_whose_answer_could_not_be_audited_is_on_record(
             lambda: device.leave_after(_SIGN),
             until=is_lost,
             end=end,
+            # A probe may take the signature in place of a call. Then the breaker opens.
+            patience=60.0,
         )
 
 
