@@ -99,7 +99,7 @@ def test_a_pod_that_cannot_be_read_is_none_that_is_gone(
     [
         pytest.param(None, False, id="none, as the API server writes it"),
         pytest.param([], False, id="none"),
-        pytest.param([{}], True, id="one"),
+        pytest.param([{"metadata": {"namespace": "shop"}}], True, id="one"),
     ],
 )
 def test_one_pod_of_the_account_on_the_node_is_asked_for(
@@ -116,6 +116,16 @@ def test_one_pod_of_the_account_on_the_node_is_asked_for(
         {"fieldSelector": selector, "limit": 1},
     )
     assert server.asked == [(path, query, METADATA_LIST)]
+
+
+@pytest.mark.parametrize(
+    "item", [{}, 1, {"metadata": {"namespace": "pay"}}], ids=["none", "no", "another"]
+)
+def test_the_pods_of_another_namespace_are_no_answer(item: object) -> None:
+    _, pods = look_up({"kind": "PartialObjectMetadataList", "items": [item]})
+    with pytest.raises(ReviewError, match="cannot be read") as found:
+        pods.has_pod_on("node-1", "shop", "web", BUDGET)
+    assert "metadata of pods in shop" in found.value.detail
 
 
 @pytest.mark.parametrize(
