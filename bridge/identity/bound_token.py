@@ -87,19 +87,32 @@ class WatchedObjects:
         self._source = source
         self._live = _LiveLookups(server, monotonic)
         self._monotonic = monotonic
+        self._unread: tuple[str, str, str] | None = None
 
     @property
     def is_watched(self) -> bool:
         """Whether a process watches them for this one."""
         return self._index is not None
 
+    @property
+    def has_failed(self) -> bool:
+        """Whether an object could not be looked up, and still cannot."""
+        return self._unread is not None
+
     def age(self) -> tuple[float | None, str]:
         """Return the seconds since the watch heard of its API server, and its trouble.
 
-        The seconds are None where the watch has not listed everything yet.
+        The seconds are None where the watch has not listed everything yet, and where
+        what it has seen cannot be read.
         """
         if self._index is None:
             return None, "no process watches it here"
+        if self._unread is not None:
+            try:
+                self._index.find(self._source, *self._unread)
+            except ReviewError as error:
+                return None, error.detail
+            self._unread = None
         state = self._index.state(self._source, (PODS, ACCOUNTS))
         if state.seen_at is None:
             return None, state.trouble
@@ -130,9 +143,7 @@ class WatchedObjects:
             ReviewError: The watch has not seen the object, and the API server does not
                 answer.
         """
-        found = None
-        if self._index is not None:
-            found = self._index.find(self._source, kind, namespace, name)
+        found = self._seen(kind, namespace, name)
         if found is None or found.uid != uid:
             found = self._live.find(kind, namespace, name, uid, until)
         if found is not None and not _is_gone(found, now):
@@ -143,6 +154,15 @@ class WatchedObjects:
             rule="token.gone",
             detail=f"{_WHAT[kind]} {namespace}/{name} with UID {uid} {state}",
         )
+
+    def _seen(self, kind: str, namespace: str, name: str) -> ClusterObject | None:
+        if self._index is None:
+            return None
+        try:
+            return self._index.find(self._source, kind, namespace, name)
+        except ReviewError:
+            self._unread = kind, namespace, name
+            return None
 
     def close(self) -> None:
         """Close the index."""
@@ -236,14 +256,22 @@ class BoundVerifier:
             Why a token is not verified by it now; empty if it is.
         """
         at = self._monotonic()
-        if at - self._looked_at < _LOOK_SECONDS and self._is_told:
+        if self._is_fresh(at):
             return self._doubt
         with self._lock:
+            if self._is_fresh(at):  # another thread has looked in the meantime
+                return self._doubt
             doubt = self._found(now)
             if bool(doubt) != bool(self._doubt) or not self._is_told:
                 self._tell(doubt)
-            self._doubt, self._looked_at, self._is_told = doubt, at, True
+            self._doubt, self._looked_at = doubt, self._monotonic()
+            self._is_told = True
         return doubt
+
+    def _is_fresh(self, at: float) -> bool:
+        if self._objects.has_failed and not self._doubt:
+            return False
+        return at - self._looked_at < _LOOK_SECONDS and self._is_told
 
     def can_verify(self, now: datetime) -> bool:
         """See TokenVerifier.can_verify: a review can always be tried."""

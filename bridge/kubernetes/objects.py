@@ -7,11 +7,12 @@ starts finds all there is, and one that reads sees a deletion as soon as it is w
 Times of watches are those of the system's monotonic clock, which all processes share.
 """
 
+import logging
 import sqlite3
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -22,7 +23,10 @@ from bridge.errors import ReviewError
 PODS, ACCOUNTS, NODES = "pods", "serviceaccounts", "nodes"
 KINDS = (PODS, ACCOUNTS, NODES)
 """The resources that are watched."""
-_BUSY_SECONDS = 5.0
+_READ_SECONDS = 0.1
+"""How long a reader waits for a lock: the API server can be asked instead."""
+_WRITE_SECONDS = 5.0
+_DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _SETTINGS = """
 PRAGMA journal_mode = WAL;
 PRAGMA synchronous = OFF;
@@ -52,6 +56,7 @@ _TROUBLE = (
     "INSERT INTO watches VALUES (?, ?, NULL, ?) ON CONFLICT (source, kind) "
     "DO UPDATE SET trouble = excluded.trouble"
 )
+_log = logging.getLogger(__name__)
 
 
 class ClusterObject(NamedTuple):
@@ -75,7 +80,7 @@ class ClusterObject(NamedTuple):
         """Read an object as an API server writes it, whole or its metadata alone.
 
         Raises:
-            ValueError: It is no such object.
+            ValueError: It is no such object, or has text that is no Unicode.
         """
         try:
             metadata, spec = found["metadata"], found.get("spec") or {}
@@ -84,7 +89,7 @@ class ClusterObject(NamedTuple):
                 deleted = datetime.fromisoformat(stamp).timestamp()
             # Thousands of pods have these of a few.
             namespace, account, node = (
-                sys.intern(value or "")
+                sys.intern(_text(value or ""))
                 for value in (
                     metadata.get("namespace"),
                     spec.get("serviceAccountName"),
@@ -107,6 +112,7 @@ class ClusterObject(NamedTuple):
 def _text(value: object) -> str:
     if not isinstance(value, str):
         raise TypeError("expected text")
+    value.encode()  # JSON can have half a surrogate pair: an error is a ValueError
     return value
 
 
@@ -121,6 +127,12 @@ class WatchState:
     """What is wrong with them now; empty if nothing is."""
 
 
+class _Held(NamedTuple):
+    connection: sqlite3.Connection
+    file: tuple[int, int] | None
+    """Which file the path was when the connection was opened."""
+
+
 class ObjectIndex:
     """The index of one bridge. Safe between threads, and between processes.
 
@@ -130,22 +142,40 @@ class ObjectIndex:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._idle: deque[sqlite3.Connection] = deque()
+        self._idle: deque[_Held] = deque()
+        self._busy_seconds = _READ_SECONDS
 
     def create(self, sources: Iterable[str]) -> None:
         """Make the file if it is not there, and forget all clusters but these.
 
+        A damaged file is made anew. Who calls this is the writer.
+
         Raises:
             ReviewError: The file cannot be written.
         """
-        self._path.touch(mode=0o600)
+        self._busy_seconds = _WRITE_SECONDS
         kept = sorted(sources)
+        try:
+            self._make(kept)
+        except ReviewError as error:
+            if not _is_damage(error.__cause__):
+                raise
+            _log.warning("the index of what was watched is made anew: %s", error.detail)
+            self._remove()
+            self._make(kept)
+
+    def _make(self, kept: list[str]) -> None:
+        self._path.touch(mode=0o600)
         marks = ", ".join("?" * len(kept))
         with self._connected() as connection:
             connection.executescript(_SCHEMA)
             for table in ("objects", "watches"):
                 query = f"DELETE FROM {table} WHERE source NOT IN ({marks})"  # noqa: S608 - question marks
                 connection.execute(query, kept)
+
+    def _remove(self) -> None:
+        for end in ("", "-wal", "-shm"):
+            self._path.with_name(self._path.name + end).unlink(missing_ok=True)
 
     def publish(
         self, source: str, kind: str, objects: Iterable[ClusterObject], now: float
@@ -191,8 +221,9 @@ class ObjectIndex:
 
     def trouble(self, source: str, kind: str, text: str) -> None:
         """Note what is wrong with a watch. Raises as `publish` does."""
+        told = text.encode(errors="replace").decode()
         with self._connected() as connection:
-            connection.execute(_TROUBLE, (source, kind, text))
+            connection.execute(_TROUBLE, (source, kind, told))
 
     def find(
         self, source: str, kind: str, namespace: str, name: str
@@ -225,33 +256,49 @@ class ObjectIndex:
     def close(self) -> None:
         """Close the file where no other thread uses it."""
         while self._idle:
-            self._idle.pop().close()
+            self._idle.pop().connection.close()
 
     @contextmanager
     def _connected(self) -> Iterator[sqlite3.Connection]:
-        connection: sqlite3.Connection | None = None
-        try:
-            with suppress(IndexError):
-                connection = self._idle.pop()
-            if connection is None:
-                connection = self._opened()
-            yield connection
-        except sqlite3.Error as error:
-            if connection is not None:
-                connection.close()
-            raise ReviewError(
-                "the index of this cluster's objects cannot be used",
-                rule="review.index",
-                detail=f"{self._path}: {error}",
-            ) from error
-        self._idle.append(connection)
+        with ExitStack() as on_error:
+            try:
+                held = self._taken() or self._opened()
+                on_error.callback(held.connection.close)
+                yield held.connection
+            except sqlite3.Error as error:
+                raise ReviewError(
+                    "the index of this cluster's objects cannot be used",
+                    rule="review.index",
+                    detail=f"{self._path}: {error}",
+                ) from error
+            on_error.pop_all()
+        self._idle.append(held)
 
-    def _opened(self) -> sqlite3.Connection:
+    def _taken(self) -> _Held | None:
+        # One to a file that was made anew since would read the old one for ever.
+        file = self._file()
+        with suppress(IndexError):
+            while True:
+                held = self._idle.pop()
+                if held.file == file:
+                    return held
+                held.connection.close()
+        return None
+
+    def _file(self) -> tuple[int, int] | None:
+        try:
+            found = self._path.stat()
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
+
+    def _opened(self) -> _Held:
+        file = self._file()  # before it is opened: at worst, it is opened again
         # Not made here: what was not made by the watcher, nobody fills.
         connection = sqlite3.connect(
             f"{self._path.absolute().as_uri()}?mode=rw",
             uri=True,
-            timeout=_BUSY_SECONDS,
+            timeout=self._busy_seconds,
             isolation_level=None,
             check_same_thread=False,
         )
@@ -260,7 +307,12 @@ class ObjectIndex:
         except sqlite3.Error:
             connection.close()
             raise
-        return connection
+        return _Held(connection, file)
+
+
+def _is_damage(error: BaseException | None) -> bool:
+    code = getattr(error, "sqlite_errorcode", 0)
+    return code & 0xFF in _DAMAGE  # without what extends it
 
 
 @contextmanager

@@ -13,10 +13,12 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bridge.errors import ConfigError, ReviewError
 from bridge.process.role import WatcherOrder
 from bridge.system.child_process import follow_parent, read_order
 from bridge.system.linux import bound_malloc, take_turns
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from bridge.kubernetes.objects import ClusterObject, ObjectIndex
 
 _CALLS = 4
+_AGAIN_SECONDS = 15.0
 _log = logging.getLogger(__name__)
 
 
@@ -53,7 +56,6 @@ def _run(order: WatcherOrder) -> None:
     from bridge.config import BoundConfig, parse  # noqa: PLC0415 - slow
     from bridge.identity.clusters import watch_source  # noqa: PLC0415 - see above
     from bridge.kubernetes.objects import ObjectIndex  # noqa: PLC0415 - see above
-    from bridge.system.background import BackgroundLoop  # noqa: PLC0415 - see above
 
     config = parse(order.text, Path(order.path))
     watched = {
@@ -63,23 +65,57 @@ def _run(order: WatcherOrder) -> None:
     }
     index = ObjectIndex(Path(order.index))
     index.create(watched)
-    for source, tokens in watched.items():
-        for informer in _informers(index, source, tokens):
-            BackgroundLoop(
-                "watch", informer.follow, informer.pause, is_immediate=True
-            ).start()
+    waiting = [_Cluster(index, *one) for one in watched.items()]
+    while waiting := [one for one in waiting if not one.begins()]:
+        time.sleep(_AGAIN_SECONDS)
     threading.Event().wait()
+
+
+class _Cluster:
+    # Its watches begin when its credentials can be read, and hold up no others.
+    def __init__(
+        self, index: "ObjectIndex", source: str, tokens: "BoundConfig"
+    ) -> None:
+        self._index = index
+        self._source = source
+        self._tokens = tokens
+        self._trouble = ""
+
+    def begins(self) -> bool:
+        """Start the watches; False, and told why, if they have to be tried again."""
+        from bridge.system.background import BackgroundLoop  # noqa: PLC0415 - see `_run`
+
+        try:
+            informers = _informers(self._index, self._source, self._tokens)
+        except (ConfigError, ReviewError, OSError) as error:
+            self._tell(str(error))
+            return False
+        for one in informers:
+            BackgroundLoop("watch", one.follow, one.pause, is_immediate=True).start()
+        return True
+
+    def _tell(self, trouble: str) -> None:
+        from bridge.kubernetes.objects import PODS  # noqa: PLC0415 - see `_run`
+
+        if trouble != self._trouble:
+            self._trouble = trouble
+            name, _, _ = self._source.rpartition(" ")
+            _log.error("cluster %s: not watched so far: %s", name, trouble)
+        with suppress(ReviewError):  # those of others may be written
+            self._index.trouble(self._source, PODS, trouble)
 
 
 def _informers(
     index: "ObjectIndex", source: str, tokens: "BoundConfig"
-) -> Iterator["Informer"]:
+) -> list["Informer"]:
     from bridge.identity.clusters import api_server_of  # noqa: PLC0415 - see `_run`
     from bridge.kubernetes.informer import RESOURCES, Informer  # noqa: PLC0415
 
     server = api_server_of(tokens, _CALLS)
-    for resource_ in RESOURCES.values():
-        yield Informer(server, resource_, _IntoIndex(index, source, resource_.kind))
+    return [
+        Informer(server, resource_, _IntoIndex(index, source, resource_.kind))
+        for resource_ in RESOURCES.values()
+    ]
 
 
 class _IntoIndex:

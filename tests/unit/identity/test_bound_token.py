@@ -2,8 +2,8 @@
 
 import json
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from functools import cache
@@ -20,7 +20,13 @@ from bridge.identity.keyring import KeyOwners
 from bridge.identity.offline_verifier import OfflineVerifier
 from bridge.identity.service_account_token import unverified
 from bridge.identity.token_review import ReviewVerifier
-from bridge.kubernetes.objects import ACCOUNTS, PODS, ClusterObject, ObjectIndex
+from bridge.kubernetes.objects import (
+    ACCOUNTS,
+    PODS,
+    ClusterObject,
+    ObjectIndex,
+    WatchState,
+)
 from bridge.resilience.budget import Budget
 from tests.support.parts.token_reviews import good_status
 from tests.support.parts.tokens import OMIT, TokenIssuer
@@ -358,3 +364,78 @@ def test_the_keys_are_those_that_the_api_server_shows(ground: Ground) -> None:
     with pytest.raises(ReviewError, match="keys of this cluster") as caught:
         keys.read()
     assert caught.value.rule == "cluster.keys"
+
+
+class Broken:
+    """Takes the place of an index of which objects, or nothing, can be read."""
+
+    def __init__(self, index: ObjectIndex) -> None:
+        self._index = index
+        self.is_broken = True
+        self.finds = 0
+
+    def find(self, *key: str) -> ClusterObject | None:
+        self.finds += 1
+        if self.is_broken:
+            raise ReviewError("no", rule="review.index", detail="it is malformed")
+        return self._index.find(*key)
+
+    def state(self, source: str, kinds: Iterable[str]) -> WatchState:
+        return self._index.state(source, kinds)
+
+    def close(self) -> None:
+        self._index.close()
+
+
+def test_an_index_that_cannot_be_read_refuses_nobody(
+    ground: Ground, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert ground.verify(token()).verified_by == "bound"
+    broken = Broken(ground.index)
+    monkeypatch.setattr(ground.verifier._objects, "_index", broken)
+    ground.server.objects |= {
+        POD: metadata("web-0", POD_UID),
+        ACCOUNT: metadata("web", account_uid()),
+    }
+    assert ground.verify(token()).verified_by == "bound"
+    assert ground.server.asked == [ACCOUNT, POD]
+    for _ in range(3):  # from the next call on, and not by a lookup for each
+        assert ground.verify(token()).verified_by == "token_review"
+    assert broken.finds == 3
+    assert "it is malformed" in ground.verifier.problems(NOW)[0]
+    ground.time += 1.5
+    assert ground.verify(token()).verified_by == "token_review"
+    broken.is_broken = False
+    ground.time += 1.5
+    assert ground.verify(token()).verified_by == "bound"
+    assert ground.server.asked[2:] == ["review"] * 4
+
+
+def test_a_pod_that_is_gone_is_refused_where_the_index_cannot_be_read(
+    ground: Ground, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ground.verifier._objects, "_index", Broken(ground.index))
+    ground.server.objects[ACCOUNT] = metadata("web", account_uid())
+    assert ground.refusal(token()).rule == "token.gone"
+
+
+def test_one_thread_looks_at_the_watch(
+    ground: Ground, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks, began, go_on = [], threading.Event(), threading.Event()
+
+    def age() -> tuple[float | None, str]:
+        looks.append(1)
+        began.set()
+        go_on.wait(30)
+        return 1.0, ""
+
+    monkeypatch.setattr(ground.verifier._objects, "age", age)
+    with ThreadPoolExecutor(4) as pool:
+        first = pool.submit(ground.verifier.look, NOW)
+        assert began.wait(30)
+        others = [pool.submit(ground.verifier.look, NOW) for _ in range(3)]
+        assert not wait(others, timeout=0.2).done
+        go_on.set()
+        assert {one.result() for one in (first, *others)} == {""}
+    assert len(looks) == 1

@@ -1,8 +1,12 @@
 """What a watcher writes, every process reads: all of it, and as it is now."""
 
+import sqlite3
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -145,3 +149,101 @@ def test_a_damaged_file_is_told(index: ObjectIndex, path: Path) -> None:
         one.unlink()
     path.write_bytes(b"no database" * 1000)
     assert "not a database" in index.state("one").trouble
+
+
+def damage(path: Path, where: int) -> None:
+    with path.open("r+b") as file:
+        file.seek(where)
+        file.write(b"no database " * 10_000)
+
+
+@pytest.mark.parametrize(
+    ("where", "what"), [(0, "not a database"), (4096, "malformed")]
+)
+def test_a_damaged_file_is_made_anew(
+    index: ObjectIndex, path: Path, where: int, what: str
+) -> None:
+    index.publish("one", PODS, [WEB._replace(name=str(i)) for i in range(2000)], 1.0)
+    index.close()
+    damage(path, where)
+    with closing(ObjectIndex(path)) as reader, closing(ObjectIndex(path)) as writer:
+        with pytest.raises(ReviewError, match="cannot be used") as caught:
+            reader.find("one", PODS, "shop", "7")
+        assert what in caught.value.detail
+        writer.create(["one"])
+        assert reader.find("one", PODS, "shop", "7") is None
+        writer.publish("one", PODS, [WEB], 2.0)
+        assert reader.find("one", PODS, "shop", "web-0") == WEB
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_file_that_cannot_be_written_is_no_damaged_one(path: Path) -> None:
+    path.mkdir()
+    with closing(ObjectIndex(path)) as writer, pytest.raises(ReviewError):
+        writer.create(["one"])
+    assert path.is_dir()
+
+
+def test_a_reader_notices_that_the_file_is_another(
+    index: ObjectIndex, path: Path
+) -> None:
+    index.publish("one", PODS, [WEB], 1.0)
+    with closing(ObjectIndex(path)) as reader:
+        assert reader.find("one", PODS, "shop", "web-0") == WEB
+        for one in tuple(path.parent.iterdir()):
+            one.unlink()
+        with pytest.raises(ReviewError, match="cannot be used"):
+            reader.find("one", PODS, "shop", "web-0")
+        index.create(["one"])
+        assert reader.find("one", PODS, "shop", "web-0") is None
+        index.publish("one", PODS, [API], 2.0)
+        assert reader.find("one", PODS, "pay", "api-0") == API
+
+
+def test_an_error_of_any_kind_takes_a_change_back(index: ObjectIndex) -> None:
+    index.publish("one", PODS, [WEB], 1.0)
+    with pytest.raises(UnicodeEncodeError):
+        index.publish("one", PODS, [API, WEB._replace(name="\ud800")], 2.0)
+    assert index.find("one", PODS, "shop", "web-0") == WEB
+    assert index.find("one", PODS, "pay", "api-0") is None
+    index.put("one", PODS, API, 3.0)  # and nothing is left locked
+
+
+@pytest.mark.parametrize("where", ["namespace", "name", "uid", "account", "node"])
+def test_text_that_is_no_unicode_is_refused(where: str) -> None:
+    metadata: dict[str, Any] = {"namespace": "shop", "name": "web-0", "uid": "1"}
+    spec: dict[str, Any] = {}
+    names = {"account": "serviceAccountName", "node": "nodeName"}
+    (spec if where in names else metadata)[names.get(where, where)] = "a\ud800"
+    with pytest.raises(ValueError, match="surrogates not allowed"):
+        ClusterObject.of({"metadata": metadata, "spec": spec})
+
+
+def test_trouble_that_is_no_unicode_is_told(index: ObjectIndex) -> None:
+    index.trouble("one", PODS, "said \ud800")
+    assert index.state("one").trouble == "said ?"
+
+
+def test_a_reader_does_not_wait_for_a_lock(index: ObjectIndex, path: Path) -> None:
+    index.close()
+    with (
+        closing(sqlite3.connect(path, isolation_level=None)) as other,
+        closing(ObjectIndex(path)) as reader,
+    ):
+        other.execute("PRAGMA locking_mode = EXCLUSIVE")
+        other.execute("BEGIN EXCLUSIVE")
+        began = time.monotonic()
+        assert "locked" in reader.state("one").trouble
+        assert time.monotonic() - began < 2.0
+
+
+def test_a_writer_waits_for_a_lock(index: ObjectIndex, path: Path) -> None:
+    with closing(
+        sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    ) as other:
+        other.execute("BEGIN IMMEDIATE")
+        later = threading.Timer(0.5, other.execute, ["ROLLBACK"])
+        later.start()
+        index.put("one", PODS, WEB, 1.0)
+        later.join()
+    assert index.find("one", PODS, "shop", "web-0") == WEB
