@@ -86,6 +86,10 @@ class Sink(Protocol):
         """Note why the resource cannot be followed."""
 
 
+_LOST = ("review.timeout", "review.unavailable")
+"""Rules of a connection that was silent, or was lost."""
+
+
 class Informer:
     """Follows one resource of one cluster. For one thread: see `BackgroundLoop`.
 
@@ -260,8 +264,9 @@ class Informer:
 
     def _failed(self, error: ReviewError) -> None:
         self._aside = None
-        if error.status == http.client.GONE or error.rule == "review.timeout":
-            # What a silent watch has missed, nobody knows.
+        if error.status == http.client.GONE or error.rule in _LOST:
+            # What was missed, nobody knows. An API server that was away may come back
+            # with an older store, which has passed the version of the watch by then.
             self._version = ""
         longest = _FIRST_WAIT_SECONDS * 2**self._failures
         self._failures = min(self._failures + 1, 10)

@@ -23,7 +23,7 @@ from bridge.errors import ReviewError
 PODS, ACCOUNTS, NODES = "pods", "serviceaccounts", "nodes"
 KINDS = (PODS, ACCOUNTS, NODES)
 """The resources that are watched."""
-_READ_SECONDS = 0.1
+_READ_SECONDS = 1.0
 """How long a reader waits for a lock: the API server can be asked instead."""
 _WRITE_SECONDS = 5.0
 _DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
