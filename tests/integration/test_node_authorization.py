@@ -33,7 +33,10 @@ PODS: dict[str, Any] = {
         "metadata": {"namespace": "istio-system", "name": "ztunnel-1", "uid": UID},
         "spec": {"serviceAccountName": "ztunnel", "nodeName": "node-1"},
     },
-    WEB_PODS: {"kind": "PartialObjectMetadataList", "items": [{}]},
+    WEB_PODS: {
+        "kind": "PartialObjectMetadataList",
+        "items": [{"metadata": {"namespace": "shop"}}],
+    },
 }
 
 
