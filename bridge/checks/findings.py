@@ -28,9 +28,9 @@ from bridge.dataplanes.exposure import exposure_of
 from bridge.dataplanes.planes import data_plane_problems
 from bridge.errors import BridgeError, ConfigError, DeniedError, SubjectError
 from bridge.hierarchy.replica import openssl_accepts, replicate
-from bridge.identity.clusters import api_server_of
 from bridge.identity.token_review import ReviewVerifier
 from bridge.kubernetes.api import APIServer
+from bridge.kubernetes.clients import api_server_of
 from bridge.kubernetes.rights import NODES, REVIEWS, SECRETS, missing_rights
 from bridge.metrics.expiry import CertificateExpiry, ExpiryLevel
 from bridge.policy.linkerd_names import LinkerdNames

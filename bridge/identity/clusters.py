@@ -4,7 +4,6 @@ A credential belongs to one cluster. The caller names it (`clusterid`), and the 
 verified by the keys, or the API server, of that cluster alone.
 """
 
-import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,12 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from bridge.config import (
-    APIServerConfig,
     BoundConfig,
     BridgeConfig,
     ClusterConfig,
     JWKSConfig,
-    TokenReviewConfig,
 )
 from bridge.dns_names import is_label
 from bridge.errors import AuthenticationError, ConfigError, DeniedError
@@ -39,15 +36,15 @@ from bridge.identity.offline_verifier import OfflineVerifier, source_of
 from bridge.identity.service_account_token import shown
 from bridge.identity.token_review import ReviewVerifier
 from bridge.kubernetes.api import APIServer
-from bridge.kubernetes.credentials import (
-    AccessSource,
-    APIAccess,
-    Credentials,
-    in_cluster,
+from bridge.kubernetes.clients import (
+    access_source_of,
+    api_server_of,
+    key_of,
+    remote_secrets_of,
+    watch_source,
 )
-from bridge.kubernetes.kubeconfig import KubeconfigFile
 from bridge.kubernetes.pods import LivePods, PodLookup
-from bridge.kubernetes.remote_secrets import Allowed, RemoteSecrets
+from bridge.kubernetes.remote_secrets import RemoteSecrets
 from bridge.resilience.budget import Budget
 from bridge.resilience.bulkhead import places_of
 from bridge.spiffe import SpiffeID, TrustDomain
@@ -111,9 +108,8 @@ def read_clusters(
         try:
             verifier, pods = make.verifier(entry)
         except ConfigError as error:
-            key = "ca_file" if entry.tokens.verify == "jwks" else "server"
-            if getattr(entry.tokens, "kubeconfig", None) is not None:
-                key = "kubeconfig"
+            tokens = entry.tokens
+            key = "ca_file" if isinstance(tokens, JWKSConfig) else key_of(tokens)
             problems.append(f"clusters[{index}].tokens.{key}: {error}")
             continue
         domain = TrustDomain(entry.trust_domain or config.trust_domain)
@@ -156,10 +152,7 @@ class _VerifierMaker:
         tokens = entry.tokens
         if isinstance(tokens, JWKSConfig):
             return self._offline(entry.name, tokens, source_of(tokens)), None
-        source = None
-        is_remote = isinstance(tokens, TokenReviewConfig) and tokens.remote_secret
-        if is_remote and self._secrets is not None:
-            source = self._secrets.access_for(entry.name)
+        source = access_source_of(entry, self._secrets)
         server = api_server_of(tokens, self._places, source)
         review = ReviewVerifier(server)
         if not isinstance(tokens, BoundConfig):
@@ -211,73 +204,6 @@ class _VerifierMaker:
         )
         self.offline[name] = made
         return made
-
-
-def watch_source(cluster: str, tokens: APIServerConfig) -> str:
-    """Return what a cluster is called in the index of what the watcher has seen.
-
-    One that is reached in another way is another: what was seen of it is forgotten.
-    """
-    section = tokens.model_dump_json(include=set(APIServerConfig.model_fields))
-    digest = hashlib.sha256(section.encode()).hexdigest()
-    return f"{cluster} {digest[:16]}"
-
-
-def api_server_of(
-    tokens: APIServerConfig, calls: int = 1, source: AccessSource | None = None
-) -> APIServer:
-    """Build the client of the API server that a section names. It asks nothing yet.
-
-    Args:
-        tokens: The section; by default the API server of the pod's own cluster.
-        calls: How many requests may be in flight.
-        source: Says how it is reached in place of the section.
-
-    Raises:
-        ConfigError: There is no such API server, or its URL cannot be used.
-    """
-    return APIServer(
-        Credentials(source or _access_of(tokens)),
-        seconds=tokens.timeout.total_seconds(),
-        calls=calls,
-    )
-
-
-def _access_of(tokens: APIServerConfig) -> APIAccess | AccessSource:
-    if tokens.kubeconfig is not None:
-        file = KubeconfigFile(tokens.kubeconfig, tokens.context or "")
-        file.access()  # a mistake is told at once
-        return file
-    if tokens.server is None:
-        return in_cluster()
-    return APIAccess(
-        server=tokens.server,
-        ca=tokens.ca_file,
-        token=tokens.token_file or "",
-        certificate=tokens.client_certificate_file,
-        key=tokens.client_key_file,
-    )
-
-
-def _remote_secrets_of(config: BridgeConfig) -> RemoteSecrets | None:
-    section = config.remote_secrets
-    if section is None:
-        return None
-    try:
-        home = api_server_of(section)
-    except ConfigError as error:
-        raise ConfigError(f"remote_secrets.server: {error}") from error
-    names = {
-        name: entry.name
-        for entry in config.clusters
-        if isinstance(entry.tokens, TokenReviewConfig) and entry.tokens.remote_secret
-        for name in (entry.name, *entry.aliases)
-    }
-    allowed = Allowed(
-        commands=frozenset(section.allowed_commands),
-        files=frozenset(section.allowed_files),
-    )
-    return RemoteSecrets(home, section.namespace, names, allowed)
 
 
 def _impossible_namespaces(entry: ClusterConfig, index: int) -> list[str]:
@@ -348,7 +274,7 @@ class ClusterRegistry:
         Raises:
             ConfigError: See `read_clusters`.
         """
-        secrets = _remote_secrets_of(config)
+        secrets = remote_secrets_of(config)
         clusters = read_clusters(config, clock=clock, watched=watched, secrets=secrets)
         names = {
             name: cluster

@@ -54,7 +54,7 @@ def main() -> int:
 
 def _run(order: WatcherOrder) -> None:
     from bridge.config import BoundConfig, parse  # noqa: PLC0415 - slow
-    from bridge.identity.clusters import watch_source  # noqa: PLC0415 - see above
+    from bridge.kubernetes.clients import watch_source  # noqa: PLC0415 - see above
     from bridge.kubernetes.objects import ObjectIndex  # noqa: PLC0415 - see above
 
     config = parse(order.text, Path(order.path))
@@ -108,7 +108,7 @@ class _Cluster:
 def _informers(
     index: "ObjectIndex", source: str, tokens: "BoundConfig"
 ) -> list["Informer"]:
-    from bridge.identity.clusters import api_server_of  # noqa: PLC0415 - see `_run`
+    from bridge.kubernetes.clients import api_server_of  # noqa: PLC0415 - see `_run`
     from bridge.kubernetes.informer import RESOURCES, Informer  # noqa: PLC0415
 
     server = api_server_of(tokens, _CALLS)

@@ -121,7 +121,7 @@ class Assembly:
             except BridgeError as error:
                 parts.problems.append(error)
         parts.revoke(self.config.crls if self._has("crls") else ())
-        if self._has("clusters", "trust_domain"):
+        if self._has("clusters", "trust_domain", "remote_secrets"):
             try:
                 parts.clusters = _clusters(self)
             except BridgeError as error:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from bridge.config import BoundConfig, parse
-from bridge.identity.clusters import watch_source
+from bridge.kubernetes.clients import watch_source
 from bridge.kubernetes.objects import ObjectIndex, WatchState
 from bridge.process import watcher
 from bridge.process.role import WatcherOrder

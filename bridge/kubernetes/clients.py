@@ -1,0 +1,117 @@
+"""Clients for the API servers that a configuration names, and how each is reached."""
+
+import hashlib
+
+from bridge.config import (
+    APIServerConfig,
+    BridgeConfig,
+    ClusterConfig,
+    TokenReviewConfig,
+)
+from bridge.errors import ConfigError
+from bridge.kubernetes.api import APIServer
+from bridge.kubernetes.credentials import (
+    AccessSource,
+    APIAccess,
+    Credentials,
+    in_cluster,
+)
+from bridge.kubernetes.kubeconfig import KubeconfigFile
+from bridge.kubernetes.remote_secrets import Allowed, RemoteSecrets
+
+
+def key_of(tokens: APIServerConfig) -> str:
+    """Return the key of a section that says where its API server is."""
+    return "server" if tokens.kubeconfig is None else "kubeconfig"
+
+
+def watch_source(cluster: str, tokens: APIServerConfig) -> str:
+    """Return what a cluster is called in the index of what the watcher has seen.
+
+    One that is reached in another way is another: what was seen of it is forgotten.
+    """
+    section = tokens.model_dump_json(include=set(APIServerConfig.model_fields))
+    digest = hashlib.sha256(section.encode()).hexdigest()
+    return f"{cluster} {digest[:16]}"
+
+
+def api_server_of(
+    tokens: APIServerConfig, calls: int = 1, source: AccessSource | None = None
+) -> APIServer:
+    """Build the client of the API server that a section names. It asks nothing yet.
+
+    Args:
+        tokens: The section; by default the API server of the pod's own cluster.
+        calls: How many requests may be in flight.
+        source: Says how it is reached in place of the section.
+
+    Raises:
+        ConfigError: There is no such API server, or its URL cannot be used.
+    """
+    return APIServer(
+        Credentials(source or _access_of(tokens)),
+        seconds=tokens.timeout.total_seconds(),
+        calls=calls,
+    )
+
+
+def access_source_of(
+    entry: ClusterConfig, secrets: RemoteSecrets | None
+) -> AccessSource | None:
+    """Return what says how a cluster is reached in place of its section.
+
+    Args:
+        entry: The cluster.
+        secrets: Has the credentials of clusters with `tokens.remote_secret`.
+    """
+    if secrets is None or not has_remote_secret(entry):
+        return None
+    return secrets.access_for(entry.name)
+
+
+def has_remote_secret(entry: ClusterConfig) -> bool:
+    """Return whether the credentials of a cluster are in a remote secret."""
+    tokens = entry.tokens
+    return isinstance(tokens, TokenReviewConfig) and tokens.remote_secret
+
+
+def _access_of(tokens: APIServerConfig) -> APIAccess | AccessSource:
+    if tokens.kubeconfig is not None:
+        file = KubeconfigFile(tokens.kubeconfig, tokens.context or "")
+        file.access()  # a mistake is told at once
+        return file
+    if tokens.server is None:
+        return in_cluster()
+    return APIAccess(
+        server=tokens.server,
+        ca=tokens.ca_file,
+        token=tokens.token_file or "",
+        certificate=tokens.client_certificate_file,
+        key=tokens.client_key_file,
+    )
+
+
+def remote_secrets_of(config: BridgeConfig) -> RemoteSecrets | None:
+    """Build what reads the remote secrets; None where there are none to read.
+
+    Raises:
+        ConfigError: Their API server cannot be asked, or its URL cannot be used.
+    """
+    section = config.remote_secrets
+    if section is None:
+        return None
+    try:
+        home = api_server_of(section)
+    except ConfigError as error:
+        raise ConfigError(f"remote_secrets.{key_of(section)}: {error}") from error
+    names = {
+        name: entry.name
+        for entry in config.clusters
+        if has_remote_secret(entry)
+        for name in (entry.name, *entry.aliases)
+    }
+    allowed = Allowed(
+        commands=frozenset(section.allowed_commands),
+        files=frozenset(section.allowed_files),
+    )
+    return RemoteSecrets(home, section.namespace, names, allowed)
