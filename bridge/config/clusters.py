@@ -141,9 +141,8 @@ class APIServerConfig(Section):
     """What `clusters[].tokens` says of the API server that is asked."""
 
     server: _ServerURL | None = None
-    """With `token_review` and `bound`: the API server, as `https://HOST:PORT`. By
-    default that of the cluster in whose pod the bridge runs, with the credentials of
-    the pod."""
+    """The API server, as `https://HOST:PORT`. By default that of the cluster in whose
+    pod the bridge runs, with the credentials of the pod."""
     ca_file: FilePath | None = None
     """Trust anchors of `server`, read again when the file changes."""
     token_file: FilePath | None = None

@@ -1,7 +1,7 @@
 """The keys of the configuration, from the schema: path, type, default, description."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, Literal, get_args, get_origin
@@ -84,25 +84,40 @@ def keys(model: type[BaseModel], above: str = "") -> Iterator[Key]:
     for name, field in model.model_fields.items():
         if sections := sections_of(field.annotation):
             many = _LISTS.get(get_origin(field.annotation), "")
-            found: dict[str, Key] = {}
+            found: dict[str, dict[str, Key]] = {}
             for section in sections:
                 for key in keys(section, f"{above}{name}{many}."):
-                    found[key.path] = _either(found.get(key.path), key)
-            yield from found.values()
+                    found.setdefault(key.path, {})[_alternative(section)] = key
+            yield from map(_joined, found.values())
             continue
         kind = _type(field, written_types.get(name, ""))
         yield Key(above + name, kind, default_of(field), texts.get(name, ""))
 
 
-def _either(one: Key | None, other: Key) -> Key:
-    # A key of two alternatives. Its meaning is told once.
-    if one is None:
-        return other
-    kind = one.type if one.type == other.type else f"{one.type} or {other.type}"
-    meaning = one.meaning
-    if other.meaning not in meaning:
-        meaning = f"{meaning} {other.meaning}".strip()
-    return replace(one, type=kind, meaning=meaning)
+def _alternative(section: type[BaseModel]) -> str:
+    # What chooses this one of several sections: `verify: jwks`.
+    for name, field in section.model_fields.items():
+        if get_origin(field.annotation) is Literal and field.is_required():
+            (value,) = get_args(field.annotation)
+            return f"`{name}: {value}`"
+    return ""
+
+
+def _joined(alternatives: Mapping[str, Key]) -> Key:
+    # A key of several sections. A meaning that is not that of all says whose it is.
+    kinds = dict.fromkeys(key.type for key in alternatives.values())
+    meanings: dict[str, list[str]] = {}
+    for alternative, key in alternatives.items():
+        if key.meaning:
+            meanings.setdefault(key.meaning, []).append(alternative)
+    meaning = " ".join(
+        text
+        if len(meanings) == 1
+        else f"With {' or '.join(whose)}: {text[0].lower()}{text[1:]}"
+        for text, whose in meanings.items()
+    )
+    first = next(iter(alternatives.values()))
+    return replace(first, type=" or ".join(kinds), meaning=meaning)
 
 
 def _options() -> dict[str, list[Key]]:
