@@ -91,8 +91,8 @@ class NodeAuthorization:
                 "acting for another workload is not allowed here",
                 rule="impersonation",
                 detail=f"cluster {requester.cluster} verifies tokens by keys alone, "
-                "which tell nothing of the pods on a node; tokens.verify: token_review "
-                "asks its API server",
+                "which tell nothing of the pods on a node; with tokens.verify: "
+                "token_review or bound, its API server is asked",
             )
         if not self.is_proxy(requester):
             raise DeniedError(

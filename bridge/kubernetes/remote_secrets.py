@@ -15,7 +15,7 @@ import binascii
 import logging
 import threading
 from collections.abc import Hashable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,8 @@ class _Known:
     content: bytes
     access: APIAccess | None
     trouble: str = ""
+    place: str = ""
+    """The name of the secret, and the key in it."""
 
 
 class RemoteSecrets:
@@ -114,8 +116,8 @@ class RemoteSecrets:
         place = f"remote secrets in {self.namespace}"
         found = [f"{place} cannot be listed: {self._trouble}"] if self._trouble else []
         found += [
-            f"remote secret of {name}: {known.trouble}"
-            for name, known in self._known.items()
+            f"remote secret {known.place}: {known.trouble}"
+            for known in self._known.values()
             if known.trouble
         ]
         return [*found, *self._unused]
@@ -163,26 +165,27 @@ class RemoteSecrets:
                         f"cluster {cluster}, too"
                     )
                 else:
-                    known[cluster] = self._read(cluster, value)
+                    place = f"{name}, key {cluster_id}"
+                    known[cluster] = self._read(cluster, value, place)
         self._known, self._unused = known, tuple(unused)
 
-    def _read(self, cluster: str, value: object) -> _Known:
+    def _read(self, cluster: str, value: object, place: str) -> _Known:
         before = self._known.get(cluster)
         try:
             content = base64.b64decode(str(value), validate=True)
         except (binascii.Error, ValueError):
             content = b""
         if before is not None and before.content == content:
-            return before
+            return replace(before, place=place)
         try:
             access = access_of(content)
             self._require_allowed(access)
         except (ConfigError, ValueError, TypeError, OSError, RecursionError) as error:
             # Whatever is wrong in it, the other secrets are looked at.
             old = None if before is None else before.access
-            return _Known(content, old, str(error))
+            return _Known(content, old, str(error), place)
         _log.info("cluster %s has new credentials by its remote secret", cluster)
-        return _Known(content, access)
+        return _Known(content, access, place=place)
 
     def _require_allowed(self, access: APIAccess) -> None:
         for path in access.files:
@@ -228,7 +231,7 @@ class RemoteSecret:
             return known.access
         why = self._secrets.trouble or "no remote secret has its cluster ID"
         if known is not None:
-            why = known.trouble
+            why = f"{known.place}: {known.trouble}"
         raise ConfigError(f"there is no remote secret to use: {why}")
 
 

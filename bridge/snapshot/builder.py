@@ -20,6 +20,7 @@ from bridge.dataplanes.acceptance import acceptance_warnings, require_accepted
 from bridge.dataplanes.planes import DataPlane
 from bridge.errors import BackendError, BridgeError, ConfigError, PluginError
 from bridge.identity.clusters import ClusterRegistry
+from bridge.kubernetes.clients import has_remote_secret
 from bridge.policy.issued import PinnedIssuer
 from bridge.policy.linkerd_names import LinkerdNames
 from bridge.policy.rate_limit import RateLimits
@@ -121,7 +122,10 @@ class Assembly:
             except BridgeError as error:
                 parts.problems.append(error)
         parts.revoke(self.config.crls if self._has("crls") else ())
-        if self._has("clusters", "trust_domain", "remote_secrets"):
+        if self._has("clusters", "trust_domain") and (
+            self._has("remote_secrets")
+            or not any(map(has_remote_secret, self.config.clusters))
+        ):
             try:
                 parts.clusters = _clusters(self)
             except BridgeError as error:

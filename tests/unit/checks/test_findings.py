@@ -359,6 +359,7 @@ SPOILED = {
     "issuing_cas": "issuing_cas.other.plugin",
     "ledger": "ledger.journal",
     "trust_anchors": "",
+    "remote_secrets": "",
     "fronts": "",
     "issuance": "",
     "limits": "",
@@ -384,6 +385,20 @@ def test_a_section_that_cannot_be_read_is_not_tried(
     told = "\n".join(str(result.exception).splitlines())
     for line in {*SPOILED.values()} - {""}:
         assert (f": {line}: " in told) == (line != hidden)
+
+
+def test_remote_secrets_that_cannot_be_read_are_no_error_of_a_server(
+    tmp_path: Path,
+) -> None:
+    def spoil(tree: dict[str, Any], _: Path) -> None:
+        joined = {"verify": "token_review", "remote_secret": True}
+        tree["clusters"].append({"name": "far", "tokens": joined})
+        tree["remote_secrets"] = {"namespace": "istio-system", "unknown": 7}
+
+    path = written(tmp_path, spoil)
+    result = CliRunner().invoke(app, ["check", "-c", str(path)])
+    (told,) = str(result.exception).splitlines()
+    assert told.startswith(f"{path}: remote_secrets.unknown: ")
 
 
 def test_the_same_of_several_tiers_is_told_once() -> None:

@@ -150,6 +150,7 @@ LONG_DOMAIN = ".".join(["a" * 63] * 3 + ["a" * 26])
 
 # Path of the key, value, and what the one line of the error says after the key.
 REVIEW: dict[str, object] = {"verify": "token_review"}
+BOUND: dict[str, object] = {"verify": "bound", "issuer": "https://a.example"}
 BAD_VALUES: list[tuple[str, object, str]] = [
     ("trust_domain", ..., "is required (found nothing)"),
     ("trust_domain", "Corp", "a trust domain has 1 to 253 of the characters"),
@@ -249,6 +250,11 @@ BAD_VALUES: list[tuple[str, object, str]] = [
     ("remote_secrets", {}, "remote_secrets.namespace: is required"),
     (
         "clusters.0.tokens",
+        BOUND | {"max_watch_age": "119s"},
+        "expected max_watch_age of at least 2m: a watch of what does not change",
+    ),
+    (
+        "clusters.0.tokens",
         REVIEW | {"kubeconfig": "a", "server": "https://a"},
         "expected either kubeconfig or server (found both of them)",
     ),
@@ -346,6 +352,7 @@ def test_a_bad_value_is_one_line_with_file_key_and_expectation(
         ("fronts.istio.listen", "[::1]:0"),
         ("clusters.0.aliases", ["cn-project-zone-name", "other"]),
         ("issuance.cert_signers", {"clusterissuers.istio.io/a": ["seoul-2"]}),
+        ("clusters.0.tokens", BOUND | {"max_watch_age": "2m"}),
     ],
 )
 def test_a_value_at_the_bound_is_good(where: str, value: object) -> None:

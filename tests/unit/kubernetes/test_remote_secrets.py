@@ -117,8 +117,8 @@ def test_a_half_written_secret_leaves_what_it_said_and_the_others(
     secrets.look()
     assert (shown(secrets), shown(secrets, "near")) == ("one", "near")
     (problem,) = secrets.problems()
-    assert problem.startswith("remote secret of far: ")
-    with pytest.raises(ConfigError, match="there is no remote secret to use: "):
+    assert problem.startswith("remote secret s, key far: ")
+    with pytest.raises(ConfigError, match="remote secret to use: s, key far: "):
         shown(looked(server))
 
 
@@ -238,4 +238,4 @@ def test_one_bad_secret_holds_no_other_up(server: Home, bad: str) -> None:
     secrets = looked(server, Allowed(commands=frozenset({"/bin/true"})))
     assert shown(secrets) == "one"
     (told,) = secrets.problems()
-    assert told.startswith("remote secret of near: ")
+    assert told.startswith("remote secret bad, key near: ")
