@@ -4,7 +4,7 @@ Every problem is reported at once, so that an operator has to edit the file only
 """
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import partial
@@ -122,10 +122,7 @@ class Assembly:
             except BridgeError as error:
                 parts.problems.append(error)
         parts.revoke(self.config.crls if self._has("crls") else ())
-        if self._has("clusters", "trust_domain") and (
-            self._has("remote_secrets")
-            or not any(map(has_remote_secret, self.config.clusters))
-        ):
+        if _has_clusters(self.config, self.sections):
             try:
                 parts.clusters = _clusters(self)
             except BridgeError as error:
@@ -499,6 +496,14 @@ def _made(folder: Path) -> Path | None:
             f"below ledger.journal ({error.strerror})"
         ) from error
     return folder
+
+
+def _has_clusters(config: BridgeConfig, sections: Collection[str]) -> bool:
+    # Whether all could be read that says how clusters are reached.
+    if not {"clusters", "trust_domain"}.issubset(sections):
+        return False
+    is_joined = any(map(has_remote_secret, config.clusters))
+    return "remote_secrets" in sections or not is_joined
 
 
 def _clusters(assembly: Assembly) -> ClusterRegistry:
