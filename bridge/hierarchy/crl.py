@@ -115,6 +115,14 @@ def make_crl(ceremony: Ceremony, name: str, request: CRLRequest) -> SignedCRL:
         raise _bad(f"{name}: expected the name of a CA of the file: {known}")
     issuer = ceremony.output.certificate(name)
     _require_may_sign(name, issuer, ceremony.clock())
+    # From the number on: of two runs at once, one would sign the other's again.
+    with ceremony.output.exclusively():
+        return _make(ceremony, name, issuer, request)
+
+
+def _make(
+    ceremony: Ceremony, name: str, issuer: x509.Certificate, request: CRLRequest
+) -> SignedCRL:
     history = _History(ceremony, name, issuer, request.previous)
     if (unrecorded := history.unrecorded()) is not None:
         number, found = unrecorded

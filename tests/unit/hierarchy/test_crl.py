@@ -3,7 +3,9 @@
 import json
 import shutil
 import subprocess
+import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -21,9 +23,10 @@ from bridge.hierarchy.crl import REASONS, CRLRequest, SignedCRL, make_crl
 from bridge.hierarchy.keys import LocalKey
 from bridge.hierarchy.transcript import file_problems, read
 from bridge.snapshot.revocation import RevocationLists
+from bridge.x509.algorithm import algorithm_of
 from bridge.x509.crl.building import entries_of
 from bridge.x509.crl.revocation_list import parse_lists
-from tests.support.parts.ceremonies import HeldCeremony, tree
+from tests.support.parts.ceremonies import HeldCeremony, StubKey, tree
 from tests.support.parts.pki import (
     NOW,
     Authority,
@@ -160,6 +163,28 @@ def test_the_next_update_is_within_a_year_and_within_the_ca(
     assert make(held, "eu", days=30).crl.next_update_utc == NOW + timedelta(days=30)
     end = held.output.certificate("prod").not_valid_after_utc
     assert make(held, "prod").crl.next_update_utc == end
+
+
+def test_two_runs_at_once_sign_two_numbers(held: HeldCeremony) -> None:
+    key = held.signers["eu"]
+    assert isinstance(key, LocalKey)
+    signing, done = threading.Event(), threading.Event()
+
+    def act(tbs: bytes) -> bytes:
+        signing.set()
+        # The other run has all this time to come to the same number.
+        done.wait(0.3)
+        return key.sign(tbs, algorithm_of(key.public_key()), timeout=1)
+
+    held.signers["eu"] = StubKey(key.private_key, act)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(make, held, names=["prod"])
+        assert signing.wait(30)
+        second = pool.submit(make, held, names=["prod-2"])
+        second.add_done_callback(lambda _: done.set())
+        assert [first.result().number, second.result().number] == [1, 2]
+    both = {serial_of(held, one) for one in ("prod", "prod-2")}
+    assert revoked(second.result()).keys() == both
 
 
 def test_a_lost_signature_costs_a_number(
