@@ -9,9 +9,10 @@ import hashlib
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 from cryptography import x509
@@ -27,11 +28,19 @@ from bridge.hierarchy.keys import (
     new_key,
     require_planned,
 )
-from bridge.hierarchy.output import BY, CERTIFICATE, Output, exists
+from bridge.hierarchy.output import BY, CERTIFICATE, Output, crl_folder, exists
 from bridge.hierarchy.plan import plan_of
 from bridge.hierarchy.schema import HierarchyFile, KeyBehindCSR, Loaded
 from bridge.hierarchy.signing import SigningStep, check, issue, moment
-from bridge.hierarchy.transcript import FILE_NAME, HIERARCHY, HSM, Transcript, read
+from bridge.hierarchy.transcript import (
+    FILE_NAME,
+    HIERARCHY,
+    HSM,
+    TBS,
+    Record,
+    Transcript,
+    read,
+)
 from bridge.hierarchy.verify import chain_problem, compare
 from bridge.spi import Signer
 from bridge.system.clock import Clock, system_clock
@@ -44,7 +53,6 @@ CLOCK_SLACK = timedelta(minutes=5)
 """How far the machine's clock may be from the time that a person reads elsewhere."""
 
 _INTENT = ", before the signature"
-_TBS = "tbs_sha256"
 
 Keys = Callable[[str], AbstractContextManager[Signer]]
 """Opens the key of a CA, by its name in the hierarchy file."""
@@ -71,18 +79,23 @@ class Ceremony:
         return Transcript(self.output.folder / FILE_NAME)
 
     @property
+    def record(self) -> Record | None:
+        """The transcript as it stands; None before its first line."""
+        return _record_of(self.output)
+
+    @property
     def recorded(self) -> Mapping[str, str]:
         """SHA-256 of each file that the transcript knows, by its path."""
-        path = self.transcript.path
-        return read(path).files if path.exists() else {}
+        record = self.record
+        return record.files if record else {}
 
     def intended(self, command: str) -> frozenset[str]:
         """Return the digest of each TBSCertificate that a command was to sign."""
-        path = self.transcript.path
+        record = self.record
         return frozenset(
-            one.details[_TBS]
-            for one in (read(path).entries if path.exists() else ())
-            if one.command == f"{command}{_INTENT}" and _TBS in one.details
+            one.details[TBS]
+            for one in (record.entries if record else ())
+            if one.command == f"{command}{_INTENT}" and TBS in one.details
         )
 
 
@@ -195,6 +208,9 @@ class Verified:
 
     name: str
     problems: tuple[str, ...] = ()
+    revoked: str = ""
+    """Why nothing is to be issued under it, if a CRL in the folder revokes it or a CA
+    above it, or if such a list is not there."""
     summary: str = ""
     """What was proven, for people."""
 
@@ -228,12 +244,15 @@ def verified(
             f"{output.folder}: expected the certificate of a CA of the file, such as "
             f"{names[0]}/{CERTIFICATE} (found none)"
         )
+    record = _record_of(output)
     for name in names:
         if name not in here:
             yield Verified(name=name, summary="not signed yet")
             continue
         try:
-            yield _verified(file, output, name, now)
+            found = _verified(file, output, name, now)
+            revoked = _revoked(output, record, _chain_of(file, name))
+            yield replace(found, revoked=revoked and f"{name}: {revoked}")
         except ConfigError as error:
             yield Verified(name=name, problems=tuple(str(error).splitlines()))
 
@@ -266,6 +285,33 @@ def _verified(
         summary=f"{as_planned}; {allowed} allowed and {len(outcomes) - allowed} "
         f"forbidden leaves judged rightly by this program{others}",
     )
+
+
+def _revoked(output: Output, record: Record | None, chain: Sequence[str]) -> str:
+    """Return which CA of a chain is revoked, or may be, and the way out; or nothing.
+
+    Raises:
+        ConfigError: A CRL or a certificate of the folder cannot be read.
+    """
+    for one, issuer in pairwise(chain):
+        made = record.crl_numbers(issuer) if record else ()
+        newest = max(made, default=0)
+        if newest > max(output.crls(issuer), default=0):
+            return (
+                f"the transcript has the CRL number {newest} of {issuer}, which may "
+                f"revoke {one} and is not in {output.folder}: put it back"
+            )
+        if crl := output.revoking(issuer, output.certificate(one).serial_number):
+            return (
+                f"{one} is revoked by {crl}: nothing is issued under it; sign a CA "
+                "with a new name and a new key in its place"
+            )
+    return ""
+
+
+def _record_of(output: Output) -> Record | None:
+    path = output.folder / FILE_NAME
+    return read(path) if path.exists() else None
 
 
 def _chain_of(file: HierarchyFile, name: str) -> tuple[str, ...]:
@@ -431,17 +477,15 @@ def _above(
     for index, one in enumerate(names):
         _require_as_recorded(ceremony, one)
         issuer = above[index + 1] if index + 1 < len(above) else None
-        serial = above[index].serial_number
-        if issuer and (crl := output.revoking(names[index + 1], serial)):
-            raise _bad(
-                f"{for_name}: {one} is revoked by {crl}, so nothing is signed below "
-                "it: sign a CA with a new key, and this one below that"
-            )
+        for number in output.crls(one):
+            _require_as_recorded(ceremony, crl_folder(one, number))
         for text in compare(ceremony.file, one, above[index], issuer):
             raise _bad(
                 f"{output.folder / one}: the certificate {text}; sign with "
                 "the file that it was made by, or sign this CA again in another folder"
             )
+    if revoked := _revoked(output, ceremony.record, names):
+        raise _bad(f"{for_name}: {revoked}")
     if above and (problem := chain_problem(above, now)):
         raise _bad(
             f"{for_name}: the chain above it cannot sign now: {problem}; sign the CA "
@@ -508,7 +552,7 @@ def _record_intent(ceremony: Ceremony, command: str, tbs: bytes) -> None:
     ceremony.transcript.append(
         f"{command}{_INTENT}",
         *(ceremony.operator, ceremony.clock()),
-        details={**_details(ceremony), _TBS: hashlib.sha256(tbs).hexdigest()},
+        details={**_details(ceremony), TBS: hashlib.sha256(tbs).hexdigest()},
     )
 
 

@@ -31,7 +31,14 @@ from bridge.hierarchy.output import Output, crl_folder
 from bridge.hierarchy.replica import key_like
 from bridge.hierarchy.schema.file import BACKDATE
 from bridge.hierarchy.signing import verified_signature
-from bridge.hierarchy.transcript import HIERARCHY, HSM, digest_of_file
+from bridge.hierarchy.transcript import (
+    CA,
+    CRL_NUMBER,
+    HIERARCHY,
+    HSM,
+    TBS,
+    digest_of_file,
+)
 from bridge.hierarchy.transcript import read as read_transcript
 from bridge.spi import Signer
 from bridge.system.files import read_public
@@ -63,7 +70,6 @@ of them: what is revoked stays so."""
 
 _ExtensionT = TypeVar("_ExtensionT", bound=x509.ExtensionType)
 _MOST_NUMBER_BITS = 159
-_CA, _NUMBER, _TBS = "ca", "crl_number", "tbs_sha256"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,7 +186,7 @@ class _Step:
     def begin(self, tbs: bytes) -> None:
         # Before the key is used: a signature whose answer is lost leaves a trace.
         word = ", before the signature"
-        self._append(word, {}, {_TBS: _digest(tbs)}, None)
+        self._append(word, {}, {TBS: _digest(tbs)}, None)
 
     def done(
         self, files: Mapping[str, str], device: HSM | None = None, word: str = ""
@@ -196,11 +202,11 @@ class _Step:
         device: HSM | None,
     ) -> None:
         ceremony = self.ceremony
-        details = {HIERARCHY: ceremony.loaded.digest, _CA: self.name}
+        details = {HIERARCHY: ceremony.loaded.digest, CA: self.name}
         ceremony.transcript.append(
             *(f"crl {self.name}{word}", ceremony.operator, ceremony.clock()),
             files=files,
-            details={**details, _NUMBER: str(self.number), **more},
+            details={**details, CRL_NUMBER: str(self.number), **more},
             hsm=device,
         )
 
@@ -216,7 +222,7 @@ class _History:
     ) -> None:
         self._name = name
         self._output = ceremony.output
-        self._made: set[int] = set()
+        self._made = frozenset[int]()
         self._begun: dict[int, str] = {}
         self._read_transcript(ceremony)
         self._in_folder = {
@@ -232,13 +238,13 @@ class _History:
         path = ceremony.transcript.path
         if not path.exists():
             return
-        for entry in read_transcript(path).entries:
-            number = entry.details.get(_NUMBER, "")
-            if entry.details.get(_CA) == self._name and number.isdecimal():
-                if _TBS in entry.details:
-                    self._begun[int(number)] = entry.details[_TBS]
-                else:
-                    self._made.add(int(number))
+        record = read_transcript(path)
+        self._made = record.crl_numbers(self._name)
+        for entry in record.entries:
+            number = entry.details.get(CRL_NUMBER, "")
+            is_begun = entry.details.get(CA) == self._name and TBS in entry.details
+            if is_begun and number.isdecimal():
+                self._begun[int(number)] = entry.details[TBS]
 
     @property
     def _newest(self) -> int:

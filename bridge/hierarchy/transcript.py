@@ -51,6 +51,12 @@ FILE_NAME = "transcript.jsonl"
 FORMAT: Literal[1] = 1
 HIERARCHY = "hierarchy"
 """The detail of an entry that has the SHA-256 of the hierarchy file."""
+CA = "ca"
+"""The detail of an entry that has the CA whose CRL it is about."""
+CRL_NUMBER = "crl_number"
+"""The detail of an entry that has the number of the CRL."""
+TBS = "tbs_sha256"
+"""The detail of an entry from before a signature: the SHA-256 of what was signed."""
 UNRECORDED = frozenset({FILE_NAME, "manifest.json", "record.html", ".lock"})
 """Files of a ceremony's folder that change with each command, that the transcript
 itself becomes, or that hold nothing."""
@@ -143,6 +149,19 @@ class Record:
         return {
             path: one for entry in self.entries for path, one in entry.files.items()
         }
+
+    def crl_numbers(self, ca: str) -> frozenset[int]:
+        """Return the numbers of the CRLs of a CA that were made.
+
+        Args:
+            ca: The name of the CA.
+        """
+        return frozenset(
+            int(number)
+            for one in self.entries
+            if one.details.get(CA) == ca and TBS not in one.details
+            if (number := one.details.get(CRL_NUMBER, "")).isdecimal()
+        )
 
 
 class Transcript:

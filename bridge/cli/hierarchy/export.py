@@ -18,7 +18,13 @@ from bridge.cli.hierarchy.sign import (
 )
 from bridge.errors import ConfigError
 from bridge.hierarchy.ceremony import verified
-from bridge.hierarchy.export.shapes import SHAPES, Files, ShapeOptions, VaultIssuer
+from bridge.hierarchy.export.shapes import (
+    CRL_SHAPE,
+    SHAPES,
+    Files,
+    ShapeOptions,
+    VaultIssuer,
+)
 from bridge.hierarchy.export.source import (
     ClusterExport,
     ca_files,
@@ -128,7 +134,9 @@ def export(  # noqa: PLR0913 - one parameter for each option
     _require_new(folder, output)
     plan_of(loaded, now=system_clock()).require_passes()
     if shape is not None:
-        _require_verified(loaded, output, [name])
+        # Proxies are told of a revocation by the lists of this very chain.
+        is_of_crls = shape == CRL_SHAPE
+        _require_verified(loaded, output, [name], also_revoked=is_of_crls)
         options = ShapeOptions(
             namespace=namespace,
             signer=signer,
@@ -229,9 +237,13 @@ def _issued(
     )
 
 
-def _require_verified(loaded: Loaded, output: Output, names: list[str]) -> None:
-    found = verified(loaded.file, output, system_clock(), names)
+def _require_verified(
+    loaded: Loaded, output: Output, names: list[str], *, also_revoked: bool = False
+) -> None:
+    found = [*verified(loaded.file, output, system_clock(), names)]
     problems = [problem for one in found for problem in one.problems]
+    if not also_revoked:
+        problems += [one.revoked for one in found if one.revoked]
     if problems:
         raise ConfigError("\n".join(problems), rule="hierarchy.export")
 

@@ -23,18 +23,20 @@ def verify(
 ) -> None:
     """Hold the certificates in a folder against the hierarchy file.
 
-    Each has to be what the file says, pass both linters, and be valid now with its
-    chain. Then leaves are tried below a copy of the chain with throwaway keys: allowed
-    and forbidden ones, by this program and by `openssl verify` where it is installed.
-    A CA that has no certificate yet is told, and is no failure.
+    Each has to be what the file says, pass both linters, be valid now with its chain,
+    and not be revoked by a CRL of the folder. Then leaves are tried below a copy of the
+    chain with throwaway keys: allowed and forbidden ones, by this program and by
+    `openssl verify` where it is installed. A CA that has no certificate yet is told,
+    and is no failure.
     """
     loaded = load(hierarchy)
     failed = False
     for result in verified(loaded.file, Output(out), system_clock(), only or ()):
-        for problem in result.problems:
+        problems = [*result.problems, *filter(None, [result.revoked])]
+        for problem in problems:
             complain(problem)
-        failed = failed or bool(result.problems)
-        if not result.problems:
+        failed = failed or bool(problems)
+        if not problems:
             typer.echo(f"{result.name}: {result.summary}")
     if failed:
         raise typer.Exit(1)

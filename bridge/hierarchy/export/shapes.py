@@ -25,6 +25,8 @@ from cryptography.hazmat.primitives.serialization import (
 from bridge.errors import ConfigError
 from bridge.x509.algorithm import CAPrivateKey
 
+CRL_SHAPE = "istio-crl"
+"""The shape of the lists alone."""
 Files = dict[str, bytes]
 """Contents by their path below the folder of the export."""
 
@@ -282,7 +284,7 @@ SHAPES: Mapping[str, Shape] = {
     "pem": Shape(_pem_files),
     "der": Shape(_der_files),
     "istio-cacerts": Shape(_istio, wants_key=True),
-    "istio-crl": Shape(_istio_crl),
+    CRL_SHAPE: Shape(_istio_crl),
     "linkerd-issuer": Shape(_linkerd_issuer, wants_key=True),
     "linkerd-trust-roots": Shape(_linkerd_roots),
     "tls": Shape(_tls_files, wants_key=True),

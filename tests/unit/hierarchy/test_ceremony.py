@@ -1,6 +1,8 @@
 """A ceremony: what is checked around each signature, and what a failure leaves."""
 
 import json
+import re
+import shutil
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -809,12 +811,56 @@ def test_nothing_is_signed_below_another_certificate_of_a_parent(
         sign(held.ceremony(), "prod")
 
 
-def test_nothing_is_signed_below_a_ca_that_is_revoked(held: HeldCeremony) -> None:
+def with_a_revoked_eu(held: HeldCeremony) -> None:
     signed_to(held, "root", "eu")
-    make_crl(held.ceremony(), "root", CRLRequest())
-    assert [*held.output.crls("root")]
-    make_crl(held.ceremony(), "root", CRLRequest(names=["eu"]))
-    make_crl(held.ceremony(), "root", CRLRequest())
-    with pytest.raises(ConfigError, match=r"prod: eu is revoked by \S+root.crl.2/crl"):
+    for request in (CRLRequest(), CRLRequest(names=["eu"]), CRLRequest()):
+        make_crl(held.ceremony(), "root", request)
+
+
+def edited(path: Path) -> None:
+    path.write_bytes(path.read_bytes() + b"\n")
+
+
+def moved_away(out: Path) -> None:
+    for number in (2, 3):
+        shutil.rmtree(out / f"root.crl.{number}")
+
+
+REVOCATIONS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "by a list, and the later ones": (
+        lambda _: None,
+        r"prod: eu is revoked by \S+root.crl.2/crl.der: nothing is issued under it",
+    ),
+    "by lists that were moved away": (
+        moved_away,
+        "the CRL number 3 of root, which may revoke eu and is not in .*: put it back",
+    ),
+    "by a list that was edited": (
+        lambda out: edited(out / "root.crl.3/crl.der"),
+        r"root.crl.3/crl.der: was changed since it was signed",
+    ),
+}
+
+
+@pytest.mark.parametrize(("act", "says"), REVOCATIONS.values(), ids=REVOCATIONS)
+def test_nothing_is_signed_below_a_ca_that_is_revoked(
+    held: HeldCeremony, act: Callable[[Path], object], says: str
+) -> None:
+    with_a_revoked_eu(held)
+    act(held.folder / "out")
+    with pytest.raises(ConfigError, match=says):
         sign(held.ceremony(), "prod")
     assert held.output.names() == ("eu", "root")
+
+
+def test_verify_tells_what_is_revoked(held: HeldCeremony) -> None:
+    signed_to(held, "root", "eu", "prod")
+    make_crl(held.ceremony(), "root", CRLRequest(names=["eu"]))
+    root, eu, prod = verified(held.loaded.file, held.output, NOW)
+    assert root.revoked == ""
+    told = "eu is revoked by .*root.crl.1/crl.der: nothing is issued under it"
+    assert re.match(f"eu: {told}", eu.revoked)
+    assert re.match(f"prod: {told}", prod.revoked)
+    shutil.rmtree(held.folder / "out/root.crl.1")
+    *_, prod = verified(held.loaded.file, held.output, NOW)
+    assert "the CRL number 1 of root, which may revoke eu and is not" in prod.revoked

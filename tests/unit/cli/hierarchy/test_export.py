@@ -1,6 +1,7 @@
 """`meshca hierarchy export`: from the files of a ceremony to those of a cluster."""
 
 import json
+import shutil
 import stat
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -124,6 +125,33 @@ def test_an_issuer_of_kind_vault_has_its_options(held: Held, tmp_path: Path) -> 
     assert found.exit_code == 0, found.output
     text = (tmp_path / "a/issuer.yaml").read_text("utf-8")
     assert all(one in text for one in options.values())
+
+
+def test_nothing_is_issued_under_a_ca_that_is_revoked(
+    ceremony: Held, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(ceremony.out, out)
+    now = f"{datetime.now(UTC):%Y-%m-%dT%H:%MZ}"
+    for name, revoked in (("root", "prod-etcd"), ("eu", "prod"), ("prod", None)):
+        revoke = ("--revoke", revoked) if revoked else ()
+        found = meshca("crl", ceremony.file, name, "--out", out, "--time", now, *revoke)
+        assert found.exit_code == 0, found.output
+
+    def export(*options: object) -> Result:
+        return meshca("export", ceremony.file, "prod", "--out", out, *options)
+
+    for options, told in (
+        (("--kubeadm", tmp_path / "a"), "prod-etcd: prod-etcd is revoked by "),
+        (("--as", "tls", "--to", tmp_path / "a"), "prod: prod is revoked by "),
+    ):
+        found = export(*options)
+        assert isinstance(found.exception, ConfigError), found.output
+        assert str(found.exception).startswith(told)
+        assert not (tmp_path / "a").exists()
+    # The lists themselves are what tells the proxies of it.
+    found = export("--as", "istio-crl", "--to", tmp_path / "crls")
+    assert found.exit_code == 0, found.output
 
 
 USAGE = {

@@ -10,14 +10,19 @@ from typer.testing import CliRunner
 from bridge.cli.hierarchy import app
 from bridge.errors import ConfigError
 from bridge.hierarchy.ceremony import sign
+from bridge.hierarchy.crl import CRLRequest, make_crl
 from tests.support.parts.ceremonies import HeldCeremony, tree
 
 
 @pytest.fixture(scope="module")
 def held(tmp_path_factory: pytest.TempPathFactory) -> HeldCeremony:
     """A ceremony whose root and regional CA are signed, now."""
+    return signed_now(tmp_path_factory.mktemp("verify"))
+
+
+def signed_now(folder: Path) -> HeldCeremony:
     moment = datetime.now(UTC)
-    held = HeldCeremony(tmp_path_factory.mktemp("verify"), clock=lambda: moment)
+    held = HeldCeremony(folder, clock=lambda: moment)
     held.loaded.path.write_text(yaml.safe_dump(tree(), sort_keys=False))
     for name in ("root", "eu"):
         sign(held.ceremony(), name)
@@ -60,5 +65,15 @@ def test_what_is_not_as_the_file_says_is_the_exit_status(
     status, shown, err = verify(held, file=other)
     assert status == 1
     assert "eu: the certificate has the subject CN=Corp EU CA,O=Corp; the" in err
+    assert "root: as the file says" in shown
+    assert "eu: as the file says" not in shown
+
+
+def test_what_is_revoked_is_the_exit_status(tmp_path: Path) -> None:
+    held = signed_now(tmp_path)
+    make_crl(held.ceremony(), "root", CRLRequest(names=["eu"]))
+    status, shown, err = verify(held)
+    assert status == 1
+    assert "eu: eu is revoked by" in " ".join(err.split())
     assert "root: as the file says" in shown
     assert "eu: as the file says" not in shown
