@@ -20,7 +20,7 @@ from cryptography.x509.oid import NameOID
 
 from bridge.dns_names import is_label
 from bridge.errors import ConfigError
-from bridge.hierarchy.issuing_csr import issuing_key_of
+from bridge.hierarchy.issuing_csr import issuing_key_of, read_issuing_key
 from bridge.hierarchy.keys import (
     SIGN_SECONDS,
     Device,
@@ -30,7 +30,12 @@ from bridge.hierarchy.keys import (
 )
 from bridge.hierarchy.output import BY, CERTIFICATE, Output, crl_folder, exists
 from bridge.hierarchy.plan import plan_of
-from bridge.hierarchy.schema import HierarchyFile, KeyBehindCSR, Loaded
+from bridge.hierarchy.schema import (
+    HierarchyFile,
+    KeyBehindCSR,
+    KeyLocation,
+    Loaded,
+)
 from bridge.hierarchy.signing import SigningStep, check, issue, moment
 from bridge.hierarchy.transcript import (
     FILE_NAME,
@@ -273,6 +278,8 @@ def _verified(
     if problems:
         return Verified(name=name, problems=tuple(problems))
     key = issuer_key(path[0])
+    if name in file.cas:
+        require_planned(name, key, file.cas[name].key)
     step = SigningStep(file=file, name=name, public_key=key, above=path[1:], now=now)
     outcomes = check(step, path[0])
     allowed = sum(one.trial.is_allowed for one in outcomes)
@@ -345,6 +352,7 @@ def _sign(
         content = read_public(csr)
         given[csr.name] = hashlib.sha256(content).hexdigest()
         key = require_planned(name, issuing_key_of(content, csr), location)
+        _require_csr_of_file(name, key, csr, location)
     if output.has(name):
         done = output.certificate(name)
         problems = compare(file, name, done, next(iter(above), None))
@@ -360,6 +368,20 @@ def _sign(
             file=file, name=name, public_key=public_key, above=above, now=now
         )
         return _made(ceremony, command, step, signer, given)
+
+
+def _require_csr_of_file(
+    name: str, key: CAPublicKey, csr: Path, location: KeyLocation
+) -> None:
+    # A CSR that was given in place of the file's, where that one is here too.
+    if isinstance(location, KeyBehindCSR) and location.path.exists():
+        planned = read_issuing_key(location.path)
+        if planned != key:
+            raise _bad(
+                f"{csr}: its key is not the planned one, which is that of "
+                f"{location.path}, as in cas.{name}.key.path: leave --csr out, or "
+                "correct the plan and have it agreed again"
+            )
 
 
 def cross_sign(ceremony: Ceremony, name: str, path: Path, *, by: str) -> SignedCA:

@@ -7,10 +7,13 @@ comes here: what signs is a `Signer`.
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from bridge.errors import ConfigError, CSRError
 from bridge.hierarchy.schema import (
@@ -97,6 +100,12 @@ def algorithm_name(key: CAPublicKey) -> str:
     return key.curve.name.replace("secp", "p").removesuffix("r1")
 
 
+def spki_sha256(key: CAPublicKey | CertificatePublicKeyTypes) -> str:
+    """Return the SHA-256 of a key's SubjectPublicKeyInfo, in hex."""
+    form = PublicFormat.SubjectPublicKeyInfo
+    return sha256(key.public_bytes(Encoding.DER, form)).hexdigest()
+
+
 @contextmanager
 def opened(
     name: str,
@@ -166,7 +175,7 @@ def require_planned(name: str, key: object, location: KeyLocation) -> CAPublicKe
     """Return a CA's key if it is good and of the kind that the file plans.
 
     Raises:
-        ConfigError: It is weak, or of another kind.
+        ConfigError: It is weak, of another kind, or another one than the file pins.
     """
     try:
         require_good_ca_key(key)  # type: ignore[arg-type]
@@ -180,6 +189,12 @@ def require_planned(name: str, key: object, location: KeyLocation) -> CAPublicKe
             f"{name}: the key is not the planned one: expected {location.algorithm} as "
             f"in cas.{name}.key.algorithm (found {found}); give the right key, or "
             "correct the plan and have it agreed again"
+        )
+    if location.spki_sha256 not in {None, digest := spki_sha256(key)}:
+        raise _bad(
+            f"{name}: the key is not the planned one: expected the SHA-256 "
+            f"{location.spki_sha256} of its public key, as in cas.{name}.key."
+            f"spki_sha256 (found {digest}); give the right key or CSR"
         )
     return key
 

@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from bridge.errors import ConfigError
+from bridge.hierarchy.keys import spki_sha256
 from bridge.system.files import flock, locked, replace, sync_folder
 from bridge.x509.certificate import UNREADABLE, name_of
 from bridge.x509.pem import parse_certificates
@@ -325,14 +326,6 @@ def exists(path: Path) -> ConfigError:
     )
 
 
-def spki_pin(certificate: x509.Certificate) -> str:
-    """Return the SHA-256 of a certificate's SubjectPublicKeyInfo, in hex."""
-    spki = certificate.public_key().public_bytes(
-        Encoding.DER, PublicFormat.SubjectPublicKeyInfo
-    )
-    return hashlib.sha256(spki).hexdigest()
-
-
 def text_of(certificate: x509.Certificate) -> str:
     """Return a certificate as text for people."""
     der = certificate.public_bytes(Encoding.DER)
@@ -343,7 +336,7 @@ def text_of(certificate: x509.Certificate) -> str:
         f"Not before:  {certificate.not_valid_before_utc.isoformat()}",
         f"Not after:   {certificate.not_valid_after_utc.isoformat()}",
         f"SHA-256:     {hashlib.sha256(der).hexdigest()}",
-        f"Key SHA-256: {spki_pin(certificate)}",
+        f"Key SHA-256: {spki_sha256(certificate.public_key())}",
         f"Signature:   {name_of(certificate.signature_algorithm_oid)}",
         "Extensions:",
     ]
@@ -390,7 +383,7 @@ def _described(certificate: x509.Certificate) -> Mapping[str, Any]:
         "serial": f"{certificate.serial_number:x}",
         "not_before": certificate.not_valid_before_utc.isoformat(),
         "not_after": certificate.not_valid_after_utc.isoformat(),
-        "spki_sha256": spki_pin(certificate),
+        "spki_sha256": spki_sha256(certificate.public_key()),
         "path_len": basic.path_length,
         "name_constraints": _subtrees(constraints) if constraints else {},
     }

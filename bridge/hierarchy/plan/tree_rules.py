@@ -288,6 +288,11 @@ def _shared(tree: Tree) -> Iterator[PlanFinding]:
             "has the key of {}: one stolen key would be both; give it one of its own",
         ),
         (
+            "key.shared",
+            lambda name: tree.file.cas[name].key.spki_sha256 or name,
+            "has the spki_sha256 of {}: one key in two places; give it one of its own",
+        ),
+        (
             "names.shared-subject",
             lambda name: tree.file.cas[name].common_name,
             (

@@ -18,6 +18,7 @@ AlgorithmName = Literal[
 """A kind of key that a CA may have, with its size."""
 
 _URI = re.compile(r"pkcs11:(?P<path>[^?#]*)(?:\?(?P<query>[^#]*))?")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _KNOWN = ("token", "serial", "object", "id")
 _REST = ("type=private",)
 _EXPECTED = 'expected a PKCS#11 URI such as "pkcs11:token=offline;object=root"'
@@ -82,18 +83,33 @@ def _vault(value: str) -> str:
     return require_https(value, expected)
 
 
+def _pin(value: str) -> str:
+    if not _SHA256.fullmatch(value):
+        raise ValueError(
+            "expected the SHA-256 of the public key (SubjectPublicKeyInfo in DER), as "
+            "64 hex digits in lower case"
+        )
+    return value
+
+
 Algorithm = Annotated[AlgorithmName, BeforeValidator(_algorithm)]
 
 
-class KeyInFile(Section):
+class _Key(Section):
+    algorithm: Algorithm
+    spki_sha256: Annotated[str, AfterValidator(_pin)] | None = None
+    """The SHA-256 of the public key (SubjectPublicKeyInfo in DER), where it is known
+    when the file is agreed: no other key is then used, and no other CSR is signed."""
+
+
+class KeyInFile(_Key):
     """A private key in a file, encrypted or not."""
 
     backend: Literal["file"]
     path: FilePath
-    algorithm: Algorithm
 
 
-class KeyInToken(Section):
+class KeyInToken(_Key):
     """A private key in an HSM or another PKCS#11 token."""
 
     backend: Literal["pkcs11"]
@@ -103,14 +119,13 @@ class KeyInToken(Section):
     module: FilePath | None = None
     """The PKCS#11 module. It differs from machine to machine, so commands take it too,
     as `--module`."""
-    algorithm: Algorithm
 
     def attributes(self) -> dict[str, bytes]:
         """Return the attributes of the URI. See `attributes_of`."""
         return attributes_of(self.uri)
 
 
-class KeyInTransit(Section):
+class KeyInTransit(_Key):
     """A private key in Vault's or OpenBao's Transit engine, which signs with it."""
 
     backend: Literal["vault-transit"]
@@ -122,10 +137,9 @@ class KeyInTransit(Section):
     namespace: Text | None = None
     ca_file: FilePath | None = None
     """The CAs of the server's certificate. By default those of this machine."""
-    algorithm: Algorithm
 
 
-class KeyBehindCSR(Section):
+class KeyBehindCSR(_Key):
     """A private key that stays where it is, such as in Vault's PKI engine.
 
     Of the CSR only the public key is used, once the CSR has proven that its maker has
@@ -134,7 +148,6 @@ class KeyBehindCSR(Section):
 
     backend: Literal["csr"]
     path: FilePath
-    algorithm: Algorithm
 
 
 KeyLocation = Annotated[

@@ -35,7 +35,7 @@ from bridge.hierarchy.ceremony import (
     verified,
 )
 from bridge.hierarchy.crl import CRLRequest, make_crl
-from bridge.hierarchy.keys import LocalKey
+from bridge.hierarchy.keys import LocalKey, spki_sha256
 from bridge.hierarchy.output import Output
 from bridge.hierarchy.transcript import Transcript, read
 from bridge.x509.algorithm import algorithm_of
@@ -141,6 +141,14 @@ def proven_by_another(held: HeldCeremony) -> None:
     write_csr(held, bytes(der))
 
 
+PINNED = {"spki_sha256": 64 * "0"}
+
+
+def with_pinned_csr(held: HeldCeremony) -> None:
+    other_file(held, eu={"key": in_file("eu") | PINNED})
+    write_csr(held, csr_of(new_key()))
+
+
 REFUSALS = {
     "the outputs exist": Refusal(
         lambda held: sign(held.ceremony(), "eu"),
@@ -196,6 +204,16 @@ REFUSALS = {
     "the key is not the planned one": Refusal(
         lambda held: held.signers.update(eu=LocalKey(new_key("p384"))),
         "eu: the key is not the planned one: expected p256 as in cas.eu.key.algorithm",
+    ),
+    "the key is another one than the file pins": Refusal(
+        lambda held: other_file(held, eu={"key": in_file("eu") | PINNED}),
+        "eu: the key is not the planned one: expected the SHA-256 0{64} of its public "
+        r"key, as in cas\.eu\.key\.spki_sha256 \(found [0-9a-f]{64}\)",
+    ),
+    "the CSR has another key than the file pins": Refusal(
+        with_pinned_csr,
+        "eu: the key is not the planned one: expected the SHA-256 0{64}",
+        csr=True,
     ),
     "the key is weak": Refusal(
         lambda held: held.signers.update(eu=LocalKey(new_key("rsa1024"))),
@@ -253,6 +271,39 @@ def test_a_refused_signature_leaves_nothing_half_written(
         if path.is_file() and path.name != "transcript.jsonl"
     }
     assert after == before
+
+
+def test_the_key_that_the_file_pins_is_taken(tmp_path: Path) -> None:
+    key = new_key()
+    pinned = in_file("root") | {"spki_sha256": spki_sha256(key.public_key())}
+    held = HeldCeremony(tmp_path, tree(root={"key": pinned}))
+    held.signers["root"] = LocalKey(key)
+    assert sign(held.ceremony(), "root").certificate.public_key() == key.public_key()
+    rehearse(held.loaded, clock=held.clock)  # its keys are throwaway ones
+
+
+def test_verify_tells_another_key_than_the_file_pins(held: HeldCeremony) -> None:
+    signed_to(held, "root", "eu")
+    other_file(held, eu={"key": in_file("eu") | PINNED})
+    _, eu, _ = verified(held.loaded.file, held.output, NOW)
+    assert "eu: the key is not the planned one: expected the SHA-256 00" in str(
+        eu.problems
+    )
+
+
+def test_another_csr_than_the_file_names_is_refused(held: HeldCeremony) -> None:
+    signed_to(held, "root", "eu")
+    place = {"backend": "csr", "path": "eu.csr", "algorithm": "p256"}
+    other_file(held, prod={"key": place})
+    write_csr(held, csr_of(new_key()))
+    other = held.folder / "other.csr"
+    other.write_bytes(csr_of(new_key()))
+    with pytest.raises(ConfigError, match=r"other.csr: its key is not the planned one"):
+        sign(held.ceremony(), "prod", csr=other)
+    assert "prod" not in held.output.names()
+    # The same key on another path is the planned one.
+    other.write_bytes((held.folder / "eu.csr").read_bytes())
+    assert sign(held.ceremony(), "prod", csr=other).name == "prod"
 
 
 def test_a_key_of_another_tier_is_refused(tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ import pytest
 
 from bridge.errors import ConfigError
 from bridge.hierarchy import output as module
-from bridge.hierarchy.output import Output, spki_pin
+from bridge.hierarchy.keys import spki_sha256
+from bridge.hierarchy.output import Output
 from tests.support.parts.pki import new_root
 
 FILES = ["certificate.der", "certificate.pem", "certificate.txt", "chain.pem"]
@@ -24,7 +25,10 @@ def test_a_certificate_is_written_in_all_shapes(tmp_path: Path) -> None:
         content = (tmp_path / "out" / path).read_bytes()
         assert hashlib.sha256(content).hexdigest() == digest
     assert output.certificate("root") == ROOT
-    assert spki_pin(ROOT) in (tmp_path / "out/root/certificate.txt").read_text()
+    assert (
+        spki_sha256(ROOT.public_key())
+        in (tmp_path / "out/root/certificate.txt").read_text()
+    )
 
 
 def test_the_manifest_is_made_of_what_is_there(tmp_path: Path) -> None:
@@ -35,7 +39,7 @@ def test_the_manifest_is_made_of_what_is_there(tmp_path: Path) -> None:
     assert output.recorded() == {"root"}
     manifest = json.loads((tmp_path / "manifest.json").read_bytes())
     assert manifest["files"] == written
-    assert manifest["cas"]["root"]["spki_sha256"] == spki_pin(ROOT)
+    assert manifest["cas"]["root"]["spki_sha256"] == spki_sha256(ROOT.public_key())
     assert manifest["cas"]["root"]["serial"] == f"{ROOT.serial_number:x}"
 
 

@@ -294,6 +294,14 @@ def test_one_key_that_is_written_in_two_ways_is_one(other: dict[str, Any]) -> No
     assert "key.shared" in {one.rule for one in plan.findings}
 
 
+def test_one_pinned_key_in_two_places_is_one() -> None:
+    pins = {f"cas.{name}.key.spki_sha256": 64 * "0" for name in ("eu", "prod")}
+    plan = plan_of(loaded(pins), now=NOW)
+    assert [(one.rule, one.ca) for one in plan.findings if one.fails] == [
+        ("key.shared", "prod")
+    ]
+
+
 @pytest.mark.parametrize("keys", [1, 2])
 def test_one_key_in_two_files_is_one_officer(tmp_path: Path, keys: int) -> None:
     made = [new_key() for _ in range(keys)]

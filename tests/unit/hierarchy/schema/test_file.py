@@ -149,6 +149,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {f"{K}.algorithm": "rsa1024"},
         f"{K}.algorithm: expected one of p256, p384, p521, rsa2048",
     ),
+    "a pin with colons": (
+        {f"{K}.spki_sha256": ":".join(32 * ["0A"])},
+        f"{K}.spki_sha256: expected the SHA-256 of the public key",
+    ),
     "unknown backend": ({f"{K}.backend": "kms"}, f"{K}: "),
     "PIN in the URI": (
         {K: TOKEN | {"uri": f"{URI}?pin-value=1234"}},
