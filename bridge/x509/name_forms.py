@@ -377,10 +377,11 @@ def _mails(values: Iterable[str], hosts: Callable[[Iterable[str]], HostSet]) -> 
         if "@" not in value:
             continue
         found = _MAILBOX.fullmatch(value)
-        if found is None:
+        # A local part may have a star. Who writes one means all mailboxes of the host.
+        if found is None or "*" in value:
             raise ValueError(
                 f"the e-mail constraint {value!r} is no mailbox, such as "
-                "'ops@corp.example'"
+                "'ops@corp.example'; all mailboxes of a host are the host alone"
             )
         mailboxes.append((found[1], found[2].lower()))
     rest = [value for value in given if "@" not in value]

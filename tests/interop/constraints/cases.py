@@ -306,6 +306,8 @@ _MAIL = [
           "email:dev@eu.corp.example", issuing="-email:corp.example"),
     _diff("mail-excluded-empty", "excluded ok no", "empty-host",
           "email:dev@corp.example", issuing="-email:"),
+    _diff("mail-constraint-wildcard", "config ok ok", "malformed-constraint",
+          "email:dev@corp.example", issuing="-email:*@corp.example"),
     _diff("mail-quoted", "unsupported ok ok", "malformed-name",
           'email:"ops"@corp.example', issuing="+email:corp.example"),
     _same("mail-in-subject-permitted", "ok", "mail:ops@corp.example dns:a.example",

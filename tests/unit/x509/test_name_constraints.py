@@ -89,6 +89,7 @@ def test_a_leaf_of_the_table_is_judged_as_the_table_says(case: Case) -> None:
         ("-dns:.", "is no host: write 'corp.example'"),
         ("+email:@corp.example", "'@corp.example' is no mailbox"),
         ("+email:a@b@corp.example", "is no mailbox"),
+        ("-email:*@corp.example", "is no mailbox, .*; all mailboxes of a host are"),
         ("+email:corp.example.", "the e-mail constraint 'corp.example.' is no host"),
         ("-dnsraw:*.corp.example", "cannot be read"),
         ("+ipraw:0a000000ff00ff00", "cannot be read"),

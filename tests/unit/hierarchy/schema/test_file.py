@@ -131,6 +131,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {f"{P}.uri": ["192.0.2.1"]},
         f"{P}.uri[0]: the URI constraint '192.0.2.1' is no host",
     ),
+    "mailboxes with a wildcard": (
+        {f"{E}.email": ["*@corp.example"]},
+        f"{E}.email[0]: the e-mail constraint '*@corp.example' is no mailbox",
+    ),
     "mailbox without a host": ({f"{P}.email": ["ops@"]}, f"{P}.email[0]: "),
     "address without its mask": (
         {f"{E}.ip": ["10.0.0.1"]},
