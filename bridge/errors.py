@@ -239,3 +239,17 @@ class LedgerError(OperatorError):
     """The ledger cannot be written, or no longer verifies."""
 
     default_rule = "ledger"
+
+
+def drop_tracebacks(error: BaseException | None) -> None:
+    """Drop the traceback of an error that was answered, and those of its causes.
+
+    A traceback holds the frames, and so the call. Where a frame holds the error in its
+    turn, both stay until the garbage is collected, which is seldom.
+    """
+    pending = [error]
+    while pending:
+        one = pending.pop()
+        if one is not None and one.__traceback__ is not None:
+            one.__traceback__ = None
+            pending += one.__cause__, one.__context__

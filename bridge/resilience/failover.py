@@ -16,6 +16,7 @@ from bridge.errors import (
     BridgeError,
     MisissuedError,
     OverloadedError,
+    drop_tracebacks,
 )
 from bridge.resilience.breaker import Breaker, Observer
 from bridge.resilience.budget import RESERVE_SECONDS, Budget
@@ -180,9 +181,12 @@ class Failover:
         try:
             return run.step()
         except BackendError as error:
-            if not run.may_go_on(error):
-                raise
-            return run.go_on(error)
+            try:
+                if not run.may_go_on(error):
+                    raise
+                return run.go_on(error)
+            finally:
+                run.forget()
 
 
 class _Run(Generic[Target, Result]):
@@ -252,6 +256,14 @@ class _Run(Generic[Target, Result]):
             raise
         except BackendError as error:
             raise worth_telling(self._told) from error
+
+    def forget(self) -> None:
+        """Let go of the call. The run itself may stay until garbage is collected."""
+        # The tracebacks hold the frames of the call, and tenacity's object, which holds
+        # itself, holds the run.
+        for error in self._told:
+            drop_tracebacks(error)
+        del self._attempt, self._budget
 
     def may_go_on(self, error: BaseException) -> bool:
         """Tell whether another attempt is safe after this error, and may help."""

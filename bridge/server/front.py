@@ -20,6 +20,7 @@ from bridge.errors import (
     BridgeError,
     OverloadedError,
     RequestError,
+    drop_tracebacks,
 )
 from bridge.issuance.call import Call, Issued
 from bridge.metrics.instruments import SHED_REASONS, Metrics
@@ -175,7 +176,8 @@ class Front(grpc.GenericRpcHandler, ABC):  # type: ignore[misc]  # grpc has no t
                 self._metrics.shed[_reason(error)].inc()
                 if not context.is_active():  # the peer has left and gets no answer
                     code = grpc.StatusCode.CANCELLED
-        except BaseException as error:
+            drop_tracebacks(error)
+        except BaseException as error:  # noqa: BLE001 - see below
             # Every kind: a panic in Rust is no `Exception`, and a call that is not
             # ended stays open for ever at a peer without a deadline.
             if isinstance(error, grpc.RpcError) and not context.is_active():
@@ -184,8 +186,10 @@ class Front(grpc.GenericRpcHandler, ABC):  # type: ignore[misc]  # grpc has no t
                 self._ended("CANCELLED", arrived)
                 self._metrics.shed["gone"].inc()
                 self._pools.guard.junk(context.peer())
-                raise
+                drop_tracebacks(error)  # grpc keeps it beside the call
+                return b""  # to nobody
             _log.exception("a call failed by an unexpected error")
+            drop_tracebacks(error)
             code, text = BUG
         else:
             self._ended("OK", arrived)

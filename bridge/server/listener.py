@@ -46,13 +46,11 @@ _OPTIONS = (
     # not try again. The bounds of connections come first. Each takes some 15 KB.
     ("grpc.server.max_pending_requests", 8 * 1024),
     ("grpc.server.max_pending_requests_hard_limit", 16 * 1024),
-    # A peer that resets streams as fast as it can must answer a ping for each.
-    # Otherwise grpc would cancel the calls of other peers.
+    # A call counts as a stream of its connection until Python has let it go, so a peer
+    # that resets streams as fast as it can is held to the bound of streams; and it must
+    # answer a ping for each. Otherwise grpc would cancel the calls of other peers.
+    ("grpc.http.overload_protection", 1),
     ("grpc.http2.ping_on_rst_stream_percent", 100),
-    # It counts a call as a stream of its connection until Python has forgotten the
-    # call. One that failed is in its traceback until the garbage is collected: after
-    # some 100 failures of an issuing CA, an honest connection had no stream left.
-    ("grpc.http.overload_protection", 0),
     # As istiod: clients may ping every 15 s, also between calls.
     ("grpc.http2.min_ping_interval_without_data_ms", 15_000),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 15_000),

@@ -174,7 +174,10 @@ class SessionPool:
             if is_permanent(error):
                 raise
             last = error
-        self._log_in_again(generation, deadline, last)
+        try:
+            self._log_in_again(generation, deadline, last)
+        finally:
+            del last  # whose traceback holds this frame
         try:
             return self._use(work, deadline, is_new=True)
         except PKCS11Error as error:

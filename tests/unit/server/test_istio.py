@@ -1,4 +1,5 @@
 import gc
+import logging
 import threading
 import time
 import weakref
@@ -12,12 +13,14 @@ import pytest
 from bridge._proto.istio_ca_pb2 import IstioCertificateRequest
 from bridge.errors import (
     AuthenticationError,
+    BackendUnavailableError,
     BridgeError,
     DeniedError,
     OverloadedError,
 )
 from bridge.identity.caller import CertificateCredential, TokenCredential
-from bridge.server.istio import METHOD
+from bridge.issuance.call import Call, Issued
+from bridge.server.istio import METHOD, IstioListener
 from tests.support.harness.in_process_server import (
     ISSUED,
     WAIT_SECONDS,
@@ -147,6 +150,33 @@ def test_refused_headers_are_let_go_at_once(
     try:
         failure(lambda: call(b"", metadata=more, timeout=WAIT_SECONDS))
         eventually(lambda: kept[0]() is None)
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize(
+    "kind", [BackendUnavailableError, ValueError], ids=["failed", "unexpected"]
+)
+def test_a_connection_keeps_its_streams_where_calls_fail(
+    served: Served, kind: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(call: Call) -> Issued:
+        served.issuance.calls.clear()  # which would keep them
+        error = kind(call.front)
+        kept = error  # noqa: F841 - so the error is in its own traceback
+        raise error
+
+    # pytest keeps what is logged, with its traceback.
+    monkeypatch.setattr(logging.getLogger("bridge.server.front"), "disabled", True)
+    served.issuance.does = fail
+    call = served.stub()
+    # The collector of cycles runs seldom where the bridge serves.
+    gc.disable()
+    try:
+        for _ in range(3 * IstioListener.streams):
+            failure(lambda: call(REQUEST, timeout=WAIT_SECONDS))
+        served.issuance.does = lambda _call: ISSUED
+        assert call(REQUEST, timeout=WAIT_SECONDS)
     finally:
         gc.enable()
 
