@@ -236,3 +236,14 @@ def test_check_tells_what_is_missing(ground: Ground, tmp_path: Path) -> None:
             )
             == 1
         )
+
+
+def test_an_api_server_takes_the_network_policy_as_it_stands(ground: Ground) -> None:
+    policy = yaml.safe_load((DEPLOY.parent / "network/policy.yaml").read_bytes())
+    namespace = policy["metadata"]["namespace"]
+    made, _ = ground.server.call("POST", "/api/v1/namespaces", meta(namespace))
+    assert made in {201, 409}
+    path = f"/apis/networking.k8s.io/v1/namespaces/{namespace}/networkpolicies"
+    # Strict: a field that is misspelt, or there twice, is no warning.
+    kept = ground.server.post(f"{path}?fieldValidation=Strict", policy)
+    assert kept["spec"] == policy["spec"]
