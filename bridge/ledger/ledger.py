@@ -13,7 +13,7 @@ from typing import Self
 from bridge.config import LedgerConfig
 from bridge.errors import LedgerError
 from bridge.ledger.chain import Head, bounded
-from bridge.ledger.events import Accepted, Ending, Event, Intent, Summary
+from bridge.ledger.events import Accepted, CallEnding, Ending, Event, Intent, Summary
 from bridge.ledger.heads import HeadKey, SignedHead, problem_of
 from bridge.ledger.journal.journal import Journal, JournalOptions
 from bridge.ledger.journal.progress import Progress
@@ -325,9 +325,12 @@ class Ledger:
     def refuse(self, ending: Ending) -> bool:
         """Record any other refused call of a caller whose credential was proven.
 
-        See `refuse_unauthenticated`. The rate holds for each caller and rule.
+        See `refuse_unauthenticated`. The rate holds for each caller and rule. The pods
+        of one account are callers of their own: one ztunnel, which every node has, must
+        not use up the rows of all.
         """
-        who = f"{ending.cluster} {ending.requester or ending.caller}"
+        pod = ending.pod_uid if isinstance(ending, CallEnding) else ""
+        who = f"{ending.cluster} {ending.requester or ending.caller} {pod}"
         return self._end_metered(ending, self._known, who)
 
     def _end_metered(self, ending: Ending, meter: RefusalMeter, who: str = "") -> bool:

@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from bridge.errors import ConfigError, LedgerError
 from bridge.ledger.archive.archive import Archive
 from bridge.ledger.archive.queries import Query
 from bridge.ledger.chain import GENESIS, Head, Row
+from bridge.ledger.events import CallEnding
 from bridge.ledger.journal.progress import FeederState
 from bridge.ledger.ledger import ArchiveLag, Ledger
 from bridge.ledger.sink import HeadSink
@@ -424,6 +425,21 @@ def test_each_caller_gets_rows_of_its_own_for_each_rule(
         row.values["rules"] for row in journaled(tmp_path) if row.kind == "summary"
     ]
     assert counts == [{"csr.size": 1}] * rows.count(False)
+
+
+def test_the_pods_of_an_account_have_rows_of_their_own(
+    tmp_path: Path, clock: SetClock
+) -> None:
+    # All ztunnels of a cluster have one account.
+    ledger = open_ledger(tmp_path, clock, excess_per_second=2)
+    shared = asdict(denied("ztunnel", "impersonation.node"))
+    pod = dict.fromkeys(("credential", "verified_by", "pod_namespace", "pod_name"), "")
+    told = [
+        ledger.refuse(CallEnding(**shared, **pod, pod_uid=uid, node=""))
+        for uid in ("a", "a", "a", "b", "b", "b")
+    ]
+    ledger.close()
+    assert told == [True, True, False] * 2
 
 
 @pytest.mark.parametrize(("callers", "bytes_a_day"), [(1, 0.5e9), (60, 2.5e9)])
