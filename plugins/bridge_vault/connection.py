@@ -6,12 +6,10 @@ for as long as it likes. Here the time that is left bounds each read.
 
 import contextlib
 import io
-import ipaddress
 import re
 import select
 import socket
 import ssl
-import threading
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -20,6 +18,8 @@ from email.message import Message
 from http.client import HTTPException, HTTPResponse, IncompleteRead
 from typing import Any
 from urllib.parse import urlsplit
+
+from bridge.sdk import HostAddresses
 
 _LARGEST_ANSWER = 1024 * 1024
 _LARGEST_REST = 64 * 1024
@@ -31,12 +31,6 @@ _MOST_IDLE = 64
 _IDLE_SECONDS = 20.0
 """An idle connection is not used after this time: proxies and servers close theirs, and
 a POST on a closed connection leaves open whether it was served."""
-_CONNECT_SECONDS = 1.0
-"""For one address of a name that has several."""
-_RESOLVE_SECONDS = 30.0
-"""A name that was resolved so long ago is resolved again, beside the calls."""
-_RESOLVE_AGAIN_SECONDS = 1.0
-"""The same, after a lookup that failed."""
 _PORTS = {"http": 80, "https": 443}
 _LINE = re.compile(r"[ -~]*")
 _PATH = re.compile(r"/[!-~]*")
@@ -82,7 +76,8 @@ class Connections:
         self._host = parts.hostname or ""
         self._authority = parts.netloc
         self._tls = tls
-        self._names = _Names(self._host, parts.port or _PORTS[parts.scheme])
+        port = parts.port or _PORTS[parts.scheme]
+        self._hosts = HostAddresses(self._host, port)
         self._idle: deque[_Connection] = deque()
         self._is_closed = False
 
@@ -177,108 +172,26 @@ class Connections:
             connection.close()
 
     def _opened(self, deadline: float) -> "_Connection":
-        found = self._names.resolved(deadline)
-        problem = f"{self.address}: no connection in time"
-        for one in found:
-            until = deadline
-            if one is not found[-1]:
-                until = min(deadline, time.monotonic() + _CONNECT_SECONDS)
-            try:
-                opened = self._connected(one, until)
-            except TimeoutError:
-                problem = f"{self.address}: no connection in time"
-            except (OSError, ValueError) as error:
-                problem = f"{self.address}: {_text(error)}"
-            else:
-                self._names.note(one)
-                return _Connection(opened)
-        self._names.note(None)
+        try:
+            found = self._hosts.resolved(deadline)
+        except OSError as error:
+            is_late = isinstance(error, TimeoutError)
+            raise ExchangeError(str(error), is_sent=False, is_late=is_late) from error
+        try:
+            return _Connection(self._hosts.opened(found, deadline, self._secured))
+        except TimeoutError:
+            problem = f"{self.address}: no connection in time"
+        except (OSError, ValueError) as error:
+            problem = f"{self.address}: {_text(error)}"
         is_late = time.monotonic() >= deadline
         raise ExchangeError(problem, is_sent=False, is_late=is_late)
 
-    def _connected(self, found: "_Found", deadline: float) -> socket.socket:
-        family, kind, protocol, _, address = found
-        plain = socket.socket(family, kind, protocol)
-        try:
-            plain.settimeout(_left(deadline))
-            plain.connect(address)
-            plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            if self._tls is None:
-                return plain
-            # The timeout is one for the whole handshake.
-            plain.settimeout(_left(deadline))
-            return self._tls.wrap_socket(plain, server_hostname=self._host)
-        except BaseException:
-            plain.close()
-            raise
-
-
-_Found = tuple[Any, Any, int, str, Any]
-
-
-class _Names:
-    # The addresses of a host. They are looked up in a thread, since a lookup that hangs
-    # cannot be ended. The last known ones are used while a new lookup runs.
-    def __init__(self, host: str, port: int) -> None:
-        self._host = host
-        self._port = port
-        self._lock = threading.Lock()
-        self._known: list[_Found] = []
-        self._due = float("-inf")
-        self._lookup: threading.Event | None = None
-        self._problem = ""
-        self._is_literal = _is_literal(host)
-        if self._is_literal:
-            self._known = _look_up(host, port)
-
-    def resolved(self, deadline: float) -> list[_Found]:
-        known, now = self._known, time.monotonic()
-        if self._is_literal or (known and now < self._due):
-            return known
-        lookup = self._begin()
-        if known:
-            return known
-        if not lookup.wait(max(0.0, deadline - now)):
-            text = f"{self._host}: the name is not resolved in time"
-            raise ExchangeError(text, is_sent=False, is_late=True)
-        if not self._known:
-            raise ExchangeError(self._problem, is_sent=False, is_late=False)
-        return self._known
-
-    def note(self, good: "_Found | None") -> None:
-        # The address that takes connections is tried first. With none, the name may
-        # have moved.
-        known = self._known
-        if good is None:
-            self._due = min(self._due, time.monotonic())
-        elif known and good is not known[0]:
-            self._known = [good, *(one for one in known if one is not good)]
-
-    def _begin(self) -> threading.Event:
-        with self._lock:
-            if self._lookup is None:
-                lookup = threading.Event()
-                threading.Thread(
-                    target=self._run,
-                    args=(lookup,),
-                    name=f"resolve-{self._host}",
-                    daemon=True,
-                ).start()
-                self._lookup = lookup
-            return self._lookup
-
-    def _run(self, lookup: threading.Event) -> None:
-        pause = _RESOLVE_AGAIN_SECONDS
-        try:
-            self._known = _look_up(self._host, self._port)
-            pause = _RESOLVE_SECONDS
-        except (OSError, UnicodeError) as error:
-            self._problem = f"{self._host}: the name is not resolved: {_text(error)}"
-        finally:
-            self._due = time.monotonic() + pause
-            with self._lock:
-                self._lookup = None
-            lookup.set()
+    def _secured(self, plain: socket.socket, deadline: float) -> socket.socket:
+        if self._tls is None:
+            return plain
+        # The timeout is one for the whole handshake.
+        plain.settimeout(_left(deadline))
+        return self._tls.wrap_socket(plain, server_hostname=self._host)
 
 
 class _Connection:
@@ -393,18 +306,6 @@ def _left(deadline: float) -> float:
     if left <= 0:
         raise TimeoutError
     return left
-
-
-def _look_up(host: str, port: int) -> list[_Found]:
-    return list(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
-
-
-def _is_literal(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True
 
 
 def _text(error: BaseException) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from bridge.system import host_addresses
 from bridge_vault import connection
 from bridge_vault.connection import Connections, ExchangeError, HTTPAnswer
 from tests.support.parts import netports
@@ -318,11 +319,11 @@ def test_a_name_with_an_address_that_is_a_black_hole_has_another_one(
 ) -> None:
     with ScriptedServer(answering(_LAST)) as server:
         found = addresses_of(black_hole, server.port)
-        monkeypatch.setattr(connection, "_look_up", lambda *_: found)
-        monkeypatch.setattr(connection, "_CONNECT_SECONDS", 0.2)
+        monkeypatch.setattr(host_addresses, "_look_up", lambda *_: found)
+        monkeypatch.setattr(host_addresses, "_CONNECT_SECONDS", 0.2)
         with opened("http://vault.example:1") as connections:
             assert ask(connections, seconds=10).status == 200
-            monkeypatch.setattr(connection, "_CONNECT_SECONDS", 60.0)
+            monkeypatch.setattr(host_addresses, "_CONNECT_SECONDS", 60.0)
             # The address that was well comes first now.
             assert ask(connections, seconds=10).status == 200
 
@@ -334,7 +335,7 @@ def test_a_name_that_moves_is_followed(monkeypatch: pytest.MonkeyPatch) -> None:
         def look_up(*_: object) -> list[tuple[object, ...]]:
             return found.pop(0) if len(found) > 1 else found[0]
 
-        monkeypatch.setattr(connection, "_look_up", look_up)
+        monkeypatch.setattr(host_addresses, "_look_up", look_up)
         with opened("http://vault.example:1") as connections:
             with pytest.raises(ExchangeError, match="refused"):
                 ask(connections)
@@ -356,7 +357,7 @@ def test_a_lookup_that_hangs_holds_no_call_beyond_its_deadline(
             release.wait(60)
             return addresses_of(server.port)
 
-        monkeypatch.setattr(connection, "_look_up", look_up)
+        monkeypatch.setattr(host_addresses, "_look_up", look_up)
         with opened("http://vault.example:1") as connections:
             for _ in range(2):
                 with pytest.raises(ExchangeError, match="not resolved in time") as e:
@@ -373,7 +374,7 @@ def test_a_name_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> No
     def look_up(*_: object) -> list[tuple[object, ...]]:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
-    monkeypatch.setattr(connection, "_look_up", look_up)
+    monkeypatch.setattr(host_addresses, "_look_up", look_up)
     text = "vault.example: the name is not resolved: Name or service not known"
     with (
         opened("http://vault.example:1") as connections,
