@@ -14,6 +14,7 @@ from bridge.config.first_match import FirstMatch
 from bridge.config.schema import BridgeConfig, RuleConfig
 from bridge.config.types import written
 from bridge.dns_names import LONGEST, is_host
+from bridge.resilience.bulkhead import shared_places_of
 
 SECTIONS = frozenset(BridgeConfig.model_fields)
 """The top-level keys of the file."""
@@ -65,6 +66,18 @@ def _no_remote_secrets(config: BridgeConfig) -> Iterator[Problem]:
         if is_wanted and config.remote_secrets is None:
             expected = "expected remote_secrets, which says where the secrets are"
             yield f"clusters[{index}].tokens.remote_secret", True, expected
+
+
+def _too_few_threads(config: BridgeConfig) -> Iterator[Problem]:
+    asked = sum(one.tokens.verify != "jwks" for one in config.clusters)
+    threads = config.limits.threads
+    if asked > shared_places_of(threads):
+        expected = (
+            f"expected at least {2 * asked}: each of the {asked} clusters whose API "
+            "server is asked needs a thread of its own, and half of the threads are "
+            "for calls that need no API server"
+        )
+        yield "limits.threads", threads, expected
 
 
 def _unknown_linkerd_cluster(config: BridgeConfig) -> Iterator[Problem]:
@@ -301,6 +314,7 @@ _CHECKS: Mapping[_Check, frozenset[str]] = {
     _unknown_issuing_cas: frozenset({"issuance", "issuing_cas"}),
     _ambiguous_clusters: frozenset({"clusters"}),
     _no_remote_secrets: frozenset({"clusters", "remote_secrets"}),
+    _too_few_threads: frozenset({"clusters", "limits"}),
     _unknown_linkerd_cluster: frozenset({"fronts", "clusters"}),
     _wrong_linkerd_names: frozenset({"fronts", "clusters", "trust_domain"}),
     _unknown_names_of_rules: frozenset({"issuance", "fronts", "clusters"}),

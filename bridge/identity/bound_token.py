@@ -345,7 +345,8 @@ class _LiveLookups:
             if flight is None:
                 flight = self._flights[key] = _Flight()
         if not is_first:
-            return flight.result(budget)
+            self._server.awaits(flight.is_over, budget)
+            return flight.result()
         try:
             flight.found = found = self._asked(key, budget)
         except ReviewError as error:
@@ -388,13 +389,7 @@ class _Flight:
         self.found: ClusterObject | None = None
         self.error: ReviewError | None = None
 
-    def result(self, budget: Budget) -> ClusterObject | None:
-        if not self.is_over.wait(max(0.0, budget.part())):
-            raise ReviewError(
-                "the API server of this cluster does not answer in time",
-                rule="review.timeout",
-                detail="another call asks for the same object",
-            )
+    def result(self) -> ClusterObject | None:
         if self.error is not None:
             error = self.error
             raise ReviewError(str(error), rule=error.rule, detail=error.detail)

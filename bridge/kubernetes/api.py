@@ -24,6 +24,7 @@ from bridge.errors import ConfigError, ReviewError
 from bridge.kubernetes.credentials import Credentials, Shown
 from bridge.resilience.budget import Budget
 from bridge.resilience.bulkhead import STALL_SECONDS, Bulkhead
+from bridge.system.host_addresses import HostAddresses
 
 _LARGEST = 1 << 20
 _IDLE_SECONDS = 30.0
@@ -32,8 +33,10 @@ between, may be closing it."""
 _WAIT_SECONDS = 0.2
 """How long a call waits for others to end. It holds a thread, which calls of other
 clusters may need, and its client asks again."""
+_LOOK_SECONDS = 0.05
 LONGEST_RETRY_SECONDS = 60.0
 """The longest wait that an API server may ask for."""
+_LATE = "review.timeout"
 _DONE = (http.client.OK, http.client.CREATED)
 _JSON = "application/json"
 METADATA = (
@@ -63,15 +66,24 @@ class APIServer:
         credentials: Where it is, what is shown to it, and what is trusted.
         seconds: The longest that one request may take.
         calls: How many requests may be in flight.
+        spare: Places for further ones, which API servers that answer share.
     """
 
-    def __init__(self, credentials: Credentials, *, seconds: float, calls: int) -> None:
+    def __init__(
+        self,
+        credentials: Credentials,
+        *,
+        seconds: float,
+        calls: int,
+        spare: threading.Semaphore | None = None,
+    ) -> None:
         self._place = ""
         self._credentials = credentials
         self._seconds = seconds
+        self._hosts: tuple[str, HostAddresses | None] = "", None
         self._idle: deque[_Connection] = deque()
         self._calls = _CallsInFlight()
-        self._bulkhead = Bulkhead(calls, self._calls.are_stalled)
+        self._bulkhead = Bulkhead(calls, self._calls.are_stalled, spare=spare)
         self._closed = False
 
     @property
@@ -126,7 +138,7 @@ class APIServer:
             path: Of a list.
             query: The parameters.
             accept: The form of the answer.
-            silence: An answer that says nothing for so many seconds is broken off.
+            silence: An answer that has no line for so many seconds is broken off.
 
         Raises:
             ReviewError: See `post`; also inside, by the methods of the stream.
@@ -145,6 +157,21 @@ class APIServer:
                 raise self._failed(opened.refusal(until))
             yield opened
 
+    def awaits(self, answer: threading.Event, budget: Budget) -> None:
+        """Wait for the answer to another call as long as a call waits for a place.
+
+        Args:
+            answer: Is set when the other call has ended.
+            budget: What is left of the call's time.
+
+        Raises:
+            ReviewError: The other call has not ended by then.
+        """
+        until = time.monotonic() + min(_WAIT_SECONDS, budget.part())
+        while not answer.wait(_LOOK_SECONDS):
+            if self._calls.are_stalled() or time.monotonic() >= until:
+                raise self._busy("another call asks for the same object")
+
     def close(self) -> None:
         """Close the idle connections; those in use close when their call ends."""
         self._closed = True
@@ -155,11 +182,7 @@ class APIServer:
         now = time.monotonic()
         until = now + min(self._seconds, budget.part())
         if not self._bulkhead.enter(min(until, now + _WAIT_SECONDS)):
-            raise ReviewError(
-                "too many calls wait for the API server of this cluster",
-                rule="review.busy",
-                detail=self._shown("its answers are overdue"),
-            )
+            raise self._busy("its answers are overdue")
         try:
             with self._calls, self._told():
                 return self._authorized(
@@ -196,10 +219,15 @@ class APIServer:
         except TimeoutError as error:
             raise ReviewError(
                 "the API server of this cluster does not answer in time",
-                rule="review.timeout",
+                rule=_LATE,
                 detail=self._shown(str(error) or "no answer"),
             ) from error
-        except (OSError, http.client.HTTPException, ValueError) as error:
+        except (
+            OSError,
+            http.client.HTTPException,
+            ValueError,
+            RecursionError,
+        ) as error:
             raise ReviewError(
                 "the API server of this cluster cannot be asked",
                 rule="review.unavailable",
@@ -209,7 +237,7 @@ class APIServer:
     def _opened(
         self, shown: Shown, request: bytes, until: float, silence: float
     ) -> "Stream":
-        connection = _Connection.open(shown, until)
+        connection = self._connected(shown, until)
         try:
             connection.send(request, until)
             return Stream(connection, until, silence)
@@ -227,7 +255,7 @@ class APIServer:
                 connection.close()
                 connection = None
         if connection is None:
-            connection = _Connection.open(shown, until)
+            connection = self._connected(shown, until)
             try:
                 connection.send(request, until)
             except BaseException:
@@ -243,6 +271,20 @@ class APIServer:
         else:
             connection.close()
         return answer
+
+    def _connected(self, shown: Shown, until: float) -> "_Connection":
+        place, hosts = self._hosts
+        if hosts is None or place != shown.place:
+            place, hosts = shown.place, HostAddresses(shown.host, shown.port)
+            self._hosts = place, hosts
+        context, name = shown.context, shown.server_name
+
+        def secured(plain: socket.socket, ends: float) -> ssl.SSLSocket:
+            plain.settimeout(_left(ends))
+            return context.wrap_socket(plain, server_hostname=name)
+
+        found = hosts.resolved(until)
+        return _Connection(hosts.opened(found, until, secured), context)
 
     def _pooled(self, context: ssl.SSLContext) -> "_Connection | None":
         # The last one in first: those that a quiet time leaves over grow old.
@@ -299,6 +341,13 @@ class APIServer:
         error.retry_after = _seconds(answer.retry_after)
         return error
 
+    def _busy(self, reason: str) -> ReviewError:
+        return ReviewError(
+            "too many calls wait for the API server of this cluster",
+            rule="review.busy",
+            detail=self._shown(reason),
+        )
+
     def _shown(self, reason: str) -> str:
         place = f"https://{self._place}: " if self._place else ""
         return f"{place}{reason[:300]}"
@@ -326,23 +375,27 @@ _OTHER = (
 
 
 class _CallsInFlight:
-    # Whether the server answers: a context manager around each call.
+    # Whether the server answers: a context manager around each call. One that hangs
+    # does so until a call has an answer: a call whose time is up is none.
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._count = 0
         self._moved_at = 0.0
+        self._is_late = False
 
     def __enter__(self) -> Self:
         with self._lock:
-            if not self._count:
+            if not self._count and not self._is_late:
                 self._moved_at = time.monotonic()
             self._count += 1
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _: object, error: BaseException | None, *__: object) -> None:
         with self._lock:
             self._count -= 1
-            self._moved_at = time.monotonic()
+            self._is_late = isinstance(error, ReviewError) and error.rule == _LATE
+            if not self._is_late:
+                self._moved_at = time.monotonic()
 
     def are_stalled(self) -> bool:
         with self._lock:
@@ -356,18 +409,6 @@ class _Connection:
         self._sock = sock
         self._context = context
         self._used_at = time.monotonic()
-
-    @classmethod
-    def open(cls, shown: Shown, until: float) -> "_Connection":
-        context, name = shown.context, shown.server_name
-        plain = socket.create_connection((shown.host, shown.port), _left(until))
-        try:
-            plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            plain.settimeout(_left(until))
-            return cls(context.wrap_socket(plain, server_hostname=name), context)
-        except BaseException:
-            plain.close()
-            raise
 
     def is_usable(self, context: ssl.SSLContext) -> bool:
         # Whatever there is to read is no answer of ours: the server is closing.
@@ -443,19 +484,22 @@ class Stream:
         """Yield each line as it comes; end where the server ends the answer in order.
 
         Raises:
-            TimeoutError: The server is silent for too long.
+            TimeoutError: No line comes for too long.
             OSError: The connection is lost.
             HTTPException: It ends amid the answer.
             ValueError: A line is too long.
         """
         pending: list[bytes] = []
         size = 0
-        while piece := self._piece():
+        until = time.monotonic() + self._silence
+        while piece := self._piece(until):
             *lines, rest = piece.split(b"\n")
             for line in lines:
                 yield b"".join((*pending, line))
                 pending.clear()
                 size = 0
+            if lines:
+                until = time.monotonic() + self._silence
             pending.append(rest)
             size += len(rest)
             if size > _LONGEST_LINE:
@@ -467,7 +511,8 @@ class Stream:
         """Return the whole answer, of at most `most` bytes. Raises as `lines` does."""
         pieces: list[bytes] = []
         size = 0
-        while piece := self._piece():
+        until = time.monotonic() + self._silence
+        while piece := self._piece(until):
             pieces.append(piece)
             size += len(piece)
             if size > most:
@@ -486,8 +531,8 @@ class Stream:
         self._answer.close()
         self._connection.close()
 
-    def _piece(self) -> bytes:
-        self._timed.until = time.monotonic() + self._silence
+    def _piece(self, until: float) -> bytes:
+        self._timed.until = until
         return self._answer.read1(_PIECE)
 
 

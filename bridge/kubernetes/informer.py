@@ -13,6 +13,7 @@ import http.client
 import json
 import logging
 import random
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -28,8 +29,6 @@ from bridge.kubernetes.api import (
 from bridge.kubernetes.objects import ACCOUNTS, KINDS, NODES, PODS, ClusterObject
 from bridge.resilience.budget import Budget
 
-SILENCE_SECONDS = 90.0
-"""A quiet resource has a bookmark about every minute."""
 _WATCH_SECONDS = (300.0, 600.0)
 """How long one watch lasts, by lot: those of many replicas end apart."""
 _SPREAD_SECONDS = (0.0, 1.0)
@@ -37,11 +36,28 @@ _FIRST_WAIT_SECONDS = 1.0
 _LONGEST_WAIT_SECONDS = 15.0
 _SPREAD = (0.5, 1.5)
 _PAGE = 500
-_LARGEST_PAGE = 256 << 20
+_LARGEST_PAGE = 64 << 20
 _CHECK_SECONDS = 10.0
 _INITIAL_END = "k8s.io/initial-events-end"
 _WITHOUT_STREAMS = (http.client.BAD_REQUEST, http.client.UNPROCESSABLE_ENTITY)
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bounds:
+    """What an API server may do to its informer. It may be another's, and mean harm."""
+
+    silence: float = 90.0
+    """A watch that says nothing for so many seconds is dead. A quiet resource has a
+    bookmark about every minute."""
+    objects: int = 200_000
+    """How many there may be of a resource: a cluster of Kubernetes is made for 150,000
+    pods. After as many changes, all is listed again."""
+    list_seconds: float = 300.0
+    """How long a list may take."""
+
+
+_BOUNDS = Bounds()
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +113,7 @@ class Informer:
         server: The API server.
         resource: What is followed.
         sink: Takes over what there is.
-        silence: A watch that says nothing for so many seconds is dead.
+        bounds: What the API server may do to it.
         lot: Returns a number between two.
     """
 
@@ -107,16 +123,18 @@ class Informer:
         resource: Resource,
         sink: Sink,
         *,
-        silence: float = SILENCE_SECONDS,
+        bounds: Bounds = _BOUNDS,
         lot: Callable[[float, float], float] = random.uniform,
     ) -> None:
         self._server = server
         self._resource = resource
         self._sink = sink
-        self._silence = silence
+        self._bounds = bounds
         self._lot = lot
         self._version = ""
         self._aside: dict[tuple[str, str], ClusterObject] | None = None
+        self._until = 0.0
+        self._changes = 0
         self._streams_lists = True
         self._failures = 0
         self._pause = 0.0
@@ -141,6 +159,8 @@ class Informer:
             self._pause = self._lot(*_SPREAD_SECONDS)
 
     def _list(self) -> None:
+        self._changes = 0
+        self._until = time.monotonic() + self._bounds.list_seconds
         if self._streams_lists:
             self._aside = {}
             try:
@@ -174,16 +194,21 @@ class Informer:
                 self._resource.path,
                 query,
                 accept=self._resource.accept_list,
-                silence=self._silence,
+                silence=self._bounds.silence,
             ) as stream:
                 page = json.loads(stream.body(_LARGEST_PAGE))
                 metadata = _member(page, "metadata")
                 items = page.get("items") or []
-                objects += (ClusterObject.of(_mapping(one)) for one in items)
+                if not isinstance(items, list):
+                    raise ValueError("expected a list of objects")  # noqa: TRY004 - of what was read
+                for one in items:
+                    objects.append(ClusterObject.of(_mapping(one)))
+                    self._require_bounded(len(objects))
                 version = _version(metadata)
+            self._require_bounded(len(objects))
             if not (further := metadata.get("continue")):
                 return objects, version
-            query["continue"] = further
+            query["continue"] = str(further)
 
     def _watch(self) -> None:
         self._aside = None
@@ -200,7 +225,7 @@ class Informer:
             self._resource.path,
             whole,
             accept=self._resource.accept,
-            silence=self._silence,
+            silence=self._bounds.silence,
         ) as stream:
             for line in stream.lines():
                 event = _mapping(json.loads(line))
@@ -209,6 +234,13 @@ class Informer:
     def _take(self, kind: object, found: Mapping[str, Any]) -> None:
         if kind == "ERROR":
             raise _event_error(found)
+        if self._aside is not None:
+            self._require_bounded(len(self._aside))
+        else:
+            self._changes += 1
+            if self._changes > self._bounds.objects:
+                # Each may be of an object of its own. A list holds them to the bound.
+                raise _gone(f"there were more than {self._bounds.objects} changes")
         metadata = _member(found, "metadata")
         if kind == "BOOKMARK":
             self._bookmark(metadata)
@@ -221,7 +253,7 @@ class Informer:
         if self._aside is None:
             self._go_on(_version(metadata))
             self._sink.confirm()
-        elif (metadata.get("annotations") or {}).get(_INITIAL_END) == "true":
+        elif _mapping(metadata.get("annotations") or {}).get(_INITIAL_END) == "true":
             aside, self._aside = self._aside, None
             self._sink.publish(aside.values())
             self._go_on(_version(metadata))
@@ -240,6 +272,15 @@ class Informer:
         version = _version(metadata)
         (self._sink.remove if is_gone else self._sink.put)(found)
         self._go_on(version)
+
+    def _require_bounded(self, count: int) -> None:
+        # An API server that is another's may list without an end.
+        if count > self._bounds.objects:
+            raise _endless(
+                f"it has more than {self._bounds.objects} {self._resource.kind}"
+            )
+        if time.monotonic() > self._until:
+            raise _endless(f"it has no end after {self._bounds.list_seconds:.0f} s")
 
     def _go_on(self, version: str) -> None:
         if _is_before(version, self._version):
@@ -299,6 +340,14 @@ def _event_error(status: Mapping[str, Any]) -> ReviewError:
     if isinstance(seconds, int):
         error.retry_after = float(min(seconds, LONGEST_RETRY_SECONDS))
     return error
+
+
+def _endless(detail: str) -> ReviewError:
+    return ReviewError(
+        "the API server of this cluster lists more than the bridge follows",
+        rule="review.endless",
+        detail=detail,
+    )
 
 
 def _gone(detail: str) -> ReviewError:

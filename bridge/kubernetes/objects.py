@@ -23,6 +23,8 @@ from bridge.errors import ReviewError
 PODS, ACCOUNTS, NODES = "pods", "serviceaccounts", "nodes"
 KINDS = (PODS, ACCOUNTS, NODES)
 """The resources that are watched."""
+_LONGEST = 253
+"""Characters of a name in Kubernetes: a DNS subdomain."""
 _READ_SECONDS = 1.0
 """How long a reader waits for a lock: the API server can be asked instead."""
 _WRITE_SECONDS = 5.0
@@ -112,6 +114,8 @@ class ClusterObject(NamedTuple):
 def _text(value: object) -> str:
     if not isinstance(value, str):
         raise TypeError("expected text")
+    if len(value) > _LONGEST:
+        raise ValueError(f"expected a text of at most {_LONGEST} characters")
     value.encode()  # JSON can have half a surrogate pair: an error is a ValueError
     return value
 

@@ -30,6 +30,8 @@ _LABEL = "istio/multiCluster=true"
 _SECONDS = 5.0
 _LOOK_SECONDS = 30.0
 _PAGE = 50
+_MOST = 1000
+"""Secrets that are read: each may have a MiB."""
 _CLOSE_SECONDS = 1.0
 _log = logging.getLogger(__name__)
 
@@ -133,7 +135,7 @@ class RemoteSecrets:
 
     def _listed(self, budget: Budget) -> Iterator[Mapping[str, Any]]:
         query: dict[str, str | int] = {"labelSelector": _LABEL, "limit": _PAGE}
-        while True:
+        for _ in range(_MOST // _PAGE):
             page = self.home.get(self._path, query, budget) or {}
             items, meta = page.get("items") or [], page.get("metadata") or {}
             if not isinstance(items, list) or not isinstance(meta, dict):
@@ -146,6 +148,11 @@ class RemoteSecrets:
             if not (more := meta.get("continue")):
                 return
             query["continue"] = str(more)
+        raise ReviewError(
+            "the API server of this cluster lists more than the bridge follows",
+            rule="review.endless",
+            detail=f"it has more than {_MOST} remote secrets",
+        )
 
     def _adopt(self, secrets: list[Mapping[str, Any]]) -> None:
         known: dict[str, _Known] = {}

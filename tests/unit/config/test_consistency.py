@@ -473,6 +473,22 @@ def terms(config: BridgeConfig, cluster: str, namespace: str) -> IssuancePolicy 
         return None
 
 
+@pytest.mark.parametrize(("threads", "least"), [(1, 4), (3, 4), (4, None), (24, None)])
+def test_each_cluster_whose_api_server_is_asked_has_a_thread(
+    threads: int, least: int | None
+) -> None:
+    asked = {"tokens": {"verify": "token_review"}}
+    bound = {"tokens": {"verify": "bound", "issuer": "https://a"}}
+    clusters = {"east": {}, "west": asked, "north": bound}
+    if least is None:
+        load_clusters(clusters, mtls=None, threads=threads)
+        return
+    with pytest.raises(
+        ConfigError, match=r"limits\.threads: expected at least 4: each"
+    ):
+        load_clusters(clusters, mtls=None, threads=threads)
+
+
 @pytest.mark.parametrize("check", _CHECKS, ids=lambda check: str(check.__name__))
 def test_a_check_needs_no_other_sections_than_it_says(check: Any) -> None:
     # Everything that a check can look at is there, and wrong.
@@ -493,6 +509,7 @@ def test_a_check_needs_no_other_sections_than_it_says(check: Any) -> None:
                 "name": "far",
                 "tokens": {"verify": "token_review", "remote_secret": True},
             },
+            {"name": "near", "tokens": {"verify": "token_review"}},
         ],
         "issuance": {
             "issuing_cas": ["x"],
@@ -504,7 +521,7 @@ def test_a_check_needs_no_other_sections_than_it_says(check: Any) -> None:
                 REFUSE,
             ],
         },
-        "limits": {"per_cluster": {"rate": 1, "burst": 1}},
+        "limits": {"per_cluster": {"rate": 1, "burst": 1}, "threads": 2},
     }
     config = _sections(tree, FILE).config
     needed = {name: getattr(config, name) for name in _CHECKS[check]}

@@ -15,6 +15,7 @@ from bridge.errors import ReviewError
 from bridge.kubernetes.api import METADATA, APIServer
 from bridge.kubernetes.credentials import APIAccess, Credentials
 from bridge.resilience.budget import Budget
+from bridge.system import host_addresses
 from tests.support.parts.scripted_http import json_answer, server_tls
 from tests.support.parts.token_reviews import (
     ACCESS,
@@ -237,6 +238,75 @@ def test_a_server_that_hangs_holds_no_more_threads_than_it_may(
         assert {one.result().rule for one in held} == {"review.unavailable"}
 
 
+def test_a_server_that_let_a_call_wait_in_vain_has_nobody_wait_for_a_place(
+    server: ReviewServer,
+) -> None:
+    server.fault = holding()
+    with closing(client(server, seconds=0.6, calls=1)) as api:
+        assert refused(api).rule == "review.timeout"
+        server.hanging.clear()
+        with ThreadPoolExecutor(1) as one:
+            held = one.submit(refused, api)
+            assert server.hanging.wait(30)
+            began = time.monotonic()
+            assert refused(api).rule == "review.busy"
+            assert time.monotonic() - began < 0.1
+            assert held.result().rule == "review.timeout"
+        # Until it answers.
+        server.fault = None
+        assert ask(api)["status"] == {"allowed": True}
+        assert not api._calls.are_stalled()
+
+
+def test_who_waits_for_the_answer_to_another_call_does_not_for_long(
+    server: ReviewServer,
+) -> None:
+    with closing(client(server)) as api:
+        over, budget = threading.Event(), Budget.of_seconds(30)
+        began = time.monotonic()
+        with pytest.raises(ReviewError, match="too many calls wait") as caught:
+            api.awaits(over, budget)
+        assert time.monotonic() - began < 5
+        assert caught.value.rule == "review.busy"
+        over.set()
+        api.awaits(over, budget)
+
+
+@pytest.fixture
+def lookups(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """Hold each look-up of a name until the event is set."""
+    release = threading.Event()
+
+    def look_up(_: str, port: int) -> list[object]:
+        release.wait(60)
+        where = ("127.0.0.1", port)
+        return [(socket.AF_INET, socket.SOCK_STREAM, 0, "", where)]
+
+    monkeypatch.setattr(host_addresses, "_look_up", look_up)
+    yield release
+    release.set()
+
+
+def test_a_look_up_of_its_name_that_hangs_ends_with_the_call(
+    server: ReviewServer, lookups: threading.Event
+) -> None:
+    named = APIAccess(
+        server=f"https://api.example:{server.port}",
+        server_name="127.0.0.1",
+        ca=server.ca_file,
+        token=server.token_file,
+    )
+    with closing(APIServer(Credentials(named), seconds=30, calls=2)) as api:
+        for _ in range(2):
+            error = refused(api, seconds=0.2)
+            assert error.rule == "review.timeout"
+            assert "api.example: the name is not resolved in time" in error.detail
+        names = [one.name for one in threading.enumerate()]
+        assert names.count("resolve-api.example") == 1
+        lookups.set()
+        assert ask(api)["status"] == {"allowed": True}
+
+
 POD = "/api/v1/namespaces/shop/pods/web-0"
 
 
@@ -305,6 +375,7 @@ def test_the_lines_of_a_stream(server: ReviewServer, name: str) -> None:
 BROKEN: dict[str, tuple[Fault, str]] = {
     "silent": (holding(CHUNKED + chunks(b"a\n")), "review.timeout"),
     "silent amid a line": (holding(CHUNKED + chunks(b"a")), "review.timeout"),
+    "a line that drips": (dripping(CHUNKED, chunks(b"a")), "review.timeout"),
     "lost": (saying(CHUNKED + chunks(b"a\n")), "review.unavailable"),
     "lost amid a chunk": (saying(CHUNKED + b"9\r\na\n"), "review.unavailable"),
     "ends amid a line": (saying(CHUNKED + chunks(b"a", b"")), "review.unavailable"),

@@ -12,7 +12,7 @@ import pytest
 
 from bridge.kubernetes.api import APIServer
 from bridge.kubernetes.credentials import APIAccess, Credentials
-from bridge.kubernetes.informer import RESOURCES, Informer
+from bridge.kubernetes.informer import RESOURCES, Bounds, Informer
 from bridge.kubernetes.objects import PODS, ClusterObject
 from tests.support.parts.scripted_http import json_answer
 from tests.support.parts.token_reviews import ReviewServer
@@ -123,14 +123,16 @@ class Sink:
 
 
 class Followed:
-    def __init__(self, server: ReviewServer, api: APIServer) -> None:
+    def __init__(
+        self, server: ReviewServer, api: APIServer, list_seconds: float = 60.0
+    ) -> None:
         self.said = Said(server)
         self.sink = Sink()
         self.informer = Informer(
             api,
             RESOURCES[PODS],
             self.sink,
-            silence=0.3,
+            bounds=Bounds(silence=0.3, objects=4, list_seconds=list_seconds),
             lot=lambda low, _: low,
         )
 
@@ -145,15 +147,28 @@ class Followed:
 
 
 @pytest.fixture
-def followed(tmp_path: Path) -> Iterator[Followed]:
-    with ReviewServer(tmp_path) as server, server.ending_after(60):
-        access = APIAccess(
-            server=server.url, ca=server.ca_file, token=server.token_file
-        )
-        api = APIServer(Credentials(access), seconds=5, calls=1)
-        with closing(api):
-            yield Followed(server, api)
-            server.over.set()
+def api(server: ReviewServer) -> Iterator[APIServer]:
+    access = APIAccess(server=server.url, ca=server.ca_file, token=server.token_file)
+    with closing(APIServer(Credentials(access), seconds=5, calls=1)) as made:
+        yield made
+        server.over.set()
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[ReviewServer]:
+    with ReviewServer(tmp_path) as running, running.ending_after(60):
+        yield running
+
+
+@pytest.fixture
+def followed(server: ReviewServer, api: APIServer) -> Followed:
+    return Followed(server, api)
+
+
+@pytest.fixture
+def hasty(server: ReviewServer, api: APIServer) -> Followed:
+    """Return one whose lists have no time."""
+    return Followed(server, api, list_seconds=0.0)
 
 
 def page(*names: str, version: int, further: str = "") -> bytes:
@@ -218,6 +233,14 @@ def test_a_list_that_ends_early_is_not_published(followed: Followed) -> None:
     assert followed.said.queries() == [LIST] * 4
 
 
+def test_annotations_that_are_none_end_no_list(followed: Followed) -> None:
+    metadata = {"resourceVersion": "11", "annotations": [1]}
+    (told,) = followed.follow(
+        ending(added("a"), event("BOOKMARK", {"metadata": metadata}))
+    )
+    assert "expected a JSON object" in str(told)
+
+
 LIST_AGAIN: dict[str, tuple[bytes | float, ...]] = {
     "410 in the watch": (page(version=10), ending(error(410))),
     "410 in place of the watch": (page(version=10), json_answer(b"{}", 410)),
@@ -278,6 +301,56 @@ def test_410_amid_pages_begins_them_anew(followed: Followed) -> None:
     assert followed.follow(page("b", version=30), ending()) == [["b"]]
 
 
+MANY = tuple(added(f"p{number}") for number in range(5))
+ENDLESS: dict[str, tuple[bytes, ...]] = {
+    "initial events": (ending(*MANY, *LISTED[2:]),),
+    "a page": (json_answer(b"{}", 422), page(*"abcde", version=20)),
+    "pages": (
+        json_answer(b"{}", 422),
+        page("a", "b", "c", version=20, further="next"),
+        page("d", "e", version=20, further="next"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ENDLESS)
+def test_a_list_of_too_many_objects_is_broken_off(
+    followed: Followed, name: str
+) -> None:
+    (told,) = followed.follow(*ENDLESS[name])
+    assert "lists more than the bridge follows: it has more than 4 pods" in str(told)
+    assert followed.informer.pause() == 0.5
+
+
+UNENDED: dict[str, tuple[bytes, ...]] = {
+    "initial events": (ending(*[added("a")] * 99, *LISTED[2:]),),
+    "bookmarks": (ending(*[bookmark(5)] * 99, *LISTED[2:]),),
+    "empty pages": (json_answer(b"{}", 422), page(version=20, further="next")),
+}
+
+
+@pytest.mark.parametrize("name", UNENDED)
+def test_a_list_that_does_not_end_is_broken_off(hasty: Followed, name: str) -> None:
+    (told,) = hasty.follow(*UNENDED[name])
+    assert "lists more than the bridge follows: it has no end after 0 s" in str(told)
+
+
+@pytest.mark.parametrize("change", [added, deleted, bookmark])
+def test_a_watch_with_too_many_changes_is_listed_again(
+    followed: Followed, change: Any
+) -> None:
+    changes = [
+        bookmark(20 + number) if change is bookmark else change(f"p{number}", 20)
+        for number in range(5)
+    ]
+    told = followed.follow(ending(*LISTED, *changes))
+    assert len(told) == 1 + 4 + 1  # the fifth change is not taken over
+    assert "there were more than 4 changes" in str(told[-1])
+    assert followed.follow(ending(added("z"), bookmark(30, **END))) == [["z"]]
+    # The count begins anew.
+    assert followed.follow(page(version=30), ending(*changes[:1])) != []
+
+
 def test_who_is_asked_to_wait_waits(followed: Followed) -> None:
     followed.follow(json_answer(b"{}", 429, ["Retry-After: 7"]))
     assert followed.informer.pause() == 7.0
@@ -307,6 +380,8 @@ ODD: dict[str, bytes] = {
         "ADDED",
         {"metadata": {"uid": "1", "name": "a", "deletionTimestamp": "soon"}},
     ),
+    "a name that is too long": event("ADDED", pod("a" * 254, 11)),
+    "too deep": event("ADDED", 0).replace(b"0", b"[" * 100_000),
     "an unknown event": event("RENAMED", pod("a", 11)),
     "a bookmark without version": event("BOOKMARK", {"metadata": {}}),
 }

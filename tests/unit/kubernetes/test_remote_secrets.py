@@ -153,6 +153,18 @@ def test_all_pages_are_read(server: Home) -> None:
     assert b"labelSelector=istio/multiCluster%3Dtrue" in asked[0].replace(b"%2F", b"/")
 
 
+def test_secrets_without_an_end_leave_what_was_listed(server: Home) -> None:
+    server.objects[PATH] = listed(secret(kubeconfig()))
+    secrets = looked(server)
+    before = len(server.requests)
+    server.objects[PATH] = listed(more="next")
+    secrets.look()
+    assert len(server.requests) - before == 20
+    (told,) = secrets.problems()
+    assert "it has more than 1000 remote secrets" in told
+    assert shown(secrets) == "one"
+
+
 def test_the_older_of_two_secrets_of_a_cluster_is_used(server: Home) -> None:
     late = secret(kubeconfig({"token": "late"}), "arn:far", "a", made=2)
     server.objects[PATH] = listed(late, secret(kubeconfig()))

@@ -2,7 +2,7 @@ import threading
 
 import pytest
 
-from bridge.resilience.bulkhead import Bulkhead, places_of
+from bridge.resilience.bulkhead import Bulkhead, places_of, shared_places_of
 
 
 @pytest.mark.parametrize(
@@ -14,13 +14,26 @@ def test_one_ca_may_hold_three_quarters_of_the_threads(
     assert places_of(threads) == places
 
 
+@pytest.mark.parametrize(
+    ("threads", "places"), [(1, 1), (3, 1), (4, 2), (24, 12), (256, 128)]
+)
+def test_all_api_servers_may_hold_half_of_the_threads(
+    threads: int, places: int
+) -> None:
+    assert shared_places_of(threads) == places
+
+
 class Door:
-    def __init__(self, places: int) -> None:
+    def __init__(self, places: int, spare: threading.Semaphore | None = None) -> None:
         self.now = 0.0
         self.is_stalled = False
         self.waits = 0
         self.bulkhead = Bulkhead(
-            places, lambda: self.is_stalled, now=lambda: self.now, wait=self.wait
+            places,
+            lambda: self.is_stalled,
+            spare=spare,
+            now=lambda: self.now,
+            wait=self.wait,
         )
 
     def wait(self, free: threading.Semaphore, seconds: float) -> bool:
@@ -67,3 +80,25 @@ def test_a_wait_ends_when_the_ca_begins_to_stall() -> None:
     one.bulkhead._wait = wait
     assert not one.bulkhead.enter(100)
     assert one.waits == 3
+
+
+def test_spare_places_are_lent_while_answers_come() -> None:
+    spare = threading.Semaphore(2)
+    one, other = Door(1, spare), Door(1, spare)
+    assert [one.bulkhead.enter(0) for _ in range(4)] == [True, True, True, False]
+    # The other has its own place, and what was lent comes back first.
+    assert [other.bulkhead.enter(0) for _ in range(2)] == [True, False]
+    one.bulkhead.leave()
+    assert other.bulkhead.enter(0)
+
+
+def test_a_server_that_stalls_is_lent_no_place() -> None:
+    spare = threading.Semaphore(1)
+    one, other = Door(1, spare), Door(1, spare)
+    one.bulkhead.enter(0)
+    one.is_stalled = True
+    assert not one.bulkhead.enter(10)
+    assert [other.bulkhead.enter(0) for _ in range(2)] == [True, True]
+    for _ in range(2):
+        other.bulkhead.leave()
+    assert [other.bulkhead.enter(0) for _ in range(3)] == [True, True, False]
