@@ -4,6 +4,7 @@ A credential belongs to one cluster. The caller names it (`clusterid`), and the 
 verified by the keys, or the API server, of that cluster alone.
 """
 
+import threading
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -46,7 +47,7 @@ from bridge.kubernetes.clients import (
 from bridge.kubernetes.pods import LivePods, PodLookup
 from bridge.kubernetes.remote_secrets import RemoteSecrets
 from bridge.resilience.budget import Budget
-from bridge.resilience.bulkhead import places_of
+from bridge.resilience.bulkhead import shared_places_of
 from bridge.spiffe import SpiffeID, TrustDomain
 from bridge.system.clock import Clock
 
@@ -79,6 +80,7 @@ def read_clusters(
     config: BridgeConfig,
     *,
     clock: Clock,
+    owners: KeyOwners,
     watched: Path | None = None,
     secrets: RemoteSecrets | None = None,
 ) -> list[Cluster]:
@@ -91,6 +93,7 @@ def read_clusters(
     Args:
         config: The whole configuration.
         clock: The time of key refreshes.
+        owners: Which cluster has which key.
         watched: The index of what the watcher has seen; None where none runs.
         secrets: Has the credentials of clusters with `tokens.remote_secret`.
 
@@ -100,7 +103,7 @@ def read_clusters(
             a namespace is no valid name, or there is no API server to ask. Lists every
             problem.
     """
-    make = _VerifierMaker(config, clock, watched, secrets)
+    make = _VerifierMaker(config, clock, owners, watched, secrets)
     problems: list[str] = []
     clusters: list[Cluster] = []
     for index, entry in enumerate(config.clusters):
@@ -135,6 +138,7 @@ class _VerifierMaker:
         self,
         config: BridgeConfig,
         clock: Clock,
+        owners: KeyOwners,
         watched: Path | None,
         secrets: RemoteSecrets | None,
     ) -> None:
@@ -142,18 +146,21 @@ class _VerifierMaker:
         self.offline: dict[str, OfflineVerifier] = {}
         self.bound: dict[str, BoundVerifier] = {}
         self._watched = watched
-        self._owners = KeyOwners()
+        self._owners = owners
         self._clock = clock
         reviewed = [one for one in config.clusters if one.tokens.verify != "jwks"]
-        # API servers that hang leave a front threads for the calls of others.
-        self._places = max(1, places_of(config.limits.threads) // max(1, len(reviewed)))
+        # API servers that hang leave a front threads for the calls of others. Each has
+        # places of its own, however many hang; those that answer share the others.
+        count, all_places = len(reviewed), shared_places_of(config.limits.threads)
+        self._places = max(1, all_places // max(1, 2 * count))
+        self._spare = threading.Semaphore(max(0, all_places - count * self._places))
 
     def verifier(self, entry: ClusterConfig) -> tuple[TokenVerifier, PodLookup | None]:
         tokens = entry.tokens
         if isinstance(tokens, JWKSConfig):
             return self._offline(entry.name, tokens, source_of(tokens)), None
         source = access_source_of(entry, self._secrets)
-        server = api_server_of(tokens, self._places, source)
+        server = api_server_of(tokens, self._places, source, self._spare)
         review = ReviewVerifier(server)
         if not isinstance(tokens, BoundConfig):
             return review, LivePods(server)
@@ -250,6 +257,7 @@ class ClusterRegistry:
         self,
         clusters: Sequence[Cluster],
         names: Mapping[str, Cluster],
+        owners: KeyOwners,
         clock: Clock,
         secrets: RemoteSecrets | None = None,
     ) -> None:
@@ -258,6 +266,7 @@ class ClusterRegistry:
         self.secrets = secrets
         """The credentials of clusters that are in remote secrets."""
         self._names = names
+        self._owners = owners
         self._clock = clock
 
     @classmethod
@@ -275,14 +284,17 @@ class ClusterRegistry:
             ConfigError: See `read_clusters`.
         """
         secrets = remote_secrets_of(config)
-        clusters = read_clusters(config, clock=clock, watched=watched, secrets=secrets)
+        owners = KeyOwners([one.name for one in config.clusters])
+        clusters = read_clusters(
+            config, clock=clock, owners=owners, watched=watched, secrets=secrets
+        )
         names = {
             name: cluster
             for cluster, entry in zip(clusters, config.clusters, strict=True)
             for name in (entry.name, *entry.aliases)
         }
         # Istio's agent sends an empty ID if none is configured.
-        return cls(clusters, {"": clusters[0]} | names, clock, secrets)
+        return cls(clusters, {"": clusters[0]} | names, owners, clock, secrets)
 
     def identify(
         self,
@@ -399,6 +411,10 @@ class ClusterRegistry:
             for one in self.clusters
             if one.watch is not None and (age := one.watch.watch_age()) is not None
         ]
+
+    def refused_keys(self) -> dict[str, int]:
+        """Return how many keys of each cluster are not used: an earlier one's."""
+        return self._owners.refused()
 
     def start(self) -> None:
         """Start the background refresh of keys."""

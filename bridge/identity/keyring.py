@@ -7,7 +7,8 @@ longer used. Only a few requests wait for a fetch, and only half a second.
 
 import logging
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -25,9 +26,6 @@ _WAIT_SECONDS = 0.5
 _MOST_WAITING = 2
 _CLOSE_SECONDS = 1.0
 
-Claim = Callable[[Sequence[VerificationKey]], Mapping[str, str]]
-"""Claims keys for a cluster; returns those of other clusters, as `KeyOwners.claim`."""
-
 
 @dataclass(frozen=True, slots=True)
 class _State:
@@ -39,11 +37,18 @@ class KeyOwners:
     """The cluster that each key belongs to. A key belongs to one cluster alone.
 
     The holder of a cluster's key can name any of its service accounts. If two clusters
-    had the same key, each could name those of the other.
+    had the same key, each could name those of the other. Of those that claim a key, the
+    first of the configuration has it, whichever came first: a cluster that shows a
+    public key of another one takes nothing from it.
+
+    Args:
+        order: The names of all clusters, as the configuration has them.
     """
 
-    def __init__(self) -> None:
-        self._owner: dict[str, str] = {}
+    def __init__(self, order: Sequence[str]) -> None:
+        self._claims: dict[str, frozenset[str]] = {name: frozenset() for name in order}
+        self._owner: Mapping[str, str] = {}
+        self._refused: Mapping[tuple[str, str], str] = {}
         self._lock = threading.Lock()
 
     def claim(self, cluster: str, keys: Sequence[VerificationKey]) -> dict[str, str]:
@@ -54,16 +59,37 @@ class KeyOwners:
             of that cluster.
         """
         with self._lock:
-            wanted = {key.sha256 for key in keys}
-            others = {
-                digest: owner
-                for digest, owner in self._owner.items()
-                if owner != cluster
+            self._claims[cluster] = frozenset(key.sha256 for key in keys)
+            owner: dict[str, str] = {}
+            for name, digests in self._claims.items():
+                for digest in digests:
+                    owner.setdefault(digest, name)
+            refused = {
+                (name, digest): owner[digest]
+                for name, digests in self._claims.items()
+                for digest in digests
+                if owner[digest] != name
             }
-            self._owner = others | {
-                digest: cluster for digest in wanted if digest not in others
-            }
-            return {digest: others[digest] for digest in wanted if digest in others}
+            new = refused.keys() - self._refused.keys()
+            self._owner, self._refused = owner, refused
+        for name, digest in sorted(new):
+            _log.warning(
+                "cluster %s: the key with SHA-256 %s is not used: cluster %s, which "
+                "comes before it, has it, too",
+                name,
+                digest,
+                refused[name, digest],
+            )
+        return {digest: by for (name, digest), by in refused.items() if name == cluster}
+
+    def owner(self, key: VerificationKey) -> str:
+        """Return the cluster that a key belongs to; empty if none has claimed it."""
+        return self._owner.get(key.sha256, "")
+
+    def refused(self) -> dict[str, int]:
+        """Return how many keys of each cluster that has some belong to another one."""
+        counts = Counter(name for name, _ in self._refused)
+        return {name: counts[name] for name, keys in self._claims.items() if keys}
 
 
 class Keyring:
@@ -71,7 +97,8 @@ class Keyring:
 
     Args:
         source: Reads the keys.
-        claim: Checks that no other cluster has them.
+        owners: Which cluster has which key.
+        cluster: The name of this one.
         max_age: How long keys are used after they were last confirmed.
         floor: The shortest time between two fetches for unknown key IDs.
         clock: The time of a refresh.
@@ -80,14 +107,16 @@ class Keyring:
     def __init__(
         self,
         source: KeySource,
-        claim: Claim,
+        owners: KeyOwners,
+        cluster: str,
         *,
         max_age: timedelta,
         floor: timedelta,
         clock: Clock,
     ) -> None:
         self._source = source
-        self._claim = claim
+        self._owners = owners
+        self._cluster = cluster
         self._max_age = max_age
         self._clock = clock
         seconds = max_age.total_seconds() / 4
@@ -98,7 +127,6 @@ class Keyring:
         self._confirm = timedelta(seconds=min(_CONFIRM_SECONDS, seconds))
         self._state: _State | None = None
         self._failure = ""
-        self._foreign: tuple[str, ...] = ()
         self._reading = threading.Lock()
         self._tried: datetime | None = None
         self._looked: datetime | None = None
@@ -145,12 +173,12 @@ class Keyring:
     def has(self, kid: str | None) -> bool:
         """Return whether the cluster has a key with this ID."""
         state = self._state
-        return state is not None and kid in state.keys
+        return state is not None and bool(self._own(state, kid))
 
     def has_keys(self, now: datetime) -> bool:
         """Return whether there are keys that are not too old."""
         state = self._believed(now)
-        return state is not None and bool(state.keys)
+        return state is not None and any(self._own(state, kid) for kid in state.keys)
 
     def _believed(self, now: datetime) -> _State | None:
         state = self._state
@@ -162,7 +190,12 @@ class Keyring:
         state = self._believed(now)
         if state is None:
             return ()
-        return state.keys.get(kid) or state.keys.get(None, ())
+        return self._own(state, kid) or self._own(state, None)
+
+    def _own(self, state: _State, kid: str | None) -> tuple[VerificationKey, ...]:
+        # Asked at each use: a cluster that comes first may have claimed one meanwhile.
+        found = state.keys.get(kid, ())
+        return tuple(key for key in found if self._owners.owner(key) == self._cluster)
 
     def doubt(self) -> None:
         """Fetch the keys soon: a token's signature fits none that should verify it.
@@ -235,21 +268,15 @@ class Keyring:
     def adopt(
         self, keys: Sequence[VerificationKey], confirmed: datetime
     ) -> Mapping[str, str]:
-        """Replace the keys by these, without those that belong to another cluster.
+        """Replace the keys by these. Those of another cluster are not used.
 
         Returns:
-            The dropped keys, as `KeyOwners.claim`.
+            The unused keys, as `KeyOwners.claim`.
         """
-        foreign = self._claim(keys)
+        foreign = self._owners.claim(self._cluster, keys)
         kept: dict[str | None, tuple[VerificationKey, ...]] = {}
         for key in keys:
-            if key.sha256 not in foreign:
-                kept[key.kid] = (*kept.get(key.kid, ()), key)
-        self._foreign = tuple(
-            f"the key {shown(key.kid)} is not used: it is also {foreign[key.sha256]}'s"
-            for key in keys
-            if key.sha256 in foreign
-        )
+            kept[key.kid] = (*kept.get(key.kid, ()), key)
         self._state = _State(kept, confirmed)
         if self._failure:
             _log.info("token keys are read again, after: %s", self._failure)
@@ -265,9 +292,15 @@ class Keyring:
 
     def problems(self, now: datetime) -> list[str]:
         """Return the problems of the keys for an operator, one sentence each."""
-        state, failure, found = self._state, self._failure, list(self._foreign)
+        state, failure = self._state, self._failure
         if state is None:
             return [f"has no keys yet: {failure or 'not fetched so far'}"]
+        found = [
+            f"the key {shown(key.kid)} is not used: it is also {owner}'s"
+            for keys in state.keys.values()
+            for key in keys
+            if (owner := self._owners.owner(key)) != self._cluster
+        ]
         if failure or now - state.confirmed > self._max_age:
             hours = (now - state.confirmed) / timedelta(hours=1)
             found.append(

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from functools import partial
 from typing import Final
 
 from bridge.config import BoundConfig, JWKSConfig
@@ -44,9 +43,11 @@ class OfflineVerifier:
         self._config = config
         self._siblings = siblings
         self._clock = clock
+        self._is_local = source.is_local
         self.keyring = Keyring(
             source,
-            partial(owners.claim, cluster),
+            owners,
+            cluster,
             max_age=config.max_key_age,
             floor=config.refresh_floor,
             clock=clock,
@@ -85,6 +86,8 @@ class OfflineVerifier:
             self.keyring.failed(answer)
             return []
         foreign = self.keyring.adopt(answer, self._clock())
+        if not self._is_local:
+            return []  # whoever answers a URL must not be able to refuse a start
         return [
             f"expected keys of its own; the cluster {owner} has the same one"
             for owner in sorted(set(foreign.values()))

@@ -1,6 +1,7 @@
 """Clients for the API servers that a configuration names, and how each is reached."""
 
 import hashlib
+import threading
 
 from bridge.config import (
     APIServerConfig,
@@ -36,7 +37,10 @@ def watch_source(cluster: str, tokens: APIServerConfig) -> str:
 
 
 def api_server_of(
-    tokens: APIServerConfig, calls: int = 1, source: AccessSource | None = None
+    tokens: APIServerConfig,
+    calls: int = 1,
+    source: AccessSource | None = None,
+    spare: threading.Semaphore | None = None,
 ) -> APIServer:
     """Build the client of the API server that a section names. It asks nothing yet.
 
@@ -44,6 +48,7 @@ def api_server_of(
         tokens: The section; by default the API server of the pod's own cluster.
         calls: How many requests may be in flight.
         source: Says how it is reached in place of the section.
+        spare: Places for further requests, which it shares with other API servers.
 
     Raises:
         ConfigError: There is no such API server, or its URL cannot be used.
@@ -52,6 +57,7 @@ def api_server_of(
         Credentials(source or _access_of(tokens)),
         seconds=tokens.timeout.total_seconds(),
         calls=calls,
+        spare=spare,
     )
 
 

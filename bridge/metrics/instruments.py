@@ -8,7 +8,7 @@ looked up once, here.
 The metrics of the meshes' own CAs are in `bridge.metrics.compatibility`.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from platform import python_version
@@ -223,12 +223,14 @@ class Metrics:
         self,
         modes: Callable[[], Iterable[tuple[str, str]]],
         ages: Callable[[], Iterable[tuple[str, float]]],
+        refused: Callable[[], Mapping[str, int]],
     ) -> None:
         """Set the functions that say how tokens are verified, called at each scrape.
 
         Args:
             modes: Returns each cluster, and how its tokens are verified now.
             ages: Returns each watched cluster, and the age of its watch in seconds.
+            refused: Returns how many keys of a cluster are an earlier cluster's.
         """
 
         def collect() -> Iterable[Metric]:
@@ -247,6 +249,14 @@ class Metrics:
             )
             for cluster, age in ages():
                 family.add_metric((cluster,), age)
+            yield family
+            family = GaugeMetricFamily(
+                "meshca_token_keys_refused",
+                "The keys of a cluster that are not used: an earlier cluster has them.",
+                labels=("cluster",),
+            )
+            for cluster, count in refused().items():
+                family.add_metric((cluster,), count)
             yield family
 
         self.registry.register(_Adapter(collect))

@@ -147,8 +147,9 @@ class Process:
         )
         expiry = self._watch_expiry(snapshots, parts)
         snapshots.start(own.probe)
-        first.clusters.start()
-        metrics.watch_tokens(first.clusters.modes, first.clusters.watch_ages)
+        clusters = first.clusters
+        clusters.start()
+        metrics.watch_tokens(clusters.modes, clusters.watch_ages, clusters.refused_keys)
         self._server = Server(
             config,
             issuance,

@@ -1,13 +1,24 @@
 """Faults of one cluster's API server, over the wire; another cluster is unharmed."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import ExitStack
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from threading import Thread
 from typing import Any
 
 import pytest
+import yaml
 
+from bridge.config import parse
+from bridge.errors import ReviewError
+from bridge.identity.caller import TokenCredential
+from bridge.identity.clusters import ClusterRegistry
+from bridge.resilience.budget import Budget
+from bridge.system.clock import system_clock
 from tests.support.clients import linkerd_raw
 from tests.support.clients.istio_raw import MAIN, Wire, bearer, token
 from tests.support.clients.linkerd_raw import SUFFIX, Certify
@@ -20,6 +31,7 @@ from tests.support.parts.token_reviews import (
     holding,
     saying,
 )
+from tests.unit.config.test_load import tree
 
 pytestmark = pytest.mark.xdist_group("token-review-faults")
 
@@ -191,6 +203,58 @@ def test_calls_that_hang_leave_threads_for_the_other_cluster(
     for one in held:
         one.join()
     ground.server.fault = None
+
+
+def test_api_servers_that_hang_hold_few_threads_together(tmp_path: Path) -> None:
+    # 12 threads: half of them for API servers, of which each of three has one.
+    names = ("one", "two", "well")
+    with ExitStack() as parts:
+        servers = {}
+        for name in names:
+            (tmp_path / name).mkdir()
+            servers[name] = parts.enter_context(ReviewServer(tmp_path / name))
+        sections = {name: servers[name].section for name in names}
+        for name in names[:2]:
+            sections[name] |= {"timeout": "1s"}
+            servers[name].fault = holding()
+        changed = tree() | {
+            "clusters": [
+                {"name": name, "namespaces": ["*"], "tokens": section}
+                for name, section in sections.items()
+            ],
+            "limits": {"threads": 12},
+        }
+        config = parse(yaml.safe_dump(changed), tmp_path / "bridge.yaml")
+        clusters = ClusterRegistry.build(config, clock=system_clock)
+        parts.callback(clusters.close)
+
+        def ask(name: str) -> str:
+            shown = TokenCredential((bearer(token())[0][1],), (name,))
+            try:
+                clusters.identify(
+                    shown,
+                    audiences=frozenset({"istio-ca"}),
+                    now=datetime.now(UTC),
+                    budget=Budget.of_seconds(30),
+                )
+            except ReviewError as error:
+                return error.rule
+            return "OK"
+
+        pool = parts.enter_context(ThreadPoolExecutor(24))
+        calls = [pool.submit(ask, name) for name in names[:2] for _ in range(12)]
+        rules = Counter(one.result() for one in as_completed(calls, 60))
+        assert rules.keys() == {"review.timeout", "review.busy"}
+        # One of each, and what was lent before it was seen that they hang.
+        assert 2 <= rules["review.timeout"] <= 5
+        for name in names[:2]:
+            servers[name].hanging.clear()
+        calls = [pool.submit(ask, name) for name in names[:2] for _ in range(12)]
+        for name in names[:2]:
+            assert servers[name].hanging.wait(30)
+        assert ask("well") == "OK"
+        rules = Counter(one.result() for one in as_completed(calls, 60))
+        assert rules == {"review.timeout": 2, "review.busy": 22}
 
 
 def test_a_start_waits_for_no_api_server(tmp_path: Path) -> None:

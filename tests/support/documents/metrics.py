@@ -51,7 +51,9 @@ def _metrics() -> Metrics:
     made.service(_METHOD)
     made.backend("one")
     made.watch_latch(lambda: [("one", "credential")])
-    made.watch_tokens(lambda: [("one", "bound")], lambda: [("one", 1.0)])
+    made.watch_tokens(
+        lambda: [("one", "bound")], lambda: [("one", 1.0)], lambda: {"one": 1}
+    )
     ends = datetime.now(UTC) + timedelta(days=1)
     made.show_crls([CRLUpdate("", "", ends)])
     made.show_certificates(

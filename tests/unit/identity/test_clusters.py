@@ -405,6 +405,23 @@ def test_a_key_server_that_is_down_is_a_problem_and_no_error(
         one.close()
 
 
+def test_who_shows_the_key_of_an_earlier_cluster_refuses_no_start(
+    tmp_path: Path, server: KeyServer
+) -> None:
+    home, other = issuers()["prod"], issuers()["dev"]
+    server.show({"keys": [home.jwk(), other.jwk()]})
+    far = by_url(server, other.issuer) | {"name": "far", "namespaces": ["*"]}
+    registry = built(configured(tmp_path, cluster(tmp_path, "prod"), far))
+    assert identify(registry, shown(token())).cluster == "prod"
+    assert identify(registry, shown(token("dev"), "far")).cluster == "far"
+    with pytest.raises(AuthenticationError, match="key"):
+        identify(registry, shown(token(), "far"))
+    (told,) = registry.problems()
+    assert told.endswith("is not used: it is also prod's")
+    assert registry.refused_keys() == {"prod": 0, "far": 1}
+    registry.close()
+
+
 # Clusters by front; the fronts that are told of, and the cluster each time. Only `prod`
 # has no keys.
 UNSERVED: list[tuple[dict[str, tuple[str, ...]], list[str]]] = [

@@ -5,7 +5,6 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -64,8 +63,8 @@ def local(path: Path, clock: SetClock) -> Keyring:
 def make(
     source: KeySource, clock: SetClock, owners: KeyOwners | None = None
 ) -> Keyring:
-    claim = partial((owners or KeyOwners()).claim, "one")
-    return Keyring(source, claim, max_age=MAX_AGE, floor=FLOOR, clock=clock)
+    owners = owners or KeyOwners(["one"])
+    return Keyring(source, owners, "one", max_age=MAX_AGE, floor=FLOOR, clock=clock)
 
 
 def document(*issuers: TokenIssuer) -> dict[str, object]:
@@ -352,7 +351,7 @@ def test_a_doubted_key_is_fetched_soon_and_no_sooner_than_the_floor(
 def test_a_key_that_becomes_another_clusters_is_not_taken_over(
     path: Path, clock: SetClock
 ) -> None:
-    owners = KeyOwners()
+    owners = KeyOwners(["two", "one"])
     keyring = make(KeyFile(path), clock, owners)
     keyring.adopt(keyring.read(), clock())
     owners.claim("two", make(KeyFile(path), clock).read())  # A is the first's
@@ -371,8 +370,29 @@ def test_a_key_that_becomes_another_clusters_is_not_taken_over(
 def test_a_key_that_its_cluster_dropped_can_be_claimed(
     path: Path, clock: SetClock
 ) -> None:
-    owners, keys = KeyOwners(), make(KeyFile(path), clock).read()
+    owners, keys = KeyOwners(["one", "two"]), make(KeyFile(path), clock).read()
     assert owners.claim("one", keys) == {}
     assert owners.claim("two", keys) == {keys[0].sha256: "one"}
     assert owners.claim("one", ()) == {}
     assert owners.claim("two", keys) == {}
+
+
+def test_the_first_cluster_has_its_key_though_a_later_one_claimed_it_before(
+    path: Path, clock: SetClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    owners = KeyOwners(["home", "one"])
+    keyring = make(KeyFile(path), clock, owners)
+    keyring.adopt(keyring.read(), clock())
+    assert kids(keyring, "a", clock()) == ["a"]
+    assert owners.refused() == {"one": 0}
+    keys = keyring.read()
+    assert owners.claim("home", keys) == {}
+    refuse(keyring, "a", clock())
+    assert not keyring.has("a")
+    assert not keyring.has_keys(clock())
+    assert keyring.problems(clock()) == ["the key 'a' is not used: it is also home's"]
+    assert owners.refused() == {"home": 0, "one": 1}
+    for _ in range(2):  # told once
+        owners.claim("home", keys)
+    told = "cluster one: the key with SHA-256 "
+    assert [told in line for line in caplog.messages] == [True]
