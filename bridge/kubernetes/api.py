@@ -6,9 +6,7 @@ stream, as a watch is one, has a connection of its own and is no call in flight.
 """
 
 import http.client
-import io
 import json
-import select
 import socket
 import ssl
 import threading
@@ -17,19 +15,15 @@ import urllib.parse
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, replace
 from typing import Any, Self, TypeVar
 
 from bridge.errors import ConfigError, ReviewError
+from bridge.kubernetes.connection import APIAnswer, APIConnection, Stream, left
 from bridge.kubernetes.credentials import Credentials, Shown
 from bridge.resilience.budget import Budget
 from bridge.resilience.bulkhead import STALL_SECONDS, Bulkhead
 from bridge.system.host_addresses import HostAddresses
 
-_LARGEST = 1 << 20
-_IDLE_SECONDS = 30.0
-"""A connection that is idle for longer is not used again: the server, or what stands
-between, may be closing it."""
 _WAIT_SECONDS = 0.2
 """How long a call waits for others to end. It holds a thread, which calls of other
 clusters may need, and its client asks again."""
@@ -44,19 +38,9 @@ METADATA = (
 )
 METADATA_LIST = METADATA.replace("Metadata;", "MetadataList;")
 """What `Accept` says where the metadata of an object, or of a list, is enough."""
-_LONGEST_LINE = 16 << 20
-_PIECE = 1 << 16
 
 Query = Mapping[str, str | int]
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    status: int
-    retry_after: str
-    body: bytes
-    keeps: bool
 
 
 class APIServer:
@@ -81,7 +65,7 @@ class APIServer:
         self._credentials = credentials
         self._seconds = seconds
         self._hosts: tuple[str, HostAddresses | None] = "", None
-        self._idle: deque[_Connection] = deque()
+        self._idle: deque[APIConnection] = deque()
         self._calls = _CallsInFlight()
         self._bulkhead = Bulkhead(calls, self._calls.are_stalled, spare=spare)
         self._closed = False
@@ -131,7 +115,7 @@ class APIServer:
     @contextmanager
     def stream(
         self, path: str, query: Query, *, accept: str = _JSON, silence: float
-    ) -> Iterator["Stream"]:
+    ) -> Iterator[Stream]:
         """Open an answer of any length, on a connection of its own.
 
         Args:
@@ -178,7 +162,7 @@ class APIServer:
         while self._idle:
             self._idle.pop().close()
 
-    def _called(self, request: "_Request", budget: Budget) -> _Answer:
+    def _called(self, request: "_Request", budget: Budget) -> APIAnswer:
         now = time.monotonic()
         until = now + min(self._seconds, budget.part())
         if not self._bulkhead.enter(min(until, now + _WAIT_SECONDS)):
@@ -236,7 +220,7 @@ class APIServer:
 
     def _opened(
         self, shown: Shown, request: bytes, until: float, silence: float
-    ) -> "Stream":
+    ) -> Stream:
         connection = self._connected(shown, until)
         try:
             connection.send(request, until)
@@ -245,7 +229,7 @@ class APIServer:
             connection.close()
             raise
 
-    def _exchange(self, shown: Shown, request: bytes, until: float) -> _Answer:
+    def _exchange(self, shown: Shown, request: bytes, until: float) -> APIAnswer:
         connection = self._pooled(shown.context)
         if connection is not None:
             try:
@@ -272,7 +256,7 @@ class APIServer:
             connection.close()
         return answer
 
-    def _connected(self, shown: Shown, until: float) -> "_Connection":
+    def _connected(self, shown: Shown, until: float) -> APIConnection:
         place, hosts = self._hosts
         if hosts is None or place != shown.place:
             place, hosts = shown.place, HostAddresses(shown.host, shown.port)
@@ -280,13 +264,13 @@ class APIServer:
         context, name = shown.context, shown.server_name
 
         def secured(plain: socket.socket, ends: float) -> ssl.SSLSocket:
-            plain.settimeout(_left(ends))
+            plain.settimeout(left(ends))
             return context.wrap_socket(plain, server_hostname=name)
 
         found = hosts.resolved(until)
-        return _Connection(hosts.opened(found, until, secured), context)
+        return APIConnection(hosts.opened(found, until, secured), context)
 
-    def _pooled(self, context: ssl.SSLContext) -> "_Connection | None":
+    def _pooled(self, context: ssl.SSLContext) -> APIConnection | None:
         # The last one in first: those that a quiet time leaves over grow old.
         while True:
             try:
@@ -314,7 +298,7 @@ class APIServer:
 
         return request
 
-    def _read(self, answer: _Answer) -> Mapping[str, Any]:
+    def _read(self, answer: APIAnswer) -> Mapping[str, Any]:
         if answer.status not in _DONE:
             raise self._failed(answer)
         try:
@@ -329,7 +313,7 @@ class APIServer:
             )
         return found
 
-    def _failed(self, answer: _Answer) -> ReviewError:
+    def _failed(self, answer: APIAnswer) -> ReviewError:
         rule, text = _STATUSES.get(answer.status, _OTHER)
         said = f"HTTP status {answer.status}"
         if answer.retry_after:
@@ -401,186 +385,6 @@ class _CallsInFlight:
         with self._lock:
             waited = time.monotonic() - self._moved_at
             return self._count > 0 and waited > STALL_SECONDS
-
-
-class _Connection:
-    # One connection, for one call at a time.
-    def __init__(self, sock: ssl.SSLSocket, context: ssl.SSLContext) -> None:
-        self._sock = sock
-        self._context = context
-        self._used_at = time.monotonic()
-
-    def is_usable(self, context: ssl.SSLContext) -> bool:
-        # Whatever there is to read is no answer of ours: the server is closing.
-        if context is not self._context:
-            return False
-        if time.monotonic() - self._used_at > _IDLE_SECONDS:
-            return False
-        poll = select.poll()
-        poll.register(self._sock, select.POLLIN)
-        return not self._sock.pending() and not poll.poll(0)
-
-    def send(self, request: bytes, until: float) -> None:
-        self._sock.settimeout(_left(until))
-        self._sock.sendall(request)
-
-    def begin(self, until: float) -> tuple[http.client.HTTPResponse, "_Timed"]:
-        # Its constructor needs `makefile` and nothing else of a socket.
-        timed: Any = _Timed(self._sock, until)
-        # Whether it answers a HEAD is all that the method tells it.
-        answer = http.client.HTTPResponse(timed, method="GET")
-        answer.begin()
-        return answer, timed
-
-    def receive(self, until: float) -> _Answer:
-        answer, timed = self.begin(until)
-        with answer:
-            read = _whole(answer)
-        self._used_at = time.monotonic()
-        # What came besides would be taken for the answer of the next call.
-        return replace(read, keeps=False) if timed.has_more() else read
-
-    def keep_alive(self) -> None:
-        # A peer that is gone without a word is noticed by the system, too.
-        for option, value in (
-            (socket.TCP_KEEPIDLE, 15),
-            (socket.TCP_KEEPINTVL, 15),
-            (socket.TCP_KEEPCNT, 3),
-        ):
-            self._sock.setsockopt(socket.IPPROTO_TCP, option, value)
-        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-
-    def close(self) -> None:
-        self._sock.close()
-
-
-def _whole(answer: http.client.HTTPResponse) -> _Answer:
-    body = answer.read(_LARGEST + 1)
-    if len(body) > _LARGEST:
-        raise ValueError(f"the answer has more than {_LARGEST} bytes")
-    if answer.length:
-        raise http.client.IncompleteRead(body)
-    return _Answer(
-        answer.status,
-        (answer.headers.get("Retry-After") or "")[:40],
-        body,
-        # After an informational status, the answer itself is still to come.
-        not answer.will_close and answer.status >= http.client.OK,
-    )
-
-
-class Stream:
-    """An answer that is read while the server writes it. For one thread."""
-
-    def __init__(self, connection: _Connection, until: float, silence: float) -> None:
-        self._connection = connection
-        self._silence = silence
-        connection.keep_alive()
-        self._answer, self._timed = connection.begin(until)
-        self.status = self._answer.status
-        """The HTTP status."""
-
-    def lines(self) -> Iterator[bytes]:
-        """Yield each line as it comes; end where the server ends the answer in order.
-
-        Raises:
-            TimeoutError: No line comes for too long.
-            OSError: The connection is lost.
-            HTTPException: It ends amid the answer.
-            ValueError: A line is too long.
-        """
-        pending: list[bytes] = []
-        size = 0
-        until = time.monotonic() + self._silence
-        while piece := self._piece(until):
-            *lines, rest = piece.split(b"\n")
-            for line in lines:
-                yield b"".join((*pending, line))
-                pending.clear()
-                size = 0
-            if lines:
-                until = time.monotonic() + self._silence
-            pending.append(rest)
-            size += len(rest)
-            if size > _LONGEST_LINE:
-                raise ValueError(f"a line has more than {_LONGEST_LINE} bytes")
-        if size or self._answer.length:
-            raise http.client.IncompleteRead(b"".join(pending))
-
-    def body(self, most: int) -> bytes:
-        """Return the whole answer, of at most `most` bytes. Raises as `lines` does."""
-        pieces: list[bytes] = []
-        size = 0
-        until = time.monotonic() + self._silence
-        while piece := self._piece(until):
-            pieces.append(piece)
-            size += len(piece)
-            if size > most:
-                raise ValueError(f"the answer has more than {most} bytes")
-        if self._answer.length:
-            raise http.client.IncompleteRead(b"")
-        return b"".join(pieces)
-
-    def refusal(self, until: float) -> _Answer:
-        """Return the whole answer, which is an error and short."""
-        self._timed.until = until
-        return _whole(self._answer)
-
-    def close(self) -> None:
-        """Close the connection; may be called by another thread."""
-        self._answer.close()
-        self._connection.close()
-
-    def _piece(self, until: float) -> bytes:
-        self._timed.until = until
-        return self._answer.read1(_PIECE)
-
-
-class _Timed(io.RawIOBase):
-    # A socket to read from, up to one moment: a timeout of its own would hold for each
-    # read, and a server that sends a byte at a time would never meet it.
-    def __init__(self, sock: ssl.SSLSocket, until: float) -> None:
-        self._sock = sock
-        self.until = until
-        self.is_over = False
-
-    def makefile(self, _mode: str) -> io.BufferedReader:
-        self._reader = _Reader(self)
-        return self._reader
-
-    def has_more(self) -> bool:
-        # Whether more came than the answer, once that is closed.
-        return bool(self._reader.rest or self._sock.pending())
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        if self.is_over:
-            return 0
-        self._sock.settimeout(_left(self.until))
-        return self._sock.recv_into(buffer)
-
-
-class _Reader(io.BufferedReader):
-    # Keeps what is left in it when `http.client` closes it, at the end of an answer.
-    def __init__(self, timed: _Timed) -> None:
-        super().__init__(timed)
-        self._timed = timed
-        self.rest = b""
-
-    def close(self) -> None:
-        if not self.closed:
-            self._timed.is_over = True
-            self.rest = self.peek(1)
-        super().close()
-
-
-def _left(until: float) -> float:
-    left = until - time.monotonic()
-    if left <= 0:
-        raise TimeoutError("the time is up")
-    return left
 
 
 def _seconds(text: str) -> float:

@@ -8,6 +8,7 @@ from contextlib import ExitStack, suppress
 from bridge import __version__
 from bridge.config import BridgeConfig
 from bridge.errors import LedgerError
+from bridge.identity.clusters import ClusterRegistry
 from bridge.issuance.own_certificates import OwnCertificates
 from bridge.issuance.procedure import Issuance
 from bridge.issuance.signing import Signing
@@ -147,9 +148,8 @@ class Process:
         )
         expiry = self._watch_expiry(snapshots, parts)
         snapshots.start(own.probe)
-        clusters = first.clusters
-        clusters.start()
-        metrics.watch_tokens(clusters.modes, clusters.watch_ages, clusters.refused_keys)
+        first.clusters.start()
+        _watch_tokens(metrics, first.clusters)
         self._server = Server(
             config,
             issuance,
@@ -279,6 +279,10 @@ def _problems(
     if unserved := snapshots.current().clusters.unserved(config.callers_by_front()):
         found["token keys"] = "; ".join(unserved)
     return found
+
+
+def _watch_tokens(metrics: Metrics, clusters: ClusterRegistry) -> None:
+    metrics.watch_tokens(clusters.modes, clusters.watch_ages, clusters.refused_keys)
 
 
 def _no_issuing_ca(

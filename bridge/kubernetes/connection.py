@@ -1,0 +1,244 @@
+"""One connection to an API server, and the answers that come on it.
+
+An answer ends at one moment whatever the server does until then: the timeout of a
+socket would hold for each read, and a server that sends a byte at a time would never
+meet it.
+"""
+
+import http.client
+import io
+import select
+import socket
+import ssl
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+_LARGEST = 1 << 20
+_IDLE_SECONDS = 30.0
+"""A connection that is idle for longer is not used again: the server, or what stands
+between, may be closing it."""
+_LONGEST_LINE = 16 << 20
+_PIECE = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class APIAnswer:
+    """A whole answer."""
+
+    status: int
+    """The HTTP status."""
+    retry_after: str
+    """The header, as it came; empty if there is none."""
+    body: bytes
+    keeps: bool
+    """Whether another call may be made on the connection."""
+
+
+class APIConnection:
+    """One connection, for one call at a time.
+
+    Args:
+        sock: Is connected.
+        context: Its TLS context.
+    """
+
+    def __init__(self, sock: ssl.SSLSocket, context: ssl.SSLContext) -> None:
+        self._sock = sock
+        self._context = context
+        self._used_at = time.monotonic()
+
+    def is_usable(self, context: ssl.SSLContext) -> bool:
+        """Return whether another call may be made on it, with this TLS context."""
+        # Whatever there is to read is no answer of ours: the server is closing.
+        if context is not self._context:
+            return False
+        if time.monotonic() - self._used_at > _IDLE_SECONDS:
+            return False
+        poll = select.poll()
+        poll.register(self._sock, select.POLLIN)
+        return not self._sock.pending() and not poll.poll(0)
+
+    def send(self, request: bytes, until: float) -> None:
+        """Send a whole request.
+
+        Raises:
+            TimeoutError: It is not out by then.
+            OSError: The connection is lost.
+        """
+        self._sock.settimeout(left(until))
+        self._sock.sendall(request)
+
+    def begin(self, until: float) -> tuple[http.client.HTTPResponse, "_Timed"]:
+        """Read the head of an answer. Raises as `receive` does."""
+        # Its constructor needs `makefile` and nothing else of a socket.
+        timed: Any = _Timed(self._sock, until)
+        # Whether it answers a HEAD is all that the method tells it.
+        answer = http.client.HTTPResponse(timed, method="GET")
+        answer.begin()
+        return answer, timed
+
+    def receive(self, until: float) -> APIAnswer:
+        """Read a whole answer of at most 1 MiB.
+
+        Raises:
+            TimeoutError: It is not there by then.
+            OSError: The connection is lost.
+            HTTPException: It is no HTTP, or ends early.
+            ValueError: It is longer.
+        """
+        answer, timed = self.begin(until)
+        with answer:
+            read = _whole(answer)
+        self._used_at = time.monotonic()
+        # What came besides would be taken for the answer of the next call.
+        return replace(read, keeps=False) if timed.has_more() else read
+
+    def keep_alive(self) -> None:
+        """Let the system notice a peer that is gone without a word."""
+        for option, value in (
+            (socket.TCP_KEEPIDLE, 15),
+            (socket.TCP_KEEPINTVL, 15),
+            (socket.TCP_KEEPCNT, 3),
+        ):
+            self._sock.setsockopt(socket.IPPROTO_TCP, option, value)
+        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+
+    def close(self) -> None:
+        """Close it."""
+        self._sock.close()
+
+
+def _whole(answer: http.client.HTTPResponse) -> APIAnswer:
+    body = answer.read(_LARGEST + 1)
+    if len(body) > _LARGEST:
+        raise ValueError(f"the answer has more than {_LARGEST} bytes")
+    if answer.length:
+        raise http.client.IncompleteRead(body)
+    return APIAnswer(
+        answer.status,
+        (answer.headers.get("Retry-After") or "")[:40],
+        body,
+        # After an informational status, the answer itself is still to come.
+        not answer.will_close and answer.status >= http.client.OK,
+    )
+
+
+class Stream:
+    """An answer that is read while the server writes it. For one thread."""
+
+    def __init__(self, connection: APIConnection, until: float, silence: float) -> None:
+        self._connection = connection
+        self._silence = silence
+        connection.keep_alive()
+        self._answer, self._timed = connection.begin(until)
+        self.status = self._answer.status
+        """The HTTP status."""
+
+    def lines(self) -> Iterator[bytes]:
+        """Yield each line as it comes; end where the server ends the answer in order.
+
+        Raises:
+            TimeoutError: No line comes for too long.
+            OSError: The connection is lost.
+            HTTPException: It ends amid the answer.
+            ValueError: A line is too long.
+        """
+        pending: list[bytes] = []
+        size = 0
+        until = time.monotonic() + self._silence
+        while piece := self._piece(until):
+            *lines, rest = piece.split(b"\n")
+            for line in lines:
+                yield b"".join((*pending, line))
+                pending.clear()
+                size = 0
+            if lines:
+                until = time.monotonic() + self._silence
+            pending.append(rest)
+            size += len(rest)
+            if size > _LONGEST_LINE:
+                raise ValueError(f"a line has more than {_LONGEST_LINE} bytes")
+        if size or self._answer.length:
+            raise http.client.IncompleteRead(b"".join(pending))
+
+    def body(self, most: int) -> bytes:
+        """Return the whole answer, of at most `most` bytes. Raises as `lines` does."""
+        pieces: list[bytes] = []
+        size = 0
+        until = time.monotonic() + self._silence
+        while piece := self._piece(until):
+            pieces.append(piece)
+            size += len(piece)
+            if size > most:
+                raise ValueError(f"the answer has more than {most} bytes")
+        if self._answer.length:
+            raise http.client.IncompleteRead(b"")
+        return b"".join(pieces)
+
+    def refusal(self, until: float) -> APIAnswer:
+        """Return the whole answer, which is an error and short."""
+        self._timed.until = until
+        return _whole(self._answer)
+
+    def close(self) -> None:
+        """Close the connection; may be called by another thread."""
+        self._answer.close()
+        self._connection.close()
+
+    def _piece(self, until: float) -> bytes:
+        self._timed.until = until
+        return self._answer.read1(_PIECE)
+
+
+class _Timed(io.RawIOBase):
+    # A socket to read from, up to one moment: a timeout of its own would hold for each
+    # read, and a server that sends a byte at a time would never meet it.
+    def __init__(self, sock: ssl.SSLSocket, until: float) -> None:
+        self._sock = sock
+        self.until = until
+        self.is_over = False
+
+    def makefile(self, _mode: str) -> io.BufferedReader:
+        self._reader = _Reader(self)
+        return self._reader
+
+    def has_more(self) -> bool:
+        # Whether more came than the answer, once that is closed.
+        return bool(self._reader.rest or self._sock.pending())
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        if self.is_over:
+            return 0
+        self._sock.settimeout(left(self.until))
+        return self._sock.recv_into(buffer)
+
+
+class _Reader(io.BufferedReader):
+    # Keeps what is left in it when `http.client` closes it, at the end of an answer.
+    def __init__(self, timed: _Timed) -> None:
+        super().__init__(timed)
+        self._timed = timed
+        self.rest = b""
+
+    def close(self) -> None:
+        if not self.closed:
+            self._timed.is_over = True
+            self.rest = self.peek(1)
+        super().close()
+
+
+def left(until: float) -> float:
+    """Return the seconds until a moment of `time.monotonic`.
+
+    Raises:
+        TimeoutError: It is over.
+    """
+    seconds = until - time.monotonic()
+    if seconds <= 0:
+        raise TimeoutError("the time is up")
+    return seconds
