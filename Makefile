@@ -9,7 +9,7 @@ LOCKS := deploy/locks
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 PROTOS := $(wildcard proto/*.proto)
 
-.PHONY: help demo softhsm vault test lint format docs proto vectors lock bench bench-fronts bench-peers bench-backends bench-before bench-hierarchy soak fuzz
+.PHONY: help demo softhsm vault test lint format docs proto vectors lock bench bench-fronts bench-peers bench-backends bench-kube bench-before bench-hierarchy soak fuzz
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -66,6 +66,9 @@ bench-peers: $(VENV)/.development ## The bridge beside Istio's own CA, in one ru
 bench-backends: $(VENV)/.development ## PKCS#11 (SoftHSM), and Vault (OpenBao), beside a key in a file and the bare calls
 	@$(BIN)/python -m tests.bench.backends $(BENCH_ARGS)
 	@$(BIN)/python -m tests.bench.vault $(VAULT_ARGS)
+
+bench-kube: $(VENV)/.development ## Tokens by bound, token_review and jwks, beside the meshes' own CAs, at one API server
+	@$(BIN)/python -m tests.bench.kube $(BENCH_ARGS)
 
 bench-hierarchy: $(VENV)/.development ## A plan of 300 CAs, and a rehearsal of 30
 	@$(BIN)/python -m tests.bench.hierarchy $(BENCH_ARGS)

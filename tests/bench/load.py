@@ -9,7 +9,7 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
@@ -23,6 +23,7 @@ SERVER_CORE, CLIENT_CORE = "0", "1"
 CONNECTIONS, IN_FLIGHT = 8, 32
 _WARMUP_SECONDS = 2
 _START_SECONDS = 20.0
+_LINKERD = Path(__file__).with_name("linkerd_identity")
 
 
 class BenchError(Exception):
@@ -35,6 +36,7 @@ class Programs:
 
     client: Path
     peer: Path
+    """Istio's CA."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +53,8 @@ class Result:
     """Serial numbers that came more than once."""
     other_percent: float
     """The machine's CPU time that neither server nor client used, of two cores."""
+    beside_us: float = 0.0
+    """CPU time of the processes of `Load.beside` for each reply, in microseconds."""
     ready_seconds: float | None = None
     good: int = 0
     """Certificates that the client counted."""
@@ -68,6 +72,8 @@ class Load:
     """`istio` or `linkerd`."""
     tokens_are_for_one: bool = True
     """Whether a token that was used twice spoils the run."""
+    beside: Sequence[int] = ()
+    """Processes that work for the server, and are none of its own."""
     connections: int = CONNECTIONS
     in_flight: int = IN_FLIGHT
 
@@ -91,19 +97,32 @@ def build(source: Path) -> Programs:
     )
 
 
-def _copy(source: Path) -> Path:
+def build_linkerd(source: Path) -> Path:
+    """Build what stands in for linkerd-identity, in the Go module of the peers.
+
+    Raises:
+        BenchError: `source` is not there.
+        BuildError: The program cannot be built.
+    """
+    return builds.build(_copy(source, _LINKERD), f"./cmd/{_LINKERD.name}")
+
+
+def _copy(source: Path, *commands: Path) -> Path:
     if not (source / "go.mod").is_file():
         raise BenchError(
             f"the peers are not in {source}: set MESHCA_PEERS to the folder that has "
             "cmd/caload and cmd/istioca"
         )
     state = sha256()
-    for path in sorted(source.rglob("*")):
-        if path.is_file():
-            state.update(str(path.relative_to(source)).encode() + path.read_bytes())
+    for folder in (source, *commands):
+        for path in sorted(folder.rglob("*")):
+            if path.is_file():
+                state.update(str(path.relative_to(folder)).encode() + path.read_bytes())
     # The build completes go.sum, and that folder is not ours to write to.
     copy = builds.cache_folder() / "peers" / state.hexdigest()[:24]
     shutil.copytree(source, copy, dirs_exist_ok=True)
+    for folder in commands:
+        shutil.copytree(folder, copy / "cmd" / folder.name, dirs_exist_ok=True)
     return copy
 
 
@@ -111,7 +130,7 @@ def measure_peer(load: Load, folder: Path) -> Result:
     """Measure Istio's CA, which asks nobody for a credential here."""
     with peer(load.programs.peer, load.ca_key, folder) as running:
         watch = {"server": running.pid}
-        return _run(load, running.address, running.roots, watch)
+        return run_client(load, running.address, running.roots, watch)
 
 
 def measure_bridge(load: Load, tokens: Path, bridge: Bridge) -> Result:
@@ -142,7 +161,7 @@ def measure_running(load: Load, tokens: Path, bridge: Bridge) -> Result:
     """
     address = {"istio": bridge.address, "linkerd": bridge.linkerd_address}[load.front]
     before = bridge.metric("meshca_requests_total", front=load.front)
-    result = _run(load, address, bridge.roots, bridge.watched, tokens)
+    result = run_client(load, address, bridge.roots, bridge.watched, tokens)
     asked = bridge.metric("meshca_requests_total", front=load.front) - before
     with tokens.open("rb") as file:
         count = sum(1 for _ in file)
@@ -168,7 +187,7 @@ def require_on_record(bridge: Bridge, *results: Result) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Peer:
-    """Istio's CA while it runs."""
+    """A peer while it runs."""
 
     address: str
     roots: Path
@@ -183,13 +202,29 @@ def peer(program: Path, ca_key: KeyAlgorithm, folder: Path) -> Iterator[Peer]:
     Raises:
         BenchError: It does not start.
     """
+    with serving_peer(program, folder, "-auth", "none", "-ca-key", ca_key) as running:
+        yield running
+
+
+@contextmanager
+def serving_peer(program: Path, folder: Path, *options: str) -> Iterator[Peer]:
+    """Run a peer on the server's core.
+
+    Args:
+        program: What serves.
+        folder: For its log and its root certificate.
+        options: Of the program, but for its address.
+
+    Raises:
+        BenchError: It does not start.
+    """
     address = netports.address()
     roots = folder / "peer-root.pem"
     roots.unlink(missing_ok=True)
     command = ["taskset", "-c", SERVER_CORE, str(program), "-addr", address]
-    options = ["-auth", "none", "-ca-key", ca_key, "-root-out", str(roots)]
+    command += [*options, "-root-out", str(roots)]
     with (folder / "peer.log").open("wb") as log:
-        process = subprocess.Popen([*command, *options], stdout=log, stderr=log)
+        process = subprocess.Popen(command, stdout=log, stderr=log)
     try:
         _await_peer(process, address, roots, folder / "peer.log")
         yield Peer(address=address, roots=roots, pid=process.pid)
@@ -211,17 +246,31 @@ def _await_peer(
         except OSError:
             pass  # it does not listen yet
         time.sleep(0.05)
-    raise BenchError(f"Istio's CA did not start: {log.read_text()[-2000:]}")
+    raise BenchError(f"the peer did not start: {log.read_text()[-2000:]}")
 
 
-def _run(
+def run_client(
     load: Load,
     address: str,
     roots: Path,
     watch: Mapping[str, int],
     tokens: Path | None = None,
 ) -> Result:
-    watched = ",".join(f"{name}={pid}" for name, pid in watch.items())
+    """Put load on a server; return what the client saw.
+
+    Args:
+        load: What is asked.
+        address: Of the server.
+        roots: What its chains end in.
+        watch: Processes of the server, by name: their CPU time is that of a reply.
+        tokens: One token a line; used in turn.
+
+    Raises:
+        BenchError: The client could not do its work.
+    """
+    beside = {f"beside{pid}": pid for pid in load.beside}
+    every = {**watch, **beside}
+    watched = ",".join(f"{name}={pid}" for name, pid in every.items())
     command = [
         *("taskset", "-c", CLIENT_CORE, load.programs.client, "-front", load.front),
         *("-addr", address, "-root", roots, "-server-name", PEER_SERVER_NAME),
@@ -242,9 +291,11 @@ def _run(
         raise BenchError(f"the load client failed: {done.stderr}")
     report = json.loads(done.stdout)
     cores = os.cpu_count() or 1
+    cpu_us = report["cpu_us_per_request"]
     return Result(
         per_second=report["ok_per_second"],
-        cpu_us=sum(report["cpu_us_per_request"].values()),
+        cpu_us=sum(us for name, us in cpu_us.items() if name not in beside),
+        beside_us=sum(us for name, us in cpu_us.items() if name in beside),
         p50_ms=report["p50_ms"],
         p99_ms=report["p99_ms"],
         errors=report["errors"],

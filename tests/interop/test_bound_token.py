@@ -12,21 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
+from bridge.kubernetes.objects import KINDS, PODS
 from tests.support.clients.istio_raw import Answer, Wire, bearer
+from tests.support.harness.processes import watchers
 from tests.support.harness.real_process import Bridge
-from tests.support.parts.kubernetes import APIServer
+from tests.support.harness.workers import Supervised
+from tests.support.parts.kubernetes import DEPLOY, APIServer
 
 pytestmark = [pytest.mark.interop, pytest.mark.xdist_group("bound-token")]
 
-DEPLOY = Path(__file__).parents[2] / "deploy/kubernetes"
-LISTS = {
-    "Namespace": "/api/v1/namespaces",
-    "ServiceAccount": "/api/v1/namespaces/meshca/serviceaccounts",
-    "ClusterRole": "/apis/rbac.authorization.k8s.io/v1/clusterroles",
-    "ClusterRoleBinding": "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings",
-}
 ISSUER = "https://kubernetes.default.svc"
 SHOP = "/api/v1/namespaces/shop"
 SECONDS = 60.0
@@ -82,24 +77,31 @@ def await_that(holds: Callable[[], bool], what: str) -> None:
         time.sleep(0.05)
 
 
+def clusters_of(
+    server: APIServer, own_token: Path, **more: object
+) -> list[dict[str, object]]:
+    """Return the sections of the one cluster; `more` is of its tokens."""
+    tokens = {
+        "verify": "bound",
+        "issuer": ISSUER,
+        "server": server.url,
+        "ca_file": str(server.ca_file),
+        "token_file": str(own_token),
+        **more,
+    }
+    return [{"name": "Kubernetes", "namespaces": ["*"], "tokens": tokens}]
+
+
 @pytest.fixture(scope="module")
 def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
     folder = tmp_path_factory.mktemp("bound-token")
     with APIServer(folder / "cluster") as server:
-        for one in yaml.safe_load_all((DEPLOY / "home.yaml").read_text("utf-8")):
-            server.post(LISTS[one["kind"]], one)
+        server.apply(DEPLOY / "home.yaml")
         server.new_account("shop", "web")
         own = folder / "own"
         own.write_text(server.token("meshca", "meshca-bridge"))
-        tokens = {
-            "verify": "bound",
-            "issuer": ISSUER,
-            "server": server.url,
-            "ca_file": str(server.ca_file),
-            "token_file": str(own),
-        }
-        one = {"name": "Kubernetes", "namespaces": ["*"], "tokens": tokens}
-        made = Bridge(folder / "served", overrides={"clusters": [one]})
+        overrides = {"clusters": clusters_of(server, own)}
+        made = Bridge(folder / "served", overrides=overrides)
         with made as bridge, Wire(bridge) as wire:
             ground = Ground(server, bridge, wire)
             await_that(lambda: ground.way() == "bound", "the watch has not begun")
@@ -201,22 +203,34 @@ def test_what_is_not_bound_to_a_pod_that_is_there_is_refused(ground: Ground) -> 
         assert ground.await_refusal(token) == rule, name
 
 
+def test_a_bridge_has_one_watch_of_each_resource(
+    ground: Ground, tmp_path: Path
+) -> None:
+    server, own = ground.server, ground.server.folder.parent / "own"
+    before = {kind: server.watches(kind) for kind in KINDS}
+
+    def is_one_more() -> bool:
+        return all(server.watches(kind) == before[kind] + 1 for kind in KINDS)
+
+    overrides = {"clusters": clusters_of(server, own)}
+    with Supervised(tmp_path / "served", 4, overrides) as bridge:
+        assert len(bridge.children()) == 4
+        await_that(is_one_more, "with four workers")
+        bridge.change(fronts__istio__audiences=["istio-ca", "other"])
+        bridge.await_reloads("ok")
+        await_that(is_one_more, "after a reload")
+        (replaced,) = watchers(bridge.pid)
+        bridge.change(clusters=clusters_of(server, own, timeout="7s"))
+        bridge.await_reloads("ok", 2)
+        await_that(lambda: replaced not in watchers(bridge.pid), "not replaced")
+        await_that(is_one_more, "after a reload with another watcher")
+    await_that(lambda: server.watches(PODS) == before[PODS], "after its end")
+
+
 def watcher_of(bridge: Bridge) -> int:
     """Return the process ID of its one watcher."""
-    (found,) = [
-        int(path.parent.name)
-        for path in Path("/proc").glob("[0-9]*/cmdline")
-        if b"bridge.process.watcher\0" in _read(path)
-        and f"PPid:\t{bridge.pid}\n" in _read(path.with_name("status")).decode()
-    ]
+    (found,) = watchers(bridge.pid)
     return found
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError:
-        return b""
 
 
 def test_a_killed_watcher_is_replaced_and_callers_do_not_notice(

@@ -7,22 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from tests.support.clients import ztunnel
 from tests.support.clients.istio_raw import Answer, Wire
 from tests.support.harness.real_process import Bridge
-from tests.support.parts.kubernetes import APIServer
+from tests.support.parts.kubernetes import DEPLOY, APIServer
 
 pytestmark = [pytest.mark.interop, pytest.mark.xdist_group("node-authorization")]
 
-DEPLOY = Path(__file__).parents[2] / "deploy/kubernetes"
-LISTS = {
-    "Namespace": "/api/v1/namespaces",
-    "ServiceAccount": "/api/v1/namespaces/meshca/serviceaccounts",
-    "ClusterRole": "/apis/rbac.authorization.k8s.io/v1/clusterroles",
-    "ClusterRoleBinding": "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings",
-}
 PROXY = "spiffe://corp.example/ns/istio-system/sa/ztunnel"
 ACCOUNTS = (
     ("istio-system", "ztunnel"),
@@ -126,12 +118,6 @@ def populate(server: APIServer) -> None:
     delete_pod(server, "shop", "leaving-0", grace=3600)
 
 
-def apply(server: APIServer, path: Path) -> None:
-    for one in yaml.safe_load_all(path.read_text("utf-8")):
-        status, answer = server.call("POST", LISTS[one["kind"]], one)
-        assert status in {201, 409}, answer
-
-
 def clusters_of(server: APIServer, folder: Path) -> list[dict[str, object]]:
     """Return one API server as four clusters, by what the bridge may do there."""
     accounts = {
@@ -169,7 +155,7 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
     folder = tmp_path_factory.mktemp("node-authorization")
     with APIServer(folder / "cluster") as server:
         for name in ("home", "remote"):
-            apply(server, DEPLOY / f"{name}.yaml")
+            server.apply(DEPLOY / f"{name}.yaml")
         populate(server)
         server.allow_reviews("lab", "reviewer")
         overrides: dict[str, Any] = {

@@ -10,18 +10,11 @@ import yaml
 
 from tests.support.clients.istio_raw import Answer, Wire, bearer
 from tests.support.harness.real_process import Bridge
-from tests.support.parts.kubernetes import APIServer
+from tests.support.parts.kubernetes import DEPLOY, APIServer
 
 pytestmark = [pytest.mark.interop, pytest.mark.xdist_group("token-review")]
 
-DEPLOY = Path(__file__).parents[2] / "deploy/kubernetes"
 PODS = "/api/v1/namespaces/shop/pods"
-LISTS = {
-    "Namespace": "/api/v1/namespaces",
-    "ServiceAccount": "/api/v1/namespaces/meshca/serviceaccounts",
-    "ClusterRole": "/apis/rbac.authorization.k8s.io/v1/clusterroles",
-    "ClusterRoleBinding": "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings",
-}
 
 
 @dataclass
@@ -29,12 +22,6 @@ class Ground:
     server: APIServer
     bridge: Bridge
     wire: Wire
-
-
-def apply(server: APIServer, path: Path) -> None:
-    for one in yaml.safe_load_all(path.read_text("utf-8")):
-        status, answer = server.call("POST", LISTS[one["kind"]], one)
-        assert status in {201, 409}, answer
 
 
 def tokens_of(server: APIServer, token_file: Path) -> dict[str, object]:
@@ -69,7 +56,7 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
     folder = tmp_path_factory.mktemp("token-review")
     with APIServer(folder / "cluster") as server:
         for name in ("home", "remote"):
-            apply(server, DEPLOY / f"{name}.yaml")
+            server.apply(DEPLOY / f"{name}.yaml")
         server.new_account("shop", "web")
         server.post("/api/v1/namespaces/shop/serviceaccounts", meta("idle"))
         accounts = {"own": "meshca-bridge", "far": "meshca-bridge-remote"}

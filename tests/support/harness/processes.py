@@ -5,11 +5,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 _FEEDER = b"bridge.process.feeder"
+_WATCHER = b"bridge.process.watcher"
 
 
 def feeders(pid: int) -> list[int]:
     """Return the processes that feed the archive for `pid`."""
     return [one for one in descendants(pid) if _FEEDER in command(one)]
+
+
+def watchers(pid: int) -> list[int]:
+    """Return the processes that watch the clusters of `pid`."""
+    return [one for one in descendants(pid) if _WATCHER in command(one)]
 
 
 def workers(pid: int) -> list[int]:
@@ -18,7 +24,11 @@ def workers(pid: int) -> list[int]:
     # a worker until it is gone.
     path = Path(f"/proc/{pid}/task/{pid}/children")
     found = (int(one) for one in path.read_text().split())
-    return [one for one in found if _FEEDER not in command(one)]
+    return [one for one in found if not _is_other(command(one))]
+
+
+def _is_other(text: bytes) -> bool:
+    return any(name in text for name in (_FEEDER, _WATCHER))
 
 
 def is_alive(pid: int) -> bool:

@@ -7,7 +7,6 @@ of a cluster's tokens, the configuration) and serves until the block ends.
 import contextlib
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -34,7 +33,7 @@ from bridge.spiffe import TrustDomain
 from tests.support.harness import processes
 from tests.support.harness.configuration import merge
 from tests.support.harness.journals import journaled
-from tests.support.parts import netports
+from tests.support.parts import netports, prometheus
 from tests.support.parts.pki import Authority, Key, new_key
 from tests.support.parts.tokens import TokenIssuer
 
@@ -43,8 +42,6 @@ MESHCA = Path(sys.executable).parent / "meshca"
 SERVER_NAME = "meshca.istio-system.svc"
 PEER_SERVER_NAME = "istiod.istio-system.svc"
 """What `caload` and an istio-agent that believes in `localhost` expect."""
-_SAMPLE = re.compile(r"^(\w+)(?:\{(.*)\})? (\S+)$", re.MULTILINE)
-_LABEL = re.compile(r'(\w+)="([^"]*)"')
 _READY_SECONDS = 30.0
 _STOP_SECONDS = 30.0
 _ROW_SECONDS = 20.0
@@ -240,13 +237,7 @@ class Bridge:
 
     def metric(self, name: str, /, **labels: str) -> float:
         """Return the sum of the samples `name` that carry `labels`; 0 without any."""
-        _, text = self.get("/metrics")
-        # Not by the library's own parser: it would rename Istio's counters.
-        return sum(
-            float(value)
-            for found, shown, value in _SAMPLE.findall(text)
-            if found == name and labels.items() <= dict(_LABEL.findall(shown)).items()
-        )
+        return prometheus.total(self.get("/metrics")[1], name, **labels)
 
     def rows(self, **fields: object) -> list[dict[str, Any]]:
         """Return the rows of the journals in which `fields` have these values."""

@@ -7,18 +7,31 @@ import os
 import ssl
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Self
 
+import yaml
+
 from bridge.cli.demo_setup.backends import running
-from tests.support.parts import install, netports
+from tests.support.parts import install, netports, prometheus
 from tests.support.parts.pki import key_pem, new_key, write_private
 from tests.support.parts.vault import write_certificate
 
 _START_SECONDS = 120.0
 _ANSWER_SECONDS = 30.0
 _POLL_SECONDS = 0.05
+_CONNECTIONS = 8
 _ADMIN = "admin-of-a-test"
+_RIGHTS = "/apis/rbac.authorization.k8s.io/v1"
+_LISTS = {
+    "Namespace": "/api/v1/namespaces",
+    "ServiceAccount": "/api/v1/namespaces/{namespace}/serviceaccounts",
+    "ClusterRole": f"{_RIGHTS}/clusterroles",
+    "ClusterRoleBinding": f"{_RIGHTS}/clusterrolebindings",
+}
+DEPLOY = Path(__file__).resolve().parents[3] / "deploy/kubernetes"
+"""The rights of a bridge, as its users apply them."""
 
 
 class APIServer:
@@ -69,27 +82,45 @@ class APIServer:
         token: str = _ADMIN,
     ) -> tuple[int, dict[str, Any]]:
         """Return the status and the answer, by default as an administrator."""
-        context = ssl.create_default_context(cafile=str(self.ca_file))
-        connection = http.client.HTTPSConnection(
-            "127.0.0.1", self.port, timeout=_ANSWER_SECONDS, context=context
-        )
-        headers = {
-            "Authorization": f"Bearer {token}",
-            "Content-Type": "application/json",
-        }
-        with contextlib.closing(connection):
-            connection.request(method, path, json.dumps(body or {}), headers)
-            answer = connection.getresponse()
-            text = answer.read()
+        status, kind, text = self._asked(method, path, body, token)
         # Keys are `application/jwk-set+json`.
-        is_json = answer.headers.get_content_type().endswith("json")
-        return answer.status, json.loads(text) if is_json else {}
+        return status, json.loads(text) if kind.endswith("json") else {}
+
+    def metrics(self) -> str:
+        """Return its metrics, as `prometheus` reads them."""
+        _, _, text = self._asked("GET", "/metrics")
+        return text.decode()
+
+    def watches(self, resource: str) -> float:
+        """Return how many watches of a resource there are, its own included."""
+        labels = {"verb": "WATCH", "resource": resource}
+        return prometheus.total(
+            self.metrics(), "apiserver_longrunning_requests", **labels
+        )
+
+    def apply(self, path: Path) -> None:
+        """Make what a file of `DEPLOY` has, as `kubectl apply` does."""
+        for one in yaml.safe_load_all(path.read_text("utf-8")):
+            namespace = one["metadata"].get("namespace", "")
+            status, answer = self.call(
+                "POST", _LISTS[one["kind"]].format(namespace=namespace), one
+            )
+            assert status in {http.HTTPStatus.CREATED, http.HTTPStatus.CONFLICT}, answer
 
     def post(self, path: str, body: Mapping[str, object]) -> dict[str, Any]:
         """Make something; return it as the server has it."""
         status, made = self.call("POST", path, body)
         assert status == http.HTTPStatus.CREATED, made
         return made
+
+    def post_all(
+        self, path: str, bodies: Sequence[Mapping[str, object]]
+    ) -> list[dict[str, Any]]:
+        """Make many things over some connections; return each as the server has it."""
+        shares = [bodies[at::_CONNECTIONS] for at in range(_CONNECTIONS)]
+        with ThreadPoolExecutor(_CONNECTIONS) as pool:
+            made = pool.map(lambda share: self._posted(path, share), shares)
+            return [one for share in made for one in share]
 
     def new_account(self, namespace: str, name: str) -> None:
         """Make a namespace with a service account."""
@@ -99,19 +130,21 @@ class APIServer:
 
     def allow_reviews(self, namespace: str, name: str) -> None:
         """Let a service account review tokens, as Vault's does."""
-        rights = "rbac.authorization.k8s.io"
+        self.bind(namespace, name, "system:auth-delegator")
+
+    def bind(self, namespace: str, name: str, role: str) -> None:
+        """Give a service account the rights of a cluster role."""
         account = {"kind": "ServiceAccount", "name": name, "namespace": namespace}
-        role = {
-            "apiGroup": rights,
-            "kind": "ClusterRole",
-            "name": "system:auth-delegator",
-        }
         self.post(
-            f"/apis/{rights}/v1/clusterrolebindings",
+            f"{_RIGHTS}/clusterrolebindings",
             {
-                "metadata": {"name": f"{namespace}-{name}"},
+                "metadata": {"name": f"{namespace}-{name}-{role}"},
                 "subjects": [account],
-                "roleRef": role,
+                "roleRef": {
+                    "apiGroup": "rbac.authorization.k8s.io",
+                    "kind": "ClusterRole",
+                    "name": role,
+                },
             },
         )
 
@@ -124,6 +157,31 @@ class APIServer:
     def delete_account(self, namespace: str, name: str) -> None:
         """Delete a service account; its tokens are worth nothing after that."""
         self.call("DELETE", f"/api/v1/namespaces/{namespace}/serviceaccounts/{name}")
+
+    def _posted(
+        self, path: str, bodies: Sequence[Mapping[str, object]]
+    ) -> list[dict[str, Any]]:
+        with contextlib.closing(self._connection()) as connection:
+            made = [_answer(connection, "POST", path, body) for body in bodies]
+        for status, _, text in made:
+            assert status == http.HTTPStatus.CREATED, text
+        return [json.loads(text) for _, _, text in made]
+
+    def _asked(
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, object] | None = None,
+        token: str = _ADMIN,
+    ) -> tuple[int, str, bytes]:
+        with contextlib.closing(self._connection()) as connection:
+            return _answer(connection, method, path, body, token)
+
+    def _connection(self) -> http.client.HTTPSConnection:
+        context = ssl.create_default_context(cafile=str(self.ca_file))
+        return http.client.HTTPSConnection(
+            "127.0.0.1", self.port, timeout=_ANSWER_SECONDS, context=context
+        )
 
     def _options(self, store: str) -> Sequence[str]:
         return (
@@ -155,6 +213,22 @@ class APIServer:
             time.sleep(_POLL_SECONDS)
         log = (self.folder / "server.log").read_text("utf-8", errors="replace")
         raise RuntimeError(f"the API server did not get ready:\n{log[-4000:]}")
+
+
+def _answer(
+    connection: http.client.HTTPSConnection,
+    method: str,
+    path: str,
+    body: Mapping[str, object] | None,
+    token: str = _ADMIN,
+) -> tuple[int, str, bytes]:
+    headers = {
+        "Authorization": f"Bearer {token}",
+        "Content-Type": "application/json",
+    }
+    connection.request(method, path, json.dumps(body or {}), headers)
+    answer = connection.getresponse()
+    return answer.status, answer.headers.get_content_type(), answer.read()
 
 
 def _etcd_options(store: str, peer: str) -> Sequence[str]:
