@@ -18,7 +18,7 @@ from bridge.ledger.ledger import Ledger
 from bridge.metrics.instruments import Metrics
 from bridge.policy.bars import Bars
 from bridge.policy.certificate_renewal import CertificateRenewal
-from bridge.process.role import ALONE, UNPROVEN, WITHOUT_KEYS, ProcessRole
+from bridge.process.role import ALONE, HELD, UNPROVEN, WITHOUT_KEYS, ProcessRole
 from bridge.resilience.failover import Failover, Guards
 from bridge.resilience.latch_file import Entry, Kind
 from bridge.resilience.quarantine import StoppedCAs
@@ -98,8 +98,7 @@ class Process:
             self._start(parts)
             self.server.start()
             self._parts = parts.pop_all()
-        for what, address in self.addresses().items():
-            _log.info("%s on %s", what, address)
+        self._tell_addresses()
         # Objects made at load live as long as the process: no collection looks at them.
         gc.collect()
         gc.freeze()
@@ -107,10 +106,23 @@ class Process:
         # fourteenth of the processor.
         gc.set_threshold(*_COLLECT_AFTER)
 
+    def release(self) -> None:
+        """Listen, where the role held the process. May be repeated.
+
+        Raises:
+            ConfigError: An address cannot be listened on.
+        """
+        self.server.release()
+        self._tell_addresses()
+
     def stop(self) -> None:
         """Finish the calls under way, and close everything. May be repeated."""
         self._parts.close()
         _log.info("stopped in order")
+
+    def _tell_addresses(self) -> None:
+        for what, address in self.addresses().items():
+            _log.info("%s on %s", what, address)
 
     def _start(self, parts: ExitStack) -> None:
         config, clock, metrics = self._config, self._clock, self.metrics
@@ -161,6 +173,7 @@ class Process:
             warnings=lambda: _warnings(snapshots, ledger, stopped, expiry, clock, bars),
             shares_ports=self._role.shares_ports,
             admin_address=self._role.admin,
+            held=HELD["listeners"] if self._role.is_held else "",
         )
         parts.callback(self._drain)
 

@@ -17,6 +17,8 @@ start would find the same: an operator has to act."""
 WITHOUT_KEYS = "clusters without token keys"
 UNPROVEN = "issuing CAs that have not signed"
 """Warnings in a worker's readiness whose text is names, separated by commas."""
+HELD = {"listeners": "waiting for the other workers of this configuration"}
+"""All that is wrong with a worker that could listen, and is held."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +37,8 @@ class ProcessRole:
     """The index of what the watcher has seen; None where none runs."""
     anchors: bytes | None = None
     """The content of `trust_anchors`; None: the process reads the file."""
+    is_held: bool = False
+    """Whether it listens only when it is told to."""
 
 
 ALONE = ProcessRole()
@@ -72,6 +76,8 @@ class WorkerOrder(Order):
     """Private to the parent and its workers."""
     anchors: str | None = None
     """The content of `trust_anchors`, as the parent checked it."""
+    is_held: bool = False
+    """Whether the worker listens only after a SIGUSR1."""
 
     @property
     def socket(self) -> Path:

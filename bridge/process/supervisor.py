@@ -1,8 +1,8 @@
 """The workers of each configuration, and how one configuration follows another.
 
-A reload starts workers beside the old ones, and ends the old ones when the new ones are
-ready. Either all of a configuration takes effect or none. The supervisor is driven by
-`tick`, with the time as its argument.
+A reload starts workers beside the old ones. When all of them are prepared, they listen,
+and the old ones end. Either all of a configuration takes effect or none. The supervisor
+is driven by `tick`, with the time as its argument.
 """
 
 import logging
@@ -61,10 +61,28 @@ class _Generation:
     source: ConfigText
     workers: tuple[Worker, ...]
     ready_by: float = float("inf")
+    is_held: bool = False
 
     @property
     def is_ready(self) -> bool:
         return all(worker.is_ready for worker in self.workers)
+
+    @property
+    def is_prepared(self) -> bool:
+        return all(worker.is_prepared for worker in self.workers)
+
+    def release(self) -> None:
+        self.is_held = False
+        for worker in self.workers:
+            worker.release()
+
+    def unready(self) -> str:
+        reasons = (
+            f"{worker.order.writer} {worker.why_unready()}"
+            for worker in self.workers
+            if not (worker.is_prepared if self.is_held else worker.is_ready)
+        )
+        return f"its workers did not get ready in time: {'; '.join(reasons)}"
 
     @property
     def is_gone(self) -> bool:
@@ -197,7 +215,7 @@ class Supervisor:
         except (OSError, RuntimeError) as error:
             self._refuse(ConfigError(f"it cannot be prepared now: {error}"))
             return
-        self._next = self._generation(source, taken=self.workers())
+        self._next = self._generation(source, taken=self.workers(), is_held=True)
         self._next.ready_by = now + _READY_SECONDS
         told = changes(self.source.text, source.text) or ["no key has changed"]
         _log.info("a new configuration, starting its workers: %s", "; ".join(told))
@@ -224,9 +242,11 @@ class Supervisor:
             raise ConfigError(refusal)
 
     def _look_at_next(self, new: _Generation, now: float) -> None:
-        is_ready = new.is_ready
-        losses = self._losses(new) if is_ready else []
-        if is_ready and not losses:
+        losses: list[str] = []
+        if new.is_held and new.is_prepared and not (losses := self._losses(new)):
+            # All that can fail has been tried but for the ports.
+            new.release()
+        if not new.is_held and new.is_ready:
             old, self._current, self._next = self._current, new, None
             self._is_proven = True
             for part in self._parts:
@@ -234,7 +254,7 @@ class Supervisor:
             self._leave(old, now)
             self._reloads.done()
         elif (why := new.refusal()) or now >= new.ready_by:
-            why = why or "; ".join(losses) or _unready(new.workers)
+            why = why or "; ".join(losses) or new.unready()
             self._abandon_next(now)
             self._refuse(ConfigError(why))
 
@@ -286,7 +306,9 @@ class Supervisor:
         for worker in generation.workers:
             worker.stop(now, drain + _MARGIN_SECONDS)
 
-    def _generation(self, source: ConfigText, taken: Sequence[Worker]) -> _Generation:
+    def _generation(
+        self, source: ConfigText, taken: Sequence[Worker], *, is_held: bool = False
+    ) -> _Generation:
         # A journal has one writer: a name is free when its worker has ended.
         free = _free_names(source.config, {worker.order.writer for worker in taken})
         names = tuple(islice(free, source.config.workers))
@@ -304,12 +326,13 @@ class Supervisor:
                     folder=defaults.folder,
                     log_level=defaults.log_level,
                     anchors=None if anchors is None else anchors.decode("latin-1"),
+                    is_held=is_held,
                 ),
                 self._spawn,
             )
             for index, writer in enumerate(names)
         ]
-        return _Generation(source, tuple(workers))
+        return _Generation(source, tuple(workers), is_held=is_held)
 
 
 def _free_names(config: BridgeConfig, taken: Collection[str]) -> Iterator[str]:
@@ -317,12 +340,3 @@ def _free_names(config: BridgeConfig, taken: Collection[str]) -> Iterator[str]:
     replica = config.ledger.replica
     prefix = f"{replica}-w" if replica else "w"
     return (name for index in count() if (name := f"{prefix}{index}") not in taken)
-
-
-def _unready(workers: Sequence[Worker]) -> str:
-    reasons = (
-        f"{worker.order.writer} {worker.why_unready()}"
-        for worker in workers
-        if not worker.is_ready
-    )
-    return f"its workers did not get ready in time: {'; '.join(reasons)}"

@@ -31,7 +31,9 @@ def main() -> int:
         keep_to_core(order.cpu)
     set_up(order.log_level, who=f"{order.writer} ")
     asked_to_stop, is_orphan = threading.Event(), threading.Event()
+    released = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: asked_to_stop.set())
+    signal.signal(signal.SIGUSR1, lambda *_: released.set())
     # These two are for the parent, which tells its workers what to do.
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
@@ -44,7 +46,7 @@ def main() -> int:
 
     try:
         follow_parent(leave_with_parent)
-        return _serve(order, asked_to_stop, is_orphan)
+        return _serve(order, asked_to_stop, is_orphan, released)
     except (OSError, RuntimeError) as error:
         # In a start, the system gives no more threads or descriptors.
         _log.exception("unexpected error")
@@ -53,7 +55,10 @@ def main() -> int:
 
 
 def _serve(
-    order: WorkerOrder, asked_to_stop: threading.Event, is_orphan: threading.Event
+    order: WorkerOrder,
+    asked_to_stop: threading.Event,
+    is_orphan: threading.Event,
+    released: threading.Event,
 ) -> int:
     poll_without_hops()
     # Imported only now, on its core and with the parent watched: it takes a second.
@@ -71,6 +76,7 @@ def _serve(
         shared=order.shared,
         watched=order.watched,
         anchors=None if order.anchors is None else order.anchors.encode("latin-1"),
+        is_held=order.is_held,
     )
     try:
         config = parse(order.text, Path(order.path))
@@ -83,7 +89,15 @@ def _serve(
         # A worker of a parent that died may still have the journal: try again later.
         is_locked = error.rule == "ledger.locked"
         return REFUSED if isinstance(error, OperatorError) and not is_locked else 1
-    _await_signal(asked_to_stop)
+    _await_signal(asked_to_stop, released)
+    if released.is_set() and not asked_to_stop.is_set():
+        try:
+            process.release()
+        except OperatorError as error:
+            _write_reason(order, f"{error}\n{error.detail}".strip())
+            process.stop()
+            return REFUSED
+        _await_signal(asked_to_stop)
     _end_by_force(config.limits.drain.total_seconds() + _MARGIN_SECONDS)
     process.stop()
     if is_orphan.is_set():
@@ -103,11 +117,11 @@ def _write_reason(order: WorkerOrder, reason: str) -> None:
         _log.error("%s", " ".join(reason.splitlines()))
 
 
-def _await_signal(happened: threading.Event) -> None:
+def _await_signal(*one_of: threading.Event) -> None:
     # A signal that comes just before the wait begins does not end the wait: its handler
     # runs when the thread wakes next, so the thread wakes now and then.
-    while not happened.wait(_WAKE_SECONDS):
-        pass
+    while not any(happened.is_set() for happened in one_of):
+        one_of[0].wait(_WAKE_SECONDS)
 
 
 def _end_by_force(seconds: float) -> None:

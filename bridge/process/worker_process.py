@@ -2,11 +2,13 @@
 
 import http.client
 import json
+import signal
 import socket
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, Protocol
 
-from bridge.process.role import BROKEN, REFUSED, WorkerOrder
+from bridge.process.role import BROKEN, HELD, REFUSED, WorkerOrder
 from bridge.system.child_process import (
     Child,
     ChildProcess,
@@ -23,6 +25,9 @@ class RunningWorker(Child, Protocol):
 
     def refusal(self) -> str:
         """Return what it wrote about why it could not start; empty for nothing."""
+
+    def release(self) -> None:
+        """Have it listen, where its order holds it."""
 
     def get(self, page: str, timeout: float) -> tuple[int, str]:
         """Return status and body of a page of its admin address.
@@ -53,6 +58,10 @@ class WorkerProcess(ChildProcess):
             return self._order.reason.read_text("utf-8", "replace")
         except OSError:
             return ""
+
+    def release(self) -> None:
+        """See `RunningWorker.release`."""
+        self.send(signal.SIGUSR1)
 
     def get(self, page: str, timeout: float) -> tuple[int, str]:
         """See `RunningWorker.get`."""
@@ -99,6 +108,18 @@ class Worker(SupervisedChild[RunningWorker]):
                 if answer.get("ready") is True:
                     self._ready = child
         return child is not None and child is self._ready
+
+    @property
+    def is_prepared(self) -> bool:
+        """Whether the process is ready but for the listeners that its order holds."""
+        parts = self._readiness().get("parts", {})
+        return {part: text for part, text in parts.items() if text != "ok"} == HELD
+
+    def release(self) -> None:
+        """Have the process listen, where its order holds it, and any that follows."""
+        self.order = replace(self.order, is_held=False)
+        if self.child is not None:
+            self.child.release()
 
     def named(self, warning: str) -> frozenset[str] | None:
         """Return the names in a warning of the process, such as `WITHOUT_KEYS`.

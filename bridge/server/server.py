@@ -22,6 +22,7 @@ from bridge.system.clock import Clock
 _FLUSH_SECONDS = 0.5
 _CUT_SECONDS = 2.0
 """The longest wait for what should take no time. The process ends all the same."""
+_NO_CERTIFICATE = "waiting for the serving certificate"
 _log = logging.getLogger(__name__)
 
 
@@ -41,6 +42,7 @@ class Server:
         warnings: Returns what needs attention and does not stand against it.
         shares_ports: Other processes listen on the same ports (SO_REUSEPORT).
         admin_address: Where to serve health and metrics in place of `admin.listen`.
+        held: Why `start` opens no port of callers, until `release`; empty if it does.
     """
 
     def __init__(  # noqa: PLR0913 - the composition root passes each by keyword
@@ -56,12 +58,14 @@ class Server:
         warnings: Callable[[], Mapping[str, str]] = dict,
         shares_ports: bool = False,
         admin_address: str | None = None,
+        held: str = "",
     ) -> None:
         self._shares_ports = shares_ports
+        self._is_held = bool(held)
         self._problems = problems
         self._warnings = warnings
         self._listening = threading.Lock()
-        self._failure = "waiting for the serving certificate"
+        self._failure = held or _NO_CERTIFICATE
         self._draining = False
         self._drained = threading.Event()
         self._listeners: tuple[Listener, ...] = ()
@@ -167,6 +171,21 @@ class Server:
         self._health.look()
         self._health.start()
 
+    def release(self) -> None:
+        """Open the ports that were held. May be repeated.
+
+        Raises:
+            ConfigError: See `start`.
+        """
+        with self._listening:
+            if not self._is_held:
+                return
+            self._is_held, self._failure = False, _NO_CERTIFICATE
+        self._open_health()
+        for listener in self._listeners:
+            self._open(listener)
+        self._health.look()
+
     def drain(self, grace: float) -> None:
         """Report NOT_SERVING, finish the running calls, and close. May be repeated.
 
@@ -213,13 +232,18 @@ class Server:
     def _start_threads(self) -> None:
         self._admin.start()
         try:
-            self._health.open()
             for listener in self._listeners:
                 listener.start_threads()
         except RuntimeError as error:
-            raise ConfigError(
-                "limits.threads: the system gives no more threads", detail=str(error)
-            ) from error
+            raise _no_thread(error) from error
+        if not self._is_held:
+            self._open_health()
+
+    def _open_health(self) -> None:
+        try:
+            self._health.open()
+        except RuntimeError as error:
+            raise _no_thread(error) from error
 
     def _open_late(self, listener: Listener) -> None:
         try:
@@ -231,8 +255,16 @@ class Server:
 
     def _open(self, listener: Listener) -> None:
         with self._listening:
-            if not self._draining and not listener.ports and listener.can_open():
+            if self._is_held or self._draining or listener.ports:
+                return
+            if listener.can_open():
                 listener.open()
+
+
+def _no_thread(error: RuntimeError) -> ConfigError:
+    return ConfigError(
+        "limits.threads: the system gives no more threads", detail=str(error)
+    )
 
 
 def _parts(config: BridgeConfig) -> tuple[str, ...]:

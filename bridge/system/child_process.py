@@ -102,6 +102,10 @@ class ChildProcess:
             self._process.wait(seconds)
         return self.poll()
 
+    def send(self, number: int) -> None:
+        """Send a signal, unless the process has ended."""
+        self._process.send_signal(number)
+
     def terminate(self) -> None:
         """See `Child.terminate`."""
         self._process.terminate()

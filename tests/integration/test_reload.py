@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from bridge.errors import BackendRefusedError
 from tests.support.harness.real_process import SERVER_NAME
@@ -160,6 +161,37 @@ def test_listeners_workers_ledger_and_admin_address_can_be_changed(
         assert is_refused(former)
         with pytest.raises(BackendRefusedError, match="UNAVAILABLE"):
             bridge.ask()
+
+
+def test_workers_of_a_configuration_that_cannot_take_effect_answer_no_call(
+    tmp_path: Path,
+) -> None:
+    with Supervised(tmp_path / "served") as bridge:
+        old = bridge.children()
+        tree = yaml.safe_load(bridge.configuration.read_text())
+        tokens = tree["clusters"][0]["tokens"]
+        del tokens["file"]
+        nobody = f"https://{netports.address()}/keys"
+        other = {"name": "Kubernetes", "namespaces": ["*"]}
+        bridge.change(clusters=[other | {"tokens": tokens | {"url": nobody}}])
+        # It has its serving certificate then, and so all that it needs to listen.
+        journal = bridge.folder / "journal"
+        await_true(
+            lambda: any(
+                '"kind":"issued"' in file.read_text("utf-8")
+                for file in journal.glob("w1/*.jsonl")
+            )
+        )
+        for _ in range(30):
+            bridge.ask()
+        await_true(lambda: sum(bridge.issued_by().values()) == 30)
+        assert bridge.issued_by() == {"w0": 30, "w1": 0}
+        assert set(old) < set(bridge.children())
+        bridge.change(clusters=[other | {"tokens": tokens | {"file": "jwks.json"}}])
+        bridge.await_reloads("ok")
+        bridge.ask()
+        await_true(lambda: sum(bridge.issued_by().values()) == 31)
+        assert bridge.issued_by()["w0"] == 30
 
 
 def test_an_admin_address_in_use_is_refused_and_the_old_one_serves(

@@ -11,7 +11,14 @@ from prometheus_client import CollectorRegistry
 from bridge.config import ConfigText, parse
 from bridge.errors import ConfigError
 from bridge.process.reload import Reloads
-from bridge.process.role import BROKEN, REFUSED, UNPROVEN, WITHOUT_KEYS, WorkerOrder
+from bridge.process.role import (
+    BROKEN,
+    HELD,
+    REFUSED,
+    UNPROVEN,
+    WITHOUT_KEYS,
+    WorkerOrder,
+)
 from bridge.process.supervisor import Supervisor, WorkerDefaults
 from bridge.process.worker_process import WorkerProcess
 from bridge.system.child_process import ChildProcess
@@ -27,11 +34,15 @@ class FakeChild(FakeProcess):
         self.order = order
         self.is_ready = True
         self.is_silent = False
+        self.is_released = not order.is_held
         self.without_keys = self.unproven = ""
         self.words = ""
 
     def refusal(self) -> str:
         return self.words
+
+    def release(self) -> None:
+        self.is_released = True
 
     def get(self, page: str, timeout: float) -> tuple[int, str]:
         if self.status is not None:
@@ -41,7 +52,10 @@ class FakeChild(FakeProcess):
         named = {WITHOUT_KEYS: self.without_keys, UNPROVEN: self.unproven}
         warnings = {warning: names for warning, names in named.items() if names}
         parts = {"ledger": "ok", "listeners": "ok" if self.is_ready else "shut"}
-        state = {"ready": self.is_ready, "parts": parts, "warnings": warnings}
+        if self.is_ready and not self.is_released:
+            parts |= HELD
+        is_ready = self.is_ready and self.is_released
+        state = {"ready": is_ready, "parts": parts, "warnings": warnings}
         return 200, json.dumps(state)
 
 
@@ -194,6 +208,42 @@ def test_workers_that_do_not_get_ready_in_time_are_ended() -> None:
     one.supervisor.tick(31.0)
     assert one.nursery.alive() == ["w0"]
     assert "w1 listeners: shut" in one.reloads.warnings()["configuration"]
+
+
+def test_no_worker_of_a_reload_listens_before_all_of_them_could() -> None:
+    one = Supervision()
+    one.supervisor.tick(0)
+    assert all(child.is_released for child in one.nursery.born)
+    one.nursery.prepare = lambda child: setattr(
+        child, "is_ready", child.order.writer == "w2"
+    )
+    one.supervisor.reload(source(2), 1)
+    one.supervisor.tick(1)
+    *_, ready, other = one.nursery.born
+    one.supervisor.tick(2)
+    assert not ready.is_released
+    other.is_ready = True
+    one.supervisor.tick(3)
+    assert ready.is_released
+    assert other.is_released
+    one.supervisor.tick(4)
+    assert one.nursery.alive() == ["w2", "w3"]
+    # What follows a worker of the configuration in service is not held.
+    other.status = 1
+    for now in (5, 6):
+        one.supervisor.tick(now)
+    assert not one.nursery.born[-1].order.is_held
+
+
+def test_no_worker_listens_whose_configuration_is_refused() -> None:
+    one = Supervision(workers=1)
+    one.supervisor.tick(0)
+    one.nursery.prepare = lambda child: setattr(child, "unproven", "seoul-1")
+    one.supervisor.reload(source(1, chain="other.pem"), 1)
+    for now in (1, 2, 30.9, 31):
+        one.supervisor.tick(now)
+    assert one.counted("refused") == 1
+    assert not one.nursery.born[-1].is_released
 
 
 def test_a_newer_configuration_takes_the_place_of_one_that_is_not_ready_yet() -> None:
