@@ -94,10 +94,11 @@ class _Rates:
         return self.ground.cluster
 
     def round(self) -> Round:
+        # What is held against each other runs one after the other.
         found = {name: self._bridge(name) for name in BRIDGES}
         istio = ("-ca-key", self.load.ca_key)
-        found[ISTIO] = self._peer("istio", *istio)
         found[ISTIO_FREE] = self._peer("istio", *istio, *_FREE)
+        found[ISTIO] = self._peer("istio", *istio)
         found[LINKERD] = self._peer("linkerd")
         found[LINKERD_FREE] = self._peer("linkerd", *_FREE)
         rates = (f"{name} {one.result.per_second:.0f}/s" for name, one in found.items())

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from tests.bench.load import Result
 from tests.bench.peers import verdict
 
-BOUND, REVIEW, JWKS = BRIDGES = ("bound", "token_review", "jwks")
+JWKS, BOUND, REVIEW = BRIDGES = ("jwks", "bound", "token_review")
 ISTIO, ISTIO_FREE = "Istio's CA", "Istio's CA, limiter off"
 LINKERD, LINKERD_FREE = "linkerd-identity", "linkerd-identity, limiter off"
 _SHIPPED = (ISTIO, LINKERD)
