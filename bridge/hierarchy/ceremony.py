@@ -20,7 +20,8 @@ from cryptography.x509.oid import NameOID
 
 from bridge.dns_names import is_label
 from bridge.errors import ConfigError
-from bridge.hierarchy.issuing_csr import issuing_key_of, read_issuing_key
+from bridge.hierarchy.certificate import usages_below
+from bridge.hierarchy.issuing_csr import issuing_key_of, require_key_of_file
 from bridge.hierarchy.keys import (
     SIGN_SECONDS,
     Device,
@@ -30,12 +31,7 @@ from bridge.hierarchy.keys import (
 )
 from bridge.hierarchy.output import BY, CERTIFICATE, Output, crl_folder, exists
 from bridge.hierarchy.plan import plan_of
-from bridge.hierarchy.schema import (
-    HierarchyFile,
-    KeyBehindCSR,
-    KeyLocation,
-    Loaded,
-)
+from bridge.hierarchy.schema import HierarchyFile, KeyBehindCSR, Loaded
 from bridge.hierarchy.signing import SigningStep, check, issue, moment
 from bridge.hierarchy.transcript import (
     FILE_NAME,
@@ -273,7 +269,7 @@ def _verified(
             f"{name}: the certificate {text}"
             for text in compare(file, name, path[0], issuer)
         ]
-    if problem := chain_problem(path, now):
+    if problem := chain_problem(path, now, usages_below(file, name)):
         problems.append(f"{name}: {problem}")
     if problems:
         return Verified(name=name, problems=tuple(problems))
@@ -352,7 +348,8 @@ def _sign(
         content = read_public(csr)
         given[csr.name] = hashlib.sha256(content).hexdigest()
         key = require_planned(name, issuing_key_of(content, csr), location)
-        _require_csr_of_file(name, key, csr, location)
+        if isinstance(location, KeyBehindCSR):
+            require_key_of_file(name, key, csr, location.path)
     if output.has(name):
         done = output.certificate(name)
         problems = compare(file, name, done, next(iter(above), None))
@@ -368,20 +365,6 @@ def _sign(
             file=file, name=name, public_key=public_key, above=above, now=now
         )
         return _made(ceremony, command, step, signer, given)
-
-
-def _require_csr_of_file(
-    name: str, key: CAPublicKey, csr: Path, location: KeyLocation
-) -> None:
-    # A CSR that was given in place of the file's, where that one is here too.
-    if isinstance(location, KeyBehindCSR) and location.path.exists():
-        planned = read_issuing_key(location.path)
-        if planned != key:
-            raise _bad(
-                f"{csr}: its key is not the planned one, which is that of "
-                f"{location.path}, as in cas.{name}.key.path: leave --csr out, or "
-                "correct the plan and have it agreed again"
-            )
 
 
 def cross_sign(ceremony: Ceremony, name: str, path: Path, *, by: str) -> SignedCA:
@@ -508,7 +491,9 @@ def _above(
             )
     if revoked := _revoked(output, ceremony.record, names):
         raise _bad(f"{for_name}: {revoked}")
-    if above and (problem := chain_problem(above, now)):
+    if above and (
+        problem := chain_problem(above, now, usages_below(ceremony.file, names[0]))
+    ):
         raise _bad(
             f"{for_name}: the chain above it cannot sign now: {problem}; sign the CA "
             "above again first, or set the clock"
@@ -557,7 +542,8 @@ def _resumed(
     run was about to sign, and each file has to be as that run wrote it.
     """
     output, certificate = ceremony.output, path[0]
-    problem = chain_problem(path, moment(certificate, ceremony.clock()))
+    usages = usages_below(ceremony.file, name)
+    problem = chain_problem(path, moment(certificate, ceremony.clock()), usages)
     tbs = hashlib.sha256(certificate.tbs_certificate_bytes).hexdigest()
     is_intended = tbs in ceremony.intended(command)
     is_whole = output.holds(name, certificate, _below_root(path))

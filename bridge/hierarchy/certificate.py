@@ -4,7 +4,7 @@ A certificate is built without a key (`bridge.x509.tbs`), so what is linted with
 throwaway key has the very bytes that the real key signs afterwards.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from secrets import randbits
@@ -19,7 +19,7 @@ from cryptography.x509.oid import (
 
 from bridge.errors import ConfigError
 from bridge.hierarchy.schema import CAEntry, HierarchyFile
-from bridge.hierarchy.schema.file import BACKDATE
+from bridge.hierarchy.schema.file import BACKDATE, Usage
 from bridge.x509.algorithm import (
     CAPrivateKey,
     CAPublicKey,
@@ -27,17 +27,18 @@ from bridge.x509.algorithm import (
     issuer_key,
     signature_of,
 )
+from bridge.x509.ca_certificate import BOTH_WAYS, Usages
 from bridge.x509.certificate import key_usage, name_of, subject_of
 from bridge.x509.der import splice
 from bridge.x509.tbs import recorder_of
 
 SERIAL_BITS = 127
 """Random bits of a serial number: 20 octets are the most, 64 bits the least."""
-_EXTENDED_USAGE: dict[str, ObjectIdentifier] = {
+EXTENDED_USAGES: Mapping[Usage, ObjectIdentifier] = {
     "server_auth": ExtendedKeyUsageOID.SERVER_AUTH,
     "client_auth": ExtendedKeyUsageOID.CLIENT_AUTH,
 }
-
+"""By their names in the hierarchy file."""
 
 _OF_THE_ISSUER = {
     x509.AuthorityKeyIdentifier.oid,
@@ -93,6 +94,13 @@ class URLs:
             access = AuthorityInformationAccessOID.CA_ISSUERS
             description = x509.AccessDescription(access, where)
             yield _extension(x509.AuthorityInformationAccess([description]))
+
+
+def usages_below(file: HierarchyFile, name: str) -> Usages:
+    """Return what the leaves below a CA, or below a cross-certificate, are used for."""
+    if name not in file.cas:
+        return BOTH_WAYS
+    return frozenset(EXTENDED_USAGES[one] for one in file.usages_of(name))
 
 
 def issuer_of_certificate(certificate: x509.Certificate) -> IssuerName:
@@ -247,7 +255,7 @@ def _extensions(
     by_key = x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier
     yield _extension(by_key(issuer.key_identifier))
     if entry.ext_key_usage:
-        extended = [_EXTENDED_USAGE[one] for one in entry.ext_key_usage]
+        extended = [EXTENDED_USAGES[one] for one in entry.ext_key_usage]
         yield _extension(x509.ExtendedKeyUsage(extended))
     if entry.policies:
         policies = [

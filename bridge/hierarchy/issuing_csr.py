@@ -74,6 +74,28 @@ def issuing_key_of(content: bytes, path: Path) -> CAPublicKey:
     return key
 
 
+def require_key_of_file(name: str, key: CAPublicKey, csr: Path, planned: Path) -> None:
+    """Refuse a CSR with another key, given in place of the hierarchy file's.
+
+    Where the file's own CSR is not on this machine, nothing is compared.
+
+    Args:
+        name: The CA.
+        key: Of the CSR that was given.
+        csr: Its file, for people.
+        planned: The CSR that the hierarchy file names.
+
+    Raises:
+        ConfigError: The keys differ, or the file's CSR cannot be read.
+    """
+    if planned.exists() and read_issuing_key(planned) != key:
+        raise _bad(
+            f"{csr}: its key is not the planned one, which is that of {planned}, as in "
+            f"cas.{name}.key.path: leave --csr out, or correct the plan and have it "
+            "agreed again"
+        )
+
+
 def _parsed(data: bytes, path: Path) -> x509.CertificateSigningRequest:
     expected = f"{path}: expected one CSR (PKCS#10), in PEM or DER"
     if not data.startswith(_DER_START):

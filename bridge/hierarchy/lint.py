@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from bridge.errors import ConfigError
 from bridge.hierarchy.certificate import IssuerName
 from bridge.x509.algorithm import signature_problem
-from bridge.x509.ca_certificate import ca_problems
+from bridge.x509.ca_certificate import BOTH_WAYS, Usages, ca_problems
 from bridge.x509.certificate import UNREADABLE, issuer_of, subject_of
 
 _SERIAL_BITS = range(64, 159 + 1)
@@ -43,6 +43,7 @@ def findings(
     *,
     with_pkilint: bool,
     own_identifier: x509.SubjectKeyIdentifier | None = None,
+    usages: Usages = BOTH_WAYS,
 ) -> Iterator[str]:
     """Yield what is wrong with the certificate of a CA, whoever signed it.
 
@@ -52,10 +53,11 @@ def findings(
         with_pkilint: Whether pkilint looks at it too.
         own_identifier: The key identifier that it has to have; by default the SHA-1 of
             its key.
+        usages: What the leaves below it are used for.
     """
     # Its own first moment: whether it is valid now is not a matter of its form.
     start = certificate.not_valid_before_utc
-    yield from ca_problems(certificate, cas_below=0, now=start)
+    yield from ca_problems(certificate, cas_below=0, now=start, usages=usages)
     problem = signature_problem(certificate)
     if problem is not None:
         yield problem
@@ -77,6 +79,7 @@ def require_clean(
     source: str,
     with_pkilint: bool,
     own_identifier: x509.SubjectKeyIdentifier | None = None,
+    usages: Usages = BOTH_WAYS,
 ) -> None:
     """Refuse a certificate that a linter finds anything in.
 
@@ -86,6 +89,7 @@ def require_clean(
         source: The name of the CA; each line of the message begins with it.
         with_pkilint: See `findings`.
         own_identifier: See `findings`.
+        usages: See `findings`.
 
     Raises:
         ConfigError: The message has all findings, a line each.
@@ -95,6 +99,7 @@ def require_clean(
             *(certificate, issuer),
             with_pkilint=with_pkilint,
             own_identifier=own_identifier,
+            usages=usages,
         )
     ]
     if found:

@@ -22,6 +22,7 @@ from bridge.hierarchy.certificate import (
     issuer_of_certificate,
     joined,
     signed,
+    usages_below,
 )
 from bridge.hierarchy.keys import SIGN_SECONDS
 from bridge.hierarchy.lint import require_clean
@@ -37,6 +38,7 @@ from bridge.hierarchy.verify import (
 )
 from bridge.spi import Signer
 from bridge.x509.algorithm import CAPublicKey, algorithm_of, require_signature
+from bridge.x509.ca_certificate import Usages
 from bridge.x509.name_constraints import subset_problems
 from bridge.x509.path import ValidatedChain, find_chain
 
@@ -70,6 +72,11 @@ class SigningStep:
     def is_cross(self) -> bool:
         """Whether it is a cross-certificate, which no CA of the file describes."""
         return self.name not in self.file.cas
+
+    @property
+    def usages(self) -> Usages:
+        """What the leaves below it are used for."""
+        return usages_below(self.file, self.name)
 
     @property
     def subject(self) -> x509.Name:
@@ -118,7 +125,7 @@ def issue(
         )
     check(step, certificate)
     path = [certificate, *step.above]
-    if problem := chain_problem(path, moment(certificate, step.now)):
+    if problem := chain_problem(path, moment(certificate, step.now), step.usages):
         raise _bad(f"{name}: {problem}")
     _require_loaded(step, path)
     return certificate
@@ -165,6 +172,7 @@ def check(step: SigningStep, certificate: x509.Certificate) -> tuple[TrialResult
         own_identifier=_identifier(certificate) if step.is_cross else None,
         source=name,
         with_pkilint=step.with_others,
+        usages=step.usages,
     )
     if step.above and (problems := [*_beyond(certificate, step.above[0])]):
         raise _bad("\n".join(f"{name}: {text}" for text in problems))
@@ -174,6 +182,7 @@ def check(step: SigningStep, certificate: x509.Certificate) -> tuple[TrialResult
     outcomes = tried(
         *(trials_of(step.file, name, path), replica, moment(certificate, step.now)),
         with_openssl=step.with_others,
+        usages=step.usages,
     )
     require_right(outcomes, source=name)
     return outcomes

@@ -34,7 +34,12 @@ from bridge.hierarchy.replica import Replica
 from bridge.hierarchy.schema import HierarchyFile
 from bridge.hierarchy.schema.file import BACKDATE
 from bridge.x509.algorithm import issuer_key
-from bridge.x509.ca_certificate import anchor_problems, validity_problems
+from bridge.x509.ca_certificate import (
+    BOTH_WAYS,
+    Usages,
+    anchor_problems,
+    validity_problems,
+)
 from bridge.x509.certificate import key_usage, name_of
 from bridge.x509.leaf_profile import EXTENDED_KEY_USAGE, LeafProfile
 from bridge.x509.name_constraints import ChainConstraints
@@ -136,7 +141,12 @@ def _structural(names: Names, ca: x509.Certificate) -> Iterator[Trial]:
 
 
 def tried(
-    trials: Sequence[Trial], replica: Replica, now: datetime, *, with_openssl: bool
+    trials: Sequence[Trial],
+    replica: Replica,
+    now: datetime,
+    *,
+    with_openssl: bool,
+    usages: Usages = BOTH_WAYS,
 ) -> tuple[TrialResult, ...]:
     """Issue each leaf below a copy of a path, and have it verified.
 
@@ -145,6 +155,7 @@ def tried(
         replica: The copy, of `replicate_path`.
         now: The time to verify at, aware, in UTC.
         with_openssl: Whether to ask `openssl verify` too, where it is installed.
+        usages: What real leaves below the path are used for.
     """
     leaves = [_leaf(trial, replica, now) for trial in trials]
     answers = _openssl(leaves, replica, now) if with_openssl else {}
@@ -152,7 +163,7 @@ def tried(
     sound = {
         between: ChainConstraints.of_chain(path)
         for between, path in paths.items()
-        if not chain_problem(path, now)
+        if not chain_problem(path, now, usages)
     }
     return tuple(
         TrialResult(
@@ -420,23 +431,31 @@ def _ours(
     return _permits(constraints, tuple(get(x509.SubjectAlternativeName).value))
 
 
-def chain_problem(path: Sequence[x509.Certificate], now: datetime) -> str:
+def chain_problem(
+    path: Sequence[x509.Certificate], now: datetime, usages: Usages = BOTH_WAYS
+) -> str:
     """Return what is wrong with a path of CAs; empty if nothing is.
 
     Args:
         path: A CA first, the root last; a root alone is a path too.
         now: The time to validate at, aware, in UTC.
+        usages: What the leaves below it are used for.
     """
     first, *above = path
     if above:
         try:
-            validate_chain(first, above[:-1], above[-1:], now=now, source="the chain")
+            validate_chain(
+                *(first, above[:-1], above[-1:]),
+                now=now,
+                source="the chain",
+                usages=usages,
+            )
         except ConfigError as error:
             return str(error)
         return ""
     problems = [
         *validity_problems(first, now),
-        *anchor_problems(first, cas_below=0),
+        *anchor_problems(first, cas_below=0, usages=usages),
         *link_faults(first, first),
     ]
     return "; ".join(f"the root {text}" for text in problems)

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
-from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID
+from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID, ObjectIdentifier
 
 from bridge.errors import ConfigError, CSRError
 from bridge.x509.algorithm import key_encoding_problem
@@ -46,11 +46,24 @@ _EVALUATED = frozenset(
 RENEWAL_SHARE = 6
 """A CA is replaced in the last sixth of its life at the latest."""
 _CLOCK_SKEW = timedelta(minutes=5)
-_BOTH_WAYS = {ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH}
+BOTH_WAYS = frozenset(
+    {ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH}
+)
+"""What the leaves of a mesh are used for."""
+_USAGE_NAMES = (
+    (ExtendedKeyUsageOID.SERVER_AUTH, "serverAuth"),
+    (ExtendedKeyUsageOID.CLIENT_AUTH, "clientAuth"),
+)
+Usages = frozenset[ObjectIdentifier]
+"""Extended key usages, by their OIDs."""
 
 
 def ca_problems(
-    certificate: x509.Certificate, *, cas_below: int, now: datetime
+    certificate: x509.Certificate,
+    *,
+    cas_below: int,
+    now: datetime,
+    usages: Usages = BOTH_WAYS,
 ) -> Iterator[str]:
     """Yield what is wrong with a certificate as a CA, in sentences without a subject.
 
@@ -63,6 +76,7 @@ def ca_problems(
         certificate: A CA certificate of the chain, below its trust anchor.
         cas_below: How many CA certificates stand between it and the leaf.
         now: Aware, in UTC.
+        usages: What the leaves below it are used for.
     """
     if certificate.version is not x509.Version.v3:
         yield "is no X.509 version 3 certificate"
@@ -77,10 +91,12 @@ def ca_problems(
     yield from validity_problems(certificate, now)
     require_good = require_good_upper_ca_key if cas_below else require_good_ca_key
     yield from _key(certificate, require_good)
-    yield from _extensions(certificate, cas_below)
+    yield from _extensions(certificate, cas_below, usages)
 
 
-def anchor_problems(certificate: x509.Certificate, *, cas_below: int) -> Iterator[str]:
+def anchor_problems(
+    certificate: x509.Certificate, *, cas_below: int, usages: Usages = BOTH_WAYS
+) -> Iterator[str]:
     """Yield what verifiers find wrong with a trust anchor, besides its validity.
 
     Verifiers ask less of an anchor than of the CAs below it: it may be of version 1.
@@ -88,6 +104,7 @@ def anchor_problems(certificate: x509.Certificate, *, cas_below: int) -> Iterato
     Args:
         certificate: The trust anchor.
         cas_below: How many CA certificates stand between it and the leaf.
+        usages: See `ca_problems`.
 
     Source:
         `check_ca` and `check_chain` of OpenSSL and BoringSSL; `isValid` and
@@ -95,7 +112,7 @@ def anchor_problems(certificate: x509.Certificate, *, cas_below: int) -> Iterato
     """
     yield from _key(certificate, require_good_upper_ca_key)
     if certificate.version is not x509.Version.v1:
-        yield from _extensions(certificate, cas_below)
+        yield from _extensions(certificate, cas_below, usages)
     elif subject_of(certificate) != issuer_of(certificate):
         yield (
             "is of X.509 version 1 and not self-signed: OpenSSL and Envoy take version "
@@ -133,14 +150,16 @@ def least_life(longest: timedelta) -> timedelta:
     return RENEWAL_SHARE * (longest + _CLOCK_SKEW)
 
 
-def _extensions(certificate: x509.Certificate, cas_below: int) -> Iterator[str]:
+def _extensions(
+    certificate: x509.Certificate, cas_below: int, usages: Usages
+) -> Iterator[str]:
     try:
         extensions = extensions_of(certificate)
     except UNREADABLE as error:
         yield f"has extensions that cannot be read: {error}"
         return
     yield from _is_ca(extensions, cas_below)
-    yield from _usage(extensions)
+    yield from _usage(extensions, usages)
     for extension in extensions:
         if extension.critical and extension.oid not in _EVALUATED:
             yield (
@@ -178,15 +197,17 @@ def _is_ca(extensions: x509.Extensions, cas_below: int) -> Iterator[str]:
         )
 
 
-def _usage(extensions: x509.Extensions) -> Iterator[str]:
+def _usage(extensions: x509.Extensions, usages: Usages) -> Iterator[str]:
     usage = _get(extensions, x509.KeyUsage)
     if usage is not None and not usage.key_cert_sign:
         yield "must not sign certificates: keyUsage has no keyCertSign"
     extended = _get(extensions, x509.ExtendedKeyUsage)
-    if extended is not None and not _BOTH_WAYS.issubset(extended):
+    if extended is not None and not usages <= {*extended}:
+        needed = " and ".join(name for oid, name in _USAGE_NAMES if oid in usages)
+        both = "both " if usages >= BOTH_WAYS else ""
         yield (
-            "has an extended key usage without both serverAuth and clientAuth: "
-            "verifiers apply it to the leaf; reissue it with both or without the "
+            f"has an extended key usage without {both}{needed}: verifiers apply it to "
+            f"the leaf; reissue it with {both.strip() or needed} or without the "
             "extension"
         )
 

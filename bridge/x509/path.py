@@ -24,6 +24,8 @@ from cryptography.x509.oid import NameOID
 from bridge.errors import ConfigError, DeniedError
 from bridge.x509.algorithm import signature_problem
 from bridge.x509.ca_certificate import (
+    BOTH_WAYS,
+    Usages,
     anchor_problems,
     ca_problems,
     validity_problems,
@@ -165,6 +167,7 @@ def validate_chain(
     *,
     now: datetime,
     source: str,
+    usages: Usages = BOTH_WAYS,
 ) -> ValidatedChain:
     """Prove that a chain leads from the issuing CA to a trust anchor.
 
@@ -174,6 +177,7 @@ def validate_chain(
         anchors: The trust anchors, 1 or more; need not be self-signed.
         now: The time to validate at, aware, in UTC.
         source: What people call the chain, such as its file; begins each complaint.
+        usages: What the leaves are used for, see `ca_problems`.
 
     Raises:
         ConfigError: Anything is wrong; the message lists all that is, a line each.
@@ -183,7 +187,7 @@ def validate_chain(
     anchor, missing = _anchor_of(given[-1], anchors, now)
     path = given if anchor is None else (*given, anchor)
     problems = [
-        *_problems_of_each(path, len(given), now),
+        *_problems_of_each(path, len(given), now, usages),
         *_problems_of_links(path),
         *([(len(given) - 1, missing)] if missing else []),
         *_problems_of_pairs(path, len(given)),
@@ -400,10 +404,10 @@ def _issuer_text(certificate: x509.Certificate) -> str:
 
 
 def _problems_of_each(
-    path: Sequence[x509.Certificate], given: int, now: datetime
+    path: Sequence[x509.Certificate], given: int, now: datetime, usages: Usages
 ) -> Iterator[_Problem]:
     for index, certificate in enumerate(path[:given]):
-        for text in ca_problems(certificate, cas_below=index, now=now):
+        for text in ca_problems(certificate, cas_below=index, now=now, usages=usages):
             yield index, text
         problem = signature_problem(certificate)
         if problem is not None:
@@ -412,7 +416,7 @@ def _problems_of_each(
     for anchor in path[given:]:
         for text in validity_problems(anchor, now):
             yield given, text
-        for text in anchor_problems(anchor, cas_below=given):
+        for text in anchor_problems(anchor, cas_below=given, usages=usages):
             yield given, text
     if given > _MOST_CAS_BELOW_ANCHOR:
         text = f"is one of {given} CA certificates below the anchor; rustls takes"

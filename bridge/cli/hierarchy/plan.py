@@ -138,6 +138,10 @@ def _show_findings(findings: Sequence[PlanFinding]) -> None:
         )
         if one.accepted:
             print_folded(one.accepted, "  because: ", "    ", style="dim")
+    typer.echo()
+    found = {one.rule for one in findings}
+    held = ", ".join(rule for rule in RULES if rule not in found)
+    print_folded(held, "Nothing found against: ", "  ", style="dim")
 
 
 def _names(names: Sequence[str]) -> str:
@@ -153,6 +157,7 @@ def _as_json(plan: Plan) -> dict[str, Any]:
         "sha256": plan.loaded.digest,
         "passes": plan.passes,
         "cas": [_ca_as_json(plan, name) for name in plan.order],
+        "rules": dict(RULES),
         "findings": [
             {
                 "rule": one.rule,

@@ -6,7 +6,7 @@ from datetime import timedelta
 from bridge.config.types import written
 from bridge.errors import ConfigError
 from bridge.hierarchy.plan.findings import PlanFinding, Tree
-from bridge.hierarchy.schema import AlgorithmName, Purpose
+from bridge.hierarchy.schema import AlgorithmName
 from bridge.hierarchy.schema.key_location import identity_of
 from bridge.hierarchy.transcript import officer_key, spki_of
 from bridge.x509.ca_certificate import least_life
@@ -27,12 +27,6 @@ _STRENGTH: dict[AlgorithmName, int] = {
     "p521": 256,
 }
 """Bits of security; NIST SP 800-57 part 1, table 2."""
-_NEEDED: dict[Purpose, tuple[str, ...]] = {
-    "mesh": ("server_auth", "client_auth"),
-    "kubernetes": ("server_auth", "client_auth"),
-    "etcd": ("server_auth", "client_auth"),
-    "front-proxy": ("client_auth",),
-}
 
 
 def tree_findings(tree: Tree) -> Iterator[PlanFinding]:
@@ -265,18 +259,13 @@ def _usage(tree: Tree, name: str) -> Iterator[PlanFinding]:
         )
     if not entry.ext_key_usage:
         return
-    below = [name]
-    for one in below:
-        below += tree.children[one]
-    purposes = {tree.file.cas[one].purpose for one in below} - {None}
-    needed = {use for one in purposes if one is not None for use in _NEEDED[one]}
-    if missing := sorted(needed.difference(entry.ext_key_usage)):
+    needed = tree.file.usages_of(name)
+    if missing := sorted(needed - {*entry.ext_key_usage}):
         yield PlanFinding(
             "ext_key_usage.missing",
             name,
             f"has an ext_key_usage without {', '.join(missing)}, and verifiers hold "
-            f"leaves below it ({', '.join(sorted(map(str, purposes)))}) to it; add it, "
-            "or leave ext_key_usage out",
+            "leaves below it to it; add it, or leave ext_key_usage out",
         )
 
 

@@ -108,6 +108,9 @@ _Planes = Annotated[
 _Domains = Annotated[tuple[TrustDomainName, ...], Field(strict=False), Different]
 Purpose = Literal["mesh", "kubernetes", "etcd", "front-proxy"]
 """What an issuing CA issues leaves for."""
+Usage = Literal["server_auth", "client_auth"]
+_CLIENT: frozenset[Usage] = frozenset({"client_auth"})
+_BOTH: frozenset[Usage] = frozenset({"server_auth", "client_auth"})
 
 
 class ValidityEntry(Section):
@@ -176,7 +179,7 @@ class CAEntry(Section):
         Different,
     ] = ("cert_sign", "crl_sign")
     ext_key_usage: Annotated[
-        tuple[Literal["server_auth", "client_auth"], ...],
+        tuple[Usage, ...],
         Field(strict=False),
         Different,
     ] = ()
@@ -262,6 +265,15 @@ class HierarchyFile(Section):
         entry = self.cas[name]
         by_default = self.chain(name)[-1] if entry.purpose == "mesh" else name
         return entry.anchor or by_default
+
+    def usages_of(self, name: str) -> frozenset[Usage]:
+        """Return what the leaves below a CA are used for; both where there are none."""
+        purposes = {
+            entry.purpose
+            for one, entry in self.cas.items()
+            if entry.purpose and name in self.chain(one)
+        }
+        return _CLIENT if purposes == {"front-proxy"} else _BOTH
 
     def subject(self, name: str) -> x509.Name:
         """Return the subject of a CA: country, organisation, common name."""

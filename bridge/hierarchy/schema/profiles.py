@@ -200,6 +200,8 @@ def _control_planes(given: StartingPoint, region: str) -> Iterator[str]:
             yield f"    purpose: {purpose}  # its own anchor: never trust the root here"
             whole = f"{region}-{cluster} {title}"
             yield from _entry(given, whole, name, "p256", "years: 3", 0)
+            if purpose == "front-proxy":
+                yield "    ext_key_usage: [client_auth]  # its key makes no server"
             yield f"    name_constraints: *{alias}"
 
 

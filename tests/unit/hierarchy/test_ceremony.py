@@ -16,7 +16,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
-from cryptography.x509.oid import NameOID
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from bridge.errors import (
     BackendBrokenError,
@@ -317,6 +317,20 @@ def test_a_key_of_another_tier_is_refused(tmp_path: Path) -> None:
         ConfigError, match="eu: its key is that of root: expected a key"
     ):
         sign(held.ceremony(), "eu")
+
+
+def test_a_ca_that_signs_clients_alone_is_one_of_the_front_proxy(
+    tmp_path: Path,
+) -> None:
+    """rustls holds a path of a mesh to both usages, and no mesh meets this one."""
+    clients = {"ext_key_usage": ["client_auth"], "purpose": "front-proxy"}
+    held = HeldCeremony(tmp_path, tree(prod=clients))
+    signed_to(held, "root", "eu", "prod")
+    rehearse(held.loaded, clock=held.clock)
+    *_, prod = verified(held.loaded.file, held.output, NOW)
+    assert prod.problems == ()
+    get = held.output.certificate("prod").extensions.get_extension_for_class
+    assert [*get(x509.ExtendedKeyUsage).value] == [ExtendedKeyUsageOID.CLIENT_AUTH]
 
 
 def test_a_failed_signature_is_made_by_the_next_run(held: HeldCeremony) -> None:

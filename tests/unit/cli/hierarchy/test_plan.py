@@ -1,6 +1,7 @@
 """`meshca hierarchy plan`, as a person and as a program see it."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from bridge.cli.hierarchy import app
+from bridge.hierarchy.plan import RULES
 from bridge.hierarchy.schema import load
 from tests.support.parts.hierarchy_file import ca, changed
 
@@ -35,6 +37,17 @@ def test_a_person_sees_the_tree_the_digest_the_checks_and_the_other_half(
     assert out.splitlines()[-1].endswith("0 findings that fail: nothing in the way")
 
 
+@pytest.mark.parametrize("changes", [{}, K8S])
+def test_each_rule_is_told_as_found_or_as_held(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    _, out = plan(tmp_path, changes)
+    text = " ".join(out.split())
+    (held,) = re.findall(r"Nothing found against: ((?:\S+, )*\S+)", text)
+    found = [rule for rule in RULES if f"({rule})" in text]
+    assert sorted([*found, *held.split(", ")]) == sorted(RULES)
+
+
 def test_a_finding_that_fails_is_the_exit_status(tmp_path: Path) -> None:
     status, out = plan(tmp_path, K8S)
     assert status == 1
@@ -48,6 +61,7 @@ def test_a_program_sees_the_same(tmp_path: Path, changes: dict[str, Any]) -> Non
     status, out = plan(tmp_path, changes, "-o", "json")
     found = json.loads(out)
     assert found["passes"] is (status == 0)
+    assert found["rules"] == RULES
     assert found["sha256"] == load(tmp_path / "corp.yaml").digest
     assert [one["name"] for one in found["cas"]] == ["root", "eu", "prod"]
     assert found["cas"][1]["name_constraints"]["excluded"]["ip"] == [

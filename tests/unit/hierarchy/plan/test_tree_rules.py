@@ -156,7 +156,7 @@ BROKEN: dict[str, tuple[dict[str, Any], str, str]] = {
         "cas.eu.ext_key_usage",
         (
             "has an ext_key_usage without client_auth, and verifiers hold leaves below "
-            "it (mesh) to it; add it, or leave ext_key_usage out"
+            "it to it; add it, or leave ext_key_usage out"
         ),
     ),
     "urls.shared": (

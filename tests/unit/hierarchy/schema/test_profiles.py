@@ -43,6 +43,8 @@ def test_each_cluster_of_each_region_has_an_issuing_ca_and_its_control_plane() -
         for purpose in ("kubernetes", "etcd", "front-proxy"):
             assert purposes[f"{region}-prod-{purpose}"] == purpose
             assert file.anchor_of(f"{region}-prod-{purpose}").endswith(purpose)
+            usages = file.cas[f"{region}-prod-{purpose}"].ext_key_usage
+            assert usages == (("client_auth",) if purpose == "front-proxy" else ())
     assert [*file.certificates] == ["eu-prod", "us-prod"]
 
 
