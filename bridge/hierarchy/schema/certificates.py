@@ -93,7 +93,9 @@ class NodeEntry(Section):
     """One node: the names and addresses that others call it by, besides its name."""
 
     dns: Hosts = ()
+    """Names besides the node's own."""
     ip: _Addresses = ()
+    """Addresses. A node of a control plane has one at least."""
 
     def addresses(self) -> Iterator[IPAddress]:
         """Yield its addresses, in order."""
@@ -118,6 +120,7 @@ class ClusterPKIEntry(Section):
     service_range: Annotated[str, AfterValidator(_service_range)] = "10.96.0.0/12"
     """The addresses of Services. The first one is the API server's."""
     dns_domain: Annotated[str, AfterValidator(_domain)] = "cluster.local"
+    """The domain of Services."""
     control_planes: dict[_NodeName, NodeEntry]
     """The nodes with an API server and an etcd member. Each needs its address."""
     workers: dict[_NodeName, NodeEntry] = Field(default_factory=dict)

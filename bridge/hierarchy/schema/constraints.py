@@ -72,10 +72,15 @@ class Subtrees(Section):
     """
 
     dns: _Hosts = ()
+    """Hosts such as `corp.example`, with their subdomains; `.corp.example` is these
+    alone."""
     uri: _URIHosts = ()
-    """Hosts of URIs, such as a trust domain, without `spiffe://`."""
+    """Hosts of URIs, such as a trust domain, without `spiffe://`. Write both
+    `corp.example` and `.corp.example` for a host and its subdomains."""
     ip: _Networks = ()
+    """Networks such as `10.0.0.0/8`."""
     email: _Mails = ()
+    """Mailboxes, or hosts for all of theirs. `invalid` is a host that cannot exist."""
 
     @model_validator(mode="before")
     @classmethod
@@ -101,6 +106,7 @@ class ConstraintsEntry(Section):
     permitted: Subtrees = Subtrees()
     excluded: Subtrees = Subtrees()
     critical: bool = True
+    """Whether a verifier that does not know constraints rejects the path."""
 
     @model_validator(mode="after")
     def _some(self) -> Self:

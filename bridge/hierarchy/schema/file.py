@@ -117,10 +117,14 @@ class ValidityEntry(Section):
     """`validity` of a CA: how long it lasts from its signature on, or its dates."""
 
     years: Annotated[int, Field(ge=1, le=50)] | None = None
+    """So long from `not_before`, or from the signature, on: 1 to 50. One of `years`,
+    `days` and `not_after` is given."""
     days: Annotated[int, Field(ge=1, le=3660)] | None = None
+    """As `years`, in days: 1 to 3660."""
     not_before: _Moment | None = None
     """By default five minutes before the signature, and not before its parent."""
     not_after: _Moment | None = None
+    """A time such as `2027-01-31T12:00:00Z`, or a day."""
 
     @model_validator(mode="after")
     def _one_end(self) -> Self:
@@ -169,6 +173,7 @@ class CAEntry(Section):
     purpose: Purpose | None = None
     """What its leaves are for. A CA without it signs CAs only."""
     common_name: _NameText
+    """CN of its subject, one of its own for each CA."""
     key: KeyLocation
     validity: ValidityEntry
     path_len: Annotated[int, Field(ge=0, le=20)]
@@ -178,6 +183,7 @@ class CAEntry(Section):
         Field(strict=False),
         Different,
     ] = ("cert_sign", "crl_sign")
+    """What its key may sign."""
     ext_key_usage: Annotated[
         tuple[Usage, ...],
         Field(strict=False),
@@ -189,6 +195,8 @@ class CAEntry(Section):
     """The longest lifetime of the leaves of a mesh: `issuance.max_ttl` of its bridge.
     For a cluster's own PKI `certificates` says it."""
     policies: Annotated[tuple[_OID_TEXT, ...], Field(strict=False), Different] = ()
+    """OIDs of certificate policies. The extension is not critical, as rustls rejects
+    it otherwise."""
     crl_url: _URLText | None = None
     """Where the CRL of the CA that signs it is."""
     aia_url: _URLText | None = None
@@ -208,26 +216,35 @@ class Officer(Section):
     """One of `officers`: who signs the transcript."""
 
     name: _NameText
+    """As `meshca hierarchy transcript sign` is given it."""
     role: _NameText
+    """For the printed record."""
     public_key: FilePath
+    """The officer's public key, in PEM."""
 
 
 class AcceptedWarning(Section):
     """One of `accepted`: a warning that is known, and why it is."""
 
     rule: Text
+    """The rule, as the plan shows it."""
     ca: Label | None = None
     """The CA that the warning is about; none where it is about the whole tree."""
     reason: Text
+    """Why it is accepted; the plan shows it."""
 
 
 class HierarchyFile(Section):
     """The whole file."""
 
     version: int
+    """Of this schema: 1."""
     name: Label
+    """Of the hierarchy, for people."""
     organisation: _NameText
+    """O of the subject of each CA."""
     country: Annotated[str, Field(pattern=r"^[A-Z]{2}$")] | None = None
+    """C of the subject of each CA: two capital letters."""
     trust_domains: _Domains = ()
     """All trust domains of the meshes below it."""
     data_planes: _Planes = ()

@@ -97,6 +97,7 @@ Algorithm = Annotated[AlgorithmName, BeforeValidator(_algorithm)]
 
 class _Key(Section):
     algorithm: Algorithm
+    """Its kind and size."""
     spki_sha256: Annotated[str, AfterValidator(_pin)] | None = None
     """The SHA-256 of the public key (SubjectPublicKeyInfo in DER), where it is known
     when the file is agreed: no other key is then used, and no other CSR is signed."""
@@ -106,13 +107,16 @@ class KeyInFile(_Key):
     """A private key in a file, encrypted or not."""
 
     backend: Literal["file"]
+    """Where it is."""
     path: FilePath
+    """The private key, in PEM. Only the owner of the file may read it."""
 
 
 class KeyInToken(_Key):
     """A private key in an HSM or another PKCS#11 token."""
 
     backend: Literal["pkcs11"]
+    """Where it is."""
     uri: Annotated[str, AfterValidator(_uri)]
     """RFC 7512: `token`, and `object` or `id`, and `serial` where several tokens have
     the label. Without a PIN."""
@@ -129,12 +133,17 @@ class KeyInTransit(_Key):
     """A private key in Vault's or OpenBao's Transit engine, which signs with it."""
 
     backend: Literal["vault-transit"]
+    """Where it is."""
     address: Annotated[str, AfterValidator(_vault)]
+    """Such as `https://vault.corp.example:8200`. The token of a person is asked for."""
     mount: Text = "transit"
+    """Where the engine is mounted."""
     name: Text
+    """Of the key in the engine."""
     version: Annotated[int, Field(ge=1)] = 1
     """A rotated key is another key: the version is pinned."""
     namespace: Text | None = None
+    """Of Vault, where it has some."""
     ca_file: FilePath | None = None
     """The CAs of the server's certificate. By default those of this machine."""
 
@@ -147,7 +156,9 @@ class KeyBehindCSR(_Key):
     """
 
     backend: Literal["csr"]
+    """Where it is."""
     path: FilePath
+    """The CSR, in PEM or DER."""
 
 
 KeyLocation = Annotated[

@@ -6,6 +6,7 @@ from tests.support.documents import (
     commands,
     configuration,
     doctor,
+    hierarchy,
     ledger_rows,
     metrics,
     refusals,
@@ -18,6 +19,7 @@ FOLDER = Path(__file__).parents[3] / "docs/reference"
 def main() -> None:
     """Write every document of the folder."""
     fill(FOLDER / "configuration.md", configuration.parts())
+    fill(FOLDER / "hierarchy.md", hierarchy.parts())
     write(FOLDER / "commands.md", "Commands", commands.lines())
     write(FOLDER / "doctor.md", "Rules of meshca doctor", doctor.lines())
     write(FOLDER / "metrics.md", "Metrics", metrics.lines())

@@ -50,6 +50,8 @@ _TYPES = {
     "TrustDomainName": "trust domain",
     "UpToAMinute": "duration, to 1m",
     "WholeSeconds": "duration, whole seconds",
+    "_Moment": "time",
+    "_URLText": "URL",
     "_Name": "name",
     "_Path": "path in Vault",
     "_Text": "text",
@@ -97,9 +99,10 @@ def keys(model: type[BaseModel], above: str = "") -> Iterator[Key]:
 def _alternative(section: type[BaseModel]) -> str:
     # What chooses this one of several sections: `verify: jwks`.
     for name, field in section.model_fields.items():
-        if get_origin(field.annotation) is Literal and field.is_required():
-            (value,) = get_args(field.annotation)
-            return f"`{name}: {value}`"
+        values = get_args(field.annotation)
+        is_choice = get_origin(field.annotation) is Literal and len(values) == 1
+        if is_choice and field.is_required():
+            return f"`{name}: {values[0]}`"
     return ""
 
 

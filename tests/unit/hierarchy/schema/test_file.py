@@ -13,7 +13,12 @@ from cryptography import x509
 from bridge.dataplanes.planes import DataPlane
 from bridge.errors import ConfigError
 from bridge.hierarchy.schema import ValidityEntry, load, parse
+from tests.support.documents import hierarchy
+from tests.support.documents.configuration import Key
+from tests.support.documents.markdown import fill
 from tests.support.parts.hierarchy_file import NOW, ca, changed, loaded
+
+ROOT = Path(__file__).parents[4]
 
 
 def utc(
@@ -341,3 +346,18 @@ def test_constraints_become_the_value_of_the_extension() -> None:
     assert excluded is not None
     assert x509.UniformResourceIdentifier(".corp.example") in permitted
     assert [str(name.value) for name in excluded] == ["0.0.0.0/0", "::/0"]
+
+
+@pytest.mark.parametrize("key", [*hierarchy.all_keys()], ids=lambda one: one.path)
+def test_a_key_is_documented_as_it_is_declared(key: Key) -> None:
+    text = (ROOT / "docs/reference/hierarchy.md").read_text("utf-8")
+    assert key.meaning
+    assert text.splitlines().count(f"| {' | '.join(key.row)} |") == 1, "make docs"
+
+
+def test_the_document_is_what_make_docs_writes(tmp_path: Path) -> None:
+    document = ROOT / "docs/reference/hierarchy.md"
+    copy = tmp_path / "hierarchy.md"
+    copy.write_bytes(document.read_bytes())
+    fill(copy, hierarchy.parts())
+    assert copy.read_bytes() == document.read_bytes()
