@@ -109,12 +109,18 @@ class HostAddresses:
         with self._lock:
             if self._lookup is None:
                 lookup = threading.Event()
-                threading.Thread(
+                thread = threading.Thread(
                     target=self._run,
                     args=(lookup,),
                     name=f"resolve-{self._host}",
                     daemon=True,
-                ).start()
+                )
+                try:
+                    thread.start()
+                except RuntimeError:  # passes: a later call tries again
+                    self._problem = f"{self._host}: the system gives no more threads"
+                    lookup.set()
+                    return lookup
                 self._lookup = lookup
             return self._lookup
 

@@ -370,6 +370,25 @@ def test_a_lookup_that_hangs_holds_no_call_beyond_its_deadline(
             assert ask(connections).status == 200
 
 
+def test_a_lookup_without_a_thread_is_told_and_tried_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with ScriptedServer(answering(OK)) as server:
+        found = addresses_of(server.port)
+        monkeypatch.setattr(host_addresses, "_look_up", lambda *_: found)
+
+        def refuse(_: threading.Thread) -> None:
+            raise RuntimeError("can't start new thread")
+
+        with opened("http://vault.example:1") as connections:
+            with monkeypatch.context() as exhausted:
+                exhausted.setattr(threading.Thread, "start", refuse)
+                with pytest.raises(ExchangeError, match="no more threads") as caught:
+                    ask(connections)
+            assert not caught.value.is_sent
+            assert ask(connections).status == 200
+
+
 def test_a_name_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     def look_up(*_: object) -> list[tuple[object, ...]]:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
