@@ -26,7 +26,7 @@ from bridge.kubernetes.api import (
     APIServer,
     Query,
 )
-from bridge.kubernetes.objects import ACCOUNTS, KINDS, NODES, PODS, ClusterObject
+from bridge.kubernetes.objects import ACCOUNTS, KINDS, PODS, ClusterObject
 from bridge.resilience.budget import Budget
 
 _WATCH_SECONDS = (300.0, 600.0)
@@ -77,7 +77,6 @@ RESOURCES = {
     # The metadata of a pod has neither its account nor its node.
     PODS: Resource(PODS, "/api/v1/pods", _JSON, _JSON),
     ACCOUNTS: Resource(ACCOUNTS, "/api/v1/serviceaccounts", METADATA, METADATA_LIST),
-    NODES: Resource(NODES, "/api/v1/nodes", METADATA, METADATA_LIST),
 }
 """Those of `KINDS`."""
 assert tuple(RESOURCES) == KINDS  # noqa: S101

@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 
 from bridge.errors import ReviewError
 
-PODS, ACCOUNTS, NODES = "pods", "serviceaccounts", "nodes"
-KINDS = (PODS, ACCOUNTS, NODES)
+PODS, ACCOUNTS = "pods", "serviceaccounts"
+KINDS = (PODS, ACCOUNTS)
 """The resources that are watched."""
 _LONGEST = 253
 """Characters of a name in Kubernetes: a DNS subdomain."""
@@ -62,10 +62,9 @@ _log = logging.getLogger(__name__)
 
 
 class ClusterObject(NamedTuple):
-    """What is kept of a pod, a service account or a node."""
+    """What is kept of a pod or a service account."""
 
     namespace: str
-    """Empty for a node."""
     name: str
     uid: str
     account: str = ""
@@ -240,6 +239,16 @@ class ObjectIndex:
         with self._connected() as connection:
             row = connection.execute(_FIND, (source, kind, namespace, name)).fetchone()
         return None if row is None else ClusterObject._make(row)
+
+    def counts(self, source: str) -> dict[str, int]:
+        """Return how many objects of each kind a cluster has; empty if not known."""
+        query = "SELECT kind, count(*) FROM objects WHERE source = ? GROUP BY kind"
+        try:
+            with self._connected() as connection:
+                found = dict(connection.execute(query, (source,)).fetchall())
+        except ReviewError:
+            return {}
+        return {kind: found.get(kind, 0) for kind in KINDS}
 
     def state(self, source: str, kinds: Iterable[str] = KINDS) -> WatchState:
         """Return how up to date the watches of a cluster are."""

@@ -14,7 +14,6 @@ from bridge.errors import ReviewError
 from bridge.kubernetes.objects import (
     ACCOUNTS,
     KINDS,
-    NODES,
     PODS,
     ClusterObject,
     ObjectIndex,
@@ -75,15 +74,25 @@ def test_a_publication_that_fails_changes_nothing(index: ObjectIndex) -> None:
 def test_the_age_is_that_of_the_watch_that_lags_most(index: ObjectIndex) -> None:
     assert index.state("one") == WatchState(None)
     index.publish("one", PODS, [], 10.0)
-    index.publish("one", ACCOUNTS, [], 20.0)
-    assert index.state("one") == WatchState(None)  # the nodes are not listed yet
-    assert index.state("one", (PODS, ACCOUNTS)) == WatchState(10.0)
-    index.publish("one", NODES, [], 5.0)
+    assert index.state("one") == WatchState(None)  # the accounts are not listed yet
+    assert index.state("one", (PODS,)) == WatchState(10.0)
+    index.publish("one", ACCOUNTS, [], 5.0)
     assert index.state("one") == WatchState(5.0)
-    for kind, at in zip(KINDS, (30.0, 31.0, 32.0), strict=True):
+    for kind, at in zip(KINDS, (30.0, 31.0), strict=True):
         index.confirm("one", kind, at)
     assert index.state("one") == WatchState(30.0)
     assert index.state("two") == WatchState(None)
+
+
+def test_the_objects_of_a_cluster_are_counted_by_kind(
+    index: ObjectIndex, path: Path
+) -> None:
+    assert index.counts("one") == {PODS: 0, ACCOUNTS: 0}
+    index.publish("one", PODS, [WEB, API], 1.0)
+    index.publish("two", PODS, [WEB], 1.0)
+    assert index.counts("one") == {PODS: 2, ACCOUNTS: 0}
+    path.unlink()
+    assert index.counts("one") == {}
 
 
 def test_trouble_is_told_until_the_watch_hears_again(index: ObjectIndex) -> None:
