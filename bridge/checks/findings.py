@@ -7,18 +7,18 @@ shape.
 import hashlib
 import os
 import re
-from collections.abc import Callable, Collection, Iterator
-from contextlib import ExitStack, closing, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 
 from cryptography import x509
 
+from bridge.checks.cluster_rows import cluster_rows
 from bridge.checks.ledger_storage import ledger_places
 from bridge.checks.rule_summary import rule_summary
 from bridge.config import (
-    APIServerConfig,
     BridgeConfig,
     IstioConfig,
     read,
@@ -28,14 +28,9 @@ from bridge.dataplanes.exposure import exposure_of
 from bridge.dataplanes.planes import data_plane_problems
 from bridge.errors import BridgeError, ConfigError, DeniedError, SubjectError
 from bridge.hierarchy.replica import openssl_accepts, replicate
-from bridge.identity.token_review import ReviewVerifier
-from bridge.kubernetes.api import APIServer
-from bridge.kubernetes.clients import api_server_of
-from bridge.kubernetes.rights import NODES, REVIEWS, SECRETS, missing_rights
 from bridge.metrics.expiry import CertificateExpiry, ExpiryLevel
 from bridge.policy.linkerd_names import LinkerdNames
 from bridge.policy.rules import ISTIO, LINKERD, RoutedCaller
-from bridge.resilience.budget import Budget
 from bridge.resilience.latch_file import Kind
 from bridge.resilience.quarantine import StoppedCAs
 from bridge.snapshot.builder import Assembly
@@ -157,7 +152,8 @@ def _findings(config: BridgeConfig, snapshot: Snapshot) -> Iterator[Finding]:
         yield from _exposure(issuer)
     yield from second_certificates(config, snapshot)
     yield from _latched(config, snapshot)
-    yield from clusters(config, snapshot)
+    for row in cluster_rows(config, snapshot.clusters):
+        yield Finding("cluster", *row)
     yield from fronts(config, snapshot)
     for problem in snapshot.clusters.unserved(config.callers_by_front()):
         yield Finding("front", "token keys", "FAILED", problem)
@@ -395,42 +391,6 @@ def _renewal(front: IstioConfig) -> Iterator[Finding]:
             "warning",
             "it has no effect without fronts.istio.mtls_listen: add that, or remove it",
         )
-
-
-def clusters(config: BridgeConfig, snapshot: Snapshot) -> Iterator[Finding]:
-    """Ask each API server whether it answers, and what the bridge may do there."""
-    secrets = snapshot.clusters.secrets
-    if secrets is not None:
-        place = secrets.namespace
-        what, told = f"remote secrets in {place}", "the bridge may list them"
-        yield _api_server(what, secrets.home, {SECRETS}, told, place)
-        secrets.look()
-    for cluster, entry in zip(snapshot.clusters.clusters, config.clusters, strict=True):
-        domain = f"trust domain {cluster.trust_domain}"
-        yield Finding("cluster", cluster.name, "ok", domain)
-        what, told = f"{cluster.name}, API server", "the bridge may review tokens"
-        needs = {REVIEWS}
-        if entry.trusted_node_accounts:
-            needs, told = needs | {NODES}, f"{told} and read pods"
-        if isinstance(cluster.verifier, ReviewVerifier):
-            yield _api_server(what, cluster.verifier.server, needs, told)
-        elif isinstance(entry.tokens, APIServerConfig):
-            with closing(api_server_of(entry.tokens)) as server:
-                yield _api_server(what, server, needs, told)
-
-
-def _api_server(
-    what: str, server: APIServer, needs: Collection[str], told: str, place: str = ""
-) -> Finding:
-    budget = Budget.of_seconds(_CHECK_SECONDS)
-    try:
-        missing = missing_rights(server, needs, budget, namespace=place)
-    except BridgeError as error:
-        why = f": {error.detail}" if error.detail else ""
-        return Finding("cluster", what, "FAILED", f"{error}{why}")
-    if missing:
-        return Finding("cluster", what, "FAILED", "; ".join(missing))
-    return Finding("cluster", what, "ok", f"it answers; {told}")
 
 
 def given_pair(config: BridgeConfig) -> Iterator[Finding]:

@@ -161,6 +161,10 @@ class LinkerdConfig(Section):
     refused proxy comes back only after 10 s."""
     deadline: PositiveDuration = timedelta(seconds=40)
     """As `limits.deadline`, for this front. Above `queue_seconds`."""
+    events: bool = True
+    """Whether certificates are told as events of their service accounts, as
+    linkerd-identity does: at most one in five minutes for an account, from each worker.
+    Only where the cluster has `tokens.verify: token_review` or `bound`."""
 
     @model_validator(mode="after")
     def _has_time_left(self) -> Self:

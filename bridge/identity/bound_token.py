@@ -20,6 +20,7 @@ from typing import Literal
 
 from bridge.errors import AuthenticationError, ReviewError
 from bridge.identity.caller import Pod, ServiceAccount
+from bridge.identity.keyring import Keyring
 from bridge.identity.offline_verifier import OfflineVerifier
 from bridge.identity.service_account_token import LEEWAY_SECONDS
 from bridge.identity.token_review import ReviewVerifier
@@ -118,6 +119,10 @@ class WatchedObjects:
             return None, state.trouble
         return self._monotonic() - state.seen_at, state.trouble
 
+    def counts(self) -> dict[str, int]:
+        """Return how many there are of each kind; empty if that is not known."""
+        return {} if self._index is None else self._index.counts(self._source)
+
     def require(
         self,
         kind: str,
@@ -213,9 +218,18 @@ class BoundVerifier:
         """See TokenVerifier.verified_by: as it would verify a token now."""
         return "token_review" if self._doubt else "bound"
 
+    @property
+    def keyring(self) -> Keyring:
+        """The keys of the cluster."""
+        return self._offline.keyring
+
     def watch_age(self) -> float | None:
         """Return the seconds since the watch heard of its API server; None if never."""
         return self._objects.age()[0]
+
+    def object_counts(self) -> dict[str, int]:
+        """Return how many objects the watch has seen, by their kind."""
+        return self._objects.counts()
 
     def verify(
         self, token: str, *, audiences: frozenset[str], now: datetime, budget: Budget

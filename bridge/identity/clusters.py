@@ -31,7 +31,7 @@ from bridge.identity.caller import (
     Verification,
 )
 from bridge.identity.key_sources import KeySource
-from bridge.identity.keyring import KeyOwners
+from bridge.identity.keyring import KeyOwners, Keyring
 from bridge.identity.node_authorization import NodeAuthorization
 from bridge.identity.offline_verifier import OfflineVerifier, source_of
 from bridge.identity.service_account_token import shown
@@ -70,6 +70,13 @@ class Cluster:
     """Which workloads the proxies of its nodes may ask for."""
     watch: "BoundVerifier | None" = None
     """The verifier, where it goes by a watch."""
+
+    @property
+    def keyring(self) -> Keyring | None:
+        """The keys of its tokens; None where the API server reviews each of them."""
+        if isinstance(self.verifier, OfflineVerifier):
+            return self.verifier.keyring
+        return None if self.watch is None else self.watch.keyring
 
     def allows(self, namespace: str) -> bool:
         """Return whether its callers may have names of this namespace."""
@@ -415,6 +422,24 @@ class ClusterRegistry:
     def refused_keys(self) -> dict[str, int]:
         """Return how many keys of each cluster are not used: an earlier one's."""
         return self._owners.refused()
+
+    def watched_objects(self) -> list[tuple[str, str, int]]:
+        """Return each watched cluster and kind, and how many objects were seen."""
+        return [
+            (one.name, kind, count)
+            for one in self.clusters
+            if one.watch is not None
+            for kind, count in one.watch.object_counts().items()
+        ]
+
+    def key_ages(self) -> list[tuple[str, float]]:
+        """Return the time since each cluster's keys were confirmed, in seconds."""
+        now = self._clock()
+        return [
+            (one.name, age)
+            for one in self.clusters
+            if one.keyring is not None and (age := one.keyring.age(now)) is not None
+        ]
 
     def start(self) -> None:
         """Start the background refresh of keys."""

@@ -180,6 +180,17 @@ class Keyring:
         state = self._believed(now)
         return state is not None and any(self._own(state, kid) for kid in state.keys)
 
+    @property
+    def count(self) -> int:
+        """How many keys there are, of any age."""
+        state = self._state
+        return 0 if state is None else sum(map(len, state.keys.values()))
+
+    def age(self, now: datetime) -> float | None:
+        """Return the seconds since the keys were last confirmed; None without any."""
+        state = self._state
+        return None if state is None else (now - state.confirmed).total_seconds()
+
     def _believed(self, now: datetime) -> _State | None:
         state = self._state
         if state is None or now - state.confirmed > self._max_age:

@@ -5,6 +5,7 @@ credential. Linkerd's API requests a name. Request, CSR and credential must agre
 and the CSR is read first, because linkerd-identity reports errors in this order.
 """
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -23,7 +24,8 @@ from bridge.identity.caller import Caller, CertificateCredential, TokenCredentia
 from bridge.identity.client_certificate import trusted_path
 from bridge.issuance.call import Call
 from bridge.issuance.selection import Validity, usable_issuers
-from bridge.issuance.signing import Signing
+from bridge.issuance.signing import Signed, Signing
+from bridge.kubernetes.events import AccountEvents
 from bridge.policy.bars import Bars
 from bridge.policy.certificate_renewal import CertificateRenewal
 from bridge.policy.issuance_policy import Lifetime
@@ -84,6 +86,9 @@ class Mesh(Protocol):
         The name constraints of a chain may not do so: a DNS constraint permits every
         URI SAN.
         """
+
+    def issued(self, call: Call, caller: Caller, signed: Signed, now: datetime) -> None:
+        """Tell of a certificate that is on record (9). Never waits, never fails."""
 
 
 class Istio:
@@ -162,6 +167,9 @@ class Istio:
                 detail=str(caller.spiffe_id),
             )
 
+    def issued(self, call: Call, caller: Caller, signed: Signed, now: datetime) -> None:
+        """See `Mesh.issued`: istiod tells nobody."""
+
 
 class Linkerd:
     """The rules of `Certify`: request, CSR and token agree on the leaf's DNS name.
@@ -169,13 +177,20 @@ class Linkerd:
     Args:
         signing: Knows which issuing CAs are stopped.
         ready: Returns whether an issuing CA has signed since the start.
+        events: Writes the events of certificates; None for none.
     """
 
     csr_first = True
 
-    def __init__(self, signing: Signing, ready: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        signing: Signing,
+        ready: Callable[[], bool],
+        events: AccountEvents | None = None,
+    ) -> None:
         self._signing = signing
         self._ready = ready
+        self._events = events
         self._usable: tuple[Snapshot | None, datetime | None] = (None, None)
 
     def begin(self, call: Call) -> None:
@@ -249,6 +264,15 @@ class Linkerd:
     ) -> None:
         """See `Mesh.require_trust_domain`."""
         _names(snapshot).require_own(grant.names)
+
+    def issued(self, call: Call, caller: Caller, signed: Signed, now: datetime) -> None:
+        """See `Mesh.issued`: in the words of linkerd-identity."""
+        if self._events is None:
+            return
+        until = f"{signed.leaf.not_valid_after_utc:%Y-%m-%d %H:%M:%S} +0000 UTC"
+        digest = hashlib.sha256(signed.leaf_der).hexdigest()
+        told = f"issued certificate for {call.identity} until {until}: {digest}"
+        self._events.note(caller.namespace, caller.service_account, told, now)
 
 
 def _names(snapshot: Snapshot) -> LinkerdNames:

@@ -33,6 +33,7 @@ from bridge.issuance.call import Call, Issued
 from bridge.issuance.meshes import Istio, Linkerd, Mesh
 from bridge.issuance.selection import Subject, Validity, leaf_request, usable_issuers
 from bridge.issuance.signing import Origin, Signed, Signing, describe, new_id
+from bridge.kubernetes.events import AccountEvents
 from bridge.ledger.events import Ending, Outcome
 from bridge.ledger.ledger import Ledger
 from bridge.metrics.instruments import Metrics
@@ -132,6 +133,7 @@ class Issuance:
         ready: Returns whether an issuing CA has signed since the start.
         renewal: Decides who renews by certificate; by default nobody.
         bars: What is barred; by default nothing.
+        events: Writes the events of Linkerd's certificates; by default none.
         draw: Returns a random number from 0 to 1: see `valid_until`.
     """
 
@@ -148,6 +150,7 @@ class Issuance:
         ready: Callable[[], bool] = lambda: True,
         renewal: CertificateRenewal | None = None,
         bars: Bars | None = None,
+        events: AccountEvents | None = None,
         draw: Callable[[], float] = random.random,
     ) -> None:
         self._snapshot = snapshot
@@ -161,7 +164,7 @@ class Issuance:
         self._bars = bars or Bars()
         self._meshes: dict[str, Mesh] = {
             "istio": Istio(renewal or CertificateRenewal(), self._bars),
-            "linkerd": Linkerd(signing, ready),
+            "linkerd": Linkerd(signing, ready, events),
         }
 
     def issue(self, call: Call) -> Issued:
@@ -226,6 +229,7 @@ class Issuance:
 
         signed = self._failover.over(issuers, sign_by, budget, front=call.front)
         self._note_lifetime(lifetime, signed, now)
+        mesh.issued(call, caller, signed, now)
         # (9) Reply.
         return self._answer(snapshot, signed, now)
 

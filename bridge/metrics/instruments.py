@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from platform import python_version
+from typing import Protocol
 
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
@@ -122,6 +123,25 @@ class BackendMetrics:
         child.inc()
 
 
+class TokenViews(Protocol):
+    """How the tokens of all clusters are verified; see `ClusterRegistry`."""
+
+    def modes(self) -> Iterable[tuple[str, str]]:
+        """Return each cluster, and how its tokens are verified now."""
+
+    def watch_ages(self) -> Iterable[tuple[str, float]]:
+        """Return each watched cluster, and the age of its watch in seconds."""
+
+    def key_ages(self) -> Iterable[tuple[str, float]]:
+        """Return each cluster with keys, and their age in seconds."""
+
+    def refused_keys(self) -> Mapping[str, int]:
+        """Return how many keys of each cluster are not used: an earlier one's."""
+
+    def watched_objects(self) -> Iterable[tuple[str, str, int]]:
+        """Return each watched cluster, a kind, and how many objects were seen."""
+
+
 class PluginMeters:
     """The metrics of one plugin, see `bridge.spi.PluginMetrics`."""
 
@@ -162,6 +182,7 @@ class Metrics:
         self._define_backends()
         self._define_plugins()
         self._define_ledger()
+        self._define_events()
 
     def requests(self, front: str, code: str) -> Counter:
         """Return the counter of the calls of `front` that ended with `code`."""
@@ -219,19 +240,8 @@ class Metrics:
 
         self.registry.register(_Adapter(collect))
 
-    def watch_tokens(
-        self,
-        modes: Callable[[], Iterable[tuple[str, str]]],
-        ages: Callable[[], Iterable[tuple[str, float]]],
-        refused: Callable[[], Mapping[str, int]],
-    ) -> None:
-        """Set the functions that say how tokens are verified, called at each scrape.
-
-        Args:
-            modes: Returns each cluster, and how its tokens are verified now.
-            ages: Returns each watched cluster, and the age of its watch in seconds.
-            refused: Returns how many keys of a cluster are an earlier cluster's.
-        """
+    def watch_tokens(self, clusters: TokenViews) -> None:
+        """Set what says how tokens are verified, asked at each scrape."""
 
         def collect() -> Iterable[Metric]:
             family = GaugeMetricFamily(
@@ -239,7 +249,7 @@ class Metrics:
                 "The workers that verify the tokens of a cluster in this way now.",
                 labels=("cluster", "verified_by"),
             )
-            for labels in modes():
+            for labels in clusters.modes():
                 family.add_metric(labels, 1.0)
             yield family
             family = GaugeMetricFamily(
@@ -247,7 +257,7 @@ class Metrics:
                 "The time since the watch of a cluster last heard of its API server.",
                 labels=("cluster",),
             )
-            for cluster, age in ages():
+            for cluster, age in clusters.watch_ages():
                 family.add_metric((cluster,), age)
             yield family
             family = GaugeMetricFamily(
@@ -255,8 +265,24 @@ class Metrics:
                 "The keys of a cluster that are not used: an earlier cluster has them.",
                 labels=("cluster",),
             )
-            for cluster, count in refused().items():
+            for cluster, count in clusters.refused_keys().items():
                 family.add_metric((cluster,), count)
+            yield family
+            family = GaugeMetricFamily(
+                "meshca_token_key_age_seconds",
+                "The time since the token keys of a cluster were last confirmed.",
+                labels=("cluster",),
+            )
+            for cluster, age in clusters.key_ages():
+                family.add_metric((cluster,), age)
+            yield family
+            family = GaugeMetricFamily(
+                "meshca_watched_objects",
+                "The objects of a cluster that its watch has seen.",
+                labels=("cluster", "kind"),
+            )
+            for cluster, kind, count in clusters.watched_objects():
+                family.add_metric((cluster, kind), count)
             yield family
 
         self.registry.register(_Adapter(collect))
@@ -406,6 +432,17 @@ class Metrics:
             "Age of the oldest row that the archive does not have yet.",
             registry=self.registry,
         )
+
+    def _define_events(self) -> None:
+        events = self._counter(
+            "meshca_events",
+            "Kubernetes events: sent, requests that failed, certificates without one.",
+            "result",
+        )
+        self.events = {
+            result: events.labels(result) for result in ("sent", "failed", "dropped")
+        }
+        """By the results of `bridge.kubernetes.events`."""
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(name, text, labels, registry=self.registry)

@@ -6,12 +6,15 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 
 from bridge import __version__
-from bridge.config import BridgeConfig
+from bridge.config import APIServerConfig, BridgeConfig
 from bridge.errors import LedgerError
 from bridge.identity.clusters import ClusterRegistry
 from bridge.issuance.own_certificates import OwnCertificates
 from bridge.issuance.procedure import Issuance
 from bridge.issuance.signing import Signing
+from bridge.kubernetes.clients import access_source_of, api_server_of
+from bridge.kubernetes.events import AccountEvents
+from bridge.kubernetes.rights import has_events
 from bridge.ledger.journal.journal import JournalOptions
 from bridge.ledger.latch_rows import LatchRecorder, begin
 from bridge.ledger.ledger import Ledger
@@ -137,8 +140,7 @@ class Process:
             linger_seconds=_linger_seconds(config),
         )
         parts.callback(snapshots.close)
-        ledger = self._open_ledger()
-        parts.callback(ledger.close)
+        ledger = self._open_ledger(parts)
         parts.callback(snapshots.stop)
         stopped = self._open_latch(snapshots, ledger, parts)
         bars = self._open_bars(ledger, parts)
@@ -146,6 +148,7 @@ class Process:
         again = config.issuance.second_certificate
         failover = Failover(guards, second_certificate=again)
         own = OwnCertificates(snapshots.current, signing, failover, clock)
+        events = self._start_clusters(first.clusters, parts)
         issuance = Issuance(
             snapshot=snapshots.current,
             ledger=ledger,
@@ -157,11 +160,10 @@ class Process:
             ready=snapshots.prober.ready,
             renewal=_renewal(config, parts),
             bars=bars,
+            events=events,
         )
         expiry = self._watch_expiry(snapshots, parts)
         snapshots.start(own.probe)
-        first.clusters.start()
-        _watch_tokens(metrics, first.clusters)
         self._server = Server(
             config,
             issuance,
@@ -177,15 +179,37 @@ class Process:
         )
         parts.callback(self._drain)
 
-    def _open_ledger(self) -> Ledger:
+    def _open_ledger(self, parts: ExitStack) -> Ledger:
         ledger = Ledger.open(
             self._config.ledger,
             writer=self._role.writer,
             clock=self._clock,
             options=JournalOptions(observe_commit=_observer(self.metrics)),
         )
+        parts.callback(ledger.close)
         self.metrics.watch_archive(lambda: ledger.lag()[0], lambda: ledger.lag()[1])
         return ledger
+
+    def _start_clusters(
+        self, clusters: ClusterRegistry, parts: ExitStack
+    ) -> AccountEvents | None:
+        clusters.start()
+        self.metrics.watch_tokens(clusters)
+        linkerd = self._config.linkerd_cluster()
+        if linkerd is None or not has_events(self._config, linkerd):
+            return None
+        if not isinstance(linkerd.tokens, APIServerConfig):
+            return None
+        # Its own client: what is sent by it takes no place from reviews.
+        source = access_source_of(linkerd, clusters.secrets)
+        results = self.metrics.events
+        events = AccountEvents(
+            api_server_of(linkerd.tokens, source=source),
+            lambda result, number: results[result].inc(number),
+        )
+        events.start()
+        parts.callback(events.close)
+        return events
 
     def _open_latch(
         self, snapshots: Snapshots, ledger: Ledger, parts: ExitStack
@@ -292,10 +316,6 @@ def _problems(
     if unserved := snapshots.current().clusters.unserved(config.callers_by_front()):
         found["token keys"] = "; ".join(unserved)
     return found
-
-
-def _watch_tokens(metrics: Metrics, clusters: ClusterRegistry) -> None:
-    metrics.watch_tokens(clusters.modes, clusters.watch_ages, clusters.refused_keys)
 
 
 def _no_issuing_ca(

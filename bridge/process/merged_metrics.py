@@ -17,7 +17,8 @@ _SMALLEST = re.compile(
 """Metrics that all processes share, or whose smallest value counts."""
 _LARGEST = re.compile(
     r"^meshca_(archive_lag_seconds|breaker_open|build_info|certificate_expiry_level"
-    r"|latched|token_keys_refused|watch_age_seconds)$"
+    r"|latched|token_key_age_seconds|token_keys_refused|watch_age_seconds"
+    r"|watched_objects)$"
 )
 
 

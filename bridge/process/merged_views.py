@@ -36,14 +36,20 @@ class Pages:
         supervisor: Has the workers.
         reloads: Has the last refusal of a configuration.
         registry: Holds the parent's own metrics.
+        warnings: Returns further warnings of the parent.
     """
 
     def __init__(
-        self, supervisor: Supervisor, reloads: Reloads, registry: CollectorRegistry
+        self,
+        supervisor: Supervisor,
+        reloads: Reloads,
+        registry: CollectorRegistry,
+        warnings: Callable[[], Mapping[str, str]] = dict,
     ) -> None:
         self._supervisor = supervisor
         self._reloads = reloads
         self._registry = registry
+        self._warnings = warnings
         self._totals = Totals()
         self._merging = threading.Lock()
         self._askers = SteadyPool(_ASKERS, "ask")
@@ -72,7 +78,7 @@ class Pages:
             worker.order.writer: _state(worker, answers.get(worker))
             for worker in workers
         }
-        warnings = dict(self._reloads.warnings())
+        warnings = {**self._reloads.warnings(), **self._warnings()}
         unready = [name for name, state in states.items() if state["ready"] is not True]
         if unready and len(unready) < len(states):
             warnings[_WORKERS] = f"not ready: {', '.join(unready)}"

@@ -20,6 +20,7 @@ from bridge.config import BridgeConfig, ConfigText
 from bridge.errors import ConfigError
 from bridge.process.feeder_process import FeederProcesses
 from bridge.process.merged_views import Pages
+from bridge.process.own_rights import OwnRights
 from bridge.process.reload import ConfigFile, Reloads
 from bridge.process.role import index_in
 from bridge.process.supervisor import Supervisor, WorkerDefaults
@@ -85,11 +86,12 @@ def run(
         )
         admin, shared = _AdminAddress(), _SharedAddresses()
         parts.callback(admin.close)
-        anchors = _TrustAnchors()
+        anchors, rights = _TrustAnchors(), OwnRights()
+        parts.callback(rights.stop)
         supervisor = Supervisor(
-            source, spawn, defaults, reloads, [admin, shared, anchors]
+            source, spawn, defaults, reloads, [admin, shared, anchors, rights]
         )
-        pages = Pages(supervisor, reloads, registry)
+        pages = Pages(supervisor, reloads, registry, rights.warnings)
         parts.callback(pages.close)
         try:
             pages.start()
@@ -100,6 +102,7 @@ def run(
         shared.prepare(source)
         shared.commit()
         anchors.prepare(source)
+        rights.prepare(source)
         parts.callback(supervisor.kill)
         feeders = FeederProcesses(log_level)
         parts.callback(feeders.kill)

@@ -18,7 +18,7 @@ from tests.support.harness.real_process import Bridge
 from tests.support.harness.workers import Supervised, await_true
 from tests.support.parts.token_reviews import ReviewServer
 
-_WATCHED = ("pods", "serviceaccounts", "nodes")
+_WATCHED = ("pods", "serviceaccounts")
 _WAIT_SECONDS = 120.0
 _WORKERS = 4
 _HELD_CALLS = 20
@@ -87,7 +87,6 @@ def listed_stream(cluster: Cluster, folder: Path, empty: int, pods: int) -> List
         server.streams = {
             "/api/v1/pods": stream.say,
             "/api/v1/serviceaccounts": _saying_nothing,
-            "/api/v1/nodes": _saying_nothing,
         }
         server.objects["/openid/v1/jwks"] = cluster.issuer.jwks()
         tokens = server.section | {"verify": BOUND, "issuer": ISSUER}

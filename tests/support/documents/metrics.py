@@ -2,7 +2,7 @@
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -46,14 +46,30 @@ def found() -> dict[str, tuple[str, str, str]]:
     }
 
 
+class _Views:
+    # See `TokenViews`: a sample of each family, which shows its labels.
+    def modes(self) -> Iterator[tuple[str, str]]:
+        yield "one", "bound"
+
+    def watch_ages(self) -> Iterator[tuple[str, float]]:
+        yield "one", 1.0
+
+    def key_ages(self) -> Iterator[tuple[str, float]]:
+        yield "one", 1.0
+
+    def refused_keys(self) -> Mapping[str, int]:
+        return {"one": 1}
+
+    def watched_objects(self) -> Iterator[tuple[str, str, int]]:
+        yield "one", "pods", 1
+
+
 def _metrics() -> Metrics:
     made = Metrics()
     made.service(_METHOD)
     made.backend("one")
     made.watch_latch(lambda: [("one", "credential")])
-    made.watch_tokens(
-        lambda: [("one", "bound")], lambda: [("one", 1.0)], lambda: {"one": 1}
-    )
+    made.watch_tokens(_Views())
     ends = datetime.now(UTC) + timedelta(days=1)
     made.show_crls([CRLUpdate("", "", ends)])
     made.show_certificates(

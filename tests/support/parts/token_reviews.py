@@ -60,8 +60,12 @@ class ReviewServer(ScriptedServer):
         self.fault: Fault | None = None
         self.pod_fault: Fault | None = None
         """A fault of requests for pods alone."""
+        self.event_fault: Fault | None = None
+        """A fault of events, which have no other."""
         self.alter: Callable[[dict[str, Any]], object] = lambda status: status
         self.allowed: Mapping[str, object] = {"allowed": True}
+        self.denied: set[str] = set()
+        """The rights that the bridge lacks, as `watch pods`."""
         self.accepted = OWN_TOKEN
         self.objects: dict[str, object] = {}
         """By path, what it has."""
@@ -83,6 +87,14 @@ class ReviewServer(ScriptedServer):
     def reviews(self) -> int:
         return sum(REVIEWS.encode() in one for one in self.requests)
 
+    def events(self) -> list[dict[str, Any]]:
+        """Return the events that were sent to it, taken or not."""
+        return [
+            json.loads(body)
+            for head, _, body in (one.partition(b"\r\n\r\n") for one in self.requests)
+            if _path(head).endswith("/events")
+        ]
+
     @staticmethod
     def _reviews(server: ScriptedServer, sock: socket.socket) -> None:
         assert isinstance(server, ReviewServer)
@@ -91,6 +103,8 @@ class ReviewServer(ScriptedServer):
             fault = server.fault
             if head.startswith(b"GET "):
                 fault = fault or server.pod_fault
+            if _path(head).endswith("/events"):
+                fault = server.event_fault
             if fault is not None:
                 fault(server, sock)
                 return
@@ -107,7 +121,12 @@ class ReviewServer(ScriptedServer):
         if not self.accepts(head):
             return json_answer(b'{"message": "Unauthorized"}', 401)
         if ACCESS.encode() in head:
-            return _made("SelfSubjectAccessReview", self.allowed)
+            spec = json.loads(body).get("spec")
+            is_denied = bool(self.denied) and _right(spec) in self.denied
+            said = {"allowed": False} if is_denied else self.allowed
+            return _made("SelfSubjectAccessReview", said, spec)
+        if _path(head).endswith("/events"):
+            return json_answer(body, 201)
         if head.startswith(b"GET "):
             found = self.objects.get(_path(head))
             status = 404 if found is None else 200
@@ -115,6 +134,12 @@ class ReviewServer(ScriptedServer):
         spec = json.loads(body)["spec"]
         review = self.alter(good_status(spec["token"], spec["audiences"]))
         return _made("TokenReview", review, spec)
+
+
+def _right(spec: Mapping[str, Any]) -> str:
+    kind = "nonResourceAttributes" if "nonResourceAttributes" in spec else ""
+    wanted = spec[kind or "resourceAttributes"]
+    return f"{wanted['verb']} {wanted['path' if kind else 'resource']}"
 
 
 def _path(head: bytes) -> str:
