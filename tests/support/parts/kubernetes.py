@@ -1,10 +1,13 @@
 """The API server of Kubernetes, with the etcd that it stores in, on loopback."""
 
+import base64
 import contextlib
 import http.client
 import json
 import os
+import signal
 import ssl
+import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,12 +27,6 @@ _POLL_SECONDS = 0.05
 _CONNECTIONS = 8
 _ADMIN = "admin-of-a-test"
 _RIGHTS = "/apis/rbac.authorization.k8s.io/v1"
-_LISTS = {
-    "Namespace": "/api/v1/namespaces",
-    "ServiceAccount": "/api/v1/namespaces/{namespace}/serviceaccounts",
-    "ClusterRole": f"{_RIGHTS}/clusterroles",
-    "ClusterRoleBinding": f"{_RIGHTS}/clusterrolebindings",
-}
 DEPLOY = Path(__file__).resolve().parents[3] / "deploy/kubernetes"
 """The rights of a bridge, as its users apply them."""
 
@@ -48,6 +45,7 @@ class APIServer:
         self.url = f"https://127.0.0.1:{self.port}"
         self.ca_file = folder / "ca.pem"
         self._parts = contextlib.ExitStack()
+        self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
         write_certificate(self.folder, self.ca_file)
@@ -66,13 +64,21 @@ class APIServer:
             store, peer = netports.address(), netports.address()
             etcd, server = install.kube_apiserver_commands()
             self._run(parts, "etcd", [*etcd, *_etcd_options(store, peer)])
-            self._run(parts, "server", [*server, *self._options(store)])
+            self._process = self._run(parts, "server", [*server, *self._options(store)])
             self._await_ready()
             self._parts = parts.pop_all()
 
     def kill(self) -> None:
         """End both at once, by SIGKILL."""
         self._parts.close()
+
+    def pause(self) -> None:
+        """Let the API server answer nobody: it takes connections and is silent."""
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let it answer again."""
+        self._signal(signal.SIGCONT)
 
     def call(
         self,
@@ -101,10 +107,7 @@ class APIServer:
     def apply(self, path: Path) -> None:
         """Make what a file of `DEPLOY` has, as `kubectl apply` does."""
         for one in yaml.safe_load_all(path.read_text("utf-8")):
-            namespace = one["metadata"].get("namespace", "")
-            status, answer = self.call(
-                "POST", _LISTS[one["kind"]].format(namespace=namespace), one
-            )
+            status, answer = self.call("POST", _collection(one), one)
             assert status in {http.HTTPStatus.CREATED, http.HTTPStatus.CONFLICT}, answer
 
     def post(self, path: str, body: Mapping[str, object]) -> dict[str, Any]:
@@ -148,11 +151,48 @@ class APIServer:
             },
         )
 
-    def token(self, namespace: str, name: str, *audiences: str) -> str:
-        """Return a token of a service account, as a pod of it would get it."""
+    def token(
+        self,
+        namespace: str,
+        name: str,
+        *audiences: str,
+        bound_to: Mapping[str, Any] | None = None,
+    ) -> str:
+        """Return a token of a service account.
+
+        Args:
+            namespace: Of the account.
+            name: Of the account.
+            audiences: By default the API server itself.
+            bound_to: The pod or the secret with which the token ends, as the server
+                has it.
+        """
         path = f"/api/v1/namespaces/{namespace}/serviceaccounts/{name}/token"
-        spec = {"audiences": list(audiences), "expirationSeconds": 3600}
+        spec: dict[str, object] = {
+            "audiences": list(audiences),
+            "expirationSeconds": 3600,
+        }
+        if bound_to is not None:
+            meta = bound_to["metadata"]
+            spec["boundObjectRef"] = {
+                "apiVersion": "v1",
+                "kind": bound_to["kind"],
+                "name": meta["name"],
+                "uid": meta["uid"],
+            }
         return str(self.post(path, {"spec": spec})["status"]["token"])
+
+    def new_pod(
+        self, namespace: str, account: str, name: str, node: str = "node-1"
+    ) -> dict[str, Any]:
+        """Make a pod that some scheduler has put on a node."""
+        spec = {
+            "serviceAccountName": account,
+            "nodeName": node,
+            "containers": [{"name": "a", "image": "example.invalid/a"}],
+        }
+        pods = f"/api/v1/namespaces/{namespace}/pods"
+        return self.post(pods, {"metadata": {"name": name}, "spec": spec})
 
     def delete_account(self, namespace: str, name: str) -> None:
         """Delete a service account; its tokens are worth nothing after that."""
@@ -201,8 +241,13 @@ class APIServer:
 
     def _run(
         self, parts: contextlib.ExitStack, name: str, command: Sequence[str]
-    ) -> None:
-        parts.enter_context(running(command, os.environ, self.folder / f"{name}.log"))
+    ) -> "subprocess.Popen[bytes]":
+        log = self.folder / f"{name}.log"
+        return parts.enter_context(running(command, os.environ, log))
+
+    def _signal(self, number: signal.Signals) -> None:
+        assert self._process is not None
+        os.killpg(self._process.pid, number)
 
     def _await_ready(self) -> None:
         deadline = time.monotonic() + _START_SECONDS
@@ -229,6 +274,52 @@ def _answer(
     connection.request(method, path, json.dumps(body or {}), headers)
     answer = connection.getresponse()
     return answer.status, answer.headers.get_content_type(), answer.read()
+
+
+def kubeconfig(server: APIServer, name: str, token: str) -> bytes:
+    """Return a kubeconfig with all content inside, as istioctl writes it.
+
+    Args:
+        server: The API server.
+        name: Of the cluster, the user and the context.
+        token: The user's.
+    """
+    ca = base64.b64encode(server.ca_file.read_bytes()).decode()
+    cluster = {"certificate-authority-data": ca, "server": server.url}
+    tree = {
+        "apiVersion": "v1",
+        "clusters": [{"cluster": cluster, "name": name}],
+        "contexts": [{"context": {"cluster": name, "user": name}, "name": name}],
+        "current-context": name,
+        "kind": "Config",
+        "preferences": {},
+        "users": [{"name": name, "user": {"token": token}}],
+    }
+    return yaml.safe_dump(tree).encode()
+
+
+def remote_secret(cluster: str, content: bytes) -> dict[str, object]:
+    """Return the secret in which istiod looks for a kubeconfig of a cluster.
+
+    Source:
+        istio.io/istio, istioctl/pkg/multicluster/remote_secret.go,
+        createRemoteServiceAccountSecret.
+    """
+    return {
+        "metadata": {
+            "name": f"istio-remote-secret-{cluster}",
+            "annotations": {"networking.istio.io/cluster": cluster},
+            "labels": {"istio/multiCluster": "true"},
+        },
+        "data": {cluster: base64.b64encode(content).decode()},
+    }
+
+
+def _collection(one: Mapping[str, Any]) -> str:
+    version, namespace = one["apiVersion"], one["metadata"].get("namespace")
+    group = f"/api/{version}" if version == "v1" else f"/apis/{version}"
+    scope = f"/namespaces/{namespace}" if namespace else ""
+    return f"{group}{scope}/{one['kind'].lower()}s"
 
 
 def _etcd_options(store: str, peer: str) -> Sequence[str]:
