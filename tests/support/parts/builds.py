@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 _BUILD_SECONDS = 1800
 """The largest module here (Vault) takes ten minutes on two cores."""
@@ -54,7 +55,8 @@ def build(module: Path, package: str = ".") -> Path:
 
     Args:
         module: The folder with go.mod.
-        package: The package inside it, as `go build` wants it, such as `./cmd/x`.
+        package: The package inside it, as `go build` wants it, such as `./cmd/x`, if
+            its `build.json` names none.
 
     Raises:
         BuildError: There is no Go, or the sources do not compile.
@@ -68,8 +70,9 @@ def build(module: Path, package: str = ".") -> Path:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not program.exists():
             unfinished = folder / "unfinished"
-            with _prepared(compiler, module, folder) as (sources, flags):
-                _compile(compiler, sources, [*flags, package], unfinished)
+            with _prepared(compiler, module, folder) as (sources, recipe):
+                arguments = [*recipe["flags"], recipe.get("package", package)]
+                _compile(compiler, sources, arguments, unfinished)
             unfinished.replace(program)
     return program
 
@@ -77,16 +80,17 @@ def build(module: Path, package: str = ".") -> Path:
 @contextmanager
 def _prepared(
     compiler: Path, module: Path, folder: Path
-) -> Iterator[tuple[Path, list[str]]]:
-    """Give the sources of a module, and more arguments of `go build`.
+) -> Iterator[tuple[Path, Mapping[str, Any]]]:
+    """Give the sources of a module, and how to build them.
 
-    A module may need others that do not fit as they were published. Its `build.json`
+    Its `build.json` has more arguments of `go build`, and may name a package of another
+    module. A module may need others that do not fit as they were published: `copies`
     names them with the checksum that go.sum would have, and with edits. Each is copied
     to where a `replace` of go.mod expects it.
     """
     file = module / _RECIPE
     if not file.exists():
-        yield module, []
+        yield module, {"flags": []}
         return
     recipe = json.loads(file.read_text("utf-8"))
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
@@ -95,7 +99,7 @@ def _prepared(
         for one in recipe["copies"]:
             published = _download(compiler, one["module"], one["sum"], folder)
             _copy_edited(published, sources / one["folder"], one["edits"])
-        yield sources, recipe["flags"]
+        yield sources, recipe
 
 
 def _download(compiler: Path, module: str, checksum: str, folder: Path) -> Path:
