@@ -1,4 +1,4 @@
-// Command kube_apiserver is the API server of Kubernetes, and by its first argument the etcd that it stores in, or kubeadm.
+// Command kube_apiserver is the API server of Kubernetes, and by its first argument the etcd that it stores in, kubeadm, or kubectl.
 package main
 
 import (
@@ -7,22 +7,30 @@ import (
 
 	"go.etcd.io/etcd/server/v3/etcdmain"
 	"k8s.io/component-base/cli"
+	kubectl "k8s.io/kubectl/pkg/cmd"
+	kubectlutil "k8s.io/kubectl/pkg/cmd/util"
 	apiserver "k8s.io/kubernetes/cmd/kube-apiserver/app"
 	kubeadm "k8s.io/kubernetes/cmd/kubeadm/app"
 )
 
 func main() {
-	if len(os.Args) > 1 && os.Args[1] == "etcd" {
-		etcdmain.Main(append([]string{"etcd"}, os.Args[2:]...))
-		return
+	name := ""
+	if len(os.Args) > 1 {
+		name = os.Args[1]
 	}
-	if len(os.Args) > 1 && os.Args[1] == "kubeadm" {
+	switch name {
+	case "etcd":
+		etcdmain.Main(append([]string{"etcd"}, os.Args[2:]...))
+	case "kubeadm":
 		os.Args = os.Args[1:]
 		if err := kubeadm.Run(); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}
-		return
+	case "kubectl":
+		os.Args = os.Args[1:]
+		kubectlutil.CheckErr(cli.RunNoErrOutput(kubectl.NewDefaultKubectlCommand()))
+	default:
+		os.Exit(cli.Run(apiserver.NewAPIServerCommand()))
 	}
-	os.Exit(cli.Run(apiserver.NewAPIServerCommand()))
 }

@@ -178,11 +178,24 @@ def kubeadm_command() -> list[str]:
     Raises:
         PartError: There is none, and it cannot be built.
     """
-    found = shutil.which("kubeadm")
+    return _kubernetes_command("kubeadm")
+
+
+def kubectl_command() -> list[str]:
+    """Return the command of kubectl: the one on PATH, or one that is built.
+
+    Raises:
+        PartError: There is none, and it cannot be built.
+    """
+    return _kubernetes_command("kubectl")
+
+
+def _kubernetes_command(name: str) -> list[str]:
+    found = shutil.which(name)
     if found is not None:
         return [found]
     try:
-        return [str(builds.build(_KUBERNETES_MODULE)), "kubeadm"]
+        return [str(builds.build(_KUBERNETES_MODULE)), name]
     except builds.BuildError as error:
         raise PartError(str(error)) from error
 
