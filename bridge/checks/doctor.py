@@ -212,8 +212,14 @@ RULES: tuple[DoctorRule, ...] = (
         "Repair the backend; then see meshca ledger latch list.",
     ),
     DoctorRule(
+        "cluster.rights",
+        "the bridge may not ",
+        "the bridge lacks a right at the API server of a cluster",
+        "Apply deploy/kubernetes, or give the right to the bridge's own role.",
+    ),
+    DoctorRule(
         "tokens.keys",
-        "token keys",
+        "token keys|, keys: ",
         "tokens of a cluster cannot be verified",
         "Make the keys of the cluster reachable, or correct its tokens section.",
     ),

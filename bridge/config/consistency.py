@@ -88,6 +88,18 @@ def _unknown_linkerd_cluster(config: BridgeConfig) -> Iterator[Problem]:
         yield "fronts.linkerd.cluster", front.cluster, expected
 
 
+def _events_without_a_server(config: BridgeConfig) -> Iterator[Problem]:
+    front, cluster = config.fronts.linkerd, config.linkerd_cluster()
+    if front is None or cluster is None or not front.events:
+        return
+    if "events" in front.model_fields_set and cluster.tokens.verify == "jwks":
+        expected = (
+            f"expected tokens.verify: token_review or bound of cluster {cluster.name}: "
+            "with keys alone, no API server is named that would take events"
+        )
+        yield "fronts.linkerd.events", front.events, expected
+
+
 def _wrong_linkerd_names(config: BridgeConfig) -> Iterator[Problem]:
     front = config.fronts.linkerd
     if front is None:
@@ -316,6 +328,7 @@ _CHECKS: Mapping[_Check, frozenset[str]] = {
     _no_remote_secrets: frozenset({"clusters", "remote_secrets"}),
     _too_few_threads: frozenset({"clusters", "limits"}),
     _unknown_linkerd_cluster: frozenset({"fronts", "clusters"}),
+    _events_without_a_server: frozenset({"fronts", "clusters"}),
     _wrong_linkerd_names: frozenset({"fronts", "clusters", "trust_domain"}),
     _unknown_names_of_rules: frozenset({"issuance", "fronts", "clusters"}),
     _clusters_without_the_front: frozenset({"issuance", "fronts", "clusters"}),

@@ -70,8 +70,8 @@ class Intent:
     """`token`, `certificate`, or `self`."""
     verified_by: str
     """How the credential was verified: `jwks` (offline, by the cluster's keys),
-    `token_review` (by the cluster's API server) or `certificate`; empty for what the
-    bridge asks for itself."""
+    `token_review` (by the cluster's API server), `bound` (offline, and by a watch of
+    pods and accounts) or `certificate`; empty for what the bridge asks for itself."""
     pod_namespace: str
     """The namespace of the pod that the credential is bound to; may be empty, as the
     three fields that follow."""

@@ -3,6 +3,7 @@
 Each right is taken away in turn: the bridge says which one is missing.
 """
 
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
@@ -27,7 +28,7 @@ from bridge.kubernetes.rights import (
 from bridge.resilience.budget import Budget
 from tests.support.clients import linkerd_raw
 from tests.support.clients.istio_raw import Wire, bearer
-from tests.support.clients.linkerd_raw import SUFFIX, Certify
+from tests.support.clients.linkerd_raw import AUDIENCE, SUFFIX, Certify
 from tests.support.harness.real_process import Bridge
 from tests.support.parts.kubernetes import APIServer
 
@@ -265,8 +266,13 @@ def token_of(server: APIServer, pod: str, uid: str, audience: str) -> str:
     return str(server.post(path, {"spec": spec})["status"]["token"])
 
 
-def ask_linkerd(bridge: Bridge, token: str) -> Any:
-    identity = f"web.shop{SUFFIX}"
+def line_of(table: str, what: str) -> str:
+    (line,) = [one for one in table.splitlines() if what in one]
+    return line
+
+
+def ask_linkerd(bridge: Bridge, token: str, account: str = "web") -> Any:
+    identity = f"{account}.shop{SUFFIX}"
     csr = linkerd_raw.new_csr(identity)
     with Certify(bridge) as client:
         return client.ask(identity=identity, credential=token, csr=csr)
@@ -289,7 +295,7 @@ def test_both_fronts_record_pod_and_node_and_linkerds_callers_get_events(
         uid = new_pod(server, pod)
         answer = wire.ask(bearer(token_of(server, pod, uid, "istio-ca")))
         assert answer.code == "OK", answer
-        found = ask_linkerd(bridge, token_of(server, pod, uid, "identity.l5d.io"))
+        found = ask_linkerd(bridge, token_of(server, pod, uid, AUDIENCE))
         assert found.code == "OK", found
         rows = bridge.await_rows(2, kind="intent", pod_name=pod)
         assert {row["front"] for row in rows} == {"istio", "linkerd"}
@@ -297,6 +303,19 @@ def test_both_fronts_record_pod_and_node_and_linkerds_callers_get_events(
             told = (row["pod_namespace"], row["pod_uid"], row["node"])
             assert told == ("shop", uid, "node-1")
             assert (row["verified_by"], row["cluster"]) == (verify, "Kubernetes")
+        refused = ask_linkerd(bridge, token_of(server, pod, uid, AUDIENCE), "api")
+        assert refused.code == "FAILED_PRECONDITION", refused
+        (row,) = bridge.await_rows(1, kind="refused", pod_name=pod)
+        assert (row["front"], row["pod_uid"], row["node"]) == ("linkerd", uid, "node-1")
+        assert (row["pod_namespace"], row["verified_by"]) == ("shop", verify)
+        if verify == "bound":
+            checked = bridge.run("check")
+            assert checked.returncode == 0, checked
+            assert "confirmed" in line_of(checked.stdout, "Kubernetes, keys")
+            assert re.search(
+                r"heard of the API server \d+ s ago; \d+ pods?, \d+ service accounts",
+                line_of(checked.stdout, "Kubernetes, watch"),
+            )
         await_that(lambda: events(server) != [], lambda: bridge.get("/metrics"))
         (event,) = events(server)
         (ending,) = bridge.await_rows(1, kind="issued", front="linkerd")

@@ -196,6 +196,20 @@ def test_a_file_that_cannot_be_read_is_a_finding(tmp_path: Path) -> None:
     assert (one.rule, one.severity, fine) == ("config.other", "error", 0)
 
 
+@pytest.mark.parametrize(
+    ("text", "rule"),
+    [
+        (
+            "cluster: far, API server: the bridge may not list pods, which",
+            "cluster.rights",
+        ),
+        ("cluster: far, keys: 0 keys; has no keys yet: x", "tokens.keys"),
+    ],
+)
+def test_what_is_found_at_an_api_server_has_a_rule(text: str, rule: str) -> None:
+    assert rule_of(text).name == rule
+
+
 def test_each_rule_has_a_name_of_its_own_and_the_last_takes_the_rest() -> None:
     names = [one.name for one in RULES]
     assert len({*names}) == len(names)

@@ -492,7 +492,7 @@ def test_each_cluster_whose_api_server_is_asked_has_a_thread(
 @pytest.mark.parametrize("check", _CHECKS, ids=lambda check: str(check.__name__))
 def test_a_check_needs_no_other_sections_than_it_says(check: Any) -> None:
     # Everything that a check can look at is there, and wrong.
-    linkerd = {"listen": "127.0.0.1:1", "spiffe_uri": True}
+    linkerd = {"listen": "127.0.0.1:1", "spiffe_uri": True, "events": True}
     istio = {
         "listen": "127.0.0.1:1",
         "mtls_listen": "127.0.0.1:1",

@@ -798,6 +798,11 @@ def test_linkerd_alone_is_enough() -> None:
         ({"audiences": []}, "audiences", "one or more"),
         ({"queue_seconds": 40}, "", "queue_seconds below deadline"),
         ({"deadline": "30s"}, "", "queue_seconds 30, deadline 30s"),
+        (
+            {"events": True},
+            "events",
+            "expected tokens.verify: token_review or bound of cluster Kubernetes",
+        ),
     ],
 )
 def test_a_linkerd_front_that_cannot_work_is_refused(
@@ -806,6 +811,14 @@ def test_a_linkerd_front_that_cannot_work_is_refused(
     (line,) = problems(fronts(linkerd=LINKERD | changed))
     assert line.startswith(f"{FILE}: fronts.linkerd{'.' if key else ''}{key}: ")
     assert says in line
+
+
+def test_events_are_on_only_where_somebody_takes_them() -> None:
+    for changed in {}, {"events": False}:
+        load(fronts(linkerd=LINKERD | changed))
+    by_review = fronts(linkerd=LINKERD | {"events": True})
+    by_review["clusters"][0]["tokens"] = REVIEW
+    load(by_review)
 
 
 def test_two_meshes_do_not_issue_one_spiffe_id() -> None:
