@@ -200,10 +200,8 @@ class APIServerConfig(Section):
         return self
 
 
-class TokenReviewConfig(APIServerConfig):
-    """`clusters[].tokens` with `verify: token_review`: the API server is asked."""
-
-    verify: Literal["token_review"]
+class _RemoteConfig(APIServerConfig):
+    # What may be in a remote secret in place of the section.
     remote_secret: bool = False
     """In place of `server` and `kubeconfig`: the kubeconfig is in the secret of Istio
     that has the cluster's name, or an alias, as its key. See `remote_secrets`."""
@@ -217,6 +215,12 @@ class TokenReviewConfig(APIServerConfig):
                 f"expected either remote_secret or {given[0]}", "both of them"
             )
         return self
+
+
+class TokenReviewConfig(_RemoteConfig):
+    """`clusters[].tokens` with `verify: token_review`: the API server is asked."""
+
+    verify: Literal["token_review"]
 
 
 class RemoteSecretsConfig(APIServerConfig):
@@ -235,7 +239,7 @@ class RemoteSecretsConfig(APIServerConfig):
     """The files of the bridge's host that a secret may name."""
 
 
-class BoundConfig(_OfflineConfig, APIServerConfig):
+class BoundConfig(_OfflineConfig, _RemoteConfig):
     """`clusters[].tokens` with `verify: bound`: offline, and by a watch of pods."""
 
     verify: Literal["bound"]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import combinations
 
-from bridge.config.clusters import TokenReviewConfig
+from bridge.config.clusters import JWKSConfig
 from bridge.config.diagnostics import Plain, Problem
 from bridge.config.first_match import FirstMatch
 from bridge.config.schema import BridgeConfig, RuleConfig
@@ -62,7 +62,7 @@ def _ambiguous_clusters(config: BridgeConfig) -> Iterator[Problem]:
 def _no_remote_secrets(config: BridgeConfig) -> Iterator[Problem]:
     for index, cluster in enumerate(config.clusters):
         tokens = cluster.tokens
-        is_wanted = isinstance(tokens, TokenReviewConfig) and tokens.remote_secret
+        is_wanted = not isinstance(tokens, JWKSConfig) and tokens.remote_secret
         if is_wanted and config.remote_secrets is None:
             expected = "expected remote_secrets, which says where the secrets are"
             yield f"clusters[{index}].tokens.remote_secret", True, expected

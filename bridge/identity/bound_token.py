@@ -72,7 +72,8 @@ class WatchedObjects:
 
     Args:
         index: What the watcher has seen; None where no watcher runs.
-        source: The cluster's, in the index.
+        source: Returns what the cluster is called in the index; empty where nobody
+            watches it now.
         server: Is asked for what the watcher has not seen.
         monotonic: The clock of the watches.
     """
@@ -80,7 +81,7 @@ class WatchedObjects:
     def __init__(
         self,
         index: ObjectIndex | None,
-        source: str,
+        source: Callable[[], str],
         server: APIServer,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -110,18 +111,18 @@ class WatchedObjects:
             return None, "no process watches it here"
         if self._unread is not None:
             try:
-                self._index.find(self._source, *self._unread)
+                self._index.find(self._source(), *self._unread)
             except ReviewError as error:
                 return None, error.detail
             self._unread = None
-        state = self._index.state(self._source, (PODS, ACCOUNTS))
+        state = self._index.state(self._source(), (PODS, ACCOUNTS))
         if state.seen_at is None:
             return None, state.trouble
         return self._monotonic() - state.seen_at, state.trouble
 
     def counts(self) -> dict[str, int]:
         """Return how many there are of each kind; empty if that is not known."""
-        return {} if self._index is None else self._index.counts(self._source)
+        return {} if self._index is None else self._index.counts(self._source())
 
     def require(
         self,
@@ -164,7 +165,7 @@ class WatchedObjects:
         if self._index is None:
             return None
         try:
-            return self._index.find(self._source, kind, namespace, name)
+            return self._index.find(self._source(), kind, namespace, name)
         except ReviewError:
             self._unread = kind, namespace, name
             return None

@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -171,13 +171,13 @@ class _VerifierMaker:
         review = ReviewVerifier(server)
         if not isinstance(tokens, BoundConfig):
             return review, LivePods(server)
-        made = self._bound(entry.name, tokens, server, review)
+        made = self._bound(entry, tokens, server, review)
         self.bound[entry.name] = made
         return made, LivePods(server)
 
     def _bound(
         self,
-        name: str,
+        entry: ClusterConfig,
         tokens: BoundConfig,
         server: APIServer,
         review: ReviewVerifier,
@@ -190,13 +190,14 @@ class _VerifierMaker:
         )
         from bridge.kubernetes.objects import ObjectIndex  # noqa: PLC0415
 
+        name = entry.name
         return BoundVerifier(
             name,
             self._offline(name, tokens, APIServerKeys(server)),
             review,
             WatchedObjects(
                 None if self._watched is None else ObjectIndex(self._watched),
-                watch_source(name, tokens),
+                partial(watch_source, entry, self._secrets),
                 server,
             ),
             max_age=tokens.max_watch_age,

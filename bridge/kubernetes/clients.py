@@ -7,7 +7,7 @@ from bridge.config import (
     APIServerConfig,
     BridgeConfig,
     ClusterConfig,
-    TokenReviewConfig,
+    JWKSConfig,
 )
 from bridge.errors import ConfigError
 from bridge.kubernetes.api import APIServer
@@ -26,14 +26,27 @@ def key_of(tokens: APIServerConfig) -> str:
     return "server" if tokens.kubeconfig is None else "kubeconfig"
 
 
-def watch_source(cluster: str, tokens: APIServerConfig) -> str:
+def watch_source(entry: ClusterConfig, secrets: RemoteSecrets | None) -> str:
     """Return what a cluster is called in the index of what the watcher has seen.
 
     One that is reached in another way is another: what was seen of it is forgotten.
+
+    Args:
+        entry: The cluster.
+        secrets: Has the credentials of clusters with `tokens.remote_secret`.
+
+    Returns:
+        The cluster's name and a digest; empty while no remote secret has its API
+        server.
     """
-    section = tokens.model_dump_json(include=set(APIServerConfig.model_fields))
-    digest = hashlib.sha256(section.encode()).hexdigest()
-    return f"{cluster} {digest[:16]}"
+    place = ""
+    if has_remote_secret(entry):
+        place = "" if secrets is None else secrets.access_for(entry.name).place()
+        if not place:
+            return ""
+    section = entry.tokens.model_dump_json(include=set(APIServerConfig.model_fields))
+    digest = hashlib.sha256(f"{section}{place}".encode()).hexdigest()
+    return f"{entry.name} {digest[:16]}"
 
 
 def api_server_of(
@@ -78,7 +91,7 @@ def access_source_of(
 def has_remote_secret(entry: ClusterConfig) -> bool:
     """Return whether the credentials of a cluster are in a remote secret."""
     tokens = entry.tokens
-    return isinstance(tokens, TokenReviewConfig) and tokens.remote_secret
+    return not isinstance(tokens, JWKSConfig) and tokens.remote_secret
 
 
 def _access_of(tokens: APIServerConfig) -> APIAccess | AccessSource:

@@ -11,7 +11,7 @@ import logging
 import sqlite3
 import sys
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -49,6 +49,11 @@ _PUT = "INSERT OR REPLACE INTO objects VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _FIND = (
     "SELECT namespace, name, uid, account, node, deleted_at, has_ended FROM objects "
     "WHERE source = ? AND kind = ? AND namespace = ? AND name = ?"
+)
+_SOURCES = "SELECT source FROM objects UNION SELECT source FROM watches"
+_FORGET = (
+    "DELETE FROM objects WHERE source = ?",
+    "DELETE FROM watches WHERE source = ?",
 )
 _SEEN = (
     "INSERT INTO watches VALUES (?, ?, ?, '') ON CONFLICT (source, kind) "
@@ -148,33 +153,47 @@ class ObjectIndex:
         self._idle: deque[_Held] = deque()
         self._busy_seconds = _READ_SECONDS
 
-    def create(self, sources: Iterable[str]) -> None:
+    def create(self, sources: Iterable[str], names: Iterable[str] = ()) -> None:
         """Make the file if it is not there, and forget all clusters but these.
 
         A damaged file is made anew. Who calls this is the writer.
+
+        Args:
+            sources: What clusters are called in it.
+            names: Of clusters whose sources are kept, whichever they are.
 
         Raises:
             ReviewError: The file cannot be written.
         """
         self._busy_seconds = _WRITE_SECONDS
-        kept = sorted(sources)
+        kept, named = frozenset(sources), frozenset(names)
+
+        def is_gone(source: str) -> bool:
+            return source not in kept and source.rpartition(" ")[0] not in named
+
         try:
-            self._make(kept)
+            self._make(is_gone)
         except ReviewError as error:
             if not _is_damage(error.__cause__):
                 raise
             _log.warning("the index of what was watched is made anew: %s", error.detail)
             self._remove()
-            self._make(kept)
+            self._make(is_gone)
 
-    def _make(self, kept: list[str]) -> None:
+    def forget(self, source: str) -> None:
+        """Forget a cluster. Raises as `publish` does."""
+        with self._connected() as connection, _transaction(connection):
+            for query in _FORGET:
+                connection.execute(query, (source,))
+
+    def _make(self, is_gone: Callable[[str], bool]) -> None:
         self._path.touch(mode=0o600)
-        marks = ", ".join("?" * len(kept))
         with self._connected() as connection:
             connection.executescript(_SCHEMA)
-            for table in ("objects", "watches"):
-                query = f"DELETE FROM {table} WHERE source NOT IN ({marks})"  # noqa: S608 - question marks
-                connection.execute(query, kept)
+            found = connection.execute(_SOURCES).fetchall()
+            gone = [source for source in found if is_gone(*source)]
+            for query in _FORGET:
+                connection.executemany(query, gone)
 
     def _remove(self) -> None:
         for end in ("", "-wal", "-shm"):

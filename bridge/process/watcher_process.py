@@ -62,7 +62,7 @@ class WatcherProcesses:
             now: Seconds of a clock that never goes back.
         """
         before = self._source
-        if before is None or before.config.clusters != source.config.clusters:
+        if before is None or _watched_of(before) != _watched_of(source):
             self.stop(now)
             if any(
                 isinstance(one.tokens, BoundConfig) for one in source.config.clusters
@@ -102,3 +102,7 @@ class WatcherProcesses:
             index=str(self._index),
         )
         return SupervisedChild(_NAME, lambda: self._spawn(order))
+
+
+def _watched_of(source: ConfigText) -> object:
+    return source.config.clusters, source.config.remote_secrets

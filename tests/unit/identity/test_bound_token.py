@@ -114,7 +114,7 @@ class Ground:
             "one",
             self.offline,
             ReviewVerifier(server),
-            WatchedObjects(self.index, "one", server, lambda: self.time),
+            WatchedObjects(self.index, lambda: "one", server, lambda: self.time),
             max_age=timedelta(minutes=3),
             monotonic=lambda: self.time,
         )
