@@ -50,8 +50,8 @@ class Bounds:
     silence: float = 90.0
     """A watch that says nothing for so many seconds is dead. A quiet resource has a
     bookmark about every minute."""
-    objects: int = 200_000
-    """How many there may be of a resource: a cluster of Kubernetes is made for 150,000
+    objects: int = 150_000
+    """How many there may be of a resource: a cluster of Kubernetes is made for as many
     pods. After as many changes, all is listed again."""
     list_seconds: float = 300.0
     """How long a list may take."""

@@ -25,6 +25,7 @@ KINDS = (PODS, ACCOUNTS)
 """The resources that are watched."""
 _LONGEST = 253
 """Characters of a name in Kubernetes: a DNS subdomain."""
+_LONGEST_UID = 64
 _READ_SECONDS = 1.0
 """How long a reader waits for a lock: the API server can be asked instead."""
 _WRITE_SECONDS = 5.0
@@ -105,7 +106,7 @@ class ClusterObject(NamedTuple):
             return cls(
                 namespace,
                 _text(metadata["name"]),
-                _text(metadata["uid"]),
+                _text(metadata["uid"], _LONGEST_UID),
                 account,
                 node,
                 deleted,
@@ -115,11 +116,11 @@ class ClusterObject(NamedTuple):
             raise ValueError(f"expected an object with its metadata: {error}") from None
 
 
-def _text(value: object) -> str:
+def _text(value: object, longest: int = _LONGEST) -> str:
     if not isinstance(value, str):
         raise TypeError("expected text")
-    if len(value) > _LONGEST:
-        raise ValueError(f"expected a text of at most {_LONGEST} characters")
+    if len(value) > longest:
+        raise ValueError(f"expected a text of at most {longest} characters")
     value.encode()  # JSON can have half a surrogate pair: an error is a ValueError
     return value
 

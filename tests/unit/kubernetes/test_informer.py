@@ -381,6 +381,9 @@ ODD: dict[str, bytes] = {
         {"metadata": {"uid": "1", "name": "a", "deletionTimestamp": "soon"}},
     ),
     "a name that is too long": event("ADDED", pod("a" * 254, 11)),
+    "a UID that is too long": event(
+        "ADDED", {"metadata": {"name": "a", "uid": "1" * 65, "resourceVersion": "11"}}
+    ),
     "too deep": event("ADDED", 0).replace(b"0", b"[" * 100_000),
     "an unknown event": event("RENAMED", pod("a", 11)),
     "a bookmark without version": event("BOOKMARK", {"metadata": {}}),

@@ -1,0 +1,395 @@
+"""Tokens that are verified by a watch: faults of the API server, and remote secrets."""
+
+import base64
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from bridge.identity.service_account_token import unverified
+from tests.support.clients import ztunnel
+from tests.support.clients.istio_raw import FOREIGN, MAIN, Wire, bearer
+from tests.support.harness import processes
+from tests.support.harness.real_process import Bridge
+from tests.support.harness.workers import await_true
+from tests.support.parts.scripted_http import json_answer
+from tests.support.parts.token_reviews import (
+    OWN_TOKEN,
+    Fault,
+    ReviewServer,
+    dripping,
+    holding,
+    saying,
+)
+from tests.support.parts.tokens import TokenIssuer
+from tests.support.parts.watched_objects import (
+    HEAD,
+    ISTIO,
+    WatchedObjects,
+    chunk,
+    event,
+)
+
+pytestmark = pytest.mark.xdist_group("bound-token-faults")
+
+SECRETS = f"/api/v1/namespaces/{ISTIO}/secrets"
+SHOP_PODS = "/api/v1/namespaces/shop/pods"
+NAME = "spiffe://corp.example/ns/shop/sa/web"
+PROXY = "spiffe://corp.example/ns/istio-system/sa/ztunnel"
+UID = "7d3a1c9e-0000-4000-8000-000000000001"
+JSON_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
+SECONDS = 60.0
+
+
+def pods(*namespaces: str) -> dict[str, Any]:
+    """Return what the API server tells of the pods on a node."""
+    items = [{"metadata": {"namespace": one}} for one in namespaces]
+    return {"kind": "PartialObjectMetadataList", "items": items}
+
+
+class Side:
+    """One cluster: its API server, and what that has."""
+
+    def __init__(self, server: ReviewServer, issuer: TokenIssuer) -> None:
+        self.server = server
+        self.issuer = issuer
+        self.objects = WatchedObjects(server, issuer)
+        for namespace, account in (("shop", "web"), (ISTIO, "ztunnel")):
+            bound = unverified(self.token(namespace, account))["kubernetes.io"]
+            uid = bound["serviceaccount"]["uid"]
+            self.objects.put("serviceaccounts", namespace, account, uid)
+        self.objects.put_pod("shop", "web-0", UID, "web")
+        self.objects.put_pod(ISTIO, "ztunnel-1", UID, "ztunnel")
+        server.objects[SHOP_PODS] = pods("shop")
+
+    def token(
+        self, namespace: str = "shop", account: str = "web", pod: str = "web-0"
+    ) -> str:
+        """Return a token of one of its pods."""
+        now = datetime.now(UTC)
+        return self.issuer.token(namespace, account, now=now, pod=(pod, UID))
+
+    def secret(self, token: str = OWN_TOKEN) -> dict[str, Any]:
+        """Return the list of one remote secret with the way to it."""
+        ca = base64.b64encode(self.server.ca_file.read_bytes()).decode()
+        cluster = {"server": self.server.url, "certificate-authority-data": ca}
+        kubeconfig = {
+            "current-context": "a",
+            "contexts": [{"name": "a", "context": {"cluster": "c", "user": "u"}}],
+            "clusters": [{"name": "c", "cluster": cluster}],
+            "users": [{"name": "u", "user": {"token": token}}],
+        }
+        return secret_of(yaml.safe_dump(kubeconfig))
+
+
+def secret_of(content: str) -> dict[str, Any]:
+    value = base64.b64encode(content.encode()).decode()
+    return {"items": [{"metadata": {"name": "s"}, "data": {"far": value}}]}
+
+
+@dataclass
+class Ground:
+    home: Side
+    far: Side
+    """Of the cluster with a remote secret."""
+    bridge: Bridge
+
+    def ways(self) -> dict[str, str]:
+        """Return how the tokens of each cluster are verified now."""
+        _, text = self.bridge.get("/metrics")
+        found = re.findall(
+            r'meshca_token_verification\{cluster="(\w+)",verified_by="(\w+)"\} 1', text
+        )
+        return dict(found)
+
+    def await_way(self, cluster: str, way: str) -> None:
+        await_true(lambda: self.ways().get(cluster) == way, SECONDS)
+
+
+@pytest.fixture(scope="module")
+def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
+    folder = tmp_path_factory.mktemp("bound-token")
+    with ExitStack() as parts:
+        sides = []
+        for name, issuer in (("home", MAIN), ("far", FOREIGN)):
+            (folder / name).mkdir()
+            server = parts.enter_context(ReviewServer(folder / name))
+            sides.append(Side(server, issuer))
+        home, far = sides
+        home.server.objects[SECRETS] = far.secret()
+        made = Bridge(folder / "served", issuers=(MAIN,), overrides=bound(home, far))
+        ground = Ground(home, far, parts.enter_context(made))
+        for cluster in ("home", "far"):
+            ground.await_way(cluster, "bound")
+        yield ground
+        assert "Traceback" not in made.log()
+
+
+def bound(home: Side, far: Side) -> dict[str, Any]:
+    """Return the sections of the bridge: one cluster beside its remote one."""
+    way = home.server.section | {"timeout": "0.5s"}
+    del way["verify"]
+    tokens = {"verify": "bound", "issuer": home.issuer.issuer}
+    joined = {"verify": "bound", "issuer": far.issuer.issuer, "remote_secret": True}
+    return {
+        "clusters": [
+            {"name": "home", "tokens": tokens | way},
+            {
+                "name": "far",
+                "namespaces": ["*"],
+                "tokens": joined | {"timeout": "0.5s"},
+            },
+        ],
+        "remote_secrets": way | {"namespace": ISTIO},
+        "ledger": {"refusals_per_second": 100_000, "excess_per_second": 100_000},
+    }
+
+
+@pytest.fixture
+def wire(ground: Ground) -> Iterator[Wire]:
+    for side in (ground.home, ground.far):
+        side.server.fault = side.server.pod_fault = None
+    with Wire(ground.bridge) as opened:
+        yield opened
+
+
+def certified(wire: Wire, side: Side, cluster: str) -> str:
+    """Return how the token of a pod that was seen is verified."""
+    before = side.server.reviews()
+    answer = wire.ask(bearer(side.token(), cluster))
+    assert (answer.code, answer.uris) == ("OK", [NAME])
+    assert wire.new_outcome()["cluster"] == cluster
+    way = str(wire.bridge.rows(kind="intent", front="istio")[-1]["verified_by"])
+    assert side.server.reviews() - before == (way == "token_review")
+    return way
+
+
+def test_both_clusters_are_watched(ground: Ground, wire: Wire) -> None:
+    assert certified(wire, ground.home, "home") == "bound"
+    assert certified(wire, ground.far, "far") == "bound"
+    # Each by its own keys.
+    answer = wire.ask(bearer(ground.home.token(), "far"))
+    assert (answer.code, answer.text.partition(":")[0]) == (
+        "UNAUTHENTICATED",
+        "token.key",
+    )
+    wire.new_outcome()
+
+
+def test_a_pod_that_is_deleted_is_refused_in_its_cluster(
+    ground: Ground, wire: Wire
+) -> None:
+    for side in (ground.home, ground.far):
+        side.objects.put_pod("shop", "web-1", UID, "web")
+    shown = bearer(ground.far.token(pod="web-1"), "far")
+    assert wire.ask(shown).code == "OK"
+    wire.new_outcome()
+    ground.far.objects.delete("pods", "shop", "web-1")
+    rules: list[str] = []
+
+    def is_refused() -> bool:
+        answer = wire.ask(shown)
+        rules.append(wire.new_outcome()["rule"])
+        return answer.code == "UNAUTHENTICATED"
+
+    await_true(is_refused, SECONDS)
+    assert rules[-1] == "token.gone"
+    assert wire.ask(bearer(ground.home.token(pod="web-1"), "home")).code == "OK"
+    wire.new_outcome()
+
+
+FAULTS: dict[str, tuple[Fault, str]] = {
+    "401": (saying(json_answer(b"{}", 401)), "review.credential"),
+    "403": (saying(json_answer(b"{}", 403)), "review.rights"),
+    "429": (saying(json_answer(b"{}", 429)), "review.throttled"),
+    "429 and when": (
+        saying(json_answer(b"{}", 429, ["Retry-After: 1"])),
+        "review.throttled",
+    ),
+    "500": (saying(json_answer(b"{}", 500)), "review.failed"),
+    "hangs": (holding(), "review.timeout"),
+    "hangs after the head": (
+        holding(JSON_HEAD + b"Content-Length: 9\r\n\r\n"),
+        "review.timeout",
+    ),
+    "drips": (dripping(JSON_HEAD + b"X: ", b"a"), "review.timeout"),
+    "closes": (saying(b""), "review.unavailable"),
+    "another object": (saying(json_answer(b'{"kind": "Status"}')), "review.answer"),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+@pytest.mark.parametrize("cluster", ["home", "far"])
+def test_a_pod_that_was_seen_needs_no_api_server(
+    ground: Ground, wire: Wire, cluster: str, name: str
+) -> None:
+    sides = {"home": ground.home, "far": ground.far}
+    side = sides.pop(cluster)
+    (other,) = sides.items()
+    side.server.fault, rule = FAULTS[name]
+    assert certified(wire, side, cluster) == "bound"
+    # One that was not seen has to be asked for.
+    unseen = bearer(side.token(pod=f"unseen-{[*FAULTS].index(name)}"), cluster)
+    answer = wire.ask(unseen)
+    assert (answer.code, answer.text.partition(":")[0]) == ("UNAVAILABLE", rule)
+    row = wire.new_outcome()
+    told = (row["kind"], row["status"], row["rule"])
+    assert told == ("failed", "UNAVAILABLE", rule)
+    assert certified(wire, other[1], other[0]) == "bound"
+    # Nothing is kept of the fault.
+    side.server.fault = None
+    answer = wire.ask(unseen)
+    assert answer.text.partition(":")[0] == "token.gone"
+    wire.new_outcome()
+    assert ground.bridge.get("/readyz")[0] == 200
+
+
+@pytest.mark.parametrize("cluster", ["home", "far"])
+def test_a_ztunnel_is_asked_about_at_the_api_server_of_its_cluster(
+    ground: Ground, wire: Wire, cluster: str
+) -> None:
+    side = {"home": ground.home, "far": ground.far}[cluster]
+
+    def asked(pod: str = "ztunnel-1", account: str = "ztunnel") -> tuple[str, str]:
+        shown = side.token(ISTIO, account, pod)
+        answer = ztunnel.ask(wire, shown, NAME, cluster)
+        row = wire.new_outcome()
+        if answer.code == "OK":
+            ztunnel.require_taken(answer, NAME)
+            assert (row["requester"], row["cluster"]) == (PROXY, cluster)
+            intent = ground.bridge.rows(kind="intent", front="istio")[-1]
+            assert intent["verified_by"] == "bound"
+        return answer.code, row["rule"]
+
+    before = side.server.reviews()
+    assert asked() == ("OK", "")
+    # The workload is a pod of its node, or gets nothing, though the watch saw it.
+    side.server.objects[SHOP_PODS] = pods()
+    assert asked() == ("PERMISSION_DENIED", "impersonation.node")
+    side.server.objects[SHOP_PODS] = pods("shop")
+    side.server.pod_fault = holding()
+    assert asked() == ("UNAVAILABLE", "review.timeout")
+    side.server.pod_fault = None
+    assert asked() == ("OK", "")
+    answer = ztunnel.ask(wire, side.token(), NAME, cluster)
+    assert answer.code == "PERMISSION_DENIED"
+    assert wire.new_outcome()["rule"] == "impersonation.account"
+    assert asked(pod="ztunnel-2") == ("UNAUTHENTICATED", "token.gone")
+    assert side.server.reviews() == before
+
+
+def test_a_new_token_in_a_remote_secret_interrupts_nothing(
+    ground: Ground, wire: Wire
+) -> None:
+    server = ground.far.server
+    server.accepted = "another-token"
+    before = len(server.requests)
+    ground.home.server.objects[SECRETS] = ground.far.secret("another-token")
+    # What was not seen is asked for with the new token, once it is listed.
+    unseen = bearer(ground.far.token(pod="unseen"), "far")
+
+    def is_asked() -> bool:
+        assert certified(wire, ground.far, "far") == "bound"
+        answer = wire.ask(unseen)
+        wire.new_outcome()
+        return answer.text.startswith("token.gone")
+
+    await_true(is_asked, SECONDS)
+    # The streams go on: nothing is listed again.
+    assert not any(b"watch=true" in one for one in server.requests[before:])
+    server.accepted = OWN_TOKEN
+    ground.home.server.objects[SECRETS] = ground.far.secret()
+    await_true(is_asked, SECONDS)
+
+
+def test_a_half_written_secret_leaves_what_it_said(ground: Ground, wire: Wire) -> None:
+    ground.home.server.objects[SECRETS] = secret_of("apiVersion: v1\nclusters: [")
+
+    def is_told() -> bool:
+        status, text = ground.bridge.get("/readyz")
+        assert status == 200
+        return "remote secret of far" in text or "remote secret s" in text
+
+    await_true(is_told, SECONDS)
+    assert certified(wire, ground.far, "far") == "bound"
+    ground.home.server.objects[SECRETS] = ground.far.secret()
+    await_true(lambda: not is_told(), SECONDS)
+
+
+def test_a_remote_secret_that_is_gone_takes_the_watch_with_it(
+    ground: Ground, wire: Wire
+) -> None:
+    ground.home.server.objects[SECRETS] = {"items": []}
+    rules: list[str] = []
+
+    def is_away() -> bool:
+        answer = wire.ask(bearer(ground.far.token(), "far"))
+        rules.append(wire.new_outcome()["rule"])
+        return answer.code == "UNAVAILABLE"
+
+    await_true(is_away, SECONDS)
+    assert rules[-1] == "review.credential"
+    ground.await_way("far", "token_review")
+    assert ground.bridge.get("/readyz")[0] == 200
+    assert certified(wire, ground.home, "home") == "bound"
+    ground.home.server.objects[SECRETS] = ground.far.secret()
+    ground.await_way("far", "bound")
+    assert certified(wire, ground.far, "far") == "bound"
+
+
+def endless(server: ReviewServer, sock: Any) -> None:
+    """Send initial events without an end."""
+    sock.sendall(HEAD)
+    number = 0
+    while not server.over.is_set():
+        pods = []
+        for _ in range(500):
+            number += 1
+            metadata = {
+                "namespace": "shop",
+                "name": f"{number:0>253}",
+                "uid": f"{number:0>64}",
+                "resourceVersion": "1",
+            }
+            pods.append(event("ADDED", {"metadata": metadata}))
+        sock.sendall(chunk(b"".join(pods)))
+
+
+def test_a_list_without_an_end_harms_nobody_else(tmp_path: Path) -> None:
+    with ExitStack() as parts:
+        sides = []
+        for name, issuer in (("home", MAIN), ("far", FOREIGN)):
+            (tmp_path / name).mkdir()
+            server = parts.enter_context(ReviewServer(tmp_path / name))
+            sides.append(Side(server, issuer))
+        home, far = sides
+        home.server.objects[SECRETS] = far.secret()
+        far.objects.fault = endless
+        made = Bridge(tmp_path / "served", issuers=(MAIN,), overrides=bound(home, far))
+        ground = Ground(home, far, parts.enter_context(made))
+        wire = parts.enter_context(Wire(made))
+        ground.await_way("home", "bound")
+        told = "it has more than 150000 pods"
+        await_true(lambda: told in made.log(), 4 * SECONDS)
+        # Meanwhile the watch of the other cluster goes on.
+        home.objects.put_pod("shop", "web-1", UID, "web")
+        shown = bearer(home.token(pod="web-1"), "home")
+        assert wire.ask(shown).code == "OK"
+        wire.new_outcome()
+        home.objects.delete("pods", "shop", "web-1")
+        await_true(lambda: wire.ask(shown).code == "UNAUTHENTICATED", 5.0)
+        assert ground.ways() == {"home": "bound", "far": "token_review"}
+        assert told in made.get("/readyz")[1]
+        (watcher,) = processes.watchers(made.pid)
+        peak = re.search(
+            r"VmHWM:\s+(\d+) kB", Path(f"/proc/{watcher}/status").read_text()
+        )
+        assert peak is not None
+        # 150,000 objects of each of three resources, with texts of the greatest length.
+        assert int(peak[1]) < 400 * 1024
