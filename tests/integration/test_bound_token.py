@@ -133,7 +133,7 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
 
 def bound(home: Side, far: Side) -> dict[str, Any]:
     """Return the sections of the bridge: one cluster beside its remote one."""
-    way = home.server.section | {"timeout": "0.5s"}
+    way = home.server.section | {"timeout": "1.5s"}
     del way["verify"]
     tokens = {"verify": "bound", "issuer": home.issuer.issuer}
     joined = {"verify": "bound", "issuer": far.issuer.issuer, "remote_secret": True}
@@ -143,7 +143,7 @@ def bound(home: Side, far: Side) -> dict[str, Any]:
             {
                 "name": "far",
                 "namespaces": ["*"],
-                "tokens": joined | {"timeout": "0.5s"},
+                "tokens": joined | {"timeout": "1.5s"},
             },
         ],
         "remote_secrets": way | {"namespace": ISTIO},

@@ -52,7 +52,7 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
     with ReviewServer(folder) as server:
         jwks = {"verify": "jwks", "file": "jwks.json", "issuer": MAIN.issuer}
         clusters = [
-            {"name": "reviewed", "tokens": server.section | {"timeout": "0.5s"}},
+            {"name": "reviewed", "tokens": server.section | {"timeout": "1.5s"}},
             {"name": "offline", "namespaces": ["*"], "tokens": jwks},
         ]
         bridge = Bridge(
