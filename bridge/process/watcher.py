@@ -41,7 +41,7 @@ def main() -> int:
 
 def _run(order: WatcherOrder) -> None:
     from bridge.config import parse  # noqa: PLC0415 - slow
-    from bridge.process.cluster_watch import watch  # noqa: PLC0415 - see above
+    from bridge.kubernetes.cluster_watch import watch  # noqa: PLC0415 - see above
 
     watch(parse(order.text, Path(order.path)), Path(order.index))
 

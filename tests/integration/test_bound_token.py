@@ -391,5 +391,5 @@ def test_a_list_without_an_end_harms_nobody_else(tmp_path: Path) -> None:
             r"VmHWM:\s+(\d+) kB", Path(f"/proc/{watcher}/status").read_text()
         )
         assert peak is not None
-        # 150,000 objects of each of three resources, with texts of the greatest length.
+        # 150,000 objects of each of two resources, with texts of the greatest length.
         assert int(peak[1]) < 400 * 1024

@@ -39,7 +39,7 @@ SHORT = {
     "bridge/cli/serve.py": "a command has a module of its own",
     "bridge/dns_names.py": "the lowest room: every other imports it",
     "bridge/issuance/call.py": "what the fronts and the one path hand each other",
-    "bridge/process/watcher.py": "a process, which starts before what it does is loaded",
+    "bridge/process/watcher.py": "a process: it starts before its work is loaded",
     "bridge/resilience/budget.py": "the one value that each step of a call is given",
     "bridge/system/clock.py": "what is passed in wherever a time is asked for",
 }

@@ -9,12 +9,11 @@ from typing import Any, ClassVar
 import pytest
 
 from bridge.config import BridgeConfig, parse
-from bridge.kubernetes import clients
+from bridge.kubernetes import clients, cluster_watch
 from bridge.kubernetes.clients import watch_source
 from bridge.kubernetes.credentials import APIAccess
 from bridge.kubernetes.objects import PODS, ClusterObject, ObjectIndex, WatchState
 from bridge.kubernetes.remote_secrets import _Known
-from bridge.process import cluster_watch
 from tests.support.harness.configuration import text
 
 KUBECONFIG = """
