@@ -150,6 +150,18 @@ def test_an_event_that_is_not_taken_now_is_sent_later(
     assert ground.counts["dropped"] == 0
 
 
+def test_what_happens_while_a_request_fails_is_counted_with_it(ground: Ground) -> None:
+    def fault(_: ReviewServer, __: object) -> None:
+        ground.note(number=2)
+
+    ground.note(number=1)
+    ground.server.event_fault = fault
+    ground.sent()
+    ground.server.event_fault = None
+    assert ground.sent() == [("web", 2, "certificate 2")]
+    assert ground.server.events()[-1]["firstTimestamp"] == "2026-11-29T18:07:31Z"
+
+
 @pytest.mark.parametrize("status", [403, 404, 422])
 def test_an_event_that_is_refused_is_given_up_and_holds_up_no_other(
     ground: Ground, status: int
