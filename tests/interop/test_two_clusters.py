@@ -215,6 +215,25 @@ def test_linkerds_callers_are_of_one_cluster(ground: Ground) -> None:
                 assert row["kind"] == "refused"
 
 
+def test_events_of_linkerds_callers_are_of_their_cluster(ground: Ground) -> None:
+    own = HOME if ground.way == "kubeconfig" else FAR
+    made = ground.clusters.workload(own, "api", front="linkerd")
+    identity = f"api.shop{SUFFIX}"
+
+    def events(cluster: str) -> int:
+        path = "/api/v1/namespaces/shop/events"
+        found = ground.clusters.servers[cluster].call("GET", path)[1]["items"]
+        return sum(identity in one["message"] for one in found)
+
+    before = {cluster: events(cluster) for cluster in IDS}
+    with Certify(ground.bridge) as client:
+        csr = new_csr(identity)
+        answer = client.ask(identity=identity, credential=made.token, csr=csr)
+    assert answer.code == "OK", answer
+    await_that(lambda: events(own) == before[own] + 1, "no event")
+    assert events(OTHER[own]) == before[OTHER[own]]
+
+
 @pytest.mark.parametrize("cluster", [HOME, FAR])
 def test_a_ztunnel_gets_the_names_of_its_own_clusters_node(
     ground: Ground, cluster: str
@@ -280,6 +299,55 @@ def test_an_api_server_that_is_away_harms_no_other_cluster(
     ground.wire.forget()
     ground.await_code(away, "OK")
     await_that(lambda: threads(ground) <= before, "a thread is lost")
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_cluster_that_hangs_holds_up_no_start_and_no_reload(
+    clusters: TwoClusters, tmp_path: Path, way: str
+) -> None:
+    overrides = clusters.overrides(way)
+    for one in overrides["clusters"][1:]:
+        # Longer than a test waits for a bridge.
+        one["tokens"] = one["tokens"] | {"timeout": "5m"}
+    if way == "remote secret":
+        clusters.put_secret(clusters.remote_kubeconfig())
+    bridge = Bridge(
+        tmp_path / "served", fronts=("istio", "linkerd"), overrides=overrides
+    )
+    clusters.far.pause()
+    try:
+        with bridge, Wire(bridge) as wire:
+            ground = Ground(clusters, bridge, wire)
+            assert ground.code(HOME) == "OK"
+            with bridge.configuration.open("a") as file:
+                file.write("# changed\n")
+            os.kill(bridge.pid, signal.SIGHUP)
+            await_metric(bridge, "meshca_config_generation", 2)
+            assert ground.code(HOME) == "OK"
+    finally:
+        clusters.far.resume()
+        clusters.delete_secret()
+
+
+def test_a_watch_of_another_cluster_goes_on_while_one_hangs(
+    clusters: TwoClusters, tmp_path: Path
+) -> None:
+    with serving(clusters, tmp_path, "bound") as ground:
+        for cluster in (HOME, FAR):
+            await_verified(ground, cluster)
+        token, pod = (made := clusters.workload(HOME)).token, made.pod
+        assert ground.ask(token)[0].code == "OK"
+        clusters.far.pause()
+        try:
+            path = f"/api/v1/namespaces/shop/pods/{pod}"
+            assert (
+                clusters.home.call("DELETE", path, {"gracePeriodSeconds": 0})[0] == 200
+            )
+            await_that(
+                lambda: ground.ask(token)[1]["rule"] == "token.gone", "still good"
+            )
+        finally:
+            clusters.far.resume()
 
 
 @pytest.fixture
