@@ -8,6 +8,7 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
+from bridge.kubernetes.objects import KINDS
 from tests.bench.kube_cluster import ISSUER, Cluster
 from tests.bench.kube_verdicts import BOUND, REVIEW, Listed, Watches
 from tests.bench.load import SERVER_CORE, BenchError
@@ -102,7 +103,7 @@ def listed_stream(cluster: Cluster, folder: Path, empty: int, pods: int) -> List
 
 def watches(cluster: Cluster, folder: Path) -> Iterator[Watches]:
     """Count the watches of a bridge with four workers, also after a reload."""
-    before = {name: cluster.server.watches(name) for name in _WATCHED}
+    before = {name: cluster.server.watches(name) for name in KINDS}
 
     def counted(when: str) -> Watches:
         more = {
