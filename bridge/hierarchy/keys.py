@@ -246,21 +246,21 @@ def secret_from(
 ) -> Secret:
     """Return what gives the secret of a CA's key.
 
-    It is taken from a file descriptor, else from `MESHCA_PIN_<NAME>` or `MESHCA_PIN` of
-    the environment, else a person is asked. It is never an argument of a command, which
-    every user of the machine can see.
+    It is the next line of a file descriptor, else it is taken from `MESHCA_PIN_<NAME>`
+    or `MESHCA_PIN` of the environment, else a person is asked. It is never an argument
+    of a command, which every user of the machine can see.
 
     Args:
         name: Of the CA, or of the officer.
-        file_descriptor: Its first line is the secret.
+        file_descriptor: Each secret is a line of it, in the order in which they are
+            asked for.
         prompt: Asks a person; None where nobody is there.
     """
     variable = "MESHCA_PIN_" + "".join(c if c.isalnum() else "_" for c in name).upper()
 
     def secret(what: str) -> str:
         if file_descriptor is not None:
-            with os.fdopen(os.dup(file_descriptor), encoding="utf-8") as file:
-                found = file.readline().rstrip("\r\n")
+            found = _next_line(name, file_descriptor)
         else:
             found = os.environ.get(variable) or os.environ.get("MESHCA_PIN") or ""
         if not found and prompt is not None:
@@ -273,6 +273,23 @@ def secret_from(
         return found
 
     return secret
+
+
+def _next_line(name: str, file_descriptor: int) -> str:
+    # Byte by byte: whatever else is read would be missing for the next secret.
+    line = bytearray()
+    try:
+        while (byte := os.read(file_descriptor, 1)) not in {b"", b"\n"}:
+            line += byte
+        return line.decode().rstrip("\r")
+    except OSError as error:
+        raise _bad(
+            f"{name}: --pin-fd {file_descriptor}: cannot be read: {error.strerror}"
+        ) from None
+    except UnicodeDecodeError:
+        raise _bad(
+            f"{name}: --pin-fd {file_descriptor}: expected lines of UTF-8"
+        ) from None
 
 
 def _bad(message: str) -> ConfigError:

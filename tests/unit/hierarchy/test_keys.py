@@ -2,6 +2,7 @@
 
 import os
 import stat
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -158,6 +159,38 @@ def test_a_key_file_that_cannot_be_used_is_told(
         opened("root", in_file(path), unasked),
     ):
         pass
+
+
+def piped(data: bytes) -> int:
+    """Return the reading end of a pipe that has these bytes, and ends."""
+    reading, writing = os.pipe()
+    os.write(writing, data)
+    os.close(writing)
+    return reading
+
+
+def test_each_secret_is_a_line_of_the_descriptor() -> None:
+    file = piped(b"first\r\nsecond\n")
+    try:
+        for name, expected in (("eu", "first"), ("root", "second")):
+            secret = secret_from(name, file_descriptor=file, prompt=None)
+            assert secret("the PIN") == expected
+        with pytest.raises(ConfigError, match="us: the PIN is needed"):
+            secret_from("us", file_descriptor=file, prompt=None)("the PIN")
+    finally:
+        os.close(file)
+
+
+def test_a_descriptor_that_has_no_secret_is_told_without_it() -> None:
+    file = piped(b"1234\xff\n")
+    try:
+        with pytest.raises(ConfigError, match="expected lines of UTF-8") as caught:
+            secret_from("eu", file_descriptor=file, prompt=None)("the PIN")
+        assert "1234" not in "".join(traceback.format_exception(caught.value))
+    finally:
+        os.close(file)
+    with pytest.raises(ConfigError, match=rf"eu: --pin-fd {file}: cannot be read: Bad"):
+        secret_from("eu", file_descriptor=file, prompt=None)("the PIN")
 
 
 def test_a_secret_comes_from_the_descriptor_then_the_environment_then_a_person(
