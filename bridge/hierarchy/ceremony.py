@@ -161,6 +161,7 @@ def rehearse(
     clock: Clock = system_clock,
     operator: str = "rehearsal",
     done: Callable[[SignedCA], None] = lambda _: None,
+    then: Callable[[Ceremony], object] = lambda _: None,
 ) -> tuple[SignedCA, ...]:
     """Sign the whole hierarchy with throwaway keys, and discard all of it.
 
@@ -169,6 +170,7 @@ def rehearse(
         clock: The time.
         operator: Who rehearses, for the transcript, which is discarded too.
         done: Told each CA that is signed.
+        then: Does what follows in the ceremony, before all is discarded.
 
     Raises:
         ConfigError: A check fails.
@@ -200,6 +202,7 @@ def rehearse(
             key = throwaway[name].public_key()
             found.append(_sign(ceremony, name, key=key, at=at))
             done(found[-1])
+        then(ceremony)
     return tuple(found)
 
 

@@ -158,6 +158,22 @@ def _make(
     return SignedCRL(name=name, number=planned.number, crl=crl, files=files)
 
 
+def make_first(ceremony: Ceremony) -> tuple[SignedCRL, ...]:
+    """Make a list that revokes nothing of each CA that signs CAs, and is valid now.
+
+    Raises:
+        ConfigError: See `make_crl`.
+        BackendError: See `make_crl`.
+    """
+    now = ceremony.clock()
+    return tuple(
+        make_crl(ceremony, name, CRLRequest())
+        for name, entry in ceremony.file.cas.items()
+        if entry.purpose is None and "crl_sign" in entry.key_usage
+        if ceremony.output.certificate(name).not_valid_before_utc <= now
+    )
+
+
 def text_of(crl: x509.CertificateRevocationList, planned: PlannedCRL) -> str:
     """Return a list as text for people."""
     scope = "CA certificates" if planned.is_of_cas_only else "all certificates"

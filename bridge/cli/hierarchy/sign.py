@@ -16,6 +16,7 @@ from bridge.hierarchy.ceremony import Ceremony, SignedCA, require_clock
 from bridge.hierarchy.ceremony import cross_sign as cross_sign_one
 from bridge.hierarchy.ceremony import rehearse as rehearse_all
 from bridge.hierarchy.ceremony import sign as sign_one
+from bridge.hierarchy.crl import SignedCRL, make_first
 from bridge.hierarchy.keys import opened, secret_from
 from bridge.hierarchy.output import CERTIFICATE, Output
 from bridge.hierarchy.schema import HierarchyFile, Loaded, load
@@ -144,12 +145,15 @@ def cross_sign(  # noqa: PLR0913 - one parameter for each option
 def rehearse(hierarchy: HierarchyArgument) -> None:
     """Hold the whole ceremony with throwaway keys, by the same code, and discard it."""
     loaded = load(hierarchy)
+    lists: list[SignedCRL] = []
     found = rehearse_all(
-        loaded, done=lambda one: typer.echo(f"{one.name}: {_line(one)}")
+        loaded,
+        done=lambda one: typer.echo(f"{one.name}: {_line(one)}"),
+        then=lambda ceremony: lists.extend(make_first(ceremony)),
     )
     typer.echo(
-        f"\nRehearsed: {len(found)} certificates with throwaway keys passed every "
-        "check, and were discarded."
+        f"\nRehearsed: {len(found)} certificates and {len(lists)} first CRLs with "
+        "throwaway keys passed every check, and were discarded."
     )
     typer.echo(f"{hierarchy}: SHA-256 {loaded.digest}")
 

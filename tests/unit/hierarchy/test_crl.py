@@ -18,8 +18,14 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from bridge.errors import BackendBrokenError, BridgeError, ConfigError
 from bridge.hierarchy import crl as module
-from bridge.hierarchy.ceremony import sign
-from bridge.hierarchy.crl import REASONS, CRLRequest, SignedCRL, make_crl
+from bridge.hierarchy.ceremony import rehearse, sign
+from bridge.hierarchy.crl import (
+    REASONS,
+    CRLRequest,
+    SignedCRL,
+    make_crl,
+    make_first,
+)
 from bridge.hierarchy.keys import LocalKey
 from bridge.hierarchy.transcript import file_problems, read
 from bridge.snapshot.revocation import RevocationLists
@@ -163,6 +169,41 @@ def test_the_next_update_is_within_a_year_and_within_the_ca(
     assert make(held, "eu", days=30).crl.next_update_utc == NOW + timedelta(days=30)
     end = held.output.certificate("prod").not_valid_after_utc
     assert make(held, "prod").crl.next_update_utc == end
+
+
+LATER = {"validity": {"not_before": "2028-01-01", "years": 4}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "names"),
+    [
+        ({}, ["root", "eu"]),
+        ({"eu": LATER}, ["root"]),
+    ],
+    ids=["all", "one that begins later"],
+)
+def test_a_rehearsal_makes_the_first_lists(
+    tmp_path: Path, changes: dict[str, Any], names: list[str]
+) -> None:
+    held = HeldCeremony(tmp_path, tree(**changes))
+    made: list[SignedCRL] = []
+    rehearse(
+        held.loaded,
+        clock=held.clock,
+        then=lambda ceremony: made.extend(make_first(ceremony)),
+    )
+    assert [(one.name, one.number, len(one.crl)) for one in made] == [
+        (name, 1, 0) for name in names
+    ]
+
+
+def test_a_rehearsal_finds_a_list_that_no_linter_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "crl_findings", lambda _: ["has a fault"])
+    held = HeldCeremony(tmp_path)
+    with pytest.raises(ConfigError, match="root: the CRL has a fault"):
+        rehearse(held.loaded, clock=held.clock, then=make_first)
 
 
 def test_two_runs_at_once_sign_two_numbers(held: HeldCeremony) -> None:

@@ -159,6 +159,6 @@ def test_rehearse_leaves_nothing_and_shows_the_digest(file: Path) -> None:
     status, shown, err = run("rehearse", file)
     assert (status, err) == (0, "")
     assert "prod: CN=Corp EU prod CA,O=Corp (valid to " in shown
-    assert "Rehearsed: 3 certificates with throwaway keys passed every check" in shown
+    assert "Rehearsed: 3 certificates and 2 first CRLs with throwaway keys" in shown
     assert shown.endswith(f"{file}: SHA-256 {load(file).digest}\n")
     assert [path.name for path in file.parent.iterdir()] == [file.name]
