@@ -26,7 +26,7 @@ from tests.support.harness.two_clusters import (
     WAYS,
     TwoClusters,
 )
-from tests.support.parts.kubernetes import DEPLOY
+from tests.support.parts.kubernetes import DEPLOY, APIServer
 
 pytestmark = [pytest.mark.interop, pytest.mark.xdist_group("two-clusters")]
 
@@ -385,11 +385,28 @@ def test_a_new_token_in_the_secret_is_taken(by_secret: Ground) -> None:
     by_secret.await_code(FAR, "OK")
     clusters.put_secret(clusters.remote_kubeconfig())
     clusters.far.call("DELETE", f"{secrets}/session")
-    # The API server remembers a token for some 10 s.
-    await_that(
-        lambda: clusters.far.call("GET", "/api", token=old)[0] == 401, "still good"
-    )
+    await_worthless(clusters.far, old)
     assert by_secret.code(FAR) == "OK"
+
+
+def test_a_new_token_in_a_kubeconfig_is_taken(
+    clusters: TwoClusters, tmp_path: Path
+) -> None:
+    with serving(clusters, tmp_path, "kubeconfig") as ground:
+        secrets = "/api/v1/namespaces/meshca/secrets"
+        session = clusters.far.post(secrets, {"metadata": {"name": "session"}})
+        old = clusters.own_token(FAR, bound_to=session)
+        clusters.by_kubeconfig(FAR, old)
+        ground.await_code(FAR, "OK")
+        clusters.by_kubeconfig(FAR)
+        clusters.far.call("DELETE", f"{secrets}/session")
+        await_worthless(clusters.far, old)
+        assert ground.code(FAR) == "OK"
+
+
+def await_worthless(server: APIServer, token: str) -> None:
+    # The API server remembers a token for some 10 s.
+    await_that(lambda: server.call("GET", "/api", token=token)[0] == 401, "still good")
 
 
 HALF = {

@@ -113,10 +113,15 @@ class TwoClusters:
         account = "meshca-bridge" if cluster == HOME else "meshca-bridge-remote"
         return self.servers[cluster].token("meshca", account, bound_to=bound_to)
 
-    def by_kubeconfig(self, cluster: str) -> dict[str, object]:
-        """Write a kubeconfig with two contexts; return the keys that name the one."""
-        server = self.servers[cluster]
-        tree = yaml.safe_load(kubeconfig(server, cluster, self.own_token(cluster)))
+    def by_kubeconfig(self, cluster: str, token: str = "") -> dict[str, object]:
+        """Write a kubeconfig with two contexts; return the keys that name the one.
+
+        Args:
+            cluster: Whose API server.
+            token: By default a new one of the bridge's account.
+        """
+        server, shown = self.servers[cluster], token or self.own_token(cluster)
+        tree = yaml.safe_load(kubeconfig(server, cluster, shown))
         # The current context shows what nobody accepts.
         tree["users"].append({"name": "nobody", "user": {"token": "nobody"}})
         other = {"cluster": cluster, "user": "nobody"}
