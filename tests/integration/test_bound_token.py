@@ -1,7 +1,10 @@
 """Tokens that are verified by a watch: faults of the API server, and remote secrets."""
 
 import base64
+import os
 import re
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -248,6 +251,92 @@ def test_a_pod_that_was_seen_needs_no_api_server(
     assert answer.text.partition(":")[0] == "token.gone"
     wire.new_outcome()
     assert ground.bridge.get("/readyz")[0] == 200
+
+
+def closing(_: ReviewServer, sock: Any) -> None:
+    """Begin a list, and lose the connection."""
+    sock.sendall(HEAD + chunk(event("ADDED", FOUND)))
+
+
+def silent(_: ReviewServer, sock: Any) -> None:
+    """Begin a list, and say nothing more, until the test goes on."""
+    sock.sendall(HEAD + chunk(event("ADDED", FOUND)))
+    GO_ON.wait(SECONDS)
+
+
+FOUND = {"metadata": {"name": "a", "uid": "1", "resourceVersion": "1"}}
+GONE = {"kind": "Status", "code": 410, "message": "too old"}
+GO_ON = threading.Event()
+WATCHES: dict[str, Fault] = {
+    "401": saying(json_answer(b"{}", 401)),
+    "410 amid a list": saying(
+        HEAD + chunk(event("ADDED", FOUND)) + chunk(event("ERROR", GONE)) + chunk(b"")
+    ),
+    "429 and when": saying(json_answer(b"{}", 429, ["Retry-After: 1"])),
+    "500": saying(json_answer(b"{}", 500)),
+    "hangs": holding(),
+    "closes": closing,
+    "silent but open": silent,
+}
+
+
+@pytest.mark.parametrize("name", WATCHES)
+def test_a_watch_that_is_broken_off_forgets_nobody_and_catches_up(
+    ground: Ground, wire: Wire, name: str
+) -> None:
+    far, pod = ground.far, f"web-{[*WATCHES].index(name)}x"
+    far.objects.put_pod("shop", pod, UID, "web")
+    shown = bearer(far.token(pod=pod), "far")
+    assert wire.ask(shown).code == "OK"
+    wire.new_outcome()
+    GO_ON.clear()
+    asked = len(far.server.requests)
+    try:
+        far.objects.fault = WATCHES[name]
+        lists = (b"GET /api/v1/pods?", b"GET /api/v1/serviceaccounts?")
+
+        def is_met() -> bool:
+            later = far.server.requests[asked:]
+            return all(any(one in each for each in later) for one in lists)
+
+        await_true(is_met, SECONDS)
+        far.objects.delete("pods", "shop", pod)
+        assert certified(wire, far, "far") == "bound"
+        assert certified(wire, ground.home, "home") == "bound"
+        assert ground.bridge.get("/readyz")[0] == 200
+    finally:
+        far.objects.fault = None
+        GO_ON.set()
+    rules: list[str] = []
+
+    def is_refused() -> bool:
+        answer = wire.ask(shown)
+        rules.append(wire.new_outcome()["rule"])
+        return answer.code == "UNAUTHENTICATED"
+
+    await_true(is_refused, SECONDS)
+    assert rules[-1] == "token.gone"
+    assert certified(wire, far, "far") == "bound"
+
+
+def test_a_watcher_that_is_killed_is_replaced(ground: Ground, wire: Wire) -> None:
+    for side in (ground.home, ground.far):
+        side.objects.put_pod("shop", "web-k", UID, "web")
+    (before,) = processes.watchers(ground.bridge.pid)
+    os.kill(before, signal.SIGKILL)
+    for name, side in (("home", ground.home), ("far", ground.far)):
+        assert certified(wire, side, name) == "bound"
+        side.objects.delete("pods", "shop", "web-k")
+        shown = bearer(side.token(pod="web-k"), name)
+
+        def is_refused(shown: Any = shown) -> bool:
+            answer = wire.ask(shown)
+            wire.new_outcome()
+            return answer.code == "UNAUTHENTICATED"
+
+        await_true(is_refused, SECONDS)
+    (after,) = processes.watchers(ground.bridge.pid)
+    assert after != before
 
 
 @pytest.mark.parametrize("cluster", ["home", "far"])

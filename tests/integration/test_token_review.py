@@ -23,7 +23,7 @@ from tests.support.clients import linkerd_raw
 from tests.support.clients.istio_raw import MAIN, Wire, bearer, token
 from tests.support.clients.linkerd_raw import SUFFIX, Certify
 from tests.support.harness.real_process import Bridge
-from tests.support.parts.scripted_http import json_answer
+from tests.support.parts.scripted_http import json_answer, server_tls
 from tests.support.parts.token_reviews import (
     ACCESS,
     Fault,
@@ -135,6 +135,47 @@ def test_a_review_that_cannot_be_made_is_unavailable(
     ground.server.fault = None
     assert wire.ask(bearer(token())).code == "OK"
     assert wire.new_outcome()["kind"] == "issued"
+
+
+def test_an_api_server_with_another_certificate_gets_no_token(
+    ground: Ground, wire: Wire, tmp_path: Path
+) -> None:
+    server = ground.server
+    server.fault = saying(b"")  # no connection is left
+    assert wire.ask(bearer(token())).code == "UNAVAILABLE"
+    wire.new_outcome()
+    server.fault = None
+    other, _ = server_tls(tmp_path)
+    asked = len(server.requests)
+    before, server.tls = server.tls, other
+    try:
+        answer = wire.ask(bearer(token()))
+    finally:
+        server.tls = before
+    rule = "review.unavailable"
+    assert (answer.code, answer.text.partition(":")[0]) == ("UNAVAILABLE", rule)
+    row = wire.new_outcome()
+    assert (row["kind"], row["rule"]) == ("failed", rule)
+    assert "certificate verify failed" in row["detail"]
+    # Neither its own token nor the workload's was shown.
+    assert len(server.requests) == asked
+    assert wire.ask(bearer(token(), "offline")).code == "OK"
+    wire.new_outcome()
+    assert wire.ask(bearer(token())).code == "OK"
+    wire.new_outcome()
+
+
+def test_no_fault_keeps_a_thread(ground: Ground) -> None:
+    # Four threads have met each fault above. All of them serve, at once.
+    before = len(ground.bridge.rows(kind="issued", front="istio"))
+    with ExitStack() as parts:
+        wires = [parts.enter_context(Wire(ground.bridge)) for _ in range(8)]
+        pool = parts.enter_context(ThreadPoolExecutor(len(wires)))
+        ground.server.fault = None
+        ground.server.alter = lambda status: status
+        calls = [pool.submit(one.ask, bearer(token())) for one in wires]
+        assert {one.result(60).code for one in calls} == {"OK"}
+    ground.bridge.await_rows(before + 8, kind="issued", front="istio")
 
 
 ALTERED: dict[str, Callable[[dict[str, Any]], object]] = {

@@ -31,7 +31,8 @@ class ScriptedServer:
 
     def __init__(self, script: Script, tls: ssl.SSLContext | None = None) -> None:
         self._script = script
-        self._tls = tls
+        self.tls = tls
+        """Of the connections to come."""
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
         self.port: int = self._listener.getsockname()[1]
         self.url = f"http{'s' if tls else ''}://127.0.0.1:{self.port}"
@@ -95,10 +96,8 @@ class ScriptedServer:
         sock.settimeout(10)
         with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
             stack.enter_context(sock)
-            if self._tls is not None:
-                sock = stack.enter_context(
-                    self._tls.wrap_socket(sock, server_side=True)
-                )
+            if self.tls is not None:
+                sock = stack.enter_context(self.tls.wrap_socket(sock, server_side=True))
             self._script(self, sock)
 
 

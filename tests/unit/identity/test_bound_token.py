@@ -360,6 +360,25 @@ def test_reviews_are_made_where_there_are_no_keys(ground: Ground) -> None:
         assert "has no keys yet" in fresh.verifier.problems(NOW)[0]
 
 
+@pytest.mark.parametrize(
+    ("hours", "way"), [(24, "bound"), (24.1, "token_review"), (-24.1, "bound")]
+)
+def test_keys_that_are_too_old_verify_nothing(
+    ground: Ground, hours: float, way: str
+) -> None:
+    # The API server answers for the watch, and no more for its keys.
+    now = NOW + timedelta(hours=hours)
+    shown = token(now=now)
+    account = ground.verifier.verify(
+        shown, audiences=AUDIENCES, now=now, budget=Budget.of_seconds(5)
+    )
+    assert account.verified_by == way
+    told = ground.verifier.problems(now)
+    assert any(
+        "its keys were last confirmed 24.1 hours ago" in one for one in told
+    ) == (way == "token_review")
+
+
 def test_the_keys_are_those_that_the_api_server_shows(ground: Ground) -> None:
     server: Any = ground.server
     keys = APIServerKeys(server)
