@@ -178,15 +178,19 @@ def test_no_fault_keeps_a_thread(ground: Ground) -> None:
     ground.bridge.await_rows(before + 8, kind="issued", front="istio")
 
 
-ALTERED: dict[str, Callable[[dict[str, Any]], object]] = {
-    "not authenticated": lambda status: status | {"authenticated": False},
-    "without audiences": lambda status: status | {"audiences": []},
-    "another user": lambda status: (
-        status
-        | {
-            "user": status["user"] | {"username": "system:serviceaccount:pay:api"},
-        }
-    ),
+def user(name: str) -> Callable[[dict[str, Any]], object]:
+    """Return an alteration: the token is another user's."""
+    return lambda status: status | {"user": status["user"] | {"username": name}}
+
+
+ALTERED: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
+    "not authenticated": (lambda status: status | {"authenticated": False}, "review"),
+    "with an error": (lambda status: status | {"error": "expired"}, "review"),
+    "without audiences": (lambda status: status | {"audiences": []}, "review"),
+    "another audience": (lambda status: status | {"audiences": ["api"]}, "review"),
+    "another account": (user("system:serviceaccount:pay:api"), "review"),
+    "a user": (user("jane"), "subject"),
+    "a node": (user("system:node:node-1"), "subject"),
 }
 
 
@@ -194,14 +198,15 @@ ALTERED: dict[str, Callable[[dict[str, Any]], object]] = {
 def test_an_altered_review_identifies_nobody(
     ground: Ground, wire: Wire, name: str
 ) -> None:
-    ground.server.alter = ALTERED[name]
+    ground.server.alter, what = ALTERED[name]
     answer = wire.ask(bearer(token()))
-    assert (answer.code, answer.text.partition(":")[0]) == (
-        "UNAUTHENTICATED",
-        "token.review",
-    )
+    rule = f"token.{what}"
+    told = (answer.code, answer.text.partition(":")[0])
+    assert told == ("UNAUTHENTICATED", rule)
     row = wire.new_outcome()
-    assert (row["kind"], row["rule"], row["caller"]) == ("refused", "token.review", "")
+    assert (row["kind"], row["rule"], row["caller"]) == ("refused", rule, "")
+    assert wire.ask(bearer(token(), "offline")).code == "OK"
+    wire.new_outcome()
 
 
 def test_linkerds_callers_get_the_status_of_its_own_ca(ground: Ground) -> None:
