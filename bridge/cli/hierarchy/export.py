@@ -14,6 +14,8 @@ from bridge.cli.hierarchy.sign import (
     ModuleOption,
     OutOption,
     PinOption,
+    TimeOption,
+    confirm_clock,
     secret_of,
 )
 from bridge.errors import ConfigError
@@ -120,18 +122,22 @@ def export(  # noqa: PLR0913 - one parameter for each option
     ] = None,
     module: ModuleOption = None,
     pin_fd: PinOption = None,
+    time: TimeOption = None,
 ) -> None:
     """Write a CA, or the certificates of a cluster, in the shape that a reader wants.
 
     A CA is written as --as says into --to. For a cluster, --kubeadm or --files issues
-    the certificates of its components with the keys of its three CAs; no key of a CA is
-    written. The plan is held to every rule, and the CAs to the file, before anything
-    is. Nothing is overwritten, and every file is readable by its owner only.
+    the certificates of its components with the keys of its three CAs, once the clock is
+    confirmed; no key of a CA is written. The plan is held to every rule, and the CAs to
+    the file, before anything is. Nothing is overwritten, and every file is readable by
+    its owner only.
     """
     loaded, output = load(hierarchy), Output(out)
     folder = _one_of(name, shape, to, kubeadm, files)
     # Before anything is signed: files that cannot be written are certificates for none.
     _require_new(folder, output)
+    if shape is None:
+        confirm_clock(time)
     plan_of(loaded, now=system_clock()).require_passes()
     if shape is not None:
         # Proxies are told of a revocation by the lists of this very chain.

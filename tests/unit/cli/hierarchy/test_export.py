@@ -26,6 +26,10 @@ def meshca(*arguments: object) -> Result:
     return CliRunner().invoke(app, ["hierarchy", *map(str, arguments)])
 
 
+def now() -> str:
+    return f"{datetime.now(UTC):%Y-%m-%dT%H:%MZ}"
+
+
 class Held:
     """A ceremony that was held, with its hierarchy file and its keys."""
 
@@ -35,9 +39,8 @@ class Held:
         self.out = folder / "out"
         self.write()
         (folder / "keys").mkdir(mode=0o700)
-        now = f"{datetime.now(UTC):%Y-%m-%dT%H:%MZ}"
         for name in NAMES:
-            options = ("--out", self.out, "--make-key", "--time", now)
+            options = ("--out", self.out, "--make-key", "--time", now())
             found = meshca("sign", self.file, name, *options)
             assert found.exit_code == 0, found.output
 
@@ -46,7 +49,8 @@ class Held:
         self.file.write_text(json.dumps(changed(with_cas() | given)))
 
     def export(self, name: str, *options: object) -> Result:
-        return meshca("export", self.file, name, "--out", self.out, *options)
+        clock = () if "--as" in options else ("--time", now())
+        return meshca("export", self.file, name, "--out", self.out, *clock, *options)
 
 
 @pytest.fixture(scope="module")
@@ -130,16 +134,15 @@ def test_an_issuer_of_kind_vault_has_its_options(held: Held, tmp_path: Path) -> 
 def test_nothing_is_issued_under_a_ca_that_is_revoked(
     ceremony: Held, tmp_path: Path
 ) -> None:
-    out = tmp_path / "out"
+    out, clock = tmp_path / "out", ("--time", now())
     shutil.copytree(ceremony.out, out)
-    now = f"{datetime.now(UTC):%Y-%m-%dT%H:%MZ}"
     for name, revoked in (("root", "prod-etcd"), ("eu", "prod"), ("prod", None)):
         revoke = ("--revoke", revoked) if revoked else ()
-        found = meshca("crl", ceremony.file, name, "--out", out, "--time", now, *revoke)
+        found = meshca("crl", ceremony.file, name, "--out", out, *clock, *revoke)
         assert found.exit_code == 0, found.output
 
     def export(*options: object) -> Result:
-        return meshca("export", ceremony.file, "prod", "--out", out, *options)
+        return meshca("export", ceremony.file, "prod", "--out", out, *clock, *options)
 
     for options, told in (
         (("--kubeadm", tmp_path / "a"), "prod-etcd: prod-etcd is revoked by "),
@@ -178,6 +181,23 @@ def refused(held: Held, *options: object) -> str:
     assert isinstance(found.exception, ConfigError), found.output
     assert (held.out / "transcript.jsonl").read_bytes() == before
     return str(found.exception)
+
+
+@pytest.mark.parametrize(
+    ("told", "says"),
+    [
+        (("--time", "2020-01-31T12:00Z"), "the clock of this machine says"),
+        ((), "--time: expected the time that you read elsewhere"),
+    ],
+)
+def test_certificates_are_not_issued_by_a_clock_that_nobody_looked_at(
+    held: Held, tmp_path: Path, told: tuple[str, ...], says: str
+) -> None:
+    options = ("--out", held.out, "--kubeadm", tmp_path / "a", *told)
+    found = meshca("export", held.file, "prod", *options)
+    assert isinstance(found.exception, ConfigError), found.output
+    assert str(found.exception).startswith(says)
+    assert not (tmp_path / "a").exists()
 
 
 def test_the_common_root_as_an_anchor_of_clients_is_refused(
