@@ -26,6 +26,7 @@ _LONGEST_HEADER = 1 << 16
 _MOST_HEADERS = 100
 _STATUS = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: [^\r\n]*)?\r?\n")
 _HEADER = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\r\n]*?)[ \t]*\r?\n")
+_CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\r\n]*)?\r?\n")
 _NO_HEADERS = http.client.HTTPMessage()
 _BODILESS = (http.client.NO_CONTENT, http.client.NOT_MODIFIED)
 
@@ -159,6 +160,19 @@ class _Response(http.client.HTTPResponse):
             headers[name] = f"{headers[name]}, {value}" if name in headers else value
         raise http.client.HTTPException(f"more than {_MOST_HEADERS} headers")
 
+    def _read_next_chunk_size(self) -> int:
+        # `http.client` takes whatever `int` takes. Of a size below zero, it would read
+        # and keep all that comes.
+        if not (line := self.fp.readline(_LONGEST_HEADER)):
+            raise http.client.IncompleteRead(b"")
+        found = _CHUNK_SIZE.fullmatch(line)
+        if found is None:
+            raise http.client.HTTPException("the size of a chunk is no number")
+        return int(found[1], 16)
+
+    def _read_and_discard_trailer(self) -> None:
+        self._read_headers()
+
 
 def _length(text: str | None) -> int | None:
     if text is None:
@@ -169,9 +183,13 @@ def _length(text: str | None) -> int | None:
 
 
 def _whole(answer: _Response) -> APIAnswer:
-    body = answer.read(_LARGEST + 1)
-    if len(body) > _LARGEST:
-        raise ValueError(f"the answer has more than {_LARGEST} bytes")
+    # Joined as it comes: a list of pieces of two bytes takes 30 times as much memory.
+    read = bytearray()
+    while piece := answer.read1(_PIECE):
+        read += piece
+        if len(read) > _LARGEST:
+            raise ValueError(f"the answer has more than {_LARGEST} bytes")
+    body = bytes(read)
     if answer.length:
         raise http.client.IncompleteRead(body)
     return APIAnswer(
@@ -203,37 +221,32 @@ class Stream:
             HTTPException: It ends amid the answer.
             ValueError: A line is too long.
         """
-        pending: list[bytes] = []
-        size = 0
+        pending = bytearray()
         until = time.monotonic() + self._silence
         while piece := self._piece(until):
             *lines, rest = piece.split(b"\n")
             for line in lines:
-                yield b"".join((*pending, line))
+                yield bytes(pending + line)
                 pending.clear()
-                size = 0
             if lines:
                 until = time.monotonic() + self._silence
-            pending.append(rest)
-            size += len(rest)
-            if size > _LONGEST_LINE:
+            pending += rest
+            if len(pending) > _LONGEST_LINE:
                 raise ValueError(f"a line has more than {_LONGEST_LINE} bytes")
-        if size or self._answer.length:
-            raise http.client.IncompleteRead(b"".join(pending))
+        if pending or self._answer.length:
+            raise http.client.IncompleteRead(bytes(pending))
 
     def body(self, most: int) -> bytes:
         """Return the whole answer, of at most `most` bytes. Raises as `lines` does."""
-        pieces: list[bytes] = []
-        size = 0
+        read = bytearray()
         until = time.monotonic() + self._silence
         while piece := self._piece(until):
-            pieces.append(piece)
-            size += len(piece)
-            if size > most:
+            read += piece
+            if len(read) > most:
                 raise ValueError(f"the answer has more than {most} bytes")
         if self._answer.length:
             raise http.client.IncompleteRead(b"")
-        return b"".join(pieces)
+        return bytes(read)
 
     def refusal(self, until: float) -> APIAnswer:
         """Return the whole answer, which is an error and short."""

@@ -4,13 +4,18 @@ import http.client
 import io
 import ssl
 import time
+import tracemalloc
+from collections.abc import Callable
 from typing import Any, cast
 
 import pytest
 
-from bridge.kubernetes.connection import APIAnswer, APIConnection
+from bridge.kubernetes.connection import APIAnswer, APIConnection, Stream
 
 OK = b"HTTP/1.1 200 OK\r\n"
+
+
+CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
 
 
 class Sock:
@@ -18,6 +23,11 @@ class Sock:
 
     def __init__(self, data: bytes) -> None:
         self._data = io.BytesIO(data)
+
+    @property
+    def taken(self) -> int:
+        """How many bytes were read."""
+        return self._data.tell()
 
     def settimeout(self, seconds: float) -> None:
         assert seconds > 0
@@ -28,11 +38,17 @@ class Sock:
     def pending(self) -> int:
         return 0
 
+    def setsockopt(self, *_: int) -> None:
+        pass
+
+
+def connection(sock: Sock) -> APIConnection:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    return APIConnection(cast("ssl.SSLSocket", sock), context)
+
 
 def received(data: bytes) -> APIAnswer:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    connection = APIConnection(cast("ssl.SSLSocket", Sock(data)), context)
-    return connection.receive(time.monotonic() + 10)
+    return connection(Sock(data)).receive(time.monotonic() + 10)
 
 
 @pytest.mark.parametrize(
@@ -45,6 +61,12 @@ def received(data: bytes) -> APIAnswer:
             b"{}",
             True,
             id="chunks",
+        ),
+        pytest.param(
+            CHUNKED + b"01 ;a=b\r\n{\r\n001\r\n}\r\n0;\r\nX: 1\r\n\r\n",
+            b"{}",
+            True,
+            id="chunks with extensions and a trailer",
         ),
         pytest.param(OK + b"\r\n{}", b"{}", False, id="to the end"),
         pytest.param(
@@ -159,6 +181,27 @@ def test_what_a_head_says_besides() -> None:
             "2 bytes read",
             id="a short body",
         ),
+        *(
+            pytest.param(
+                CHUNKED + size + b"\r\n{}\r\n0\r\n\r\n",
+                http.client.HTTPException,
+                "size of a chunk",
+                id=f"the size {size.decode()!r}",
+            )
+            for size in (b"-1", b"+2", b" 2", b"0x2", b"0_2", b"", b"2 2", b"0" * 16)
+        ),
+        pytest.param(
+            CHUNKED + b"2\r\n{}\r\n",
+            http.client.IncompleteRead,
+            "0 bytes read",
+            id="no last chunk",
+        ),
+        pytest.param(
+            CHUNKED + b"0\r\n" + b"X: 1\r\n" * 101 + b"\r\n",
+            http.client.HTTPException,
+            "more than 100 headers",
+            id="many trailers",
+        ),
     ],
 )
 def test_a_head_that_is_not_understood_is_an_error(
@@ -166,3 +209,40 @@ def test_a_head_that_is_not_understood_is_an_error(
 ) -> None:
     with pytest.raises(error, match=told):
         received(data)
+
+
+@pytest.mark.parametrize("size", [b"-1", b"%x" % (1 << 30)])
+def test_no_more_is_read_than_an_answer_may_have(size: bytes) -> None:
+    sock = Sock(CHUNKED + size + b"\r\n" + bytes(8 << 20))
+    with pytest.raises((ValueError, http.client.HTTPException), match=r"than|size"):
+        connection(sock).receive(time.monotonic() + 10)
+    assert sock.taken < 2 << 20
+
+
+def of_call(made: APIConnection) -> bytes:
+    return made.receive(time.monotonic() + 60).body
+
+
+def of_page(made: APIConnection) -> bytes:
+    return Stream(made, time.monotonic() + 60, 60).body(1 << 20)
+
+
+def of_watch(made: APIConnection) -> bytes:
+    (line,) = Stream(made, time.monotonic() + 60, 60).lines()
+    return line
+
+
+@pytest.mark.parametrize("read", [of_call, of_page, of_watch])
+def test_an_answer_in_small_pieces_takes_no_more_memory_than_a_whole_one(
+    read: Callable[[APIConnection], bytes],
+) -> None:
+    pieces = 100_000
+    sock = Sock(CHUNKED + b"2\r\n{}\r\n" * pieces + b"1\r\n\n\r\n0\r\n\r\n")
+    tracemalloc.start()
+    try:
+        found = read(connection(sock))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert found.strip() == b"{}" * pieces
+    assert peak < 6 * len(found)
