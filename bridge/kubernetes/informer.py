@@ -38,6 +38,7 @@ _SPREAD = (0.5, 1.5)
 _PAGE = 500
 _LARGEST_PAGE = 64 << 20
 _CHECK_SECONDS = 10.0
+_LONGEST_VERSION = 128
 _INITIAL_END = "k8s.io/initial-events-end"
 _WITHOUT_STREAMS = (http.client.BAD_REQUEST, http.client.UNPROCESSABLE_ENTITY)
 _log = logging.getLogger(__name__)
@@ -360,7 +361,10 @@ def _gone(detail: str) -> ReviewError:
 
 
 def _is_before(version: str, other: str) -> bool:
-    return version.isdecimal() and other.isdecimal() and int(version) < int(other)
+    # By their lengths first. `int` reads no more than 4,300 digits.
+    if not all(one.isascii() and one.isdecimal() for one in (version, other)):
+        return False
+    return (len(version), version) < (len(other), other)
 
 
 def _mapping(value: object) -> Mapping[str, Any]:
@@ -375,6 +379,6 @@ def _member(value: object, name: str) -> Mapping[str, Any]:
 
 def _version(metadata: Mapping[str, Any]) -> str:
     version = metadata.get("resourceVersion")
-    if not isinstance(version, str) or not version:
+    if not isinstance(version, str) or not 0 < len(version) <= _LONGEST_VERSION:
         raise ValueError("expected a resource version")
     return version

@@ -171,7 +171,7 @@ def hasty(server: ReviewServer, api: APIServer) -> Followed:
     return Followed(server, api, list_seconds=0.0)
 
 
-def page(*names: str, version: int, further: str = "") -> bytes:
+def page(*names: str, version: int | str, further: str = "") -> bytes:
     items = [pod(name, 1) for name in names]
     metadata = {"resourceVersion": str(version), "continue": further}
     return json_answer(json.dumps({"metadata": metadata, "items": items}).encode())
@@ -264,6 +264,15 @@ def test_a_store_that_was_restored_is_listed_again(followed: Followed) -> None:
     followed.follow(ending(*LISTED))
     told = followed.follow(page(version=8), ending(added("z"), bookmark(8, **END)))
     assert told == [["z"]]
+
+
+@pytest.mark.parametrize("version", ["11", "9" * 5000, "\u0661"])
+def test_a_store_that_has_gone_on_is_not_listed_again(
+    followed: Followed, version: str
+) -> None:
+    followed.follow(ending(*LISTED))
+    told = followed.follow(page(version=version), ending(added("z", 11)))
+    assert told == ["put z"]
 
 
 def test_410_amid_a_list_begins_it_anew(followed: Followed) -> None:
@@ -387,6 +396,9 @@ ODD: dict[str, bytes] = {
     "too deep": event("ADDED", 0).replace(b"0", b"[" * 100_000),
     "an unknown event": event("RENAMED", pod("a", 11)),
     "a bookmark without version": event("BOOKMARK", {"metadata": {}}),
+    "a version that is too long": event(
+        "BOOKMARK", {"metadata": {"resourceVersion": "1" * 129}}
+    ),
 }
 
 
