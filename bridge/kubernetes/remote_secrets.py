@@ -188,8 +188,9 @@ class RemoteSecrets:
             access = access_of(content)
             self._require_allowed(access)
         except (ConfigError, ValueError, TypeError, OSError, RecursionError) as error:
-            # Whatever is wrong in it, the other secrets are looked at.
-            old = None if before is None else before.access
+            # Whatever is wrong in it, the other secrets are looked at. What it said
+            # itself stays in use, and not what another one said that is gone.
+            old = before.access if before and before.place == place else None
             return _Known(content, old, str(error), place)
         _log.info("cluster %s has new credentials by its remote secret", cluster)
         return _Known(content, access, place=place)

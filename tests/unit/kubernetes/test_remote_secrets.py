@@ -122,6 +122,19 @@ def test_a_half_written_secret_leaves_what_it_said_and_the_others(
         shown(looked(server))
 
 
+def test_a_secret_that_cannot_be_used_keeps_nothing_of_one_that_is_gone(
+    server: Home,
+) -> None:
+    second = secret("a: b", name="t", made=2)
+    server.objects[PATH] = listed(secret(kubeconfig()), second)
+    secrets = looked(server)
+    assert shown(secrets) == "one"
+    server.objects[PATH] = listed(second)
+    secrets.look()
+    with pytest.raises(ConfigError, match="remote secret to use: t, key far: "):
+        shown(secrets)
+
+
 def test_home_that_is_away_leaves_what_was_listed(server: Home) -> None:
     server.objects[PATH] = listed(secret(kubeconfig()))
     secrets = looked(server)
