@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import pytest
 
 from bridge.config import BridgeConfig, parse
+from bridge.errors import ReviewError
 from bridge.kubernetes import clients, cluster_watch
 from bridge.kubernetes.clients import watch_source
 from bridge.kubernetes.credentials import APIAccess
@@ -196,3 +197,24 @@ def test_home_that_cannot_be_told_holds_up_no_other_cluster(
     watched(config, tmp_path / "watched", monkeypatch, lambda: None)
     assert {source.partition(" ")[0] for source, _ in running} == {"a"}
     assert caplog.text.count("remote secrets: not listed so far") == 1
+
+
+def test_a_watch_that_is_over_changes_nothing(tmp_path: Path) -> None:
+    pod = ClusterObject("shop", "web-0", "1")
+    with closing(ObjectIndex(tmp_path / "watched")) as index:
+        index.create(["one"])
+        sink = cluster_watch._IntoIndex(index, "one", PODS)
+        sink.put(pod)
+        sink.is_over = True
+        changes: list[Callable[[], object]] = [
+            lambda: sink.publish([]),
+            lambda: sink.put(pod._replace(uid="2")),
+            lambda: sink.remove(pod),
+            sink.confirm,
+        ]
+        for change in changes:
+            with pytest.raises(ReviewError, match="this watch is over"):
+                change()
+        sink.trouble("it is over")
+        assert index.find("one", PODS, "shop", "web-0") == pod
+        assert index.state("one", [PODS]).trouble == ""

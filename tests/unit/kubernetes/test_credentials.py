@@ -1,5 +1,6 @@
 """Files of credentials are read again, and a half-replaced one takes nothing away."""
 
+import gc
 import ssl
 import time
 from collections.abc import Callable
@@ -133,6 +134,7 @@ def test_a_context_that_cannot_be_made_does_not_hold_up_the_token(
 def test_a_key_is_in_no_file(files: APIAccess) -> None:
     pem = path(files.certificate).read_bytes(), path(files.key).read_bytes()
     given = APIAccess(server=files.server, ca=None, certificate=pem[0], key=pem[1])
+    gc.collect()  # what other tests left open
     before = descriptors()
     assert context_of(Credentials(given)).get_ca_certs() is not None
     assert descriptors() == before

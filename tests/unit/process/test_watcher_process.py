@@ -103,6 +103,18 @@ def test_other_clusters_get_another_process_once_the_first_is_gone(
     assert "10.0.0.2" in children[1].order.text
 
 
+def test_another_home_of_the_remote_secrets_gets_another_process(
+    write: Write, watchers: WatcherProcesses, children: list[FakeChild]
+) -> None:
+    home = {key: BOUND[key] for key in ("server", "ca_file", "token_file")}
+    joined = {"verify": "bound", "issuer": BOUND["issuer"], "remote_secret": True}
+    shared = {"clusters": [{"name": "one", "tokens": joined}]}
+    for now, namespace in enumerate(("istio-system", "other")):
+        secrets = home | {"namespace": namespace}
+        watchers.run(write(**shared, remote_secrets=secrets), float(now))
+    assert children[0].signals == ["TERM"]
+
+
 def test_one_that_ends_is_started_again(
     write: Write, watchers: WatcherProcesses, children: list[FakeChild]
 ) -> None:
