@@ -43,16 +43,23 @@ class APIServerKeys:
 
     Args:
         server: Is asked with the cluster's own credentials.
+        origin: Returns what the cluster is called in the index: another name once a
+            remote secret has another API server.
     """
 
     is_local = False
 
-    def __init__(self, server: APIServer) -> None:
+    def __init__(self, server: APIServer, origin: Callable[[], str]) -> None:
         self._server = server
+        self._origin = origin
 
     def changed(self) -> bool:
         """See KeySource.changed: only a fetch can tell."""
         return True
+
+    def origin(self) -> str:
+        """See KeySource.origin."""
+        return self._origin()
 
     def read(self) -> bytes:
         """See KeySource.read."""

@@ -190,14 +190,14 @@ class _VerifierMaker:
         )
         from bridge.kubernetes.objects import ObjectIndex  # noqa: PLC0415
 
-        name = entry.name
+        name, called = entry.name, partial(watch_source, entry, self._secrets)
         return BoundVerifier(
             name,
-            self._offline(name, tokens, APIServerKeys(server)),
+            self._offline(name, tokens, APIServerKeys(server, called)),
             review,
             WatchedObjects(
                 None if self._watched is None else ObjectIndex(self._watched),
-                partial(watch_source, entry, self._secrets),
+                called,
                 server,
             ),
             max_age=tokens.max_watch_age,

@@ -44,6 +44,12 @@ class KeySource(Protocol):
     def changed(self) -> bool:
         """Return whether the document may have changed since it was read. Fast."""
 
+    def origin(self) -> str:
+        """Return what differs once another server is asked. Fast.
+
+        Keys that were read before from another one are used no more.
+        """
+
     def read(self) -> bytes:
         """Return the document.
 
@@ -68,6 +74,10 @@ class KeyFile:
     def changed(self) -> bool:
         """See KeySource.changed: compares the stamps of the file."""
         return stamp_of((self._path,)) != self._seen
+
+    def origin(self) -> str:
+        """See KeySource.origin: the configuration names the file."""
+        return ""
 
     def read(self) -> bytes:
         """See KeySource.read."""
@@ -123,6 +133,10 @@ class URLSource:
     def changed(self) -> bool:
         """See KeySource.changed: always, because only a fetch can tell."""
         return True
+
+    def origin(self) -> str:
+        """See KeySource.origin: the configuration names the URL."""
+        return ""
 
     def read(self) -> bytes:
         """See KeySource.read."""

@@ -2,7 +2,8 @@
 
 If a refresh fails, the old keys stay. A key that the source no longer has is dropped by
 the next successful refresh. Keys that were not confirmed for `max_key_age` are no
-longer used. Only a few requests wait for a fetch, and only half a second.
+longer used, and those of another API server than is asked now are not either. Only a
+few requests wait for a fetch, and only half a second.
 """
 
 import logging
@@ -31,6 +32,7 @@ _CLOSE_SECONDS = 1.0
 class _State:
     keys: Mapping[str | None, tuple[VerificationKey, ...]]
     confirmed: datetime
+    origin: str
 
 
 class KeyOwners:
@@ -125,7 +127,8 @@ class Keyring:
         if not source.is_local:
             self._pause = max(self._floor, min(_REFRESH_SECONDS, seconds))
         self._confirm = timedelta(seconds=min(_CONFIRM_SECONDS, seconds))
-        self._state: _State | None = None
+        self._last: _State | None = None
+        self._origin = ""
         self._failure = ""
         self._reading = threading.Lock()
         self._tried: datetime | None = None
@@ -178,6 +181,8 @@ class Keyring:
     def has_keys(self, now: datetime) -> bool:
         """Return whether there are keys that are not too old."""
         state = self._believed(now)
+        if state is None and self._last is not None:
+            self.doubt()  # another server has others
         return state is not None and any(self._own(state, kid) for kid in state.keys)
 
     @property
@@ -190,6 +195,14 @@ class Keyring:
         """Return the seconds since the keys were last confirmed; None without any."""
         state = self._state
         return None if state is None else (now - state.confirmed).total_seconds()
+
+    @property
+    def _state(self) -> _State | None:
+        # What was read last, unless another server is asked now.
+        state = self._last
+        if state is None or state.origin != self._source.origin():
+            return None
+        return state
 
     def _believed(self, now: datetime) -> _State | None:
         state = self._state
@@ -260,7 +273,7 @@ class Keyring:
             ):
                 return
             try:
-                self.adopt(parse_jwks(self._source.read()), now)
+                self.adopt(self._read(), now)
             except BridgeError as error:
                 self.failed(error)
             self._tried = self._clock()
@@ -274,7 +287,12 @@ class Keyring:
         """
         with self._reading:
             self._tried = self._looked = self._clock()
-            return parse_jwks(self._source.read())
+            return self._read()
+
+    def _read(self) -> tuple[VerificationKey, ...]:
+        # Who is asked is noted first: if that changes meanwhile, the keys are not used.
+        self._origin = self._source.origin()
+        return parse_jwks(self._source.read())
 
     def adopt(
         self, keys: Sequence[VerificationKey], confirmed: datetime
@@ -288,7 +306,7 @@ class Keyring:
         kept: dict[str | None, tuple[VerificationKey, ...]] = {}
         for key in keys:
             kept[key.kid] = (*kept.get(key.kid, ()), key)
-        self._state = _State(kept, confirmed)
+        self._last = _State(kept, confirmed, self._origin)
         if self._failure:
             _log.info("token keys are read again, after: %s", self._failure)
         self._failure = ""

@@ -151,7 +151,9 @@ class Credentials:
 
     def _looked(self, now: float) -> tuple[APIAccess, ExecPlugin | None]:
         # The access, read again if its source has changed.
-        if self._access is not None and now - self._source_at < _LOOK_SECONDS:
+        # What keeps nothing is looked at each time: it takes its credentials with it.
+        is_looked = self._source.keeps and now - self._source_at < _LOOK_SECONDS
+        if self._access is not None and is_looked:
             return self._access, self._plugin
         self._source_at, stamp = now, self._source.stamp()
         if self._access is None or stamp != self._source_stamp:

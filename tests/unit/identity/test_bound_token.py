@@ -96,14 +96,15 @@ class Ground:
     def __init__(self, path: Path) -> None:
         self.server = Server()
         self.time = 1000.0
+        self.source = "one"
         server: Any = self.server
         self.index = ObjectIndex(path)
-        self.index.create(["one"])
+        self.index.create(["one", "two"])
         config = BoundConfig(verify="bound", issuer=issuer().issuer)
         self.offline = OfflineVerifier(
             "one",
             config,
-            APIServerKeys(server),
+            APIServerKeys(server, lambda: self.source),
             owners=KeyOwners(["one"]),
             siblings={},
             clock=lambda: NOW,
@@ -114,7 +115,7 @@ class Ground:
             "one",
             self.offline,
             ReviewVerifier(server),
-            WatchedObjects(self.index, lambda: "one", server, lambda: self.time),
+            WatchedObjects(self.index, lambda: self.source, server, lambda: self.time),
             max_age=timedelta(minutes=3),
             monotonic=lambda: self.time,
         )
@@ -122,9 +123,9 @@ class Ground:
     def see(self, **changed: Any) -> None:
         """Let the watch see the pod and the account of `token()`."""
         pod = ClusterObject("shop", "web-0", POD_UID, "web", "node-1")
-        self.index.publish("one", PODS, [pod._replace(**changed)], self.time)
+        self.index.publish(self.source, PODS, [pod._replace(**changed)], self.time)
         account = ClusterObject("shop", "web", account_uid())
-        self.index.publish("one", ACCOUNTS, [account], self.time)
+        self.index.publish(self.source, ACCOUNTS, [account], self.time)
 
     def verify(self, shown: str, seconds: float = 5.0) -> ServiceAccount:
         return self.verifier.verify(
@@ -355,7 +356,7 @@ def test_reviews_are_made_where_there_are_no_keys(ground: Ground) -> None:
     del fresh.server.objects[JWKS]
     with closing(fresh.verifier):
         fresh.see()
-        fresh.offline.keyring._state = None
+        fresh.offline.keyring._last = None
         assert fresh.verify(token()).verified_by == "token_review"
         assert "has no keys yet" in fresh.verifier.problems(NOW)[0]
 
@@ -381,12 +382,38 @@ def test_keys_that_are_too_old_verify_nothing(
 
 def test_the_keys_are_those_that_the_api_server_shows(ground: Ground) -> None:
     server: Any = ground.server
-    keys = APIServerKeys(server)
+    keys = APIServerKeys(server, lambda: "one")
     assert json.loads(keys.read()) == issuer().jwks()
     del ground.server.objects[JWKS]
     with pytest.raises(ReviewError, match="keys of this cluster") as caught:
         keys.read()
     assert caught.value.rule == "cluster.keys"
+
+
+def test_keys_of_the_api_server_of_before_verify_nothing(ground: Ground) -> None:
+    assert ground.verify(token()).verified_by == "bound"
+    ground.source = "two"
+    ground.see()
+    ground.server.error = ReviewError("no", rule="review.rights")
+    ground.offline.keyring.refresh(always=True)
+    ground.time += 1.5
+    with pytest.raises(ReviewError, match="no"):
+        ground.verify(token())
+    assert ground.verifier.verified_by == "token_review"
+    assert "has no keys yet" in ground.verifier.problems(NOW)[0]
+    ground.server.error = None
+    ground.offline.keyring.refresh(always=True)
+    ground.time += 1.5
+    assert ground.verify(token()).verified_by == "bound"
+
+
+def test_keys_that_came_while_the_api_server_changed_verify_nothing(
+    ground: Ground,
+) -> None:
+    ground.server.before_answer = lambda: setattr(ground, "source", "two")
+    ground.offline.keyring.refresh(always=True)
+    ground.see()
+    assert ground.verify(token()).verified_by == "token_review"
 
 
 class Broken:

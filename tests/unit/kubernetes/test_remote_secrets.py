@@ -87,11 +87,7 @@ def test_a_cluster_comes_changes_and_goes_with_its_secret(server: Home) -> None:
         shown(secrets)
 
 
-def test_credentials_follow_the_secret(
-    server: Home, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # The look at the source, at most once a second, is always due.
-    monkeypatch.setattr("bridge.kubernetes.credentials._LOOK_SECONDS", 0.0)
+def test_credentials_follow_the_secret_at_once(server: Home) -> None:
     server.objects[PATH] = listed(secret(kubeconfig()))
     secrets = looked(server)
     credentials = Credentials(secrets.access_for("far"))
