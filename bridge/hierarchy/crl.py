@@ -420,6 +420,8 @@ def _serials(
         if _is_issued(certificate := output.certificate(one), issuer)
     }
     for serial in request.serials:
+        if serial == issuer.serial_number and _is_issued(issuer, issuer):
+            raise _is_itself(f"--serial {serial:x}", name)
         if serial not in below and not request.takes_unknown:
             known = ", ".join(f"{number:x} ({one})" for number, one in below.items())
             raise _bad(
@@ -447,14 +449,18 @@ def _issued(
             "issued it"
         )
     if certificate.public_key() == issuer.public_key():
-        raise _bad(
-            f"{source}: expected a CA below {name}: no CA revokes itself, as whoever "
-            "has its key would make the next CRL; take it out of the trust anchors"
-        )
+        raise _is_itself(source, name)
     basic = _extension(certificate, x509.BasicConstraints)
     if basic is None or not basic.ca:
         raise _bad(f"{source}: expected the certificate of a CA (found a leaf)")
     return certificate.serial_number
+
+
+def _is_itself(source: str, name: str) -> ConfigError:
+    return _bad(
+        f"{source}: expected a CA below {name}: no CA revokes itself, as whoever has "
+        "its key would make the next CRL; take it out of the trust anchors"
+    )
 
 
 def _is_issued(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:

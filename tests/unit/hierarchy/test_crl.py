@@ -471,6 +471,18 @@ REFUSALS = {
     "a CA that another one has issued": Refusal(
         lambda _: {"names": ["eu"]}, r"out/eu: expected a certificate that eu has issu"
     ),
+    "the CA itself": Refusal(
+        lambda _: {"name": "root", "names": ["root"]},
+        "out/root: expected a CA below root: no CA revokes itself",
+    ),
+    "the CA itself, by its number": Refusal(
+        lambda held: {
+            "name": "root",
+            "serials": [serial_of(held, "root")],
+            "takes_unknown": True,
+        },
+        "--serial [0-9a-f]+: expected a CA below root: no CA revokes itself",
+    ),
     "a CA that is not signed": Refusal(
         lambda _: {"names": ["us"]}, r"out/us/certificate.pem: cannot be read"
     ),
