@@ -29,6 +29,18 @@ _HEADER = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\r\n]*?)[ \t]*\r?
 _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\r\n]*)?\r?\n")
 _NO_HEADERS = http.client.HTTPMessage()
 _BODILESS = (http.client.NO_CONTENT, http.client.NOT_MODIFIED)
+_FIRST = 1 << 14
+_BESIDES = (
+    rb"(?:(?!content-length:|transfer-encoding:|connection:)"
+    rb"[a-z0-9-]+: [^\r\n]*\r\n)*"
+)
+_USUAL = re.compile(
+    rb"HTTP/1\.1 (20[01]) [^\r\n]*\r\n%bcontent-length: ([0-9]{1,6})\r\n%b\r\n"
+    % (_BESIDES, _BESIDES),
+    re.IGNORECASE,
+)
+"""A head in which one header says where the answer ends, and none ends the connection.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +90,15 @@ class APIConnection:
         self._sock.settimeout(left(until))
         self._sock.sendall(request)
 
-    def begin(self, until: float) -> tuple["_Response", "_Timed"]:
-        """Read the head of an answer. Raises as `receive` does."""
+    def begin(self, until: float, first: bytes = b"") -> tuple["_Response", "_Timed"]:
+        """Read the head of an answer. Raises as `receive` does.
+
+        Args:
+            until: When it has to be there.
+            first: What was read of the answer before.
+        """
         # Its constructor needs `makefile` and nothing else of a socket.
-        timed: Any = _Timed(self._sock, until)
+        timed: Any = _Timed(self._sock, until, first)
         # Whether it answers a HEAD is all that the method tells it.
         answer = _Response(timed, method="GET")
         answer.begin()
@@ -96,12 +113,36 @@ class APIConnection:
             HTTPException: It is no HTTP, or ends early.
             ValueError: It is longer.
         """
-        answer, timed = self.begin(until)
+        first = self._piece(until)
+        answer = self._usual(first, until) or self._any(first, until)
+        self._used_at = time.monotonic()
+        return answer
+
+    def _usual(self, first: bytes, until: float) -> APIAnswer | None:
+        # The answer to almost every call; None if it is another, which takes a fourth
+        # of a call's CPU time more to read.
+        head = _USUAL.match(first)
+        if head is None:
+            return None
+        length, body = int(head[2]), first[head.end() :]
+        while len(body) < length:
+            piece = self._piece(until)
+            if not piece:
+                raise http.client.IncompleteRead(body, length - len(body))
+            body += piece
+        # What came besides would be taken for the answer of the next call.
+        keeps = len(body) == length and not self._sock.pending()
+        return APIAnswer(int(head[1]), "", body[:length], keeps)
+
+    def _any(self, first: bytes, until: float) -> APIAnswer:
+        answer, timed = self.begin(until, first)
         with answer:
             read = _whole(answer)
-        self._used_at = time.monotonic()
-        # What came besides would be taken for the answer of the next call.
         return replace(read, keeps=False) if timed.has_more() else read
+
+    def _piece(self, until: float) -> bytes:
+        self._sock.settimeout(left(until))
+        return self._sock.recv(_FIRST)
 
     def keep_alive(self) -> None:
         """Let the system notice a peer that is gone without a word."""
@@ -266,8 +307,10 @@ class Stream:
 class _Timed(io.RawIOBase):
     # A socket to read from, up to one moment: a timeout of its own would hold for each
     # read, and a server that sends a byte at a time would never meet it.
-    def __init__(self, sock: ssl.SSLSocket, until: float) -> None:
+    # What was read of the answer before comes first.
+    def __init__(self, sock: ssl.SSLSocket, until: float, first: bytes) -> None:
         self._sock = sock
+        self._first = first
         self.until = until
         self.is_over = False
 
@@ -277,7 +320,7 @@ class _Timed(io.RawIOBase):
 
     def has_more(self) -> bool:
         # Whether more came than the answer, once that is closed.
-        return bool(self._reader.rest or self._sock.pending())
+        return bool(self._reader.rest or self._first or self._sock.pending())
 
     def readable(self) -> bool:
         return True
@@ -285,6 +328,10 @@ class _Timed(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         if self.is_over:
             return 0
+        if self._first:
+            size = min(len(self._first), len(buffer))
+            buffer[:size], self._first = self._first[:size], self._first[size:]
+            return size
         self._sock.settimeout(left(self.until))
         return self._sock.recv_into(buffer)
 

@@ -19,10 +19,11 @@ CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
 
 
 class Sock:
-    """A connection on which these bytes come, and then its end."""
+    """A connection on which these bytes come, some at a time, and then its end."""
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes, piece: int = 1 << 20) -> None:
         self._data = io.BytesIO(data)
+        self._piece = piece
 
     @property
     def taken(self) -> int:
@@ -32,11 +33,14 @@ class Sock:
     def settimeout(self, seconds: float) -> None:
         assert seconds > 0
 
+    def recv(self, size: int) -> bytes:
+        return self._data.read(min(size, self._piece))
+
     def recv_into(self, buffer: Any) -> int:
-        return self._data.readinto(buffer)
+        return self._data.readinto(buffer[: self._piece])
 
     def pending(self) -> int:
-        return 0
+        return len(self._data.getbuffer()) - self.taken
 
     def setsockopt(self, *_: int) -> None:
         pass
@@ -47,10 +51,11 @@ def connection(sock: Sock) -> APIConnection:
     return APIConnection(cast("ssl.SSLSocket", sock), context)
 
 
-def received(data: bytes) -> APIAnswer:
-    return connection(Sock(data)).receive(time.monotonic() + 10)
+def received(data: bytes, piece: int = 1 << 20) -> APIAnswer:
+    return connection(Sock(data, piece)).receive(time.monotonic() + 10)
 
 
+@pytest.mark.parametrize("piece", [1, 40, 1 << 20])
 @pytest.mark.parametrize(
     ("data", "body", "keeps"),
     [
@@ -68,7 +73,19 @@ def received(data: bytes) -> APIAnswer:
             True,
             id="chunks with extensions and a trailer",
         ),
+        pytest.param(
+            OK + b"Content-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+            b"",
+            True,
+            id="chunks and a length",
+        ),
         pytest.param(OK + b"\r\n{}", b"{}", False, id="to the end"),
+        pytest.param(
+            OK + b"Content-Length: 2\r\nConnection: close\r\n\r\n{}",
+            b"{}",
+            False,
+            id="closes, said last",
+        ),
         pytest.param(
             OK + b"Connection: close\r\nContent-Length: 2\r\n\r\n{}",
             b"{}",
@@ -97,10 +114,18 @@ def received(data: bytes) -> APIAnswer:
     ],
 )
 def test_a_head_says_where_its_answer_ends(
-    data: bytes, body: bytes, *, keeps: bool
+    data: bytes, body: bytes, piece: int, *, keeps: bool
 ) -> None:
-    answer = received(data)
+    answer = received(data, piece)
     assert (answer.body, answer.keeps) == (body, keeps)
+
+
+def test_what_comes_after_a_full_buffer_is_noticed() -> None:
+    head = OK + b"Content-Length:%d\n\n" % (io.DEFAULT_BUFFER_SIZE - 38)
+    whole = head.ljust(io.DEFAULT_BUFFER_SIZE)
+    assert len(head) == 38
+    assert received(whole).keeps
+    assert not received(whole + b"x").keeps
 
 
 def test_what_a_head_says_besides() -> None:
