@@ -85,6 +85,16 @@ def test_an_edit_of_something_else_is_an_error(
         builds.build(module)
 
 
+def test_a_recipe_may_name_a_package_elsewhere(module: Path) -> None:
+    (module / "main.go").rename(module / "main.txt")
+    other = module / "cmd/other"
+    other.mkdir(parents=True)
+    (other / "main.go").write_text(GOOD)
+    recipe = {"package": "meshca.test/tool/cmd/other", "flags": [], "copies": []}
+    (module / "build.json").write_text(json.dumps(recipe))
+    assert os.access(builds.build(module), os.X_OK)
+
+
 def test_a_missing_toolchain_is_an_error_that_says_what_to_install(
     module: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

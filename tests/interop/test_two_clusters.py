@@ -4,7 +4,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +20,7 @@ from tests.support.clients.linkerd_raw import SUFFIX, Certify, new_csr
 from tests.support.harness.real_process import Bridge
 from tests.support.harness.two_clusters import (
     ALIASES,
+    BY_SECRET,
     FAR,
     HOME,
     SILENT,
@@ -34,8 +35,6 @@ WEB = "spiffe://corp.example/ns/shop/sa/web"
 IDS = {HOME: ("", HOME, ALIASES[HOME]), FAR: (FAR, ALIASES[FAR])}
 """From each cluster to the values of `clusterid` that mean it."""
 OTHER = {HOME: FAR, FAR: HOME}
-VERIFIED = {"kubeconfig": "token_review", "remote secret": "token_review"}
-"""How tokens are verified, by the way of the bridge; `bound` is `bound`."""
 SECONDS = 60.0
 """How long a test waits for an event at most."""
 CALLERS = 16
@@ -47,6 +46,11 @@ class Ground:
     bridge: Bridge
     wire: Wire
     way: str = ""
+
+    @property
+    def verified_by(self) -> str:
+        """How tokens are verified, once the bridge has got at the API servers."""
+        return "bound" if self.way.startswith("bound") else "token_review"
 
     def ask(
         self, token: str, cluster_id: str = "", identity: str = ""
@@ -116,7 +120,7 @@ def ground(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Ground]:
     folder = tmp_path_factory.mktemp("bridge")
-    if request.param == "remote secret":
+    if request.param in BY_SECRET:
         clusters.put_secret(clusters.remote_kubeconfig())
     linkerd = HOME if request.param == "kubeconfig" else FAR
     with serving(clusters, folder, request.param, linkerd=linkerd) as made:
@@ -129,10 +133,8 @@ def ground(
 
 def await_verified(ground: Ground, cluster: str) -> None:
     """Wait until tokens of the cluster are verified as the way says."""
-    wanted = VERIFIED.get(ground.way, "bound")
-    await_metric(
-        ground.bridge, "meshca_token_verification", cluster=cluster, verified_by=wanted
-    )
+    name, way = "meshca_token_verification", ground.verified_by
+    await_metric(ground.bridge, name, cluster=cluster, verified_by=way)
 
 
 def await_metric(bridge: Bridge, name: str, value: float = 1, **labels: str) -> None:
@@ -153,7 +155,7 @@ def test_a_token_gets_its_certificate_in_its_own_cluster(
     assert (row["kind"], row["cluster"]) == ("issued", cluster)
     (intent,) = ground.bridge.rows(kind="intent", pod_uid=made.uid)
     assert (intent["cluster"], intent["pod_name"]) == (cluster, made.pod)
-    assert intent["verified_by"] == VERIFIED.get(ground.way, "bound")
+    assert intent["verified_by"] == ground.verified_by
 
 
 @pytest.mark.parametrize(("cluster", "cluster_id"), EACH_ID)
@@ -164,7 +166,7 @@ def test_a_token_of_the_other_cluster_gets_nothing(
     made = ground.clusters.workload(OTHER[cluster])
     answer, row = ground.ask(made.token, cluster_id)
     assert answer.code == "UNAUTHENTICATED", answer
-    rule = "token.key" if ground.way == "bound" else "token.review"
+    rule = "token.key" if ground.verified_by == "bound" else "token.review"
     assert answer.text.startswith(f"{rule}: "), answer
     assert (row["kind"], row["rule"], row["caller"]) == ("refused", rule, "")
 
@@ -257,15 +259,32 @@ def threads(ground: Ground) -> int:
     return len(list(Path(f"/proc/{ground.bridge.worker}/task").iterdir()))
 
 
-def together(ground: Ground, tokens: Sequence[str], cluster_id: str) -> list[str]:
-    """Let callers ask at the same time; return the statuses."""
+def together(
+    ground: Ground, tokens: Mapping[str, Sequence[str]]
+) -> dict[str, set[str]]:
+    """Let callers of clusters ask at the same time.
 
-    def one(token: str) -> str:
+    Returns:
+        The statuses, for each cluster. There is a row for each call.
+    """
+    calls = sum(map(len, tokens.values()))
+    rows = len(ground.wire.outcomes()) + calls
+
+    def one(token: str, cluster: str) -> str:
         with Wire(ground.bridge) as wire:
-            return wire.ask(bearer(token, cluster_id)).code
+            return wire.ask(bearer(token, cluster)).code
 
-    with ThreadPoolExecutor(len(tokens)) as pool:
-        return list(pool.map(one, tokens))
+    with ThreadPoolExecutor(calls) as pool:
+        asked = {
+            cluster: [pool.submit(one, token, cluster) for token in its]
+            for cluster, its in tokens.items()
+        }
+        found = {
+            cluster: {call.result() for call in its} for cluster, its in asked.items()
+        }
+    await_that(lambda: len(ground.wire.outcomes()) == rows, "a call has no row")
+    ground.wire.forget()
+    return found
 
 
 @pytest.mark.parametrize("away", [FAR, HOME])
@@ -274,30 +293,23 @@ def test_an_api_server_that_is_away_harms_no_other_cluster(
     ground: Ground, away: str, fault: str
 ) -> None:
     clusters, other = ground.clusters, OTHER[away]
-    server, rows = clusters.servers[away], len(ground.wire.outcomes())
-    many = {
-        name: [clusters.workload(name).token for _ in range(CALLERS)]
-        for name in (away, other)
+    server = clusters.servers[away]
+    callers = {
+        name: [clusters.workload(name).token for _ in range(CALLERS)] for name in IDS
     }
-    for name, tokens in many.items():
-        assert set(together(ground, tokens, name)) == {"OK"}
+    good = {HOME: {"OK"}, FAR: {"OK"}}
+    assert together(ground, callers) == good
     before = threads(ground)
     server.pause() if fault == "hangs" else server.kill()
     try:
-        with ThreadPoolExecutor(1) as pool:
-            held = pool.submit(together, ground, many[away], away)
-            assert set(together(ground, many[other], other)) == {"OK"}
-            # The watch has seen the pods, and is believed for some minutes.
-            wanted = {"OK"} if ground.way == "bound" else {"UNAVAILABLE"}
-            assert set(held.result()) == wanted
+        # The watch has seen the pods, and is believed for some minutes.
+        code = "OK" if ground.verified_by == "bound" else "UNAVAILABLE"
+        assert together(ground, callers) == {away: {code}, other: {"OK"}}
         assert ground.bridge.get("/readyz")[0] == 200
     finally:
         server.resume() if fault == "hangs" else server.start()
-    # Each call is on record.
-    rows += 4 * CALLERS
-    await_that(lambda: len(ground.wire.outcomes()) == rows, "not each call has a row")
-    ground.wire.forget()
     ground.await_code(away, "OK")
+    assert together(ground, callers) == good
     await_that(lambda: threads(ground) <= before, "a thread is lost")
 
 
@@ -309,7 +321,7 @@ def test_a_cluster_that_hangs_holds_up_no_start_and_no_reload(
     for one in overrides["clusters"][1:]:
         # Longer than a test waits for a bridge.
         one["tokens"] = one["tokens"] | {"timeout": "5m"}
-    if way == "remote secret":
+    if way in BY_SECRET:
         clusters.put_secret(clusters.remote_kubeconfig())
     bridge = Bridge(
         tmp_path / "served", fronts=("istio", "linkerd"), overrides=overrides
@@ -332,7 +344,7 @@ def test_a_cluster_that_hangs_holds_up_no_start_and_no_reload(
 def test_a_watch_of_another_cluster_goes_on_while_one_hangs(
     clusters: TwoClusters, tmp_path: Path
 ) -> None:
-    with serving(clusters, tmp_path, "bound") as ground:
+    with serving(clusters, tmp_path, "bound by kubeconfig") as ground:
         for cluster in (HOME, FAR):
             await_verified(ground, cluster)
         token, pod = (made := clusters.workload(HOME)).token, made.pod
@@ -351,16 +363,20 @@ def test_a_watch_of_another_cluster_goes_on_while_one_hangs(
 
 
 @pytest.fixture
-def by_secret(clusters: TwoClusters, tmp_path: Path) -> Iterator[Ground]:
+def by_secret(
+    request: pytest.FixtureRequest, clusters: TwoClusters, tmp_path: Path
+) -> Iterator[Ground]:
     """A bridge that has not found a remote secret so far."""
     clusters.delete_secret()
-    with serving(clusters, tmp_path, "remote secret") as made:
+    way = getattr(request, "param", "remote secret")
+    with serving(clusters, tmp_path, way) as made:
         worker = made.bridge.worker
         yield made
         assert made.bridge.worker == worker
     clusters.delete_secret()
 
 
+@pytest.mark.parametrize("by_secret", BY_SECRET, indirect=True)
 def test_a_cluster_comes_and_goes_with_its_remote_secret(by_secret: Ground) -> None:
     clusters = by_secret.clusters
     answer, row = by_secret.ask(clusters.workload(FAR).token, FAR)
@@ -368,6 +384,7 @@ def test_a_cluster_comes_and_goes_with_its_remote_secret(by_secret: Ground) -> N
     assert by_secret.code(HOME) == "OK"
     clusters.put_secret(clusters.remote_kubeconfig())
     by_secret.await_code(FAR, "OK")
+    await_verified(by_secret, FAR)
     clusters.delete_secret()
     by_secret.await_code(FAR, "UNAVAILABLE")
     # A ztunnel of a cluster that was taken away gets nothing, either.
@@ -377,6 +394,7 @@ def test_a_cluster_comes_and_goes_with_its_remote_secret(by_secret: Ground) -> N
     assert by_secret.code(HOME) == "OK"
 
 
+@pytest.mark.parametrize("by_secret", BY_SECRET, indirect=True)
 def test_a_new_token_in_the_secret_is_taken(by_secret: Ground) -> None:
     clusters, secrets = by_secret.clusters, "/api/v1/namespaces/meshca/secrets"
     session = clusters.far.post(secrets, {"metadata": {"name": "session"}})

@@ -26,8 +26,9 @@ HOME, FAR = "home", "far"
 SILENT = "silent"
 """A second entry for the API server of `FAR`, which names no namespaces."""
 ALIASES = {HOME: "main", FAR: "arn:aws:eks:eu-west-1:1:cluster/far"}
-WAYS = ("kubeconfig", "remote secret", "bound")
-"""How the bridge gets at the API server of `FAR`, and what it does there."""
+BY_SECRET = ("remote secret", "bound by remote secret")
+WAYS = ("kubeconfig", "bound by kubeconfig", *BY_SECRET)
+"""How the bridge gets at the API server of `FAR`, and whether it has a watch there."""
 SECRETS = "/api/v1/namespaces/istio-system/secrets"
 NAMESPACES: Mapping[str, tuple[str, ...]] = {
     "istio-system": ("ztunnel",),
@@ -179,11 +180,10 @@ class TwoClusters:
         soon = {"timeout": "1s"}
         bound = {"verify": "bound", "issuer": ISSUER} | soon
         review = {"verify": "token_review"} | soon
-        verify = bound if way == "bound" else review
+        verify = bound if way.startswith("bound") else review
         home = {} if in_pod else self.by_kubeconfig(HOME)
         far = self.by_kubeconfig(FAR)
-        by_secret = review | {"remote_secret": True}
-        tokens = by_secret if way == "remote secret" else verify | far
+        tokens = {"remote_secret": True} if way in BY_SECRET else far
         made: dict[str, Any] = {
             "clusters": [
                 # The first one: each of its namespaces is allowed by default.
@@ -192,15 +192,17 @@ class TwoClusters:
                     "name": FAR,
                     "aliases": [ALIASES[FAR]],
                     "namespaces": ["shop"],
-                    "tokens": tokens,
+                    "tokens": verify | tokens,
                 },
                 {"name": SILENT, "tokens": review | far},
             ],
             "fronts": {"linkerd": {"cluster": linkerd}},
+            # Fewer than the callers of a test: one that is lost would be missed.
+            "limits": {"threads": 8},
             # Every refusal gets its row, also those of callers that nobody knows.
             "ledger": {"refusals_per_second": 100_000, "excess_per_second": 100_000},
         }
-        if way == "remote secret":
+        if way in BY_SECRET:
             made["remote_secrets"] = home | {"namespace": "istio-system"} | soon
         return made
 
