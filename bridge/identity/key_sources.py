@@ -21,6 +21,7 @@ from typing import Final, Protocol
 from bridge.errors import ConfigError, ReviewError
 from bridge.identity import jose
 from bridge.system.files import Stamp, failure_text, read_public, stamp_of
+from bridge.system.logs import on_one_line
 
 _LARGEST: Final = 1024 * 1024
 _CHUNK = 64 * 1024
@@ -214,7 +215,7 @@ def _silent(url: str, reason: str) -> ReviewError:
     return ReviewError(
         "the keys of this cluster cannot be fetched",
         rule="cluster.keys",
-        detail=f"{url}: {reason[:200]}",
+        detail=on_one_line(f"{url}: {reason[:200]}"),
     )
 
 

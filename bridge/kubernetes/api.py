@@ -23,6 +23,7 @@ from bridge.kubernetes.credentials import Credentials, Shown
 from bridge.resilience.budget import Budget
 from bridge.resilience.bulkhead import STALL_SECONDS, Bulkhead
 from bridge.system.host_addresses import HostAddresses
+from bridge.system.logs import on_one_line
 
 _WAIT_SECONDS = 0.2
 """How long a call waits for others to end. It holds a thread, which calls of other
@@ -334,7 +335,8 @@ class APIServer:
 
     def _shown(self, reason: str) -> str:
         place = f"https://{self._place}: " if self._place else ""
-        return f"{place}{reason[:300]}"
+        # Whoever answers must not forge lines of the log.
+        return f"{place}{on_one_line(reason[:300])}"
 
 
 _Request = Callable[[Shown], bytes]

@@ -28,6 +28,7 @@ from bridge.kubernetes.api import (
 )
 from bridge.kubernetes.objects import ACCOUNTS, KINDS, PODS, ClusterObject
 from bridge.resilience.budget import Budget
+from bridge.system.logs import on_one_line
 
 _WATCH_SECONDS = (300.0, 600.0)
 """How long one watch lasts, by lot: those of many replicas end apart."""
@@ -327,7 +328,7 @@ class Informer:
 
 def _event_error(status: Mapping[str, Any]) -> ReviewError:
     code = status.get("code")
-    said = f"{code}: {str(status.get('message') or '')[:200]}"
+    said = on_one_line(f"{str(code)[:20]}: {str(status.get('message') or '')[:200]}")
     if code == http.client.GONE:
         return _gone(said)
     error = ReviewError(

@@ -14,6 +14,7 @@ from bridge.identity import key_sources
 from bridge.identity.key_sources import KeyFile, URLSource
 from tests.support.parts.keyserver import DISCOVERY_PATH, JWKS_PATH, KeyServer
 from tests.support.parts.pki import new_root
+from tests.support.parts.token_reviews import ReviewServer, saying
 
 SET = b'{"keys": []}'
 OLD_ISSUER = "https://old.example"
@@ -101,6 +102,16 @@ def test_an_answer_that_is_none(
     with pytest.raises(ReviewError, match="cannot be fetched") as caught:
         source.read()
     assert detail in caught.value.detail
+
+
+def test_what_a_key_server_says_is_one_line_of_the_log(tmp_path: Path) -> None:
+    with ReviewServer(tmp_path) as server, server.ending_after(60):
+        server.fault = saying(b"no\r2026-11-29 INFO forged\x1b[2J\r\n")
+        source = URLSource(server.url + JWKS_PATH, (), ca_file=server.ca_file)
+        with pytest.raises(ReviewError, match="cannot be fetched") as caught:
+            source.read()
+    assert "forged" in caught.value.detail
+    assert caught.value.detail.isprintable()
 
 
 def test_a_redirect_on_the_same_host_is_followed(server: KeyServer) -> None:

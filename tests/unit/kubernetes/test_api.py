@@ -100,6 +100,23 @@ def test_an_api_server_puts_nobody_off_for_long(
         assert refused(api).retry_after == seconds
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [
+        json_answer(b'{"message": "no\\n2026-11-29 INFO forged\\u001b[2J"}', 403),
+        b"no\r2026-11-29 INFO forged\x1b[2J\r\n",
+    ],
+)
+def test_what_an_api_server_says_is_one_line_of_the_log(
+    server: ReviewServer, answer: bytes
+) -> None:
+    server.fault = saying(answer)
+    with closing(client(server)) as api:
+        told = refused(api).detail
+    assert "forged" in told
+    assert told.isprintable()
+
+
 def test_a_request_that_went_out_is_not_sent_again(server: ReviewServer) -> None:
     with closing(client(server)) as api:
         ask(api)

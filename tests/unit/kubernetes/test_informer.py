@@ -367,6 +367,12 @@ def test_who_is_asked_to_wait_waits(followed: Followed) -> None:
     assert followed.informer.pause() == 9.0
 
 
+def test_what_an_error_says_is_one_line_of_the_log(followed: Followed) -> None:
+    said = error(500).replace(b"a test", rb"a\nforged line")
+    assert all(str(told).isprintable() for told in followed.follow(ending(said)))
+    assert "forged line" in str(followed.sink.told)
+
+
 def test_the_wait_grows_and_has_a_bound(followed: Followed) -> None:
     waits = []
     for _ in range(7):
