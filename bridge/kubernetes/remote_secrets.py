@@ -29,7 +29,8 @@ from bridge.system.background import BackgroundLoop
 _LABEL = "istio/multiCluster=true"
 _SECONDS = 5.0
 _LOOK_SECONDS = 30.0
-_PAGE = 50
+_PAGE = 10
+"""An answer has at most 1 MiB, and what `kubectl apply` made has its content twice."""
 _MOST = 1000
 """Secrets that are read: each may have a MiB."""
 _CLOSE_SECONDS = 1.0

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs
 
 import pytest
 import yaml
@@ -162,13 +163,25 @@ def test_all_pages_are_read(server: Home) -> None:
     assert b"labelSelector=istio/multiCluster%3Dtrue" in asked[0].replace(b"%2F", b"/")
 
 
+def test_a_page_has_room_for_large_secrets(server: Home) -> None:
+    large = secret(kubeconfig())
+    large["metadata"]["annotations"] = {"last-applied": "x" * 100_000}
+
+    def fault(running: ReviewServer, sock: Any) -> None:
+        (limit,) = parse_qs(running.requests[-1].split(b" ")[1])[b"limit"]
+        sock.sendall(json_answer(json.dumps(listed(*[large] * int(limit))).encode()))
+
+    server.fault = fault
+    assert shown(looked(server)) == "one"
+
+
 def test_secrets_without_an_end_leave_what_was_listed(server: Home) -> None:
     server.objects[PATH] = listed(secret(kubeconfig()))
     secrets = looked(server)
     before = len(server.requests)
     server.objects[PATH] = listed(more="next")
     secrets.look()
-    assert len(server.requests) - before == 20
+    assert len(server.requests) - before == 100
     (told,) = secrets.problems()
     assert "it has more than 1000 remote secrets" in told
     assert shown(secrets) == "one"
