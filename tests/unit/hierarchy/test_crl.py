@@ -30,7 +30,7 @@ from bridge.hierarchy.keys import LocalKey
 from bridge.hierarchy.transcript import file_problems, read
 from bridge.snapshot.revocation import RevocationLists
 from bridge.x509.algorithm import algorithm_of
-from bridge.x509.crl.building import entries_of
+from bridge.x509.crl.building import PlannedCRL, entries_of
 from bridge.x509.crl.revocation_list import parse_lists
 from tests.support.parts.ceremonies import HeldCeremony, StubKey, tree
 from tests.support.parts.pki import (
@@ -548,6 +548,24 @@ def test_a_device_that_signs_something_else_is_found(held: HeldCeremony) -> None
     with pytest.raises(BackendBrokenError, match="eu: the signature is not one of the"):
         make(held)
     assert held.output.crls("eu") == {}
+
+
+def test_a_list_that_is_not_the_linted_one_is_not_written(
+    held: HeldCeremony, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, seen = PlannedCRL.joined, list[bytes]()
+
+    def joined(
+        planned: PlannedCRL, tbs: bytes, signature: bytes
+    ) -> x509.CertificateRevocationList:
+        given = tbs.replace(b"Corp EU CA", b"Corp EW CA") if seen else tbs
+        seen.append(tbs)
+        return real(planned, given, signature)
+
+    monkeypatch.setattr(PlannedCRL, "joined", joined)
+    with pytest.raises(BackendBrokenError, match="eu: what was signed is not what was"):
+        make(held)
+    assert not held.output.crls("eu")
 
 
 def test_an_unknown_serial_number_that_is_confirmed_is_revoked(

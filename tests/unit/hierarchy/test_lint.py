@@ -37,6 +37,7 @@ def certificate(
     serial: int = 1 << 100,
     subject: str = "EU CA",
     issuer: str = "Root",
+    digest: hashes.HashAlgorithm | None = None,
 ) -> x509.Certificate:
     """Make a certificate that is right but for what is changed."""
     extensions: Extensions = {
@@ -55,7 +56,7 @@ def certificate(
     )
     for value, critical in extensions.values():
         builder = builder.add_extension(value, critical)
-    return builder.sign(ABOVE, hashes.SHA256())
+    return builder.sign(ABOVE, digest or hashes.SHA256())  # type: ignore[arg-type]
 
 
 def put(value: x509.ExtensionType, *, critical: bool) -> Callable[[Extensions], object]:
@@ -70,6 +71,12 @@ def policies(text: str) -> x509.CertificatePolicies:
 
 def without(kind: type[x509.ExtensionType]) -> Callable[[Extensions], object]:
     return lambda extensions: extensions.pop(kind)
+
+
+def test_a_signature_of_a_kind_that_no_data_plane_reads_is_found() -> None:
+    made = certificate(digest=hashes.SHA3_256())
+    (told,) = findings(made, ISSUER, with_pkilint=False)
+    assert told.startswith("is signed with ")
 
 
 def test_nothing_is_found_in_a_good_certificate() -> None:
