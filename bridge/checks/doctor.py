@@ -91,7 +91,7 @@ RULES: tuple[DoctorRule, ...] = (
     ),
     DoctorRule(
         "chain.key",
-        "has an unfit key|has a key that cannot be read",
+        "has an unfit key|has a key that cannot be read|expected RSA with 2048",
         "a key that verifiers refuse, such as RSA-1024",
         "Make a key of P-256, P-384 or RSA of 2048 bits or more, and have it signed.",
     ),

@@ -19,6 +19,7 @@ from tests.support.parts.pki import (
     NOW,
     Authority,
     bundle,
+    new_key,
     new_root,
     revoking,
     write_private,
@@ -69,6 +70,26 @@ def one_subject() -> Authority:
     return region.issue_ca("same", path_length=0)
 
 
+def one_key() -> Authority:
+    region = new_root().issue_ca("region", path_length=1)
+    return region.issue_ca("issuing", key=region.key, path_length=0)
+
+
+def one_tier_too_many() -> Authority:
+    region = new_root().issue_ca("region", path_length=0)
+    return region.issue_ca("issuing", path_length=0)
+
+
+def short_key() -> Authority:
+    region = new_root().issue_ca("region", path_length=1)
+    return region.issue_ca("issuing", key=new_key("rsa1024"), path_length=0)
+
+
+def ended() -> Authority:
+    region = new_root().issue_ca("region", path_length=1)
+    return region.issue_ca("issuing", path_length=0, not_after=NOW)
+
+
 def foreign() -> Authority:
     ca = under()
     other = new_root("other")
@@ -97,6 +118,23 @@ def listed(left: timedelta) -> Change:
     return change
 
 
+def revoked(tree: dict[str, Any], folder: Path) -> None:
+    ca = under()
+    served_by(lambda: ca)(tree, folder)
+    (folder / "region.crl").write_bytes(revoking(ca.above[0], ca))
+    tree["crls"] = ["region.crl"]
+
+
+def list_of_nobody(tree: dict[str, Any], folder: Path) -> None:
+    (folder / "other.crl").write_bytes(revoking(new_root("another")))
+    tree["crls"] = ["other.crl"]
+
+
+def no_anchors(tree: dict[str, Any], folder: Path) -> None:
+    (folder / "empty.pem").touch()
+    tree["trust_anchors"] = "empty.pem"
+
+
 def long_leaves(tree: dict[str, Any], _: Path) -> None:
     tree["issuance"] |= {"max_ttl": "240h", "default_ttl": "24h"}
 
@@ -108,6 +146,19 @@ REPORTS: dict[str, tuple[Change | None, str, str, int]] = {
     "one subject in two tiers": (
         *(served_by(one_subject), "chain.shared-subject", "error", 1),
     ),
+    "one key in two tiers": (served_by(one_key), "chain.shared-key", "error", 1),
+    "more tiers than a pathLen allows": (
+        *(served_by(one_tier_too_many), "chain.path-length", "error", 1),
+    ),
+    "RSA-1024": (served_by(short_key), "chain.key", "error", 1),
+    "an issuing CA that has ended": (served_by(ended), "expiry.invalid", "error", 1),
+    "half a host in a constraint": (
+        served_by(lambda: under(constraints=permitting(URI("corp.example")))),
+        *("constraints.half-host", "info", 3),
+    ),
+    "a revoked issuing CA": (revoked, "crl.revoked", "error", 1),
+    "a list of a CA that no chain has": (list_of_nobody, "crl.file", "warning", 3),
+    "no trust anchor": (no_anchors, "anchors.trouble", "error", 1),
     "a wrong chain": (served_by(foreign), "chain.wrong", "error", 1),
     "spiffe:// in a constraint": (
         served_by(lambda: under(constraints=permitting(URI("spiffe://corp.example")))),
