@@ -391,6 +391,11 @@ class ClusterRegistry:
         now = self._clock()
         return [one.name for one in self.clusters if not one.verifier.can_verify(now)]
 
+    def without_credentials(self) -> list[str]:
+        """Return the names of the clusters whose remote secret is not there."""
+        missing = frozenset[str]() if self.secrets is None else self.secrets.missing()
+        return [one.name for one in self.clusters if one.name in missing]
+
     def unserved(self, callers: Mapping[str, Collection[str]]) -> list[str]:
         """Return the fronts that can verify no token, one sentence each.
 

@@ -97,6 +97,15 @@ class RemoteSecrets:
         """Return what the secrets say of a cluster; None if no secret does."""
         return self._known.get(cluster)
 
+    def missing(self) -> frozenset[str]:
+        """Return the clusters for which no secret has had credentials."""
+        known = self._known
+        return frozenset(
+            cluster
+            for cluster in self._names.values()
+            if cluster not in known or known[cluster].access is None
+        )
+
     @property
     def trouble(self) -> str:
         """Why the secrets cannot be listed; empty if they could be."""

@@ -363,7 +363,7 @@ def _warnings(  # noqa: C901 - one line for each part
     if stale := clusters.problems():
         found["token keys"] = "; ".join(stale)
     for warning, names in (
-        (WITHOUT_KEYS, clusters.without_keys()),
+        (WITHOUT_KEYS, clusters.without_keys() + clusters.without_credentials()),
         (UNPROVEN, [one for one in snapshots.prober.unproven() if one not in ended]),
     ):
         if names:

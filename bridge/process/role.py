@@ -14,7 +14,7 @@ that it names (EX_CONFIG)."""
 BROKEN = 65
 """The exit status of a worker whose journal is broken or was cut (EX_DATAERR). Another
 start would find the same: an operator has to act."""
-WITHOUT_KEYS = "clusters without token keys"
+WITHOUT_KEYS = "clusters without token keys or remote secrets"
 UNPROVEN = "issuing CAs that have not signed"
 """Warnings in a worker's readiness whose text is names, separated by commas."""
 HELD = {"listeners": "waiting for the other workers of this configuration"}

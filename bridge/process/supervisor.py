@@ -265,14 +265,16 @@ class Supervisor:
         without_keys, unproven = new.named(WITHOUT_KEYS), new.named(UNPROVEN)
         if without_keys is None or unproven is None:
             return ["a new worker does not say what it lacks"]
-        # Token keys start empty in new workers. Where those of a cluster cannot be read
-        # now, the workers in service have them still.
+        # Token keys and remote secrets start empty in new workers. Where those of a
+        # cluster cannot be read now, the workers in service have them still.
         absent = without_keys & {one.name for one in before.clusters}
         if absent and (
             lost := absent - (self._current.named(WITHOUT_KEYS) or frozenset())
         ):
             names = ", ".join(sorted(lost))
-            losses.append(f"no token keys of {names}, which the old workers have")
+            losses.append(
+                f"no token keys or remote secret of {names}, which the old workers have"
+            )
         # An issuing CA that is as it was may be down, and others sign.
         losses += (
             f"issuing_cas.{name} has not signed"

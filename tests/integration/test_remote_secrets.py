@@ -1,6 +1,7 @@
 """A cluster's tokens are reviewed with the credentials of its remote secret."""
 
 import base64
+import json
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime
@@ -13,9 +14,12 @@ from bridge.config import parse
 from bridge.errors import ReviewError
 from bridge.identity.caller import Caller, TokenCredential
 from bridge.identity.clusters import ClusterRegistry
+from bridge.process.role import WITHOUT_KEYS
 from bridge.resilience.budget import Budget
 from bridge.system.clock import system_clock
 from tests.support.clients.istio_raw import token
+from tests.support.harness.configuration import smallest
+from tests.support.harness.workers import Supervised, await_true
 from tests.support.parts.token_reviews import OWN_TOKEN, ReviewServer
 from tests.unit.config.test_load import tree
 
@@ -84,3 +88,49 @@ def test_a_cluster_is_asked_once_its_secret_is_there(
         caller = ask(clusters)
         assert (caller.cluster, caller.verified_by) == ("far", "token_review")
         assert clusters.problems() == []
+
+
+def test_a_secret_that_is_not_there_is_named_as_a_reload_would_lose_it(
+    server: ReviewServer, tmp_path: Path
+) -> None:
+    with closing(registry(server, tmp_path)) as clusters:
+        secrets = clusters.secrets
+        assert secrets is not None
+        assert clusters.without_credentials() == ["far"]
+        server.objects[SECRETS] = secret_of(server)
+        secrets.look()
+        assert clusters.without_credentials() == []
+        # What it said stays in use.
+        server.objects[SECRETS] = {
+            "items": [{"metadata": {"name": "s"}, "data": {"far": "YQ=="}}]
+        }
+        secrets.look()
+        assert clusters.without_credentials() == []
+        server.objects[SECRETS] = {"items": []}
+        secrets.look()
+        assert clusters.without_credentials() == ["far"]
+
+
+def test_a_worker_says_which_remote_secrets_it_lacks(
+    server: ReviewServer, tmp_path: Path
+) -> None:
+    home = {key: value for key, value in server.section.items() if key != "verify"}
+    joined = {"verify": "token_review", "remote_secret": True}
+    changed = {
+        "clusters": [*smallest()["clusters"], {"name": "far", "tokens": joined}],
+        "remote_secrets": home | {"namespace": "istio-system"},
+    }
+    with Supervised(tmp_path / "served", overrides=changed) as bridge:
+
+        def lacking() -> str:
+            page = json.loads(bridge.get("/readyz")[1])
+            (state,) = page["workers"].values()
+            return str(state["warnings"].get(WITHOUT_KEYS, ""))
+
+        assert lacking() == "far"
+        assert bridge.get("/readyz")[0] == 200
+        server.objects[SECRETS] = secret_of(server)
+        await_true(lambda: lacking() == "")
+        bridge.hang_up()
+        bridge.await_reloads("ok")
+        assert lacking() == ""

@@ -354,7 +354,9 @@ def test_a_reload_does_not_lose_the_token_keys_of_a_cluster(
     assert one.nursery.alive() == (["w1"] if is_replaced else ["w0"])
     if not is_replaced:
         told = one.reloads.warnings()["configuration"]
-        assert "no token keys of Kubernetes, which the old workers have" in told
+        assert (
+            "no token keys or remote secret of Kubernetes, which the old workers have"
+        ) in told
 
 
 @pytest.mark.parametrize(
