@@ -20,6 +20,8 @@ from bridge.process.worker_process import Spawn, Worker
 
 _READY_SECONDS = 30.0
 """The longest that the workers of a new configuration may take to get ready."""
+_LISTEN_SECONDS = 5.0
+"""The longest that they may take to listen, once all are prepared."""
 _MARGIN_SECONDS = 7.0
 """Added to `limits.drain`; a worker ends itself before that, where it still can."""
 _log = logging.getLogger(__name__)
@@ -246,6 +248,7 @@ class Supervisor:
         if new.is_held and new.is_prepared and not (losses := self._losses(new)):
             # All that can fail has been tried but for the ports.
             new.release()
+            new.ready_by = max(new.ready_by, now + _LISTEN_SECONDS)
         if not new.is_held and new.is_ready:
             old, self._current, self._next = self._current, new, None
             self._is_proven = True

@@ -235,6 +235,34 @@ def test_no_worker_of_a_reload_listens_before_all_of_them_could() -> None:
     assert not one.nursery.born[-1].order.is_held
 
 
+def test_workers_that_are_prepared_late_have_time_to_listen() -> None:
+    one = Supervision(workers=1)
+    one.supervisor.tick(0)
+    one.nursery.prepare = lambda child: setattr(child, "is_ready", False)
+    one.supervisor.reload(source(1), 1)
+    one.supervisor.tick(1)
+    new = one.nursery.born[-1]
+    new.is_ready, new.release = True, lambda: None  # type: ignore[method-assign]
+    for now in (30.9, 31, 35.8):
+        one.supervisor.tick(now)
+    assert one.nursery.alive() == ["w0", "w1"]
+    new.is_released = True
+    one.supervisor.tick(35.85)
+    assert one.nursery.alive() == ["w1"]
+    assert one.counted("ok") == 1
+
+
+def test_workers_that_do_not_listen_are_ended() -> None:
+    one = Supervision(workers=1)
+    one.supervisor.tick(0)
+    one.nursery.prepare = lambda child: setattr(child, "release", lambda: None)
+    one.supervisor.reload(source(1), 1)
+    for now in (1, 2, 30.9, 31):
+        one.supervisor.tick(now)
+    assert one.nursery.alive() == ["w0"]
+    assert one.counted("refused") == 1
+
+
 def test_no_worker_listens_whose_configuration_is_refused() -> None:
     one = Supervision(workers=1)
     one.supervisor.tick(0)
