@@ -36,8 +36,9 @@ _SPREAD_SECONDS = (0.0, 1.0)
 _FIRST_WAIT_SECONDS = 1.0
 _LONGEST_WAIT_SECONDS = 15.0
 _SPREAD = (0.5, 1.5)
-_PAGE = 500
-_LARGEST_PAGE = 64 << 20
+_PAGE = 250
+_LARGEST_PAGE = 8 << 20
+"""Read as JSON, it may take 30 times as much memory."""
 _CHECK_SECONDS = 10.0
 _LONGEST_VERSION = 128
 _INITIAL_END = "k8s.io/initial-events-end"

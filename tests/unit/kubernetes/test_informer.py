@@ -294,10 +294,20 @@ def test_an_api_server_without_streaming_lists_is_asked_for_pages(
     assert told == [["a", "b", "c"], "put d"]
     # Never `resourceVersion=0`, which would ignore the limit.
     assert followed.said.queries()[1:3] == [
-        {"limit": "500"},
-        {"limit": "500", "continue": "next"},
+        {"limit": "250"},
+        {"limit": "250", "continue": "next"},
     ]
     assert followed.said.queries()[3]["resourceVersion"] == "20"
+
+
+def test_what_is_read_at_once_is_small(followed: Followed) -> None:
+    page_of = json_answer(b" " * ((8 << 20) + 1))
+    (told,) = followed.follow(json_answer(b"{}", 422), page_of)
+    assert "the answer has more than 8388608 bytes" in str(told)
+    line = ending(added("a" * (4 << 20)))
+    followed.follow(page("a", version=20), ending())
+    (told,) = followed.follow(page(version=20), line)
+    assert "a line has more than 4194304 bytes" in str(told)
 
 
 def test_410_amid_pages_begins_them_anew(followed: Followed) -> None:
