@@ -140,9 +140,6 @@ def export(  # noqa: PLR0913 - one parameter for each option
         confirm_clock(time)
     plan_of(loaded, now=system_clock()).require_passes()
     if shape is not None:
-        # Proxies are told of a revocation by the lists of this very chain.
-        is_of_crls = shape == CRL_SHAPE
-        _require_verified(loaded, output, [name], also_revoked=is_of_crls)
         options = ShapeOptions(
             namespace=namespace,
             signer=signer,
@@ -155,12 +152,7 @@ def export(  # noqa: PLR0913 - one parameter for each option
                 service_account=vault_service_account,
             ),
         )
-        made = ca_files(
-            *(loaded, name, shape, options),
-            certificates=output.certificate,
-            secret=secret_of(name, pin_fd),
-            crls=lambda one: output.crl(one, system_clock()),
-        )
+        made = _in_shape(loaded, output, name, shape, options, pin_fd)
     else:
         wanted = ClusterExport(
             cluster=name,
@@ -211,6 +203,24 @@ def _require_new(folder: Path, output: Output) -> None:
             "no file of an earlier export is to stay beside the new ones",
             rule="hierarchy.export",
         )
+
+
+def _in_shape(
+    loaded: Loaded,
+    output: Output,
+    name: str,
+    shape: str,
+    options: ShapeOptions,
+    pin_fd: int | None,
+) -> Files:
+    # Proxies are told of a revocation by the lists of this very chain.
+    _require_verified(loaded, output, [name], also_revoked=shape == CRL_SHAPE)
+    return ca_files(
+        *(loaded, name, shape, options),
+        certificates=output.certificate,
+        secret=secret_of(name, pin_fd),
+        crls=lambda one: output.crl(one, system_clock()),
+    )
 
 
 def _vault(ca: Path | None, **given: str | None) -> VaultIssuer | None:
