@@ -87,7 +87,7 @@ class ClusterObject(NamedTuple):
         """Read an object as an API server writes it, whole or its metadata alone.
 
         Raises:
-            ValueError: It is no such object, or has text that is no Unicode.
+            ValueError: It is no such object, or has text that is no name.
         """
         try:
             metadata, spec = found["metadata"], found.get("spec") or {}
@@ -121,7 +121,10 @@ def _text(value: object, longest: int = _LONGEST) -> str:
         raise TypeError("expected text")
     if len(value) > longest:
         raise ValueError(f"expected a text of at most {longest} characters")
-    value.encode()  # JSON can have half a surrogate pair: an error is a ValueError
+    # Names and UIDs of Kubernetes are. Other text takes four times as much memory, and
+    # JSON can have half a surrogate pair.
+    if not value.isascii():
+        raise ValueError("expected a text in ASCII")
     return value
 
 

@@ -218,13 +218,14 @@ def test_an_error_of_any_kind_takes_a_change_back(index: ObjectIndex) -> None:
     index.put("one", PODS, API, 3.0)  # and nothing is left locked
 
 
+@pytest.mark.parametrize("text", ["a\ud800", "\U0001f600"])
 @pytest.mark.parametrize("where", ["namespace", "name", "uid", "account", "node"])
-def test_text_that_is_no_unicode_is_refused(where: str) -> None:
+def test_text_that_is_no_ascii_is_refused(where: str, text: str) -> None:
     metadata: dict[str, Any] = {"namespace": "shop", "name": "web-0", "uid": "1"}
     spec: dict[str, Any] = {}
     names = {"account": "serviceAccountName", "node": "nodeName"}
-    (spec if where in names else metadata)[names.get(where, where)] = "a\ud800"
-    with pytest.raises(ValueError, match="surrogates not allowed"):
+    (spec if where in names else metadata)[names.get(where, where)] = text
+    with pytest.raises(ValueError, match="expected a text in ASCII"):
         ClusterObject.of({"metadata": metadata, "spec": spec})
 
 
