@@ -1,5 +1,6 @@
 """One bridge serves two clusters, each with a real API server of its own."""
 
+import base64
 import json
 import os
 import signal
@@ -414,7 +415,7 @@ def test_a_new_token_in_a_kubeconfig_is_taken(
         secrets = "/api/v1/namespaces/meshca/secrets"
         session = clusters.far.post(secrets, {"metadata": {"name": "session"}})
         old = clusters.own_token(FAR, bound_to=session)
-        clusters.by_kubeconfig(FAR, old)
+        clusters.by_kubeconfig(FAR, {"token": old})
         ground.await_code(FAR, "OK")
         clusters.by_kubeconfig(FAR)
         clusters.far.call("DELETE", f"{secrets}/session")
@@ -508,3 +509,19 @@ def test_a_bridge_in_a_pod_needs_no_credentials_for_its_own_cluster(
         for cluster in (HOME, FAR):
             ground.await_code(cluster, "OK")
     clusters.delete_secret()
+
+
+def test_a_client_certificate_needs_the_role_and_the_right_to_the_keys(
+    clusters: TwoClusters, tmp_path: Path
+) -> None:
+    roles = ("meshca-bridge-remote", "system:service-account-issuer-discovery")
+    chain, key = clusters.far.user("bridge-at-home", *roles)
+    shown = {"client-certificate-data": chain, "client-key-data": key}
+    user = {name: base64.b64encode(pem).decode() for name, pem in shown.items()}
+    overrides = clusters.overrides("bound by kubeconfig")
+    clusters.by_kubeconfig(FAR, user)
+    made = Bridge(tmp_path / "served", fronts=("istio", "linkerd"), overrides=overrides)
+    with made as bridge, Wire(bridge) as wire:
+        ground = Ground(clusters, bridge, wire, "bound by kubeconfig")
+        await_verified(ground, FAR)
+        assert ground.code(FAR) == "OK"

@@ -114,15 +114,21 @@ class TwoClusters:
         account = "meshca-bridge" if cluster == HOME else "meshca-bridge-remote"
         return self.servers[cluster].token("meshca", account, bound_to=bound_to)
 
-    def by_kubeconfig(self, cluster: str, token: str = "") -> dict[str, object]:
+    def by_kubeconfig(
+        self, cluster: str, user: Mapping[str, str] | None = None
+    ) -> dict[str, object]:
         """Write a kubeconfig with two contexts; return the keys that name the one.
 
         Args:
             cluster: Whose API server.
-            token: By default a new one of the bridge's account.
+            user: What is shown to it; by default a new token of the bridge's account.
         """
-        server, shown = self.servers[cluster], token or self.own_token(cluster)
-        tree = yaml.safe_load(kubeconfig(server, cluster, shown))
+        server, shown = (
+            self.servers[cluster],
+            user or {"token": self.own_token(cluster)},
+        )
+        tree = yaml.safe_load(kubeconfig(server, cluster, ""))
+        tree["users"] = [{"name": cluster, "user": shown}]
         # The current context shows what nobody accepts.
         tree["users"].append({"name": "nobody", "user": {"token": "nobody"}})
         other = {"cluster": cluster, "user": "nobody"}

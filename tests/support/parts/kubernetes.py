@@ -11,14 +11,23 @@ import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Self
 
 import yaml
+from cryptography import x509
+from cryptography.x509.oid import NameOID
 
 from bridge.cli.demo_setup.backends import running
 from tests.support.parts import install, netports, prometheus
-from tests.support.parts.pki import key_pem, new_key, write_private
+from tests.support.parts.pki import (
+    bundle,
+    key_pem,
+    new_key,
+    new_root,
+    write_private,
+)
 from tests.support.parts.vault import write_certificate
 
 _START_SECONDS = 120.0
@@ -44,11 +53,14 @@ class APIServer:
         self.port = netports.reserve()
         self.url = f"https://127.0.0.1:{self.port}"
         self.ca_file = folder / "ca.pem"
+        start = datetime.now(UTC) - timedelta(hours=1)
+        self._clients = new_root("CA of clients", not_before=start)
         self._parts = contextlib.ExitStack()
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
         write_certificate(self.folder, self.ca_file)
+        (self.folder / "clients.pem").write_bytes(self._clients.pem)
         write_private(self.folder / "accounts.key", key_pem(new_key("rsa2048")))
         tokens = f"{_ADMIN},admin,admin,system:masters\n"
         write_private(self.folder / "tokens.csv", tokens.encode())
@@ -138,11 +150,30 @@ class APIServer:
     def bind(self, namespace: str, name: str, role: str) -> None:
         """Give a service account the rights of a cluster role."""
         account = {"kind": "ServiceAccount", "name": name, "namespace": namespace}
+        self._bind(account, f"{namespace}-{name}-{role}", role)
+
+    def user(self, name: str, *roles: str) -> tuple[bytes, bytes]:
+        """Return a client certificate of a user with these cluster roles, and its key.
+
+        Both are in PEM.
+        """
+        for role in roles:
+            self._bind({"kind": "User", "name": name}, f"{name}-{role}", role)
+        key = new_key()
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        start = datetime.now(UTC) - timedelta(minutes=1)
+        # Go reads no certificate whose list of names is empty.
+        leaf = self._clients.issue_leaf(
+            x509.DNSName(name), key=key, subject=subject, not_before=start
+        )
+        return bundle(leaf), key_pem(key)
+
+    def _bind(self, subject: Mapping[str, str], name: str, role: str) -> None:
         self.post(
             f"{_RIGHTS}/clusterrolebindings",
             {
-                "metadata": {"name": f"{namespace}-{name}-{role}"},
-                "subjects": [account],
+                "metadata": {"name": name},
+                "subjects": [subject],
                 "roleRef": {
                     "apiGroup": "rbac.authorization.k8s.io",
                     "kind": "ClusterRole",
@@ -228,6 +259,7 @@ class APIServer:
             f"--etcd-servers=http://{store}",
             f"--secure-port={self.port}",
             "--bind-address=127.0.0.1",
+            "--client-ca-file=clients.pem",
             "--tls-cert-file=server.pem",
             "--tls-private-key-file=server.key",
             "--token-auth-file=tokens.csv",
