@@ -24,7 +24,10 @@ _LONGEST_LINE = 4 << 20
 """One object, of which etcd takes 1.5 MiB. Read as JSON, it may take 30 times as much
 memory."""
 _PIECE = 1 << 16
+_MOST_PIECES = 4096
+"""Of an answer: in pieces of two bytes, 1 MiB takes a second of CPU."""
 _LONGEST_HEADER = 1 << 16
+"""Of all headers together, too."""
 _MOST_HEADERS = 100
 _STATUS = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: [^\r\n]*)?\r?\n")
 _HEADER = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\r\n]*?)[ \t]*\r?\n")
@@ -192,8 +195,10 @@ class _Response(http.client.HTTPResponse):
 
     def _read_headers(self) -> dict[str, str]:
         headers: dict[str, str] = {}
+        left = _LONGEST_HEADER
         for _ in range(_MOST_HEADERS + 1):
-            line = self.fp.readline(_LONGEST_HEADER)
+            line = self.fp.readline(left)
+            left -= len(line)
             if line in {b"\r\n", b"\n"}:
                 return headers
             found = _HEADER.fullmatch(line)
@@ -226,13 +231,16 @@ def _length(text: str | None) -> int | None:
 
 
 def _whole(answer: _Response) -> APIAnswer:
-    # Joined as it comes: a list of pieces of two bytes takes 30 times as much memory.
-    read = bytearray()
+    pieces: list[bytes] = []
+    size = 0
     while piece := answer.read1(_PIECE):
-        read += piece
-        if len(read) > _LARGEST:
+        pieces.append(piece)
+        size += len(piece)
+        if size > _LARGEST:
             raise ValueError(f"the answer has more than {_LARGEST} bytes")
-    body = bytes(read)
+        if len(pieces) > _MOST_PIECES:
+            raise ValueError(f"the answer comes in more than {_MOST_PIECES} pieces")
+    body = b"".join(pieces)
     if answer.length:
         raise http.client.IncompleteRead(body)
     return APIAnswer(
@@ -264,6 +272,7 @@ class Stream:
             HTTPException: It ends amid the answer.
             ValueError: A line is too long.
         """
+        # Joined as it comes: a list of pieces of two bytes takes 30 times the memory.
         pending = bytearray()
         until = time.monotonic() + self._silence
         while piece := self._piece(until):

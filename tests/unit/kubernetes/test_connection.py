@@ -79,6 +79,12 @@ def received(data: bytes, piece: int = 1 << 20) -> APIAnswer:
             True,
             id="chunks and a length",
         ),
+        pytest.param(
+            CHUNKED + b"1\r\n \r\n" * 4096 + b"0\r\n\r\n",
+            b" " * 4096,
+            True,
+            id="many chunks",
+        ),
         pytest.param(OK + b"\r\n{}", b"{}", False, id="to the end"),
         pytest.param(
             OK + b"Content-Length: 2\r\nConnection: close\r\n\r\n{}",
@@ -222,6 +228,18 @@ def test_what_a_head_says_besides() -> None:
             id="no last chunk",
         ),
         pytest.param(
+            OK + b"X: " + b"a" * 40_000 + b"\r\nY: " + b"a" * 40_000 + b"\r\n\r\n",
+            http.client.HTTPException,
+            "no header",
+            id="long together",
+        ),
+        pytest.param(
+            CHUNKED + b"1\r\n \r\n" * 4097 + b"0\r\n\r\n",
+            ValueError,
+            "in more than 4096 pieces",
+            id="pieces",
+        ),
+        pytest.param(
             CHUNKED + b"0\r\n" + b"X: 1\r\n" * 101 + b"\r\n",
             http.client.HTTPException,
             "more than 100 headers",
@@ -244,10 +262,6 @@ def test_no_more_is_read_than_an_answer_may_have(size: bytes) -> None:
     assert sock.taken < 2 << 20
 
 
-def of_call(made: APIConnection) -> bytes:
-    return made.receive(time.monotonic() + 60).body
-
-
 def of_page(made: APIConnection) -> bytes:
     return Stream(made, time.monotonic() + 60, 60).body(1 << 20)
 
@@ -257,7 +271,7 @@ def of_watch(made: APIConnection) -> bytes:
     return line
 
 
-@pytest.mark.parametrize("read", [of_call, of_page, of_watch])
+@pytest.mark.parametrize("read", [of_page, of_watch])
 def test_an_answer_in_small_pieces_takes_no_more_memory_than_a_whole_one(
     read: Callable[[APIConnection], bytes],
 ) -> None:
