@@ -8,6 +8,7 @@ slow and well has calls enough to keep every place busy.
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 
 STALL_SECONDS = 0.5
@@ -36,7 +37,7 @@ class Bulkhead:
         spare: Further places, of all bulkheads that are given it: they are lent while
             the CA answers.
         now: Returns the seconds of a clock that is never set.
-        wait: Waits for a place for some seconds, and returns whether it got one.
+        wait: Waits for a turn for some seconds, and returns whether it has come.
     """
 
     def __init__(
@@ -46,15 +47,16 @@ class Bulkhead:
         *,
         spare: threading.Semaphore | None = None,
         now: Callable[[], float] = time.monotonic,
-        wait: Callable[[threading.Semaphore, float], bool] | None = None,
+        wait: Callable[[threading.Event, float], bool] = threading.Event.wait,
     ) -> None:
-        self._free = threading.Semaphore(places)
+        self._free = places
         self._spare = spare or threading.Semaphore(0)
         self._lock = threading.Lock()
         self._lent = 0
+        self._queue: deque[threading.Event] = deque()
         self._is_stalled = is_stalled
         self._now = now
-        self._wait = wait or _wait
+        self._wait = wait
 
     def enter(self, until: float) -> bool:
         """Take a place. Waits for one while the CA answers, at most to `until`.
@@ -62,26 +64,45 @@ class Bulkhead:
         Returns:
             Whether there is a place; `leave` gives it back.
         """
-        if self._free.acquire(blocking=False):
-            return True
-        while not self._is_stalled():
-            if self._spare.acquire(blocking=False):
-                with self._lock:
-                    self._lent += 1
+        with self._lock:
+            if self._taken():
                 return True
-            if self._now() >= until:
+            if self._is_stalled() or self._now() >= until:
                 return False
-            if self._wait(self._free, _LOOK_SECONDS):
-                return True
-        return False
+            turn = threading.Event()
+            self._queue.append(turn)
+        # A turn is kept while the CA is looked at: who has waited longest is next.
+        while not self._wait(turn, _LOOK_SECONDS):
+            with self._lock:
+                if turn.is_set():
+                    return True
+                is_lent = self._borrowed()
+                if is_lent or self._is_stalled() or self._now() >= until:
+                    self._queue.remove(turn)
+                    return is_lent
+        return True
 
     def leave(self) -> None:
-        """Give a place back, those that were lent first."""
+        """Give a place back: to who waits for one, else those that were lent first.
+
+        A CA that stalls keeps none that was lent.
+        """
         with self._lock:
-            is_lent = self._lent > 0
-            self._lent -= is_lent
-        (self._spare if is_lent else self._free).release()
+            if self._queue and not (self._lent and self._is_stalled()):
+                self._queue.popleft().set()
+            elif self._lent:
+                self._lent -= 1
+                self._spare.release()
+            else:
+                self._free += 1
 
+    def _taken(self) -> bool:
+        if self._free:
+            self._free -= 1
+            return True
+        return not self._queue and self._borrowed()
 
-def _wait(free: threading.Semaphore, seconds: float) -> bool:
-    return free.acquire(timeout=seconds)
+    def _borrowed(self) -> bool:
+        is_lent = not self._is_stalled() and self._spare.acquire(blocking=False)
+        self._lent += is_lent
+        return is_lent

@@ -36,10 +36,10 @@ class Door:
             wait=self.wait,
         )
 
-    def wait(self, free: threading.Semaphore, seconds: float) -> bool:
+    def wait(self, turn: threading.Event, seconds: float) -> bool:
         self.waits += 1
         self.now += seconds
-        return free.acquire(blocking=False)
+        return turn.is_set()
 
 
 def test_a_place_is_given_back() -> None:
@@ -73,9 +73,9 @@ def test_a_wait_ends_when_the_ca_begins_to_stall() -> None:
     one.bulkhead.enter(100)
     plain = one.wait
 
-    def wait(free: threading.Semaphore, seconds: float) -> bool:
+    def wait(turn: threading.Event, seconds: float) -> bool:
         one.is_stalled = one.waits == 2
-        return plain(free, seconds)
+        return plain(turn, seconds)
 
     one.bulkhead._wait = wait
     assert not one.bulkhead.enter(100)
@@ -90,6 +90,79 @@ def test_spare_places_are_lent_while_answers_come() -> None:
     assert [other.bulkhead.enter(0) for _ in range(2)] == [True, False]
     one.bulkhead.leave()
     assert other.bulkhead.enter(0)
+
+
+def test_who_has_waited_longest_is_next() -> None:
+    one = Door(1, threading.Semaphore(1))
+    assert [one.bulkhead.enter(0) for _ in range(2)] == [True, True]
+    entered: list[str] = []
+
+    def second(turn: threading.Event, _: float) -> bool:
+        one.bulkhead.leave()
+        assert not turn.is_set()
+        entered.append("second waits")
+        one.bulkhead.leave()
+        return turn.is_set()
+
+    def first(*_: object) -> bool:
+        one.bulkhead._wait = second
+        assert one.bulkhead.enter(1)
+        entered.append("second")
+        return False
+
+    one.bulkhead._wait = first
+    assert one.bulkhead.enter(1)
+    assert entered == ["second waits", "second"]
+    assert not one.bulkhead.enter(0)
+
+
+def test_a_place_that_is_lent_is_handed_on_and_comes_back() -> None:
+    spare = threading.Semaphore(1)
+    one, other = Door(1, spare), Door(1, spare)
+    assert [one.bulkhead.enter(0) for _ in range(2)] == [True, True]
+
+    def wait(turn: threading.Event, _: float) -> bool:
+        one.bulkhead.leave()
+        assert turn.is_set()
+        return True
+
+    one.bulkhead._wait = wait
+    assert one.bulkhead.enter(1)
+    assert other.bulkhead.enter(0)
+    assert not other.bulkhead.enter(0)
+    one.bulkhead.leave()
+    assert other.bulkhead.enter(0)
+
+
+def test_a_place_that_is_lent_is_not_handed_on_at_a_server_that_stalls() -> None:
+    spare = threading.Semaphore(1)
+    one, other = Door(1, spare), Door(1, spare)
+    assert [one.bulkhead.enter(0) for _ in range(2)] == [True, True]
+
+    def wait(turn: threading.Event, _: float) -> bool:
+        one.is_stalled = True
+        one.bulkhead.leave()
+        return turn.is_set()
+
+    one.bulkhead._wait = wait
+    assert not one.bulkhead.enter(1)
+    assert [other.bulkhead.enter(0) for _ in range(2)] == [True, True]
+
+
+def test_who_waits_borrows_what_another_gave_back() -> None:
+    spare = threading.Semaphore(1)
+    one, other = Door(1, spare), Door(1, spare)
+    assert [other.bulkhead.enter(0) for _ in range(2)] == [True, True]
+    assert one.bulkhead.enter(0)
+
+    def wait(turn: threading.Event, _: float) -> bool:
+        other.bulkhead.leave()
+        assert not one.bulkhead.enter(0)  # nobody overtakes
+        return turn.is_set()
+
+    one.bulkhead._wait = wait
+    assert one.bulkhead.enter(1)
+    assert not other.bulkhead.enter(0)
 
 
 def test_a_server_that_stalls_is_lent_no_place() -> None:
