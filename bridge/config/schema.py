@@ -243,7 +243,9 @@ class LimitsConfig(Section):
     drain: Duration = timedelta(seconds=15)
     """How long calls in progress may take to finish after SIGTERM."""
     threads: Annotated[int, Field(ge=1, le=256)] = 24
-    """Threads that work on the calls of one front."""
+    """Threads that work on the calls of one front. At most half of them wait for API
+    servers, so there are at least two for each cluster with `token_review` or `bound`,
+    if there is more than one."""
     per_identity: CeilingConfig | None = None
     """No ceiling by default: the right one depends on how many pods share a name. Each
     ztunnel pod has one of the same size for what it asks for other pods."""

@@ -6,7 +6,6 @@ verified by the keys, or the API server, of that cluster alone.
 
 import threading
 from collections.abc import Collection, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache, partial
@@ -20,7 +19,13 @@ from bridge.config import (
     JWKSConfig,
 )
 from bridge.dns_names import is_label
-from bridge.errors import AuthenticationError, ConfigError, DeniedError
+from bridge.errors import (
+    AuthenticationError,
+    BridgeError,
+    ConfigError,
+    DeniedError,
+    ReviewError,
+)
 from bridge.identity import client_certificate
 from bridge.identity.caller import (
     Caller,
@@ -30,6 +35,7 @@ from bridge.identity.caller import (
     TokenVerifier,
     Verification,
 )
+from bridge.identity.jwks import VerificationKey
 from bridge.identity.key_sources import KeySource
 from bridge.identity.keyring import KeyOwners, Keyring
 from bridge.identity.node_authorization import NodeAuthorization
@@ -49,12 +55,14 @@ from bridge.kubernetes.remote_secrets import RemoteSecrets
 from bridge.resilience.budget import Budget
 from bridge.resilience.bulkhead import shared_places_of
 from bridge.spiffe import SpiffeID, TrustDomain
+from bridge.system.background import joined
 from bridge.system.clock import Clock
 
 if TYPE_CHECKING:
     from bridge.identity.bound_token import BoundVerifier
 
-_READERS = 8
+_START_SECONDS = 6.0
+"""How long a start waits for keys: a little longer than for one answer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -238,14 +246,8 @@ def _load(config: BridgeConfig, made: Mapping[str, OfflineVerifier]) -> list[str
         for name, one in made.items()
         if isinstance(sections[name], JWKSConfig)
     }
-    if not offline:
-        return []
-    with ThreadPoolExecutor(min(_READERS, len(offline))) as pool:
-        answers = list(pool.map(OfflineVerifier.read, offline.values()))
-    problems = {
-        name: one.adopt(answer)
-        for (name, one), answer in zip(offline.items(), answers, strict=True)
-    }
+    answers = _read(offline)
+    problems = {name: one.adopt(answers[name]) for name, one in offline.items()}
     return [
         f"clusters[{index}].tokens.{entry.tokens.source_key}: "
         f"{entry.tokens.place}: {problem}"
@@ -253,6 +255,28 @@ def _load(config: BridgeConfig, made: Mapping[str, OfflineVerifier]) -> list[str
         if isinstance(entry.tokens, JWKSConfig)
         for problem in problems[entry.name]
     ]
+
+
+_Answer = Sequence[VerificationKey] | BridgeError
+
+
+def _read(offline: Mapping[str, OfflineVerifier]) -> Mapping[str, _Answer]:
+    # All at once. One whose name is looked up without an end, or that drips, holds up
+    # no start: its keys are fetched again later.
+    late = ReviewError("no keys", rule="cluster.keys", detail="no answer so far")
+    answers: dict[str, _Answer] = dict.fromkeys(offline, late)
+
+    def read(name: str, one: OfflineVerifier) -> None:
+        answers[name] = one.read()
+
+    threads = [
+        threading.Thread(target=read, args=each, name="cluster-keys", daemon=True)
+        for each in offline.items()
+    ]
+    for thread in threads:
+        thread.start()
+    joined(threads, _START_SECONDS)
+    return answers.copy()
 
 
 _SCHEME = "Bearer "

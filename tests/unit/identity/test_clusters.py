@@ -1,6 +1,8 @@
 """The caller that a credential identifies, and the names that its cluster may have."""
 
 import json
+import socket
+import threading
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from functools import cache
@@ -20,6 +22,7 @@ from bridge.errors import (
     DeniedError,
     ReviewError,
 )
+from bridge.identity import clusters
 from bridge.identity.caller import (
     Caller,
     CertificateCredential,
@@ -403,6 +406,31 @@ def test_a_key_server_that_is_down_is_a_problem_and_no_error(
     assert identify(recovered, shown(token())).cluster == "prod"
     for one in (registry, recovered):
         one.close()
+
+
+def test_a_look_up_that_hangs_holds_up_no_start(
+    tmp_path: Path, server: KeyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, go_on = threading.Event(), threading.Event()
+    plain = socket.getaddrinfo
+
+    def look_up(host: str, *more: Any, **options: Any) -> Any:
+        if host == "keys.example":
+            asked.set()
+            go_on.wait(60)
+            raise socket.gaierror(socket.EAI_AGAIN, "no answer")
+        return plain(host, *more, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    monkeypatch.setattr(clusters, "_START_SECONDS", 0.5)
+    far = by_url(server, issuers()["dev"].issuer) | {"name": "far"}
+    far["tokens"]["url"] = "https://keys.example/jwks"
+    registry = built(configured(tmp_path, cluster(tmp_path, "prod"), far))
+    assert asked.wait(20)
+    assert registry.problems() == ["cluster far: has no keys yet: no answer so far"]
+    assert identify(registry, shown(token())).cluster == "prod"
+    go_on.set()
+    registry.close()
 
 
 def test_who_shows_the_key_of_an_earlier_cluster_refuses_no_start(
