@@ -8,7 +8,7 @@ import threading
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -44,11 +44,11 @@ from bridge.identity.service_account_token import shown
 from bridge.identity.token_review import ReviewVerifier
 from bridge.kubernetes.api import APIServer
 from bridge.kubernetes.clients import (
+    WatchSource,
     access_source_of,
     api_server_of,
     key_of,
     remote_secrets_of,
-    watch_source,
 )
 from bridge.kubernetes.pods import LivePods, PodLookup
 from bridge.kubernetes.remote_secrets import RemoteSecrets
@@ -198,7 +198,7 @@ class _VerifierMaker:
         )
         from bridge.kubernetes.objects import ObjectIndex  # noqa: PLC0415
 
-        name, called = entry.name, partial(watch_source, entry, self._secrets)
+        name, called = entry.name, WatchSource(entry, self._secrets)
         return BoundVerifier(
             name,
             self._offline(name, tokens, APIServerKeys(server, called)),

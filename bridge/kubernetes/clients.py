@@ -18,7 +18,7 @@ from bridge.kubernetes.credentials import (
     in_cluster,
 )
 from bridge.kubernetes.kubeconfig import KubeconfigFile
-from bridge.kubernetes.remote_secrets import Allowed, RemoteSecrets
+from bridge.kubernetes.remote_secrets import Allowed, RemoteSecret, RemoteSecrets
 
 
 def key_of(tokens: APIServerConfig) -> str:
@@ -26,27 +26,41 @@ def key_of(tokens: APIServerConfig) -> str:
     return "server" if tokens.kubeconfig is None else "kubeconfig"
 
 
-def watch_source(entry: ClusterConfig, secrets: RemoteSecrets | None) -> str:
-    """Return what a cluster is called in the index of what the watcher has seen.
+class WatchSource:
+    """What a cluster is called in the index of what the watcher has seen.
 
     One that is reached in another way is another: what was seen of it is forgotten.
+    Called for each token, so little is done. Safe between threads.
 
     Args:
         entry: The cluster.
         secrets: Has the credentials of clusters with `tokens.remote_secret`.
-
-    Returns:
-        The cluster's name and a digest; empty while no remote secret has its API
-        server.
     """
-    place = ""
-    if has_remote_secret(entry):
-        place = "" if secrets is None else secrets.access_for(entry.name).place()
-        if not place:
+
+    def __init__(self, entry: ClusterConfig, secrets: RemoteSecrets | None) -> None:
+        self._name = entry.name
+        fields = set(APIServerConfig.model_fields)
+        self._section = entry.tokens.model_dump_json(include=fields)
+        self._is_remote = has_remote_secret(entry)
+        self._secret = access_source_of(entry, secrets)
+        self._made: tuple[object, str] = (None, self._source_at(None))
+
+    def __call__(self) -> str:
+        """Return its name and a digest; empty while no secret has its API server."""
+        if not self._is_remote:
+            return self._made[1]
+        place = None if self._secret is None else self._secret.place()
+        if place is None:
             return ""
-    section = entry.tokens.model_dump_json(include=set(APIServerConfig.model_fields))
-    digest = hashlib.sha256(f"{section}{place}".encode()).hexdigest()
-    return f"{entry.name} {digest[:16]}"
+        known, source = self._made
+        if place != known:
+            source = self._source_at(place)
+            self._made = place, source
+        return source
+
+    def _source_at(self, place: object) -> str:
+        digest = hashlib.sha256(f"{self._section}{place}".encode()).hexdigest()
+        return f"{self._name} {digest[:16]}"
 
 
 def api_server_of(
@@ -76,7 +90,7 @@ def api_server_of(
 
 def access_source_of(
     entry: ClusterConfig, secrets: RemoteSecrets | None
-) -> AccessSource | None:
+) -> RemoteSecret | None:
     """Return what says how a cluster is reached in place of its section.
 
     Args:

@@ -15,11 +15,11 @@ from bridge.config import BoundConfig, BridgeConfig, ClusterConfig
 from bridge.errors import ConfigError, ReviewError
 from bridge.kubernetes.api import APIServer
 from bridge.kubernetes.clients import (
+    WatchSource,
     access_source_of,
     api_server_of,
     has_remote_secret,
     remote_secrets_of,
-    watch_source,
 )
 from bridge.kubernetes.informer import RESOURCES, Informer, Resource
 from bridge.kubernetes.objects import PODS, ClusterObject, ObjectIndex
@@ -44,7 +44,7 @@ def watch(config: BridgeConfig, path: Path) -> None:
     entries = [one for one in config.clusters if isinstance(one.tokens, BoundConfig)]
     remote = [one.name for one in entries if has_remote_secret(one)]
     index = ObjectIndex(path)
-    index.create([watch_source(one, None) for one in entries], remote)
+    index.create([WatchSource(one, None)() for one in entries], remote)
     secrets = _Secrets(config, is_needed=bool(remote))
     clusters = [_Cluster(index, one) for one in entries]
     while True:
@@ -89,7 +89,7 @@ class _Cluster:
 
     def look(self, secrets: RemoteSecrets | None) -> None:
         """Start and end watches, if that is due. What cannot start is tried again."""
-        source = watch_source(self._entry, secrets)
+        source = WatchSource(self._entry, secrets)()
         if source != self._source:
             self._end()
             if source:

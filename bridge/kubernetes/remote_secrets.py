@@ -242,13 +242,13 @@ class RemoteSecret:
         known = self._secrets.known(self._cluster)
         return None if known is None else (known.content, known.access is None)
 
-    def place(self) -> str:
-        """Return what differs once it is another API server; empty without one."""
+    def place(self) -> object:
+        """Return what differs once it is another API server; None without one."""
         known = self._secrets.known(self._cluster)
         if known is None or known.access is None:
-            return ""
+            return None
         access = known.access
-        return repr((access.server, access.server_name, access.ca))
+        return access.server, access.server_name, access.ca
 
     def access(self) -> APIAccess:
         """See AccessSource.access."""

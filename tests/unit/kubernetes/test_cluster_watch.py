@@ -11,7 +11,7 @@ import pytest
 from bridge.config import BridgeConfig, parse
 from bridge.errors import ReviewError
 from bridge.kubernetes import clients, cluster_watch
-from bridge.kubernetes.clients import watch_source
+from bridge.kubernetes.clients import WatchSource
 from bridge.kubernetes.credentials import APIAccess
 from bridge.kubernetes.objects import PODS, ClusterObject, ObjectIndex, WatchState
 from bridge.kubernetes.remote_secrets import _Known
@@ -90,7 +90,7 @@ def test_a_cluster_without_its_kubeconfig_is_watched_later(
 ) -> None:
     both = [cluster(one, kubeconfig=f"{one}.kubeconfig") for one in ("a", "b")]
     config = parse(text(clusters=both), tmp_path / "bridge.yaml")
-    sources = [watch_source(one, None) for one in config.clusters]
+    sources = [WatchSource(one, None)() for one in config.clusters]
     (tmp_path / "b.kubeconfig").write_text(KUBECONFIG)
     (tmp_path / "b.kubeconfig").chmod(0o600)
     begun: list[int] = []
