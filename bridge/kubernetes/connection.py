@@ -129,15 +129,18 @@ class APIConnection:
         head = _USUAL.match(first)
         if head is None:
             return None
-        length, body = int(head[2]), first[head.end() :]
+        length, body = int(head[2]), bytearray(first[head.end() :])
+        count = 0
         while len(body) < length:
             piece = self._piece(until)
             if not piece:
-                raise http.client.IncompleteRead(body, length - len(body))
+                raise http.client.IncompleteRead(bytes(body), length - len(body))
             body += piece
+            if (count := count + 1) > _MOST_PIECES:
+                raise _too_many_pieces()
         # What came besides would be taken for the answer of the next call.
         keeps = len(body) == length and not self._sock.pending()
-        return APIAnswer(int(head[1]), "", body[:length], keeps)
+        return APIAnswer(int(head[1]), "", bytes(body[:length]), keeps)
 
     def _any(self, first: bytes, until: float) -> APIAnswer:
         answer, timed = self.begin(until, first)
@@ -230,6 +233,10 @@ def _length(text: str | None) -> int | None:
     return int(text)
 
 
+def _too_many_pieces() -> ValueError:
+    return ValueError(f"the answer comes in more than {_MOST_PIECES} pieces")
+
+
 def _whole(answer: _Response) -> APIAnswer:
     pieces: list[bytes] = []
     size = 0
@@ -239,7 +246,7 @@ def _whole(answer: _Response) -> APIAnswer:
         if size > _LARGEST:
             raise ValueError(f"the answer has more than {_LARGEST} bytes")
         if len(pieces) > _MOST_PIECES:
-            raise ValueError(f"the answer comes in more than {_MOST_PIECES} pieces")
+            raise _too_many_pieces()
     body = b"".join(pieces)
     if answer.length:
         raise http.client.IncompleteRead(body)

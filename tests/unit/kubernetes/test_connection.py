@@ -10,7 +10,12 @@ from typing import Any, cast
 
 import pytest
 
-from bridge.kubernetes.connection import APIAnswer, APIConnection, Stream
+from bridge.kubernetes.connection import (
+    _FIRST,
+    APIAnswer,
+    APIConnection,
+    Stream,
+)
 
 OK = b"HTTP/1.1 200 OK\r\n"
 
@@ -252,6 +257,21 @@ def test_a_head_that_is_not_understood_is_an_error(
 ) -> None:
     with pytest.raises(error, match=told):
         received(data)
+
+
+class Dripping(Sock):
+    """Its bytes come one by one, after the head."""
+
+    def recv(self, size: int) -> bytes:
+        return super().recv(1 if self.taken else size)
+
+
+def test_a_usual_answer_comes_in_few_pieces() -> None:
+    head = OK + b"Content-Type: a\r\nContent-Length: 900000\r\n\r\n"
+    sock = Dripping(head.ljust(_FIRST) + b" " * 900_000)
+    with pytest.raises(ValueError, match="in more than 4096 pieces"):
+        connection(sock).receive(time.monotonic() + 10)
+    assert sock.taken < _FIRST + 5000
 
 
 @pytest.mark.parametrize("size", [b"-1", b"%x" % (1 << 30)])
