@@ -42,15 +42,13 @@ class WatchSource:
         fields = set(APIServerConfig.model_fields)
         self._section = entry.tokens.model_dump_json(include=fields)
         self._is_remote = has_remote_secret(entry)
-        self._secret = access_source_of(entry, secrets)
+        self._located = access_source_of(entry, secrets) or _kubeconfig_of(entry)
         self._made: tuple[object, str] = (None, self._source_at(None))
 
     def __call__(self) -> str:
         """Return its name and a digest; empty while no secret has its API server."""
-        if not self._is_remote:
-            return self._made[1]
-        place = None if self._secret is None else self._secret.place()
-        if place is None:
+        place = None if self._located is None else self._located.place()
+        if place is None and self._is_remote:
             return ""
         known, source = self._made
         if place != known:
@@ -106,6 +104,13 @@ def has_remote_secret(entry: ClusterConfig) -> bool:
     """Return whether the credentials of a cluster are in a remote secret."""
     tokens = entry.tokens
     return not isinstance(tokens, JWKSConfig) and tokens.remote_secret
+
+
+def _kubeconfig_of(entry: ClusterConfig) -> KubeconfigFile | None:
+    tokens = entry.tokens
+    if isinstance(tokens, JWKSConfig) or tokens.kubeconfig is None:
+        return None
+    return KubeconfigFile(tokens.kubeconfig, tokens.context or "")
 
 
 def _access_of(tokens: APIServerConfig) -> APIAccess | AccessSource:

@@ -1,8 +1,8 @@
 """What the watcher does: it follows the objects of clusters, and keeps the index.
 
 The watches of a cluster begin when its credentials can be read, and hold up no others.
-Those of one whose credentials are in a remote secret end when the secret names another
-API server, or is gone.
+They end when its remote secret or kubeconfig names another API server, or the secret is
+gone.
 """
 
 import logging
@@ -79,17 +79,22 @@ class _Secrets:
 
 class _Cluster:
     # Its watches begin when its credentials can be read, and hold up no others. They
-    # end when a remote secret names another API server, or is gone.
+    # end when a remote secret or kubeconfig names another API server, or the secret is
+    # gone.
     def __init__(self, index: ObjectIndex, entry: ClusterConfig) -> None:
         self._index = index
         self._entry = entry
+        self._secrets: RemoteSecrets | None = None
+        self._called = WatchSource(entry, None)
         self._source = ""
         self._watches: list[_Watch] = []
         self._trouble = ""
 
     def look(self, secrets: RemoteSecrets | None) -> None:
         """Start and end watches, if that is due. What cannot start is tried again."""
-        source = WatchSource(self._entry, secrets)()
+        if secrets is not self._secrets:
+            self._secrets, self._called = secrets, WatchSource(self._entry, secrets)
+        source = self._called()
         if source != self._source:
             self._end()
             if source:

@@ -48,6 +48,11 @@ class APIAccess:
     """A program that makes the token or the client certificate."""
 
     @property
+    def place(self) -> object:
+        """What differs once it is another API server."""
+        return self.server, self.server_name, self.ca
+
+    @property
     def files(self) -> tuple[Path, ...]:
         """All files that it names."""
         parts = (self.ca, self.token, self.certificate, self.key)

@@ -9,8 +9,10 @@ Source:
 
 import base64
 import binascii
+import time
 import urllib.parse
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,6 +25,7 @@ from bridge.kubernetes.exec_plugin import API_VERSIONS, Command, program_of
 from bridge.system.files import Stamp, read_public, read_secret, stamp_of
 
 _EXTENSION = "client.authentication.k8s.io/exec"
+_LOOK_SECONDS = 1.0
 
 
 class _Part(BaseModel):
@@ -116,6 +119,25 @@ class KubeconfigFile:
     def __init__(self, path: Path, context: str = "") -> None:
         self._path = path
         self._context = context
+        self._place: object = None
+        self._placed: Stamp | None = None
+        self._looked_at = float("-inf")
+
+    def place(self) -> object:
+        """Return what differs once it names another API server; None before any.
+
+        What was read last stays while the file cannot be used. Called for each token:
+        the file is looked at once a second.
+        """
+        now = time.monotonic()
+        if now - self._looked_at >= _LOOK_SECONDS:
+            self._looked_at = now
+            stamp = self.stamp()
+            if stamp != self._placed:
+                with suppress(ConfigError):  # told by who asks the API server
+                    self._place = self.access().place
+                    self._placed = stamp
+        return self._place
 
     def stamp(self) -> Stamp:
         """See AccessSource.stamp."""

@@ -247,8 +247,7 @@ class RemoteSecret:
         known = self._secrets.known(self._cluster)
         if known is None or known.access is None:
             return None
-        access = known.access
-        return access.server, access.server_name, access.ca
+        return known.access.place
 
     def access(self) -> APIAccess:
         """See AccessSource.access."""

@@ -10,7 +10,7 @@ import pytest
 
 from bridge.config import BridgeConfig, parse
 from bridge.errors import ReviewError
-from bridge.kubernetes import clients, cluster_watch
+from bridge.kubernetes import clients, cluster_watch, kubeconfig
 from bridge.kubernetes.clients import WatchSource
 from bridge.kubernetes.credentials import APIAccess
 from bridge.kubernetes.objects import PODS, ClusterObject, ObjectIndex, WatchState
@@ -53,6 +53,7 @@ class Loop:
 def running(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     """Return what is watched: the name of a cluster in the index, and a resource."""
     monkeypatch.setattr(cluster_watch, "BackgroundLoop", Loop)
+    monkeypatch.setattr(kubeconfig, "_LOOK_SECONDS", 0.0)
     monkeypatch.setattr(Loop, "running", [])
     return Loop.running
 
@@ -90,7 +91,7 @@ def test_a_cluster_without_its_kubeconfig_is_watched_later(
 ) -> None:
     both = [cluster(one, kubeconfig=f"{one}.kubeconfig") for one in ("a", "b")]
     config = parse(text(clusters=both), tmp_path / "bridge.yaml")
-    sources = [WatchSource(one, None)() for one in config.clusters]
+    without = WatchSource(config.clusters[0], None)()
     (tmp_path / "b.kubeconfig").write_text(KUBECONFIG)
     (tmp_path / "b.kubeconfig").chmod(0o600)
     begun: list[int] = []
@@ -103,12 +104,69 @@ def test_a_cluster_without_its_kubeconfig_is_watched_later(
 
     watched(config, tmp_path / "watched", monkeypatch, wait, wait, mend, wait)
     assert begun == [2, 2, 4]
+    (tmp_path / "b.kubeconfig").write_text(KUBECONFIG)
+    (tmp_path / "b.kubeconfig").chmod(0o600)
+    sources = [WatchSource(one, None)() for one in config.clusters]
     assert {source for source, _ in running} == set(sources)
     assert caplog.text.count("cluster a: not watched so far") == 1
     assert "a.kubeconfig" in caplog.text
     with closing(ObjectIndex(tmp_path / "watched")) as reader:
-        assert "a.kubeconfig" in reader.state(sources[0]).trouble
+        assert "a.kubeconfig" in reader.state(without).trouble
         assert reader.state(sources[1]) == WatchState(None)
+
+
+def test_a_cluster_is_watched_anew_where_its_kubeconfig_names_another_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, running: list[tuple[str, str]]
+) -> None:
+    path = tmp_path / "a.kubeconfig"
+    path.touch(0o600)
+    path.write_text(KUBECONFIG)
+    changed = {"clusters": [cluster("a", kubeconfig="a.kubeconfig")]}
+    config = parse(text(**changed), tmp_path / "bridge.yaml")
+    seen: list[str] = []
+
+    def put(content: str) -> Callable[[], object]:
+        def step() -> None:
+            (source,) = {source for source, _ in running}
+            seen.append(source)
+            path.write_text(content)
+
+        return step
+
+    steps = (
+        put(KUBECONFIG.replace("tokenFile: token", "tokenFile: another")),
+        put(KUBECONFIG.replace("10.0.0.1", "10.0.0.2")),
+        put(KUBECONFIG.replace("ca.pem", "ca2.pem")),
+        put("cut"),
+        put(""),
+    )
+    watched(config, tmp_path / "watched", monkeypatch, *steps)
+    one, with_other_token, other_server, other_ca, *_ = seen
+    assert one == with_other_token
+    assert len({one, other_server, other_ca}) == 3
+
+
+def test_workers_and_watcher_notice_another_server_within_a_second(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at = [100.0]
+    now = SimpleNamespace(monotonic=lambda: at[-1])
+    monkeypatch.setattr(kubeconfig, "time", now)
+    path = tmp_path / "a.kubeconfig"
+    path.touch(0o600)
+    path.write_text(KUBECONFIG)
+    entry = parse(
+        text(clusters=[cluster("a", kubeconfig="a.kubeconfig")]),
+        tmp_path / "bridge.yaml",
+    ).clusters[0]
+    source = WatchSource(entry, None)
+    first = source()
+    for content in ("cut", KUBECONFIG.replace("10.0.0.1", "10.0.0.2")):
+        path.write_text(content)
+        assert source() == first, "looked at again too early, or it is no kubeconfig"
+        at.append(at[-1] + 1)
+        is_changed = source() != first
+        assert is_changed is (content != "cut")
 
 
 def access(host: str, token: str = "one") -> APIAccess:  # noqa: S107 - of a test
