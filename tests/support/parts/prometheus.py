@@ -17,7 +17,7 @@ def samples(text: str, name: str) -> Iterator[tuple[dict[str, str], float]]:
             yield dict(_LABEL.findall(shown)), float(value)
 
 
-def total(text: str, name: str, **labels: str) -> float:
+def total(text: str, name: str, /, **labels: str) -> float:
     """Return the sum of the samples `name` that carry `labels`; 0 without any."""
     return sum(
         value for shown, value in samples(text, name) if labels.items() <= shown.items()
