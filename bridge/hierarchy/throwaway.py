@@ -220,8 +220,8 @@ def _notes(spec: ThrowawaySpec) -> Iterator[str]:
     if not spec.has_uri_constraint:
         planes = ", ".join(sorted(spec.data_planes & RUSTLS_PLANES))
         yield (
-            f"URI names are not constrained: {planes} do not work with a URI "
-            "constraint; only the bridge holds leaves to the trust domain"
+            "URI names are not constrained: a URI constraint does not work with "
+            f"{planes}; only the bridge holds leaves to the trust domain"
         )
     yield (
         "IP addresses are excluded: no leaf may carry one, and Envoy refuses any IP "
