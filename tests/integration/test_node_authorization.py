@@ -75,6 +75,8 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
             issuers=(MAIN,),
             overrides={
                 "clusters": [*clusters, offline],
+                # Fewer than there are faults: a thread that is lost would be missed.
+                "limits": {"threads": 6},
                 "ledger": {
                     "refusals_per_second": 100_000,
                     "excess_per_second": 100_000,
@@ -196,6 +198,10 @@ FAULTS: dict[str, tuple[Fault, str]] = {
     "401": (saying(json_answer(b"{}", 401)), "review.credential"),
     "403": (saying(json_answer(b"{}", 403)), "review.rights"),
     "429": (saying(json_answer(b"{}", 429)), "review.throttled"),
+    "429 and when": (
+        saying(json_answer(b"{}", 429, ["Retry-After: 1"])),
+        "review.throttled",
+    ),
     "500": (saying(json_answer(b"{}", 500)), "review.failed"),
     "hangs": (holding(), "review.timeout"),
     "hangs after the head": (

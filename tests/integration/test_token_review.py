@@ -32,6 +32,7 @@ from tests.support.parts.token_reviews import (
     holding,
     saying,
 )
+from tests.support.parts.tokens import OMIT
 from tests.unit.config.test_load import tree
 
 pytestmark = pytest.mark.xdist_group("token-review-faults")
@@ -91,7 +92,15 @@ def test_a_good_token_is_reviewed_once_for_each_call(
 
 def test_junk_costs_no_review(ground: Ground, wire: Wire) -> None:
     before = ground.server.reviews()
-    for junk in ("", "a.b.c", token(audiences=("api",)), token(lifetime=-1)):
+    for junk in (
+        "",
+        "a.b.c",
+        token(audiences=("api",)),
+        token(claims={"aud": OMIT}),
+        token(lifetime=-1),
+        token(claims={"sub": "jane"}),
+        token(claims={"sub": "system:node:node-1"}),
+    ):
         assert wire.ask(bearer(junk)).code == "UNAUTHENTICATED"
         wire.new_outcome()
     assert ground.server.reviews() == before
@@ -226,10 +235,14 @@ def test_linkerds_callers_get_the_status_of_its_own_ca(ground: Ground) -> None:
         assert answer.code == "INTERNAL"
         assert answer.text.startswith(f"error validating token for {identity}: ")
         ground.server.fault = None
-        ground.server.alter = lambda status: status | {"authenticated": False}
-        answer = ask(client)
-        assert answer.code == "FAILED_PRECONDITION"
-        assert answer.text == "authentication token could not be authenticated"
+        for name, (ground.server.alter, what) in ALTERED.items():
+            answer = ask(client)
+            if what == "subject":
+                assert answer.code == "INVALID_ARGUMENT", name
+                assert answer.text.startswith("Username must be in form "), name
+            else:
+                assert answer.code == "FAILED_PRECONDITION", name
+                assert answer.text == "authentication token could not be authenticated"
 
 
 def test_calls_that_hang_leave_threads_for_the_other_cluster(

@@ -153,11 +153,17 @@ def test_a_pod_gets_its_certificate_without_a_review(ground: Ground) -> None:
     assert ground.bridge.get("/readyz")[0] == 200
 
 
-def test_a_deleted_pod_is_refused(ground: Ground) -> None:
-    token = of_new_pod(ground.server, "deleted")
-    assert ground.accepted_by(token) == "bound"
-    delete(ground.server, "pods/deleted")
-    assert ground.await_refusal(token) == "token.gone"
+def test_a_deleted_pod_is_refused_within_a_second(ground: Ground) -> None:
+    seconds: list[float] = []
+    for number in range(3):
+        token = of_new_pod(ground.server, f"deleted-{number}")
+        assert ground.accepted_by(token) == "bound"
+        began = time.monotonic()
+        delete(ground.server, f"pods/deleted-{number}")
+        assert ground.await_refusal(token) == "token.gone"
+        seconds.append(time.monotonic() - began)
+    # Of some, since a busy machine may hold one up.
+    assert min(seconds) < 1.0, seconds
 
 
 def test_a_pod_that_ends_in_order_is_not_gone(ground: Ground) -> None:

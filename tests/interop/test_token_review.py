@@ -127,10 +127,23 @@ def test_a_pod_gets_its_certificate_and_is_on_record(ground: Ground) -> None:
     assert intent["node"] == "node-1"
 
 
-def test_a_token_that_is_bound_to_no_pod_is_taken(ground: Ground) -> None:
-    token = ground.server.token("shop", "web", "istio-ca")
+@pytest.mark.parametrize("secret", ["", "a-secret"])
+def test_a_token_that_is_bound_to_no_pod_is_taken(ground: Ground, secret: str) -> None:
+    token = of_new_secret(ground.server, secret) if secret else of_no_pod(ground.server)
     answer, row = ask(ground, token)
     assert (answer.code, row["kind"]) == ("OK", "issued")
+    (intent,) = ground.bridge.rows(kind="intent", attempt=row["attempt"])
+    assert (intent["pod_name"], intent["verified_by"]) == ("", "token_review")
+
+
+def of_no_pod(server: APIServer) -> str:
+    return server.token("shop", "web", "istio-ca")
+
+
+def of_new_secret(server: APIServer, name: str) -> str:
+    """Return a token that is bound to a new Secret."""
+    made = server.post("/api/v1/namespaces/shop/secrets", meta(name))
+    return server.token("shop", "web", "istio-ca", bound_to=made)
 
 
 def refusals(server: APIServer) -> dict[str, tuple[str, str]]:
@@ -146,6 +159,8 @@ def refusals(server: APIServer) -> dict[str, tuple[str, str]]:
     recreated = server.token("shop", "again", "istio-ca")
     server.delete_account("shop", "again")
     server.post("/api/v1/namespaces/shop/serviceaccounts", meta("again"))
+    of_secret = of_new_secret(server, "gone")
+    server.call("DELETE", "/api/v1/namespaces/shop/secrets/gone")
     good = token_of(server, "web-1", new_pod(server, "web-1"))
     head, _, signature = good.split(".")
     other = server.token("shop", "web", "istio-ca").split(".")[1]
@@ -156,6 +171,7 @@ def refusals(server: APIServer) -> dict[str, tuple[str, str]]:
         "a recreated pod": (of_recreated, "token.review"),
         "a deleted account": (of_gone, "token.review"),
         "a recreated account": (recreated, "token.review"),
+        "a deleted Secret": (of_secret, "token.review"),
         "another payload": (f"{head}.{other}.{signature}", "token.review"),
         "no token": ("admin-of-a-test", "token.format"),
     }
