@@ -511,15 +511,33 @@ def test_a_bridge_in_a_pod_needs_no_credentials_for_its_own_cluster(
     clusters.delete_secret()
 
 
+def in_kubeconfig(chain: bytes, key: bytes, _: Path) -> dict[str, object]:
+    shown = {"client-certificate-data": chain, "client-key-data": key}
+    return {name: base64.b64encode(pem).decode() for name, pem in shown.items()}
+
+
+def by_exec_plugin(chain: bytes, key: bytes, folder: Path) -> dict[str, object]:
+    version = "client.authentication.k8s.io/v1"
+    status = {
+        "clientCertificateData": chain.decode(),
+        "clientKeyData": key.decode(),
+    }
+    made = {"apiVersion": version, "kind": "ExecCredential", "status": status}
+    (folder / "made").write_text(json.dumps(made))
+    args = [str(folder / "made")]
+    return {"exec": {"apiVersion": version, "command": "/bin/cat", "args": args}}
+
+
+@pytest.mark.parametrize("user_of", [in_kubeconfig, by_exec_plugin])
 def test_a_client_certificate_needs_the_role_and_the_right_to_the_keys(
-    clusters: TwoClusters, tmp_path: Path
+    clusters: TwoClusters,
+    tmp_path: Path,
+    user_of: Callable[[bytes, bytes, Path], dict[str, object]],
 ) -> None:
     roles = ("meshca-bridge-remote", "system:service-account-issuer-discovery")
-    chain, key = clusters.far.user("bridge-at-home", *roles)
-    shown = {"client-certificate-data": chain, "client-key-data": key}
-    user = {name: base64.b64encode(pem).decode() for name, pem in shown.items()}
+    chain, key = clusters.far.user(user_of.__name__.replace("_", "-"), *roles)
     overrides = clusters.overrides("bound by kubeconfig")
-    clusters.by_kubeconfig(FAR, user)
+    clusters.by_kubeconfig(FAR, user_of(chain, key, tmp_path))
     made = Bridge(tmp_path / "served", fronts=("istio", "linkerd"), overrides=overrides)
     with made as bridge, Wire(bridge) as wire:
         ground = Ground(clusters, bridge, wire, "bound by kubeconfig")

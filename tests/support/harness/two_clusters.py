@@ -115,7 +115,7 @@ class TwoClusters:
         return self.servers[cluster].token("meshca", account, bound_to=bound_to)
 
     def by_kubeconfig(
-        self, cluster: str, user: Mapping[str, str] | None = None
+        self, cluster: str, user: Mapping[str, object] | None = None
     ) -> dict[str, object]:
         """Write a kubeconfig with two contexts; return the keys that name the one.
 

@@ -2,6 +2,7 @@
 
 import http.client
 import io
+import socket
 import ssl
 import time
 import tracemalloc
@@ -29,6 +30,7 @@ class Sock:
     def __init__(self, data: bytes, piece: int = 1 << 20) -> None:
         self._data = io.BytesIO(data)
         self._piece = piece
+        self.options: list[tuple[int, ...]] = []
 
     @property
     def taken(self) -> int:
@@ -47,8 +49,8 @@ class Sock:
     def pending(self) -> int:
         return len(self._data.getbuffer()) - self.taken
 
-    def setsockopt(self, *_: int) -> None:
-        pass
+    def setsockopt(self, *option: int) -> None:
+        self.options.append(option)
 
 
 def connection(sock: Sock) -> APIConnection:
@@ -289,6 +291,17 @@ def of_page(made: APIConnection) -> bytes:
 def of_watch(made: APIConnection) -> bytes:
     (line,) = Stream(made, time.monotonic() + 60, 60).lines()
     return line
+
+
+def test_the_system_notices_the_peer_of_a_stream_that_is_gone_without_a_word() -> None:
+    sock = Sock(CHUNKED + b"1\r\n\n\r\n0\r\n\r\n")
+    Stream(connection(sock), time.monotonic() + 10, 60)
+    assert set(sock.options) == {
+        (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+        (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 15),
+        (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 15),
+        (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
+    }
 
 
 @pytest.mark.parametrize("read", [of_page, of_watch])

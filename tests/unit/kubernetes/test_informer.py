@@ -2,7 +2,7 @@
 
 import json
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -124,7 +124,11 @@ class Sink:
 
 class Followed:
     def __init__(
-        self, server: ReviewServer, api: APIServer, list_seconds: float = 60.0
+        self,
+        server: ReviewServer,
+        api: APIServer,
+        list_seconds: float = 60.0,
+        lot: Callable[[float, float], float] = min,
     ) -> None:
         self.said = Said(server)
         self.sink = Sink()
@@ -133,7 +137,7 @@ class Followed:
             RESOURCES[PODS],
             self.sink,
             bounds=Bounds(silence=0.3, objects=4, list_seconds=list_seconds),
-            lot=lambda low, _: low,
+            lot=lot,
         )
 
     def follow(self, *answers: bytes | float, times: int = 1) -> list[object]:
@@ -375,6 +379,19 @@ def test_who_is_asked_to_wait_waits(followed: Followed) -> None:
     assert followed.informer.pause() == 7.0
     followed.follow(ending(error(500, retryAfterSeconds=9)))
     assert followed.informer.pause() == 9.0
+
+
+def test_watches_end_and_come_back_apart(server: ReviewServer, api: APIServer) -> None:
+    followed = Followed(server, api, lot=max)
+    followed.follow(ending(*LISTED))
+    assert followed.said.queries() == [LIST | {"timeoutSeconds": "600"}]
+    assert followed.informer.pause() == 1.0
+    followed.follow(page(version=10), ending(error(410)))
+    assert followed.informer.pause() == 1.5
+    followed.follow(json_answer(b"{}", 429, ["Retry-After: 7"]))
+    assert followed.informer.pause() == 8.0
+    followed.follow(broken(*LISTED))
+    assert followed.informer.pause() == 1.5
 
 
 def test_what_an_error_says_is_one_line_of_the_log(followed: Followed) -> None:
