@@ -7,14 +7,20 @@ from pathlib import Path
 import grpc
 import pytest
 
+from bridge.errors import BackendRefusedError
 from tests.support.clients.istio_raw import Wire, bearer, request
 from tests.support.harness.real_process import Bridge
+from tests.support.harness.workers import Supervised, await_true
 
 pytestmark = pytest.mark.xdist_group("bars")
 
 WEB = "spiffe://corp.example/ns/shop/sa/web"
 CALLER = ("identity", WEB)
 WAIT_SECONDS = 20.0
+WITHIN_SECONDS = 5.0
+"""Of a machine that runs other tests beside; the file is read four times a second."""
+IN_A_ROW = 24
+"""Each connection goes to one of the workers: to the same, once in eight million."""
 
 
 def await_status(wire: Wire, wanted: str) -> str:
@@ -58,3 +64,21 @@ def test_a_bar_holds_for_a_running_bridge_until_it_is_removed(tmp_path: Path) ->
         assert not bridge.run("bar", "remove", name, "--reason", "found").returncode
         await_status(wire, grpc.StatusCode.OK.name)
         bridge.await_rows(1, kind="cleared", scope=name, detail="found")
+
+
+def test_a_bar_is_soon_in_force_in_all_workers(tmp_path: Path) -> None:
+    with Supervised(tmp_path / "served", 2) as bridge:
+        await_true(lambda: bridge.metric("meshca_worker_up") == 2)
+        while not all(bridge.issued_by().values()):
+            bridge.ask()
+        assert not bridge.run("bar", "add", *CALLER, "--reason", "stolen").returncode
+        until, refused = time.monotonic() + WITHIN_SECONDS, 0
+        while refused < IN_A_ROW:
+            try:
+                bridge.ask()
+            except BackendRefusedError as error:
+                assert "bar.identity" in str(error)  # noqa: PT017 - both are right
+                refused += 1
+            else:
+                assert time.monotonic() < until
+                refused = 0

@@ -30,9 +30,11 @@ from bridge.issuance.signing import Signing
 from bridge.ledger.archive.lineages import Lineages
 from bridge.ledger.ledger import Ledger
 from bridge.metrics.instruments import Metrics
+from bridge.policy.bars import BarKind, Bars, new_entry
 from bridge.policy.certificate_renewal import CertificateRenewal
 from bridge.resilience.budget import Budget
 from bridge.resilience.failover import Failover, Guards
+from bridge.resilience.latch_file import LatchFile
 from bridge.server.status import status_name
 from bridge.snapshot.builder import Assembly
 from bridge.snapshot.model import Issuer, Snapshot
@@ -127,6 +129,7 @@ class World:
             lambda: self.snapshot, self.signing, self.failover, self.clock
         )
         self.lineages = Lineages(self.config.ledger.archive)
+        self.bars = Bars(self.config.ledger.bars)
         self.issuance = Issuance(
             snapshot=lambda: self.snapshot,
             ledger=self.ledger,
@@ -137,6 +140,7 @@ class World:
             status_name=status_name,
             ready=lambda: self.is_ready,
             renewal=CertificateRenewal.of(self.config, self.lineages),
+            bars=self.bars,
             draw=lambda: self.draw,
         )
         return self
@@ -195,10 +199,17 @@ class World:
         pem = csr(key=key)
         return self.issue(credential=credential, pem=pem, ttl_seconds=0)
 
+    def bar(self, kind: BarKind, value: str) -> None:
+        """Bar something, as an operator does."""
+        with LatchFile(self.config.ledger.bars).change() as content:
+            content.put(new_entry(kind, value, reason="stolen", at=1.0))
+        self.bars.look()
+
     def await_fed(self) -> None:
         """Wait until the archive has every row."""
-        until = time.monotonic() + 20
-        while self.ledger.lag()[0]:
+        # Not by `Ledger.lag`: of a new archive that is still fed, no row counts.
+        until, journal = time.monotonic() + 20, self.ledger._journal
+        while (fed := journal.progress.fed) is None or fed < journal.head.seq:
             assert time.monotonic() < until
             time.sleep(0.01)
 

@@ -1,5 +1,6 @@
 """The rules of both meshes: Linkerd's order of checks, Istio's second port."""
 
+import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import timedelta
@@ -8,12 +9,14 @@ from typing import Any
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from bridge.errors import (
     AuthenticationError,
     BackendBrokenError,
     BackendUnavailableError,
+    BarredError,
     BridgeError,
     CSRError,
     DeniedError,
@@ -26,12 +29,15 @@ from bridge.errors import (
 )
 from bridge.identity.caller import TokenCredential
 from bridge.issuance.call import Call, Issued
+from bridge.policy.bars import BarKind
+from bridge.policy.certificate_renewal import key_sha256
 from bridge.policy.linkerd_names import LinkerdNames
 from bridge.resilience.budget import Budget
 from bridge.snapshot.revocation import RevocationLists
 from bridge.snapshot.trust_bundle import TrustBundle
 from bridge.spiffe import TrustDomain
 from bridge.x509.crl.revocation_list import parse_lists
+from bridge.x509.csr import parse_csr_der
 from tests.support.clients.linkerd_raw import AUDIENCE, new_csr, vector
 from tests.support.harness.core import CALLER, TOKENS, World, csr, two_authorities
 from tests.support.harness.fake_ca import Answer
@@ -42,6 +48,7 @@ from tests.vectors.generate_linkerd import IDENTITY, OTHER
 FRONTS = {"fronts": {"linkerd": {"listen": "127.0.0.1:0"}}}
 DNS = x509.DNSName(IDENTITY)
 LAST_HOUR = timedelta(hours=1)
+KEY_OF_VECTOR = hashlib.sha256(parse_csr_der(vector()).spki).hexdigest()
 
 
 def token(account: str = "web", *, namespace: str = "shop", **changed: Any) -> str:
@@ -508,3 +515,59 @@ def test_a_revoked_chain_proves_nobody(second_port: World) -> None:
     with pytest.raises(AuthenticationError, match="is revoked") as caught:
         world.renew(shown)
     assert caught.value.rule == "certificate.revoked"
+
+
+# What an operator barred.
+
+
+@pytest.mark.parametrize(
+    ("kind", "rule"),
+    [
+        (BarKind.SERIAL, "bar.certificate"),
+        (BarKind.CERTIFICATE, "bar.certificate"),
+        (BarKind.KEY, "bar.key"),
+    ],
+)
+def test_a_barred_certificate_renews_nothing(
+    second_port: World, kind: BarKind, rule: str
+) -> None:
+    world = second_port
+    shown, other = world.issue(), world.issue()
+    leaf = x509.load_der_x509_certificate(shown.leaf)
+    values = {
+        BarKind.SERIAL: f"{leaf.serial_number:x}",
+        BarKind.CERTIFICATE: leaf.fingerprint(SHA256()).hex(),
+        BarKind.KEY: key_sha256(leaf),
+    }
+    world.renew(shown)
+    world.bar(kind, values[kind])
+    with pytest.raises(BarredError, match="is barred") as caught:
+        world.renew(shown)
+    assert caught.value.rule == rule
+    # The token, and other certificates of the same identity, are no worse.
+    world.issue()
+    world.renew(other)
+    refused = [row for row in world.ended() if row["kind"] == "refused"]
+    assert [(row["rule"], row["status"]) for row in refused] == [
+        (rule, "PERMISSION_DENIED")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "rule"),
+    [
+        (BarKind.IDENTITY, CALLER, "bar.identity"),
+        (BarKind.SERVICE_ACCOUNT, "shop/web", "bar.service-account"),
+        (BarKind.KEY, KEY_OF_VECTOR, "bar.key"),
+    ],
+)
+def test_bars_hold_on_linkerds_front_too(
+    world: World, kind: BarKind, value: str, rule: str
+) -> None:
+    world.issuance.issue(call())
+    world.bar(kind, value)
+    with pytest.raises(BarredError, match="is barred") as caught:
+        world.issuance.issue(call())
+    refused = world.ended()[-1]
+    assert caught.value.rule == refused["rule"] == rule
+    assert (refused["status"], refused["caller"]) == ("PERMISSION_DENIED", CALLER)

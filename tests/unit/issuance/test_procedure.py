@@ -15,6 +15,7 @@ from bridge.errors import (
     AuthenticationError,
     BackendBrokenError,
     BackendUnavailableError,
+    BarredError,
     BridgeError,
     CSRError,
     DeniedError,
@@ -24,6 +25,7 @@ from bridge.errors import (
 )
 from bridge.identity.caller import Caller, TokenCredential
 from bridge.ledger.events import Ending, Intent
+from bridge.policy.bars import BarKind
 from bridge.resilience.budget import Budget
 from bridge.snapshot.revocation import RevocationLists
 from bridge.spi import Prepared
@@ -583,6 +585,19 @@ def test_who_acts_for_another_gets_its_name_and_stays_on_record(ztunnel: World) 
         assert (row["caller"], row["requester"]) == (OTHER, CALLER)
     # The pod is the one that asked.
     assert (intent["pod_namespace"], intent["pod_name"]) == ("shop", "web-0")
+
+
+@pytest.mark.parametrize("barred", [CALLER, OTHER], ids=["who asks", "for whom"])
+def test_bars_of_both_hold_where_one_acts_for_another(
+    ztunnel: World, barred: str
+) -> None:
+    ztunnel.issue(impersonated=OTHER)
+    ztunnel.bar(BarKind.IDENTITY, barred)
+    with pytest.raises(BarredError, match="identity is barred"):
+        ztunnel.issue(impersonated=OTHER)
+    refused = ztunnel.ended()[-1]
+    assert (refused["kind"], refused["rule"]) == ("refused", "bar.identity")
+    assert (refused["caller"], refused["requester"]) == (OTHER, CALLER)
 
 
 @pytest.mark.parametrize(
