@@ -14,7 +14,7 @@ from tests.support.harness.workers import Supervised, await_true
 
 pytestmark = pytest.mark.xdist_group("resources")
 FEW_DESCRIPTORS = ("sh", "-c", 'ulimit -n 256 && exec "$@"', "sh")
-RELOADS = "meshca_reloads_total"
+CLOSED, RELOADS = "meshca_connections_closed_total", "meshca_reloads_total"
 _FOR_CONNECTIONS = 256 // 2
 _OF_THE_PROCESS = 64
 """A worker without a connection has fewer descriptors open."""
@@ -45,6 +45,8 @@ def test_connections_cannot_take_every_descriptor(bridge: Supervised) -> None:
                     idle.enter_context(connected(address))
                 most = max(most, descriptors(worker))
         assert _OF_THE_PROCESS < most <= _FOR_CONNECTIONS + _OF_THE_PROCESS
+        # Each address has a quarter of Istio's, and all have three quarters of a port.
+        await_true(lambda: bridge.metric(CLOSED, reason="idle") > 0)
         assert bridge.get("/readyz")[0] == 200
         # A reload starts a process, and its ledger begins a segment.
         bridge.hang_up()
