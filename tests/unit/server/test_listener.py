@@ -13,6 +13,7 @@ import pytest
 from bridge._proto.istio_ca_pb2 import IstioCertificateRequest
 from bridge._proto.linkerd_identity_pb2 import CertifyRequest
 from bridge.errors import BackendUnavailableError
+from bridge.server import listener as module
 from bridge.server.linkerd import METHOD, LinkerdListener
 from bridge.x509.key_pair import KeyPair
 from tests.support.harness.in_process_server import (
@@ -137,3 +138,22 @@ def test_draining_finishes_the_calls_of_both(tmp_path: Path) -> None:
         assert all(future.result(WAIT_SECONDS) for future in running)
         ending.join(WAIT_SECONDS)
         assert served.server.wait(0)
+
+
+def test_a_connection_without_a_call_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    idle = "grpc.max_connection_idle_ms"
+    options = dict(module._OPTIONS)
+    assert options[idle] == 5 * 60 * 1000
+    shorter = tuple((options | {idle: 200}).items())
+    monkeypatch.setattr(module, "_OPTIONS", shorter)
+    with Served(tmp_path, fronts=LINKERD) as served:
+        host, port = served.server.linkerd_address.split(":")
+        with socket.create_connection((host, int(port)), WAIT_SECONDS) as peer:
+            # As every client of HTTP/2 begins; the bounds are acknowledged.
+            preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+            peer.sendall(preface + bytes(3) + b"\4" + bytes(5))
+            peer.sendall(bytes(3) + b"\4\1" + bytes(4))
+            while peer.recv(65_536):
+                pass
