@@ -241,6 +241,13 @@ def test_check_tells_what_is_missing(ground: Ground, tmp_path: Path) -> None:
         )
 
 
+def test_the_api_server_says_of_which_version_it_is(ground: Ground) -> None:
+    # Built without it, it says v0.0.0, and clients that ask for a version refuse it.
+    _, found = ground.server.call("GET", "/version")
+    module = (DEPLOY.parents[1] / "tests/interop/kube_apiserver/go.mod").read_text()
+    assert f"\tk8s.io/kubernetes {found['gitVersion']}\n" in module
+
+
 def test_an_api_server_takes_the_network_policy_as_it_stands(ground: Ground) -> None:
     policy = yaml.safe_load((DEPLOY.parent / "network/policy.yaml").read_bytes())
     namespace = policy["metadata"]["namespace"]

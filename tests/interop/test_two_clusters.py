@@ -254,6 +254,10 @@ def test_a_ztunnel_gets_the_names_of_its_own_clusters_node(
         else:
             assert answer.code == "PERMISSION_DENIED", answer
             assert row["rule"] == "impersonation.node"
+    # Under the other cluster's ID it acts for nobody, whoever is on that node there.
+    answer, row = ground.ask(proxy.token, OTHER[cluster], only)
+    assert answer.code == "UNAUTHENTICATED", answer
+    assert row["rule"] in {"token.key", "token.review"}
 
 
 def threads(ground: Ground) -> int:
