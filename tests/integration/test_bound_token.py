@@ -22,7 +22,7 @@ from tests.support.clients.istio_raw import FOREIGN, MAIN, Wire, bearer
 from tests.support.harness import processes
 from tests.support.harness.real_process import Bridge
 from tests.support.harness.workers import await_true
-from tests.support.parts.scripted_http import json_answer
+from tests.support.parts.scripted_http import json_answer, server_tls
 from tests.support.parts.token_reviews import (
     OWN_TOKEN,
     REVIEWS,
@@ -299,6 +299,34 @@ def test_a_pod_that_was_seen_needs_no_api_server(
     assert answer.text.partition(":")[0] == "token.gone"
     wire.new_outcome()
     assert ground.bridge.get("/readyz")[0] == 200
+
+
+def test_an_api_server_with_another_certificate_gets_no_token(
+    ground: Ground, wire: Wire, tmp_path: Path
+) -> None:
+    side, server = ground.far, ground.far.server
+    unseen = bearer(side.token(pod="unseen-by-anybody"), "far")
+    server.fault = saying(b"")  # no connection is left but those of the watches
+    assert wire.ask(unseen).code == "UNAVAILABLE"
+    wire.new_outcome()
+    server.fault = None
+    other, _ = server_tls(tmp_path)
+    asked = len(server.requests)
+    before, server.tls = server.tls, other
+    try:
+        answer = wire.ask(unseen)
+        row = wire.new_outcome()
+        assert certified(wire, side, "far") == "bound"
+    finally:
+        server.tls = before
+    rule = "review.unavailable"
+    assert (answer.code, answer.text.partition(":")[0]) == ("UNAVAILABLE", rule)
+    assert (row["kind"], row["rule"]) == ("failed", rule)
+    assert "certificate verify failed" in row["detail"]
+    assert not any(b"/namespaces/shop/" in one for one in server.requests[asked:])
+    assert certified(wire, ground.home, "home") == "bound"
+    assert wire.ask(unseen).text.startswith("token.gone")
+    wire.new_outcome()
 
 
 def closing(_: ReviewServer, sock: Any) -> None:

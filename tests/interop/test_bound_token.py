@@ -172,26 +172,28 @@ def test_a_pod_that_ends_in_order_is_not_gone(ground: Ground) -> None:
     assert ground.accepted_by(token) == "bound"
 
 
+def of_new_account(server: APIServer, name: str) -> str:
+    """Make an account with a pod; return a token of the pod."""
+    server.post(f"{SHOP}/serviceaccounts", meta(name))
+    pod = server.new_pod("shop", name, f"of-{name}")
+    return token_of(server, "Pod", f"of-{name}", pod["metadata"]["uid"], name)
+
+
 def refusals(server: APIServer) -> dict[str, tuple[str, str]]:
     """Return tokens that no caller gets a certificate with, and the rule."""
     twice = of_new_pod(server, "twice")
     delete(server, "pods/twice")
     new_pod(server, "twice")
-    server.post(f"{SHOP}/serviceaccounts", meta("again"))
-    spec = {
-        "serviceAccountName": "again",
-        "containers": [{"name": "a", "image": "example.invalid/a"}],
-    }
-    pod = server.post(f"{SHOP}/pods", meta("of-again") | {"spec": spec})
-    uid = pod["metadata"]["uid"]
-    again = token_of(server, "Pod", "of-again", uid, "again")
-    delete(server, "serviceaccounts/again")
+    gone, again = of_new_account(server, "gone"), of_new_account(server, "again")
+    for name in ("gone", "again"):
+        delete(server, f"serviceaccounts/{name}")
     server.post(f"{SHOP}/serviceaccounts", meta("again"))
     secret = server.post(f"{SHOP}/secrets", meta("a-secret"))["metadata"]["uid"]
     head, _, signature = of_new_pod(server, "web-1").split(".")
     other = of_new_pod(server, "web-2").split(".")[1]
     return {
         "a recreated pod": (twice, "token.gone"),
+        "a deleted account": (gone, "token.gone"),
         "a recreated account": (again, "token.gone"),
         "bound to a Secret": (
             token_of(server, "Secret", "a-secret", secret),
