@@ -25,6 +25,8 @@ pytestmark = pytest.mark.xdist_group("bad-input-peers")
 SILENT = 500
 AWAITED, STREAMS = 1024, 100
 """Messages that are awaited at a time, and streams of a connection."""
+RESETS = 3000
+REFUSED_STREAM = (7).to_bytes(4)
 STORM_SECONDS = 2.0
 AT_ONCE_SECONDS = 2.0
 """Of a machine that runs other tests beside this one; alone it takes milliseconds."""
@@ -257,6 +259,30 @@ def test_streams_that_are_reset_as_fast_as_can_be_stop_nobody(
             codes.append(wire.ask().code)
     assert len(codes) > STORM_SECONDS
     assert {*codes} == {"OK"}
+
+
+@pytest.mark.usefixtures("nothing_left")
+def test_resets_buy_few_more_calls_than_a_connection_has_streams(
+    bridge: Bridge, wire: Wire
+) -> None:
+    def counted() -> float:
+        return bridge.metric("meshca_requests_total", front="istio")
+
+    before, send = counted(), attacks.ATTACKS["resets"].send
+    with http2.Connection(bridge) as peer:
+        frames = peer.frames(GIVEN_UP_SECONDS)
+        next(frames)
+        peer.socket.sendall(http2.frame(http2.SETTINGS, http2.ACK))
+        with contextlib.suppress(OSError):
+            storm = (send(2 * number + 1, number) for number in range(RESETS))
+            peer.socket.sendall(b"".join(storm))
+        refused = sum(
+            one.kind == http2.RST_STREAM and one.payload == REFUSED_STREAM
+            for one in frames  # until the connection is closed, for junk
+        )
+    assert refused > RESETS / 2
+    served_at_once(wire)
+    assert counted() - before < RESETS / 2
 
 
 @pytest.mark.usefixtures("nothing_left")

@@ -13,7 +13,7 @@ from tests.support.harness.workers import await_true
 
 pytestmark = pytest.mark.xdist_group("linkerd-transport")
 
-MAX_CONCURRENT_STREAMS = 3
+MAX_CONCURRENT_STREAMS, MAX_HEADER_LIST_SIZE = 3, 6
 IN_FLIGHT, AWAITED = 4096, 1024
 """Calls that have their message, and calls whose messages are awaited, at most."""
 MANY = 3000
@@ -40,7 +40,9 @@ def test_a_connection_may_have_more_streams_than_calls_have_places(
     bridge: Bridge,
 ) -> None:
     # The sidecar sends the calls of all proxies in one connection.
-    assert settings(bridge)[MAX_CONCURRENT_STREAMS] > IN_FLIGHT + AWAITED
+    told = settings(bridge)
+    assert told[MAX_CONCURRENT_STREAMS] > IN_FLIGHT + AWAITED
+    assert told[MAX_HEADER_LIST_SIZE] == 32 * 1024
 
 
 def begin(bridge: Bridge, calls: int) -> socket.socket:
