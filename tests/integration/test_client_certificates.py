@@ -32,6 +32,7 @@ SECOND_PORT = {
         "istio": {
             "mtls_listen": "127.0.0.1:0",
             "mtls_identities": [{"namespaces": ["shop"]}],
+            "mtls_max_age": "30m",
             "tls": {"dns_names": [SERVER_NAME]},
         }
     },
@@ -145,6 +146,20 @@ def test_a_connection_does_not_outlive_its_certificate(
         port.world.clock.now = now
     assert told.startswith("UNAUTHENTICATED certificate.expired: ")
     await_true(lambda: port.closed == closed + 1)
+
+
+def test_a_renewal_does_not_outlive_the_proof_by_a_token(
+    port: SecondPort, connected: Callable[[], str]
+) -> None:
+    now, closed = port.world.clock.now, port.closed
+    port.world.clock.now = now + timedelta(minutes=30, seconds=1)
+    try:
+        told = connected()
+    finally:
+        port.world.clock.now = now
+    assert told.startswith("PERMISSION_DENIED renewal.age: ")
+    assert connected() == "OK"
+    assert port.closed == closed, "the certificate itself is good"
 
 
 def cases(world: World) -> dict[str, tuple[Authority, Key]]:
