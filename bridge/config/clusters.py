@@ -220,7 +220,7 @@ class _RemoteConfig(APIServerConfig):
 class TokenReviewConfig(_RemoteConfig):
     """`clusters[].tokens` with `verify: token_review`: the API server is asked."""
 
-    verify: Literal["token_review"]
+    verify: Literal["token_review"] = "token_review"
 
 
 class RemoteSecretsConfig(APIServerConfig):
@@ -268,7 +268,11 @@ _BY_VERIFY: dict[str, type[JWKSConfig | TokenReviewConfig | BoundConfig]] = {
 
 def _by_verify(value: object, info: ValidationInfo) -> object:
     # A union of pydantic's own would put the choice into the path of each key.
-    wanted = value.get("verify", "jwks") if isinstance(value, Mapping) else "jwks"
+    wanted: object = "jwks"
+    if isinstance(value, Mapping):
+        # The weaker mode is never taken unsaid.
+        names_keys = not value.keys().isdisjoint(("file", "url"))
+        wanted = value.get("verify", "jwks" if names_keys else "token_review")
     kind = _BY_VERIFY.get(wanted) if isinstance(wanted, str) else None
     if kind is None:
         *most, last = _BY_VERIFY

@@ -101,7 +101,7 @@ def _alternative(section: type[BaseModel]) -> str:
     for name, field in section.model_fields.items():
         values = get_args(field.annotation)
         is_choice = get_origin(field.annotation) is Literal and len(values) == 1
-        if is_choice and field.is_required():
+        if is_choice:
             return f"`{name}: {values[0]}`"
     return ""
 
@@ -120,7 +120,10 @@ def _joined(alternatives: Mapping[str, Key]) -> Key:
         for text, whose in meanings.items()
     )
     first = next(iter(alternatives.values()))
-    return replace(first, type=" or ".join(kinds), meaning=meaning)
+    # The section that needs no word for it is the one without.
+    defaults = (key.default for key in alternatives.values())
+    default = next((one for one in defaults if one != "required"), "required")
+    return replace(first, type=" or ".join(kinds), default=default, meaning=meaning)
 
 
 def _options() -> dict[str, list[Key]]:

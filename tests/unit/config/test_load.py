@@ -839,3 +839,13 @@ def test_two_fronts_do_not_listen_on_one_address() -> None:
     admin = {"listen": "127.0.0.1:8080"}
     (line,) = problems(fronts(linkerd=LINKERD) | {"admin": admin})
     assert "another port than that of fronts.linkerd.listen" in line
+
+
+def test_tokens_are_reviewed_unless_something_else_is_said() -> None:
+    changed = tree()
+    changed["clusters"][0]["tokens"] = {"timeout": "2s"}
+    assert load(changed).clusters[0].tokens.verify == "token_review"
+    # The weaker mode is never taken unsaid.
+    changed["clusters"][0]["tokens"] = {"file": "a.json", "issuer": "https://a.example"}
+    with pytest.raises(ConfigError, match=r"tokens\.verify: is required"):
+        load(changed)
