@@ -207,7 +207,11 @@ def test_calls_whose_messages_do_not_come_stop_nobody(
 
 @pytest.mark.usefixtures("nothing_left")
 @pytest.mark.parametrize(
-    "kind", ["unknown-methods", "no-message", "resets", "short-references"]
+    "kind",
+    [
+        *("unknown-methods", "no-message", "withheld-messages", "resets"),
+        *("bad-tokens", "short-references"),
+    ],
 )
 def test_a_connection_that_sends_junk_is_closed_and_no_other(
     bridge: Bridge, wire: Wire, kind: str

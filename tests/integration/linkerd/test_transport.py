@@ -6,7 +6,7 @@ import struct
 import pytest
 
 from bridge.server.linkerd import METHOD
-from tests.support.clients import http2
+from tests.support.clients import attacks, http2
 from tests.support.clients.linkerd_raw import Certify
 from tests.support.harness.real_process import Bridge
 from tests.support.harness.workers import await_true
@@ -61,3 +61,25 @@ def test_calls_whose_messages_never_come_are_given_up(
     with begin(bridge, MANY):
         certify.require_healthy()
         await_true(lambda: bridge.metric("meshca_in_flight") == 0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "count"),
+    [
+        ("linkerd-resets", MANY),
+        ("linkerd-unknown", MANY),
+        ("linkerd-bad-tokens", 300),
+        ("linkerd-references", 64),
+    ],
+)
+def test_junk_on_the_sidecars_connection_stops_nobody(
+    bridge: Bridge, certify: Certify, kind: str, count: int
+) -> None:
+    send = attacks.ATTACKS[kind].send
+    junk = b"".join(send(2 * number + 1, number) for number in range(count))
+    with begin(bridge, 0) as peer:
+        peer.sendall(http2.frame(http2.SETTINGS, http2.ACK) + junk)
+        certify.require_healthy()
+        await_true(lambda: bridge.metric("meshca_in_flight") == 0)
+    # The connection is everybody's.
+    assert bridge.metric("meshca_connections_closed_total") == 0
