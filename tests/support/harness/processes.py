@@ -21,14 +21,14 @@ def watchers(pid: int) -> list[int]:
 def workers(pid: int) -> list[int]:
     """Return the worker processes of the parent `pid`."""
     # One that is ending has no command any more, and may hold its sockets still: it is
-    # a worker until it is gone.
-    path = Path(f"/proc/{pid}/task/{pid}/children")
+    # a worker until it is gone. One that is only starting has its parent's command.
+    path, own = Path(f"/proc/{pid}/task/{pid}/children"), command(pid)
     found = (int(one) for one in path.read_text().split())
-    return [one for one in found if not _is_other(command(one))]
+    return [one for one in found if not _is_other(command(one), own)]
 
 
-def _is_other(text: bytes) -> bool:
-    return any(name in text for name in (_FEEDER, _WATCHER))
+def _is_other(text: bytes, own: bytes) -> bool:
+    return text == own or any(name in text for name in (_FEEDER, _WATCHER))
 
 
 def is_alive(pid: int) -> bool:
