@@ -24,11 +24,14 @@ from tests.support.harness.real_process import Bridge
 from tests.support.harness.workers import await_true
 from tests.support.parts.scripted_http import json_answer, server_tls
 from tests.support.parts.token_reviews import (
+    FAULTS as API_FAULTS,
+)
+from tests.support.parts.token_reviews import (
+    OTHER_OBJECT,
     OWN_TOKEN,
     REVIEWS,
     Fault,
     ReviewServer,
-    dripping,
     holding,
     saying,
 )
@@ -49,7 +52,6 @@ SHOP_PODS = "/api/v1/namespaces/shop/pods"
 NAME = "spiffe://corp.example/ns/shop/sa/web"
 PROXY = "spiffe://corp.example/ns/istio-system/sa/ztunnel"
 UID = "7d3a1c9e-0000-4000-8000-000000000001"
-JSON_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
 SECONDS = 60.0
 
 
@@ -255,24 +257,7 @@ def test_a_token_that_is_no_good_costs_no_call(
     assert not any(call in one for one in later for call in calls)
 
 
-FAULTS: dict[str, tuple[Fault, str]] = {
-    "401": (saying(json_answer(b"{}", 401)), "review.credential"),
-    "403": (saying(json_answer(b"{}", 403)), "review.rights"),
-    "429": (saying(json_answer(b"{}", 429)), "review.throttled"),
-    "429 and when": (
-        saying(json_answer(b"{}", 429, ["Retry-After: 1"])),
-        "review.throttled",
-    ),
-    "500": (saying(json_answer(b"{}", 500)), "review.failed"),
-    "hangs": (holding(), "review.timeout"),
-    "hangs after the head": (
-        holding(JSON_HEAD + b"Content-Length: 9\r\n\r\n"),
-        "review.timeout",
-    ),
-    "drips": (dripping(JSON_HEAD + b"X: ", b"a"), "review.timeout"),
-    "closes": (saying(b""), "review.unavailable"),
-    "another object": (saying(json_answer(b'{"kind": "Status"}')), "review.answer"),
-}
+FAULTS = API_FAULTS | {"another object": OTHER_OBJECT}
 
 
 @pytest.mark.parametrize("name", FAULTS)

@@ -12,10 +12,11 @@ from tests.support.clients.istio_raw import MAIN, Answer, Wire, token
 from tests.support.harness.real_process import Bridge
 from tests.support.parts.scripted_http import json_answer
 from tests.support.parts.token_reviews import (
-    Fault,
+    FAULTS as API_FAULTS,
+)
+from tests.support.parts.token_reviews import (
+    OTHER_OBJECT,
     ReviewServer,
-    dripping,
-    holding,
     saying,
 )
 
@@ -24,7 +25,6 @@ pytestmark = pytest.mark.xdist_group("node-authorization-faults")
 PROXY = "spiffe://corp.example/ns/istio-system/sa/ztunnel"
 WEB = "spiffe://corp.example/ns/shop/sa/web"
 UID = "7d3a1c9e-0000-4000-8000-000000000001"
-HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
 OWN_POD = "/api/v1/namespaces/istio-system/pods/ztunnel-1"
 WEB_PODS = "/api/v1/namespaces/shop/pods"
 PODS: dict[str, Any] = {
@@ -194,23 +194,8 @@ def test_each_cluster_tells_of_its_own_pods_alone(wire: Wire, what: str) -> None
     assert row["cluster"] == cluster
 
 
-FAULTS: dict[str, tuple[Fault, str]] = {
-    "401": (saying(json_answer(b"{}", 401)), "review.credential"),
-    "403": (saying(json_answer(b"{}", 403)), "review.rights"),
-    "429": (saying(json_answer(b"{}", 429)), "review.throttled"),
-    "429 and when": (
-        saying(json_answer(b"{}", 429, ["Retry-After: 1"])),
-        "review.throttled",
-    ),
-    "500": (saying(json_answer(b"{}", 500)), "review.failed"),
-    "hangs": (holding(), "review.timeout"),
-    "hangs after the head": (
-        holding(HEAD + b"Content-Length: 9\r\n\r\n"),
-        "review.timeout",
-    ),
-    "drips": (dripping(HEAD + b"X: ", b"a"), "review.timeout"),
-    "closes": (saying(b""), "review.unavailable"),
-    "another object": (saying(json_answer(b'{"kind": "Status"}')), "review.answer"),
+FAULTS = API_FAULTS | {
+    "another object": OTHER_OBJECT,
     "no object": (saying(json_answer(b"[]")), "review.answer"),
 }
 

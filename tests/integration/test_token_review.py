@@ -23,12 +23,11 @@ from tests.support.clients import linkerd_raw
 from tests.support.clients.istio_raw import MAIN, Wire, bearer, token
 from tests.support.clients.linkerd_raw import SUFFIX, Certify
 from tests.support.harness.real_process import Bridge
-from tests.support.parts.scripted_http import json_answer, server_tls
+from tests.support.parts.scripted_http import server_tls
 from tests.support.parts.token_reviews import (
     ACCESS,
-    Fault,
+    FAULTS,
     ReviewServer,
-    dripping,
     holding,
     saying,
 )
@@ -37,7 +36,6 @@ from tests.unit.config.test_load import tree
 
 pytestmark = pytest.mark.xdist_group("token-review-faults")
 
-HEAD = b"HTTP/1.1 201 Created\r\nContent-Type: application/json\r\n"
 NAME = "spiffe://corp.example/ns/shop/sa/web"
 
 
@@ -104,25 +102,6 @@ def test_junk_costs_no_review(ground: Ground, wire: Wire) -> None:
         assert wire.ask(bearer(junk)).code == "UNAUTHENTICATED"
         wire.new_outcome()
     assert ground.server.reviews() == before
-
-
-FAULTS: dict[str, tuple[Fault, str]] = {
-    "401": (saying(json_answer(b"{}", 401)), "review.credential"),
-    "403": (saying(json_answer(b"{}", 403)), "review.rights"),
-    "429": (saying(json_answer(b"{}", 429)), "review.throttled"),
-    "429 and when": (
-        saying(json_answer(b"{}", 429, ["Retry-After: 1"])),
-        "review.throttled",
-    ),
-    "500": (saying(json_answer(b"{}", 500)), "review.failed"),
-    "hangs": (holding(), "review.timeout"),
-    "hangs after the head": (
-        holding(HEAD + b"Content-Length: 9\r\n\r\n"),
-        "review.timeout",
-    ),
-    "drips": (dripping(HEAD + b"X: ", b"a"), "review.timeout"),
-    "closes": (saying(b""), "review.unavailable"),
-}
 
 
 @pytest.mark.parametrize("name", FAULTS)

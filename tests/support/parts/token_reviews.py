@@ -176,3 +176,25 @@ def dripping(start: bytes, piece: bytes) -> Fault:
 def saying(answer: bytes) -> Fault:
     """Return a fault: this answer, and the end of the connection."""
     return lambda _, sock: sock.sendall(answer)
+
+
+JSON_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
+FAULTS: dict[str, tuple[Fault, str]] = {
+    "401": (saying(json_answer(b"{}", 401)), "review.credential"),
+    "403": (saying(json_answer(b"{}", 403)), "review.rights"),
+    "429": (saying(json_answer(b"{}", 429)), "review.throttled"),
+    "429 and when": (
+        saying(json_answer(b"{}", 429, ["Retry-After: 1"])),
+        "review.throttled",
+    ),
+    "500": (saying(json_answer(b"{}", 500)), "review.failed"),
+    "hangs": (holding(), "review.timeout"),
+    "hangs after the head": (
+        holding(JSON_HEAD + b"Content-Length: 9\r\n\r\n"),
+        "review.timeout",
+    ),
+    "drips": (dripping(JSON_HEAD + b"X: ", b"a"), "review.timeout"),
+    "closes": (saying(b""), "review.unavailable"),
+}
+"""What an API server may do to any call, and the rule of the call that is refused."""
+OTHER_OBJECT = saying(json_answer(b'{"kind": "Status"}')), "review.answer"
