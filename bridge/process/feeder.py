@@ -7,8 +7,6 @@ last writer has ended, and feeds what is left.
 """
 
 import logging
-import os
-import resource
 import signal
 import sys
 import threading
@@ -17,11 +15,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bridge.process import helper_process
 from bridge.process.role import FeederOrder
-from bridge.system.child_process import follow_parent, read_order
 from bridge.system.clock import system_clock
-from bridge.system.linux import take_turns
-from bridge.system.logs import set_up
 
 if TYPE_CHECKING:
     from bridge.ledger.archive.feeder import ArchiveFeeder
@@ -39,20 +35,9 @@ def main() -> int:
     """Feed as the order on standard input says; return the exit status."""
     stopping = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stopping.set())
-    for number in (signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
-    order = FeederOrder.read(read_order())
-    follow_parent(lambda: os._exit(1))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    take_turns()
-    set_up(order.log_level, who="archive feeder ")
-    try:
-        _run(order, stopping)
-    except Exception as error:  # noqa: BLE001 - the parent starts another process
-        # Not its text: values of the configuration may be in it.
-        _log.error("unexpected error: %s", type(error).__name__)
-        return 1
-    return 0
+    return helper_process.main(
+        FeederOrder, "archive feeder", lambda order: _run(order, stopping)
+    )
 
 
 def _run(order: FeederOrder, stopping: threading.Event) -> None:

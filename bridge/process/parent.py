@@ -18,13 +18,12 @@ from prometheus_client import CollectorRegistry, disable_created_metrics
 from bridge.admin.endpoints import Admin, Views
 from bridge.config import BridgeConfig, ConfigText
 from bridge.errors import ConfigError
-from bridge.process.feeder_process import FeederProcesses
+from bridge.process.helper_process import FEEDER, HelperProcesses, watcher
 from bridge.process.merged_views import Pages
 from bridge.process.own_rights import OwnRights
 from bridge.process.reload import ConfigFile, Reloads
 from bridge.process.role import index_in
 from bridge.process.supervisor import Supervisor, WorkerDefaults
-from bridge.process.watcher_process import WatcherProcesses
 from bridge.process.worker_process import Spawn, WorkerProcess
 from bridge.snapshot.continuity import remember, require_continuity
 from bridge.system.clock import system_clock
@@ -104,9 +103,9 @@ def run(
         anchors.prepare(source)
         rights.prepare(source)
         parts.callback(supervisor.kill)
-        feeders = FeederProcesses(log_level)
+        feeders = HelperProcesses(FEEDER, log_level)
         parts.callback(feeders.kill)
-        watchers = WatcherProcesses(index_in(Path(folder)), log_level)
+        watchers = HelperProcesses(watcher(index_in(Path(folder))), log_level)
         parts.callback(watchers.kill)
         _Loop(source, supervisor, feeders, watchers, reloads, events).run()
     _log.info("stopped in order")
@@ -225,8 +224,8 @@ class _Loop:
         self,
         source: ConfigText,
         supervisor: Supervisor,
-        feeders: FeederProcesses,
-        watchers: WatcherProcesses,
+        feeders: HelperProcesses,
+        watchers: HelperProcesses,
         reloads: Reloads,
         events: Events,
     ) -> None:
@@ -264,23 +263,11 @@ class _Loop:
                 self._watchers.run(supervisor.source, now)
             if supervisor.has_started or _awaits_archive(supervisor.config):
                 self._feeders.run(supervisor.source, now)
-        self._end_watchers()
-        self._end_feeders()
+        # After the workers: the archive gets their last rows.
+        _end(self._watchers)
+        _end(self._feeders)
         if self._refusal is not None:
             raise self._refusal
-
-    def _end_watchers(self) -> None:
-        self._watchers.stop(time.monotonic())
-        while not self._watchers.is_gone:
-            time.sleep(_BUSY_SECONDS)
-            self._watchers.tick(time.monotonic())
-
-    def _end_feeders(self) -> None:
-        # After the workers: the archive gets their last rows.
-        self._feeders.stop(time.monotonic())
-        while not self._feeders.is_gone:
-            time.sleep(_BUSY_SECONDS)
-            self._feeders.tick(time.monotonic())
 
     def _tick(self, now: float) -> None:
         try:
@@ -304,3 +291,10 @@ class _Loop:
             return
         self._file.told(source)
         self._supervisor.reload(source, now)
+
+
+def _end(helpers: HelperProcesses) -> None:
+    helpers.stop(time.monotonic())
+    while not helpers.is_gone:
+        time.sleep(_BUSY_SECONDS)
+        helpers.tick(time.monotonic())

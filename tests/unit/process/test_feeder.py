@@ -19,7 +19,7 @@ from bridge.errors import LedgerError
 from bridge.ledger.archive.archive import Archive
 from bridge.ledger.ledger import Ledger
 from bridge.ledger.verify import verify
-from bridge.process import feeder_process
+from bridge.process import helper_process
 from bridge.process.role import FeederOrder
 from bridge.system.child_process import ChildProcess
 from tests.support.harness import processes
@@ -88,7 +88,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
     children = []
 
     def start() -> ChildProcess:
-        children.append(feeder_process.start(order_of(tmp_path)))
+        children.append(helper_process.start(helper_process.FEEDER, order_of(tmp_path)))
         return children[-1]
 
     yield start
@@ -184,7 +184,7 @@ def test_its_order_is_in_no_argument_and_not_in_the_environment(
 ) -> None:
     # A URL may hold a password.
     url = f"sqlite:///{tmp_path}/secret.db"
-    child = feeder_process.start(order_of(tmp_path, url))
+    child = helper_process.start(helper_process.FEEDER, order_of(tmp_path, url))
     wait_until(lambda: fed(ledger))
     for name in ("cmdline", "environ"):
         shown = Path(f"/proc/{child.pid}/{name}").read_bytes()
@@ -197,7 +197,9 @@ def test_its_order_is_in_no_argument_and_not_in_the_environment(
 def test_an_error_that_nobody_expects_is_named_by_its_type_alone(
     tmp_path: Path, ledger: Ledger, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    child = feeder_process.start(order_of(tmp_path, "sqlite:///secret\0.db"))
+    child = helper_process.start(
+        helper_process.FEEDER, order_of(tmp_path, "sqlite:///secret\0.db")
+    )
     wait_until(lambda: child.poll() is not None)
     assert child.poll() == 1
     told = capfd.readouterr().err
@@ -209,13 +211,13 @@ def test_an_error_that_nobody_expects_is_named_by_its_type_alone(
 PARENT = """
 import sys, time
 from pathlib import Path
-from bridge.process import feeder_process
+from bridge.process import helper_process
 from tests.unit.ledger.support import open_ledger
 from tests.unit.process.test_feeder import order_of, write
 
 folder = Path(sys.argv[1])
 ledger = open_ledger(folder)
-child = feeder_process.start(order_of(folder))
+child = helper_process.start(helper_process.FEEDER, order_of(folder))
 print(child.pid, flush=True)
 write(ledger, 1, 2, 3)
 time.sleep(600)

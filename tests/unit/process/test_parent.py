@@ -12,7 +12,7 @@ import pytest
 
 from bridge.config import ConfigText, parse
 from bridge.process import parent
-from bridge.process.feeder_process import FeederProcesses
+from bridge.process.helper_process import HelperProcesses
 from tests.support.harness.configuration import text
 from tests.support.harness.workers import await_true
 from tests.support.parts.pki import new_root
@@ -58,7 +58,7 @@ def test_many_sighups_start_few_workers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Each would start a worker, and one that is replaced at once still runs a while.
-    monkeypatch.setattr(FeederProcesses, "run", lambda *_: None)
+    monkeypatch.setattr(HelperProcesses, "run", lambda *_: None)
     path = tmp_path / "bridge.yaml"
     (tmp_path / "roots.pem").write_bytes(new_root().pem)
     path.write_text(f"{source(1).text}\nadmin: {{listen: '127.0.0.1:0'}}\n")
