@@ -5,6 +5,7 @@ do not import it.
 """
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from operator import itemgetter
 from typing import Any, NamedTuple, Self
 
@@ -74,11 +75,8 @@ class Archive:
             LedgerError: The database does not answer.
         """
         wanted = sa.select(positions).where(positions.c.writer == writer)
-        try:
-            with self._engine.connect() as connection:
-                row = connection.execute(wanted).one_or_none()
-        except SQLAlchemyError as error:
-            raise failed(error) from error
+        with self._connected() as connection:
+            row = connection.execute(wanted).one_or_none()
         if row is None:
             return START
         return Position(row.byte_offset, Head(row.segment, row.seq, row.head))
@@ -103,22 +101,19 @@ class Archive:
                 position is elsewhere: somebody else feeds this writer, too.
         """
         values = _columns(after)
-        try:
-            with self._engine.connect() as connection:
-                # The position first: that takes SQLite's write lock at once.
-                if not _move(connection, writer, before, values):
-                    raise LedgerError(
-                        f"the archive's position of {writer} is not where this "
-                        "process left it: two servers feed one writer",
-                        rule="ledger.position",
-                    )
-                if rows:
-                    # Without SQLAlchemy's own handling of parameters, which costs as
-                    # much as SQLite's work.
-                    connection.exec_driver_sql(self._insert, self._parameters(rows))
-                connection.commit()
-        except SQLAlchemyError as error:
-            raise failed(error) from error
+        with self._connected() as connection:
+            # The position first: that takes SQLite's write lock at once.
+            if not _move(connection, writer, before, values):
+                raise LedgerError(
+                    f"the archive's position of {writer} is not where this "
+                    "process left it: two servers feed one writer",
+                    rule="ledger.position",
+                )
+            if rows:
+                # Without SQLAlchemy's own handling of parameters, which costs as much
+                # as SQLite's work.
+                connection.exec_driver_sql(self._insert, self._parameters(rows))
+            connection.commit()
 
     def search(self, query: Query) -> Iterator[Mapping[str, Any]]:
         """Yield the entries that match, oldest first.
@@ -129,15 +124,12 @@ class Archive:
         Raises:
             LedgerError: The database does not answer.
         """
-        try:
-            with self._engine.connect() as connection:
-                attempts: Sequence[str] = ()
-                if query.serial or query.certificate or query.key:
-                    attempts = connection.execute(attempts_of(query)).scalars().all()
-                for row in connection.execute(select(query, attempts)):
-                    yield row._asdict()
-        except SQLAlchemyError as error:
-            raise failed(error) from error
+        with self._connected() as connection:
+            attempts: Sequence[str] = ()
+            if query.serial or query.certificate or query.key:
+                attempts = connection.execute(attempts_of(query)).scalars().all()
+            for row in connection.execute(select(query, attempts)):
+                yield row._asdict()
 
     def of_attempts(
         self, attempts: Sequence[str], kind: str = ""
@@ -147,14 +139,11 @@ class Archive:
         Raises:
             LedgerError: The database does not answer.
         """
-        try:
-            with self._engine.connect() as connection:
-                for first in range(0, len(attempts), _READ_ATTEMPTS):
-                    some = attempts[first : first + _READ_ATTEMPTS]
-                    for row in connection.execute(select_attempts(some, kind)):
-                        yield row._asdict()
-        except SQLAlchemyError as error:
-            raise failed(error) from error
+        with self._connected() as connection:
+            for first in range(0, len(attempts), _READ_ATTEMPTS):
+                some = attempts[first : first + _READ_ATTEMPTS]
+                for row in connection.execute(select_attempts(some, kind)):
+                    yield row._asdict()
 
     def rows(self, writer: str) -> Generator[Mapping[str, Any]]:
         """Yield the entries of `writer` as they were added, in order.
@@ -166,15 +155,12 @@ class Archive:
         """
         wanted = sa.select(entries).where(entries.c.writer == writer)
         options = {"yield_per": _READ_ROWS}
-        try:
-            with self._engine.connect() as connection:
-                found = connection.execute(
-                    wanted.order_by(entries.c.seq), execution_options=options
-                )
-                for row in found:
-                    yield row._asdict()
-        except SQLAlchemyError as error:
-            raise failed(error) from error
+        with self._connected() as connection:
+            found = connection.execute(
+                wanted.order_by(entries.c.seq), execution_options=options
+            )
+            for row in found:
+                yield row._asdict()
 
     def latch_rows(self) -> list[str]:
         """Return the lines of all rows `latched`, `stopped` and `cleared`, by time.
@@ -183,11 +169,8 @@ class Archive:
             LedgerError: The database does not answer.
         """
         wanted = sa.select(entries.c.body).where(LATCH_ROWS).order_by(entries.c.at)
-        try:
-            with self._engine.connect() as connection:
-                return list(connection.execute(wanted).scalars())
-        except SQLAlchemyError as error:
-            raise failed(error) from error
+        with self._connected() as connection:
+            return list(connection.execute(wanted).scalars())
 
     def writers(self) -> list[str]:
         """Return the names of all whose rows are here.
@@ -195,14 +178,9 @@ class Archive:
         Raises:
             LedgerError: The database does not answer.
         """
-        try:
-            with self._engine.connect() as connection:
-                found = connection.execute(
-                    sa.select(positions.c.writer).order_by(positions.c.writer)
-                )
-                return list(found.scalars())
-        except SQLAlchemyError as error:
-            raise failed(error) from error
+        wanted = sa.select(positions.c.writer).order_by(positions.c.writer)
+        with self._connected() as connection:
+            return list(connection.execute(wanted).scalars())
 
     def set_aside(self, writer: str, end: Position, name: str) -> int:
         """Give the entries of `writer` after `end` to `name`, and go on after `end`.
@@ -218,25 +196,32 @@ class Archive:
         """
         column, ours = entries.c, positions.c
         beyond = (column.writer == writer) & (column.seq > end.head.seq)
-        try:
-            with self._engine.begin() as connection:
-                moved = connection.execute(
-                    sa.update(entries).where(beyond).values(writer=name)
+        with self._connected() as connection:
+            moved = connection.execute(
+                sa.update(entries).where(beyond).values(writer=name)
+            )
+            if not moved.rowcount:
+                return 0
+            held = sa.select(positions).where(ours.writer == writer)
+            before = connection.execute(held).one()
+            values = {**before._asdict(), "writer": name}
+            connection.execute(sa.insert(positions).values(**values))
+            connection.execute(sa.delete(positions).where(ours.writer == writer))
+            if end != START:
+                connection.execute(
+                    sa.insert(positions).values(writer=writer, **_columns(end))
                 )
-                if not moved.rowcount:
-                    return 0
-                held = sa.select(positions).where(ours.writer == writer)
-                before = connection.execute(held).one()
-                values = {**before._asdict(), "writer": name}
-                connection.execute(sa.insert(positions).values(**values))
-                connection.execute(sa.delete(positions).where(ours.writer == writer))
-                if end != START:
-                    connection.execute(
-                        sa.insert(positions).values(writer=writer, **_columns(end))
-                    )
+            connection.commit()
+        return int(moved.rowcount)
+
+    @contextmanager
+    def _connected(self) -> Iterator[sa.Connection]:
+        # What is not committed in the block does not happen.
+        try:
+            with self._engine.connect() as connection:
+                yield connection
         except SQLAlchemyError as error:
             raise failed(error) from error
-        return int(moved.rowcount)
 
     def _parameters(self, rows: Sequence[Mapping[str, Any]]) -> list[Any]:
         if self._order is None:
