@@ -152,13 +152,18 @@ class Expiries(Collector):
         self._by_owner: dict[str, tuple[CertificateExpiry, ...]] = {}
         self._crls: tuple[CRLUpdate, ...] = ()
 
-    def replace_crls(self, crls: tuple[CRLUpdate, ...]) -> None:
+    def replace_crls(self, crls: Iterable[CRLUpdate]) -> None:
         """Set the lists that are in force, in place of earlier ones."""
-        self._crls = crls
+        self._crls = tuple(crls)
 
-    def replace(self, owner: str, certificates: tuple[CertificateExpiry, ...]) -> None:
-        """Set the certificates of `owner`, in place of earlier ones."""
-        self._by_owner = {**self._by_owner, owner: certificates}
+    def replace(self, owner: str, certificates: Iterable[CertificateExpiry]) -> None:
+        """Set the certificates of an owner, in place of earlier ones.
+
+        Args:
+            owner: The name of an issuing CA, `anchors` or `serving`.
+            certificates: All that the owner has now.
+        """
+        self._by_owner = {**self._by_owner, owner: tuple(certificates)}
 
     def known(self) -> list[CertificateExpiry]:
         """Return the certificates of all owners."""

@@ -29,7 +29,7 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
 from bridge.metrics.compatibility import CitadelMetrics, ServiceMetrics
-from bridge.metrics.expiry import CertificateExpiry, CRLUpdate, Expiries
+from bridge.metrics.expiry import Expiries
 from bridge.system.clock import system_clock
 
 STEPS = (
@@ -286,21 +286,6 @@ class Metrics:
             yield family
 
         self.registry.register(_Adapter(collect))
-
-    def show_certificates(
-        self, owner: str, certificates: Iterable[CertificateExpiry]
-    ) -> None:
-        """Set the expiry of an owner's certificates, in place of earlier ones.
-
-        Args:
-            owner: The name of an issuing CA, `anchors` or `serving`.
-            certificates: All that the owner has now.
-        """
-        self.expiries.replace(owner, tuple(certificates))
-
-    def show_crls(self, crls: Iterable[CRLUpdate]) -> None:
-        """Set the revocation lists that are in force, in place of earlier ones."""
-        self.expiries.replace_crls(tuple(crls))
 
     def render(self) -> tuple[bytes, str]:
         """Return the text of a scrape, and its content type."""

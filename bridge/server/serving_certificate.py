@@ -256,4 +256,4 @@ class ServingCertificate:
 
     def _show(self, leaf: x509.Certificate) -> None:
         expiry = CertificateExpiry.of(leaf, "serving")
-        self._metrics.show_certificates("serving", [expiry])
+        self._metrics.expiries.replace("serving", [expiry])

@@ -258,6 +258,6 @@ class Snapshots:
     def _show(self) -> None:
         current = self._current
         for issuer in current.issuers.values():
-            self._metrics.show_certificates(issuer.name, current.expiries(issuer))
-        self._metrics.show_crls(current.crls.updates())
-        self._metrics.show_certificates("anchors", current.other_anchors())
+            self._metrics.expiries.replace(issuer.name, current.expiries(issuer))
+        self._metrics.expiries.replace_crls(current.crls.updates())
+        self._metrics.expiries.replace("anchors", current.other_anchors())

@@ -71,8 +71,8 @@ def _metrics() -> Metrics:
     made.watch_latch(lambda: [("one", "credential")])
     made.watch_tokens(_Views())
     ends = datetime.now(UTC) + timedelta(days=1)
-    made.show_crls([CRLUpdate("", "", ends)])
-    made.show_certificates(
+    made.expiries.replace_crls([CRLUpdate("", "", ends)])
+    made.expiries.replace(
         "one",
         tuple(
             CertificateExpiry(

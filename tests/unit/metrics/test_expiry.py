@@ -145,7 +145,7 @@ def test_the_words_say_when_and_what_to_do(one: CertificateExpiry, text: str) ->
 )
 def test_the_level_is_a_metric(left: timedelta, value: int) -> None:
     metrics = Metrics(now=lambda: NOW)
-    metrics.show_certificates("seoul-1", [expiry(left)])
+    metrics.expiries.replace("seoul-1", [expiry(left)])
     labels = {
         "issuing_ca": "seoul-1",
         "tier": "issuing",

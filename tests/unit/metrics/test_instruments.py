@@ -22,8 +22,8 @@ def expiry(tier: str, days: int, serial: str = "0a") -> CertificateExpiry:
 
 def of_two_anchors_and_a_chain() -> Metrics:
     metrics = Metrics(now=lambda: NOW)
-    metrics.show_certificates("anchors", [expiry("anchor", 90), expiry("anchor", 80)])
-    metrics.show_certificates(
+    metrics.expiries.replace("anchors", [expiry("anchor", 90), expiry("anchor", 80)])
+    metrics.expiries.replace(
         "seoul-1", [expiry("issuing", 40), expiry("intermediate", 30)]
     )
     return metrics
@@ -67,7 +67,7 @@ def test_istios_sign_errors_are_shown_from_the_start() -> None:
 
 def test_istios_names_get_no_suffix_and_nothing_has_a_creation_time() -> None:
     metrics = Metrics()
-    metrics.show_certificates("x", [expiry("anchor", 9), expiry("issuing", 5)])
+    metrics.expiries.replace("x", [expiry("anchor", 9), expiry("issuing", 5)])
     names = {line.split("{")[0].split(" ")[0] for line in text(metrics).splitlines()}
     assert not [name for name in names if name.endswith("_created")]
     of_istio = [name for name in names if name.startswith("citadel_")]
@@ -98,9 +98,9 @@ def test_no_certificate_is_not_an_expiry_at_zero() -> None:
 
 def test_a_replaced_certificate_is_shown_no_longer() -> None:
     metrics = Metrics()
-    metrics.show_certificates("seoul-1", [expiry("issuing", 1, "01")])
-    metrics.show_certificates("anchors", [expiry("anchor", 9, "02")])
-    metrics.show_certificates("seoul-1", [expiry("issuing", 8, "03")])
+    metrics.expiries.replace("seoul-1", [expiry("issuing", 1, "01")])
+    metrics.expiries.replace("anchors", [expiry("anchor", 9, "02")])
+    metrics.expiries.replace("seoul-1", [expiry("issuing", 8, "03")])
     serials = {
         line.split('serial="')[1][:2]
         for line in text(metrics).splitlines()

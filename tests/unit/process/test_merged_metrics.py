@@ -83,7 +83,7 @@ def test_the_worst_level_of_an_expiry_counts_and_the_first_end() -> None:
     for pid, days in ((1, 0), (2, 300)):
         metrics = Metrics("1.0", lambda: now)
         ends = one.not_after + timedelta(days=days)
-        metrics.show_certificates("a", [replace(one, not_after=ends)])
+        metrics.expiries.replace("a", [replace(one, not_after=ends)])
         pages[pid] = parse(metrics.render()[0].decode())
     labels = '{issuing_ca="a",serial="",subject="",tier="issuing"}'
     found = merged(Totals(), pages)
