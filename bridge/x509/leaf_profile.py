@@ -102,4 +102,6 @@ def authority_key_identifier(
 def _fixed(
     value: x509.ExtensionType, *, critical: bool
 ) -> x509.Extension[x509.ExtensionType]:
-    return x509.Extension(value.oid, critical, value)
+    # Encoded once: the builder would do it for each leaf.
+    encoded = x509.UnrecognizedExtension(value.oid, value.public_bytes())
+    return x509.Extension(value.oid, critical, encoded)
