@@ -243,12 +243,23 @@ class BoundVerifier:
         self, token: str, *, audiences: frozenset[str], now: datetime, budget: Budget
     ) -> ServiceAccount:
         """See TokenVerifier.verify."""
-        if self.look(now):
-            account = self._review.verify(
-                token, audiences=audiences, now=now, budget=budget
-            )
-            _bound_pod(account)
-            return replace(account, verified_by="token_review")
+        if not self.look(now):
+            try:
+                return self._watched(token, audiences, now, budget)
+            except ReviewError:
+                # The keys may have gone after that look. With keys, an API server that
+                # does not answer is asked nothing more.
+                if self._offline.can_verify(now):
+                    raise
+        account = self._review.verify(
+            token, audiences=audiences, now=now, budget=budget
+        )
+        _bound_pod(account)
+        return replace(account, verified_by="token_review")
+
+    def _watched(
+        self, token: str, audiences: frozenset[str], now: datetime, budget: Budget
+    ) -> ServiceAccount:
         account = self._offline.verify(
             token, audiences=audiences, now=now, budget=budget
         )

@@ -390,6 +390,15 @@ def test_the_keys_are_those_that_the_api_server_shows(ground: Ground) -> None:
     assert caught.value.rule == "cluster.keys"
 
 
+def test_keys_that_went_after_the_last_look_give_way_to_reviews(
+    ground: Ground,
+) -> None:
+    assert ground.verify(token()).verified_by == "bound"
+    ground.source = "two"
+    assert ground.verify(token()).verified_by == "token_review"
+    assert ground.server.asked[-1] == "review"
+
+
 def test_keys_of_the_api_server_of_before_verify_nothing(ground: Ground) -> None:
     assert ground.verify(token()).verified_by == "bound"
     ground.source = "two"
