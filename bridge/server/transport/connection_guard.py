@@ -4,7 +4,6 @@ grpc has no call for it, so a connection is shut down at its socket. grpc then s
 the peer has left.
 """
 
-import os
 import socket
 import struct
 import time
@@ -12,8 +11,8 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
+from bridge.server.transport.socket_drain import DESCRIPTORS, copy_of, sockets_of
 from bridge.system.background import BackgroundLoop
 
 _STEP_SECONDS = 0.05
@@ -32,7 +31,6 @@ _LAST_RECEIVED = 52
 """Where `struct tcp_info` has the milliseconds since data came. Source: linux/tcp.h."""
 _INFO_BYTES = 104
 _MAPPED = "::ffff:"
-_DESCRIPTORS = Path("/proc/self/fd")
 
 
 class ConnectionGuard:
@@ -120,7 +118,7 @@ class ConnectionGuard:
     def count(self) -> None:
         """Close the connections above the bounds, the longest idle first."""
         # As a rule a listing of the descriptors shows that there are few.
-        if sum(1 for _ in _DESCRIPTORS.iterdir()) <= self._most_of_address:
+        if sum(1 for _ in DESCRIPTORS.iterdir()) <= self._most_of_address:
             return
         found = sorted(connections(self.ports), key=lambda one: -one.idle_seconds)
         excess = len(found) - self._most
@@ -160,7 +158,7 @@ class Connection:
 
     def shut_down(self) -> bool:
         """End the connection, unless it has ended; return whether this did."""
-        with suppress(OSError), _copy(self.descriptor) as held:
+        with suppress(OSError), copy_of(self.descriptor) as held:
             # The descriptor may stand for another connection by now.
             if _peer(held.getpeername())[1] == self.peer:
                 held.shutdown(socket.SHUT_RDWR)
@@ -170,29 +168,12 @@ class Connection:
 
 def connections(ports: Collection[int]) -> Iterator[Connection]:
     """Yield the accepted connections to `ports`."""
-    for path in _DESCRIPTORS.iterdir():
-        with suppress(OSError):
-            if not path.is_socket():
-                continue
-            with _copy(int(path.name)) as held:
-                if (
-                    held.family not in {socket.AF_INET, socket.AF_INET6}
-                    or held.getsockname()[1] not in ports
-                ):
-                    continue
-                host, peer = _peer(held.getpeername())
-                info = held.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO_BYTES)
-                (idle,) = struct.unpack_from("I", info, _LAST_RECEIVED)
-            yield Connection(int(path.name), host, peer, idle / 1000)
-
-
-def _copy(descriptor: int) -> socket.socket:
-    copy = os.dup(descriptor)
-    try:
-        return socket.socket(fileno=copy)
-    except OSError:
-        os.close(copy)
-        raise
+    for descriptor, held in sockets_of(ports):
+        with suppress(OSError):  # it listens, or has ended
+            host, peer = _peer(held.getpeername())
+            info = held.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO_BYTES)
+            (idle,) = struct.unpack_from("I", info, _LAST_RECEIVED)
+            yield Connection(descriptor, host, peer, idle / 1000)
 
 
 def _peer(name: tuple[str, int]) -> tuple[str, str]:

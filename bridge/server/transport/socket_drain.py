@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
+DESCRIPTORS = Path("/proc/self/fd")
 _HANDSHAKE_SECONDS = 0.3
 
 
@@ -33,40 +34,44 @@ def close_listeners(ports: Collection[int]) -> int:
     that listen on the port.
     """
     closed = 0
-    for each in _listening(ports):
-        with each, suppress(OSError):
-            # Shuts down the socket itself, also for grpc's descriptor of it.
-            each.shutdown(socket.SHUT_RD)
-            closed += 1
+    for _, each in sockets_of(ports):
+        with suppress(OSError):
+            if each.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                # Shuts down the socket itself, also for grpc's descriptor of it.
+                each.shutdown(socket.SHUT_RD)
+                closed += 1
     return closed
 
 
-def _listening(ports: Collection[int]) -> Iterator[socket.socket]:
-    for path in Path("/proc/self/fd").iterdir():
-        try:
+def sockets_of(ports: Collection[int]) -> Iterator[tuple[int, socket.socket]]:
+    """Yield the TCP sockets of this process with one of these local ports.
+
+    Yields:
+        The descriptor, and a copy that is closed when the next one is asked for.
+    """
+    for path in DESCRIPTORS.iterdir():
+        with suppress(OSError):  # closed meanwhile
             # Sockets only: closing a copy of a file's descriptor releases all POSIX
             # locks of the process on that file, such as SQLite's on the archive.
             if not path.is_socket():
                 continue
-            copy = os.dup(int(path.name))
-        except OSError:
-            continue  # closed meanwhile
-        try:
-            found = socket.socket(fileno=copy)
-        except OSError:  # no longer a socket
-            os.close(copy)
-            continue
-        if _is_listening(found, ports):
-            yield found
-        else:
-            found.close()
+            with copy_of(int(path.name)) as held:
+                if (
+                    held.family in {socket.AF_INET, socket.AF_INET6}
+                    and held.getsockname()[1] in ports
+                ):
+                    yield int(path.name), held
 
 
-def _is_listening(found: socket.socket, ports: Collection[int]) -> bool:
-    if found.family not in {socket.AF_INET, socket.AF_INET6}:
-        return False
+def copy_of(descriptor: int) -> socket.socket:
+    """Return a copy of a socket, by its descriptor.
+
+    Raises:
+        OSError: It is no socket, or is closed.
+    """
+    copy = os.dup(descriptor)
     try:
-        accepts = found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
-        return bool(accepts) and found.getsockname()[1] in ports
+        return socket.socket(fileno=copy)
     except OSError:
-        return False
+        os.close(copy)
+        raise
