@@ -218,7 +218,7 @@ class Linkerd:
         seen, when = self._usable
         if seen is snapshot and when == second and not self._signing.any_stopped:
             return
-        policy, route = snapshot.rules.top, snapshot.rules.reachable[call.front]
+        policy, route = snapshot.rules.top, snapshot.rules.routes[call.front]
         term = Validity(ttl=policy.default_ttl, backdate=policy.backdate, now=now)
         usable_issuers(snapshot, route, (), term, self._signing)
         self._usable = snapshot, second

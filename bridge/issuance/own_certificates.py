@@ -20,6 +20,7 @@ from bridge.issuance.selection import (
     Validity,
     latest_end,
     leaf_request,
+    request_within,
     usable_issuers,
 )
 from bridge.issuance.signing import (
@@ -27,7 +28,6 @@ from bridge.issuance.signing import (
     Signed,
     Signing,
     new_id,
-    new_serial,
     revoked_error,
     stopped_error,
 )
@@ -37,7 +37,6 @@ from bridge.resilience.boundary import from_plugin
 from bridge.resilience.budget import Budget
 from bridge.resilience.failover import Failover
 from bridge.snapshot.model import Issuer, Snapshot
-from bridge.spi import LeafRequest
 from bridge.system.clock import Clock
 from bridge.x509.key_pair import KeyPair
 from bridge.x509.pem import encode_certificate
@@ -140,17 +139,7 @@ class OwnCertificates:
             ec.generate_private_key(ec.SECP256R1()), snapshot.probe_names[issuer.name]
         )
         issuer.chain.constraints.require_permitted(subject.names)
-        not_before, not_after = self._probe_window(issuer, snapshot)
-        request = LeafRequest(
-            attempt=new_id(),
-            public_key=subject.public_key,
-            spki=subject.spki,
-            csr=subject.csr,
-            names=subject.names,
-            serial=new_serial(),
-            not_before=not_before,
-            not_after=not_after,
-        )
+        request = request_within(subject, self._probe_window(issuer, snapshot))
         origin = Origin(
             request=new_id(), purpose=Purpose.PROBE, generation=snapshot.generation
         )

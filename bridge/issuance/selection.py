@@ -1,6 +1,6 @@
 """Step 5 of a request: select the issuing CAs that may sign it, and for how long."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -47,7 +47,7 @@ class Validity:
 
 def usable_issuers(
     snapshot: Snapshot,
-    route: Sequence[str],
+    route: Iterable[str],
     names: Sequence[x509.GeneralName],
     term: Validity,
     signing: Signing,
@@ -105,7 +105,12 @@ def leaf_request(subject: Subject, issuer: Issuer, term: Validity) -> LeafReques
     Raises:
         BackendUnavailableError: The chain expires too soon for a useful leaf.
     """
-    not_before, not_after = _window(issuer, term)
+    return request_within(subject, _window(issuer, term))
+
+
+def request_within(subject: Subject, window: tuple[datetime, datetime]) -> LeafRequest:
+    """Return the request for a leaf with these times: notBefore and notAfter."""
+    not_before, not_after = window
     return LeafRequest(
         attempt=new_id(),
         public_key=subject.public_key,

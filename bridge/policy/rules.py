@@ -106,8 +106,6 @@ class Rules:
     """The policy of each rule; None where the rule refuses."""
     _match: FirstMatch | None
     routes: Routes
-    reachable: Mapping[str, tuple[str, ...]]
-    """By front, the names of all issuing CAs in its routes."""
     longest_ttls: Mapping[str, timedelta]
     """The longest lifetime that callers can get of an issuing CA, by its name. An
     issuing CA that no call can reach is absent."""
@@ -123,13 +121,11 @@ class Rules:
         top = IssuancePolicy.of(config)
         policies = [None if rule.refuse else top.under(rule) for rule in config.rules]
         match = FirstMatch([rule.conditions for rule in config.rules])
-        routes = routes_of(config, callers)
         return cls(
             top,
             policies,
             match if config.rules else None,
-            routes,
-            {front: tuple(led) for front, led in routes.items()},
+            routes_of(config, callers),
             _longest_ttls(config, callers),
         )
 

@@ -82,7 +82,7 @@ class ExpiryWatch:
         revoked = {one.name for one in snapshot.issuers.values() if one.revoked}
         usable = {*snapshot.issuers} - {*unusable} - ended - revoked
         told: list[str] = []
-        for front, names in snapshot.rules.reachable.items():
+        for front, names in snapshot.rules.routes.items():
             ends = [
                 snapshot.issuers[name].revoked
                 or _end_of(snapshot.issuers[name], snapshot, now)

@@ -260,7 +260,7 @@ ROUTES = [
 def test_a_front_knows_each_issuing_ca_that_a_call_can_be_led_to(
     given: list[dict[str, Any]], istio: str, linkerd: str
 ) -> None:
-    found = {front: " ".join(names) for front, names in rules(*given).reachable.items()}
+    found = {front: " ".join(names) for front, names in rules(*given).routes.items()}
     # CertSigner is Istio's.
     assert found == {"istio": istio, "linkerd": linkerd}
 

@@ -123,8 +123,8 @@ def test_the_bridge_is_not_ready_once_the_last_usable_chain_has_ended(
 def test_each_front_needs_a_chain_that_lasts(
     world: World, days: int, fronts: str
 ) -> None:
-    reachable = {"istio": ("b", "a"), "linkerd": ("a",)}
-    rules = replace(world.snapshot.rules, reachable=reachable)
+    routes = {"istio": dict.fromkeys(("b", "a"), ()), "linkerd": {"a": ()}}
+    rules = replace(world.snapshot.rules, routes=routes)
     world.snapshot = replace(world.snapshot, rules=rules)
     world.clock.now = NOW + days * DAY
     told = watch(world).problem(())
