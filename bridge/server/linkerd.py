@@ -125,12 +125,6 @@ class LinkerdListener(Listener):
         """See `Listener.addresses`."""
         return {_LISTEN: (self._listen, None)}
 
-    def start_background(self) -> None:
-        """See `Listener.start_background`: there is nothing to start."""
-
-    def stop_background(self) -> None:
-        """See `Listener.stop_background`: there is nothing to stop."""
-
 
 def _linkerd(config: BridgeConfig) -> LinkerdConfig:
     if config.fronts.linkerd is None:

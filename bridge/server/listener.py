@@ -216,9 +216,8 @@ class Listener(ABC):
         """Return whether the listener has all that it needs to open."""
         return True
 
-    @abstractmethod
-    def start_background(self) -> None:
-        """Start the work in the background."""
+    def start_background(self) -> None:  # noqa: B027 - not every front has some
+        """Start the work in the background, if there is any."""
 
     def problems(self) -> dict[str, str]:
         """Return why calls cannot be served although the listener may be open."""
@@ -267,8 +266,7 @@ class Listener(ABC):
             ended = threading.Event()
         return ended
 
-    @abstractmethod
-    def stop_background(self) -> None:
+    def stop_background(self) -> None:  # noqa: B027 - see `start_background`
         """Stop the work in the background. May be repeated, or come before a start."""
 
     def close(self) -> None:

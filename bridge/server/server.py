@@ -67,7 +67,6 @@ class Server:
         self._listening = threading.Lock()
         self._failure = held or _NO_CERTIFICATE
         self._draining = False
-        self._drained = threading.Event()
         self._listeners: tuple[Listener, ...] = ()
         self._admin = Admin(
             admin_address or config.admin.listen,
@@ -213,11 +212,6 @@ class Server:
             listener.close()
         self._health.close()
         self._admin.close()
-        self._drained.set()
-
-    def wait(self, timeout: float | None = None) -> bool:
-        """Wait until `drain` is done; False if that takes longer."""
-        return self._drained.wait(timeout)
 
     def _health_ports(self) -> tuple[str, ...]:
         return (self._health.address,) if self._health.address else ()
