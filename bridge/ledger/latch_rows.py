@@ -87,7 +87,6 @@ class LatchRecorder:
     """
 
     def __init__(self, path: Path, record: Callable[[LatchRow], None]) -> None:
-        self._path = path
         self._file = LatchFile(path)
         self._record = record
         self._stamp: tuple[int, ...] = ()
@@ -99,7 +98,7 @@ class LatchRecorder:
             LedgerError: A row cannot be written, or the file not be used. The next
                 call tries again.
         """
-        stamp = self._look()
+        stamp = self._file.stamp()
         if stamp == self._stamp:
             return
         try:
@@ -117,13 +116,6 @@ class LatchRecorder:
         if notes:
             with self._file.change() as content:
                 content.notes = [note for note in content.notes if note not in notes]
-
-    def _look(self) -> tuple[int, ...]:
-        try:
-            found = self._path.stat()
-        except OSError:
-            return ()
-        return found.st_ino, found.st_mtime_ns, found.st_size
 
 
 def begin(path: Path, now: float, *, is_shared: bool) -> None:

@@ -4,7 +4,6 @@ They stand in the file of the latch. Each request asks, so a look costs one `sta
 """
 
 import logging
-import os
 import threading
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
@@ -29,7 +28,6 @@ class StoppedCAs:
 
     def __init__(self, path: Path | None = None, clock: Clock = system_clock) -> None:
         self._file = LatchFile(path)
-        self._place = os.fspath(path) if path else ""
         self._clock = clock
         self._lock = threading.Lock()
         self._stamp: tuple[int, ...] | None = None
@@ -92,7 +90,7 @@ class StoppedCAs:
 
     def write(self) -> None:
         """Write the stops of this process that are not in the file yet."""
-        if not (self._place and self._unwritten):
+        if not self._unwritten:
             return
         with self._lock:
             waiting = {**self._unwritten}
@@ -116,14 +114,7 @@ class StoppedCAs:
             self._stamp = None
 
     def _read(self) -> None:
-        if not self._place:
-            return
-        stamp: tuple[int, ...] = ()
-        try:
-            found = os.stat(self._place)  # noqa: PTH116 - pathlib's takes twice as long
-            stamp = found.st_ino, found.st_mtime_ns, found.st_size
-        except OSError:
-            pass
+        stamp = self._file.stamp()
         if stamp == self._stamp:
             return
         with self._lock:
