@@ -114,9 +114,32 @@ class Supervision:
             source(workers), self.nursery, around, self.reloads, [self.part]
         )
 
+    def tick(self, *times: float) -> None:
+        for now in times:
+            self.supervisor.tick(now)
+
+    def reload(self, source: ConfigText, *times: float) -> None:
+        """Reload at the first of the times, and tick at each."""
+        self.supervisor.reload(source, times[0])
+        self.tick(*times)
+
     def counted(self, result: str) -> float:
         labels = {"result": result}
         return self.registry.get_sample_value("meshca_reloads_total", labels) or 0.0
+
+
+def started(workers: int = 2) -> Supervision:
+    one = Supervision(workers)
+    one.tick(0)
+    return one
+
+
+def unready(child: FakeChild) -> None:
+    child.is_ready = False
+
+
+def refuse(child: FakeChild) -> None:
+    child.status, child.words = REFUSED, "chain.pem: no chain"
 
 
 @pytest.fixture
@@ -130,51 +153,40 @@ def test_an_order_is_read_as_it_was_written(order: WorkerOrder) -> None:
 
 
 def test_workers_have_names_and_cores_of_their_own() -> None:
-    one = Supervision(workers=3)
-    one.supervisor.tick(0)
+    one = started(3)
     orders = [child.order for child in one.nursery.born]
     assert [order.writer for order in orders] == ["w0", "w1", "w2"]
     assert [order.cpu for order in orders] == [4, 7, 4]
 
 
 def test_bridges_that_share_an_archive_have_writers_of_other_names() -> None:
-    one = Supervision()
-    one.supervisor.tick(0)
-    one.supervisor.reload(source(2, ledger={"replica": "seoul-2"}), 1)
-    one.supervisor.tick(1)
-    one.supervisor.tick(1)
+    one = started()
+    one.reload(source(2, ledger={"replica": "seoul-2"}), 1, 1)
     assert one.nursery.alive() == ["seoul-2-w0", "seoul-2-w1"]
 
 
 def test_a_new_configuration_replaces_the_workers_when_its_own_are_ready() -> None:
-    one = Supervision()
-    one.supervisor.tick(0)
+    one = started()
     assert one.supervisor.is_settled
-    one.nursery.prepare = lambda child: setattr(child, "is_ready", False)
-    one.supervisor.reload(source(1), 1)
-    one.supervisor.tick(1)
+    one.nursery.prepare = unready
+    one.reload(source(1), 1)
     assert one.nursery.alive() == ["w0", "w1", "w2"]
     assert not one.supervisor.is_settled
     one.nursery.born[-1].is_ready = True
-    one.supervisor.tick(2)
-    one.supervisor.tick(2)
+    one.tick(2, 2)
     assert one.nursery.alive() == ["w2"]
     assert [worker.order.writer for worker in one.supervisor.serving()] == ["w2"]
     assert (one.counted("ok"), one.counted("refused")) == (1, 0)
     one.nursery.prepare = lambda _child: None
-    one.supervisor.reload(source(2), 3)
-    one.supervisor.tick(3)
-    one.supervisor.tick(3)
+    one.reload(source(2), 3, 3)
     assert one.nursery.alive() == ["w0", "w1"]
 
 
 def test_a_reload_says_what_it_changes(caplog: pytest.LogCaptureFixture) -> None:
-    one = Supervision()
-    one.supervisor.tick(0)
+    one = started()
     caplog.set_level("INFO", "bridge.process.supervisor")
     for workers, now in ((3, 1), (3, 2)):
-        one.supervisor.reload(source(workers), now)
-        one.supervisor.tick(now)
+        one.reload(source(workers), now)
     assert caplog.messages == [
         f"a new configuration, starting its workers: {told}"
         for told in ("workers: 2 becomes 3", "no key has changed")
@@ -182,16 +194,9 @@ def test_a_reload_says_what_it_changes(caplog: pytest.LogCaptureFixture) -> None
 
 
 def test_workers_that_refuse_a_configuration_leave_the_old_ones_serving() -> None:
-    one = Supervision()
-    one.supervisor.tick(0)
-
-    def refuse(child: FakeChild) -> None:
-        child.status, child.words = REFUSED, "chain.pem: no chain"
-
+    one = started()
     one.nursery.prepare = refuse
-    one.supervisor.reload(source(), 1)
-    one.supervisor.tick(1)
-    one.supervisor.tick(1)
+    one.reload(source(), 1, 1)
     assert one.nursery.alive() == ["w0", "w1"]
     assert one.counted("refused") == 1
     assert "chain.pem: no chain" in one.reloads.warnings()["configuration"]
@@ -199,125 +204,104 @@ def test_workers_that_refuse_a_configuration_leave_the_old_ones_serving() -> Non
 
 
 def test_workers_that_do_not_get_ready_in_time_are_ended() -> None:
-    one = Supervision(workers=1)
-    one.supervisor.tick(0)
-    one.nursery.prepare = lambda child: setattr(child, "is_ready", False)
+    one = started(1)
+    one.nursery.prepare = unready
     one.supervisor.reload(source(1), 1)
-    one.supervisor.tick(30.9)
+    one.tick(30.9)
     assert one.nursery.alive() == ["w0", "w1"]
-    one.supervisor.tick(31.0)
+    one.tick(31.0)
     assert one.nursery.alive() == ["w0"]
     assert "w1 listeners: shut" in one.reloads.warnings()["configuration"]
 
 
 def test_no_worker_of_a_reload_listens_before_all_of_them_could() -> None:
-    one = Supervision()
-    one.supervisor.tick(0)
+    one = started()
     assert all(child.is_released for child in one.nursery.born)
     one.nursery.prepare = lambda child: setattr(
         child, "is_ready", child.order.writer == "w2"
     )
-    one.supervisor.reload(source(2), 1)
-    one.supervisor.tick(1)
+    one.reload(source(2), 1)
     *_, ready, other = one.nursery.born
-    one.supervisor.tick(2)
+    one.tick(2)
     assert not ready.is_released
     other.is_ready = True
-    one.supervisor.tick(3)
+    one.tick(3)
     assert ready.is_released
     assert other.is_released
-    one.supervisor.tick(4)
+    one.tick(4)
     assert one.nursery.alive() == ["w2", "w3"]
     # What follows a worker of the configuration in service is not held.
     other.status = 1
-    for now in (5, 6):
-        one.supervisor.tick(now)
+    one.tick(5, 6)
     assert not one.nursery.born[-1].order.is_held
 
 
 def test_workers_that_are_prepared_late_have_time_to_listen() -> None:
-    one = Supervision(workers=1)
-    one.supervisor.tick(0)
-    one.nursery.prepare = lambda child: setattr(child, "is_ready", False)
-    one.supervisor.reload(source(1), 1)
-    one.supervisor.tick(1)
+    one = started(1)
+    one.nursery.prepare = unready
+    one.reload(source(1), 1)
     new = one.nursery.born[-1]
     new.is_ready, new.release = True, lambda: None  # type: ignore[method-assign]
-    for now in (30.9, 31, 35.8):
-        one.supervisor.tick(now)
+    one.tick(30.9, 31, 35.8)
     assert one.nursery.alive() == ["w0", "w1"]
     new.is_released = True
-    one.supervisor.tick(35.85)
+    one.tick(35.85)
     assert one.nursery.alive() == ["w1"]
     assert one.counted("ok") == 1
 
 
 def test_workers_that_do_not_listen_are_ended() -> None:
-    one = Supervision(workers=1)
-    one.supervisor.tick(0)
+    one = started(1)
     one.nursery.prepare = lambda child: setattr(child, "release", lambda: None)
-    one.supervisor.reload(source(1), 1)
-    for now in (1, 2, 30.9, 31):
-        one.supervisor.tick(now)
+    one.reload(source(1), 1, 2, 30.9, 31)
     assert one.nursery.alive() == ["w0"]
     assert one.counted("refused") == 1
 
 
 def test_no_worker_listens_whose_configuration_is_refused() -> None:
-    one = Supervision(workers=1)
-    one.supervisor.tick(0)
+    one = started(1)
     one.nursery.prepare = lambda child: setattr(child, "unproven", "seoul-1")
-    one.supervisor.reload(source(1, chain="other.pem"), 1)
-    for now in (1, 2, 30.9, 31):
-        one.supervisor.tick(now)
+    one.reload(source(1, chain="other.pem"), 1, 2, 30.9, 31)
     assert one.counted("refused") == 1
     assert not one.nursery.born[-1].is_released
 
 
 def test_a_newer_configuration_takes_the_place_of_one_that_is_not_ready_yet() -> None:
-    one = Supervision(workers=1)
-    one.supervisor.tick(0)
-    one.nursery.prepare = lambda child: setattr(child, "is_ready", False)
-    one.supervisor.reload(source(1), 1)
-    one.supervisor.tick(1)
+    one = started(1)
+    one.nursery.prepare = unready
+    one.reload(source(1), 1)
     one.nursery.prepare = lambda _child: None
-    one.supervisor.reload(source(1), 2)
-    for _ in range(3):
-        one.supervisor.tick(2)
+    one.reload(source(1), 2, 2, 2)
     assert one.nursery.alive() == ["w2"]
     assert one.counted("ok") == 1
 
 
 def test_a_part_of_the_parent_is_in_service_once_a_first_worker_is_ready() -> None:
     one = Supervision()
-    one.nursery.prepare = lambda child: setattr(child, "is_ready", False)
-    one.supervisor.tick(0)
+    one.nursery.prepare = unready
+    one.tick(0)
     assert one.part.asked == []
     one.nursery.born[0].is_ready = True
-    one.supervisor.tick(1)
-    one.supervisor.tick(2)
+    one.tick(1, 2)
     assert one.part.asked == ["commit"]
 
 
 def test_workers_of_a_configuration_have_the_trust_anchors_that_were_checked() -> None:
     one = Supervision(workers=1)
     content = bytes(range(256))
-    one.supervisor.reload(replace(source(1), anchors=content), 1)
-    one.supervisor.tick(1)
+    one.reload(replace(source(1), anchors=content), 1)
     order = WorkerOrder.read(one.nursery.born[-1].order.line())
     assert order.anchors is not None
     assert order.anchors.encode("latin-1") == content
 
 
 def test_a_part_of_the_parent_is_replaced_with_the_workers() -> None:
-    one = Supervision()
-    one.supervisor.tick(0)
-    one.nursery.prepare = lambda child: setattr(child, "is_ready", False)
-    one.supervisor.reload(source(1), 1)
-    one.supervisor.tick(1)
+    one = started()
+    one.nursery.prepare = unready
+    one.reload(source(1), 1)
     assert one.part.asked == ["commit", "prepare 1"]
     one.nursery.born[-1].is_ready = True
-    one.supervisor.tick(2)
+    one.tick(2)
     assert one.part.asked == ["commit", "prepare 1", "commit"]
 
 
@@ -333,11 +317,9 @@ def test_a_part_of_the_parent_is_replaced_with_the_workers() -> None:
 def test_a_part_that_cannot_be_prepared_refuses_the_configuration(
     error: Exception, says: str
 ) -> None:
-    one = Supervision()
-    one.supervisor.tick(0)
+    one = started()
     one.part.error = error
-    one.supervisor.reload(source(1), 1)
-    one.supervisor.tick(1)
+    one.reload(source(1), 1)
     assert one.part.asked == ["commit", "prepare 1", "discard"]
     assert one.counted("refused") == 1
     assert says in one.reloads.warnings()["configuration"]
@@ -345,12 +327,9 @@ def test_a_part_that_cannot_be_prepared_refuses_the_configuration(
 
 
 def test_a_part_is_discarded_with_workers_that_are_refused() -> None:
-    one = Supervision(workers=1)
-    one.supervisor.tick(0)
+    one = started(1)
     one.nursery.prepare = lambda child: setattr(child, "status", REFUSED)
-    one.supervisor.reload(source(1), 1)
-    one.supervisor.tick(1)
-    one.supervisor.tick(1)
+    one.reload(source(1), 1, 1)
     assert one.part.asked.count("commit") == 1
     assert one.part.asked[-1] == "discard"
 
@@ -373,11 +352,9 @@ def test_a_reload_does_not_lose_the_token_keys_of_a_cluster(
 ) -> None:
     one = Supervision(workers=1)
     one.nursery.prepare = lambda child: setattr(child, "without_keys", old)
-    one.supervisor.tick(0)
+    one.tick(0)
     one.nursery.prepare = lambda child: setattr(child, "without_keys", new)
-    one.supervisor.reload(source(1, clusters=BOTH), 1)
-    for now in (1, 2, 30.9, 31):
-        one.supervisor.tick(now)
+    one.reload(source(1, clusters=BOTH), 1, 2, 30.9, 31)
     assert (one.counted("ok"), one.counted("refused")) == (is_replaced, not is_replaced)
     assert one.nursery.alive() == (["w1"] if is_replaced else ["w0"])
     if not is_replaced:
@@ -398,38 +375,31 @@ def test_a_reload_does_not_lose_the_token_keys_of_a_cluster(
 def test_an_issuing_ca_that_has_changed_has_to_sign_before_a_reload_takes_effect(
     chain: str, unproven: str, *, is_replaced: bool
 ) -> None:
-    one = Supervision(workers=1)
-    one.supervisor.tick(0)
+    one = started(1)
     one.nursery.prepare = lambda child: setattr(child, "unproven", unproven)
-    one.supervisor.reload(source(1, chain=chain), 1)
-    for now in (1, 2, 30.9, 31):
-        one.supervisor.tick(now)
+    one.reload(source(1, chain=chain), 1, 2, 30.9, 31)
     assert one.nursery.alive() == (["w1"] if is_replaced else ["w0"])
     told = one.reloads.warnings().get("configuration", "")
     assert ("issuing_cas.seoul-1 has not signed" in told) is not is_replaced
 
 
 def test_a_new_worker_that_does_not_answer_may_lack_the_keys() -> None:
-    one = Supervision(workers=1)
-    one.supervisor.tick(0)
+    one = started(1)
     one.nursery.prepare = lambda child: setattr(child, "without_keys", "Kubernetes")
-    one.supervisor.reload(source(1), 1)
-    one.supervisor.tick(1)
+    one.reload(source(1), 1)
     one.nursery.born[-1].is_silent = True
-    one.supervisor.tick(2)
+    one.tick(2)
     assert one.nursery.alive() == ["w0", "w1"]
     one.nursery.born[-1].is_silent = False
-    one.supervisor.tick(3)
+    one.tick(3)
     assert one.nursery.alive() == ["w0", "w1"]
     one.nursery.born[-1].without_keys = ""
-    one.supervisor.tick(4)
-    one.supervisor.tick(4)
+    one.tick(4, 4)
     assert one.nursery.alive() == ["w1"]
 
 
 def test_a_single_worker_keeps_to_no_core() -> None:
-    one = Supervision(workers=1)
-    one.supervisor.tick(0)
+    one = started(1)
     assert [child.order.cpu for child in one.nursery.born] == [None]
 
 
@@ -447,32 +417,26 @@ def test_the_bridge_has_started_when_a_worker_says_how_it_is() -> None:
     # The archive feeder starts then, and does not slow the workers' own start.
     one = Supervision()
     one.nursery.prepare = lambda child: setattr(child, "is_silent", True)
-    one.supervisor.tick(0)
+    one.tick(0)
     assert not one.supervisor.has_started
     one.nursery.born[0].is_silent = one.nursery.born[0].is_ready = False
-    one.supervisor.tick(1)
+    one.tick(1)
     assert one.supervisor.has_started, "the ledger may need the feeder to get ready"
 
 
 def test_a_first_configuration_that_is_refused_is_an_error() -> None:
     one = Supervision()
-
-    def refuse(child: FakeChild) -> None:
-        child.status, child.words = REFUSED, "chain.pem: no chain"
-
     one.nursery.prepare = refuse
-    one.supervisor.tick(0)
+    one.tick(0)
     with pytest.raises(ConfigError, match=r"chain\.pem: no chain"):
-        one.supervisor.tick(1)
+        one.tick(1)
 
 
 def test_a_worker_whose_journal_is_broken_is_not_started_again() -> None:
-    one = Supervision()
-    one.supervisor.tick(0)
+    one = started()
     first = one.nursery.born[0]
     first.status, first.words = BROKEN, "journal/w0/00000001.jsonl:7: edited"
-    for now in range(1, 100):
-        one.supervisor.tick(now)
+    one.tick(*range(1, 100))
     assert one.nursery.alive() == ["w1"]
     assert len(one.nursery.born) == 2
     assert one.supervisor.is_settled
@@ -480,37 +444,32 @@ def test_a_worker_whose_journal_is_broken_is_not_started_again() -> None:
         "edited; not started again until a reload" in one.supervisor.serving()[0].reason
     )
     # A reload begins with workers of other names: the journal stays as it is.
-    one.supervisor.reload(source(2), 100)
-    one.supervisor.tick(100)
-    one.supervisor.tick(101)
+    one.reload(source(2), 100, 101)
     assert one.nursery.alive() == ["w2", "w3"]
     # Then the name is free, and the next reload finds whether it was mended.
-    one.nursery.prepare = lambda child: setattr(child, "is_ready", False)
-    one.supervisor.reload(source(1), 102)
-    one.supervisor.tick(102)
+    one.nursery.prepare = unready
+    one.reload(source(1), 102)
     last = one.nursery.born[-1]
     assert last.order.writer == "w0"
     last.status, last.words = BROKEN, "still edited"
-    one.supervisor.tick(103)
+    one.tick(103)
     assert "still edited" in one.reloads.warnings()["configuration"]
     assert one.nursery.alive() == ["w2", "w3"]
 
 
 def test_a_journal_that_is_broken_at_the_start_ends_it() -> None:
     one = Supervision(workers=1)
-    one.nursery.prepare = lambda child: setattr(child, "is_ready", False)
-    one.supervisor.tick(0)
+    one.nursery.prepare = unready
+    one.tick(0)
     one.nursery.born[0].status, one.nursery.born[0].words = BROKEN, "edited"
     with pytest.raises(ConfigError, match="edited"):
-        one.supervisor.tick(1)
+        one.tick(1)
 
 
 def test_a_worker_that_is_refused_later_is_started_again() -> None:
-    one = Supervision(workers=1)
-    one.supervisor.tick(0)
+    one = started(1)
     one.nursery.born[0].status = REFUSED
-    one.supervisor.tick(1)
-    one.supervisor.tick(2)
+    one.tick(1, 2)
     assert one.nursery.alive() == ["w0"]
     assert one.supervisor.restarts() == {"w0": 1}
 
@@ -518,14 +477,13 @@ def test_a_worker_that_is_refused_later_is_started_again() -> None:
 def test_workers_that_do_not_end_are_ended_by_force() -> None:
     one = Supervision()
     one.nursery.prepare = lambda child: setattr(child, "obeys", child.pid != 100)
-    one.supervisor.tick(0)
+    one.tick(0)
     one.supervisor.stop(10)
-    one.supervisor.tick(10)
+    one.tick(10)
     assert one.nursery.alive() == ["w0"]
-    one.supervisor.tick(21.9)  # drain and margin
+    one.tick(21.9)  # drain and margin
     assert not one.supervisor.is_over
-    one.supervisor.tick(22.0)
-    one.supervisor.tick(22.1)
+    one.tick(22.0, 22.1)
     assert one.supervisor.is_over
     assert one.nursery.born[0].signals == ["TERM", "KILL"]
     assert one.nursery.born[1].signals == ["TERM"]
@@ -533,12 +491,8 @@ def test_workers_that_do_not_end_are_ended_by_force() -> None:
 
 
 def test_restarts_of_workers_that_were_replaced_stay_counted() -> None:
-    one = Supervision(workers=1)
-    one.supervisor.tick(0)
+    one = started(1)
     one.nursery.born[0].status = -11
-    one.supervisor.tick(1)
-    one.supervisor.tick(2)
-    one.supervisor.reload(source(1), 3)
-    for now in (3, 4, 5):
-        one.supervisor.tick(now)
+    one.tick(1, 2)
+    one.reload(source(1), 3, 4, 5)
     assert one.supervisor.restarts() == {"w0": 1, "w1": 0}
