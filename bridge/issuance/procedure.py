@@ -131,9 +131,9 @@ class Issuance:
         clock: The time that a validity starts from.
         status_name: Returns the name of the gRPC status of an error at a front.
         ready: Returns whether an issuing CA has signed since the start.
-        renewal: Decides who renews by certificate; by default nobody.
-        bars: What is barred; by default nothing.
-        events: Writes the events of Linkerd's certificates; by default none.
+        renewal: Decides who renews by certificate.
+        bars: What is barred.
+        events: Writes the events of Linkerd's certificates; None writes none.
         draw: Returns a random number from 0 to 1: see `valid_until`.
     """
 
@@ -147,10 +147,10 @@ class Issuance:
         metrics: Metrics,
         clock: Clock,
         status_name: Callable[[BridgeError, str], str],
-        ready: Callable[[], bool] = lambda: True,
-        renewal: CertificateRenewal | None = None,
-        bars: Bars | None = None,
-        events: AccountEvents | None = None,
+        ready: Callable[[], bool],
+        renewal: CertificateRenewal,
+        bars: Bars,
+        events: AccountEvents | None,
         draw: Callable[[], float] = random.random,
     ) -> None:
         self._snapshot = snapshot
@@ -161,9 +161,9 @@ class Issuance:
         self._clock = clock
         self._status_name = status_name
         self._draw = draw
-        self._bars = bars or Bars()
+        self._bars = bars
         self._meshes: dict[str, Mesh] = {
-            "istio": Istio(renewal or CertificateRenewal(), self._bars),
+            "istio": Istio(renewal, bars),
             "linkerd": Linkerd(signing, ready, events),
         }
 

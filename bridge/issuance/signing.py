@@ -179,7 +179,7 @@ class Signing:
         ledger: Records intents and outcomes.
         metrics: Counts and times the calls of the issuing CAs.
         status_name: Returns the name of the gRPC status of an error at a front.
-        stopped: The issuing CAs that are stopped; by default those of this process.
+        stopped: The issuing CAs that are stopped.
         guards: The health of the issuing CAs, which each call of a CA shows.
     """
 
@@ -188,15 +188,15 @@ class Signing:
         ledger: Ledger,
         metrics: Metrics,
         status_name: Callable[[BridgeError, str], str],
-        stopped: StoppedCAs | None = None,
-        guards: Guards | None = None,
+        stopped: StoppedCAs,
+        guards: Guards,
     ) -> None:
         self._ledger = ledger
         self.metrics = metrics
         """The metrics of the process."""
         self._status_name = status_name
-        self._stopped = StoppedCAs() if stopped is None else stopped
-        self._guards = Guards() if guards is None else guards
+        self._stopped = stopped
+        self._guards = guards
 
     def stopped(self, issuer: Issuer) -> str | None:
         """Return why `issuer` may not be used until an operator acts, or None.

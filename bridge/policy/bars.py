@@ -111,14 +111,14 @@ class Bars:
     that cannot be read, is not there any more, or was made again takes none back.
 
     Args:
-        path: The file; None where nothing is barred.
+        path: The file.
 
     Raises:
         LedgerError: The file is there and cannot be used: it is not known what is
             barred.
     """
 
-    def __init__(self, path: Path | None = None) -> None:
+    def __init__(self, path: Path) -> None:
         self._file = LatchFile(path)
         self._held: dict[str, Entry] = {}
         self._scopes: Mapping[str, Entry] = {}

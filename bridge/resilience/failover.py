@@ -30,7 +30,6 @@ from bridge.resilience.retry import (
     worth_telling,
 )
 
-_THREADS = 24
 _PLACE_SECONDS = 0.1
 """For a place at an issuing CA that has an equal, which can take the call."""
 
@@ -53,20 +52,6 @@ class Guarded(Protocol):
 
 Target = TypeVar("Target", bound=Guarded)
 Result = TypeVar("Result")
-
-
-class _Unobserved:
-    def opened(self, is_open: bool, /) -> None:  # noqa: FBT001 - see `Observer`
-        pass
-
-    def retried(self) -> None:
-        pass
-
-    def failed_over(self) -> None:
-        pass
-
-    def kept_away(self, reason: str, /) -> None:
-        pass
 
 
 class Guard:
@@ -112,8 +97,8 @@ class Guards:
 
     def __init__(
         self,
-        threads: int = _THREADS,
-        observe: Callable[[str], Observer] = lambda _name: _Unobserved(),
+        threads: int,
+        observe: Callable[[str], Observer],
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._threads = threads

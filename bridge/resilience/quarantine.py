@@ -22,11 +22,11 @@ class StoppedCAs:
     possible. While the file cannot be read, what was read last holds.
 
     Args:
-        path: The file of the latch; None for one process alone.
+        path: The file of the latch.
         clock: The time.
     """
 
-    def __init__(self, path: Path | None = None, clock: Clock = system_clock) -> None:
+    def __init__(self, path: Path, clock: Clock = system_clock) -> None:
         self._file = LatchFile(path)
         self._clock = clock
         self._lock = threading.Lock()

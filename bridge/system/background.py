@@ -138,11 +138,6 @@ class SteadyPool(ThreadPoolExecutor):
         except RuntimeError as error:  # the pool is closed
             return refused(error)
 
-    @property
-    def waiting(self) -> int:
-        """The number of calls that no thread has begun with."""
-        return self._work_queue.qsize()
-
     def close(self, timeout: float) -> bool:
         """Refuse new calls, and wait for running ones.
 

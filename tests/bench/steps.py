@@ -36,8 +36,11 @@ from bridge.issuance.procedure import Issuance
 from bridge.issuance.signing import Signing
 from bridge.ledger.ledger import Ledger
 from bridge.metrics.instruments import STEPS, Metrics
+from bridge.policy.bars import Bars
+from bridge.policy.certificate_renewal import CertificateRenewal
 from bridge.resilience.budget import Budget
 from bridge.resilience.failover import Failover, Guards
+from bridge.resilience.quarantine import StoppedCAs
 from bridge.server import linkerd
 from bridge.server.istio import METHOD
 from bridge.server.status import status_name
@@ -170,15 +173,20 @@ def _issuance(config: BridgeConfig) -> Iterator[tuple[Issuance, Metrics]]:
         feeding.start()
         parts.callback(feeding.close)
         snapshot.clusters.start()
-        guards = Guards(observe=metrics.backend)
+        guards = Guards(config.limits.threads, metrics.backend)
+        stopped = StoppedCAs(config.ledger.latch, clock)
         issuance = Issuance(
             snapshot=lambda: snapshot,
             ledger=ledger,
-            signing=Signing(ledger, metrics, status_name, guards=guards),
+            signing=Signing(ledger, metrics, status_name, stopped, guards),
             failover=Failover(guards),
             metrics=metrics,
             clock=clock,
             status_name=status_name,
+            ready=lambda: True,
+            renewal=CertificateRenewal(),
+            bars=Bars(config.ledger.bars),
+            events=None,
         )
         yield issuance, metrics
 

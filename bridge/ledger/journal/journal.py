@@ -147,11 +147,6 @@ class Journal:
         """The last row that is on disk."""
         return self._writer.head
 
-    def problem(self) -> str | None:
-        """Return why no row can be written, or None."""
-        refusal = self.refusal()
-        return refusal and refusal[1]
-
     def refusal(self) -> tuple[str, str] | None:
         """Return the rule by which no row can be written, and the reason; or None."""
         since = self._writer.busy_since

@@ -35,6 +35,7 @@ from bridge.policy.certificate_renewal import CertificateRenewal
 from bridge.resilience.budget import Budget
 from bridge.resilience.failover import Failover, Guards
 from bridge.resilience.latch_file import LatchFile
+from bridge.resilience.quarantine import StoppedCAs
 from bridge.server.status import status_name
 from bridge.snapshot.builder import Assembly
 from bridge.snapshot.model import Issuer, Snapshot
@@ -120,9 +121,10 @@ class World:
         self.ledger = self.open_ledger()
         self._feeding = FeederThread(self.config.ledger)
         self._feeding.start()
-        self.guards = Guards(observe=self.metrics.backend)
+        self.guards = Guards(self.config.limits.threads, self.metrics.backend)
+        stopped = StoppedCAs(self.config.ledger.latch, self.clock)
         self.signing = Signing(
-            self.ledger, self.metrics, status_name, guards=self.guards
+            self.ledger, self.metrics, status_name, stopped, self.guards
         )
         self.failover = Failover(self.guards)
         self.own = OwnCertificates(
@@ -141,6 +143,7 @@ class World:
             ready=lambda: self.is_ready,
             renewal=CertificateRenewal.of(self.config, self.lineages),
             bars=self.bars,
+            events=None,
             draw=lambda: self.draw,
         )
         return self

@@ -216,4 +216,3 @@ def test_without_a_file_nothing_is_barred(path: Path) -> None:
     bars.look()
     assert not bars.trouble()
     shown(bars)
-    shown(Bars())

@@ -28,15 +28,6 @@ def test_a_stop_is_of_one_certificate(path: Path) -> None:
     assert stopped.reason("0b") is None
 
 
-def test_without_a_file_a_stop_is_of_the_object() -> None:
-    stopped = StoppedCAs()
-    assert not stopped
-    stopped.add("a", "0a", "another name")
-    assert stopped.reason("0a") == "another name"
-    assert [entry.issuing_ca for entry in stopped.latched()] == ["a"]
-    assert not StoppedCAs()
-
-
 def test_a_clearance_ends_the_stop_in_every_process(path: Path) -> None:
     one, other = StoppedCAs(path), StoppedCAs(path)
     one.add("a", "0a", "another name")

@@ -218,7 +218,7 @@ def test_after_a_failed_commit_the_journal_stays_shut(
         journal.append_durable(make_intent())
     with pytest.raises(LedgerError, match="failed earlier"):
         journal.append(make_ended())
-    assert str(error.strerror) in str(journal.problem())
+    assert str(error.strerror) in str(journal.refusal())
     journal.close()
 
 
@@ -324,7 +324,7 @@ def test_a_disk_without_room_refuses_intents_until_it_has_room(
         journal._queue.mend()
     disk.room = None
     journal._queue.mend()
-    assert journal.problem() is None
+    assert journal.refusal() is None
     journal.append_durable(make_intent(5))
     expected = ["opened", "intent", "resumed", "issued", "failed", "intent"]
     assert kinds(tmp_path) == expected
@@ -343,7 +343,7 @@ def test_the_flusher_ends_a_stall_by_itself(tmp_path: Path, disk: FaultyDisk) ->
     with pytest.raises(LedgerError, match="has no room"):
         journal.append_durable(make_intent(1))
     disk.room = None
-    while journal.problem():
+    while journal.refusal():
         pass
     journal.append_durable(make_intent(2))
     journal.close()
@@ -405,7 +405,7 @@ def test_a_disk_with_hardly_any_room_is_still_full(
     monkeypatch.setattr(writer_module, "_ROOM_BYTES", 1 << 60)
     with pytest.raises(LedgerError, match="has no room"):
         journal._queue.mend()
-    assert "No space left" in str(journal.problem())
+    assert "No space left" in str(journal.refusal())
     monkeypatch.undo()
     journal.close()
     assert kinds(tmp_path) == ["opened", "resumed", "closed"]
@@ -438,7 +438,7 @@ def test_a_journal_that_was_changed_while_its_disk_was_full_stays_shut(
         journal._queue.mend()
     with pytest.raises(LedgerError, match="failed earlier"):
         journal.append_durable(make_intent(3))
-    assert "was changed" in str(journal.problem())
+    assert "was changed" in str(journal.refusal())
     journal.close()
 
 
@@ -584,11 +584,11 @@ def test_a_disk_that_does_not_answer_is_not_waited_for_for_ever(
     assert disk.in_sync.wait(20)
     with pytest.raises(LedgerError, match="does not answer"):
         journal.append_durable(make_intent(2))
-    assert "does not answer" in str(journal.problem())
+    assert "does not answer" in str(journal.refusal())
     disk.may_sync.set()
     first.join()
     journal.append_durable(make_intent(3))
-    assert journal.problem() is None
+    assert journal.refusal() is None
     journal.close()
     assert verify(tmp_path).intact
 
