@@ -9,24 +9,7 @@ from bridge.errors import BackendUnavailableError
 from bridge_file import FileCA
 from tests.support.harness.file_shapes import SHAPES, open_shape, write_shape
 from tests.support.parts.pki import new_chain
-
-PATIENCE_SECONDS = 20.0
-
-
-class Calls:
-    """Counts what a watch tells, and waits for it."""
-
-    def __init__(self) -> None:
-        self._seen = threading.Semaphore(0)
-
-    def __call__(self) -> None:
-        self._seen.release()
-
-    def wait(self, timeout: float = PATIENCE_SECONDS) -> bool:
-        return self._seen.acquire(timeout=timeout)
-
-    def came(self) -> bool:
-        return self._seen.acquire(blocking=False)
+from tests.unit.system.test_file_watch import PATIENCE_SECONDS, Calls
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -27,6 +27,7 @@ from bridge.errors import (
 from bridge.resilience.latch import ARCHIVE_SECONDS, COOL_DOWN_SECONDS, Latch
 from bridge.resilience.latch_file import Entry, LatchFile, new_id
 from bridge.system import files
+from tests.support.harness.clock import SetClock
 
 TOKEN = "token 0042"  # noqa: S105 - a name
 PIN = b"hunter-2-31337"
@@ -36,22 +37,9 @@ TIMEOUT = BackendTimeoutError("no answer")
 AWAY = BackendUnavailableError("no token")
 
 
-class FakeClock:
-    """A clock that a test moves; a pause moves it as well."""
-
-    def __init__(self) -> None:
-        self.now = datetime(2026, 11, 28, 12, tzinfo=UTC)
-
-    def __call__(self) -> datetime:
-        return self.now
-
-    def wait(self, seconds: float) -> None:
-        self.now += timedelta(seconds=seconds)
-
-
 @pytest.fixture
-def clock() -> FakeClock:
-    return FakeClock()
+def clock() -> SetClock:
+    return SetClock(datetime(2026, 11, 28, 12, tzinfo=UTC))
 
 
 @pytest.fixture
@@ -60,8 +48,8 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def latch(path: Path, clock: FakeClock) -> Latch:
-    return Latch(path, clock=clock, pause=clock.wait)
+def latch(path: Path, clock: SetClock) -> Latch:
+    return Latch(path, clock=clock, pause=clock.forward)
 
 
 def login(latch: Latch, secret: bytes = PIN, error: Exception | None = None) -> None:
@@ -81,8 +69,8 @@ def outcome(
     return "ok"
 
 
-def restarted(latch: Latch, clock: FakeClock) -> Latch:
-    return Latch(latch.path, clock=clock, pause=clock.wait)
+def restarted(latch: Latch, clock: SetClock) -> Latch:
+    return Latch(latch.path, clock=clock, pause=clock.forward)
 
 
 # What came before, with which credential, and what the next login with `PIN` gets.
@@ -112,7 +100,7 @@ def test_the_next_login_depends_on_what_came_before(
     *,
     is_restarted: bool,
     latch: Latch,
-    clock: FakeClock,
+    clock: SetClock,
 ) -> None:
     for secret, error in before:
         if error is None:
@@ -150,24 +138,24 @@ def test_another_scope_has_entries_of_its_own(latch: Latch) -> None:
 
 
 def test_a_proven_credential_is_tried_again_after_the_cool_down(
-    latch: Latch, clock: FakeClock
+    latch: Latch, clock: SetClock
 ) -> None:
     login(latch)
     for _ in range(3):
         assert outcome(latch, error=TIMEOUT) == "backend.timeout"
-        clock.wait(COOL_DOWN_SECONDS - 0.01)
+        clock.forward(COOL_DOWN_SECONDS - 0.01)
         assert outcome(latch) == "latch.cool-down"
-        clock.wait(0.01)
+        clock.forward(0.01)
     assert outcome(latch) == "ok"
     assert outcome(latch) == "ok"
 
 
 def test_a_clock_that_was_set_back_ends_the_cool_down(
-    latch: Latch, clock: FakeClock
+    latch: Latch, clock: SetClock
 ) -> None:
     login(latch)
     outcome(latch, error=TIMEOUT)
-    clock.wait(-3600)
+    clock.forward(-3600)
     assert outcome(latch) == "ok"
 
 
@@ -315,14 +303,14 @@ def test_a_result_that_cannot_be_written_leaves_the_attempt(
     assert outcome(latch) == "latch.refused"
 
 
-def waiting(path: Path, clock: FakeClock) -> None:
+def waiting(path: Path, clock: SetClock) -> None:
     """Say that the archive is shared, and that nothing was read from it yet."""
     with LatchFile(path).change() as content:
         content.begun_at = clock.now.timestamp()
 
 
 def test_a_first_login_waits_for_what_other_hosts_know(
-    path: Path, clock: FakeClock
+    path: Path, clock: SetClock
 ) -> None:
     there = Latch(path.with_name("other.json"), clock=clock)
     outcome(there, error=REFUSED)
@@ -330,7 +318,7 @@ def test_a_first_login_waits_for_what_other_hosts_know(
     waiting(path, clock)
 
     def pause(seconds: float) -> None:
-        clock.wait(seconds)
+        clock.forward(seconds)
         with LatchFile(path).change() as content:
             content.merge([known], [])
             content.read_at = clock.now.timestamp()
@@ -339,7 +327,7 @@ def test_a_first_login_waits_for_what_other_hosts_know(
 
 
 def test_where_the_archive_is_away_one_attempt_is_made(
-    latch: Latch, path: Path, clock: FakeClock
+    latch: Latch, path: Path, clock: SetClock
 ) -> None:
     waiting(path, clock)
     began = clock.now
@@ -354,7 +342,7 @@ def test_where_the_archive_is_away_one_attempt_is_made(
 
 
 def test_a_credential_that_is_known_here_does_not_wait(
-    latch: Latch, path: Path, clock: FakeClock
+    latch: Latch, path: Path, clock: SetClock
 ) -> None:
     login(latch)
     waiting(path, clock)
@@ -367,7 +355,7 @@ def test_a_credential_that_is_known_here_does_not_wait(
     ("state", "expected"), [("refused", "latch.refused"), ("unanswered", "ok")]
 )
 def test_silence_on_another_host_does_not_stop_what_is_proven_here(
-    state: str, expected: str, latch: Latch, path: Path, clock: FakeClock
+    state: str, expected: str, latch: Latch, path: Path, clock: SetClock
 ) -> None:
     there = Latch(path.with_name("other.json"), clock=clock)
     outcome(there, error=REFUSED if state == "refused" else TIMEOUT)

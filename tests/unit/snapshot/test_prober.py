@@ -1,6 +1,6 @@
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,8 +16,8 @@ from bridge.snapshot import prober as module
 from bridge.snapshot.model import Issuer, Snapshot
 from bridge.snapshot.prober import AGAIN_SECONDS, IDLE_SECONDS, PERSON_SECONDS, Prober
 from tests.support.harness.core import World
+from tests.support.harness.workers import WAIT_SECONDS, await_true
 
-WAIT_SECONDS = 20.0
 DOWN = BackendUnavailableError("down")
 
 
@@ -61,13 +61,6 @@ class Probed:
     def is_open(self, name: str) -> bool:
         issuer = self.world.snapshot.issuers[name]
         return self.guards.of(issuer).breaker.cause is not None
-
-
-def await_true(what: Callable[[], object]) -> None:
-    deadline = time.monotonic() + WAIT_SECONDS
-    while not what():
-        assert time.monotonic() < deadline, "it does not become true"
-        time.sleep(0.005)
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 import re
 import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,16 +16,8 @@ from bridge.snapshot.model import Issuer, Snapshot
 from bridge.snapshot.store import Snapshots
 from bridge.spi import IssuingCA
 from tests.support.harness.core import World, two_authorities
+from tests.support.harness.workers import await_true
 from tests.support.parts.pki import NOW, new_key, new_root, revoking
-
-WAIT_SECONDS = 20.0
-
-
-def await_true(what: Callable[[], object]) -> None:
-    deadline = time.monotonic() + WAIT_SECONDS
-    while not what():
-        assert time.monotonic() < deadline, "it does not become true"
-        time.sleep(0.01)
 
 
 def is_closed(ca: IssuingCA) -> bool:
