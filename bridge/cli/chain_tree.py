@@ -7,9 +7,8 @@ from itertools import repeat
 from cryptography import x509
 
 from bridge.cli.console import print_folded
-from bridge.x509.certificate import readable
+from bridge.x509.certificate import readable, value_in
 
-_SAN = x509.SubjectAlternativeName
 _STEP = " " * 4
 
 
@@ -42,12 +41,8 @@ def _roles(below: Sequence[x509.Certificate]) -> Iterator[str]:
 
 
 def _is_ca(certificate: x509.Certificate) -> bool:
-    try:
-        return certificate.extensions.get_extension_for_class(
-            x509.BasicConstraints
-        ).value.ca
-    except x509.ExtensionNotFound:
-        return False
+    basic = value_in(certificate.extensions, x509.BasicConstraints)
+    return basic is not None and basic.ca
 
 
 def _described(certificate: x509.Certificate) -> Iterator[str]:
@@ -61,9 +56,8 @@ def _described(certificate: x509.Certificate) -> Iterator[str]:
 
 def _title(certificate: x509.Certificate) -> str:
     subject = certificate.subject.rfc4514_string()
-    try:
-        names = certificate.extensions.get_extension_for_class(_SAN).value
-    except x509.ExtensionNotFound:
+    names = value_in(certificate.extensions, x509.SubjectAlternativeName)
+    if names is None:
         return subject
     return ", ".join([*([subject] if subject else []), *(str(n.value) for n in names)])
 
@@ -77,14 +71,13 @@ def _key(certificate: x509.Certificate) -> str:
 
 
 def _constraints(certificate: x509.Certificate) -> list[str]:
-    try:
-        found = certificate.extensions.get_extension_for_class(x509.NameConstraints)
-    except x509.ExtensionNotFound:
+    found = value_in(certificate.extensions, x509.NameConstraints)
+    if found is None:
         return ["no name constraints"] if _is_ca(certificate) else []
     lines = []
     for word, subtrees in (
-        ("permits", found.value.permitted_subtrees),
-        ("excludes", found.value.excluded_subtrees),
+        ("permits", found.permitted_subtrees),
+        ("excludes", found.excluded_subtrees),
     ):
         if subtrees:
             lines.append(f"{word} {', '.join(_constraint(item) for item in subtrees)}")

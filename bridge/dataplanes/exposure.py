@@ -12,7 +12,7 @@ from cryptography import x509
 
 from bridge.dataplanes.planes import DataPlane
 from bridge.errors import ConfigError
-from bridge.x509.certificate import extensions_of
+from bridge.x509.certificate import extensions_of, value_in
 
 _SHOWN_HOSTS = 8
 
@@ -41,7 +41,9 @@ def exposure_of(chain: Sequence[x509.Certificate]) -> tuple[Exposure, ...]:
     """
     if not chain:
         raise ConfigError("expected a chain with an issuing CA (found none)")
-    return exposure_of_constraints([*map(_constraints, chain)])
+    return exposure_of_constraints(
+        [value_in(extensions_of(one), x509.NameConstraints) for one in chain]
+    )
 
 
 def exposure_of_constraints(
@@ -108,17 +110,6 @@ def _linkerd(dns: list[str] | None, anchor: str) -> Exposure:
         "that share an identity domain are exposed together",
         _REGIONAL_ANCHOR,
     )
-
-
-def _constraints(certificate: x509.Certificate) -> x509.NameConstraints | None:
-    try:
-        return (
-            extensions_of(certificate)
-            .get_extension_for_class(x509.NameConstraints)
-            .value
-        )
-    except x509.ExtensionNotFound:
-        return None
 
 
 def _permitted(

@@ -22,7 +22,12 @@ from bridge.x509.algorithm import (
     RSA_SIGNATURES,
     RSA_SIGNATURES_WITHOUT_NULL,
 )
-from bridge.x509.certificate import extensions_of, name_of, signature_identifiers
+from bridge.x509.certificate import (
+    extensions_of,
+    name_of,
+    signature_identifiers,
+    value_in,
+)
 from bridge.x509.name_constraints import Kind, NameConstraints
 from bridge.x509.name_forms import is_dns_name
 
@@ -139,15 +144,8 @@ def _key_problems(certificate: x509.Certificate) -> Iterator[str]:
 
 
 def _has(certificate: x509.Certificate, kind: Kind) -> bool:
-    try:
-        names = (
-            extensions_of(certificate)
-            .get_extension_for_class(x509.SubjectAlternativeName)
-            .value
-        )
-    except x509.ExtensionNotFound:
-        return False
-    return any(type(name) is kind for name in names)
+    names = value_in(extensions_of(certificate), x509.SubjectAlternativeName)
+    return any(type(name) is kind for name in names or ())
 
 
 def _hosts(certificate: x509.Certificate) -> Iterator[str]:

@@ -28,7 +28,7 @@ from bridge.x509.algorithm import (
     signature_of,
 )
 from bridge.x509.ca_certificate import BOTH_WAYS, Usages
-from bridge.x509.certificate import key_usage, name_of, subject_of
+from bridge.x509.certificate import key_usage, name_of, subject_of, value_in
 from bridge.x509.der import splice
 from bridge.x509.tbs import recorder_of
 
@@ -115,14 +115,11 @@ def issuer_of_certificate(certificate: x509.Certificate) -> IssuerName:
             "the subject of the issuer cannot be copied byte for byte: its string "
             "types or its order are not those of DER; reissue it"
         )
-    try:
-        found = certificate.extensions.get_extension_for_class(
-            x509.SubjectKeyIdentifier
-        )
-    except x509.ExtensionNotFound:
-        raise _bad("the issuer has no subject key identifier: reissue it") from None
+    identifier = value_in(certificate.extensions, x509.SubjectKeyIdentifier)
+    if identifier is None:
+        raise _bad("the issuer has no subject key identifier: reissue it")
     return IssuerName(
-        *(certificate.subject, issuer_key(certificate), found.value),
+        *(certificate.subject, issuer_key(certificate), identifier),
         not_before=certificate.not_valid_before_utc,
     )
 

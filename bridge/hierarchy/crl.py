@@ -16,10 +16,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import TypeVar
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from bridge.errors import BackendBrokenError, ConfigError
@@ -47,9 +45,10 @@ from bridge.x509.algorithm import (
     issuer_key,
     signature_of,
 )
-from bridge.x509.certificate import UNREADABLE, issuer_of, name_text, subject_of
+from bridge.x509.certificate import issuer_of, name_text, subject_of, value_in
 from bridge.x509.crl.building import PlannedCRL, RevokedCertificate, merged
 from bridge.x509.crl.revocation_list import RevocationList, parse_lists
+from bridge.x509.path import signature_fault
 from bridge.x509.pem import parse_certificates
 
 LONGEST_DAYS = 365
@@ -68,7 +67,6 @@ REASONS: Mapping[str, x509.ReasonFlags] = {
 """Reasons for the revocation of a CA, by their names in RFC 5280, 5.3.1. A hold is none
 of them: what is revoked stays so."""
 
-_ExtensionT = TypeVar("_ExtensionT", bound=x509.ExtensionType)
 _MOST_NUMBER_BITS = 159
 
 
@@ -331,7 +329,7 @@ def _own_list(path: Path, issuer: x509.Certificate) -> RevocationList:
 
 
 def _require_may_sign(name: str, issuer: x509.Certificate, now: datetime) -> None:
-    usage = _extension(issuer, x509.KeyUsage)
+    usage = value_in(issuer.extensions, x509.KeyUsage)
     if usage is not None and not usage.crl_sign:
         raise _bad(
             f"{name}: its certificate has no cRLSign in keyUsage, so verifiers take no "
@@ -450,7 +448,7 @@ def _issued(
         )
     if certificate.public_key() == issuer.public_key():
         raise _is_itself(source, name)
-    basic = _extension(certificate, x509.BasicConstraints)
+    basic = value_in(certificate.extensions, x509.BasicConstraints)
     if basic is None or not basic.ca:
         raise _bad(f"{source}: expected the certificate of a CA (found a leaf)")
     return certificate.serial_number
@@ -464,22 +462,8 @@ def _is_itself(source: str, name: str) -> ConfigError:
 
 
 def _is_issued(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
-    if issuer_of(certificate) != subject_of(issuer):
-        return False
-    try:
-        certificate.verify_directly_issued_by(issuer)
-    except (InvalidSignature, UnsupportedAlgorithm, *UNREADABLE):
-        return False
-    return True
-
-
-def _extension(
-    certificate: x509.Certificate, kind: type[_ExtensionT]
-) -> _ExtensionT | None:
-    try:
-        return certificate.extensions.get_extension_for_class(kind).value
-    except x509.ExtensionNotFound:
-        return None
+    is_named = issuer_of(certificate) == subject_of(issuer)
+    return is_named and signature_fault(certificate, issuer) is None
 
 
 def _signed(

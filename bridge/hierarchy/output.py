@@ -26,7 +26,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from bridge.errors import ConfigError
 from bridge.hierarchy.keys import spki_sha256
 from bridge.system.files import flock, locked, replace, sync_folder
-from bridge.x509.certificate import UNREADABLE, name_of
+from bridge.x509.certificate import UNREADABLE, name_of, value_in
 from bridge.x509.pem import parse_certificates
 
 MANIFEST = "manifest.json"
@@ -371,12 +371,7 @@ def _digests(name: str, files: Mapping[str, bytes]) -> dict[str, str]:
 
 def _described(certificate: x509.Certificate) -> Mapping[str, Any]:
     basic = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
-    try:
-        constraints = certificate.extensions.get_extension_for_class(
-            x509.NameConstraints
-        ).value
-    except x509.ExtensionNotFound:
-        constraints = None
+    constraints = value_in(certificate.extensions, x509.NameConstraints)
     return {
         "subject": certificate.subject.rfc4514_string(),
         "issuer": certificate.issuer.rfc4514_string(),

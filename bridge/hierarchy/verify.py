@@ -40,7 +40,7 @@ from bridge.x509.ca_certificate import (
     anchor_problems,
     validity_problems,
 )
-from bridge.x509.certificate import key_usage, name_of
+from bridge.x509.certificate import key_usage, name_of, value_in
 from bridge.x509.leaf_profile import EXTENDED_KEY_USAGE, LeafProfile
 from bridge.x509.name_constraints import ChainConstraints
 from bridge.x509.path import link_faults, validate_chain, verify_leaf_signature
@@ -326,15 +326,10 @@ def _candidates(
 ) -> Iterator[x509.GeneralName]:
     """Yield a name inside each subtree of a path; without any, a DNS name."""
     for certificate in path:
-        try:
-            found = certificate.extensions.get_extension_for_class(
-                x509.NameConstraints
-            ).value
-        except x509.ExtensionNotFound:
-            continue
-        subtrees = found.excluded_subtrees if excluded else found.permitted_subtrees
-        for subtree in subtrees or ():
-            yield from _inside(subtree)
+        if found := value_in(certificate.extensions, x509.NameConstraints):
+            subtrees = found.excluded_subtrees if excluded else found.permitted_subtrees
+            for subtree in subtrees or ():
+                yield from _inside(subtree)
     yield x509.DNSName(_OUTSIDE[0])
 
 

@@ -23,7 +23,13 @@ from bridge.errors import (
 )
 from bridge.identity.caller import CertificateCredential
 from bridge.spiffe import SpiffeID
-from bridge.x509.certificate import UNREADABLE, issuer_of, readable, subject_of
+from bridge.x509.certificate import (
+    UNREADABLE,
+    issuer_of,
+    readable,
+    subject_of,
+    value_in,
+)
 from bridge.x509.key_quality import require_good_key
 from bridge.x509.path import ValidatedChain, find_chain, verify_leaf_signature
 
@@ -188,23 +194,13 @@ def _load(leaf: bytes) -> x509.Certificate:
 
 
 def _uris(certificate: x509.Certificate) -> list[str]:
-    try:
-        names = certificate.extensions.get_extension_for_class(
-            x509.SubjectAlternativeName
-        ).value
-    except x509.ExtensionNotFound:
-        return []
-    return names.get_values_for_type(x509.UniformResourceIdentifier)
+    names = value_in(certificate.extensions, x509.SubjectAlternativeName)
+    return names.get_values_for_type(x509.UniformResourceIdentifier) if names else []
 
 
 def _is_ca(certificate: x509.Certificate) -> bool:
-    try:
-        constraints = certificate.extensions.get_extension_for_class(
-            x509.BasicConstraints
-        )
-    except x509.ExtensionNotFound:
-        return False
-    return constraints.value.ca
+    basic = value_in(certificate.extensions, x509.BasicConstraints)
+    return basic is not None and basic.ca
 
 
 def _service_account(uri: str) -> SpiffeID:

@@ -13,7 +13,7 @@ from bridge.spi import Description, PluginContext
 from bridge.system.file_watch import FileWatch
 from bridge.system.files import digest_of, read_public
 from bridge.x509.algorithm import CA_KEYS, CAPublicKey
-from bridge.x509.certificate import extensions_of, name_text
+from bridge.x509.certificate import extensions_of, name_text, value_in
 from bridge.x509.pem import parse_certificates
 
 Holds = Callable[[CAPublicKey], bool]
@@ -162,13 +162,8 @@ def _held(
 
 
 def _is_ca(certificate: x509.Certificate) -> bool:
-    try:
-        found = extensions_of(certificate).get_extension_for_class(
-            x509.BasicConstraints
-        )
-    except x509.ExtensionNotFound:
-        return False
-    return found.value.ca
+    found = value_in(extensions_of(certificate), x509.BasicConstraints)
+    return found is not None and found.ca
 
 
 def _issued(

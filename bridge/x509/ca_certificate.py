@@ -7,7 +7,6 @@ Source:
 
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
-from typing import TypeVar
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
@@ -22,12 +21,11 @@ from bridge.x509.certificate import (
     name_of,
     name_text,
     subject_of,
+    value_in,
 )
 from bridge.x509.der import content
 from bridge.x509.key_quality import require_good_ca_key, require_good_upper_ca_key
 from bridge.x509.name_constraints import NameConstraints
-
-_Kind = TypeVar("_Kind", bound=x509.ExtensionType)
 
 # What is evaluated here, and nothing more: an extension that is critical must be
 # processed or the path refused (RFC 5280, 4.2).
@@ -187,7 +185,7 @@ def _key(
 
 
 def _is_ca(extensions: x509.Extensions, cas_below: int) -> Iterator[str]:
-    found = _get(extensions, x509.BasicConstraints)
+    found = value_in(extensions, x509.BasicConstraints)
     if found is None or not found.ca:
         yield "is not a CA certificate: basicConstraints does not say so"
     elif found.path_length is not None and found.path_length < cas_below:
@@ -198,10 +196,10 @@ def _is_ca(extensions: x509.Extensions, cas_below: int) -> Iterator[str]:
 
 
 def _usage(extensions: x509.Extensions, usages: Usages) -> Iterator[str]:
-    usage = _get(extensions, x509.KeyUsage)
+    usage = value_in(extensions, x509.KeyUsage)
     if usage is not None and not usage.key_cert_sign:
         yield "must not sign certificates: keyUsage has no keyCertSign"
-    extended = _get(extensions, x509.ExtendedKeyUsage)
+    extended = value_in(extensions, x509.ExtendedKeyUsage)
     if extended is not None and not usages <= {*extended}:
         needed = " and ".join(name for oid, name in _USAGE_NAMES if oid in usages)
         both = "both " if usages >= BOTH_WAYS else ""
@@ -210,13 +208,6 @@ def _usage(extensions: x509.Extensions, usages: Usages) -> Iterator[str]:
             f"the leaf; reissue it with {both.strip() or needed} or without the "
             "extension"
         )
-
-
-def _get(extensions: x509.Extensions, kind: type[_Kind]) -> _Kind | None:
-    try:
-        return extensions.get_extension_for_class(kind).value
-    except x509.ExtensionNotFound:
-        return None
 
 
 def _time(moment: datetime) -> str:

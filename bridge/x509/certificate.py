@@ -6,7 +6,7 @@ Source:
 
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import Literal
+from typing import Literal, TypeVar
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -35,6 +35,7 @@ _UTF8_STRING = 0x0C
 _BYTE_STRINGS = frozenset({0x12, 0x14, 0x16, 0x1A})
 """Numeric, Teletex, IA5 and VisibleString."""
 _CERTIFICATE_POLICIES = bytes.fromhex("0603551d20")
+_ExtensionT = TypeVar("_ExtensionT", bound=x509.ExtensionType)
 
 
 def issuer_of(certificate: x509.Certificate) -> bytes:
@@ -68,6 +69,16 @@ def readable(certificate: x509.Certificate) -> x509.Certificate:
 def extensions_of(certificate: x509.Certificate) -> x509.Extensions:
     """Return the extensions. Raises as `readable`."""
     return readable(certificate).extensions
+
+
+def value_in(
+    extensions: x509.Extensions, kind: type[_ExtensionT]
+) -> _ExtensionT | None:
+    """Return the value of the extension of a kind; None where there is none."""
+    try:
+        return extensions.get_extension_for_class(kind).value
+    except x509.ExtensionNotFound:
+        return None
 
 
 def policy_texts(certificate: x509.Certificate) -> Iterator[bytes]:

@@ -12,7 +12,7 @@ from functools import lru_cache
 from cryptography import x509
 
 from bridge.x509.algorithm import algorithm_of, issuer_key
-from bridge.x509.certificate import extensions_of, subject_of
+from bridge.x509.certificate import extensions_of, subject_of, value_in
 from bridge.x509.der import SEQUENCE, tlv
 
 _INTEGER = 0x02
@@ -88,13 +88,10 @@ class ExpectedLeaf:
 
 
 def _authority_key_identifier(issuing: x509.Certificate) -> bytes:
-    try:
-        found = extensions_of(issuing).get_extension_for_class(
-            x509.SubjectKeyIdentifier
-        )
-    except x509.ExtensionNotFound:
+    found = value_in(extensions_of(issuing), x509.SubjectKeyIdentifier)
+    if found is None:
         return b""
-    identifier = tlv(SEQUENCE, tlv(_KEY_IDENTIFIER, found.value.digest))
+    identifier = tlv(SEQUENCE, tlv(_KEY_IDENTIFIER, found.digest))
     return tlv(SEQUENCE, _AUTHORITY_KEY_IDENTIFIER + tlv(_OCTET_STRING, identifier))
 
 

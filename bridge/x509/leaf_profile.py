@@ -8,7 +8,13 @@ from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKey
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from bridge.x509.algorithm import algorithm_of, issuer_key
-from bridge.x509.certificate import extensions_of, key_usage, readable, subject_of
+from bridge.x509.certificate import (
+    extensions_of,
+    key_usage,
+    readable,
+    subject_of,
+    value_in,
+)
 from bridge.x509.der import SEQUENCE, content, elements, tlv
 from bridge.x509.tbs import recorder_of
 
@@ -89,14 +95,9 @@ def authority_key_identifier(
     issuing: x509.Certificate,
 ) -> x509.AuthorityKeyIdentifier | None:
     """Return what a leaf says of its issuer's key: the issuer's own SKI, if any."""
-    try:
-        found = extensions_of(issuing).get_extension_for_class(
-            x509.SubjectKeyIdentifier
-        )
-    except x509.ExtensionNotFound:
-        return None
+    found = value_in(extensions_of(issuing), x509.SubjectKeyIdentifier)
     make = x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier
-    return make(found.value)
+    return None if found is None else make(found)
 
 
 def _fixed(

@@ -37,6 +37,7 @@ from bridge.x509.certificate import (
     name_text,
     readable,
     subject_of,
+    value_in,
 )
 from bridge.x509.name_constraints import ChainConstraints
 
@@ -486,13 +487,8 @@ def _problems_of_own_names(path: Sequence[x509.Certificate]) -> Iterator[_Proble
         above = ChainConstraints.of_chain(path[index + 1 :])
         subject = readable(certificate).subject
         names: list[x509.GeneralName] = [x509.DirectoryName(subject)]
-        try:
-            san = extensions_of(certificate).get_extension_for_class(
-                x509.SubjectAlternativeName
-            )
-            names.extend(san.value)
-        except x509.ExtensionNotFound:
-            pass
+        san = value_in(extensions_of(certificate), x509.SubjectAlternativeName)
+        names.extend(san or ())
         try:
             above.require_permitted(names)
         except DeniedError as error:
@@ -551,25 +547,18 @@ def _key_identifier_faults(
 
 def _own_identifier(certificate: x509.Certificate) -> bytes | None:
     try:
-        return (
-            extensions_of(certificate)
-            .get_extension_for_class(x509.SubjectKeyIdentifier)
-            .value.digest
-        )
-    except (x509.ExtensionNotFound, *UNREADABLE):
+        found = value_in(extensions_of(certificate), x509.SubjectKeyIdentifier)
+    except UNREADABLE:
         return None
+    return None if found is None else found.digest
 
 
 def _authority_key(
     certificate: x509.Certificate,
 ) -> x509.AuthorityKeyIdentifier | None:
     try:
-        return (
-            extensions_of(certificate)
-            .get_extension_for_class(x509.AuthorityKeyIdentifier)
-            .value
-        )
-    except (x509.ExtensionNotFound, *UNREADABLE):
+        return value_in(extensions_of(certificate), x509.AuthorityKeyIdentifier)
+    except UNREADABLE:
         return None
 
 

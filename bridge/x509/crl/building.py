@@ -11,7 +11,7 @@ from datetime import datetime
 from cryptography import x509
 
 from bridge.x509.algorithm import algorithm_of, issuer_key
-from bridge.x509.certificate import UNREADABLE, subject_of
+from bridge.x509.certificate import UNREADABLE, subject_of, value_in
 from bridge.x509.der import splice
 from bridge.x509.tbs import recorder_of
 
@@ -116,13 +116,9 @@ class PlannedCRL:
 def entries_of(crl: x509.CertificateRevocationList) -> Iterator[RevokedCertificate]:
     """Yield what a list revokes."""
     for entry in crl:
-        try:
-            reason = entry.extensions.get_extension_for_class(x509.CRLReason)
-        except x509.ExtensionNotFound:
-            found = None
-        else:
-            found = reason.value.reason
-        yield RevokedCertificate(entry.serial_number, entry.revocation_date_utc, found)
+        found = value_in(entry.extensions, x509.CRLReason)
+        reason = None if found is None else found.reason
+        yield RevokedCertificate(entry.serial_number, entry.revocation_date_utc, reason)
 
 
 def merged(

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives import hashes
 
 from bridge.errors import ConfigError
 from bridge.x509.algorithm import CAPublicKey
-from bridge.x509.certificate import UNREADABLE
+from bridge.x509.certificate import UNREADABLE, value_in
 
 _PEM = re.compile(rb"-----BEGIN X509 CRL-----[^-]+-----END X509 CRL-----", re.DOTALL)
 _BEGIN = b"-----BEGIN "
@@ -54,13 +54,8 @@ class RevocationList:
     @property
     def key_identifier(self) -> bytes:
         """Which key of its CA has signed it, as it says; empty if it does not."""
-        try:
-            found = self.crl.extensions.get_extension_for_class(
-                x509.AuthorityKeyIdentifier
-            )
-        except x509.ExtensionNotFound:
-            return b""
-        return found.value.key_identifier or b""
+        found = value_in(self.crl.extensions, x509.AuthorityKeyIdentifier)
+        return (found and found.key_identifier) or b""
 
     def is_of(self, ca: x509.Certificate) -> bool:
         """Return whether it names this CA as its issuer, whoever has signed it."""
@@ -149,10 +144,8 @@ def _problem(crl: x509.CertificateRevocationList) -> str:
 
 
 def _number(crl: x509.CertificateRevocationList) -> int | None:
-    try:
-        return crl.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
-    except x509.ExtensionNotFound:
-        return None
+    found = value_in(crl.extensions, x509.CRLNumber)
+    return None if found is None else found.crl_number
 
 
 def _bad(message: str, detail: str = "") -> ConfigError:
