@@ -6,10 +6,10 @@ import typer
 
 from bridge import config
 from bridge.cli.console import (
-    CommandGroup,
     ConfigOption,
     OutputOption,
     complain,
+    group,
     operator,
     print_json,
     print_rows,
@@ -20,13 +20,7 @@ from bridge.policy.bars import BarKind, new_entry
 from bridge.resilience.latch_file import Entry, Kind, LatchFile
 from bridge.system.clock import system_clock
 
-app = typer.Typer(
-    cls=CommandGroup,
-    add_completion=False,
-    rich_markup_mode=None,
-    help="Bar certificates, keys and identities: they get nothing more.",
-    no_args_is_help=True,
-)
+app = group("Bar certificates, keys and identities: they get nothing more.")
 _COLUMNS = ("id", "barred", "since", "reason")
 _ROW = "a worker writes the row into the ledger, now or at the next start"
 ReasonOption = Annotated[str, typer.Option(help="The reason. It is recorded.")]

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from bridge.cli.console import CommandGroup
+from bridge.cli.console import group
 from bridge.errors import RequestError
 from bridge.spiffe import TrustDomain
 from bridge.system.files import write_new
@@ -84,13 +84,7 @@ admin:
   listen: "127.0.0.1:9990"
 """
 
-app = typer.Typer(
-    cls=CommandGroup,
-    add_completion=False,
-    rich_markup_mode=None,
-    help="Write a configuration to begin with.",
-    no_args_is_help=True,
-)
+app = group("Write a configuration to begin with.")
 
 
 @app.callback()

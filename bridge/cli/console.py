@@ -52,6 +52,21 @@ class CommandGroup(TyperGroup):
             formatter.write_dl(rows)
 
 
+def group(help_text: str) -> typer.Typer:
+    """Return a command that has subcommands.
+
+    Args:
+        help_text: What they do, in a sentence.
+    """
+    return typer.Typer(
+        cls=CommandGroup,
+        add_completion=False,
+        rich_markup_mode=None,
+        help=help_text,
+        no_args_is_help=True,
+    )
+
+
 def print_json(content: Mapping[str, Any]) -> None:
     """Print an object to stdout as one line of JSON, with `format` first."""
     typer.echo(json.dumps({"format": JSON_FORMAT, **content}, ensure_ascii=False))

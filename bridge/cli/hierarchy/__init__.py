@@ -4,9 +4,7 @@
 subcommand has a module of its own here.
 """
 
-import typer
-
-from bridge.cli.console import CommandGroup
+from bridge.cli.console import group
 from bridge.cli.hierarchy import (
     crl,
     export,
@@ -18,18 +16,7 @@ from bridge.cli.hierarchy import (
     verify,
 )
 
-app = typer.Typer(
-    cls=CommandGroup,
-    add_completion=False,
-    rich_markup_mode=None,
-    help="Make the chain above an issuing CA.",
-    no_args_is_help=True,
-)
-
-
-@app.callback()
-def _group() -> None:
-    pass
+app = group("Make the chain above an issuing CA.")
 
 
 app.command("init")(init.init)

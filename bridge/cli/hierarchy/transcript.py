@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from bridge.cli.console import CommandGroup, complain, warn
+from bridge.cli.console import complain, group, warn
 from bridge.cli.hierarchy.sign import ModuleOption, PinOption, secret_of
 from bridge.errors import ConfigError
 from bridge.hierarchy.keys import SIGN_SECONDS, opened_officer
@@ -28,13 +28,7 @@ from bridge.hierarchy.words import lines_of, parse_digest
 from bridge.system.clock import system_clock
 from bridge.system.files import write_new
 
-app = typer.Typer(
-    cls=CommandGroup,
-    add_completion=False,
-    rich_markup_mode=None,
-    help="Verify, print and sign the record of a ceremony.",
-    no_args_is_help=True,
-)
+app = group("Verify, print and sign the record of a ceremony.")
 
 _FileArgument = Annotated[
     Path, typer.Argument(metavar="FILE", help="The hierarchy file.")
@@ -53,11 +47,6 @@ _HeadOption = Annotated[
         "words: it finds a cut at the end whatever else was taken away.",
     ),
 ]
-
-
-@app.callback()
-def _group() -> None:
-    pass
 
 
 @app.command()

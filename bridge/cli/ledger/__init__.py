@@ -3,18 +3,10 @@
 `bridge.cli` adds `app` to the command line and prints every `BridgeError`.
 """
 
-import typer
-
-from bridge.cli.console import CommandGroup
+from bridge.cli.console import group
 from bridge.cli.ledger import journals, latch, reconcile, search
 
-app = typer.Typer(
-    cls=CommandGroup,
-    add_completion=False,
-    rich_markup_mode=None,
-    help="Verify, search and export the ledger.",
-    no_args_is_help=True,
-)
+app = group("Verify, search and export the ledger.")
 app.command("verify")(journals.verify_journals)
 app.command("accept")(journals.accept_journal)
 app.command(

@@ -6,10 +6,10 @@ import typer
 
 from bridge import config
 from bridge.cli.console import (
-    CommandGroup,
     ConfigOption,
     OutputOption,
     complain,
+    group,
     operator,
     print_json,
     print_rows,
@@ -18,13 +18,7 @@ from bridge.cli.console import (
 from bridge.errors import ConfigError, LedgerError
 from bridge.resilience.latch_file import Content, Entry, Kind, LatchFile, State
 
-app = typer.Typer(
-    cls=CommandGroup,
-    add_completion=False,
-    rich_markup_mode=None,
-    help="Show and clear refused credentials and stopped issuing CAs.",
-    no_args_is_help=True,
-)
+app = group("Show and clear refused credentials and stopped issuing CAs.")
 
 _COLUMNS = ("name", "what", "state", "since", "scope", "reason")
 _WHAT = {Kind.CREDENTIAL.value: "credential", Kind.ISSUING_CA.value: "issuing CA"}
