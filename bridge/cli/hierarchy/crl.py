@@ -1,28 +1,23 @@
 """`meshca hierarchy crl`: the next certificate revocation list of a CA."""
 
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from bridge.cli.console import operator
 from bridge.cli.hierarchy.sign import (
     HierarchyArgument,
     ModuleOption,
     OutOption,
     PinOption,
     TimeOption,
+    ceremony_of,
     confirm_clock,
-    secret_of,
+    keys_of,
 )
-from bridge.hierarchy.ceremony import Ceremony
 from bridge.hierarchy.crl import LONGEST_DAYS, REASONS, CRLRequest, make_crl
-from bridge.hierarchy.keys import opened
-from bridge.hierarchy.output import Output
 from bridge.hierarchy.schema import load
 from bridge.hierarchy.words import lines_of
-from bridge.spi import Signer
 
 _MOST_SERIAL_BITS = 159
 _REASONS = ", ".join(REASONS)
@@ -109,14 +104,7 @@ def crl(  # noqa: PLR0913 - one parameter for each option
         )
     confirm_clock(time)
     loaded = load(hierarchy)
-
-    def key(one: str) -> AbstractContextManager[Signer]:
-        secret = secret_of(one, pin_fd)
-        return opened(one, loaded.file.cas[one].key, secret, module=module)
-
-    ceremony = Ceremony(
-        loaded=loaded, output=Output(out), keys=key, operator=operator()
-    )
+    ceremony = ceremony_of(loaded, out, keys_of(loaded, module, pin_fd))
     done = make_crl(ceremony, name, request)
     if done.was_resumed:
         typer.echo("a CRL was signed before; its record is now complete")

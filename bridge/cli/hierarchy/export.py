@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,6 +15,7 @@ from bridge.cli.hierarchy.sign import (
     PinOption,
     TimeOption,
     confirm_clock,
+    keys_of,
     secret_of,
 )
 from bridge.errors import ConfigError
@@ -33,12 +33,10 @@ from bridge.hierarchy.export.source import (
     cluster_files,
     read_key,
 )
-from bridge.hierarchy.keys import opened
 from bridge.hierarchy.output import Output
 from bridge.hierarchy.plan import plan_of
 from bridge.hierarchy.schema import Loaded, load
 from bridge.hierarchy.transcript import FILE_NAME, HIERARCHY, Transcript
-from bridge.spi import Signer
 from bridge.system.clock import system_clock
 from bridge.system.files import read_public, write_new
 
@@ -237,10 +235,6 @@ def _issued(
     module: Path | None,
     pin_fd: int | None,
 ) -> Files:
-    def keys(ca: str) -> AbstractContextManager[Signer]:
-        location = loaded.file.cas[ca].key
-        return opened(ca, location, secret_of(ca, pin_fd), module=module)
-
     entry = loaded.file.certificates.get(wanted.cluster)
     if entry is not None:
         _require_verified(loaded, output, [ca for *_, ca in entry.cas()])
@@ -248,7 +242,7 @@ def _issued(
         loaded,
         wanted,
         certificates=output.certificate,
-        keys=keys,
+        keys=keys_of(loaded, module, pin_fd),
         clock=system_clock,
     )
 

@@ -2,27 +2,25 @@
 
 import getpass
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from cryptography import x509
 
 from bridge.cli.console import operator
 from bridge.errors import ConfigError
-from bridge.hierarchy.ceremony import Ceremony, SignedCA, require_clock
+from bridge.hierarchy.ceremony import Ceremony, Keys, SignedCA, require_clock
 from bridge.hierarchy.ceremony import cross_sign as cross_sign_one
 from bridge.hierarchy.ceremony import rehearse as rehearse_all
 from bridge.hierarchy.ceremony import sign as sign_one
 from bridge.hierarchy.crl import SignedCRL, make_first
 from bridge.hierarchy.keys import opened, secret_from
 from bridge.hierarchy.output import CERTIFICATE, Output
-from bridge.hierarchy.schema import HierarchyFile, Loaded, load
+from bridge.hierarchy.schema import Loaded, load
 from bridge.hierarchy.words import lines_of, parse_digest
 from bridge.registry import Secret
-from bridge.spi import Signer
 from bridge.system.clock import system_clock
 
 HierarchyArgument = Annotated[
@@ -100,10 +98,8 @@ def sign(  # noqa: PLR0913 - one parameter for each option
     """
     loaded = _agreed(hierarchy, digest)
     confirm_clock(time)
-    keys = _Keys(loaded.file, module, pin_fd, name if make_key else "")
-    ceremony = Ceremony(
-        loaded=loaded, output=Output(out), keys=keys.open, operator=operator()
-    )
+    keys = keys_of(loaded, module, pin_fd, make=name if make_key else "")
+    ceremony = ceremony_of(loaded, out, keys)
     _show(ceremony, sign_one(ceremony, name, csr=csr))
 
 
@@ -135,10 +131,7 @@ def cross_sign(  # noqa: PLR0913 - one parameter for each option
     """
     loaded = _agreed(hierarchy, digest)
     confirm_clock(time)
-    keys = _Keys(loaded.file, module, pin_fd, "")
-    ceremony = Ceremony(
-        loaded=loaded, output=Output(out), keys=keys.open, operator=operator()
-    )
+    ceremony = ceremony_of(loaded, out, keys_of(loaded, module, pin_fd))
     _show(ceremony, cross_sign_one(ceremony, name, certificate, by=by))
 
 
@@ -148,7 +141,7 @@ def rehearse(hierarchy: HierarchyArgument) -> None:
     lists: list[SignedCRL] = []
     found = rehearse_all(
         loaded,
-        done=lambda one: typer.echo(f"{one.name}: {_line(one)}"),
+        done=lambda one: typer.echo(f"{one.name}: {line_of(one.certificate)}"),
         then=lambda ceremony: lists.extend(make_first(ceremony)),
     )
     typer.echo(
@@ -212,24 +205,27 @@ def _time(told: str) -> datetime:
     return found.astimezone(UTC)
 
 
-class _Keys:
-    # Opens the keys of a hierarchy, one at a time; each secret is asked for once.
-    def __init__(
-        self, file: HierarchyFile, module: Path | None, pin_fd: int | None, make: str
-    ) -> None:
-        self._file = file
-        self._module = module
-        self._pin_fd = pin_fd
-        self._make = make
+def keys_of(
+    loaded: Loaded, module: Path | None, pin_fd: int | None, *, make: str = ""
+) -> Keys:
+    """Return what opens the key of each CA, and asks for its secret.
 
-    @contextmanager
-    def open(self, name: str) -> Iterator[Signer]:
-        with opened(
-            *(name, self._file.cas[name].key, secret_of(name, self._pin_fd)),
-            module=self._module,
-            make=name == self._make,
-        ) as signer:
-            yield signer
+    Args:
+        loaded: The hierarchy file.
+        module: The PKCS#11 module, in place of the one in the file.
+        pin_fd: See `PinOption`.
+        make: The CA whose key is made if it is not there.
+    """
+    return lambda name: opened(
+        *(name, loaded.file.cas[name].key, secret_of(name, pin_fd)),
+        module=module,
+        make=name == make,
+    )
+
+
+def ceremony_of(loaded: Loaded, out: Path, keys: Keys) -> Ceremony:
+    """Return a ceremony of who runs this command."""
+    return Ceremony(loaded=loaded, output=Output(out), keys=keys, operator=operator())
 
 
 def secret_of(name: str, pin_fd: int | None) -> Secret:
@@ -248,7 +244,7 @@ def _show(ceremony: Ceremony, done: SignedCA) -> None:
     if done.was_resumed:
         typer.echo(f"{done.name} was signed before; its record is now complete")
     typer.echo(f"{ceremony.loaded.path}: SHA-256 {ceremony.loaded.digest}")
-    typer.echo(f"{done.name}: {_line(done)}")
+    typer.echo(f"{done.name}: {line_of(done.certificate)}")
     for path, digest in done.files.items():
         typer.echo(f"{ceremony.output.folder / path}\n  SHA-256 {digest}")
     typer.echo(f"Read aloud, the SHA-256 of {done.name}/{CERTIFICATE}:")
@@ -256,8 +252,8 @@ def _show(ceremony: Ceremony, done: SignedCA) -> None:
         typer.echo(f"  {line}")
 
 
-def _line(done: SignedCA) -> str:
-    certificate = done.certificate
+def line_of(certificate: x509.Certificate) -> str:
+    """Return the subject of a certificate and the day of its end, for people."""
     return (
         f"{certificate.subject.rfc4514_string()} (valid to "
         f"{certificate.not_valid_after_utc:%Y-%m-%d})"

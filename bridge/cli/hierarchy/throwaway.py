@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from bridge.cli.console import complain, warn
-from bridge.dataplanes.acceptance import require_accepted
+from bridge.cli.hierarchy.sign import line_of
 from bridge.dataplanes.exposure import exposure_of
 from bridge.dataplanes.planes import DataPlane
 from bridge.errors import BridgeError
@@ -16,12 +16,9 @@ from bridge.hierarchy.throwaway import (
     Hierarchy,
     KeyAlgorithm,
     ThrowawaySpec,
-    Tier,
     make,
 )
 from bridge.spiffe import TrustDomain
-from bridge.system.clock import system_clock
-from bridge.x509.path import validate_chain
 
 _USAGE_ERROR = 2
 
@@ -87,30 +84,15 @@ def throwaway(  # noqa: PLR0913 - one parameter for each option
     )
     issuing_key = None if issuing_csr is None else read_issuing_key(issuing_csr)
     hierarchy = make(spec, issuing_key=issuing_key)
-    _require_valid(hierarchy, spec.data_planes)
     written = write(hierarchy, folder, layout=layout)
     _show(hierarchy, written)
     warn(WARNING)
 
 
-def _require_valid(hierarchy: Hierarchy, data_planes: frozenset[DataPlane]) -> None:
-    # Before the first file is written: the bridge must accept what is written.
-    chain = validate_chain(
-        hierarchy.issuing.certificate,
-        (hierarchy.intermediate.certificate,),
-        (hierarchy.root.certificate,),
-        now=system_clock(),
-        source="the new hierarchy",
-    )
-    path = [certificate for _, certificate in chain.tiers()]
-    served = dict.fromkeys(data_planes, True)
-    require_accepted(path, served, source="the new hierarchy")
-
-
 def _show(hierarchy: Hierarchy, written: tuple[Path, ...]) -> None:
     tiers = (hierarchy.root, hierarchy.intermediate, hierarchy.issuing)
     for depth, tier in enumerate(tiers):
-        typer.echo(f"{'  ' * depth}{_line(tier)}")
+        typer.echo(f"{'  ' * depth}{line_of(tier.certificate)}")
     for note in hierarchy.notes:
         typer.echo(f"note: {note}")
     typer.echo("\nIf the issuing key were compromised, these would accept:")
@@ -122,11 +104,3 @@ def _show(hierarchy: Hierarchy, written: tuple[Path, ...]) -> None:
     typer.echo("\nWritten:")
     for path in written:
         typer.echo(f"  {path}")
-
-
-def _line(tier: Tier) -> str:
-    certificate = tier.certificate
-    return (
-        f"{certificate.subject.rfc4514_string()} (valid to "
-        f"{certificate.not_valid_after_utc:%Y-%m-%d})"
-    )

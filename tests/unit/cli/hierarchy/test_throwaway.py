@@ -9,11 +9,7 @@ from cryptography import x509
 from typer.testing import CliRunner
 
 from bridge.cli.hierarchy import app
-from bridge.cli.hierarchy.throwaway import _require_valid
-from bridge.dataplanes.planes import DataPlane
 from bridge.errors import ConfigError
-from bridge.hierarchy.throwaway import ThrowawaySpec, make
-from bridge.spiffe import TrustDomain
 from bridge.x509.pem import parse_certificates
 
 VECTORS = Path(__file__).parents[3] / "vectors/csr"
@@ -56,16 +52,6 @@ def test_a_rustls_peer_costs_the_uri_constraint(
     options = [part for plane in planes for part in ("--data-plane", plane)]
     _, out, _ = throwaway(tmp_path / "pki", *DOMAIN, *options)
     assert ("note: URI names are not constrained" in out) is is_noted
-
-
-def test_a_hierarchy_for_linkerd_is_one_that_its_proxies_can_verify(
-    tmp_path: Path,
-) -> None:
-    throwaway(tmp_path / "pki", *DOMAIN, "--data-plane", "linkerd")
-    sidecars = make(ThrowawaySpec(trust_domains=(TrustDomain("corp.example"),)))
-    _require_valid(sidecars, frozenset({DataPlane.SIDECAR}))
-    with pytest.raises(ConfigError, match="has a URI constraint, under which linkerd2"):
-        _require_valid(sidecars, frozenset({DataPlane.LINKERD}))
 
 
 def test_nothing_is_overwritten(tmp_path: Path) -> None:
