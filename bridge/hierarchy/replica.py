@@ -30,7 +30,7 @@ _REPLACED = (
     x509.AuthorityKeyIdentifier.oid,
 )
 _LEAF_LIFE = timedelta(minutes=5)
-_OPENSSL_SECONDS = 10
+_OPENSSL_SECONDS = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,29 +77,47 @@ def replicate_path(path: Sequence[x509.Certificate]) -> Replica:
 
 def openssl_accepts(replica: Replica, leaf: bytes) -> bool | None:
     """Return whether `openssl verify` accepts the leaf; None without `openssl`."""
+    leaves = [x509.load_der_x509_certificate(leaf)]
+    found = openssl_verdicts(replica.certificates, leaves, "-partial_chain")
+    return found[0] if found else None
+
+
+def openssl_verdicts(
+    path: Sequence[x509.Certificate], leaves: Sequence[x509.Certificate], *options: str
+) -> list[bool]:
+    """Return for each leaf whether `openssl verify` accepts it.
+
+    Args:
+        path: CAs in any order, the one that is trusted last.
+        leaves: Each is verified for itself.
+        options: More arguments of `openssl verify`.
+
+    Returns:
+        Nothing without `openssl`.
+    """
     program = which("openssl")
-    if program is None:
-        return None
-    *below, anchor = replica.certificates
+    if program is None or not leaves:
+        return []
+    *below, anchor = path
+    given = {str(index): [leaf] for index, leaf in enumerate(leaves)}
+    given |= {"anchor": [anchor], "untrusted": below}
     with tempfile.TemporaryDirectory() as folder:
-        paths = [Path(folder) / name for name in ("anchor", "between", "leaf")]
-        contents = (
-            anchor.public_bytes(Encoding.PEM),
-            b"".join(item.public_bytes(Encoding.PEM) for item in below),
-            x509.load_der_x509_certificate(leaf).public_bytes(Encoding.PEM),
-        )
-        for path, data in zip(paths, contents, strict=True):
-            path.write_bytes(data)
-        command = [program, "verify", "-partial_chain", "-CAfile", str(paths[0])]
-        if below:
-            command += ["-untrusted", str(paths[1])]
+        for name, certificates in given.items():
+            pem = (one.public_bytes(Encoding.PEM) for one in certificates)
+            (Path(folder) / name).write_bytes(b"".join(pem))
+        untrusted = ["-untrusted", "untrusted"] if below else []
         done = subprocess.run(  # noqa: S603 - our own arguments, no shell
-            [*command, str(paths[2])],
+            [
+                *(program, "verify", *options, "-CAfile", "anchor", *untrusted),
+                *map(str, range(len(leaves))),
+            ],
+            cwd=folder,
             capture_output=True,
             check=False,
             timeout=_OPENSSL_SECONDS,
         )
-    return done.returncode == 0
+    accepted = {*done.stdout.decode(errors="replace").splitlines()}
+    return [f"{index}: OK" in accepted for index in range(len(leaves))]
 
 
 def _copy(

@@ -6,19 +6,14 @@ against the hierarchy file.
 """
 
 import ipaddress
-import subprocess
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from itertools import product
-from pathlib import Path
+from itertools import product, zip_longest
 from secrets import randbits
-from shutil import which
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
 from bridge.dataplanes.planes import DataPlane
@@ -30,7 +25,7 @@ from bridge.hierarchy.certificate import (
     sign_with_stand_in,
     signed,
 )
-from bridge.hierarchy.replica import Replica
+from bridge.hierarchy.replica import Replica, openssl_verdicts
 from bridge.hierarchy.schema import HierarchyFile
 from bridge.hierarchy.schema.file import BACKDATE
 from bridge.x509.algorithm import issuer_key
@@ -45,7 +40,6 @@ from bridge.x509.leaf_profile import EXTENDED_KEY_USAGE, LeafProfile
 from bridge.x509.name_constraints import ChainConstraints
 from bridge.x509.path import link_faults, validate_chain, verify_leaf_signature
 
-_OPENSSL_SECONDS = 60
 _DAY = timedelta(days=1)
 _OUTSIDE = ("outside.meshca.example", "meshca.invalid", "outside.test")
 """Hosts that no hierarchy is for (RFC 2606)."""
@@ -158,7 +152,11 @@ def tried(
         usages: What real leaves below the path are used for.
     """
     leaves = [_leaf(trial, replica, now) for trial in trials]
-    answers = _openssl(leaves, replica, now) if with_openssl else {}
+    answers: list[bool] = []
+    if with_openssl:
+        cas = (*(one for leaf in leaves for one in leaf.between), *replica.certificates)
+        at = ("-x509_strict", "-attime", str(int(now.timestamp())))
+        answers = openssl_verdicts(cas, [leaf.certificate for leaf in leaves], *at)
     paths = {leaf.between: (*leaf.between, *replica.certificates) for leaf in leaves}
     sound = {
         between: ChainConstraints.of_chain(path)
@@ -169,9 +167,9 @@ def tried(
         TrialResult(
             trial,
             _ours(leaf, paths[leaf.between][0], sound.get(leaf.between), now),
-            answers.get(index),
+            answer,
         )
-        for index, (trial, leaf) in enumerate(zip(trials, leaves, strict=True))
+        for trial, leaf, answer in zip_longest(trials, leaves, answers)
     )
 
 
@@ -454,39 +452,6 @@ def chain_problem(
         *link_faults(first, first),
     ]
     return "; ".join(f"the root {text}" for text in problems)
-
-
-def _openssl(
-    leaves: Sequence[_Leaf], replica: Replica, now: datetime
-) -> dict[int, bool]:
-    program = which("openssl")
-    if program is None or not leaves:
-        return {}
-    *below, root = replica.certificates
-    untrusted = [*below, *(one for leaf in leaves for one in leaf.between)]
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        (folder / "root").write_bytes(root.public_bytes(Encoding.PEM))
-        (folder / "untrusted").write_bytes(
-            b"".join(one.public_bytes(Encoding.PEM) for one in untrusted)
-        )
-        for index, leaf in enumerate(leaves):
-            pem = leaf.certificate.public_bytes(Encoding.PEM)
-            (folder / str(index)).write_bytes(pem)
-        more = ["-untrusted", "untrusted"] if untrusted else []
-        done = subprocess.run(  # noqa: S603 - our own arguments, no shell
-            [
-                *(program, "verify", "-x509_strict", "-CAfile", "root", *more),
-                *("-attime", str(int(now.timestamp()))),
-                *map(str, range(len(leaves))),
-            ],
-            cwd=folder,
-            capture_output=True,
-            check=False,
-            timeout=_OPENSSL_SECONDS,
-        )
-    accepted = {*done.stdout.decode(errors="replace").splitlines()}
-    return {index: f"{index}: OK" in accepted for index in range(len(leaves))}
 
 
 def _verdicts(outcome: TrialResult) -> str:
