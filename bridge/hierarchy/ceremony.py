@@ -26,7 +26,6 @@ from bridge.hierarchy.keys import (
     SIGN_SECONDS,
     Device,
     LocalKey,
-    new_key,
     require_planned,
 )
 from bridge.hierarchy.output import BY, CERTIFICATE, Output, crl_folder, exists
@@ -46,7 +45,7 @@ from bridge.hierarchy.verify import chain_problem, compare
 from bridge.spi import Signer
 from bridge.system.clock import Clock, system_clock
 from bridge.system.files import read_public
-from bridge.x509.algorithm import CAPublicKey, issuer_key, signature_problem
+from bridge.x509.algorithm import CAPublicKey, issuer_key, new_key, signature_problem
 from bridge.x509.certificate import subject_of
 from bridge.x509.pem import parse_certificates
 

@@ -11,13 +11,12 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
 from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from bridge.errors import ConfigError, CSRError
 from bridge.hierarchy.schema import (
-    AlgorithmName,
     KeyBehindCSR,
     KeyInFile,
     KeyInToken,
@@ -73,22 +72,6 @@ class LocalKey:
 
     def close(self) -> None:
         """See `Signer.close`."""
-
-
-def new_key(algorithm: AlgorithmName) -> CAPrivateKey:
-    """Make a key with this machine's randomness."""
-    match algorithm:
-        case "p256":
-            return ec.generate_private_key(ec.SECP256R1())
-        case "p384":
-            return ec.generate_private_key(ec.SECP384R1())
-        case "p521":
-            return ec.generate_private_key(ec.SECP521R1())
-        case "ed25519":
-            return ed25519.Ed25519PrivateKey.generate()
-        case _:
-            bits = int(algorithm.removeprefix("rsa"))
-            return rsa.generate_private_key(65537, bits)
 
 
 def algorithm_name(key: CAPublicKey) -> str:

@@ -17,9 +17,8 @@ from cryptography import x509
 
 from bridge.dataplanes.planes import RUSTLS_PLANES, DataPlane
 from bridge.errors import ConfigError
-from bridge.hierarchy.keys import LocalKey, new_key
+from bridge.hierarchy.keys import LocalKey
 from bridge.hierarchy.schema import (
-    AlgorithmName,
     ConstraintsEntry,
     HierarchyFile,
     parse,
@@ -27,10 +26,7 @@ from bridge.hierarchy.schema import (
 from bridge.hierarchy.signing import SigningStep, issue
 from bridge.spiffe import TrustDomain
 from bridge.system.clock import Clock, system_clock
-from bridge.x509.algorithm import CAPrivateKey, CAPublicKey
-
-KeyAlgorithm = AlgorithmName
-"""A kind of key, by its name in a hierarchy file."""
+from bridge.x509.algorithm import CAPrivateKey, CAPublicKey, KeyAlgorithm, new_key
 
 _CLUSTER_DNS = ("svc", "cluster.local", "localhost")
 _NO_MAIL_HOST = "invalid"

@@ -9,6 +9,7 @@ Source:
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -25,6 +26,10 @@ CAPublicKey = rsa.RSAPublicKey | ec.EllipticCurvePublicKey | ed25519.Ed25519Publ
 CAPrivateKey = (
     rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey
 )
+KeyAlgorithm = Literal[
+    "p256", "p384", "p521", "rsa2048", "rsa3072", "rsa4096", "ed25519"
+]
+"""A kind of key that a CA may have, with its size."""
 CA_KEYS = "RSA with 2048, 3072 or 4096 bits, P-256, P-384, P-521 or Ed25519"
 """The kinds of a CA key, for people."""
 
@@ -172,6 +177,22 @@ def algorithm_of(public_key: CertificateIssuerPublicKeyTypes) -> SignatureAlgori
     if isinstance(public_key, ed25519.Ed25519PublicKey):
         return _ED25519
     raise _no_ca_key()
+
+
+def new_key(algorithm: KeyAlgorithm) -> CAPrivateKey:
+    """Make a key with this machine's randomness."""
+    match algorithm:
+        case "p256":
+            return ec.generate_private_key(ec.SECP256R1())
+        case "p384":
+            return ec.generate_private_key(ec.SECP384R1())
+        case "p521":
+            return ec.generate_private_key(ec.SECP521R1())
+        case "ed25519":
+            return ed25519.Ed25519PrivateKey.generate()
+        case _:
+            bits = int(algorithm.removeprefix("rsa"))
+            return rsa.generate_private_key(65537, bits)
 
 
 def signature_of(

@@ -6,9 +6,8 @@ Anybody who can read the file is this CA: an offline root's key belongs in a tok
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
@@ -18,7 +17,9 @@ from pydantic import Field
 
 from bridge.sdk import (
     CAPrivateKey,
+    KeyAlgorithm,
     PluginOptions,
+    new_key,
     parse_options,
     read_secret,
 )
@@ -27,21 +28,13 @@ from bridge_file import FileSigner
 from bridge_file.private_key import parse_key
 
 _ENCRYPTED = (b"-----BEGIN ENCRYPTED", b"4,ENCRYPTED")
-_CURVES: Mapping[str, ec.EllipticCurve] = {
-    "p256": ec.SECP256R1(),
-    "p384": ec.SECP384R1(),
-    "p521": ec.SECP521R1(),
-}
 
 
 class FileKeyOptions(PluginOptions):
     """Which file."""
 
     path: Annotated[Path, Field(strict=False)]
-    make: (
-        Literal["p256", "p384", "p521", "rsa2048", "rsa3072", "rsa4096", "ed25519"]
-        | None
-    ) = None
+    make: KeyAlgorithm | None = None
 
 
 def open_key(options: Mapping[str, object], secret: Callable[[str], str], /) -> Signer:
@@ -50,20 +43,12 @@ def open_key(options: Mapping[str, object], secret: Callable[[str], str], /) -> 
     parsed = parse_options(FileKeyOptions, options, context)
     path = parsed.path
     if parsed.make is not None and not os.path.lexists(path):
-        _write(path, _new_key(parsed.make))
+        _write(path, new_key(parsed.make))
     data = read_secret(path)
     passphrase = None
     if any(mark in data for mark in _ENCRYPTED):
         passphrase = secret(f"the passphrase of {path}").encode()
     return FileSigner(parse_key(data, path, passphrase, None))
-
-
-def _new_key(kind: str) -> CAPrivateKey:
-    if kind == "ed25519":
-        return ed25519.Ed25519PrivateKey.generate()
-    if kind.startswith("rsa"):
-        return rsa.generate_private_key(65537, int(kind.removeprefix("rsa")))
-    return ec.generate_private_key(_CURVES[kind])
 
 
 def _write(path: Path, key: CAPrivateKey) -> None:

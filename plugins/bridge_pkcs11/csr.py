@@ -14,9 +14,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
-from bridge.sdk import algorithm_of, csr_of
+from bridge.sdk import KeyAlgorithm, algorithm_of, csr_of
 from bridge.spi import BackendCredentialError, BackendError, ConfigError
-from bridge_pkcs11.operator_key import KINDS, Kind, TokenKey, TokenKeyOptions
+from bridge_pkcs11.operator_key import KINDS, TokenKey, TokenKeyOptions
 from bridge_pkcs11.token import read_pin
 
 
@@ -30,7 +30,7 @@ class CSROrder:
     key_label: str
     key_id: bytes | None
     pin_file: Path | None
-    make_key: Kind | None
+    make_key: KeyAlgorithm | None
     subject: x509.Name | None
     out: Path
 

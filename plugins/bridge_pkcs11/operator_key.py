@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar, get_args
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
@@ -19,6 +19,7 @@ from pydantic import Field
 
 from bridge.sdk import (
     CAPublicKey,
+    KeyAlgorithm,
     PluginOptions,
     SignatureAlgorithm,
     algorithm_of,
@@ -42,15 +43,12 @@ from bridge_pkcs11.cryptoki import (
 from bridge_pkcs11.mechanism import mechanism_of
 from bridge_pkcs11.token import KeySession, find_token, handle_of, serial_of, unfit
 
-Kind = Literal["p256", "p384", "p521", "rsa2048", "rsa3072", "rsa4096", "ed25519"]
 CURVES: dict[str, ec.EllipticCurve] = {
     "p256": ec.SECP256R1(),
     "p384": ec.SECP384R1(),
     "p521": ec.SECP521R1(),
 }
-KINDS: tuple[Kind, ...] = (
-    *("p256", "p384", "p521", "rsa2048", "rsa3072", "rsa4096", "ed25519"),
-)
+KINDS: tuple[KeyAlgorithm, ...] = get_args(KeyAlgorithm)
 _EDWARDS25519 = bytes.fromhex("06032b6570")
 """The OID 1.3.101.112, in DER."""
 _ED25519_BYTES = 32
@@ -67,7 +65,7 @@ class TokenKeyOptions(PluginOptions):
     token_serial: _Text | None = None
     key_label: _Text | None = None
     key_id: Annotated[str, Field(pattern=r"^([0-9a-fA-F]{2})+$")] | None = None
-    make: Kind | None = None
+    make: KeyAlgorithm | None = None
 
     @property
     def named(self) -> str:

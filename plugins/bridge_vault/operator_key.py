@@ -5,7 +5,7 @@ The operator's token is used, not the login of the bridge. The key stays in Vaul
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.serialization import load_der_public_key
@@ -13,6 +13,7 @@ from pydantic import Field
 
 from bridge.sdk import (
     CAPublicKey,
+    KeyAlgorithm,
     PluginOptions,
     SignatureAlgorithm,
     parse_options,
@@ -42,10 +43,7 @@ class TransitKeyOptions(PluginOptions):
     version: Annotated[int, Field(ge=1)]
     namespace: _Text | None = None
     ca_file: Annotated[Path, Field(strict=False)] | None = None
-    make: (
-        Literal["p256", "p384", "p521", "rsa2048", "rsa3072", "rsa4096", "ed25519"]
-        | None
-    ) = None
+    make: KeyAlgorithm | None = None
 
 
 class TransitKey:

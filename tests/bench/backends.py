@@ -27,7 +27,7 @@ from cryptography.hazmat.primitives.asymmetric.types import (
 )
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from bridge.hierarchy.throwaway import KeyAlgorithm
+from bridge.x509.algorithm import KeyAlgorithm
 from tests.bench.load import (
     SERVER_CORE,
     BenchError,

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
-from bridge.hierarchy.throwaway import KeyAlgorithm
+from bridge.x509.algorithm import KeyAlgorithm
 from tests.support.harness.real_process import PEER_SERVER_NAME, Bridge
 from tests.support.parts import builds, netports
 

@@ -29,7 +29,6 @@ from bridge import __version__
 from bridge._proto.istio_ca_pb2 import IstioCertificateRequest
 from bridge._proto.linkerd_identity_pb2 import CertifyRequest
 from bridge.config import BridgeConfig, read
-from bridge.hierarchy.throwaway import KeyAlgorithm
 from bridge.identity.caller import TokenCredential
 from bridge.issuance.call import Call
 from bridge.issuance.procedure import Issuance
@@ -46,6 +45,7 @@ from bridge.server.istio import METHOD
 from bridge.server.status import status_name
 from bridge.snapshot.builder import Assembly
 from bridge.system.clock import system_clock
+from bridge.x509.algorithm import KeyAlgorithm
 from tests.support.clients.linkerd_go import AUDIENCE, name_of
 from tests.support.harness.archive import FeederThread
 from tests.support.harness.real_process import SERVER_NAME, Bridge

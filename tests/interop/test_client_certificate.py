@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
-from bridge.hierarchy.throwaway import KeyAlgorithm
+from bridge.x509.algorithm import KeyAlgorithm
 from tests.support.clients.istio_go import Answer, ask
 from tests.support.harness.real_process import SERVER_NAME, Bridge
 from tests.support.parts.pki import (

@@ -10,8 +10,9 @@ import pytest
 from cryptography import x509
 
 from bridge.dataplanes.planes import DataPlane
-from bridge.hierarchy.throwaway import KeyAlgorithm, ThrowawaySpec, Tier, make
+from bridge.hierarchy.throwaway import ThrowawaySpec, Tier, make
 from bridge.spiffe import TrustDomain
+from bridge.x509.algorithm import KeyAlgorithm
 from tests.support.clients.linkerd_go import Answer, ask_bridge, name_of
 from tests.support.harness.real_process import Bridge
 from tests.support.parts.pki import (

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bridge.hierarchy.throwaway import KeyAlgorithm
+from bridge.x509.algorithm import KeyAlgorithm
 from tests.support.harness.real_process import Bridge
 
 pytestmark = [pytest.mark.interop, pytest.mark.xdist_group("interop-serve")]

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bridge.hierarchy.throwaway import KeyAlgorithm
+from bridge.x509.algorithm import KeyAlgorithm
 from tests.bench.load import CLIENT_CORE, BenchError, build
 from tests.soak import (
     failover,

@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
-from bridge.hierarchy.throwaway import KeyAlgorithm
+from bridge.x509.algorithm import KeyAlgorithm
 from tests.bench.load import CLIENT_CORE, SERVER_CORE, BenchError, Programs
 from tests.support.harness.real_process import PEER_SERVER_NAME
 from tests.support.harness.workers import Supervised

@@ -14,11 +14,11 @@ from bridge.hierarchy.export import WARNING, Layout, write
 from bridge.hierarchy.issuing_csr import read_issuing_key
 from bridge.hierarchy.throwaway import (
     Hierarchy,
-    KeyAlgorithm,
     ThrowawaySpec,
     make,
 )
 from bridge.spiffe import TrustDomain
+from bridge.x509.algorithm import KeyAlgorithm
 
 _USAGE_ERROR = 2
 

@@ -6,9 +6,9 @@ from datetime import timedelta
 from bridge.config.types import written
 from bridge.errors import ConfigError
 from bridge.hierarchy.plan.findings import PlanFinding, Tree
-from bridge.hierarchy.schema import AlgorithmName
 from bridge.hierarchy.schema.key_location import identity_of
 from bridge.hierarchy.transcript import officer_key, spki_of
+from bridge.x509.algorithm import KeyAlgorithm
 from bridge.x509.ca_certificate import least_life
 
 MOST_CAS_BELOW_ANCHOR = 6
@@ -17,7 +17,7 @@ MOST_CAS_BELOW_ANCHOR = 6
 _YEAR = timedelta(days=366)
 _LONGEST_ROOT = 25 * _YEAR
 _LONGEST_OTHER = 8 * _YEAR
-_STRENGTH: dict[AlgorithmName, int] = {
+_STRENGTH: dict[KeyAlgorithm, int] = {
     "rsa2048": 112,
     "rsa3072": 128,
     "ed25519": 128,

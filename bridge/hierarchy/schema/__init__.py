@@ -18,7 +18,6 @@ from bridge.hierarchy.schema.file import (
     parse,
 )
 from bridge.hierarchy.schema.key_location import (
-    AlgorithmName,
     KeyBehindCSR,
     KeyInFile,
     KeyInToken,
@@ -28,7 +27,6 @@ from bridge.hierarchy.schema.key_location import (
 
 __all__ = [
     "AcceptedWarning",
-    "AlgorithmName",
     "CAEntry",
     "ClusterCA",
     "ClusterPKIEntry",

@@ -11,11 +11,7 @@ from urllib.parse import unquote_to_bytes
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field
 
 from bridge.config.types import FilePath, Section, Text, WrongError, require_https
-
-AlgorithmName = Literal[
-    "p256", "p384", "p521", "rsa2048", "rsa3072", "rsa4096", "ed25519"
-]
-"""A kind of key that a CA may have, with its size."""
+from bridge.x509.algorithm import KeyAlgorithm
 
 _URI = re.compile(r"pkcs11:(?P<path>[^?#]*)(?:\?(?P<query>[^#]*))?")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -25,9 +21,9 @@ _EXPECTED = 'expected a PKCS#11 URI such as "pkcs11:token=offline;object=root"'
 
 
 def _algorithm(value: object) -> object:
-    if value not in get_args(AlgorithmName):
+    if value not in get_args(KeyAlgorithm):
         raise ValueError(
-            f"expected one of {', '.join(get_args(AlgorithmName))}: verifiers take no "
+            f"expected one of {', '.join(get_args(KeyAlgorithm))}: verifiers take no "
             "shorter RSA key and no other curve"
         )
     return value
@@ -92,7 +88,7 @@ def _pin(value: str) -> str:
     return value
 
 
-Algorithm = Annotated[AlgorithmName, BeforeValidator(_algorithm)]
+Algorithm = Annotated[KeyAlgorithm, BeforeValidator(_algorithm)]
 
 
 class _Key(Section):

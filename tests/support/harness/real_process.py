@@ -26,10 +26,11 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from bridge.dataplanes.planes import DataPlane
 from bridge.errors import LedgerError
 from bridge.hierarchy.export import write
-from bridge.hierarchy.throwaway import KeyAlgorithm, ThrowawaySpec, make
+from bridge.hierarchy.throwaway import ThrowawaySpec, make
 from bridge.ledger.archive.archive import Archive
 from bridge.ledger.archive.queries import Query
 from bridge.spiffe import TrustDomain
+from bridge.x509.algorithm import KeyAlgorithm
 from tests.support.harness import processes
 from tests.support.harness.configuration import merge
 from tests.support.harness.journals import journaled

@@ -13,19 +13,23 @@ from bridge.hierarchy.keys import (
     SIGN_SECONDS,
     _options,
     algorithm_name,
-    new_key,
     opened,
     secret_from,
 )
 from bridge.hierarchy.schema import (
-    AlgorithmName,
     KeyBehindCSR,
     KeyInFile,
     KeyInToken,
     KeyInTransit,
     KeyLocation,
 )
-from bridge.x509.algorithm import CAPublicKey, algorithm_of, require_signature
+from bridge.x509.algorithm import (
+    CAPublicKey,
+    KeyAlgorithm,
+    algorithm_of,
+    new_key,
+    require_signature,
+)
 from tests.support.parts.pki import key_pem, write_private
 from tests.support.parts.pki import new_key as other_key
 
@@ -36,12 +40,12 @@ def unasked(_: str) -> str:
     raise AssertionError("no secret is needed")
 
 
-def in_file(path: Path, algorithm: AlgorithmName = "p256") -> KeyInFile:
+def in_file(path: Path, algorithm: KeyAlgorithm = "p256") -> KeyInFile:
     return KeyInFile.model_construct(backend="file", path=path, algorithm=algorithm)
 
 
 @pytest.mark.parametrize("algorithm", ["p256", "p384", "p521", "rsa2048", "ed25519"])
-def test_a_key_is_named_as_the_file_names_it(algorithm: AlgorithmName) -> None:
+def test_a_key_is_named_as_the_file_names_it(algorithm: KeyAlgorithm) -> None:
     key = new_key(algorithm).public_key()
     assert isinstance(key, CAPublicKey)
     assert algorithm_name(key) == algorithm

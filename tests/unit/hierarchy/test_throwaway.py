@@ -11,15 +11,13 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 from bridge.dataplanes.planes import DataPlane
 from bridge.errors import ConfigError, DeniedError
-from bridge.hierarchy.keys import new_key
 from bridge.hierarchy.throwaway import (
     Hierarchy,
-    KeyAlgorithm,
     ThrowawaySpec,
     make,
 )
 from bridge.spiffe import TrustDomain
-from bridge.x509.algorithm import CAPrivateKey
+from bridge.x509.algorithm import CAPrivateKey, KeyAlgorithm, new_key
 from bridge.x509.name_constraints import ChainConstraints, subset_problems
 from bridge.x509.path import validate_chain
 from tests.support.parts.pki import NOW
