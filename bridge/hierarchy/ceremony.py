@@ -24,8 +24,8 @@ from bridge.hierarchy.certificate import usages_below
 from bridge.hierarchy.issuing_csr import issuing_key_of, require_key_of_file
 from bridge.hierarchy.keys import (
     SIGN_SECONDS,
-    Device,
     LocalKey,
+    device_of,
     require_planned,
 )
 from bridge.hierarchy.output import BY, CERTIFICATE, Output, crl_folder, exists
@@ -97,6 +97,41 @@ class Ceremony:
             for one in (record.entries if record else ())
             if one.command == f"{command}{_INTENT}" and TBS in one.details
         )
+
+    def begin(self, command: str, tbs: bytes, details: Mapping[str, str] = {}) -> None:
+        """Record what a key is about to sign.
+
+        A signature whose answer is lost leaves this trace.
+        """
+        digest = hashlib.sha256(tbs).hexdigest()
+        self.transcript.append(
+            *(f"{command}{_INTENT}", self.operator, self.clock()),
+            details={HIERARCHY: self.loaded.digest, **details, TBS: digest},
+        )
+
+    def finish(
+        self,
+        command: str,
+        files: Mapping[str, str],
+        device: HSM | None = None,
+        details: Mapping[str, str] = {},
+    ) -> None:
+        """Record what was signed, and write the manifest.
+
+        Args:
+            command: What was run.
+            files: SHA-256 of what was read and written, by path.
+            device: What signed it, if it was a device.
+            details: See `CeremonyStep.details`.
+        """
+        self.transcript.append(
+            *(command, self.operator, self.clock()),
+            files=files,
+            details={HIERARCHY: self.loaded.digest, **details},
+            hsm=device,
+        )
+        # Last: a CA that stands in the manifest is finished.
+        self.output.write_manifest()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -464,10 +499,9 @@ def _made(
 ) -> SignedCA:
     output, name, above = ceremony.output, step.name, step.above
     _require_new_key(output, name, step.public_key)
-    certificate = issue(step, signer, partial(_record_intent, ceremony, command))
+    certificate = issue(step, signer, partial(ceremony.begin, command))
     files = output.write(name, certificate, _below_root([certificate, *above]))
-    device = HSM(**signer.device()) if isinstance(signer, Device) else None
-    _record(ceremony, command, {**given, **files}, device)
+    ceremony.finish(command, {**given, **files}, device_of(signer))
     return SignedCA(name=name, certificate=certificate, files=files)
 
 
@@ -553,34 +587,8 @@ def _resumed(
         raise exists(output.folder / name)
     _require_new_key(output, name, issuer_key(certificate))
     files = output.digests(name)
-    _record(ceremony, f"{command}, resumed", files, None)
+    ceremony.finish(f"{command}, resumed", files)
     return SignedCA(name=name, certificate=certificate, files=files, was_resumed=True)
-
-
-def _record_intent(ceremony: Ceremony, command: str, tbs: bytes) -> None:
-    # Before the key is used: a signature whose answer is lost leaves a trace.
-    ceremony.transcript.append(
-        f"{command}{_INTENT}",
-        *(ceremony.operator, ceremony.clock()),
-        details={**_details(ceremony), TBS: hashlib.sha256(tbs).hexdigest()},
-    )
-
-
-def _record(
-    ceremony: Ceremony, command: str, files: Mapping[str, str], device: HSM | None
-) -> None:
-    ceremony.transcript.append(
-        *(command, ceremony.operator, ceremony.clock()),
-        files=files,
-        details=_details(ceremony),
-        hsm=device,
-    )
-    # Last: a CA that stands in the manifest is finished.
-    ceremony.output.write_manifest()
-
-
-def _details(ceremony: Ceremony) -> dict[str, str]:
-    return {HIERARCHY: ceremony.loaded.digest}
 
 
 def _bad(message: str) -> ConfigError:

@@ -12,9 +12,10 @@ Source:
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 from cryptography import x509
@@ -23,7 +24,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from bridge.errors import BackendBrokenError, ConfigError
 from bridge.hierarchy.ceremony import Ceremony
 from bridge.hierarchy.certificate import issuer_of_certificate
-from bridge.hierarchy.keys import Device
+from bridge.hierarchy.keys import device_of
 from bridge.hierarchy.lint import crl_findings
 from bridge.hierarchy.output import Output, crl_folder
 from bridge.hierarchy.replica import key_like
@@ -32,8 +33,6 @@ from bridge.hierarchy.signing import verified_signature
 from bridge.hierarchy.transcript import (
     CA,
     CRL_NUMBER,
-    HIERARCHY,
-    HSM,
     TBS,
     digest_of_file,
 )
@@ -131,28 +130,29 @@ def _make(
     if (unrecorded := history.unrecorded()) is not None:
         number, found = unrecorded
         digests = ceremony.output.digests(crl_folder(name, number))
-        _Step(ceremony, name, number).done(digests, word=", resumed")
+        details = _details(name, number)
+        ceremony.finish(f"crl {name}, resumed", digests, details=details)
         return SignedCRL(
             name=name, number=number, crl=found.crl, files=digests, was_resumed=True
         )
     planned = _planned(ceremony, name, issuer, request, history)
-    step = _Step(ceremony, name, planned.number)
+    details = _details(name, planned.number)
     with ceremony.keys(name) as signer:
-        crl = _signed(step, planned, signer)
-        device = HSM(**signer.device()) if isinstance(signer, Device) else None
-    folder = crl_folder(name, planned.number)
-    files = ceremony.output.write_files(
-        folder,
-        {
-            "crl.pem": crl.public_bytes(Encoding.PEM),
-            "crl.der": crl.public_bytes(Encoding.DER),
-            "crl.txt": text_of(crl, planned).encode(),
-        },
-    )
-    read = {}
-    if request.previous is not None:
-        read = {request.previous.name: digest_of_file(request.previous)}
-    step.done({**read, **files}, device)
+        begin = partial(ceremony.begin, f"crl {name}", details=details)
+        crl = _signed(name, planned, signer, begin)
+        folder = crl_folder(name, planned.number)
+        files = ceremony.output.write_files(
+            folder,
+            {
+                "crl.pem": crl.public_bytes(Encoding.PEM),
+                "crl.der": crl.public_bytes(Encoding.DER),
+                "crl.txt": text_of(crl, planned).encode(),
+            },
+        )
+        read = {}
+        if request.previous is not None:
+            read = {request.previous.name: digest_of_file(request.previous)}
+        ceremony.finish(f"crl {name}", {**read, **files}, device_of(signer), details)
     return SignedCRL(name=name, number=planned.number, crl=crl, files=files)
 
 
@@ -190,39 +190,8 @@ def text_of(crl: x509.CertificateRevocationList, planned: PlannedCRL) -> str:
     return "\n".join(lines) + "\n"
 
 
-@dataclass(frozen=True, slots=True)
-class _Step:
-    # What the transcript is told of one list.
-    ceremony: Ceremony
-    name: str
-    number: int
-
-    def begin(self, tbs: bytes) -> None:
-        # Before the key is used: a signature whose answer is lost leaves a trace.
-        word = ", before the signature"
-        self._append(word, {}, {TBS: _digest(tbs)}, None)
-
-    def done(
-        self, files: Mapping[str, str], device: HSM | None = None, word: str = ""
-    ) -> None:
-        self._append(word, files, {}, device)
-        self.ceremony.output.write_manifest()
-
-    def _append(
-        self,
-        word: str,
-        files: Mapping[str, str],
-        more: Mapping[str, str],
-        device: HSM | None,
-    ) -> None:
-        ceremony = self.ceremony
-        details = {HIERARCHY: ceremony.loaded.digest, CA: self.name}
-        ceremony.transcript.append(
-            *(f"crl {self.name}{word}", ceremony.operator, ceremony.clock()),
-            files=files,
-            details={**details, CRL_NUMBER: str(self.number), **more},
-            hsm=device,
-        )
+def _details(name: str, number: int) -> dict[str, str]:
+    return {CA: name, CRL_NUMBER: str(number)}
 
 
 class _History:
@@ -467,10 +436,10 @@ def _is_issued(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
 
 
 def _signed(
-    step: _Step, planned: PlannedCRL, signer: Signer
+    name: str, planned: PlannedCRL, signer: Signer, begin: Callable[[bytes], None]
 ) -> x509.CertificateRevocationList:
     """Sign a list, with all checks before and after the signature."""
-    name, key = step.name, issuer_key(planned.issuer)
+    key = issuer_key(planned.issuer)
     if signer.public_key() != key:
         raise _bad(
             f"{name}: the key is not that of its certificate "
@@ -480,7 +449,7 @@ def _signed(
     tbs, algorithm, throwaway = planned.tbs(), algorithm_of(key), key_like(key)
     tried = signature_of(throwaway, algorithm, tbs)
     _require_clean(name, planned, planned.joined(tbs, tried))
-    step.begin(tbs)
+    begin(tbs)
     signature = verified_signature(name, signer, key, tbs)
     crl = planned.joined(tbs, signature)
     if crl.tbs_certlist_bytes != tbs:

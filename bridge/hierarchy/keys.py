@@ -24,6 +24,7 @@ from bridge.hierarchy.schema import (
     KeyLocation,
 )
 from bridge.hierarchy.schema.key_location import attributes_of
+from bridge.hierarchy.transcript import HSM
 from bridge.registry import Secret, load_signer
 from bridge.spi import Signer
 from bridge.x509.algorithm import (
@@ -45,6 +46,11 @@ class Device(Protocol):
 
     def device(self) -> Mapping[str, str]:
         """Return `serial`, `firmware` and `model`."""
+
+
+def device_of(signer: Signer) -> HSM | None:
+    """Return what the device of a key tells of itself; None without a device."""
+    return HSM(**signer.device()) if isinstance(signer, Device) else None
 
 
 class LocalKey:

@@ -729,7 +729,9 @@ def stopped(*_: object, **__: object) -> None:
 
 
 CUTS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
-    "after the folder": lambda patched: patched.setattr(module, "_record", stopped),
+    "after the folder": lambda patched: patched.setattr(
+        module.Ceremony, "finish", stopped
+    ),
     "after the transcript": lambda patched: patched.setattr(
         Output, "write_manifest", stopped
     ),
@@ -815,7 +817,7 @@ def test_only_what_a_run_left_that_was_cut_off_is_taken_for_its_work(
 ) -> None:
     signed_to(held, "root")
     with monkeypatch.context() as patched:
-        patched.setattr(module, "_record", stopped)
+        patched.setattr(module.Ceremony, "finish", stopped)
         with pytest.raises(KeyboardInterrupt):
             sign(held.ceremony(), "eu")
     act(held)
@@ -831,7 +833,7 @@ def test_a_run_is_not_completed_for_another_key(
     write_csr(held, csr_of(new_key()))
     csr = held.folder / "eu.csr"
     with monkeypatch.context() as patched:
-        patched.setattr(module, "_record", stopped)
+        patched.setattr(module.Ceremony, "finish", stopped)
         with pytest.raises(KeyboardInterrupt):
             sign(held.ceremony(), "eu", csr=csr)
     write_csr(held, csr_of(new_key()))

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from bridge.errors import BackendBrokenError, BridgeError, ConfigError
 from bridge.hierarchy import crl as module
-from bridge.hierarchy.ceremony import rehearse, sign
+from bridge.hierarchy.ceremony import Ceremony, rehearse, sign
 from bridge.hierarchy.crl import (
     REASONS,
     CRLRequest,
@@ -231,7 +231,7 @@ def test_two_runs_at_once_sign_two_numbers(held: HeldCeremony) -> None:
 def test_a_lost_signature_costs_a_number(
     held: HeldCeremony, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def cut_off(*_: object) -> None:
+    def cut_off(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
@@ -246,11 +246,11 @@ def test_a_lost_signature_costs_a_number(
 def test_a_run_that_was_cut_off_before_the_record_is_completed(
     held: HeldCeremony, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def cut_off(*_: object) -> None:
+    def cut_off(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(module._Step, "done", cut_off)
+        patched.setattr(Ceremony, "finish", cut_off)
         with pytest.raises(KeyboardInterrupt):
             make(held, names=["prod"])
     done = make(held, names=["prod"])
