@@ -19,10 +19,10 @@ from bridge.dataplanes.planes import RUSTLS_PLANES, DataPlane
 from bridge.errors import ConfigError
 from bridge.hierarchy.keys import LocalKey
 from bridge.hierarchy.schema import (
-    ConstraintsEntry,
     HierarchyFile,
     parse,
 )
+from bridge.hierarchy.schema.file import BACKDATE
 from bridge.hierarchy.signing import SigningStep, issue
 from bridge.spiffe import TrustDomain
 from bridge.system.clock import Clock, system_clock
@@ -30,7 +30,6 @@ from bridge.x509.algorithm import CAPrivateKey, CAPublicKey, KeyAlgorithm, new_k
 
 _CLUSTER_DNS = ("svc", "cluster.local", "localhost")
 _NO_MAIL_HOST = "invalid"
-_BACKDATE = timedelta(minutes=5)
 _YEAR = timedelta(days=365)
 _REGION = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
 _LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
@@ -121,7 +120,7 @@ def make(
         issuing_key: The issuing CA's key, where its private half is in a token.
     """
     now = clock().replace(microsecond=0)
-    file = _file(spec, now - _BACKDATE)
+    file = _file(spec, now - BACKDATE)
     tiers: list[Tier] = []
     for name in file.order():
         own = None if name == "issuing" and issuing_key else make_key(spec.key)
@@ -185,13 +184,8 @@ def _file(spec: ThrowawaySpec, start: datetime) -> HierarchyFile:
     return parse(json.dumps(content).encode(), Path("throwaway.json")).file
 
 
-def constraints_of(spec: ThrowawaySpec) -> x509.NameConstraints:
-    """Return the name constraints of the intermediate and the issuing CA."""
-    return ConstraintsEntry.model_validate(_constraints(spec)).value()
-
-
 def _constraints(spec: ThrowawaySpec) -> dict[str, dict[str, list[str]]]:
-    """Return them as a hierarchy file has them.
+    """Return the name constraints as a hierarchy file has them.
 
     Each host stands there twice, alone and with a leading dot: strict verifiers take
     the one for this host only and the other for its subdomains only.

@@ -41,8 +41,8 @@ from bridge.x509.certificate import (
 )
 from bridge.x509.name_constraints import ChainConstraints
 
-_MOST_CAS_BELOW_ANCHOR = 6
-"""What rustls-webpki builds a path from."""
+MOST_CAS_BELOW_ANCHOR = 6
+"""rustls walks no longer path (webpki, verify_cert.rs), and the bridge loads none."""
 _MOST_STEPS = 10_000
 _MOST_PATHS = 64
 """Bounds of a search: how often a certificate is held against an issuer, and how many
@@ -419,9 +419,9 @@ def _problems_of_each(
             yield given, text
         for text in anchor_problems(anchor, cas_below=given, usages=usages):
             yield given, text
-    if given > _MOST_CAS_BELOW_ANCHOR:
+    if given > MOST_CAS_BELOW_ANCHOR:
         text = f"is one of {given} CA certificates below the anchor; rustls takes"
-        most = _MOST_CAS_BELOW_ANCHOR
+        most = MOST_CAS_BELOW_ANCHOR
         yield given - 1, f"{text} at most {most}: issue from fewer tiers"
 
 

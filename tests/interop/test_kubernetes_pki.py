@@ -22,11 +22,12 @@ from bridge.hierarchy.kubernetes_pki.issue import LeafIssuer, issue_all, new_lea
 from bridge.hierarchy.kubernetes_pki.layouts import component_files
 from bridge.hierarchy.kubernetes_pki.profiles import ADMINS
 from bridge.hierarchy.schema import ClusterCA
-from bridge.hierarchy.throwaway import ThrowawaySpec, constraints_of
+from bridge.hierarchy.throwaway import ThrowawaySpec, make
 from bridge.identity.client_certificate import spiffe_id_of
 from bridge.spiffe import TrustDomain
 from bridge.system.clock import system_clock
 from bridge.system.files import write_new
+from bridge.x509.certificate import value_in
 from tests.interop.planes.all_planes import ask_all
 from tests.interop.planes.verifiers import Verdicts
 from tests.support.parts import netports
@@ -64,7 +65,9 @@ class Tree:
         self.start = datetime.now(UTC).replace(microsecond=0) - timedelta(minutes=5)
         self.root = new_root("corp root", not_before=self.start)
         domains = (TrustDomain("corp.example"),)
-        mesh = constraints_of(ThrowawaySpec(trust_domains=domains))
+        throwaway = make(ThrowawaySpec(trust_domains=domains))
+        found = throwaway.intermediate.certificate.extensions
+        mesh = value_in(found, x509.NameConstraints)
         region = self.root.issue_ca("corp eu", path_length=1, constraints=mesh)
         self.mesh = region.issue_ca("corp mesh", path_length=0, constraints=mesh)
         hosts = ("kubernetes", "cluster.local", "default", "svc", "localhost")

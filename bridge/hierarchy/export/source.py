@@ -1,7 +1,7 @@
 """Finds what an export needs: certificates of a ceremony, and keys."""
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -11,7 +11,9 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from bridge.errors import ConfigError
+from bridge.hierarchy.ceremony import Keys
 from bridge.hierarchy.export.shapes import SHAPES, ExportedCA, Files, ShapeOptions
+from bridge.hierarchy.keys import SIGN_SECONDS
 from bridge.hierarchy.kubernetes_pki.issue import LeafIssuer, issue_all, new_leaf_key
 from bridge.hierarchy.kubernetes_pki.layouts import component_files, kubeadm_files
 from bridge.hierarchy.schema import (
@@ -21,6 +23,7 @@ from bridge.hierarchy.schema import (
     KeyInFile,
     Loaded,
 )
+from bridge.registry import Secret
 from bridge.spi import Signer
 from bridge.system.clock import Clock
 from bridge.system.files import read_secret
@@ -31,12 +34,6 @@ Certificates = Callable[[str], x509.Certificate]
 CRLs = Callable[[str], bytes | None]
 """Returns the newest CRL of a CA in PEM by its name; None without one that is not
 overdue."""
-Secret = Callable[[str], str]
-"""Returns a passphrase, given what to ask for."""
-Keys = Callable[[str], AbstractContextManager[Signer]]
-"""Opens the key of a CA by its name."""
-
-_SIGN_SECONDS = 60.0
 
 
 def ca_files(  # noqa: PLR0913 - where each thing comes from, by name
@@ -159,7 +156,7 @@ def _limited(entry: ClusterPKIEntry, nodes: Sequence[str]) -> ClusterPKIEntry:
 
 def _sign_with(signer: Signer) -> Callable[[bytes], bytes]:
     algorithm = algorithm_of(signer.public_key())
-    return lambda tbs: signer.sign(tbs, algorithm, timeout=_SIGN_SECONDS)
+    return lambda tbs: signer.sign(tbs, algorithm, timeout=SIGN_SECONDS)
 
 
 def _require_own_anchor(file: HierarchyFile, name: str) -> None:

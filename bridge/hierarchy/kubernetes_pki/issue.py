@@ -13,24 +13,22 @@ from datetime import datetime, timedelta
 from secrets import randbits
 
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from bridge.errors import ConfigError, DeniedError
+from bridge.hierarchy.certificate import joined, sign_with_stand_in
 from bridge.hierarchy.kubernetes_pki.profiles import PlannedLeaf, leaves_of
 from bridge.hierarchy.schema import ClusterCA, ClusterPKIEntry
+from bridge.hierarchy.schema.file import BACKDATE
 from bridge.system.clock import Clock
-from bridge.x509.algorithm import algorithm_of, issuer_key
+from bridge.x509.algorithm import CAPrivateKey, issuer_key
 from bridge.x509.certificate import key_usage
-from bridge.x509.der import splice
 from bridge.x509.name_constraints import ChainConstraints
 from bridge.x509.path import verify_leaf_signature
-from bridge.x509.tbs import recorder_of
 
 Sign = Callable[[bytes], bytes]
 """Signs a TBSCertificate as `algorithm_of` says of the key; ECDSA is in DER."""
-LeafKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey
-
-_BACKDATE = timedelta(minutes=5)
+LeafKey = CAPrivateKey
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,14 +134,9 @@ def _issued(
             "new certificate of it first",
             "kubernetes.validity",
         )
-    algorithm = algorithm_of(issuer_key(ca))
-    unsigned = _builder(leaf, ca, key, (now - _BACKDATE, end)).sign(
-        recorder_of(issuer_key(ca)), algorithm.hash
-    )
-    tbs = unsigned.tbs_certificate_bytes
-    signed = x509.load_der_x509_certificate(
-        splice(tbs, algorithm.der, issuer.sign(tbs))
-    )
+    ca_key = issuer_key(ca)
+    tbs = sign_with_stand_in(_builder(leaf, ca, key, (now - BACKDATE, end)), ca_key)
+    signed = joined(tbs, ca_key, issuer.sign(tbs))
     if not verify_leaf_signature(signed, ca):
         raise _bad(
             f"{leaf.title}: the signature is not of the key of "

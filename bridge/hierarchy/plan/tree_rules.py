@@ -10,9 +10,7 @@ from bridge.hierarchy.schema.key_location import identity_of
 from bridge.hierarchy.transcript import officer_key, spki_of
 from bridge.x509.algorithm import KeyAlgorithm
 from bridge.x509.ca_certificate import least_life
-
-MOST_CAS_BELOW_ANCHOR = 6
-"""rustls walks no longer path (webpki, verify_cert.rs), and the bridge loads none."""
+from bridge.x509.path import MOST_CAS_BELOW_ANCHOR
 
 _YEAR = timedelta(days=366)
 _LONGEST_ROOT = 25 * _YEAR

@@ -9,8 +9,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from bridge.errors import ConfigError
 from bridge.hierarchy.kubernetes_pki.issue import LeafIssuer, issue_all
-from bridge.hierarchy.throwaway import ThrowawaySpec, constraints_of
+from bridge.hierarchy.throwaway import ThrowawaySpec, make
 from bridge.spiffe import TrustDomain
+from bridge.x509.certificate import value_in
 from bridge.x509.path import verify_leaf_signature
 from tests.support.parts.cluster_pki import cluster, issuer_of, new_issuers
 from tests.support.parts.pki import NOW, new_key, new_root
@@ -50,7 +51,10 @@ def _never(_: bytes) -> bytes:
 
 
 def test_under_the_constraints_of_a_mesh_no_server_of_a_cluster_is_signed() -> None:
-    mesh = constraints_of(ThrowawaySpec(trust_domains=(TrustDomain("corp.example"),)))
+    domains = (TrustDomain("corp.example"),)
+    throwaway = make(ThrowawaySpec(trust_domains=domains))
+    found = throwaway.intermediate.certificate.extensions
+    mesh = value_in(found, x509.NameConstraints)
     region = new_root().issue_ca("eu", path_length=1, constraints=mesh)
     issuers = new_issuers(NOW)
     issuers["kubernetes"] = replace(
