@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -112,39 +111,8 @@ def meta(name: str) -> dict[str, object]:
     return {"metadata": {"name": name}}
 
 
-def new_pod(server: APIServer, name: str) -> str:
-    """Make a pod that some scheduler has put on a node; return its UID."""
-    spec = {
-        "serviceAccountName": "web",
-        "nodeName": "node-1",
-        "containers": [{"name": "a", "image": "example.invalid/a"}],
-    }
-    made = server.post(f"{SHOP}/pods", meta(name) | {"spec": spec})
-    return str(made["metadata"]["uid"])
-
-
-def delete(server: APIServer, what: str, grace: int = 0) -> None:
-    body = {"gracePeriodSeconds": grace}
-    status, answer = server.call("DELETE", f"{SHOP}/{what}", body)
-    assert status == 200, answer
-
-
-def token_of(
-    server: APIServer, kind: str, name: str, uid: str, account: str = "web"
-) -> str:
-    """Return a token that is bound to an object."""
-    bound = {"apiVersion": "v1", "kind": kind, "name": name, "uid": uid}
-    spec: dict[str, Any] = {
-        "audiences": ["istio-ca"],
-        "expirationSeconds": 3600,
-        "boundObjectRef": bound,
-    }
-    path = f"{SHOP}/serviceaccounts/{account}/token"
-    return str(server.post(path, {"spec": spec})["status"]["token"])
-
-
 def of_new_pod(server: APIServer, name: str) -> str:
-    return token_of(server, "Pod", name, new_pod(server, name))
+    return server.pod_token("shop", "web", name)
 
 
 def test_a_pod_gets_its_certificate_without_a_review(ground: Ground) -> None:
@@ -159,7 +127,7 @@ def test_a_deleted_pod_is_refused_within_a_second(ground: Ground) -> None:
         token = of_new_pod(ground.server, f"deleted-{number}")
         assert ground.accepted_by(token) == "bound"
         began = time.monotonic()
-        delete(ground.server, f"pods/deleted-{number}")
+        ground.server.delete(f"{SHOP}/pods/deleted-{number}")
         assert ground.await_refusal(token) == "token.gone"
         seconds.append(time.monotonic() - began)
     # Of some, since a busy machine may hold one up.
@@ -168,27 +136,26 @@ def test_a_deleted_pod_is_refused_within_a_second(ground: Ground) -> None:
 
 def test_a_pod_that_ends_in_order_is_not_gone(ground: Ground) -> None:
     token = of_new_pod(ground.server, "ending")
-    delete(ground.server, "pods/ending", grace=600)
+    ground.server.delete(f"{SHOP}/pods/ending", grace=600)
     assert ground.accepted_by(token) == "bound"
 
 
 def of_new_account(server: APIServer, name: str) -> str:
     """Make an account with a pod; return a token of the pod."""
     server.post(f"{SHOP}/serviceaccounts", meta(name))
-    pod = server.new_pod("shop", name, f"of-{name}")
-    return token_of(server, "Pod", f"of-{name}", pod["metadata"]["uid"], name)
+    return server.pod_token("shop", name, f"of-{name}")
 
 
 def refusals(server: APIServer) -> dict[str, tuple[str, str]]:
     """Return tokens that no caller gets a certificate with, and the rule."""
     twice = of_new_pod(server, "twice")
-    delete(server, "pods/twice")
-    new_pod(server, "twice")
+    server.delete(f"{SHOP}/pods/twice")
+    server.new_pod("shop", "web", "twice")
     gone, again = of_new_account(server, "gone"), of_new_account(server, "again")
     for name in ("gone", "again"):
-        delete(server, f"serviceaccounts/{name}")
+        server.delete(f"{SHOP}/serviceaccounts/{name}")
     server.post(f"{SHOP}/serviceaccounts", meta("again"))
-    secret = server.post(f"{SHOP}/secrets", meta("a-secret"))["metadata"]["uid"]
+    secret = server.post(f"{SHOP}/secrets", meta("a-secret"))
     head, _, signature = of_new_pod(server, "web-1").split(".")
     other = of_new_pod(server, "web-2").split(".")[1]
     return {
@@ -196,7 +163,7 @@ def refusals(server: APIServer) -> dict[str, tuple[str, str]]:
         "a deleted account": (gone, "token.gone"),
         "a recreated account": (again, "token.gone"),
         "bound to a Secret": (
-            token_of(server, "Secret", "a-secret", secret),
+            server.token("shop", "web", "istio-ca", bound_to=secret),
             "token.unbound",
         ),
         "bound to nothing": (server.token("shop", "web", "istio-ca"), "token.unbound"),
@@ -247,7 +214,7 @@ def test_a_killed_watcher_is_replaced_and_callers_do_not_notice(
     token, before = of_new_pod(ground.server, "steady"), watcher_of(ground.bridge)
     os.kill(before, signal.SIGKILL)
     assert ground.accepted_by(token) == "bound"
-    delete(ground.server, "pods/steady")
+    ground.server.delete(f"{SHOP}/pods/steady")
     assert ground.await_refusal(token) == "token.gone"
     # Had it not been seen yet, it was looked up: the next process may come later.
     await_that(

@@ -242,30 +242,6 @@ def test_a_bridge_without_a_right_starts_and_says_which(
     ground.await_missing([], "home", *NEEDS)
 
 
-def new_pod(server: APIServer, name: str) -> str:
-    """Make a pod that some scheduler has put on a node; return its UID."""
-    spec = {
-        "serviceAccountName": "web",
-        "nodeName": "node-1",
-        "containers": [{"name": "a", "image": "example.invalid/a"}],
-    }
-    made = server.post(
-        "/api/v1/namespaces/shop/pods", {"metadata": {"name": name}, "spec": spec}
-    )
-    return str(made["metadata"]["uid"])
-
-
-def token_of(server: APIServer, pod: str, uid: str, audience: str) -> str:
-    """Return a token as the kubelet gets it for a pod."""
-    spec = {
-        "audiences": [audience],
-        "expirationSeconds": 3600,
-        "boundObjectRef": {"apiVersion": "v1", "kind": "Pod", "name": pod, "uid": uid},
-    }
-    path = "/api/v1/namespaces/shop/serviceaccounts/web/token"
-    return str(server.post(path, {"spec": spec})["status"]["token"])
-
-
 def line_of(table: str, what: str) -> str:
     (line,) = [one for one in table.splitlines() if what in one]
     return line
@@ -292,10 +268,13 @@ def test_both_fronts_record_pod_and_node_and_linkerds_callers_get_events(
             lambda: bridge.get("/readyz"),
         )
         pod = f"by-{verify.replace('_', '-')}"
-        uid = new_pod(server, pod)
-        answer = wire.ask(bearer(token_of(server, pod, uid, "istio-ca")))
+        made = server.new_pod("shop", "web", pod)
+        uid = made["metadata"]["uid"]
+        own = server.token("shop", "web", "istio-ca", bound_to=made)
+        answer = wire.ask(bearer(own))
         assert answer.code == "OK", answer
-        found = ask_linkerd(bridge, token_of(server, pod, uid, AUDIENCE))
+        of_linkerd = server.token("shop", "web", AUDIENCE, bound_to=made)
+        found = ask_linkerd(bridge, of_linkerd)
         assert found.code == "OK", found
         rows = bridge.await_rows(2, kind="intent", pod_name=pod)
         assert {row["front"] for row in rows} == {"istio", "linkerd"}
@@ -303,7 +282,7 @@ def test_both_fronts_record_pod_and_node_and_linkerds_callers_get_events(
             told = (row["pod_namespace"], row["pod_uid"], row["node"])
             assert told == ("shop", uid, "node-1")
             assert (row["verified_by"], row["cluster"]) == (verify, "Kubernetes")
-        refused = ask_linkerd(bridge, token_of(server, pod, uid, AUDIENCE), "api")
+        refused = ask_linkerd(bridge, of_linkerd, "api")
         assert refused.code == "FAILED_PRECONDITION", refused
         (row,) = bridge.await_rows(1, kind="refused", pod_name=pod)
         assert (row["front"], row["pod_uid"], row["node"]) == ("linkerd", uid, "node-1")

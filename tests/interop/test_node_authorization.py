@@ -49,21 +49,6 @@ class Ground:
         return answer, self.wire.new_outcome()
 
 
-def new_pod(
-    server: APIServer, namespace: str, account: str, name: str, node: str = "node-1"
-) -> str:
-    """Make a pod that some scheduler has put on a node; return its UID."""
-    spec: dict[str, object] = {
-        "serviceAccountName": account,
-        "containers": [{"name": "a", "image": "example.invalid/a"}],
-    }
-    if node:
-        spec["nodeName"] = node
-    pods = f"/api/v1/namespaces/{namespace}/pods"
-    made = server.post(pods, {"metadata": {"name": name}, "spec": spec})
-    return str(made["metadata"]["uid"])
-
-
 def end_pod(server: APIServer, namespace: str, name: str, phase: str) -> None:
     """Say what a kubelet says of a pod whose containers have all ended."""
     path = f"/api/v1/namespaces/{namespace}/pods/{name}/status"
@@ -73,30 +58,9 @@ def end_pod(server: APIServer, namespace: str, name: str, phase: str) -> None:
     assert status == 200, answer
 
 
-def delete_pod(server: APIServer, namespace: str, name: str, grace: int = 0) -> None:
-    path = f"/api/v1/namespaces/{namespace}/pods/{name}"
-    status, answer = server.call("DELETE", path, {"gracePeriodSeconds": grace})
-    assert status == 200, answer
-
-
-def token_of(
-    server: APIServer, namespace: str, account: str, pod: str, uid: str
-) -> str:
-    """Return a token as the kubelet gets it for a pod."""
-    bound = {"apiVersion": "v1", "kind": "Pod", "name": pod, "uid": uid}
-    spec = {
-        "audiences": ["istio-ca"],
-        "expirationSeconds": 3600,
-        "boundObjectRef": bound,
-    }
-    path = f"/api/v1/namespaces/{namespace}/serviceaccounts/{account}/token"
-    return str(server.post(path, {"spec": spec})["status"]["token"])
-
-
 def new_ztunnel(server: APIServer, name: str, node: str = "node-1") -> str:
     """Make a ztunnel; return its token."""
-    uid = new_pod(server, "istio-system", "ztunnel", name, node)
-    return token_of(server, "istio-system", "ztunnel", name, uid)
+    return server.pod_token("istio-system", "ztunnel", name, node)
 
 
 def populate(server: APIServer) -> None:
@@ -107,15 +71,15 @@ def populate(server: APIServer) -> None:
         accounts = f"/api/v1/namespaces/{namespace}/serviceaccounts"
         server.post(accounts, {"metadata": {"name": account}})
     for node in ("node-1", "node-2"):
-        new_pod(server, "shop", "web", f"web-{node}", node)
-    new_pod(server, "pay", "api", "api-0")
-    new_pod(server, "shop", "elsewhere", "elsewhere-0", "node-2")
-    new_pod(server, "shop", "unscheduled", "unscheduled-0", "")
+        server.new_pod("shop", "web", f"web-{node}", node)
+    server.new_pod("pay", "api", "api-0")
+    server.new_pod("shop", "elsewhere", "elsewhere-0", "node-2")
+    server.new_pod("shop", "unscheduled", "unscheduled-0", "")
     for phase in ("Failed", "Succeeded"):
-        new_pod(server, "shop", "done", phase.lower())
+        server.new_pod("shop", "done", phase.lower())
         end_pod(server, "shop", phase.lower(), phase)
-    new_pod(server, "shop", "leaving", "leaving-0")
-    delete_pod(server, "shop", "leaving-0", grace=3600)
+    server.new_pod("shop", "leaving", "leaving-0")
+    server.delete("/api/v1/namespaces/shop/pods/leaving-0", grace=3600)
 
 
 def clusters_of(server: APIServer, folder: Path) -> list[dict[str, object]]:
@@ -248,17 +212,16 @@ def test_it_gets_no_other_name(ground: Ground, what: str) -> None:
 
 def others(server: APIServer) -> dict[str, tuple[str, set[str]]]:
     """Return tokens that act for nobody, and the rules that may say so."""
-    web = new_pod(server, "shop", "web", "web-asks")
     deleted = new_ztunnel(server, "deleted")
-    delete_pod(server, "istio-system", "deleted")
+    server.delete("/api/v1/namespaces/istio-system/pods/deleted")
     recreated = new_ztunnel(server, "again")
-    delete_pod(server, "istio-system", "again")
+    server.delete("/api/v1/namespaces/istio-system/pods/again")
     new_ztunnel(server, "again")
     # Which of both sees it depends on what the API server remembers of a token.
     gone = {"token.review", "impersonation.pod"}
     return {
         "of a pod that is no ztunnel": (
-            token_of(server, "shop", "web", "web-asks", web),
+            server.pod_token("shop", "web", "web-asks"),
             {"impersonation.account"},
         ),
         "of no pod": (
@@ -290,7 +253,7 @@ def test_a_ztunnel_that_is_deleted_after_a_call_gets_no_more(ground: Ground) -> 
     token = new_ztunnel(ground.server, "short")
     answer, _ = ground.ask(name_of("web"), token=token)
     ztunnel.require_taken(answer, name_of("web"))
-    delete_pod(ground.server, "istio-system", "short")
+    ground.server.delete("/api/v1/namespaces/istio-system/pods/short")
     answer, row = ground.ask(name_of("web"), token=token)
     # The API server remembers the token for some 10 s; the pod is looked up each time.
     assert answer.code in {"PERMISSION_DENIED", "UNAUTHENTICATED"}

@@ -1,6 +1,6 @@
 """Tokens of a real API server, which the bridge has reviewed there, over the wire."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,43 +86,15 @@ def meta(name: str) -> dict[str, object]:
     return {"metadata": {"name": name}}
 
 
-def new_pod(server: APIServer, name: str) -> str:
-    """Make a pod that some scheduler has put on a node; return its UID."""
-    spec = {
-        "serviceAccountName": "web",
-        "nodeName": "node-1",
-        "containers": [{"name": "a", "image": "example.invalid/a"}],
-    }
-    made = server.post(PODS, meta(name) | {"spec": spec})
-    return str(made["metadata"]["uid"])
-
-
-def delete_pod(server: APIServer, name: str) -> None:
-    now = {"gracePeriodSeconds": 0}
-    status, answer = server.call("DELETE", f"{PODS}/{name}", now)
-    assert status == 200, answer
-
-
-def token_of(server: APIServer, pod: str, uid: str, *audiences: str) -> str:
-    """Return a token as the kubelet gets it for a pod."""
-    bound = {"apiVersion": "v1", "kind": "Pod", "name": pod, "uid": uid}
-    spec: Mapping[str, Any] = {
-        "audiences": list(audiences or ("istio-ca",)),
-        "expirationSeconds": 3600,
-        "boundObjectRef": bound,
-    }
-    path = "/api/v1/namespaces/shop/serviceaccounts/web/token"
-    return str(server.post(path, {"spec": spec})["status"]["token"])
-
-
 def test_a_pod_gets_its_certificate_and_is_on_record(ground: Ground) -> None:
-    uid = new_pod(ground.server, "web-0")
-    token = token_of(ground.server, "web-0", uid)
+    pod = ground.server.new_pod("shop", "web", "web-0")
+    token = ground.server.token("shop", "web", "istio-ca", bound_to=pod)
     answer, _ = ask(ground, token)
     assert answer.code == "OK", answer
     assert answer.uris == ["spiffe://corp.example/ns/shop/sa/web"]
     (intent,) = ground.bridge.rows(kind="intent", pod_name="web-0")
     assert intent["verified_by"] == "token_review"
+    uid = pod["metadata"]["uid"]
     assert (intent["pod_namespace"], intent["pod_uid"]) == ("shop", uid)
     assert intent["node"] == "node-1"
 
@@ -148,9 +120,8 @@ def of_new_secret(server: APIServer, name: str) -> str:
 
 def refusals(server: APIServer) -> dict[str, tuple[str, str]]:
     """Return tokens that no caller gets a certificate with, and the rule."""
-    old = new_pod(server, "old")
-    of_deleted = token_of(server, "old", old)
-    delete_pod(server, "old")
+    of_deleted = server.pod_token("shop", "web", "old")
+    server.delete(f"{PODS}/old")
     of_recreated = token_of_first(server)
     server.post("/api/v1/namespaces/shop/serviceaccounts", meta("gone"))
     of_gone = server.token("shop", "gone", "istio-ca")
@@ -161,7 +132,7 @@ def refusals(server: APIServer) -> dict[str, tuple[str, str]]:
     server.post("/api/v1/namespaces/shop/serviceaccounts", meta("again"))
     of_secret = of_new_secret(server, "gone")
     server.call("DELETE", "/api/v1/namespaces/shop/secrets/gone")
-    good = token_of(server, "web-1", new_pod(server, "web-1"))
+    good = server.pod_token("shop", "web", "web-1")
     head, _, signature = good.split(".")
     other = server.token("shop", "web", "istio-ca").split(".")[1]
     return {
@@ -178,9 +149,9 @@ def refusals(server: APIServer) -> dict[str, tuple[str, str]]:
 
 
 def token_of_first(server: APIServer) -> str:
-    token = token_of(server, "twice", new_pod(server, "twice"))
-    delete_pod(server, "twice")
-    new_pod(server, "twice")
+    token = server.pod_token("shop", "web", "twice")
+    server.delete(f"{PODS}/twice")
+    server.new_pod("shop", "web", "twice")
     return token
 
 

@@ -225,6 +225,18 @@ class APIServer:
         pods = f"/api/v1/namespaces/{namespace}/pods"
         return self.post(pods, {"metadata": {"name": name}, "spec": spec})
 
+    def pod_token(
+        self, namespace: str, account: str, name: str, node: str = "node-1"
+    ) -> str:
+        """Make a pod; return a token for Istio's CA as the kubelet gets it for it."""
+        pod = self.new_pod(namespace, account, name, node)
+        return self.token(namespace, account, "istio-ca", bound_to=pod)
+
+    def delete(self, path: str, grace: int = 0) -> None:
+        """Delete an object; a pod is there for seconds more."""
+        status, answer = self.call("DELETE", path, {"gracePeriodSeconds": grace})
+        assert status == http.HTTPStatus.OK, answer
+
     def delete_account(self, namespace: str, name: str) -> None:
         """Delete a service account; its tokens are worth nothing after that."""
         self.call("DELETE", f"/api/v1/namespaces/{namespace}/serviceaccounts/{name}")
