@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from cryptography.hazmat.primitives.serialization import Encoding
 
 from bridge.cli.chain_tree import print_chain
 from bridge.cli.console import OutputOption, print_json, rfc3339
@@ -14,7 +13,7 @@ from bridge.client.linkerd import LinkerdReply, LinkerdRequest, certify, is_iden
 from bridge.dns_names import is_address
 from bridge.errors import ConfigError
 from bridge.system.files import write_new
-from bridge.x509.pem import parse_certificates
+from bridge.x509.pem import parse_certificates, pem_of
 
 _LONGEST = 2**63 - 1
 """What a number of the API can be."""
@@ -126,15 +125,8 @@ def request(  # noqa: PLR0913 - each is an option of its own
 
 
 def _show_istio(answer: IstioReply, out: Path | None, output: str) -> None:
-    if out is not None:
-        write_new(
-            out,
-            {
-                "key.pem": answer.key_pem,
-                "chain.pem": "".join(answer.cert_chain[:-1]).encode("ascii"),
-                "roots.pem": answer.cert_chain[-1].encode("ascii"),
-            },
-        )
+    *chain, roots = answer.cert_chain
+    _write(out, answer.key_pem, chain, roots.encode("ascii"))
     if output == "json":
         print_json({"cert_chain": list(answer.cert_chain)})
         return
@@ -151,16 +143,8 @@ def _show_linkerd(
     answer: LinkerdReply, roots: Path, out: Path | None, output: str
 ) -> None:
     *below, _ = answer.certificates()
-    chain = [one.public_bytes(Encoding.PEM).decode("ascii") for one in below]
-    if out is not None:
-        write_new(
-            out,
-            {
-                "key.pem": answer.key_pem,
-                "chain.pem": "".join(chain).encode("ascii"),
-                "roots.pem": roots.read_bytes(),
-            },
-        )
+    chain = [pem_of(one).decode("ascii") for one in below]
+    _write(out, answer.key_pem, chain, roots.read_bytes())
     valid_until = rfc3339(int(answer.valid_until.timestamp()))
     if output == "json":
         print_json({"cert_chain": chain, "valid_until": valid_until})
@@ -217,11 +201,16 @@ def _require_sendable(values: Mapping[str, str]) -> None:
 _RESULTS = ("key.pem", "chain.pem", "roots.pem")
 
 
+def _write(out: Path | None, key: bytes, chain: Sequence[str], roots: bytes) -> None:
+    if out is not None:
+        contents = (key, "".join(chain).encode("ascii"), roots)
+        write_new(out, dict(zip(_RESULTS, contents, strict=True)))
+
+
 def _roots(path: Path) -> bytes:
     # With bad anchors, the TLS library only says that the handshake failed.
     # It does not take text around the blocks either.
-    found = parse_certificates(path.read_bytes(), f"--roots: {path}")
-    return b"".join(one.public_bytes(Encoding.PEM) for one in found)
+    return pem_of(*parse_certificates(path.read_bytes(), f"--roots: {path}"))
 
 
 def _token(path: Path) -> str:

@@ -5,12 +5,7 @@ from typing import Annotated
 
 import typer
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    NoEncryption,
-    PrivateFormat,
-    load_pem_private_key,
-)
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from bridge.cli.console import warn
 from bridge.cli.demo_setup.scenario import DemoCluster
@@ -18,6 +13,7 @@ from bridge.dns_names import is_label, is_subdomain
 from bridge.errors import ConfigError
 from bridge.system.clock import system_clock
 from bridge.system.files import read_secret, replace, write_new
+from bridge.x509.pem import key_pem
 
 ISSUER = "https://kubernetes.default.svc"
 
@@ -74,8 +70,7 @@ def token(
 def _key(path: Path) -> ec.EllipticCurvePrivateKey:
     if not path.exists():
         made = ec.generate_private_key(ec.SECP256R1())
-        encoding = (Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-        write_new(path.parent, {path.name: made.private_bytes(*encoding)})
+        write_new(path.parent, {path.name: key_pem(made)})
         warn(f"{path} is a throwaway key: whoever has it is every workload")
         return made
     try:

@@ -8,17 +8,14 @@ import grpc
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    NoEncryption,
-    PrivateFormat,
-)
+from cryptography.hazmat.primitives.serialization import Encoding
 from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_fixed
 
 from bridge._proto.istio_ca_pb2 import IstioCertificateRequest
 from bridge._proto.istio_ca_pb2_grpc import IstioCertificateServiceStub
 from bridge.errors import BackendRefusedError, MisissuedError
 from bridge.spiffe import SpiffeID
+from bridge.x509.pem import key_pem
 
 _SHORTEST_CHAIN = 2
 _PASSING = ("renewal.settling", "renewal.lookup")
@@ -90,10 +87,7 @@ def ask(wanted: IstioRequest) -> IstioReply:
             ) from error
     chain = tuple(reply.cert_chain)
     _require_form(chain, key)
-    return IstioReply(
-        chain,
-        key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()),
-    )
+    return IstioReply(chain, key_pem(key))
 
 
 def renew(wanted: IstioRequest, ask: Ask = ask, seconds: float = 20.0) -> IstioReply:

@@ -13,11 +13,7 @@ import grpc
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    NoEncryption,
-    PrivateFormat,
-)
+from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from bridge._proto.linkerd_identity_pb2 import CertifyRequest, CertifyResponse
@@ -27,6 +23,7 @@ from bridge.errors import BackendRefusedError, BridgeError, MisissuedError
 from bridge.system.clock import Clock, system_clock
 from bridge.x509.der import SEQUENCE, content, elements, splice, tlv
 from bridge.x509.path import ValidatedChain, validate_chain, verify_leaf_signature
+from bridge.x509.pem import key_pem
 
 _SET = 0x31
 _PRINTABLE_STRING = 0x13
@@ -152,8 +149,7 @@ def _accepted(
         raise MisissuedError("the certificate is for another identity")
     if leaf.public_key() != key.public_key():
         raise MisissuedError("the certificate is for another key")
-    pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    return LinkerdReply(leaf, chain, valid_until, pem)
+    return LinkerdReply(leaf, chain, valid_until, key_pem(key))
 
 
 def _require_leaf(leaf: x509.Certificate, chain: ValidatedChain, now: datetime) -> None:

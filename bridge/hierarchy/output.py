@@ -27,7 +27,7 @@ from bridge.errors import ConfigError
 from bridge.hierarchy.keys import spki_sha256
 from bridge.system.files import flock, locked, replace, sync_folder
 from bridge.x509.certificate import UNREADABLE, name_of, value_in
-from bridge.x509.pem import parse_certificates
+from bridge.x509.pem import parse_certificates, pem_of
 
 MANIFEST = "manifest.json"
 MANIFEST_FORMAT = 1
@@ -355,9 +355,9 @@ def _files_of(
     certificate: x509.Certificate, chain: Sequence[x509.Certificate]
 ) -> Mapping[str, bytes]:
     return {
-        CERTIFICATE: certificate.public_bytes(Encoding.PEM),
+        CERTIFICATE: pem_of(certificate),
         _DER: certificate.public_bytes(Encoding.DER),
-        CHAIN: b"".join(one.public_bytes(Encoding.PEM) for one in chain),
+        CHAIN: pem_of(*chain),
         _TEXT: text_of(certificate).encode(),
     }
 

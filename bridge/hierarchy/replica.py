@@ -16,7 +16,6 @@ from shutil import which
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
-from cryptography.hazmat.primitives.serialization import Encoding
 
 from bridge.sdk import algorithm_of
 from bridge.x509.algorithm import CAPrivateKey, CAPublicKey, issuer_key, signature_of
@@ -24,6 +23,7 @@ from bridge.x509.certificate import readable
 from bridge.x509.der import splice
 from bridge.x509.leaf_profile import LeafProfile
 from bridge.x509.path import ValidatedChain
+from bridge.x509.pem import pem_of
 
 _REPLACED = (
     x509.SubjectKeyIdentifier.oid,
@@ -103,8 +103,7 @@ def openssl_verdicts(
     given |= {"anchor": [anchor], "untrusted": below}
     with tempfile.TemporaryDirectory() as folder:
         for name, certificates in given.items():
-            pem = (one.public_bytes(Encoding.PEM) for one in certificates)
-            (Path(folder) / name).write_bytes(b"".join(pem))
+            (Path(folder) / name).write_bytes(pem_of(*certificates))
         untrusted = ["-untrusted", "untrusted"] if below else []
         done = subprocess.run(  # noqa: S603 - our own arguments, no shell
             [

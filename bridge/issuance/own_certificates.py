@@ -6,12 +6,7 @@ from datetime import datetime, timedelta
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    NoEncryption,
-    PrivateFormat,
-    PublicFormat,
-)
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from bridge.errors import BackendUnavailableError
 from bridge.issuance.procedure import attempt
@@ -39,7 +34,7 @@ from bridge.resilience.failover import Failover
 from bridge.snapshot.model import Issuer, Snapshot
 from bridge.system.clock import Clock
 from bridge.x509.key_pair import KeyPair
-from bridge.x509.pem import encode_certificate
+from bridge.x509.pem import encode_certificate, key_pem
 
 _SERVING_SECONDS = 10.0
 _PROBE_AGE = timedelta(hours=2)
@@ -103,9 +98,7 @@ class OwnCertificates:
         chain = [encode_certificate(signed.leaf_der), *signed.issuer.served_pem]
         return KeyPair(
             certificate_chain_pem="".join(chain).encode("ascii"),
-            private_key_pem=key.private_bytes(
-                Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()
-            ),
+            private_key_pem=key_pem(key),
             not_before=signed.leaf.not_valid_before_utc,
             not_after=signed.leaf.not_valid_after_utc,
         )

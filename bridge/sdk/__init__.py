@@ -56,7 +56,7 @@ from bridge.x509.algorithm import (
     signature_of,
 )
 from bridge.x509.path import require_path
-from bridge.x509.pem import parse_blocks, parse_certificates
+from bridge.x509.pem import key_pem, parse_blocks, parse_certificates
 from bridge.x509.tbs import csr_of
 
 __all__ = [
@@ -88,6 +88,7 @@ __all__ = [
     "is_issued_by",
     "is_self_signed",
     "issuer_key",
+    "key_pem",
     "mode_advice",
     "new_key",
     "option_error",

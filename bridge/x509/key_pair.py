@@ -6,11 +6,11 @@ from pathlib import Path
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from bridge.errors import ConfigError
 from bridge.system.files import read_public, read_secret
-from bridge.x509.pem import parse_certificates
+from bridge.x509.pem import parse_certificates, pem_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +53,7 @@ def read_key_pair(certificate: Path, key: Path) -> KeyPair:
     # The leaf comes first, and the TLS library gets no text around the blocks.
     given = dict.fromkeys((leaf, *chain))
     return KeyPair(
-        certificate_chain_pem=b"".join(one.public_bytes(Encoding.PEM) for one in given),
+        certificate_chain_pem=pem_of(*given),
         private_key_pem=secret,
         not_before=leaf.not_valid_before_utc,
         not_after=leaf.not_valid_after_utc,

@@ -15,8 +15,14 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+)
 
 from bridge.errors import ConfigError
+from bridge.x509.algorithm import CAPrivateKey
 from bridge.x509.certificate import UNREADABLE, extensions_of
 
 _SPACE = " \t\r\n"
@@ -103,6 +109,16 @@ def encode_certificate(der: bytes) -> str:
     lines = [text[at : at + _LINE] for at in range(0, len(text), _LINE)]
     body = "\n".join(lines)
     return f"-----BEGIN CERTIFICATE-----\n{body}\n-----END CERTIFICATE-----\n"
+
+
+def pem_of(*certificates: x509.Certificate) -> bytes:
+    """Return certificates as PEM blocks, in order."""
+    return b"".join(one.public_bytes(Encoding.PEM) for one in certificates)
+
+
+def key_pem(key: CAPrivateKey) -> bytes:
+    """Return a private key in PEM: PKCS#8, and not encrypted."""
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
 
 def parse_certificates(data: bytes, source: str) -> tuple[x509.Certificate, ...]:

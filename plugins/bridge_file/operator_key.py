@@ -8,17 +8,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated
 
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    NoEncryption,
-    PrivateFormat,
-)
 from pydantic import Field
 
 from bridge.sdk import (
     CAPrivateKey,
     KeyAlgorithm,
     PluginOptions,
+    key_pem,
     new_key,
     parse_options,
     read_secret,
@@ -52,13 +48,12 @@ def open_key(options: Mapping[str, object], secret: Callable[[str], str], /) -> 
 
 
 def _write(path: Path, key: CAPrivateKey) -> None:
-    pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
         with os.fdopen(os.open(beside, flags, 0o600), "wb") as file:
-            file.write(pem)
+            file.write(key_pem(key))
             file.flush()
             os.fsync(file.fileno())
         # A link fails where the name exists: a key is never overwritten.

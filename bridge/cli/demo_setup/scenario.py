@@ -14,12 +14,7 @@ from typing import Any
 import jwt
 import yaml
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    NoEncryption,
-    PrivateFormat,
-    load_pem_private_key,
-)
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from bridge.cli.demo_setup.backends import FileKey, IssuingKey, free_addresses
 from bridge.errors import ConfigError
@@ -28,6 +23,8 @@ from bridge.hierarchy.issuing_csr import read_issuing_key
 from bridge.hierarchy.throwaway import ThrowawaySpec, make
 from bridge.spiffe import TrustDomain
 from bridge.system.clock import Clock
+from bridge.x509.algorithm import new_key
+from bridge.x509.pem import key_pem
 
 TRUST_DOMAIN = "corp.example"
 FOREIGN_TRUST_DOMAIN = "partner.example"
@@ -84,11 +81,8 @@ def cluster_in(folder: Path) -> DemoCluster:
     """
     file = folder / "cluster.key"
     if not file.exists():
-        new = ec.generate_private_key(ec.SECP256R1()).private_bytes(
-            Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()
-        )
         file.touch(mode=0o600)
-        file.write_bytes(new)
+        file.write_bytes(key_pem(new_key("p256")))
     key = load_pem_private_key(file.read_bytes(), None)
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise ConfigError(f"{file}: expected an EC key", rule="demo.cluster")

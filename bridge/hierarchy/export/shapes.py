@@ -16,14 +16,11 @@ from dataclasses import dataclass, field
 
 import yaml
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    NoEncryption,
-    PrivateFormat,
-)
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from bridge.errors import ConfigError
 from bridge.x509.algorithm import CAPrivateKey
+from bridge.x509.pem import key_pem, pem_of
 
 CRL_SHAPE = "istio-crl"
 """The shape of the lists alone."""
@@ -49,12 +46,12 @@ class ExportedCA:
     @property
     def chain_pem(self) -> bytes:
         """The chain, in order."""
-        return b"".join(map(_pem, self.chain))
+        return pem_of(*self.chain)
 
     @property
     def anchor_pem(self) -> bytes:
         """The trust anchor."""
-        return _pem(self.anchor)
+        return pem_of(self.anchor)
 
     @property
     def key_pem(self) -> bytes:
@@ -70,7 +67,7 @@ class ExportedCA:
                 "let the bridge, or Vault, issue",
                 rule="hierarchy.export",
             )
-        return self.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        return key_pem(self.key)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,7 +102,7 @@ class ShapeOptions:
 def cacerts(ca: ExportedCA) -> Files:
     """Return Istio's four files, as istiod and the bridge read them."""
     return {
-        "ca-cert.pem": _pem(ca.chain[0]),
+        "ca-cert.pem": pem_of(ca.chain[0]),
         "ca-key.pem": ca.key_pem,
         "cert-chain.pem": ca.chain_pem,
         "root-cert.pem": ca.anchor_pem,
@@ -119,7 +116,7 @@ def tls(ca: ExportedCA) -> Files:
 
 def _pem_files(ca: ExportedCA, _: ShapeOptions) -> Files:
     return {
-        f"{ca.name}.pem": _pem(ca.chain[0]),
+        f"{ca.name}.pem": pem_of(ca.chain[0]),
         "chain.pem": ca.chain_pem,
         "anchor.pem": ca.anchor_pem,
     }
@@ -344,10 +341,6 @@ def _yaml(content: Mapping[str, object]) -> bytes:
 
 def _base64(data: bytes) -> str:
     return b64encode(data).decode()
-
-
-def _pem(certificate: x509.Certificate) -> bytes:
-    return certificate.public_bytes(Encoding.PEM)
 
 
 def _der(certificate: x509.Certificate) -> bytes:

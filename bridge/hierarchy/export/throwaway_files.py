@@ -6,17 +6,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
-from cryptography import x509
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    NoEncryption,
-    PrivateFormat,
-)
-
 from bridge.errors import ConfigError
 from bridge.hierarchy.export.shapes import ExportedCA, Files, cacerts, tls
 from bridge.hierarchy.throwaway import Hierarchy
 from bridge.x509.algorithm import CAPrivateKey
+from bridge.x509.pem import key_pem, pem_of
 
 Layout = Literal["key", "tls", "cacerts"]
 """The layout of the issuing CA's files; see `bridge_file.options`."""
@@ -108,7 +102,7 @@ def _make_folder(path: Path, made: list[Path]) -> None:
 
 
 def _create(path: Path, content: _Content, made: list[Path]) -> Path:
-    data = content if isinstance(content, bytes) else _key_pem(content)
+    data = content if isinstance(content, bytes) else key_pem(content)
     mode = _KEY_MODE if _PRIVATE in data else _PUBLIC_MODE
     # O_EXCL: a file that was made since the check above is not overwritten.
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
@@ -125,15 +119,15 @@ def _remove(made: list[Path]) -> None:
 
 
 def _common(hierarchy: Hierarchy) -> Iterator[tuple[str, _Content | None]]:
-    yield "root.pem", _pem(hierarchy.root.certificate)
+    yield "root.pem", pem_of(hierarchy.root.certificate)
     yield "root.key", hierarchy.root.key
-    yield "intermediate.pem", _pem(hierarchy.intermediate.certificate)
+    yield "intermediate.pem", pem_of(hierarchy.intermediate.certificate)
     yield "intermediate.key", hierarchy.intermediate.key
-    yield "roots.pem", _pem(hierarchy.root.certificate)
+    yield "roots.pem", pem_of(hierarchy.root.certificate)
 
 
 def _as_key(hierarchy: Hierarchy) -> Iterator[tuple[str, _Content | None]]:
-    yield "issuing.pem", _pem(hierarchy.issuing.certificate)
+    yield "issuing.pem", pem_of(hierarchy.issuing.certificate)
     yield "issuing.key", hierarchy.issuing.key
     yield "chain.pem", _exported(hierarchy).chain_pem
 
@@ -162,14 +156,6 @@ def _exported(hierarchy: Hierarchy) -> ExportedCA:
         anchor=hierarchy.root.certificate,
         key=hierarchy.issuing.key,
     )
-
-
-def _pem(certificate: x509.Certificate) -> bytes:
-    return certificate.public_bytes(Encoding.PEM)
-
-
-def _key_pem(key: CAPrivateKey) -> bytes:
-    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
 
 def _bad(message: str) -> ConfigError:

@@ -14,15 +14,11 @@ from ipaddress import IPv6Address
 
 import yaml
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    NoEncryption,
-    PrivateFormat,
-    PublicFormat,
-)
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from bridge.hierarchy.kubernetes_pki.issue import IssuedLeaf, LeafIssuer, LeafKey
 from bridge.hierarchy.schema import ClusterCA, ClusterPKIEntry
+from bridge.x509.pem import key_pem, pem_of
 
 _KUBEADM = {
     "apiserver": "pki/apiserver",
@@ -153,11 +149,11 @@ def kubeadm_files(
     files: Files = {}
     for node in cluster.control_planes:
         for ca, path in _KUBEADM_ANCHORS.items():
-            files[f"{node}/{path}"] = _pem(issuers[ca].certificate)
-        files[f"{node}/pki/sa.key"] = _key_pem(account_key)
+            files[f"{node}/{path}"] = pem_of(issuers[ca].certificate)
+        files[f"{node}/pki/sa.key"] = key_pem(account_key)
         files[f"{node}/pki/sa.pub"] = _public_pem(account_key)
     for node in cluster.workers:
-        anchor = _pem(issuers["kubernetes"].certificate)
+        anchor = pem_of(issuers["kubernetes"].certificate)
         files[f"{node}/{_KUBEADM_ANCHORS['kubernetes']}"] = anchor
     return files | _leaf_files(cluster, issuers, leaves, _KUBEADM, _KUBECONFIGS)
 
@@ -184,7 +180,7 @@ def kubeconfig(
             {
                 "name": "kubernetes",
                 "cluster": {
-                    "certificate-authority-data": _base64(_pem(anchor)),
+                    "certificate-authority-data": _base64(pem_of(anchor)),
                     "server": server,
                 },
             }
@@ -193,8 +189,8 @@ def kubeconfig(
             {
                 "name": profile,
                 "user": {
-                    "client-certificate-data": _base64(_pem(leaf.certificate)),
-                    "client-key-data": _base64(_key_pem(leaf.key)),
+                    "client-certificate-data": _base64(pem_of(leaf.certificate)),
+                    "client-key-data": _base64(key_pem(leaf.key)),
                 },
             }
         ],
@@ -230,14 +226,14 @@ def component_files(
     for node in cluster.control_planes:
         for ca, paths in _COMPONENT_ANCHORS.items():
             for path in paths:
-                files[f"{node}/{path}"] = _pem(issuers[ca].certificate)
+                files[f"{node}/{path}"] = pem_of(issuers[ca].certificate)
         for component, options in _OPTIONS.items():
             files[f"{node}/{component}/options"] = _lines(options)
         for component in ("kube-apiserver", "kube-controller-manager"):
-            files[f"{node}/{component}/sa.key"] = _key_pem(account_key)
+            files[f"{node}/{component}/sa.key"] = key_pem(account_key)
         files[f"{node}/kube-apiserver/sa.pub"] = _public_pem(account_key)
     for node in (*cluster.control_planes, *cluster.workers):
-        anchor = _pem(issuers["kubernetes"].certificate)
+        anchor = pem_of(issuers["kubernetes"].certificate)
         files[f"{node}/kubelet/client-ca.crt"] = anchor
         files[f"{node}/kubelet/options"] = _lines(_KUBELET_OPTIONS)
     return files | _leaf_files(
@@ -259,8 +255,8 @@ def _leaf_files(
             text = kubeconfig(cluster, issuers["kubernetes"].certificate, leaf)
             files[f"{node}/{kubeconfigs[name]}"] = text
         else:
-            files[f"{node}/{pairs[name]}.crt"] = _pem(leaf.certificate)
-            files[f"{node}/{pairs[name]}.key"] = _key_pem(leaf.key)
+            files[f"{node}/{pairs[name]}.crt"] = pem_of(leaf.certificate)
+            files[f"{node}/{pairs[name]}.key"] = key_pem(leaf.key)
     return files
 
 
@@ -276,14 +272,6 @@ def _lines(options: Sequence[str]) -> bytes:
 
 def _base64(data: bytes) -> str:
     return b64encode(data).decode()
-
-
-def _pem(certificate: x509.Certificate) -> bytes:
-    return certificate.public_bytes(Encoding.PEM)
-
-
-def _key_pem(key: LeafKey) -> bytes:
-    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
 
 def _public_pem(key: LeafKey) -> bytes:
