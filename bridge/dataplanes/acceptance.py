@@ -25,12 +25,13 @@ from bridge.x509.certificate import (
     has_unique_id,
     issuer_of,
     key_of,
-    name_text,
     policy_texts,
     signature_identifiers,
     subject_of,
+    value_in,
 )
 from bridge.x509.der import content, elements
+from bridge.x509.path import tier_title
 
 _NOBODY: frozenset[DataPlane] = frozenset()
 _GO_READS = {
@@ -124,7 +125,8 @@ def objections(
             yield Objection(index, text, frozenset({DataPlane.SIDECAR}))
         for text in _of_go(certificate):
             yield Objection(index, text, _NOBODY)
-        if index != last and not _has_key_usage(certificate):
+        usage = value_in(extensions_of(certificate), x509.KeyUsage)
+        if index != last and usage is None:
             yield Objection(index, _NO_KEY_USAGE, _NOBODY)
         for text in constraint_problems(
             path[:index], certificate, with_uri=True, proxy="ztunnel"
@@ -164,11 +166,6 @@ def _of_rustls(certificate: x509.Certificate, *, is_anchor: bool) -> Iterator[st
             "NULL, with which ztunnel and linkerd2-proxy do not know it (RFC 5758, "
             "3.2): have it signed by another tool"
         )
-
-
-def _has_key_usage(certificate: x509.Certificate) -> bool:
-    found = extensions_of(certificate)
-    return any(one.oid == ExtensionOID.KEY_USAGE for one in found)
 
 
 def _of_boringssl(certificate: x509.Certificate) -> Iterator[str]:
@@ -225,11 +222,6 @@ def _lines(
     path: Sequence[x509.Certificate], problems: Sequence[Objection], source: str
 ) -> str:
     return "\n".join(
-        f"{source}: {_title(path, one.index)} {one.text}"
+        f"{source}: {tier_title(path, len(path) - 1, one.index)} {one.text}"
         for one in sorted(problems, key=lambda one: one.index)
     )
-
-
-def _title(path: Sequence[x509.Certificate], index: int) -> str:
-    role = "trust anchor" if index == len(path) - 1 else f"certificate {index + 1}"
-    return f"{role} ({name_text(path[index], 'subject')})"

@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 
 from bridge.errors import BackendError, BackendUnavailableError, ConfigError
 from bridge.sdk.options import option_error, placed
@@ -14,6 +13,7 @@ from bridge.system.file_watch import FileWatch
 from bridge.system.files import digest_of, read_public
 from bridge.x509.algorithm import CA_KEYS, CAPublicKey
 from bridge.x509.certificate import extensions_of, name_text, value_in
+from bridge.x509.path import signature_fault
 from bridge.x509.pem import parse_certificates
 
 Holds = Callable[[CAPublicKey], bool]
@@ -179,11 +179,7 @@ def is_self_signed(certificate: x509.Certificate) -> bool:
 
 def is_issued_by(lower: x509.Certificate, upper: x509.Certificate) -> bool:
     """Return whether `upper` has the name and the key that issued `lower`."""
-    try:
-        lower.verify_directly_issued_by(upper)
-    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
-        return False
-    return True
+    return signature_fault(lower, upper) is None
 
 
 def subject_text(certificate: x509.Certificate) -> str:

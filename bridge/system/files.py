@@ -7,7 +7,7 @@ import os
 import shlex
 import stat
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -118,22 +118,41 @@ def write_new(folder: Path, files: Mapping[str, bytes]) -> None:
         ConfigError: One of them exists, or the folder cannot be written. Nothing is
             left behind.
     """
+    try:
+        create_all(folder, files, lambda _: 0o600)
+    except OSError as error:
+        raise ConfigError(
+            f"{error.filename or folder}: expected a new file ({error.strerror})"
+        ) from error
+
+
+def create_all(
+    folder: Path, files: Mapping[str, bytes], mode_of: Callable[[bytes], int]
+) -> None:
+    """Write `files` as `write_new` does.
+
+    Args:
+        folder: See `write_new`.
+        files: See `write_new`.
+        mode_of: Returns the mode of a file by its content.
+
+    Raises:
+        OSError: See `write_new`.
+    """
     made: list[Path] = []
     try:
         for name, content in files.items():
             path = folder / name
             _make_folders(path.parent, made)
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
-            with os.fdopen(os.open(path, flags, 0o600), "wb") as file:
+            with os.fdopen(os.open(path, flags, mode_of(content)), "wb") as file:
                 made.append(path)
                 file.write(content)
-    except OSError as error:
+    except OSError:
         for path in reversed(made):
             with suppress(OSError):
                 path.rmdir() if path.is_dir() else path.unlink()
-        raise ConfigError(
-            f"{error.filename or folder}: expected a new file ({error.strerror})"
-        ) from error
+        raise
 
 
 def _make_folders(folder: Path, made: list[Path]) -> None:

@@ -87,7 +87,7 @@ def policy_texts(certificate: x509.Certificate) -> Iterator[bytes]:
     Source:
         RFC 5280, 4.2.1.4.
     """
-    for extension in _extensions(certificate):
+    for extension in raw_extensions(certificate):
         oid, *_, value = _inside(extension)
         if oid == _CERTIFICATE_POLICIES:
             for policy in _inside(content(value)):
@@ -152,7 +152,7 @@ def _copy(certificate: x509.Certificate) -> x509.Certificate:
     for index in (_ISSUER + first, _SUBJECT + first):
         fields[index] = _in_utf8(fields[index])
     if fields[-1][0] == _EXTENSIONS:
-        changed = b"".join(map(_readable_extension, _extensions(certificate)))
+        changed = b"".join(map(_readable_extension, raw_extensions(certificate)))
         fields[-1] = tlv(_EXTENSIONS, tlv(SEQUENCE, changed))
     _, *signature = _inside(certificate.public_bytes(Encoding.DER))
     tbs = tlv(SEQUENCE, b"".join(fields))
@@ -161,7 +161,8 @@ def _copy(certificate: x509.Certificate) -> x509.Certificate:
     return copy
 
 
-def _extensions(certificate: x509.Certificate) -> list[bytes]:
+def raw_extensions(certificate: x509.Certificate) -> list[bytes]:
+    """Return each extension in DER."""
     *_, last = elements(content(certificate.tbs_certificate_bytes))
     return _inside(content(last)) if last[0] == _EXTENSIONS else []
 

@@ -22,7 +22,7 @@ from cryptography import x509
 from cryptography.x509.oid import NameOID
 
 from bridge.errors import ConfigError, DeniedError
-from bridge.x509.certificate import UNREADABLE, extensions_of
+from bridge.x509.certificate import UNREADABLE, extensions_of, raw_extensions
 from bridge.x509.der import content, elements, tlv
 from bridge.x509.name_forms import (
     FORMS,
@@ -43,7 +43,6 @@ _Rule = tuple[int, NameSet | None, NameSet | None]
 """Tier, what is permitted (`None` is all) and what is excluded (`None` is nothing)."""
 _OID = 0x06
 _NAME_CONSTRAINTS = bytes.fromhex("551d1e")  # 2.5.29.30
-_EXTENSIONS = 0xA3  # [3] EXPLICIT, RFC 5280, 4.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,9 +116,7 @@ def _require_whole_subtrees(certificate: x509.Certificate) -> None:
 def _raw_extension(certificate: x509.Certificate) -> bytes:
     """Return the DER of the extension's value, which `cryptography` has parsed."""
     wanted = tlv(_OID, _NAME_CONSTRAINTS)
-    fields = elements(content(certificate.tbs_certificate_bytes))
-    extensions = next(field for field in fields if field[0] == _EXTENSIONS)
-    for extension in elements(content(content(extensions))):
+    for extension in raw_extensions(certificate):
         identifier, *_, value = elements(content(extension))
         if identifier == wanted:
             return content(value)

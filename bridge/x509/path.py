@@ -199,7 +199,7 @@ def validate_chain(
     if problems or anchor is None:
         raise ConfigError(
             "\n".join(
-                f"{source}: {_title(path, len(given), index)} {text}"
+                f"{source}: {tier_title(path, len(given), index)} {text}"
                 for index, text in sorted(problems)
             ),
             rule="config.chain",
@@ -499,7 +499,14 @@ def _problems_of_own_names(path: Sequence[x509.Certificate]) -> Iterator[_Proble
             yield index, "has an e-mail address in its subject under a constraint"
 
 
-def _title(path: Sequence[x509.Certificate], given: int, index: int) -> str:
+def tier_title(path: Sequence[x509.Certificate], given: int, index: int) -> str:
+    """Return what a certificate is for people.
+
+    Args:
+        path: A chain.
+        given: How many certificates of it stand before the trust anchor.
+        index: Of the certificate.
+    """
     role = "trust anchor" if index == given else f"certificate {index + 1}"
     return f"{role} ({name_text(path[index], 'subject')})"
 

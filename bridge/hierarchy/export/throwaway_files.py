@@ -2,13 +2,13 @@
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
 from bridge.errors import ConfigError
 from bridge.hierarchy.export.shapes import ExportedCA, Files, cacerts, tls
 from bridge.hierarchy.throwaway import Hierarchy
+from bridge.system.files import create_all
 from bridge.x509.algorithm import CAPrivateKey
 from bridge.x509.pem import key_pem, pem_of
 
@@ -62,60 +62,42 @@ def write(
             f"{folder}: expected none of these files: {', '.join(taken)}; "
             "choose a new folder"
         )
-    made: list[Path] = []
+    for path in {(folder / name).parent for name in files}:
+        _require_private(path)
     try:
-        for path in sorted({(folder / name).parent for name in files}):
-            _make_folder(path, made)
-        return tuple(
-            _create(folder / name, content, made) for name, content in files.items()
-        )
+        create_all(folder, files, _mode_of)
     except OSError as error:
-        _remove(made)
         raise _bad(
             f"{error.filename or folder}: cannot be written: {error.strerror}"
         ) from error
-    except ConfigError:
-        _remove(made)
-        raise
+    return tuple(folder / name for name in files)
 
 
-def _files(hierarchy: Hierarchy, layout: Layout) -> dict[str, _Content]:
+def _files(hierarchy: Hierarchy, layout: Layout) -> dict[str, bytes]:
     if hierarchy.issuing.key is None and layout != "key":
         raise _bad(
             f"layout: expected key (found {layout}): the other layouts hold the "
             "issuing CA's private key, which is not here"
         )
     named = dict(_common(hierarchy)) | dict(_LAYOUTS[layout](hierarchy))
-    return {name: content for name, content in named.items() if content is not None}
+    return {
+        name: content if isinstance(content, bytes) else key_pem(content)
+        for name, content in named.items()
+        if content is not None
+    }
 
 
-def _make_folder(path: Path, made: list[Path]) -> None:
-    if not path.exists():
-        path.mkdir(_FOLDER_MODE, parents=True)
-        made.append(path)
-    elif path.stat().st_mode & _OTHERS:
-        mode = path.stat().st_mode & 0o7777
+def _require_private(path: Path) -> None:
+    mode = path.stat().st_mode & 0o7777 if path.exists() else _FOLDER_MODE
+    if mode & _OTHERS:
         raise _bad(
             f"{path}: expected a folder that only its owner can enter, mode 0700 "
             f"(found {mode:04o})"
         )
 
 
-def _create(path: Path, content: _Content, made: list[Path]) -> Path:
-    data = content if isinstance(content, bytes) else key_pem(content)
-    mode = _KEY_MODE if _PRIVATE in data else _PUBLIC_MODE
-    # O_EXCL: a file that was made since the check above is not overwritten.
-    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
-    made.append(path)
-    with os.fdopen(file, "wb") as stream:
-        stream.write(data)
-    return path
-
-
-def _remove(made: list[Path]) -> None:
-    for path in reversed(made):
-        with suppress(OSError):
-            path.rmdir() if path.is_dir() else path.unlink()
+def _mode_of(content: bytes) -> int:
+    return _KEY_MODE if _PRIVATE in content else _PUBLIC_MODE
 
 
 def _common(hierarchy: Hierarchy) -> Iterator[tuple[str, _Content | None]]:
