@@ -70,9 +70,11 @@ def of_keys(config: BridgeConfig) -> JWKSConfig:
     return tokens
 
 
-def put(where: str, value: object) -> dict[str, Any]:
-    """Return the design's tree with `value` at a dotted path."""
-    changed = tree()
+def put(
+    where: str, value: object, changed: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Return a tree, by default the design's, with `value` at a dotted path."""
+    changed = tree() if changed is None else changed
     *above, last = where.split(".")
     node: Any = changed
     for part in above:
@@ -410,11 +412,7 @@ def test_a_section_that_cannot_be_read_hides_only_what_depends_on_it() -> None:
 def test_an_error_brings_about_no_other(wrong: dict[str, object]) -> None:
     changed = tree()
     for where, value in wrong.items():
-        *above, last = where.split(".")
-        node: Any = changed
-        for part in above:
-            node = node[int(part) if part.isdigit() else part]
-        node.pop(last) if value is ... else node.update({last: value})
+        put(where, value, changed)
     with pytest.raises(ValidationError) as refusal:
         BridgeConfig.model_validate(changed)
     found = problems(changed)
@@ -495,12 +493,8 @@ def test_an_unknown_key_is_refused_in_every_section(section: str) -> None:
 )
 def test_a_misspelt_key_says_what_was_meant(where: str, near: str) -> None:
     changed = put("limits.per_identity", {"rate": 1, "burst": 1})
-    node: Any = changed
-    *above, last = where.split(".")
-    for part in above:
-        node = node[int(part) if part.isdigit() else part]
-    node[last] = 1
-    (line,) = problems(changed)
+    (line,) = problems(put(where, 1, changed))
+    last = where.rpartition(".")[2]
     assert line.endswith(f"{last}: unknown key; did you mean {near}? (found 1)")
 
 

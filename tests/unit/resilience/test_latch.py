@@ -1,7 +1,6 @@
 """The rules of the latch: which login may be tried, and what each result leaves."""
 
 import errno
-import json
 import logging
 import os
 import signal
@@ -259,20 +258,6 @@ def test_with_a_damaged_file_no_login_is_tried(
     assert str(path) not in str(broken.value)
     assert not latch.is_proven(TOKEN, PIN)
     assert path.read_bytes() == damage
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [("state", "fine"), ("kind", "x"), ("salt", "zz"), ("at", "now"), ("scope", 1)],
-)
-def test_an_entry_with_a_wrong_field_is_damage(
-    field: str, value: object, latch: Latch, path: Path
-) -> None:
-    login(latch)
-    content = json.loads(path.read_text())
-    content["entries"][0][field] = value
-    path.write_text(json.dumps(content))
-    assert outcome(latch) == "latch.file"
 
 
 def test_on_a_full_disk_no_login_is_tried(

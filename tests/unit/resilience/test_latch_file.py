@@ -170,6 +170,11 @@ def test_what_root_writes_belongs_to_the_owner_of_the_journal(
         # what would end a login by a bug
         ("entries.0.digest", "\u00e9" * 64, "digest: '\u00e9"),
         ("entries.0.salt", "abc", "salt: 'abc'"),
+        ("entries.0.salt", "zz", "salt: 'zz'"),
+        ("entries.0.state", "fine", "'fine' is not a valid State"),
+        ("entries.0.kind", "x", "'x' is not a valid Kind"),
+        ("entries.0.at", "now", "at: str"),
+        ("entries.0.scope", 1, "scope: int"),
         ("entries.0.state", "stopped", "state: 'stopped' of kind 'credential'"),
         # what would not stop an issuing CA
         ("entries.1.state", "proven", "state: 'proven' of kind 'issuing_ca'"),

@@ -159,6 +159,11 @@ def test_renewal_is_due_between_half_and_two_thirds_of_a_life(
         assert source.is_due(pair, now) is is_due
 
 
+def issued() -> ServingCertificate:
+    source = IssuedCertificateSource(ListenerCA().issue_serving, [SERVER_NAME], DAY)
+    return ServingCertificate(source, SetClock(now()), Metrics())
+
+
 def test_the_end_of_the_serving_certificate_is_a_metric() -> None:
     metrics, clock = Metrics(), SetClock(now())
     serving = ServingCertificate(
@@ -180,8 +185,7 @@ def test_the_end_of_the_serving_certificate_is_a_metric() -> None:
 
 
 def test_credentials_before_there_is_a_certificate_are_a_bug() -> None:
-    source = IssuedCertificateSource(ListenerCA().issue_serving, ["a"], DAY)
-    serving = ServingCertificate(source, SetClock(now()), Metrics())
+    serving = issued()
     with pytest.raises(RuntimeError, match="there is no certificate yet"):
         serving.credentials()
 
@@ -213,6 +217,11 @@ class Files:
         self.certificate.write_bytes(pair.certificate_chain_pem)
         self.key.write_bytes(pair.private_key_pem)
         self.key.chmod(0o600)
+
+
+def of_files(files: Files, clock: SetClock | None = None) -> ServingCertificate:
+    source = FileCertificateSource(files.certificate, files.key)
+    return ServingCertificate(source, clock or SetClock(now()), Metrics())
 
 
 def test_a_given_pair_is_served_and_read_again_when_it_changes(tmp_path: Path) -> None:
@@ -287,9 +296,7 @@ def test_a_bad_pair_leaves_the_old_one_in_service(
 ) -> None:
     ca = ListenerCA()
     files = Files(tmp_path, ca)
-    serving = ServingCertificate(
-        FileCertificateSource(files.certificate, files.key), SetClock(now()), Metrics()
-    )
+    serving = of_files(files)
     assert serving.refresh()
     before = serving.pair
     spoil(files)
@@ -317,9 +324,7 @@ def test_a_renewal_may_bring_a_pair_that_is_no_worse_than_the_old(
 
 def test_a_bad_pair_that_stays_bad_goes_on_being_shown(tmp_path: Path) -> None:
     files = Files(tmp_path, ListenerCA())
-    serving = ServingCertificate(
-        FileCertificateSource(files.certificate, files.key), SetClock(now()), Metrics()
-    )
+    serving = of_files(files)
     serving.refresh()
     _key_only(files)
     serving.refresh()
@@ -329,9 +334,7 @@ def test_a_bad_pair_that_stays_bad_goes_on_being_shown(tmp_path: Path) -> None:
 
 def test_a_pair_is_taken_once_it_is_valid(tmp_path: Path) -> None:
     clock, files = SetClock(now()), Files(tmp_path, ListenerCA())
-    serving = ServingCertificate(
-        FileCertificateSource(files.certificate, files.key), clock, Metrics()
-    )
+    serving = of_files(files, clock)
     assert serving.refresh()
     before = serving.pair
     files.put(not_valid_yet())
@@ -348,9 +351,7 @@ def test_a_pair_is_taken_once_it_is_valid(tmp_path: Path) -> None:
 def test_a_first_pair_that_is_not_valid_yet_is_a_problem(tmp_path: Path) -> None:
     clock, files = SetClock(now()), Files(tmp_path, ListenerCA())
     files.put(not_valid_yet())
-    serving = ServingCertificate(
-        FileCertificateSource(files.certificate, files.key), clock, Metrics()
-    )
+    serving = of_files(files, clock)
     assert serving.refresh(), "there is nothing better"
     problem = serving.problems()["serving certificate"]
     assert problem.startswith("it is not valid before ")
@@ -376,8 +377,7 @@ def test_grpc_builds_its_context_anew_only_after_a_change() -> None:
 
 
 def test_no_anchors_for_clients_are_an_error() -> None:
-    source = IssuedCertificateSource(ListenerCA().issue_serving, [SERVER_NAME], DAY)
-    serving = ServingCertificate(source, SetClock(now()), Metrics())
+    serving = issued()
     serving.refresh()
     with pytest.raises(ConfigError, match="no trust anchors to verify clients"):
         serving.credentials(lambda: b"\n")

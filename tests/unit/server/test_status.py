@@ -119,14 +119,6 @@ def test_istio_is_not_told_linkerds_words() -> None:
     assert status_of(MismatchError("words", rule="linkerd.x"))[1].startswith("linkerd")
 
 
-@pytest.mark.parametrize("kind", tuple(every_error()), ids=lambda kind: kind.__name__)
-def test_no_error_has_a_code_that_istio_does_not_try_again(
-    kind: type[BridgeError],
-) -> None:
-    never = (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
-    assert status_of(kind("words"))[0] not in never
-
-
 def test_a_subclass_takes_the_code_of_its_nearest_class() -> None:
     class SealedError(BackendUnavailableError):
         pass

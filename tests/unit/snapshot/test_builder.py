@@ -28,19 +28,6 @@ from tests.support.parts.pki import NOW, Authority, bundle, new_root, revoking
 DAY, HOUR, MINUTE = timedelta(days=1), timedelta(hours=1), timedelta(minutes=1)
 
 
-def test_every_problem_of_every_section_is_reported_at_once(tmp_path: Path) -> None:
-    world = World(tmp_path, fake=False)
-    (tmp_path / "a.key").write_bytes(new_root().key_pem())
-    (tmp_path / "b.pem").write_text("no certificate")
-    (tmp_path / "jwks.json").write_text("{}")
-    with pytest.raises(ConfigError, match=r"a\.key") as refusal:
-        world.assembly.snapshot()
-    text = str(refusal.value)
-    assert "a.key" in text
-    assert "b.pem" in text
-    assert "jwks.json" in text
-
-
 @pytest.mark.parametrize(
     ("content", "says"),
     [
@@ -266,7 +253,9 @@ def test_a_changed_chain_that_has_ended_is_refused(tmp_path: Path) -> None:
             world.assembly.issuer("a", world.snapshot.bundle)
 
 
-def test_each_problem_names_the_file_and_the_key_first(tmp_path: Path) -> None:
+def test_every_problem_is_told_at_once_with_the_file_and_the_key_first(
+    tmp_path: Path,
+) -> None:
     world = World(tmp_path, fake=False)
     for name in ("a.key", "b.pem", "jwks.json", "roots.pem"):
         (tmp_path / name).unlink()

@@ -81,21 +81,6 @@ def test_nothing_is_ready_before_it_has_signed(watched: Watched) -> None:
     assert [row["purpose"] for row in rows] == ["probe"] * 4
 
 
-def test_one_that_signs_is_enough_and_the_other_is_tried_again(
-    watched: Watched,
-) -> None:
-    first = [BackendUnavailableError("down")]
-
-    def probe(issuer: Issuer, snapshot: Snapshot, seconds: float) -> None:
-        if issuer.name == "b" and first:
-            raise first.pop()
-        watched.probe(issuer, snapshot, seconds)
-
-    watched.snapshots.start(probe)
-    assert watched.snapshots.prober.ready()
-    await_true(lambda: not watched.snapshots.problems())
-
-
 def test_none_that_signs_is_not_ready(watched: Watched) -> None:
     watched.error = BackendUnavailableError("down")
     watched.snapshots.start(watched.probe)
