@@ -2,6 +2,7 @@
 
 import re
 import urllib.parse
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -75,6 +76,15 @@ class WrongError(ValueError):
         self.found = found
 
 
+def _must(is_good: Callable[[Any], object], expected: str) -> AfterValidator:
+    def check(value: Any) -> Any:
+        if not is_good(value):
+            raise ValueError(f"expected {expected}")
+        return value
+
+    return AfterValidator(check)
+
+
 def _duration(value: object) -> timedelta:
     match = _DURATION.fullmatch(value) if isinstance(value, str) and value else None
     if match is None:
@@ -84,26 +94,6 @@ def _duration(value: object) -> timedelta:
     if found > _LONGEST:
         raise ValueError("expected a duration of at most ten years (87840h)")
     return found
-
-
-def _positive(value: timedelta) -> timedelta:
-    if value <= timedelta(0):
-        raise ValueError("expected a duration above 0")
-    return value
-
-
-def _up_to_a_minute(value: timedelta) -> timedelta:
-    if value > timedelta(minutes=1):
-        raise ValueError("expected a duration of at most 1m")
-    return value
-
-
-def _whole_seconds(value: timedelta) -> timedelta:
-    # A certificate's times have no fraction (RFC 5280, 4.1.2.5): with half a second
-    # more, the certificate would differ from the one that was prepared.
-    if value.microseconds:
-        raise ValueError("expected a duration in whole seconds")
-    return value
 
 
 def _trust_domain(value: str) -> str:
@@ -157,41 +147,6 @@ def _archive_file(value: str, info: ValidationInfo) -> str:
     return f"{match[1]}{path}{match[3]}"
 
 
-def _namespace(value: str) -> str:
-    if not is_label(value):
-        raise ValueError(
-            "expected the name of a namespace; leave the key out where all are meant"
-        )
-    return value
-
-
-def _service_account(value: str) -> str:
-    if not is_subdomain(value):
-        raise ValueError(
-            "expected the name of a service account, without its namespace; leave the "
-            "key out where all are meant"
-        )
-    return value
-
-
-def _node_account(value: str) -> str:
-    namespace, _, name = value.partition("/")
-    if not (is_label(namespace) and is_subdomain(name)):
-        raise ValueError(
-            "expected NAMESPACE/NAME of a service account, such as istio-system/ztunnel"
-        )
-    return value
-
-
-def _host(value: str) -> str:
-    if not is_host(value) or _IPV4.fullmatch(value):
-        raise ValueError(
-            "expected a DNS name in lower case, such as meshca.istio-system.svc, "
-            "without scheme, port or wildcard"
-        )
-    return value
-
-
 def require_https(
     url: str,
     expected: str = "keys are fetched from https:// only: expected https://HOST/PATH",
@@ -229,19 +184,6 @@ def _base(info: ValidationInfo) -> Path:
     return info.context.base if info.context else Path()
 
 
-def _different(values: tuple[str, ...]) -> tuple[str, ...]:
-    if len(set(values)) < len(values):
-        raise ValueError("expected each entry once")
-    return values
-
-
-def _some(values: tuple[Any, ...]) -> tuple[Any, ...]:
-    # Field(min_length=1) would count only the valid items.
-    if not values:
-        raise ValueError("expected one or more")
-    return values
-
-
 def _worker_count(value: object) -> object:
     if value == 0 and type(value) is int:
         raise ValueError(
@@ -251,43 +193,43 @@ def _worker_count(value: object) -> object:
     return value
 
 
-def _text(value: str) -> str:
-    if not value.isprintable() or value != value.strip():
-        raise ValueError("expected printable characters, and no blank at an end")
-    return value
+def _is_account(value: str) -> bool:
+    namespace, _, name = value.partition("/")
+    return is_label(namespace) and is_subdomain(name)
 
 
-def _header(value: str) -> str:
-    # Metadata of a call have no other characters (gRPC over HTTP/2, ASCII-Value).
-    if not value.isascii():
-        raise ValueError("expected ASCII: the header clusterid has nothing else")
-    return value
-
-
-def _cluster_name(value: str) -> str:
-    if not _CLUSTER_NAME.fullmatch(value):
-        raise ValueError(
-            "expected a name of 1 to 63 letters, digits, dots, hyphens or underscores; "
-            "give the cluster a short name, and put a clusterid with other characters, "
-            "such as an ARN, into its aliases"
-        )
-    return value
-
-
-Some = AfterValidator(_some)
-Different = AfterValidator(_different)
+# Field(min_length=1) would count only the valid items.
+Some = _must(bool, "one or more")
+Different = _must(lambda values: len(set(values)) == len(values), "each entry once")
 ReplicaName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,31}$")]
 """A part of the name of a journal's folder."""
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
 Label = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
 """A DNS-1123 label, such as the name of a namespace."""
-ClusterName = Annotated[str, AfterValidator(_cluster_name)]
-Text = Annotated[str, Field(min_length=1), AfterValidator(_text)]
+ClusterName = Annotated[
+    str,
+    _must(
+        _CLUSTER_NAME.fullmatch,
+        "a name of 1 to 63 letters, digits, dots, hyphens or underscores; give the "
+        "cluster a short name, and put a clusterid with other characters, such as an "
+        "ARN, into its aliases",
+    ),
+]
+Text = Annotated[
+    str,
+    Field(min_length=1),
+    _must(
+        lambda value: value.isprintable() and value == value.strip(),
+        "printable characters, and no blank at an end",
+    ),
+]
 """A text that has to equal, character for character, one that a caller sends."""
 Names = Annotated[tuple[Text, ...], Field(strict=False), Different]
-Headers = Annotated[
-    tuple[Annotated[Text, AfterValidator(_header)], ...], Field(strict=False), Different
+# Metadata of a call have no other characters (gRPC over HTTP/2, ASCII-Value).
+_Header = Annotated[
+    Text, _must(str.isascii, "ASCII: the header clusterid has nothing else")
 ]
+Headers = Annotated[tuple[_Header, ...], Field(strict=False), Different]
 IssuerNames = Annotated[tuple[Name, ...], Field(strict=False), Different]
 Fronts = Annotated[
     tuple[Literal["istio", "linkerd"], ...], Field(strict=False), Different
@@ -295,33 +237,57 @@ Fronts = Annotated[
 DataPlanes = Annotated[
     tuple[Literal["sidecar", "ambient"], ...], Field(strict=False), Different
 ]
-Namespaces = Annotated[
-    tuple[Annotated[str, AfterValidator(_namespace)], ...],
-    Field(strict=False),
-    Different,
+_Namespace = Annotated[
+    str,
+    _must(
+        is_label,
+        "the name of a namespace; leave the key out where all are meant",
+    ),
 ]
-ServiceAccounts = Annotated[
-    tuple[Annotated[str, AfterValidator(_service_account)], ...],
-    Field(strict=False),
-    Different,
+Namespaces = Annotated[tuple[_Namespace, ...], Field(strict=False), Different]
+_ServiceAccount = Annotated[
+    str,
+    _must(
+        is_subdomain,
+        "the name of a service account, without its namespace; leave the key out where "
+        "all are meant",
+    ),
 ]
-NodeAccounts = Annotated[
-    tuple[Annotated[str, AfterValidator(_node_account)], ...],
-    Field(strict=False),
-    Different,
+ServiceAccounts = Annotated[tuple[_ServiceAccount, ...], Field(strict=False), Different]
+_NodeAccount = Annotated[
+    str,
+    _must(
+        _is_account,
+        "NAMESPACE/NAME of a service account, such as istio-system/ztunnel",
+    ),
 ]
+NodeAccounts = Annotated[tuple[_NodeAccount, ...], Field(strict=False), Different]
 """Service accounts, each as NAMESPACE/NAME."""
 WorkerCount = Annotated[int, BeforeValidator(_worker_count), Field(ge=1, le=64)]
 Duration = Annotated[timedelta, BeforeValidator(_duration)]
-PositiveDuration = Annotated[Duration, AfterValidator(_positive)]
-UpToAMinute = Annotated[PositiveDuration, AfterValidator(_up_to_a_minute)]
-WholeSeconds = Annotated[Duration, AfterValidator(_whole_seconds)]
-"""A duration that goes into a certificate."""
-Hosts = Annotated[
-    tuple[Annotated[str, AfterValidator(_host)], ...],
-    Field(strict=False),
-    AfterValidator(_different),
+PositiveDuration = Annotated[
+    Duration, _must(lambda value: value > timedelta(0), "a duration above 0")
 ]
+UpToAMinute = Annotated[
+    PositiveDuration,
+    _must(lambda value: value <= timedelta(minutes=1), "a duration of at most 1m"),
+]
+# A certificate's times have no fraction (RFC 5280, 4.1.2.5): with half a second more,
+# the certificate would differ from the one that was prepared.
+WholeSeconds = Annotated[
+    Duration,
+    _must(lambda value: not value.microseconds, "a duration in whole seconds"),
+]
+"""A duration that goes into a certificate."""
+_Host = Annotated[
+    str,
+    _must(
+        lambda value: is_host(value) and not _IPV4.fullmatch(value),
+        "a DNS name in lower case, such as meshca.istio-system.svc, without scheme, "
+        "port or wildcard",
+    ),
+]
+Hosts = Annotated[tuple[_Host, ...], Field(strict=False), Different]
 HttpsURL = Annotated[str, AfterValidator(require_https)]
 PositiveNumber = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 TrustDomainName = Annotated[str, AfterValidator(_trust_domain)]
