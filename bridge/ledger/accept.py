@@ -10,6 +10,7 @@ name.
 
 import os
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -139,11 +140,8 @@ def _require_known(config: LedgerConfig, writer: str) -> None:
 def _archived(config: LedgerConfig) -> list[str]:
     from bridge.ledger.archive.archive import Archive  # noqa: PLC0415 - slow
 
-    archive = Archive.open(config.archive)
-    try:
+    with closing(Archive.open(config.archive)) as archive:
         return archive.writers()
-    finally:
-        archive.close()
 
 
 def _verified_end(folder: Path, writer: str) -> _End:
@@ -307,13 +305,9 @@ def _keep_in_archive(
 ) -> int:
     from bridge.ledger.archive.archive import START, Archive, Position  # noqa: PLC0415 - slow
 
-    archive = Archive.open(config.archive)
-    try:
-        last: Position = START
-        if end.head.seq >= 0:
-            last = Position(end.byte_offset, end.head)
-        at = microseconds(clock)
-        name = f"{writer[:_NAME_CHARACTERS]}{ASIDE}{at}"
+    last: Position = START
+    if end.head.seq >= 0:
+        last = Position(end.byte_offset, end.head)
+    name = f"{writer[:_NAME_CHARACTERS]}{ASIDE}{microseconds(clock)}"
+    with closing(Archive.open(config.archive)) as archive:
         return archive.set_aside(writer, last, name)
-    finally:
-        archive.close()

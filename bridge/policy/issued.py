@@ -258,20 +258,16 @@ def _require_extensions(
     if Counter(names) != Counter(wanted) or (prepared.tbs and tuple(names) != wanted):
         raise _differs("misissued.names", "the names are not the requested ones")
     if found != issuer.extensions:
-        odd = [oid for oid in {*found, *issuer.extensions} if _odd(oid, found, issuer)]
+        odd = [
+            oid
+            for oid in {*found, *issuer.extensions}
+            if found.get(oid) != issuer.extensions.get(oid)
+        ]
         raise _differs(
             "misissued.extensions",
             "the extensions are not those of the profile",
             ", ".join(sorted(oid.dotted_string for oid in odd)),
         )
-
-
-def _odd(
-    oid: x509.ObjectIdentifier,
-    found: dict[x509.ObjectIdentifier, tuple[bool, x509.ExtensionType]],
-    issuer: PinnedIssuer,
-) -> bool:
-    return found.get(oid) != issuer.extensions.get(oid)
 
 
 def _differs(rule: str, message: str, detail: str = "") -> MisissuedError:

@@ -4,6 +4,7 @@ import gc
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
+from pathlib import Path
 
 from bridge import __version__
 from bridge.config import APIServerConfig, BridgeConfig
@@ -218,17 +219,7 @@ class Process:
         now = clock().timestamp()
         begin(section.latch, now, is_shared=section.archive_is_shared)
         stopped = StoppedCAs(section.latch, clock)
-        recorder = LatchRecorder(section.latch, ledger.record)
-
-        def look() -> None:
-            stopped.write()
-            with suppress(LedgerError):  # the ledger, or `stopped`, says so
-                recorder.run()
-
-        loop = BackgroundLoop("latch", look, _LATCH_SECONDS)
-        loop.start()
-        parts.callback(look)
-        parts.callback(loop.close)
+        _record_changes(section.latch, stopped.write, _LATCH_SECONDS, ledger, parts)
         self.metrics.watch_latch(
             lambda: [(each.name, each.kind) for each in _waiting(snapshots, stopped)]
         )
@@ -236,17 +227,8 @@ class Process:
 
     def _open_bars(self, ledger: Ledger, parts: ExitStack) -> Bars:
         path = self._config.ledger.bars
-        bars, recorder = Bars(path), LatchRecorder(path, ledger.record)
-
-        def look() -> None:
-            bars.look()
-            with suppress(LedgerError):  # the ledger, or `bars`, says so
-                recorder.run()
-
-        loop = BackgroundLoop("bars", look, _BARS_SECONDS)
-        loop.start()
-        parts.callback(look)
-        parts.callback(loop.close)
+        bars = Bars(path)
+        _record_changes(path, bars.look, _BARS_SECONDS, ledger, parts)
         return bars
 
     def _watch_expiry(self, snapshots: Snapshots, parts: ExitStack) -> ExpiryWatch:
@@ -269,6 +251,27 @@ class Process:
             "gRPC health": self.server.health_address,
         }
         return {what: address for what, address in found.items() if address}
+
+
+def _record_changes(
+    path: Path,
+    step: Callable[[], None],
+    seconds: float,
+    ledger: Ledger,
+    parts: ExitStack,
+) -> None:
+    # Runs `step` again and again, and writes the rows that the file asks for.
+    recorder = LatchRecorder(path, ledger.record)
+
+    def look() -> None:
+        step()
+        with suppress(LedgerError):  # the ledger, or who has the file, says so
+            recorder.run()
+
+    loop = BackgroundLoop(path.stem, look, seconds)
+    loop.start()
+    parts.callback(look)
+    parts.callback(loop.close)
 
 
 def _renewal(config: BridgeConfig, parts: ExitStack) -> CertificateRenewal:
