@@ -27,17 +27,10 @@ from tests.unit.ledger.support import (
     make_config,
     make_ended,
     make_intent,
+    open_ledger,
 )
 
 COMMAND = re.escape("`meshca ledger accept -c FILE --writer w0 --reason TEXT`")
-
-
-def open_ledger(folder: Path, writer: str = "w0") -> Ledger:
-    return Ledger.open(
-        make_config(folder),
-        writer=writer,
-        clock=SetClock(),
-    )
 
 
 def close(folder: Path, ledger: Ledger) -> None:

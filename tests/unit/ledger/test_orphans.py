@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 
 from bridge.ledger.archive.archive import Archive
-from bridge.ledger.ledger import Ledger
 from bridge.ledger.orphans import OrphanWatch, settle
 from bridge.ledger.verify import verify
 from tests.support.harness.archive import feed
@@ -18,6 +17,7 @@ from tests.unit.ledger.support import (
     make_ended,
     make_intent,
     open_journal,
+    open_ledger,
     publish,
 )
 
@@ -33,10 +33,6 @@ def watch_of(folder: Path, grace_seconds: float = 0.0) -> OrphanWatch:
 
 def settled(folder: Path) -> list[str]:
     return watch_of(folder).look(0.0)
-
-
-def opened(folder: Path, writer: str) -> Ledger:
-    return Ledger.open(make_config(folder), writer=writer, clock=SetClock())
 
 
 def kinds(folder: Path, writer: str) -> list[str]:
@@ -73,7 +69,7 @@ def test_a_writer_whose_last_row_is_torn_is_settled(tmp_path: Path) -> None:
 
 
 def test_a_writer_that_left_in_order_is_left_alone(tmp_path: Path) -> None:
-    ledger = opened(tmp_path, "w3")
+    ledger = open_ledger(tmp_path, "w3")
     ledger.intend(make_intent(1))
     ledger.end(make_ended(1))
     ledger.close()
@@ -86,7 +82,7 @@ def test_rows_that_were_not_published_to_the_feeder_are_brought_to_it(
     tmp_path: Path,
 ) -> None:
     # As after a power cut, or after an update from a version without the file.
-    ledger = opened(tmp_path, "w3")
+    ledger = open_ledger(tmp_path, "w3")
     ledger.intend(make_intent(1))
     ledger.end(make_ended(1))
     ledger.close()

@@ -439,24 +439,19 @@ def end(folder: Path, ledger: Ledger) -> Comparison:
     return compared(folder)
 
 
-def remove_all(path: Path) -> None:
-    for each in path.parent.glob("archive.db*"):
-        each.unlink()
-
-
-def replace_by_empty(path: Path) -> None:
-    fresh = path.with_name("fresh")
+def replace_by_empty(folder: Path) -> None:
+    fresh = folder / "fresh"
     fresh.touch()
-    fresh.replace(path)
+    fresh.replace(folder / "archive.db")
 
 
-@pytest.mark.parametrize("change", [remove_all, replace_by_empty])
+@pytest.mark.parametrize("change", [remove_archive, replace_by_empty])
 def test_an_archive_that_goes_away_in_use_is_made_again_from_the_journals(
     tmp_path: Path, ledger: Ledger, change: Callable[[Path], None]
 ) -> None:
     other = open_ledger(tmp_path, "w1")
     path = tmp_path / "archive.db"
-    change(path)
+    change(tmp_path)
     await_true(lambda: path.exists() and path.stat().st_size)
     await_true(lambda: fed(ledger) and fed(other))
     ledger.intend(make_intent(8))
