@@ -10,7 +10,6 @@ import logging
 import os
 import random
 import time
-from base64 import b64encode
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
@@ -34,6 +33,7 @@ from bridge.ledger.events import (
     Intent,
     Outcome,
     Purpose,
+    kept,
 )
 from bridge.ledger.ledger import Ledger
 from bridge.metrics.instruments import Metrics
@@ -45,11 +45,10 @@ from bridge.resilience.failover import Guards
 from bridge.resilience.quarantine import StoppedCAs
 from bridge.snapshot.model import Issuer
 from bridge.spi import IssuedChain, LeafRequest, Prepared
-from bridge.x509.certificate import UNREADABLE
+from bridge.x509.certificate import UNREADABLE, validity_of
 
 _SERIALS_AT_ONCE = 64
 _LONGEST_DETAIL = 500
-_LARGEST_CERTIFICATE = 16 * 1024
 _octets: list[bytes] = []
 """Random octets for serial numbers, each taken once: `list.pop` is atomic."""
 _names = random.Random()  # noqa: S311 - seeded by the system; names, not secrets
@@ -163,12 +162,11 @@ class Attempt:
         if is_known or not self.certificate:
             return ending
         not_before, not_after = _window(self.certificate)
-        is_kept = len(self.certificate) <= _LARGEST_CERTIFICATE
         return CertificateEnding(
             **{each.name: getattr(ending, each.name) for each in fields(Ending)},
             not_before=not_before,
             not_after=not_after,
-            certificate=b64encode(self.certificate if is_kept else b"").decode("ascii"),
+            certificate=kept(self.certificate),
         )
 
 
@@ -375,11 +373,9 @@ class Signing:
 def _window(certificate: bytes) -> tuple[int, int]:
     # An answer that is refused may be no certificate at all.
     try:
-        leaf = x509.load_der_x509_certificate(certificate)
-        ends = leaf.not_valid_before_utc, leaf.not_valid_after_utc
+        return validity_of(x509.load_der_x509_certificate(certificate))
     except UNREADABLE:
         return 0, 0
-    return int(ends[0].timestamp()), int(ends[1].timestamp())
 
 
 def _outcome(error: BaseException) -> Outcome:

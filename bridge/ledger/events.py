@@ -10,6 +10,7 @@ as fields, how the caller was verified, and who asked. In format 1 an intent has
 instead: namespace/name/UID in one text, or nothing.
 """
 
+from base64 import b64encode
 from dataclasses import dataclass, fields
 from enum import StrEnum
 from typing import ClassVar
@@ -18,6 +19,7 @@ FORMAT = 2
 """The format of the rows that this version writes."""
 READABLE_FORMATS = (1, FORMAT)
 """The formats of the rows that this version reads."""
+_LARGEST_CERTIFICATE = 16 << 10
 
 
 class Purpose(StrEnum):
@@ -140,6 +142,12 @@ class Ending:
     """The rule that was broken, such as `csr.rsa-size`; empty for `issued`."""
     detail: str = ""
     """For operators; at most 500 characters, and at most 600 bytes in the row."""
+
+
+def kept(certificate: bytes) -> str:
+    """Return a certificate as a row has it: base64 of its DER, empty above 16 KiB."""
+    is_small = len(certificate) <= _LARGEST_CERTIFICATE
+    return b64encode(certificate if is_small else b"").decode("ascii")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,6 @@ in the ledger, as it was asked for.
 Importing this module imports SQLAlchemy.
 """
 
-import base64
 import hashlib
 import json
 import os
@@ -26,13 +25,13 @@ from bridge.config import LedgerConfig
 from bridge.errors import LedgerError
 from bridge.ledger.archive.archive import Archive
 from bridge.ledger.archive.feeder import ArchiveFeeder, BatchSize
-from bridge.ledger.events import SHARED_FIELDS, Intent, Outcome, Settled
+from bridge.ledger.events import SHARED_FIELDS, Intent, Outcome, Settled, kept
 from bridge.ledger.journal.progress import Progress
 from bridge.ledger.journal.segments import writer_folders
 from bridge.ledger.ledger import Ledger
 from bridge.ledger.vault_audit import AuditLogs, LoggedCall, Step, shown
 from bridge.system.clock import Clock
-from bridge.x509.certificate import UNREADABLE
+from bridge.x509.certificate import UNREADABLE, validity_of
 
 WRITER = "reconcile"
 """The journal of the rows `settled`; after the name of the bridge, if it has one."""
@@ -41,7 +40,6 @@ NOT_ISSUED = "not-issued"
 _BATCH = 500
 _CATCH_UP_SECONDS = 30.0
 _POLL_SECONDS = 0.05
-_LARGEST_CERTIFICATE = 16 << 10
 _NOT_BEFORE_SLACK = 30
 """Seconds, as `bridge.policy.issued` allows them to a backend that dates certificates
 by its own clock."""
@@ -397,9 +395,7 @@ def difference(intent: Mapping[str, Any], call: LoggedCall) -> str:
         ),
     }
     odd = [what for what, differs in found.items() if differs]
-    ends = leaf.not_valid_before_utc, leaf.not_valid_after_utc
-    window = int(ends[0].timestamp()), int(ends[1].timestamp())
-    if validity := _window_difference(intent, window):
+    if validity := _window_difference(intent, validity_of(leaf)):
         odd.append(validity)
     return f"{', '.join(odd)}: not as asked for" if odd else ""
 
@@ -445,8 +441,7 @@ def _digest(call: LoggedCall) -> str:
 
 def _window(call: LoggedCall, intent: Mapping[str, Any]) -> tuple[int, int]:
     if (leaf := _leaf(call)) is not None:
-        ends = leaf.not_valid_before_utc, leaf.not_valid_after_utc
-        return int(ends[0].timestamp()), int(ends[1].timestamp())
+        return validity_of(leaf)
     if intent["tbs_sha256"]:
         return intent["not_before"], intent["not_after"]
     return call.not_before, call.not_after
@@ -455,8 +450,6 @@ def _window(call: LoggedCall, intent: Mapping[str, Any]) -> tuple[int, int]:
 def _row(attempt: _Attempt, call: LoggedCall, result: str, operator: str) -> Settled:
     intent, is_issued = attempt.values, result == ISSUED
     window = _window(call, intent) if is_issued else (0, 0)
-    is_kept = len(call.certificate) <= _LARGEST_CERTIFICATE
-    content = call.certificate if is_kept else b""
     odd = difference(intent, call) if is_issued else ""
     return Settled(
         **{name: intent[name] for name in SHARED_FIELDS if name != "serial"},
@@ -465,7 +458,7 @@ def _row(attempt: _Attempt, call: LoggedCall, result: str, operator: str) -> Set
         certificate_sha256=_digest(call),
         not_before=window[0],
         not_after=window[1],
-        certificate=base64.b64encode(content).decode("ascii"),
+        certificate=kept(call.certificate),
         log_file=call.file,
         log_request=call.request,
         log_at=call.at,

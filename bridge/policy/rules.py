@@ -41,12 +41,9 @@ def routes_of(config: IssuanceConfig, callers: CallersByFront) -> Routes:
         config: The section, with its rules.
         callers: The fronts that are configured, with the clusters of their callers.
     """
-    found: dict[str, dict[str, tuple[RoutedCaller, ...]]] = {}
-    for front, clusters in callers.items():
-        led = found[front] = {}
-        for policy, caller in _policies(config, front, clusters):
-            for name in _issuing_cas(policy, with_signers=front == ISTIO):
-                led[name] = (*led.get(name, ()), caller)
+    found: dict[str, dict[str, tuple[RoutedCaller, ...]]] = {one: {} for one in callers}
+    for front, name, caller, _ in _led(config, callers):
+        found[front][name] = (*found[front].get(name, ()), caller)
     return found
 
 
@@ -54,11 +51,20 @@ def _longest_ttls(
     config: IssuanceConfig, callers: CallersByFront
 ) -> dict[str, timedelta]:
     found: dict[str, timedelta] = {}
-    for front, clusters in callers.items():
-        for policy, _ in _policies(config, front, clusters):
-            for name in _issuing_cas(policy, with_signers=front == ISTIO):
-                found[name] = max(policy.max_ttl, found.get(name, timedelta()))
+    for _, name, _, longest in _led(config, callers):
+        found[name] = max(longest, found.get(name, timedelta()))
     return found
+
+
+def _led(
+    config: IssuanceConfig, callers: CallersByFront
+) -> Iterator[tuple[str, str, RoutedCaller, timedelta]]:
+    # Front, issuing CA, a caller that is led to it, and the caller's longest lifetime.
+    for front, clusters in callers.items():
+        for policy, caller in _policies(config, front, clusters):
+            signers = policy.cert_signers.values() if front == ISTIO else ()
+            for name in dict.fromkeys(chain(policy.issuing_cas, *signers)):
+                yield front, name, caller, policy.max_ttl
 
 
 def _policies(
@@ -82,11 +88,6 @@ def _is_for(rule: RuleConfig, front: str, clusters: Collection[str]) -> bool:
     return of_front and (
         rule.clusters is None or not set(rule.clusters).isdisjoint(clusters)
     )
-
-
-def _issuing_cas(policy: IssuancePolicy, *, with_signers: bool) -> dict[str, None]:
-    signers = policy.cert_signers.values() if with_signers else ()
-    return dict.fromkeys(chain(policy.issuing_cas, *signers))
 
 
 def _first(names: tuple[str, ...] | None) -> str | None:

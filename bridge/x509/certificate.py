@@ -48,6 +48,16 @@ def subject_of(certificate: x509.Certificate) -> bytes:
     return _field(certificate, _SUBJECT)
 
 
+def validity_of(certificate: x509.Certificate) -> tuple[int, int]:
+    """Return notBefore and notAfter in seconds since 1970-01-01 UTC.
+
+    Raises:
+        ValueError: They cannot be read; or what `UNREADABLE` lists.
+    """
+    ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    return int(ends[0].timestamp()), int(ends[1].timestamp())
+
+
 def readable(certificate: x509.Certificate) -> x509.Certificate:
     """Return the certificate, or a copy of it whose names and extensions can be read.
 
