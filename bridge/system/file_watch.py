@@ -26,7 +26,6 @@ class FileWatch:
             the start is not lost.
         changed: Is called by the thread of this watch, and may close it.
         poll_seconds: How often the files are looked at.
-        use_events: Whether to use the kernel's events as well.
     """
 
     def __init__(
@@ -36,7 +35,6 @@ class FileWatch:
         changed: Callable[[], None],
         *,
         poll_seconds: float = POLL_SECONDS,
-        use_events: bool = True,
     ) -> None:
         self._paths = tuple(paths)
         self._digest = digest
@@ -44,8 +42,8 @@ class FileWatch:
         self._poll_seconds = poll_seconds
         self._seen: Stamp | None = None
         self._stop = threading.Event()
-        self._has_events = use_events
-        self._events = self._wait_for_events() if use_events else iter(())
+        self._has_events = True
+        self._events = self._wait_for_events()
         self._loop = BackgroundLoop(
             "file-watch",
             self._step,

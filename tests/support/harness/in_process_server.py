@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Self
@@ -36,6 +36,12 @@ def eventually(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < until
         time.sleep(0.005)
+
+
+def silence(over: threading.Event) -> Iterator[bytes]:
+    """Send no message on a stream until `over` is set."""
+    over.wait(2 * WAIT_SECONDS)
+    yield from ()
 
 
 class ListenerCA:

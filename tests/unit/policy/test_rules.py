@@ -2,7 +2,6 @@
 `tests/unit/config/test_consistency.py`."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -305,22 +304,6 @@ def test_failover_stays_inside_the_list_of_the_rule(tmp_path: Path) -> None:
         made.cas["b"].error = BackendUnavailableError("down")
         made.issue()
         assert len(made.cas["a"].called) == 1
-
-
-def test_issuing_cas_of_a_rule_are_of_one_assurance(tmp_path: Path) -> None:
-    with world(tmp_path, {"issuing_cas": ["b", "a"]}) as made:
-        issuers = made.snapshot.issuers
-        assert made.assembly._unequal(issuers) == []
-        unlike = made.replace_issuer("b", _in_hardware).issuers
-        told = [str(error) for error in made.assembly._unequal(unlike)]
-    assert any(
-        text.startswith("issuance.rules[0].issuing_cas: expected issuing CAs of one")
-        for text in told
-    )
-
-
-def _in_hardware(issuer: Any) -> Any:
-    return replace(issuer, description=replace(issuer.description, assurance="hsm"))
 
 
 def test_the_listener_is_certified_where_its_mesh_is(tmp_path: Path) -> None:

@@ -17,7 +17,12 @@ from bridge.server import grpc_health
 from bridge.server.grpc_health import Health, HealthServer
 from bridge.server.istio import METHOD, SERVICE
 from tests.support.clients import http2
-from tests.support.harness.in_process_server import WAIT_SECONDS, Held, Served
+from tests.support.harness.in_process_server import (
+    WAIT_SECONDS,
+    Held,
+    Served,
+    silence,
+)
 from tests.support.harness.workers import await_true
 
 SERVING, NOT_SERVING = 1, 2
@@ -122,10 +127,6 @@ def test_calls_that_stay_open_hold_up_neither_the_ca_nor_the_end(
     monkeypatch.setattr(grpc_health, "_CUT_SECONDS", WAIT_SECONDS)
     over = threading.Event()
 
-    def silent() -> Iterator[bytes]:
-        over.wait(2 * WAIT_SECONDS)
-        yield from ()
-
     methods = ("Check", "Watch")
     channel = served.health_channel()
     calls: list[Any] = []
@@ -135,7 +136,7 @@ def test_calls_that_stay_open_hold_up_neither_the_ca_nor_the_end(
         calls[:] = [call for call in calls if call.is_active()]
         while len(calls) < grpc_health._THREADS:
             path = f"/grpc.health.v1.Health/{methods[len(calls) % 2]}"
-            calls.append(channel.stream_stream(path)(silent()))
+            calls.append(channel.stream_stream(path)(silence(over)))
         return is_busy(served)
 
     await_true(are_all_places_taken)
@@ -174,12 +175,8 @@ def test_any_other_method_on_the_cas_port_is_unimplemented_and_holds_no_thread(
     for pool in (pools.calls, pools.refusals):
         monkeypatch.setattr(pool, "submit", submit)
 
-    def silent() -> Iterator[bytes]:
-        over.wait(2 * WAIT_SECONDS)
-        yield from ()
-
     for channel in (served.channel(), served.channel(served.ca.issue_client())):
-        for messages in (iter([b""]), silent()):
+        for messages in (iter([b""]), silence(over)):
             call = channel.stream_stream(f"/{method}")
             with pytest.raises(grpc.RpcError, match="UNIMPLEMENTED"):
                 next(call(messages, timeout=WAIT_SECONDS))

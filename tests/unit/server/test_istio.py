@@ -27,6 +27,7 @@ from tests.support.harness.in_process_server import (
     Held,
     Served,
     eventually,
+    silence,
 )
 
 REQUEST = IstioCertificateRequest(csr="pem", validity_duration=3600)
@@ -115,14 +116,12 @@ def test_who_has_too_long_headers_does_not_wait(served: Served) -> None:
     # They would be held meanwhile; whether a message comes makes no difference.
     over = threading.Event()
 
-    def silent() -> Iterator[bytes]:
-        over.wait(2 * WAIT_SECONDS)
-        yield from ()
-
     served.listener.pools.reaper.seconds = 9 * WAIT_SECONDS
     more = tuple((f"x-{number}", "") for number in range(330))
     call = served.channel().stream_unary(METHOD)
-    code, text = failure(lambda: call(silent(), metadata=more, timeout=WAIT_SECONDS))
+    code, text = failure(
+        lambda: call(silence(over), metadata=more, timeout=WAIT_SECONDS)
+    )
     over.set()
     assert code == "INVALID_ARGUMENT"
     assert text == "request.headers: the headers of the call are too long"
@@ -288,12 +287,8 @@ def test_a_message_that_never_comes_frees_its_thread(
         over, peers = threading.Event(), list[str]()
         monkeypatch.setattr(served.listener.pools.guard, "junk", peers.append)
 
-        def nothing() -> Iterator[bytes]:
-            over.wait(WAIT_SECONDS)
-            yield from ()
-
         stalled = served.channel().stream_unary(METHOD)
-        future = stalled.future(nothing())
+        future = stalled.future(silence(over))
         served.stub()(REQUEST, timeout=WAIT_SECONDS)
         code, text = failure(lambda: future.result(WAIT_SECONDS))
         # Istio's client asks again after this, and does not after CANCELLED.

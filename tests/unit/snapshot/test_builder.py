@@ -54,13 +54,18 @@ def test_a_chain_to_another_anchor_is_refused(tmp_path: Path) -> None:
         world.assembly.snapshot()
 
 
-@pytest.mark.parametrize("path", ["issuing_cas", "cert_signers.istio.io/x"])
+@pytest.mark.parametrize(
+    ("path", "more"),
+    [
+        ("issuing_cas", {"issuing_cas": ["a", "b"]}),
+        ("cert_signers.istio.io/x", {"cert_signers": {"istio.io/x": ["b", "a"]}}),
+        ("rules[0].issuing_cas", {"rules": [{"issuing_cas": ["b", "a"]}]}),
+    ],
+)
 def test_issuing_cas_of_two_assurances_do_not_stand_in_for_each_other(
-    tmp_path: Path, path: str
+    tmp_path: Path, path: str, more: dict[str, Any]
 ) -> None:
-    issuance = {"issuing_cas": ["a", "b"]}
-    if path != "issuing_cas":
-        issuance = {"issuing_cas": ["a"], "cert_signers": {"istio.io/x": ["b", "a"]}}  # type: ignore[dict-item]
+    issuance = {"issuing_cas": ["a"]} | more
     world = World(tmp_path, overrides={"issuance": issuance})
     with world:
         hsm = replace(world.snapshot.issuers["b"].description, assurance="hsm")

@@ -87,7 +87,7 @@ def calls() -> Calls:
     return Calls()
 
 
-@pytest.fixture(params=["events and looks", "looks alone", "no events to be had"])
+@pytest.fixture(params=["events and looks", "no events to be had"])
 def watched(
     request: pytest.FixtureRequest,
     tmp_path: Path,
@@ -104,13 +104,7 @@ def watched(
 
         monkeypatch.setattr(watchfiles, "watch", no_inotify)
     paths = [folder / name for name in FILES]
-    watch = FileWatch(
-        paths,
-        digest_of(paths),
-        calls,
-        poll_seconds=0.05,
-        use_events=request.param != "looks alone",
-    )
+    watch = FileWatch(paths, digest_of(paths), calls, poll_seconds=0.05)
     watch.start()
     yield folder
     watch.close()
@@ -233,7 +227,7 @@ def test_an_error_of_the_caller_does_not_end_the_watch(
         calls()
         raise ValueError("the change cannot be used")
 
-    watch = FileWatch([path], "", fail, poll_seconds=0.01, use_events=False)
+    watch = FileWatch([path], "", fail, poll_seconds=0.01)
     watch.start()
     assert calls.wait()
     path.write_text("two")
