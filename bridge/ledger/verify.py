@@ -7,10 +7,11 @@ import re
 from array import array
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Collection, Generator, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -393,7 +394,10 @@ def compare(folder: Path, archive: "Archive") -> Comparison:
     known = set(archive.writers())
     for path in writers(folder):
         known.discard(path.name)
-        with closing(_Archived(archive.rows(path.name))) as archived:
+        with closing(archive.rows(path.name)) as rows:
+            # The archive has to be read before the journal, which has more rows: all
+            # its rows are of the moment of the first.
+            archived = chain([next(rows, None)], rows)
             _compare_writer(result, path, archived)
     for writer in sorted(known):
         if _SET_ASIDE.fullmatch(writer):
@@ -405,26 +409,13 @@ def compare(folder: Path, archive: "Archive") -> Comparison:
     return result
 
 
-class _Archived:
-    # Reads the first row at once: the archive has to be read before the journal, which
-    # has more rows.
-    def __init__(self, rows: Generator[Mapping[str, Any]]) -> None:
-        self._rows = rows
-        self._first = next(rows, None)
-
-    def take(self) -> Mapping[str, Any] | None:
-        row, self._first = self._first, None
-        return row or next(self._rows, None)
-
-    def close(self) -> None:
-        self._rows.close()
-
-
-def _compare_writer(result: Comparison, path: Path, archived: _Archived) -> None:
+def _compare_writer(
+    result: Comparison, path: Path, archived: Iterator[Mapping[str, Any] | None]
+) -> None:
     writer, behind, last = path.name, 0, -1
     for row in read_writer(path):
         last = row.seq
-        found = None if behind else archived.take()
+        found = None if behind else next(archived, None)
         if found is None:
             behind += 1
             continue
@@ -435,7 +426,7 @@ def _compare_writer(result: Comparison, path: Path, archived: _Archived) -> None
         result.equal += 1
     if behind:
         result.behind[writer] = behind
-    elif (extra := archived.take()) is not None:
+    elif (extra := next(archived, None)) is not None:
         result.problems.append(
             f"{writer}: the archive has row {extra['seq']}, and the journal ends at "
             f"row {last}"
