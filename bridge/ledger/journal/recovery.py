@@ -26,7 +26,6 @@ from bridge.ledger.events import (
     Published,
 )
 from bridge.ledger.journal.segments import (
-    after_last_newline,
     cut_error,
     require_no_ahead,
     rewrite,
@@ -191,22 +190,10 @@ def move_torn_aside(folder: Path, published: Head | None) -> None:
 
 def readable(path: Path) -> tuple[int, Row | None]:
     """Return the byte offset at which the last row of a segment ends, and this row."""
-    size = path.stat().st_size
-    if not size:
-        return 0, None
-    torn = after_last_newline(path)
-    last = None if torn else _row(after_last_newline(path, 1))
-    if last is not None:
-        return size, last
-    data = path.read_bytes()
-    lines = data.split(b"\n")
-    # The last line has no newline, so it is no whole row.
-    end = size - len(lines.pop())
-    while lines:
-        line = lines.pop()
+    # A line without its newline is no whole row.
+    for offset, line in lines_backwards(path):
         if (row := _row(line)) is not None:
-            return end, row
-        end -= len(line) + 1
+            return offset + len(line) + 1, row
     return 0, None
 
 
@@ -229,15 +216,15 @@ class _Attempts:
 
 
 def _ends(number: int, path: Path) -> _End | None:
-    if path.stat().st_size == 0:
+    size = path.stat().st_size
+    if not size:
         return None
     with path.open("rb") as file:
-        first = file.readline()
-    last = after_last_newline(path, 1)
-    try:
-        return number, path, parse(first.removesuffix(b"\n")), parse(last)
-    except ValueError:
-        raise broken(path, 1, "its first or its last line is not a row") from None
+        first = _row(file.readline().removesuffix(b"\n"))
+    end, last = readable(path)
+    if first is None or last is None or end < size:
+        raise broken(path, 1, "its first or its last line is not a row")
+    return number, path, first, last
 
 
 def _linked(ends: list[_End], writer: str, newest: _Attempts) -> Chain:

@@ -13,7 +13,6 @@ from bridge.system.files import replace, sync_folder
 
 _WRITER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _SEGMENT = re.compile(r"(\d{8})\.jsonl")
-_BLOCK_BYTES = 1 << 16
 _AHEAD = "ahead"
 """A file of earlier versions: the newest rows of a journal that was not closed."""
 
@@ -132,25 +131,6 @@ def segments(folder: Path) -> list[tuple[int, Path]]:
     return sorted((int(match[1]), path) for match, path in found if match)
 
 
-def after_last_newline(path: Path, skip: int = 0) -> bytes:
-    """Return the bytes after the last newline.
-
-    Reads from the end, because a line is short and a segment is long.
-
-    Args:
-        path: The segment.
-        skip: Ignore that many bytes at the end.
-    """
-    with path.open("rb") as file:
-        start, found = file.seek(0, os.SEEK_END) - skip, b""
-        while start > 0 and b"\n" not in found:
-            step = min(_BLOCK_BYTES, start)
-            start -= step
-            file.seek(start)
-            found = file.read(step) + found
-    return found.rpartition(b"\n")[2]
-
-
 def require_ends_in(path: Path, size: int, head: Head) -> None:
     """Raise unless the first `size` bytes of a segment end in the row of `head`.
 
@@ -158,9 +138,10 @@ def require_ends_in(path: Path, size: int, head: Head) -> None:
         LedgerError: The file was changed while its writer had it open.
         OSError: The file cannot be read.
     """
-    beyond = path.stat().st_size - size
-    last = after_last_newline(path, beyond + 1) if beyond >= 0 else b""
-    if sha256(last).hexdigest() != head.digest:
+    with path.open("rb") as file:
+        written = file.read(size)
+    last = written[:-1].rpartition(b"\n")[2]
+    if len(written) < size or sha256(last).hexdigest() != head.digest:
         raise LedgerError(
             f"{path}: the journal does not end in the row that was written last",
             rule="ledger.chain",
