@@ -419,11 +419,16 @@ def emptied(path: Path) -> None:
     os.truncate(path, 0)
 
 
+def beheaded(path: Path) -> None:
+    whole = path.read_bytes().rpartition(b"\n")[0]
+    path.write_bytes(whole.partition(b"\n")[2] + b"\n")
+
+
 def altered(path: Path) -> None:
     path.write_bytes(path.read_bytes().replace(b"payments", b"pavments"))
 
 
-@pytest.mark.parametrize("change", [shortened, emptied, altered])
+@pytest.mark.parametrize("change", [shortened, emptied, beheaded, altered])
 def test_a_journal_that_was_changed_while_its_disk_was_full_stays_shut(
     tmp_path: Path, disk: FaultyDisk, change: Callable[[Path], None]
 ) -> None:
