@@ -7,12 +7,8 @@ already, the ports are free ones, and etcd and the API server are those of the t
 
 import os
 import re
-import shlex
-import signal
 import stat
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,8 +16,8 @@ from cryptography import x509
 
 from bridge.hierarchy.transcript import read
 from tests.support.harness.terminal import Terminal
-from tests.support.harness.walk import BASH, ROOT, blocks
-from tests.support.parts import install, netports
+from tests.support.harness.walk import BASH, installed, script_of
+from tests.support.parts import install
 
 PORTS = ("15012", "9990", "2379", "2380", "6443")
 PRELUDE = """
@@ -42,31 +38,14 @@ CLUSTER = ("kubernetes", "etcd", "front-proxy")
 def home(tmp_path: Path) -> Iterator[Path]:
     """A home with a clone in it that has been installed."""
     install.softhsm()
-    clone = tmp_path / "clone"
-    clone.mkdir()
-    (clone / ".venv").symlink_to(sys.prefix)
     etcd, server = install.kube_apiserver_commands()
-    put(tmp_path / "bin/etcd", etcd)
-    put(tmp_path / "bin/kube-apiserver", server)
-    yield tmp_path
-    # A block that failed leaves its servers behind.
-    for path in tmp_path.rglob("*pid"):
-        with suppress(ProcessLookupError, ValueError):
-            os.kill(int(path.read_text("utf-8")), signal.SIGKILL)
-
-
-def put(path: Path, command: Sequence[str]) -> None:
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(f'#!/bin/sh\nexec {shlex.join(command)} "$@"\n')
-    path.chmod(0o755)
+    with installed(tmp_path, {"etcd": etcd, "kube-apiserver": server}) as home:
+        yield home
 
 
 def walked(home: Path) -> str:
     """Run the blocks of the page; return what a person sees."""
-    text = (ROOT / "docs/ceremony.md").read_text("utf-8")
-    script = "\n".join([PRELUDE, *blocks(text)])
-    for port in PORTS:
-        script = re.sub(rf"\b{port}\b", str(netports.reserve()), script)
+    script = script_of("docs/ceremony.md", PRELUDE, PORTS)
     path = f"{home / 'bin'}:{os.environ['PATH']}"
     environment = {"HOME": str(home), "PATH": path, "MESHCA_PIN": ""}
     terminal = Terminal([BASH, "-c", script], 160, home / "clone", environment)

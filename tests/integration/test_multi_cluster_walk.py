@@ -6,20 +6,15 @@ tests.
 """
 
 import os
-import re
-import shlex
-import signal
 import subprocess
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from cryptography import x509
 
-from tests.support.harness.walk import BASH, ROOT, blocks, environment
-from tests.support.parts import install, netports
+from tests.support.harness.walk import BASH, environment, installed, script_of
+from tests.support.parts import install
 
 PORTS = ("15012", "8080", "9990", "2379", "2380", "2381", "2382", "6443", "6444")
 PRELUDE = """
@@ -33,33 +28,16 @@ NAME = "spiffe://corp.example/ns/shop/sa/web"
 @pytest.fixture
 def home(tmp_path: Path) -> Iterator[Path]:
     """A home with a clone in it that has been installed."""
-    clone = tmp_path / "clone"
-    clone.mkdir()
-    for name, place in {".venv": Path(sys.prefix), "deploy": ROOT / "deploy"}.items():
-        (clone / name).symlink_to(place)
     etcd, server = install.kube_apiserver_commands()
-    put(tmp_path / "bin/etcd", etcd)
-    put(tmp_path / "bin/kube-apiserver", server)
-    put(tmp_path / "bin/kubectl", install.kubectl_command())
-    yield tmp_path
-    # A block that failed leaves its servers behind.
-    for path in tmp_path.rglob("*.pid"):
-        with suppress(ProcessLookupError, ValueError):
-            os.kill(int(path.read_text("utf-8")), signal.SIGKILL)
-
-
-def put(path: Path, command: Sequence[str]) -> None:
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(f'#!/bin/sh\nexec {shlex.join(command)} "$@"\n')
-    path.chmod(0o755)
+    programs = {"etcd": etcd, "kube-apiserver": server}
+    programs["kubectl"] = install.kubectl_command()
+    with installed(tmp_path, programs, "deploy") as home:
+        yield home
 
 
 def walked(home: Path) -> str:
     """Run the blocks of the page; return what a person sees."""
-    text = (ROOT / "docs/multi-cluster.md").read_text("utf-8")
-    script = "\n".join([PRELUDE, *blocks(text)])
-    for port in PORTS:
-        script = re.sub(rf"\b{port}\b", str(netports.reserve()), script)
+    script = script_of("docs/multi-cluster.md", PRELUDE, PORTS)
     said = home / "said"
     path = f"{home / 'bin'}:{os.environ['PATH']}"
     with said.open("w", encoding="utf-8") as output:

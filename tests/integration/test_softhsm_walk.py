@@ -6,7 +6,6 @@ Its blocks run as they stand in a clean clone.
 from pathlib import Path
 
 import pytest
-from cryptography import x509
 
 from tests.support.harness.processes import descendants
 from tests.support.harness.walk import (
@@ -14,32 +13,20 @@ from tests.support.harness.walk import (
     blocks,
     clone_of,
     environment,
+    files_of,
     run,
-    serving,
+    walk,
 )
 from tests.support.parts import install, netports
+
+CHANGING = {"token", "check.txt", "jwks.json", "token.object", "generation"}
+"""SoftHSM itself writes to the token's own object at each login."""
 
 
 @pytest.fixture
 def clone(tmp_path: Path) -> Path:
     install.softhsm()
     return clone_of(tmp_path / "clone", "softhsm")
-
-
-def files(folder: Path) -> dict[Path, bytes]:
-    """Return what `make softhsm` made and must not make a second time.
-
-    SoftHSM itself writes to the token's own object at each login, and the bridge to the
-    ledger and the latch.
-    """
-    changing = {"token", "check.txt", "jwks.json", "token.object", "generation"}
-    return {
-        path: path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file()
-        and path.name not in changing
-        and folder / "journal" not in path.parents
-    }
 
 
 def test_three_commands_go_from_nothing_to_a_certificate(clone: Path) -> None:
@@ -51,30 +38,16 @@ def test_three_commands_go_from_nothing_to_a_certificate(clone: Path) -> None:
     make = make.replace("make ", "make -o .venv/.pkcs11 ")
     demo = clone / "softhsm/demo"
 
-    first = run(clone, make, env)
-    assert first.returncode == 0, first.stdout + first.stderr
-    assert "Traceback" not in first.stderr
-    made = files(demo)
-    with serving(clone, serve) as bridge:
+    def has_one_process_with_the_module(bridge: int) -> None:
         # The PIN and the module are in a process beside the one that serves.
         loaded = [
             "libsofthsm2" in Path(f"/proc/{pid}/maps").read_text()
             for pid in descendants(bridge)
         ]
         assert loaded.count(True) == 1
-        asked = run(clone, request, env)
-        assert asked.returncode == 0, asked.stdout + asked.stderr
-        again = run(clone, make, env)
-        assert again.returncode == 0, again.stdout + again.stderr
-    assert {path: files(demo)[path] for path in made} == made
 
-    leaf, issuing, *_ = x509.load_pem_x509_certificates(
-        (demo / "web/chain.pem").read_bytes()
-    )
-    leaf.verify_directly_issued_by(issuing)
-    csr = x509.load_pem_x509_csr((demo / "issuing.csr").read_bytes())
-    assert issuing.public_key() == csr.public_key()
-    assert not (demo / "ca/issuing.key").exists()
+    commands = (make, serve, request)
+    walk(clone, demo, commands, env, CHANGING, has_one_process_with_the_module)
     assert (demo / "pin").stat().st_mode & 0o777 == 0o600
     assert demo.stat().st_mode & 0o777 == 0o700
 
@@ -95,11 +68,11 @@ def test_a_token_whose_pin_is_lost_is_left_alone(clone: Path) -> None:
     folder = clone / "softhsm/demo"
     command = f"softhsm/prepare.sh {folder} .venv/bin"
     assert run(clone, command, environment()).returncode == 0
-    tokens = files(folder / "tokens")
+    tokens = files_of(folder / "tokens", CHANGING)
     for name in ("pin", "issuing.csr"):
         (folder / name).unlink()
     done = run(clone, command, environment())
     assert done.returncode == 1
     assert "refused the PIN (CKR_PIN_INCORRECT). It was tried once" in done.stderr
-    assert files(folder / "tokens").keys() == tokens.keys()
+    assert files_of(folder / "tokens", CHANGING).keys() == tokens.keys()
     assert not (folder / "issuing.csr").exists()

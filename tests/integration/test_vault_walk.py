@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cryptography import x509
 
 from tests.support.harness.walk import (
     BASH,
@@ -20,6 +19,7 @@ from tests.support.harness.walk import (
     environment,
     run,
     serving,
+    walk,
 )
 from tests.support.parts import install, netports
 from tests.support.parts.vault import Product
@@ -36,17 +36,6 @@ def clone(tmp_path: Path) -> Iterator[Path]:
     yield folder
     for pid in folder.glob("deploy/vault/demo/*/server.pid"):
         os.kill(int(pid.read_text()), signal.SIGKILL)
-
-
-def files(folder: Path) -> dict[Path, bytes]:
-    """Return what `make vault` made and must not make a second time."""
-    return {
-        path: path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file()
-        and path.name not in _CHANGING
-        and folder / "journal" not in path.parents
-    }
 
 
 def test_what_a_user_has_set_or_an_interrupted_run_left_is_not_in_the_way(
@@ -120,24 +109,7 @@ def test_three_commands_go_from_nothing_to_a_certificate(
     make = make.replace("make ", "make -o .venv/.vault ")
     demo = clone / "deploy/vault/demo" / backend
 
-    first = run(clone, make, env)
-    assert first.returncode == 0, first.stdout + first.stderr
-    assert "Traceback" not in first.stderr
-    made = files(demo)
-    with serving(clone, serve):
-        asked = run(clone, request, env)
-        assert asked.returncode == 0, asked.stdout + asked.stderr
-        again = run(clone, make, env)
-        assert again.returncode == 0, again.stdout + again.stderr
-    assert {path: files(demo)[path] for path in made} == made
-
-    leaf, issuing, *_ = x509.load_pem_x509_certificates(
-        (demo / "web/chain.pem").read_bytes()
-    )
-    leaf.verify_directly_issued_by(issuing)
-    csr = x509.load_pem_x509_csr((demo / "issuing.csr").read_bytes())
-    assert issuing.public_key() == csr.public_key()
-    assert not (demo / "ca/issuing.key").exists()
+    walk(clone, demo, (make, serve, request), env, _CHANGING)
     for secret in ("secret-id", "root-token"):
         assert (demo / secret).stat().st_mode & 0o777 == 0o600
 

@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from bridge.hierarchy.keys import LocalKey
 from bridge.issuance.signing import new_serial
 from bridge.sdk import SigningCA
 from bridge.spi import Description, IssuedChain, LeafRequest, Prepared
@@ -123,7 +124,7 @@ class LyingCA:
             intermediates=self.authority.chain[1:],
             chooses_serial=self.builds_tbs,
         )
-        self._honest = SigningCA(self._description, _KeySigner(self.authority.key))
+        self._honest = SigningCA(self._description, LocalKey(self.authority.key))
 
     def describe(self) -> Description:
         return self._description
@@ -180,25 +181,6 @@ class LyingCA:
 
     def close(self) -> None:
         self.closed += 1
-
-
-@dataclass
-class _KeySigner:
-    key: Key
-
-    def public_key(self) -> Any:
-        return self.key.public_key()
-
-    def check(self, *, timeout: float) -> None:
-        pass
-
-    def sign(
-        self, tbs: bytes, algorithm: SignatureAlgorithm, *, timeout: float
-    ) -> bytes:
-        return sign(self.key, tbs)
-
-    def close(self) -> None:
-        pass
 
 
 def _set(**values: Any) -> Lie:

@@ -6,13 +6,19 @@ already, and the ports are free ones.
 
 import os
 import re
+import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from cryptography import x509
+
+from tests.support.parts import netports
 
 ROOT = Path(__file__).parents[3]
 BASH = shutil.which("bash") or "bash"
@@ -23,6 +29,96 @@ _SECONDS = 120
 def blocks(text: str) -> list[str]:
     """Return the blocks of commands of a page, in order."""
     return _BLOCK.findall(text)
+
+
+def script_of(page: str, prelude: str, ports: Iterable[str]) -> str:
+    """Return the blocks of a page as one script, with free ports for its own."""
+    script = "\n".join([prelude, *blocks((ROOT / page).read_text("utf-8"))])
+    for port in ports:
+        script = re.sub(rf"\b{port}\b", str(netports.reserve()), script)
+    return script
+
+
+@contextmanager
+def installed(
+    home: Path, programs: Mapping[str, Sequence[str]], *linked: str
+) -> Iterator[Path]:
+    """Give a home with a clone in it that has been installed, and with programs.
+
+    Args:
+        home: An empty folder.
+        programs: The commands of the programs in its `bin`.
+        linked: Folders of the repository that the clone has.
+    """
+    (home / "clone").mkdir()
+    (home / "clone/.venv").symlink_to(sys.prefix)
+    for name in linked:
+        (home / "clone" / name).symlink_to(ROOT / name)
+    (home / "bin").mkdir()
+    for name, command in programs.items():
+        path = home / "bin" / name
+        path.write_text(f'#!/bin/sh\nexec {shlex.join(command)} "$@"\n')
+        path.chmod(0o755)
+    yield home
+    # A block that failed leaves its servers behind.
+    for path in home.rglob("*pid"):
+        with suppress(ProcessLookupError, ValueError):
+            os.kill(int(path.read_text("utf-8")), signal.SIGKILL)
+
+
+def files_of(folder: Path, changing: Container[str]) -> dict[Path, bytes]:
+    """Return what `make` made in a folder, and must not make a second time.
+
+    Args:
+        folder: Of the demo. The bridge writes to its journal.
+        changing: Names of the files that each run may write.
+    """
+    return {
+        path: path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+        and path.name not in changing
+        and folder / "journal" not in path.parents
+    }
+
+
+def walk(
+    clone: Path,
+    demo: Path,
+    commands: Sequence[str],
+    env: Mapping[str, str],
+    changing: Container[str],
+    while_serving: Callable[[int], None] = lambda _: None,
+) -> None:
+    """Run the three commands of a README: from nothing to a certificate.
+
+    Made a second time, everything stays. The issuing key is not in a file.
+
+    Args:
+        clone: See `clone_of`.
+        demo: What the first command makes.
+        commands: They make, serve, and ask for a certificate.
+        env: Of the commands.
+        changing: See `files_of`.
+        while_serving: Given the process that serves.
+    """
+    make, serve, request = commands
+    first = run(clone, make, env)
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert "Traceback" not in first.stderr
+    made = files_of(demo, changing)
+    with serving(clone, serve) as bridge:
+        while_serving(bridge)
+        for command in (request, make):
+            done = run(clone, command, env)
+            assert done.returncode == 0, done.stdout + done.stderr
+    assert {path: files_of(demo, changing)[path] for path in made} == made
+    chain = (demo / "web/chain.pem").read_bytes()
+    leaf, issuing, *_ = x509.load_pem_x509_certificates(chain)
+    leaf.verify_directly_issued_by(issuing)
+    csr = x509.load_pem_x509_csr((demo / "issuing.csr").read_bytes())
+    assert issuing.public_key() == csr.public_key()
+    assert not (demo / "ca/issuing.key").exists()
 
 
 def environment(**more: str) -> dict[str, str]:

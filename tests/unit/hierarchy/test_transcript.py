@@ -8,11 +8,9 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric.types import (
-    CertificateIssuerPublicKeyTypes,
-)
 
 from bridge.errors import ConfigError
+from bridge.hierarchy.keys import LocalKey
 from bridge.hierarchy.schema import parse
 from bridge.hierarchy.transcript import (
     FILE_NAME,
@@ -26,34 +24,12 @@ from bridge.hierarchy.transcript import (
     require_officer,
 )
 from bridge.ledger.chain import canonical
-from bridge.spi import SignatureAlgorithm
-from bridge.x509.algorithm import CAPublicKey, signature_of
+from bridge.x509.algorithm import CAPublicKey
 from tests.support.parts.pki import NOW, Key, new_key, public_pem
 
 HIERARCHY = sha256(b"the hierarchy file").hexdigest()
 OTHER = sha256(b"something else").hexdigest()
 KEYS = {name: new_key("ed25519") for name in ("Ada", "Grace", "Hedy")}
-
-
-class KeySigner:
-    """Signs with a key that is held here."""
-
-    def __init__(self, key: Key) -> None:
-        self.key = key
-
-    def public_key(self) -> CertificateIssuerPublicKeyTypes:
-        return self.key.public_key()
-
-    def check(self, *, timeout: float) -> None:
-        pass
-
-    def sign(
-        self, tbs: bytes, algorithm: SignatureAlgorithm, *, timeout: float
-    ) -> bytes:
-        return signature_of(self.key, algorithm, tbs)
-
-    def close(self) -> None:
-        pass
 
 
 def officers() -> dict[str, CAPublicKey]:
@@ -78,7 +54,7 @@ def step(transcript: Transcript, name: str, minute: int = 0) -> None:
 def approve(transcript: Transcript, *names: str, minute: int = 0) -> None:
     for name in names:
         at = NOW + timedelta(minutes=minute)
-        transcript.sign(name, KeySigner(KEYS[name]), at, timeout=1)
+        transcript.sign(name, LocalKey(KEYS[name]), at, timeout=1)
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -20,9 +19,9 @@ from bridge.hierarchy.export.source import (
     cluster_files,
     read_key,
 )
+from bridge.hierarchy.keys import LocalKey
 from bridge.hierarchy.schema import Loaded
-from bridge.spi import SignatureAlgorithm, Signer
-from bridge.x509.algorithm import CAPrivateKey, CAPublicKey, signature_of
+from bridge.spi import Signer
 from tests.support.parts.cluster_pki import FILE
 from tests.support.parts.hierarchy_file import NOW, loaded
 from tests.support.parts.pki import key_pem, new_key, new_root, write_private
@@ -125,30 +124,9 @@ def test_a_key_elsewhere_leaves_the_shapes_without_one(tmp_path: Path) -> None:
     assert [*exported("prod", "vault-import", file)] == ["set-signed.json"]
 
 
-@dataclass
-class Key:
-    """A `Signer` of a key in this process."""
-
-    key: CAPrivateKey
-
-    def public_key(self) -> CAPublicKey:
-        return self.key.public_key()
-
-    def check(self, *, timeout: float) -> None:
-        pass
-
-    def sign(
-        self, tbs: bytes, algorithm: SignatureAlgorithm, *, timeout: float
-    ) -> bytes:
-        return signature_of(self.key, algorithm, tbs)
-
-    def close(self) -> None:
-        pass
-
-
 @contextmanager
 def keys(name: str) -> Iterator[Signer]:
-    yield Key(CAS[name].key)
+    yield LocalKey(CAS[name].key)
 
 
 def issued(file: Loaded, cluster: str = "prod", **more: Any) -> dict[str, bytes]:
