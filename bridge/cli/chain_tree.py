@@ -8,6 +8,7 @@ from cryptography import x509
 
 from bridge.cli.console import print_folded
 from bridge.x509.certificate import readable, value_in
+from bridge.x509.name_forms import FORMS
 
 _STEP = " " * 4
 
@@ -85,14 +86,8 @@ def _constraints(certificate: x509.Certificate) -> list[str]:
 
 
 def _constraint(name: x509.GeneralName) -> str:
-    kinds = {
-        x509.DNSName: "DNS",
-        x509.UniformResourceIdentifier: "URI",
-        x509.IPAddress: "IP",
-        x509.RFC822Name: "e-mail",
-        x509.DirectoryName: "directory",
-    }
-    return f"{kinds.get(type(name), 'other')}:{name.value}"
+    form = FORMS.get(type(name))
+    return f"{form.label if form else 'other'}:{name.value}"
 
 
 def _day(moment: datetime) -> str:

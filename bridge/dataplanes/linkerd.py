@@ -29,7 +29,7 @@ from bridge.x509.certificate import (
     value_in,
 )
 from bridge.x509.name_constraints import Kind, NameConstraints
-from bridge.x509.name_forms import is_dns_name
+from bridge.x509.name_forms import FORMS, is_dns_name
 
 _SIGNATURES = RSA_SIGNATURES | ECDSA_SIGNATURES | {ED25519_SIGNATURE}
 _PROXY = "linkerd2-proxy"
@@ -39,10 +39,6 @@ _ALGORITHMS = (
     "SHA-384 or SHA-512, or Ed25519"
 )
 _ONLY_IF_PRESENT: tuple[Kind, ...] = (x509.UniformResourceIdentifier, x509.RFC822Name)
-_LABELS: dict[Kind, str] = {
-    x509.UniformResourceIdentifier: "URI",
-    x509.RFC822Name: "e-mail",
-}
 
 
 def linkerd_problems(
@@ -103,8 +99,8 @@ def constraint_problems(
     for kind in _ONLY_IF_PRESENT:
         if kind in found.constrained and any(_has(one, kind) for one in below):
             yield (
-                f"constrains {_LABELS[kind]} names, and a CA certificate below it has "
-                f"one, which {proxy} then rejects, whether it matches or not: "
+                f"constrains {FORMS[kind].label} names, and a CA certificate below it "
+                f"has one, which {proxy} then rejects, whether it matches or not: "
                 "reissue one of the two without"
             )
     for host in _hosts(certificate):

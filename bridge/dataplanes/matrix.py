@@ -13,6 +13,7 @@ from cryptography import x509
 
 from bridge.dataplanes.planes import DataPlane
 from bridge.x509.name_constraints import Kind
+from bridge.x509.name_forms import FORMS
 
 
 class Treatment(StrEnum):
@@ -36,16 +37,6 @@ VERIFIERS: Mapping[str, str] = MappingProxyType(
     }
 )
 """The name for people of each verifier; Go and OpenSSL are programs without a proxy."""
-FORM_NAMES: Mapping[Kind, str] = MappingProxyType(
-    {
-        x509.UniformResourceIdentifier: "URI",
-        x509.DNSName: "DNS",
-        x509.IPAddress: "IP",
-        x509.RFC822Name: "e-mail",
-        x509.DirectoryName: "directory",
-    }
-)
-"""The name for people of each form that a constraint may be about."""
 
 _IN_ORDER = (*VERIFIERS,)
 
@@ -83,7 +74,7 @@ def matrix_of(
     found, columns = {*constrained}, [*verifiers]
     return [
         (
-            FORM_NAMES[kind],
+            FORMS[kind].label,
             [str(row[one]) if kind in found else "not limited" for one in columns],
         )
         for kind, row in MATRIX.items()

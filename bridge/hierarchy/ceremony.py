@@ -28,7 +28,14 @@ from bridge.hierarchy.keys import (
     device_of,
     require_planned,
 )
-from bridge.hierarchy.output import BY, CERTIFICATE, Output, crl_folder, exists
+from bridge.hierarchy.output import (
+    BY,
+    CERTIFICATE,
+    Output,
+    crl_folder,
+    exists,
+    files_of,
+)
 from bridge.hierarchy.plan import plan_of
 from bridge.hierarchy.schema import HierarchyFile, KeyBehindCSR, Loaded
 from bridge.hierarchy.signing import SigningStep, check, issue, moment
@@ -500,13 +507,9 @@ def _made(
     output, name, above = ceremony.output, step.name, step.above
     _require_new_key(output, name, step.public_key)
     certificate = issue(step, signer, partial(ceremony.begin, command))
-    files = output.write(name, certificate, _below_root([certificate, *above]))
+    files = output.write_files(name, files_of([certificate, *above]))
     ceremony.finish(command, {**given, **files}, device_of(signer))
     return SignedCA(name=name, certificate=certificate, files=files)
-
-
-def _below_root(path: Sequence[x509.Certificate]) -> Sequence[x509.Certificate]:
-    return path[:-1] or path
 
 
 def _above(
@@ -582,7 +585,7 @@ def _resumed(
     problem = chain_problem(path, moment(certificate, ceremony.clock()), usages)
     tbs = hashlib.sha256(certificate.tbs_certificate_bytes).hexdigest()
     is_intended = tbs in ceremony.intended(command)
-    is_whole = output.holds(name, certificate, _below_root(path))
+    is_whole = output.holds(name, files_of(path))
     if is_other or problem or not is_intended or not is_whole:
         raise exists(output.folder / name)
     _require_new_key(output, name, issuer_key(certificate))

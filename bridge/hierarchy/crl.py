@@ -25,7 +25,7 @@ from bridge.errors import BackendBrokenError, ConfigError
 from bridge.hierarchy.ceremony import Ceremony
 from bridge.hierarchy.certificate import issuer_of_certificate
 from bridge.hierarchy.keys import device_of
-from bridge.hierarchy.lint import crl_findings
+from bridge.hierarchy.lint import crl_findings, require_clean
 from bridge.hierarchy.output import Output, crl_folder
 from bridge.hierarchy.replica import key_like
 from bridge.hierarchy.schema.file import BACKDATE
@@ -464,11 +464,7 @@ def _require_clean(
     name: str, planned: PlannedCRL, crl: x509.CertificateRevocationList
 ) -> None:
     found = [*planned.problems(crl), *crl_findings(crl)]
-    if found:
-        raise ConfigError(
-            "\n".join(f"{name}: the CRL {text}" for text in found),
-            rule="hierarchy.lint",
-        )
+    require_clean(found, source=f"{name}: the CRL")
 
 
 def _digest(data: bytes) -> str:

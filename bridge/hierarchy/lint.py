@@ -5,7 +5,7 @@ throwaway key. Two linters look at it: our own rules, which know the data planes
 pkilint, which knows RFC 5280 and was written by others. Every finding is a failure.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from typing import Any
 
@@ -72,41 +72,18 @@ def findings(
         yield from _of_pkilint(certificate, is_own=own_identifier is None)
 
 
-def require_clean(
-    certificate: x509.Certificate,
-    issuer: IssuerName | None,
-    *,
-    source: str,
-    with_pkilint: bool,
-    own_identifier: x509.SubjectKeyIdentifier | None = None,
-    usages: Usages = BOTH_WAYS,
-) -> None:
-    """Refuse a certificate that a linter finds anything in.
+def require_clean(found: Iterable[str], *, source: str) -> None:
+    """Refuse what a linter finds anything in.
 
     Args:
-        certificate: See `findings`.
-        issuer: See `findings`.
-        source: The name of the CA; each line of the message begins with it.
-        with_pkilint: See `findings`.
-        own_identifier: See `findings`.
-        usages: See `findings`.
+        found: Of `findings`, or of `crl_findings`.
+        source: What was linted; each line of the message begins with it.
 
     Raises:
         ConfigError: The message has all findings, a line each.
     """
-    found = [
-        *findings(
-            *(certificate, issuer),
-            with_pkilint=with_pkilint,
-            own_identifier=own_identifier,
-            usages=usages,
-        )
-    ]
-    if found:
-        raise ConfigError(
-            "\n".join(f"{source}: the certificate {text}" for text in found),
-            rule="hierarchy.lint",
-        )
+    if lines := [f"{source} {text}" for text in found]:
+        raise ConfigError("\n".join(lines), rule="hierarchy.lint")
 
 
 def _form(certificate: x509.Certificate) -> Iterator[str]:

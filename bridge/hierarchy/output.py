@@ -174,27 +174,6 @@ class Output:
                 raise _bad(f"{path}: expected the CRL of a CA: {error}") from None
         return None
 
-    def write(
-        self,
-        name: str,
-        certificate: x509.Certificate,
-        chain: Sequence[x509.Certificate],
-    ) -> Mapping[str, str]:
-        """Write a certificate and its chain, all files or none; overwrite nothing.
-
-        Args:
-            name: Of the CA.
-            certificate: Its certificate.
-            chain: It and the CAs above it, without the root.
-
-        Returns:
-            The SHA-256 of each file, by its path below the folder.
-
-        Raises:
-            ConfigError: The CA's folder exists, or nothing can be written.
-        """
-        return self.write_files(name, _files_of(certificate, chain))
-
     def write_files(self, name: str, files: Mapping[str, bytes]) -> Mapping[str, str]:
         """Write a folder of files, all of them or none; overwrite nothing.
 
@@ -229,18 +208,13 @@ class Output:
             if path.is_file()
         }
 
-    def holds(
-        self,
-        name: str,
-        certificate: x509.Certificate,
-        chain: Sequence[x509.Certificate],
-    ) -> bool:
-        """Return whether a CA's folder is as `write` would write it now."""
+    def holds(self, name: str, files: Mapping[str, bytes]) -> bool:
+        """Return whether a folder is as `write_files` would write it now."""
         try:
             found = self.digests(name)
         except OSError:
             return False
-        return found == _digests(name, _files_of(certificate, chain))
+        return found == _digests(name, files)
 
     def recorded(self) -> frozenset[str]:
         """Return the names of the CAs that stand in the manifest: they are finished.
@@ -351,13 +325,17 @@ def text_of(certificate: x509.Certificate) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _files_of(
-    certificate: x509.Certificate, chain: Sequence[x509.Certificate]
-) -> Mapping[str, bytes]:
+def files_of(path: Sequence[x509.Certificate]) -> Mapping[str, bytes]:
+    """Return the files of a CA's folder.
+
+    Args:
+        path: Its certificate, and those above it, the root last.
+    """
+    certificate, below_root = path[0], path[:-1] or path
     return {
         CERTIFICATE: pem_of(certificate),
         _DER: certificate.public_bytes(Encoding.DER),
-        CHAIN: pem_of(*chain),
+        CHAIN: pem_of(*below_root),
         _TEXT: text_of(certificate).encode(),
     }
 

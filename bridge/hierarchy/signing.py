@@ -25,7 +25,7 @@ from bridge.hierarchy.certificate import (
     usages_below,
 )
 from bridge.hierarchy.keys import SIGN_SECONDS
-from bridge.hierarchy.lint import require_clean
+from bridge.hierarchy.lint import findings, require_clean
 from bridge.hierarchy.output import BY
 from bridge.hierarchy.replica import key_like, replicate_path
 from bridge.hierarchy.schema import HierarchyFile
@@ -167,13 +167,13 @@ def check(step: SigningStep, certificate: x509.Certificate) -> tuple[TrialResult
         ConfigError: A check fails.
     """
     name, path = step.name, [certificate, *step.above]
-    require_clean(
+    found = findings(
         *(certificate, step.issuer),
         own_identifier=_identifier(certificate) if step.is_cross else None,
-        source=name,
         with_pkilint=step.with_others,
         usages=step.usages,
     )
+    require_clean(found, source=f"{name}: the certificate")
     if step.above and (problems := [*_beyond(certificate, step.above[0])]):
         raise _bad("\n".join(f"{name}: {text}" for text in problems))
     require_accepted(path[: _to_anchor(step)], _planes(step), source=name)

@@ -5,7 +5,8 @@ Run `python -m tests.interop.constraints.document` after a change of either.
 
 from pathlib import Path
 
-from bridge.dataplanes.matrix import FORM_NAMES, MATRIX, VERIFIERS
+from bridge.dataplanes.matrix import MATRIX, VERIFIERS
+from bridge.x509.name_forms import FORMS
 from tests.interop.constraints.cases import CASES, REASONS, Case
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "constraints.md"
@@ -40,7 +41,7 @@ def render_matrix() -> str:
     ]
     for kind, row in MATRIX.items():
         cells = " | ".join(row[verifier] for verifier in VERIFIERS)
-        lines.append(f"| {FORM_NAMES[kind]} | {cells} |")
+        lines.append(f"| {FORMS[kind].label} | {cells} |")
     return "\n".join(lines) + "\n"
 
 

@@ -779,7 +779,7 @@ def test_a_run_that_was_cut_off_before_its_certificate_signs_again(
     signed_to(held, "root")
     with monkeypatch.context() as patched:
         if at == "the folder":
-            patched.setattr(Output, "write", stopped)
+            patched.setattr(Output, "write_files", stopped)
         else:
             patched.setattr(LocalKey, "sign", stopped)
         with pytest.raises(KeyboardInterrupt):

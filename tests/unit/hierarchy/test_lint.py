@@ -80,7 +80,9 @@ def test_a_signature_of_a_kind_that_no_data_plane_reads_is_found() -> None:
 
 
 def test_nothing_is_found_in_a_good_certificate() -> None:
-    require_clean(certificate(), ISSUER, source="eu", with_pkilint=True)
+    require_clean(
+        findings(certificate(), ISSUER, with_pkilint=True), source="eu: the certificate"
+    )
 
 
 @pytest.mark.parametrize(
@@ -139,7 +141,10 @@ def test_a_fault_is_found(made: Callable[[], x509.Certificate], says: str) -> No
 def test_a_root_of_another_program_keeps_its_identifier() -> None:
     own = x509.SubjectKeyIdentifier(b"by SHA-256")
     made = certificate(put(own, critical=False))
-    require_clean(made, ISSUER, source="new", with_pkilint=True, own_identifier=own)
+    require_clean(
+        findings(made, ISSUER, with_pkilint=True, own_identifier=own),
+        source="new: the certificate",
+    )
     told = "; ".join(
         findings(made, ISSUER, with_pkilint=False, own_identifier=ABOVE_ID)
     )
@@ -149,7 +154,9 @@ def test_a_root_of_another_program_keeps_its_identifier() -> None:
 def test_each_finding_is_a_line_with_the_name_of_the_ca() -> None:
     faulty = certificate(put(aki(OWN_ID), critical=False), serial=1)
     with pytest.raises(ConfigError, match="eu: the certificate has a serial") as found:
-        require_clean(faulty, ISSUER, source="eu", with_pkilint=False)
+        require_clean(
+            findings(faulty, ISSUER, with_pkilint=False), source="eu: the certificate"
+        )
     assert len(str(found.value).splitlines()) == 2
 
 
@@ -163,4 +170,6 @@ def test_pkilint_takes_the_base_of_a_constraint_for_a_name_and_is_not_heard() ->
     ]
     constraints = x509.NameConstraints(permitted, None)
     good = certificate(put(constraints, critical=True))
-    require_clean(good, ISSUER, source="eu", with_pkilint=True)
+    require_clean(
+        findings(good, ISSUER, with_pkilint=True), source="eu: the certificate"
+    )

@@ -10,17 +10,18 @@ import pytest
 from bridge.errors import ConfigError
 from bridge.hierarchy import output as module
 from bridge.hierarchy.keys import spki_sha256
-from bridge.hierarchy.output import Output
+from bridge.hierarchy.output import Output, files_of
 from tests.support.parts.pki import new_root
 
-FILES = ["certificate.der", "certificate.pem", "certificate.txt", "chain.pem"]
 ROOT = new_root("root").certificate
+FILES = files_of([ROOT])
 
 
 def test_a_certificate_is_written_in_all_shapes(tmp_path: Path) -> None:
     output = Output(tmp_path / "out")
-    written = output.write("root", ROOT, [ROOT])
-    assert sorted(written) == [f"root/{name}" for name in FILES]
+    written = output.write_files("root", FILES)
+    names = ("certificate.der", "certificate.pem", "certificate.txt", "chain.pem")
+    assert sorted(written) == [f"root/{name}" for name in names]
     for path, digest in written.items():
         content = (tmp_path / "out" / path).read_bytes()
         assert hashlib.sha256(content).hexdigest() == digest
@@ -33,7 +34,7 @@ def test_a_certificate_is_written_in_all_shapes(tmp_path: Path) -> None:
 
 def test_the_manifest_is_made_of_what_is_there(tmp_path: Path) -> None:
     output = Output(tmp_path)
-    written = output.write("root", ROOT, [ROOT])
+    written = output.write_files("root", FILES)
     assert output.recorded() == frozenset()
     output.write_manifest()
     assert output.recorded() == {"root"}
@@ -64,7 +65,7 @@ def test_whatever_stands_there_is_not_overwritten(
     output = Output(tmp_path)
     assert output.has("root")
     with pytest.raises(ConfigError, match="root: exists, and nothing is overwritten"):
-        output.write("root", ROOT, [ROOT])
+        output.write_files("root", FILES)
     assert [path.name for path in tmp_path.iterdir()] == ["root"]
 
 
@@ -80,7 +81,7 @@ def test_a_failure_in_the_middle_leaves_nothing(
 
     monkeypatch.setattr(module, "_write", fail_at_the_chain)
     with pytest.raises(ConfigError, match="cannot be written: No space left"):
-        Output(tmp_path).write("root", ROOT, [ROOT])
+        Output(tmp_path).write_files("root", FILES)
     assert [*tmp_path.iterdir()] == []
 
 
@@ -91,7 +92,7 @@ def test_what_a_run_left_that_was_killed_is_removed_by_the_next(
     (tmp_path / ".unfinished-x/certificate.pem").write_text("half")
     output = Output(tmp_path)
     assert output.names() == ()
-    output.write("root", ROOT, [ROOT])
+    output.write_files("root", FILES)
     assert [path.name for path in tmp_path.iterdir()] == ["root"]
 
 
@@ -112,21 +113,21 @@ def test_one_run_at_a_time_signs_into_a_folder(tmp_path: Path) -> None:
             output.exclusively(seconds=0),
         ):
             pass
-        output.write("root", ROOT, [ROOT])
+        output.write_files("root", FILES)
     with output.exclusively(seconds=0):
         assert output.names() == ("root",)
 
 
 def test_a_folder_is_as_it_was_written_or_it_is_not(tmp_path: Path) -> None:
     output = Output(tmp_path)
-    output.write("root", ROOT, [ROOT])
-    assert output.holds("root", ROOT, [ROOT])
-    assert not output.holds("root", new_root("other").certificate, [ROOT])
-    assert not output.holds("eu", ROOT, [ROOT])
+    output.write_files("root", FILES)
+    assert output.holds("root", FILES)
+    assert not output.holds("root", files_of([new_root("other").certificate]))
+    assert not output.holds("eu", FILES)
     for name in FILES:
         path = tmp_path / "root" / name
         content = path.read_bytes()
         path.write_bytes(content + b" ")
-        assert not output.holds("root", ROOT, [ROOT])
+        assert not output.holds("root", FILES)
         path.write_bytes(content)
-    assert output.holds("root", ROOT, [ROOT])
+    assert output.holds("root", FILES)
