@@ -298,6 +298,10 @@ def authority(held: HeldCeremony, name: str) -> Authority:
     return Authority(held.output.certificate(name), key)
 
 
+def changed_at_the_end(der: bytes) -> bytes:
+    return der[:-1] + bytes([der[-1] ^ 1])
+
+
 def put(held: HeldCeremony, data: bytes) -> dict[str, Any]:
     path = held.folder / "given"
     path.write_bytes(data)
@@ -429,7 +433,7 @@ REFUSALS = {
         lambda held: put(held, revoking(twin(held))), "it is of another CA or another"
     ),
     "a list with a byte changed": Refusal(
-        lambda held: put(held, revoking(authority(held, "eu"))[:-1] + b"\0"),
+        lambda held: put(held, changed_at_the_end(revoking(authority(held, "eu")))),
         "another key, or was changed|damaged",
     ),
     "a delta CRL": Refusal(
