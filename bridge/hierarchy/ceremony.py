@@ -200,7 +200,6 @@ def rehearse(
     loaded: Loaded,
     *,
     clock: Clock = system_clock,
-    operator: str = "rehearsal",
     done: Callable[[SignedCA], None] = lambda _: None,
     then: Callable[[Ceremony], object] = lambda _: None,
 ) -> tuple[SignedCA, ...]:
@@ -209,7 +208,6 @@ def rehearse(
     Args:
         loaded: The hierarchy file.
         clock: The time.
-        operator: Who rehearses, for the transcript, which is discarded too.
         done: Told each CA that is signed.
         then: Does what follows in the ceremony, before all is discarded.
 
@@ -232,7 +230,7 @@ def rehearse(
             loaded=loaded,
             output=Output(Path(folder) / "out"),
             keys=keys,
-            operator=operator,
+            operator="rehearsal",
             clock=clock,
         )
         ceremony.output.make()

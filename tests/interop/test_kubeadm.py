@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from bridge.hierarchy.kubernetes_pki.issue import issue_all, new_leaf_key
+from bridge.hierarchy.kubernetes_pki.issue import issue_all
 from bridge.hierarchy.kubernetes_pki.layouts import kubeadm_files
 from bridge.system.clock import system_clock
 from bridge.system.files import write_new
+from bridge.x509.algorithm import new_key
 from tests.support.parts import install
 from tests.support.parts.cluster_pki import cluster, new_issuers
 from tests.support.parts.pki import bundle
@@ -30,7 +31,7 @@ class Node:
         issuers = new_issuers(datetime.now(UTC).replace(microsecond=0))
         self.root = issuers["kubernetes"].chain[-1]
         leaves = issue_all(cluster(), issuers, clock=system_clock)
-        files = kubeadm_files(cluster(), issuers, leaves, new_leaf_key())
+        files = kubeadm_files(cluster(), issuers, leaves, new_key("p256"))
         write_new(folder, files)
         self._config = folder / "kubeadm.yaml"
         documents = (

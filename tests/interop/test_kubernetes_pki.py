@@ -18,7 +18,7 @@ from cryptography.x509.oid import NameOID
 
 from bridge.errors import AuthenticationError
 from bridge.hierarchy.export.shapes import SHAPES, ExportedCA, ShapeOptions
-from bridge.hierarchy.kubernetes_pki.issue import LeafIssuer, issue_all, new_leaf_key
+from bridge.hierarchy.kubernetes_pki.issue import LeafIssuer, issue_all
 from bridge.hierarchy.kubernetes_pki.layouts import component_files
 from bridge.hierarchy.kubernetes_pki.profiles import ADMINS
 from bridge.hierarchy.schema import ClusterCA
@@ -144,7 +144,7 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
         "front-proxy": issuer_of(tree.front_proxy),
     }
     leaves = issue_all(planned, issuers, clock=system_clock)
-    write_new(folder, component_files(planned, issuers, leaves, new_leaf_key()))
+    write_new(folder, component_files(planned, issuers, leaves, new_key("p256")))
     node = folder / "cp-1"
     clients = {
         name: Client.of_kubeconfig(node / path)

@@ -14,7 +14,7 @@ from bridge.errors import ConfigError
 from bridge.hierarchy.ceremony import Keys
 from bridge.hierarchy.export.shapes import SHAPES, ExportedCA, Files, ShapeOptions
 from bridge.hierarchy.keys import SIGN_SECONDS
-from bridge.hierarchy.kubernetes_pki.issue import LeafIssuer, issue_all, new_leaf_key
+from bridge.hierarchy.kubernetes_pki.issue import LeafIssuer, issue_all
 from bridge.hierarchy.kubernetes_pki.layouts import component_files, kubeadm_files
 from bridge.hierarchy.schema import (
     ClusterCA,
@@ -27,7 +27,13 @@ from bridge.registry import Secret
 from bridge.spi import Signer
 from bridge.system.clock import Clock
 from bridge.system.files import read_secret
-from bridge.x509.algorithm import CA_KEYS, CAPrivateKey, algorithm_of, issuer_key
+from bridge.x509.algorithm import (
+    CA_KEYS,
+    CAPrivateKey,
+    algorithm_of,
+    issuer_key,
+    new_key,
+)
 
 Certificates = Callable[[str], x509.Certificate]
 """Returns the certificate of a CA by its name, as `Output.certificate` does."""
@@ -137,7 +143,7 @@ def cluster_files(
             issuers[purpose] = LeafIssuer(chain, _sign_with(signer))
         leaves = issue_all(entry, issuers, clock=clock, nodes=wanted.nodes)
     layout = kubeadm_files if wanted.layout == "kubeadm" else component_files
-    return layout(limited, issuers, leaves, wanted.account_key or new_leaf_key())
+    return layout(limited, issuers, leaves, wanted.account_key or new_key("p256"))
 
 
 def _limited(entry: ClusterPKIEntry, nodes: Sequence[str]) -> ClusterPKIEntry:

@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from secrets import randbits
 
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric import rsa
 
 from bridge.errors import ConfigError, DeniedError
 from bridge.hierarchy.certificate import joined, sign_with_stand_in
@@ -21,14 +21,13 @@ from bridge.hierarchy.kubernetes_pki.profiles import PlannedLeaf, leaves_of
 from bridge.hierarchy.schema import ClusterCA, ClusterPKIEntry
 from bridge.hierarchy.schema.file import BACKDATE
 from bridge.system.clock import Clock
-from bridge.x509.algorithm import CAPrivateKey, issuer_key
+from bridge.x509.algorithm import CAPrivateKey, issuer_key, new_key
 from bridge.x509.certificate import key_usage
 from bridge.x509.name_constraints import ChainConstraints
 from bridge.x509.path import verify_leaf_signature
 
 Sign = Callable[[bytes], bytes]
 """Signs a TBSCertificate as `algorithm_of` says of the key; ECDSA is in DER."""
-LeafKey = CAPrivateKey
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +50,7 @@ class IssuedLeaf:
 
     planned: PlannedLeaf
     certificate: x509.Certificate
-    key: LeafKey = field(repr=False)
-
-
-def new_leaf_key() -> LeafKey:
-    """Make a key that every part of Kubernetes reads: EC P-256."""
-    return ec.generate_private_key(ec.SECP256R1())
+    key: CAPrivateKey = field(repr=False)
 
 
 def issue_all(
@@ -64,7 +58,6 @@ def issue_all(
     issuers: Mapping[ClusterCA, LeafIssuer],
     *,
     clock: Clock,
-    make_key: Callable[[], LeafKey] = new_leaf_key,
     nodes: Collection[str] = (),
 ) -> tuple[IssuedLeaf, ...]:
     """Issue the certificates of a cluster.
@@ -75,7 +68,6 @@ def issue_all(
         cluster: The cluster.
         issuers: Its three CAs.
         clock: The lifetime of each certificate begins five minutes before its time.
-        make_key: Makes the key of each.
         nodes: Only for these nodes; by default for all.
 
     Raises:
@@ -97,7 +89,7 @@ def issue_all(
     if refused:
         raise _bad("\n".join(refused), "kubernetes.names")
     return tuple(
-        _issued(leaf, issuers[leaf.profile.ca], make_key(), now, cluster.days)
+        _issued(leaf, issuers[leaf.profile.ca], new_key("p256"), now, cluster.days)
         for leaf in planned
     )
 
@@ -122,7 +114,7 @@ def name_problems(
 
 
 def _issued(
-    leaf: PlannedLeaf, issuer: LeafIssuer, key: LeafKey, now: datetime, days: int
+    leaf: PlannedLeaf, issuer: LeafIssuer, key: CAPrivateKey, now: datetime, days: int
 ) -> IssuedLeaf:
     ca = issuer.certificate
     end = min(
@@ -149,7 +141,7 @@ def _issued(
 def _builder(
     leaf: PlannedLeaf,
     ca: x509.Certificate,
-    key: LeafKey,
+    key: CAPrivateKey,
     validity: tuple[datetime, datetime],
 ) -> x509.CertificateBuilder:
     identifier = ca.extensions.get_extension_for_class(x509.SubjectKeyIdentifier)

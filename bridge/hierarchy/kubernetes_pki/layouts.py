@@ -16,8 +16,9 @@ import yaml
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from bridge.hierarchy.kubernetes_pki.issue import IssuedLeaf, LeafIssuer, LeafKey
+from bridge.hierarchy.kubernetes_pki.issue import IssuedLeaf, LeafIssuer
 from bridge.hierarchy.schema import ClusterCA, ClusterPKIEntry
+from bridge.x509.algorithm import CAPrivateKey
 from bridge.x509.pem import key_pem, pem_of
 
 _KUBEADM = {
@@ -133,7 +134,7 @@ def kubeadm_files(
     cluster: ClusterPKIEntry,
     issuers: Mapping[ClusterCA, LeafIssuer],
     leaves: Sequence[IssuedLeaf],
-    account_key: LeafKey,
+    account_key: CAPrivateKey,
 ) -> Files:
     """Return a folder for each node, to be its `/etc/kubernetes`.
 
@@ -209,7 +210,7 @@ def component_files(
     cluster: ClusterPKIEntry,
     issuers: Mapping[ClusterCA, LeafIssuer],
     leaves: Sequence[IssuedLeaf],
-    account_key: LeafKey,
+    account_key: CAPrivateKey,
 ) -> Files:
     """Return a folder for each node, and in it one for each component.
 
@@ -274,6 +275,6 @@ def _base64(data: bytes) -> str:
     return b64encode(data).decode()
 
 
-def _public_pem(key: LeafKey) -> bytes:
+def _public_pem(key: CAPrivateKey) -> bytes:
     form = PublicFormat.SubjectPublicKeyInfo
     return key.public_key().public_bytes(Encoding.PEM, form)

@@ -7,15 +7,16 @@ import yaml
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-from bridge.hierarchy.kubernetes_pki.issue import issue_all, new_leaf_key
+from bridge.hierarchy.kubernetes_pki.issue import issue_all
 from bridge.hierarchy.kubernetes_pki.layouts import component_files, kubeadm_files
+from bridge.x509.algorithm import new_key
 from tests.support.parts.cluster_pki import cluster, new_issuers
 from tests.support.parts.pki import NOW
 
 CLUSTER = cluster()
 ISSUERS = new_issuers(NOW)
 LEAVES = issue_all(CLUSTER, ISSUERS, clock=lambda: NOW)
-ACCOUNTS = new_leaf_key()
+ACCOUNTS = new_key("p256")
 KUBEADM = kubeadm_files(CLUSTER, ISSUERS, LEAVES, ACCOUNTS)
 COMPONENTS = component_files(CLUSTER, ISSUERS, LEAVES, ACCOUNTS)
 LAYOUTS = {"kubeadm": KUBEADM, "components": COMPONENTS}
