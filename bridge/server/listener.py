@@ -55,9 +55,9 @@ _OPTIONS = (
     ("grpc.http2.min_ping_interval_without_data_ms", 15_000),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 15_000),
     ("grpc.keepalive_permit_without_calls", 1),
-    # A peer that is gone is noticed.
+    # A peer that is gone is noticed. grpc.keepalive_timeout_ms has no effect on it.
     ("grpc.keepalive_time_ms", 30_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.ping_timeout_ms", 10_000),
     ("grpc.max_connection_age_grace_ms", 30_000),
     # A peer that connects and does not speak HTTP/2, or does not acknowledge the bounds
     # above, or makes no call, is let go.

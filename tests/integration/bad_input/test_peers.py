@@ -10,7 +10,6 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Self
 
 import pytest
@@ -19,6 +18,7 @@ from bridge.server.istio import METHOD
 from tests.support.clients import attacks, http2
 from tests.support.clients.istio_raw import Wire, bearer, channel, request, token
 from tests.support.harness.real_process import Bridge
+from tests.support.harness.unharmed import nothing_left
 
 pytestmark = pytest.mark.xdist_group("bad-input-peers")
 
@@ -43,14 +43,6 @@ def served_at_once(wire: Wire) -> None:
     assert took < AT_ONCE_SECONDS
 
 
-def descriptors(bridge: Bridge) -> int:
-    return len(list(Path(f"/proc/{bridge.worker}/fd").iterdir()))
-
-
-def threads(bridge: Bridge) -> int:
-    return len(list(Path(f"/proc/{bridge.worker}/task").iterdir()))
-
-
 def eventually(holds: Callable[[], bool], seconds: float = GIVEN_UP_SECONDS) -> bool:
     deadline = time.monotonic() + seconds
     while not holds():
@@ -61,14 +53,11 @@ def eventually(holds: Callable[[], bool], seconds: float = GIVEN_UP_SECONDS) -> 
 
 
 @pytest.fixture
-def nothing_left(bridge: Bridge, wire: Wire) -> Iterator[None]:
+def leaves_nothing(bridge: Bridge, wire: Wire) -> Iterator[None]:
     assert eventually(lambda: wire.ask().code == "OK")  # whatever came before
     wire.require_healthy()
-    files, before = descriptors(bridge), threads(bridge)
-    yield
-    assert eventually(lambda: bridge.metric("meshca_in_flight") == 0)
-    assert eventually(lambda: descriptors(bridge) <= files + 3)
-    assert threads(bridge) <= before + 8  # grpc's own, by the load
+    with nothing_left(bridge):
+        yield
     wire.require_healthy()
 
 
@@ -116,7 +105,7 @@ def open_sockets(make: Callable[[], socket.socket], count: int) -> Iterator[None
         yield
 
 
-@pytest.mark.usefixtures("nothing_left")
+@pytest.mark.usefixtures("leaves_nothing")
 @pytest.mark.parametrize("connect", [http2.connect, http2.handshake])
 def test_connections_that_say_nothing_stop_nobody(
     bridge: Bridge,
@@ -127,7 +116,7 @@ def test_connections_that_say_nothing_stop_nobody(
         served_at_once(wire)
 
 
-@pytest.mark.usefixtures("nothing_left")
+@pytest.mark.usefixtures("leaves_nothing")
 def test_connections_of_another_protocol_stop_nobody(
     bridge: Bridge, wire: Wire
 ) -> None:
@@ -142,7 +131,7 @@ def test_connections_of_another_protocol_stop_nobody(
         served_at_once(wire)
 
 
-@pytest.mark.usefixtures("nothing_left")
+@pytest.mark.usefixtures("leaves_nothing")
 def test_a_peer_that_never_reads_stops_nobody(bridge: Bridge, wire: Wire) -> None:
     message, header = request(), f"Bearer {token()}".encode()
     with http2.Connection(bridge, window=0) as peer:
@@ -152,7 +141,7 @@ def test_a_peer_that_never_reads_stops_nobody(bridge: Bridge, wire: Wire) -> Non
         served_at_once(wire)
 
 
-@pytest.mark.usefixtures("nothing_left")
+@pytest.mark.usefixtures("leaves_nothing")
 @pytest.mark.parametrize("half", [False, True], ids=["none", "half"])
 def test_a_call_whose_message_does_not_come_is_given_up(
     bridge: Bridge, wire: Wire, *, half: bool
@@ -170,7 +159,7 @@ def test_a_call_whose_message_does_not_come_is_given_up(
         )
 
 
-@pytest.mark.usefixtures("nothing_left")
+@pytest.mark.usefixtures("leaves_nothing")
 def test_a_caller_that_leaves_before_its_message_came_gets_no_certificate(
     bridge: Bridge, wire: Wire
 ) -> None:
@@ -186,7 +175,7 @@ def test_a_caller_that_leaves_before_its_message_came_gets_no_certificate(
     assert bridge.rows(caller=f"spiffe://corp.example/ns/shop/sa/{account}") == []
 
 
-@pytest.mark.usefixtures("nothing_left")
+@pytest.mark.usefixtures("leaves_nothing")
 def test_calls_whose_messages_do_not_come_stop_nobody(
     bridge: Bridge, wire: Wire
 ) -> None:
@@ -205,7 +194,7 @@ def test_calls_whose_messages_do_not_come_stop_nobody(
         assert eventually(lambda: bridge.metric("meshca_in_flight") == 0)
 
 
-@pytest.mark.usefixtures("nothing_left")
+@pytest.mark.usefixtures("leaves_nothing")
 @pytest.mark.parametrize(
     "kind",
     [
@@ -237,7 +226,7 @@ def test_a_connection_that_sends_junk_is_closed_and_no_other(
     own.close()
 
 
-@pytest.mark.usefixtures("nothing_left")
+@pytest.mark.usefixtures("leaves_nothing")
 def test_a_connection_keeps_its_streams_when_its_calls_are_refused(
     bridge: Bridge, wire: Wire
 ) -> None:
@@ -251,7 +240,7 @@ def test_a_connection_keeps_its_streams_when_its_calls_are_refused(
     own.close()
 
 
-@pytest.mark.usefixtures("nothing_left")
+@pytest.mark.usefixtures("leaves_nothing")
 def test_streams_that_are_reset_as_fast_as_can_be_stop_nobody(
     bridge: Bridge, wire: Wire
 ) -> None:
@@ -265,7 +254,7 @@ def test_streams_that_are_reset_as_fast_as_can_be_stop_nobody(
     assert {*codes} == {"OK"}
 
 
-@pytest.mark.usefixtures("nothing_left")
+@pytest.mark.usefixtures("leaves_nothing")
 def test_resets_buy_few_more_calls_than_a_connection_has_streams(
     bridge: Bridge, wire: Wire
 ) -> None:
@@ -289,7 +278,7 @@ def test_resets_buy_few_more_calls_than_a_connection_has_streams(
     assert counted() - before < RESETS / 2
 
 
-@pytest.mark.usefixtures("nothing_left")
+@pytest.mark.usefixtures("leaves_nothing")
 def test_calls_that_are_cancelled_at_once_stop_nobody(
     bridge: Bridge, wire: Wire
 ) -> None:

@@ -4,23 +4,15 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.clients.istio_raw import MAIN, MAIN_ECDSA, OVERRIDES, Wire
+from tests.support.clients.istio_raw import Wire
 from tests.support.clients.linkerd_raw import Certify
 from tests.support.harness.real_process import Bridge
-from tests.support.harness.unharmed import unharmed
+from tests.support.harness.unharmed import unharmed, with_both_fronts
 
 
 @pytest.fixture(scope="module")
 def bridge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bridge]:
-    clusters = [{**one} for one in OVERRIDES["clusters"]]
-    # Of the first, whose callers come to Linkerd's front.
-    clusters[0]["namespaces"] = ["shop", "payments", "default"]
-    made = Bridge(
-        tmp_path_factory.mktemp("bridge") / "served",
-        overrides=OVERRIDES | {"clusters": clusters},
-        issuers=(MAIN, MAIN_ECDSA),
-        fronts=("istio", "linkerd"),
-    )
+    made = with_both_fronts(tmp_path_factory.mktemp("bridge") / "served")
     with unharmed(made, Certify, Wire) as served:
         yield served
     assert "Warning" not in made.log()

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Self
 
-from bridge.server.istio import METHOD
+from bridge.server import istio, linkerd
 from tests.support.harness.real_process import SERVER_NAME, Bridge
 
 DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE = 0, 1, 3, 4, 6, 7, 8
@@ -25,6 +25,8 @@ _INITIAL_WINDOW_SIZE = 4
 _HEAD_BYTES = 9
 
 Fields = Sequence[tuple[bytes, bytes]]
+METHODS = {"istio": istio.METHOD, "linkerd": linkerd.METHOD}
+"""The path of a call, by front."""
 
 
 @dataclass(frozen=True)
@@ -38,15 +40,19 @@ class Frame:
 
 
 class Connection:
-    """A connection to the token port, after the TLS handshake. A context manager.
+    """A connection to a front's port, after the TLS handshake. A context manager.
 
     Args:
         bridge: Whom to connect to.
         window: Bytes that the peer may send on a stream before it has to wait.
+        front: `istio` for the token port, or `linkerd`, whose port is in the clear.
     """
 
-    def __init__(self, bridge: Bridge, *, window: int = 65_535) -> None:
-        self.socket = handshake(bridge)
+    def __init__(
+        self, bridge: Bridge, *, window: int = 65_535, front: str = "istio"
+    ) -> None:
+        self.socket = opened(bridge, front)
+        self._path = METHODS[front]
         setting = struct.pack(">HI", _INITIAL_WINDOW_SIZE, window)
         self.socket.sendall(PREFACE + frame(SETTINGS, payload=setting))
         self._stream = -1
@@ -60,7 +66,7 @@ class Connection:
     def begin(self, *fields: tuple[bytes, bytes]) -> int:
         """Begin a call and return its stream."""
         self._stream += 2
-        self.socket.sendall(begun(self._stream, fields))
+        self.socket.sendall(begun(self._stream, fields, self._path))
         return self._stream
 
     def message(self, stream: int, message: bytes) -> None:
@@ -73,14 +79,19 @@ class Connection:
 
     def frames(self, seconds: float) -> Iterator[Frame]:
         """Yield what comes, until nothing does for so long or the peer hangs up."""
-        self.socket.settimeout(seconds)
-        held = b""
-        with contextlib.suppress(TimeoutError, ssl.SSLError, ConnectionError):
-            while chunk := self.socket.recv(65_536):
-                held += chunk
-                while (size := _frame_bytes(held)) <= len(held):
-                    yield _read(held[:size])
-                    held = held[size:]
+        return frames(self.socket, seconds)
+
+
+def frames(connection: socket.socket, seconds: float) -> Iterator[Frame]:
+    """Yield what comes, until nothing does for so long or the peer hangs up."""
+    connection.settimeout(seconds)
+    held = b""
+    with contextlib.suppress(TimeoutError, ssl.SSLError, ConnectionError):
+        while chunk := connection.recv(65_536):
+            held += chunk
+            while (size := _frame_bytes(held)) <= len(held):
+                yield _read(held[:size])
+                held = held[size:]
 
 
 def handshake(bridge: Bridge) -> ssl.SSLSocket:
@@ -90,9 +101,15 @@ def handshake(bridge: Bridge) -> ssl.SSLSocket:
     return context.wrap_socket(connect(bridge), server_hostname=SERVER_NAME)
 
 
-def connect(bridge: Bridge) -> socket.socket:
+def opened(bridge: Bridge, front: str) -> socket.socket:
+    """Connect, and do what comes before HTTP/2."""
+    return handshake(bridge) if front == "istio" else connect(bridge, front)
+
+
+def connect(bridge: Bridge, front: str = "istio") -> socket.socket:
     """Connect, and say nothing."""
-    host, port = bridge.address.rsplit(":", 1)
+    address = bridge.address if front == "istio" else bridge.linkerd_address
+    host, port = address.rsplit(":", 1)
     return socket.create_connection((host, int(port)), timeout=30)
 
 
@@ -104,7 +121,7 @@ def frame(kind: int, flags: int = 0, stream: int = 0, payload: bytes = b"") -> b
     return head + payload
 
 
-def begun(stream: int, fields: Fields = (), path: str = METHOD) -> bytes:
+def begun(stream: int, fields: Fields = (), path: str = istio.METHOD) -> bytes:
     """Write the frame that begins a call, with `fields` after what every call has."""
     always = (
         (b":method", b"POST"),

@@ -97,13 +97,8 @@ class Certify(Record):
         discreet: bool = True,
     ) -> Answer:
         """Send a good request but for what is given."""
-        shown = token() if credential is None else credential
-        request = CertifyRequest(
-            identity=identity,
-            token=shown.encode() if isinstance(shown, str) else shown,
-            certificate_signing_request=vector() if csr is None else csr,
-        )
-        return self.send(request.SerializeToString(), discreet=discreet)
+        message = request(identity=identity, credential=credential, csr=csr)
+        return self.send(message, discreet=discreet)
 
     def require_healthy(self) -> None:
         """Have a good call of somebody else answered and recorded.
@@ -127,6 +122,21 @@ class Certify(Record):
 def channel(bridge: Bridge) -> Any:
     """Open a channel of its own, in the clear."""
     return grpc.insecure_channel(bridge.linkerd_address, _OPTIONS)
+
+
+def request(
+    *,
+    identity: str = IDENTITY,
+    credential: str | bytes | None = None,
+    csr: bytes | None = None,
+) -> bytes:
+    """Encode a good request but for what is given."""
+    shown = token() if credential is None else credential
+    return CertifyRequest(
+        identity=identity,
+        token=shown.encode() if isinstance(shown, str) else shown,
+        certificate_signing_request=vector() if csr is None else csr,
+    ).SerializeToString()
 
 
 def token(

@@ -1,5 +1,7 @@
 """A server in this process, with an issuance that does what a test tells it to."""
 
+import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -239,6 +241,19 @@ class Served:
         channel = grpc.secure_channel(address, credentials, options)
         self._channels.append(channel)
         return channel
+
+    def connected(self, front: str) -> socket.socket:
+        """Connect to the token port or to Linkerd's, and do what precedes HTTP/2."""
+        is_istio = front == "istio"
+        server = self.server
+        address = server.istio_address if is_istio else server.linkerd_address
+        host, _, port = address.rpartition(":")
+        made = socket.create_connection((host, int(port)), WAIT_SECONDS)
+        if not is_istio:
+            return made
+        context = ssl.create_default_context(cadata=self.ca.pem.decode())
+        context.set_alpn_protocols(["h2"])
+        return context.wrap_socket(made, server_hostname=SERVER_NAME)
 
     def raw(self, client: KeyPair | None = None) -> Any:
         """Return a call that takes and gives bytes."""

@@ -2,10 +2,31 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
-from tests.support.clients.istio_raw import Wire, write_keys
+from tests.support.clients.istio_raw import (
+    MAIN,
+    MAIN_ECDSA,
+    OVERRIDES,
+    Wire,
+    write_keys,
+)
 from tests.support.clients.linkerd_raw import Certify
 from tests.support.harness.real_process import Bridge
+from tests.support.harness.workers import await_true
+
+
+def with_both_fronts(folder: Path) -> Bridge:
+    """Make a bridge with the clusters of `wire.OVERRIDES`, for `unharmed`."""
+    clusters = [{**one} for one in OVERRIDES["clusters"]]
+    # Of the first, whose callers come to Linkerd's front.
+    clusters[0]["namespaces"] = ["shop", "payments", "default"]
+    return Bridge(
+        folder,
+        overrides=OVERRIDES | {"clusters": clusters},
+        issuers=(MAIN, MAIN_ECDSA),
+        fronts=("istio", "linkerd"),
+    )
 
 
 @contextmanager
@@ -29,6 +50,25 @@ def unharmed(made: Bridge, *clients: type[Certify | Wire]) -> Iterator[Bridge]:
         assert "Traceback" not in served.log(), served.log()
     checked = made.run("ledger", "verify")
     assert checked.returncode == 0, checked.stderr
+
+
+@contextmanager
+def nothing_left(bridge: Bridge) -> Iterator[None]:
+    """Serve inside the block; then no call, descriptor or thread of it is left.
+
+    Raises:
+        TimeoutError: A call or a descriptor is.
+        AssertionError: A thread is.
+    """
+    files, threads = _count(bridge, "fd"), _count(bridge, "task")
+    yield
+    await_true(lambda: bridge.metric("meshca_in_flight") == 0)
+    await_true(lambda: _count(bridge, "fd") <= files + 3)
+    assert _count(bridge, "task") <= threads + 8  # grpc's own, by the load
+
+
+def _count(bridge: Bridge, kind: str) -> int:
+    return len(list(Path(f"/proc/{bridge.worker}/{kind}").iterdir()))
 
 
 def _require_unharmed(bridge: Bridge, client: type[Certify | Wire]) -> None:

@@ -15,7 +15,9 @@ from bridge._proto.linkerd_identity_pb2 import CertifyRequest
 from bridge.errors import BackendUnavailableError
 from bridge.server import listener as module
 from bridge.server.linkerd import METHOD, LinkerdListener
+from bridge.server.listener import grpc_options
 from bridge.x509.key_pair import KeyPair
+from tests.support.clients import http2
 from tests.support.harness.in_process_server import (
     ISSUED,
     WAIT_SECONDS,
@@ -25,6 +27,7 @@ from tests.support.harness.in_process_server import (
 )
 from tests.support.parts import netports
 
+AGE = "grpc.max_connection_age_ms"
 HOUR = timedelta(hours=1)
 LINKERD = 'linkerd: {listen: "127.0.0.1:0"}'
 REQUEST = CertifyRequest(identity="a").SerializeToString()
@@ -140,20 +143,65 @@ def test_draining_finishes_the_calls_of_both(tmp_path: Path) -> None:
         assert not ending.is_alive()
 
 
+@pytest.mark.parametrize(
+    ("bounds", "shorter"),
+    [
+        ({"grpc.max_connection_idle_ms": 5 * 60 * 1000}, 200),
+        # The peer does not answer pings, as one that is gone.
+        (
+            {"grpc.keepalive_time_ms": 30_000, "grpc.http2.ping_timeout_ms": 10_000},
+            200,
+        ),
+    ],
+)
 def test_a_connection_without_a_call_is_ended(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    bounds: dict[str, int],
+    shorter: int,
 ) -> None:
-    idle = "grpc.max_connection_idle_ms"
     options = dict(module._OPTIONS)
-    assert options[idle] == 5 * 60 * 1000
-    shorter = tuple((options | {idle: 200}).items())
-    monkeypatch.setattr(module, "_OPTIONS", shorter)
+    assert bounds.items() <= options.items()
+    changed = options | dict.fromkeys(bounds, shorter)
+    monkeypatch.setattr(module, "_OPTIONS", tuple(changed.items()))
+    with Served(tmp_path, fronts=LINKERD) as served, connected(served) as peer:
+        while peer.recv(65_536):
+            pass
+
+
+@pytest.mark.parametrize("front", ["istio", "linkerd"])
+def test_a_connection_ends_by_its_age_and_its_calls_are_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, front: str
+) -> None:
+    def short(**given: Any) -> tuple[tuple[str, int], ...]:
+        assert dict(grpc_options(**given))[AGE] == 30 * 60 * 1000
+        return grpc_options(**given, age_seconds=1)
+
+    monkeypatch.setattr(module, "grpc_options", short)
+    held, answer = Held(), [http2.HEADERS, http2.DATA, http2.HEADERS]
     with Served(tmp_path, fronts=LINKERD) as served:
-        host, port = served.server.linkerd_address.split(":")
-        with socket.create_connection((host, int(port)), WAIT_SECONDS) as peer:
-            # As every client of HTTP/2 begins; the bounds are acknowledged.
-            preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-            peer.sendall(preface + bytes(3) + b"\4" + bytes(5))
-            peer.sendall(bytes(3) + b"\4\1" + bytes(4))
-            while peer.recv(65_536):
-                pass
+        served.issuance.does = held
+        with connected(served, front) as peer:
+            call = http2.begun(1, path=http2.METHODS[front])
+            peer.sendall(call + http2.frame(http2.DATA, 1, 1, http2.framed(REQUEST)))
+            assert held.began.acquire(timeout=WAIT_SECONDS)
+            kinds = []
+            # To the end of the connection, which the client does not close.
+            for frame in http2.frames(peer, WAIT_SECONDS):
+                if frame.kind == http2.PING:
+                    assert http2.GOAWAY in kinds  # else it comes of the keepalive
+                    peer.sendall(http2.frame(frame.kind, http2.ACK, 0, frame.payload))
+                if frame.kind == http2.GOAWAY:
+                    held.release.set()
+                if frame.kind == http2.GOAWAY or frame.stream == 1:
+                    kinds.append(frame.kind)
+            assert kinds[0] == http2.GOAWAY
+            assert [kind for kind in kinds if kind != http2.GOAWAY] == answer
+
+
+def connected(served: Served, front: str = "linkerd") -> socket.socket:
+    """Connect as every client of HTTP/2 begins, and acknowledge the bounds."""
+    peer = served.connected(front)
+    settings = http2.frame(http2.SETTINGS), http2.frame(http2.SETTINGS, http2.ACK)
+    peer.sendall(http2.PREFACE + b"".join(settings))
+    return peer
