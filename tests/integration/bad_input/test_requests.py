@@ -10,6 +10,7 @@ import pytest
 from google.protobuf.struct_pb2 import Value
 
 from bridge._proto.istio_ca_pb2 import IstioCertificateRequest
+from bridge.identity.service_account_token import LONGEST_TOKEN
 from tests.support.clients.istio_raw import (
     DEVELOPMENT,
     FOREIGN,
@@ -18,6 +19,7 @@ from tests.support.clients.istio_raw import (
     Wire,
     bearer,
     channel,
+    padded_token,
     request,
     token,
 )
@@ -25,6 +27,8 @@ from tests.support.harness.core import csr as new_csr
 
 pytestmark = pytest.mark.xdist_group("bad-input-requests")
 
+ATTEMPTS = 5
+"""Of Istio's client, after RESOURCE_EXHAUSTED among others."""
 DAY = 86_400
 SERVICE = "/istio.v1.auth.IstioCertificateService"
 
@@ -255,6 +259,38 @@ def test_many_headers_beside_a_good_token_do_no_harm(wire: Wire) -> None:
     more = tuple((f"x-{number}", "v" * 50) for number in range(150))
     assert wire.ask((*bearer(token()), *more)).code == "OK"
     assert wire.new_outcome()["kind"] == "issued"
+
+
+@pytest.mark.parametrize(
+    ("kibibytes", "codes"),
+    [
+        (15, {"OK"}),
+        # The share that is refused grows from none to all.
+        (24, {"OK", "RESOURCE_EXHAUSTED"}),
+    ],
+)
+def test_some_headers_over_16_kib_are_refused(
+    wire: Wire, kibibytes: int, codes: set[str]
+) -> None:
+    padded = (*bearer(token()), ("x", "v" * (kibibytes - 1) * 1024))
+    own = channel(wire.bridge)
+    try:
+        answers = [wire.send(request(), padded, on=own) for _ in range(30)]
+    finally:
+        own.close()
+    wire.require_healthy()
+    assert {answer.code for answer in answers} == codes
+
+
+def test_the_longest_token_passes_in_the_attempts_of_istios_client(wire: Wire) -> None:
+    longest = padded_token(LONGEST_TOKEN, token)
+    for _ in range(20):
+        codes: list[str] = []
+        while len(codes) < ATTEMPTS and "OK" not in codes:
+            codes.append(wire.ask(bearer(longest)).code)
+        # With it, the headers are somewhat over 16 KiB.
+        assert codes == ["RESOURCE_EXHAUSTED"] * (len(codes) - 1) + ["OK"]
+    wire.require_healthy()
 
 
 @pytest.mark.parametrize("kibibytes", [33, 500, 2048])

@@ -5,9 +5,11 @@ import struct
 
 import pytest
 
+from bridge.identity.service_account_token import LONGEST_TOKEN
 from bridge.server.linkerd import METHOD
 from tests.support.clients import attacks, http2
-from tests.support.clients.linkerd_raw import Certify
+from tests.support.clients.istio_raw import padded_token
+from tests.support.clients.linkerd_raw import Certify, token
 from tests.support.harness.real_process import Bridge
 from tests.support.harness.workers import await_true
 
@@ -16,6 +18,7 @@ pytestmark = pytest.mark.xdist_group("linkerd-transport")
 MAX_CONCURRENT_STREAMS, MAX_HEADER_LIST_SIZE = 3, 6
 IN_FLIGHT, AWAITED = 4096, 1024
 """Calls that have their message, and calls whose messages are awaited, at most."""
+FAILED = "FAILED_PRECONDITION"
 MANY = 3000
 """More than the messages that are awaited at a time."""
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -61,6 +64,12 @@ def test_calls_whose_messages_never_come_are_given_up(
     with begin(bridge, MANY):
         certify.require_healthy()
         await_true(lambda: bridge.metric("meshca_in_flight") == 0)
+
+
+def test_the_longest_token_passes(certify: Certify) -> None:
+    # It is in the message. A longer one is refused.
+    for size, code in ((LONGEST_TOKEN, "OK"), (LONGEST_TOKEN + 2, FAILED)):
+        assert certify.ask(credential=padded_token(size, token)).code == code
 
 
 @pytest.mark.parametrize(

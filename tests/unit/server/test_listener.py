@@ -2,6 +2,7 @@
 
 import socket
 import threading
+from collections import Counter
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -14,6 +15,7 @@ from bridge._proto.istio_ca_pb2 import IstioCertificateRequest
 from bridge._proto.linkerd_identity_pb2 import CertifyRequest
 from bridge.errors import BackendUnavailableError
 from bridge.server import listener as module
+from bridge.server.istio import IstioFront
 from bridge.server.linkerd import METHOD, LinkerdListener
 from bridge.server.listener import grpc_options
 from bridge.x509.key_pair import KeyPair
@@ -24,9 +26,13 @@ from tests.support.harness.in_process_server import (
     Held,
     ListenerCA,
     Served,
+    eventually,
 )
 from tests.support.parts import netports
 
+PENDING = "grpc.server.max_pending_requests"
+TAKEN = 2
+"""Calls that Python has, or is about to have, while its thread is kept."""
 AGE = "grpc.max_connection_age_ms"
 HOUR = timedelta(hours=1)
 LINKERD = 'linkerd: {listen: "127.0.0.1:0"}'
@@ -197,6 +203,36 @@ def test_a_connection_ends_by_its_age_and_its_calls_are_finished(
                     kinds.append(frame.kind)
             assert kinds[0] == http2.GOAWAY
             assert [kind for kind in kinds if kind != http2.GOAWAY] == answer
+
+
+def test_calls_above_what_grpc_may_hold_are_shed_and_those_below_are_served(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = dict(module._OPTIONS)
+    # One connection of a sidecar never comes so far.
+    assert LinkerdListener.streams < options[PENDING] < options[f"{PENDING}_hard_limit"]
+    shorter = options | {PENDING: 10, f"{PENDING}_hard_limit": 10}
+    monkeypatch.setattr(module, "_OPTIONS", tuple(shorter.items()))
+    began, release = threading.Semaphore(0), threading.Event()
+    arrived = IstioFront.service
+
+    def slow(front: IstioFront, details: Any) -> Any:
+        began.release()
+        assert release.wait(WAIT_SECONDS)
+        return arrived(front, details)
+
+    monkeypatch.setattr(IstioFront, "service", slow)
+    with Served(tmp_path) as served:
+        junk, honest = served.stub(), served.stub()
+        request = IstioCertificateRequest(csr="pem")
+        calls = [junk.future(request) for _ in range(50)]
+        assert began.acquire(timeout=WAIT_SECONDS)
+        eventually(lambda: sum(call.done() for call in calls) >= 50 - 10 - TAKEN)
+        release.set()
+        codes = Counter(call.code().name for call in calls)
+        assert {*codes} == {"OK", "CANCELLED"}
+        assert 10 <= codes["OK"] <= 10 + TAKEN
+        assert honest(request).cert_chain
 
 
 def connected(served: Served, front: str = "linkerd") -> socket.socket:
