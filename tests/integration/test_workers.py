@@ -14,7 +14,7 @@ import pytest
 
 from bridge.errors import BackendRefusedError
 from bridge.process.role import REFUSED, WorkerOrder
-from tests.support.harness.processes import is_alive
+from tests.support.harness.processes import is_alive, pause
 from tests.support.harness.workers import Supervised, await_true
 
 pytestmark = pytest.mark.xdist_group("workers")
@@ -183,7 +183,7 @@ def test_a_worker_that_hangs_holds_up_no_scrape(tmp_path: Path) -> None:
         await_true(lambda: bridge.metric("meshca_worker_up") == 2)
         bridge.ask()
         hung = bridge.children()[0]
-        os.kill(hung, signal.SIGSTOP)
+        pause(hung)
         try:
             began = time.monotonic()
             assert bridge.metric("meshca_worker_up") == 1

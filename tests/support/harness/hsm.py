@@ -106,7 +106,7 @@ class HSMBridge(Supervised):
         ]
         assert stopped, f"no signer has the module of {module}"
         for pid in stopped:
-            os.kill(pid, signal.SIGSTOP)
+            processes.pause(pid)
 
     def kill_signers(self, number: int = signal.SIGKILL) -> list[int]:
         """Send a signal to all signer processes; return them."""

@@ -1,5 +1,7 @@
 """Processes that a served bridge starts."""
 
+import os
+import signal
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,7 +36,7 @@ def _is_other(text: bytes, own: bytes) -> bool:
 def is_alive(pid: int) -> bool:
     """Return whether a process has not ended, with all its threads and sockets."""
     try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        state = _state(Path(f"/proc/{pid}"))
         threads = list(Path(f"/proc/{pid}/task").iterdir())
     except OSError:
         return False
@@ -56,6 +58,18 @@ def await_gone(pids: Sequence[int], seconds: float) -> None:
         time.sleep(0.02)
 
 
+def pause(pid: int) -> None:
+    """Stop a process (SIGSTOP), and return when it does nothing any more.
+
+    Its threads take the signal in turn, and one that waits for a core goes on for a
+    while where the machine is busy.
+    """
+    os.kill(pid, signal.SIGSTOP)
+    threads = Path(f"/proc/{pid}/task")
+    while {_state(one) for one in threads.iterdir()} != {"T"}:
+        time.sleep(0.005)
+
+
 def descendants(pid: int) -> list[int]:
     """Return the processes that a process started, and those that they started."""
     found: list[int] = []
@@ -67,6 +81,10 @@ def descendants(pid: int) -> list[int]:
         for child in map(int, children):
             found += [child, *descendants(child)]
     return sorted(found)
+
+
+def _state(folder: Path) -> str:
+    return (folder / "stat").read_text().rpartition(")")[2].split()[0]
 
 
 def command(pid: int) -> bytes:

@@ -7,7 +7,6 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
@@ -152,9 +151,7 @@ def test_one_that_is_stopped_is_a_lag_with_its_reason(
     )
     child = start()
     wait_until(lambda: fed(ledger))
-    os.kill(child.pid, signal.SIGSTOP)
-    # The pass under way may still have been reported.
-    time.sleep(0.1)
+    processes.pause(child.pid)
     monkeypatch.setattr("bridge.ledger.journal.progress._SILENT_SECONDS", 0.05)
     write(ledger, 1, 2)
     with pytest.raises(LedgerError, match="takes no intent") as caught:
