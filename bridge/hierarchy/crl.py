@@ -241,7 +241,8 @@ class _History:
         """
         for number in sorted(self._in_folder.keys() - self._made):
             one = self._in_folder[number]
-            if self._begun.get(number) != _digest(one.crl.tbs_certlist_bytes):
+            digest = hashlib.sha256(one.crl.tbs_certlist_bytes).hexdigest()
+            if self._begun.get(number) != digest:
                 folder = self._output.folder / crl_folder(self._name, number)
                 raise _bad(
                     f"{folder}: no entry of the transcript has this list: move it out "
@@ -465,10 +466,6 @@ def _require_clean(
 ) -> None:
     found = [*planned.problems(crl), *crl_findings(crl)]
     require_clean(found, source=f"{name}: the CRL")
-
-
-def _digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
 
 
 def _bad(message: str) -> ConfigError:

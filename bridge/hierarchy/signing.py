@@ -78,12 +78,6 @@ class SigningStep:
         """What the leaves below it are used for."""
         return usages_below(self.file, self.name)
 
-    @property
-    def subject(self) -> x509.Name:
-        """The subject of the CA that signs."""
-        issuer = self.issuer
-        return issuer.subject if issuer else self.file.subject(self.name)
-
     def tbs(self) -> bytes:
         """Build the TBSCertificate, in DER."""
         if self.target is not None:
@@ -109,9 +103,10 @@ def issue(
     name, issuer = step.name, step.issuer
     key = issuer.public_key if issuer else step.public_key
     if signer.public_key() != key:
+        subject = issuer.subject if issuer else step.file.subject(name)
         raise _bad(
             f"{name}: the key that is to sign is not that of the certificate "
-            f"({step.subject.rfc4514_string()}): give this certificate's key, or the "
+            f"({subject.rfc4514_string()}): give this certificate's key, or the "
             "folder of the certificate of this key as --out"
         )
     tbs = step.tbs()

@@ -199,10 +199,12 @@ class Transcript:
                 later than `at`.
         """
         with _writing(self.path):
-            record = read(self.path) if self.path.exists() else _empty(self.path)
+            record = Record(self.path, (), GENESIS)
+            if self.path.exists():
+                record = read(self.path)
             entry = CeremonyStep(
                 number=len(record.lines) + 1,
-                time=_utc(at),
+                time=at.astimezone(UTC),
                 operator=operator,
                 command=command,
                 files=dict(files or {}),
@@ -234,7 +236,7 @@ class Transcript:
             key = signer.public_key()
             line = OfficerSignature(
                 number=len(record.lines) + 1,
-                time=_utc(at),
+                time=at.astimezone(UTC),
                 officer=officer,
                 public_key=b64encode(spki_of(key)).decode(),
                 previous=record.head,
@@ -515,14 +517,6 @@ def _require_signed(line: OfficerSignature, place: str) -> None:
 
 def _encoded(line: CeremonyStep | OfficerSignature) -> bytes:
     return canonical(line.model_dump(mode="json"))
-
-
-def _empty(path: Path) -> Record:
-    return Record(path, (), GENESIS)
-
-
-def _utc(at: datetime) -> datetime:
-    return at.astimezone(UTC)
 
 
 @cache

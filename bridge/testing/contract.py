@@ -99,7 +99,7 @@ class ContractTests:
 
     def test_issued_is_what_was_prepared(self, backend: Backend, ca: IssuingCA) -> None:
         """The leaf passes the core's own check of what was issued."""
-        _issue(ca, backend.prepare(ca))
+        issue(ca, backend.prepare(ca))
 
     def test_prepared_may_be_issued_again(
         self, backend: Backend, ca: IssuingCA
@@ -111,7 +111,7 @@ class ContractTests:
         """
         prepared = backend.prepare(ca)
         for _ in range(1 if ca.describe().chooses_serial else 2):
-            _issue(ca, prepared)
+            issue(ca, prepared)
 
     @pytest.mark.parametrize("threads", [1, 8, 32])
     def test_issues_from_several_threads(
@@ -121,7 +121,7 @@ class ContractTests:
 
         def issue_some(_: int) -> list[x509.Certificate]:
             each = _ISSUES // threads
-            return [_issue(ca, backend.prepare(ca)) for _ in range(each)]
+            return [issue(ca, backend.prepare(ca)) for _ in range(each)]
 
         with ThreadPoolExecutor(threads) as pool:
             leaves = [
@@ -192,13 +192,13 @@ class ContractTests:
     def test_a_successor_outlives_its_predecessor(self, backend: Backend) -> None:
         """Two objects of one CA issue beside each other, as during a reload."""
         old = backend.build()
-        _issue(old, backend.prepare(old))
+        issue(old, backend.prepare(old))
         new = backend.build()
         try:
-            _issue(new, backend.prepare(new))
-            _issue(old, backend.prepare(old))
+            issue(new, backend.prepare(new))
+            issue(old, backend.prepare(old))
             old.close()
-            _issue(new, backend.prepare(new))
+            issue(new, backend.prepare(new))
         finally:
             new.close()
 
@@ -216,7 +216,8 @@ class ContractTests:
         return ca, prepared
 
 
-def _issue(ca: IssuingCA, prepared: Prepared) -> x509.Certificate:
+def issue(ca: IssuingCA, prepared: Prepared) -> x509.Certificate:
+    """Issue a leaf, and verify it as the core does; return it."""
     issued: IssuedChain = ca.issue(prepared, timeout=TIMEOUT_SECONDS)
     return require_issued(issued, prepared, ca.describe())
 

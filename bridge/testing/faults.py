@@ -18,7 +18,7 @@ from bridge.spi import (
     Prepared,
 )
 from bridge.testing.backend import Backend, Harm, needs
-from bridge.testing.contract import CLOSE_SECONDS, TIMEOUT_SECONDS
+from bridge.testing.contract import CLOSE_SECONDS, TIMEOUT_SECONDS, issue
 from bridge.testing.leaves import require_issued
 
 _DEADLINE_SECONDS = 1.0
@@ -42,7 +42,7 @@ class FaultTests:
         self, backend: Backend, ca: IssuingCA, calls: int
     ) -> None:
         """Each call ends in time with a `BackendError`; then the CA issues again."""
-        _issue(backend, ca)
+        issue(ca, backend.prepare(ca))
         with _harmed(backend.stall), ThreadPoolExecutor(calls) as pool:
             list(pool.map(lambda _: _fails_in_time(backend, ca), range(calls)))
         self._require_well_again(backend, ca)
@@ -52,7 +52,7 @@ class FaultTests:
         self, backend: Backend, ca: IssuingCA
     ) -> None:
         """`check` of a stalled part ends in time, with a `BackendError` or well."""
-        _issue(backend, ca)
+        issue(ca, backend.prepare(ca))
         with _harmed(backend.stall):
             _check_in_time(backend, ca)
 
@@ -60,7 +60,7 @@ class FaultTests:
     def test_close_does_not_wait_for_a_stalled_part(self, backend: Backend) -> None:
         """`close` is quick although calls are stalled, and they end in time."""
         ca = backend.build()
-        _issue(backend, ca)
+        issue(ca, backend.prepare(ca))
         with _harmed(backend.stall), ThreadPoolExecutor(2) as pool:
             calls = [pool.submit(_fails_in_time, backend, ca) for _ in range(2)]
             time.sleep(_PERIOD_SECONDS)  # the calls cannot tell when they are stalled
@@ -95,7 +95,7 @@ class FaultTests:
         self, backend: Backend, ca: IssuingCA
     ) -> None:
         """A CA at work fails in time while its part is away, and then issues again."""
-        _issue(backend, ca)
+        issue(ca, backend.prepare(ca))
         with _harmed(backend.away):
             _fails_in_time(backend, ca)
             assert _check_in_time(backend, ca), "`check` passes without the part"
@@ -106,7 +106,7 @@ class FaultTests:
         self, backend: Backend, ca: IssuingCA
     ) -> None:
         """The CA issues again by itself after its part restarted."""
-        _issue(backend, ca)
+        issue(ca, backend.prepare(ca))
         assert backend.restart is not None
         backend.restart()
         self._require_well_again(backend, ca)
@@ -132,7 +132,7 @@ class FaultTests:
     def _require_no_wrong_leaf(
         self, backend: Backend, ca: IssuingCA, harm: Harm | None
     ) -> None:
-        _issue(backend, ca)
+        issue(ca, backend.prepare(ca))
         with _harmed(harm):
             # This object has proven its key and may hold on to it.
             with suppress(MisissuedError):
@@ -172,12 +172,6 @@ def _attempt(
     return backend.attempt(ca, prepared, _DEADLINE_SECONDS), prepared
 
 
-def _issue(backend: Backend, ca: IssuingCA) -> None:
-    prepared = backend.prepare(ca)
-    issued = ca.issue(prepared, timeout=TIMEOUT_SECONDS)
-    require_issued(issued, prepared, ca.describe())
-
-
 def _fails_in_time(backend: Backend, ca: IssuingCA) -> None:
     started = time.monotonic()
     outcome, _ = _attempt(backend, ca)
@@ -210,9 +204,7 @@ def _is_refused(backend: Backend) -> bool:
         return True
     try:
         ca.check(timeout=TIMEOUT_SECONDS)
-        prepared = backend.prepare(ca)
-        issued = ca.issue(prepared, timeout=TIMEOUT_SECONDS)
-        require_issued(issued, prepared, ca.describe())
+        issue(ca, backend.prepare(ca))
     except BackendError:
         return True
     finally:

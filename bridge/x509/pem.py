@@ -157,7 +157,21 @@ class Block:
         Raises:
             ConfigError: It cannot be read.
         """
-        return _certificate(self.text, self.place)
+        try:
+            der = parse_one(self.text, "CERTIFICATE")
+            certificate = x509.load_der_x509_certificate(der)
+            # These are read late, and raise late: a name in no encoding, an extension
+            # that stands twice, a key of an unknown kind.
+            extensions = extensions_of(certificate)
+            _ = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+            certificate.public_key()
+            if certificate.version is x509.Version.v1 and [*extensions]:
+                # Envoy cannot read it, and with it loses the other anchors of a bundle.
+                raise ValueError("it is of version 1, and has extensions")
+        except UNREADABLE as error:
+            message = f"{self.place}: expected a certificate that can be read: {error}"
+            raise _bad(message) from error
+        return certificate
 
 
 def parse_blocks(data: bytes, source: str) -> tuple[Block, ...]:
@@ -293,24 +307,6 @@ def _convert(place: str, found: str, command: str, source: str = "") -> ConfigEr
     file = (source or place).rpartition(": ")[2]
     convert = f"; convert it: {command.format(file, f'{file}.pem')}" if command else ""
     return _bad(f"{place}: expected PEM certificates, found {found}{convert}")
-
-
-def _certificate(block: str, place: str) -> x509.Certificate:
-    try:
-        der = parse_one(block, "CERTIFICATE")
-        certificate = x509.load_der_x509_certificate(der)
-        # These are read late, and raise late: a name in no encoding, an extension
-        # that stands twice, a key of an unknown kind.
-        extensions = extensions_of(certificate)
-        _ = certificate.not_valid_before_utc, certificate.not_valid_after_utc
-        certificate.public_key()
-        if certificate.version is x509.Version.v1 and [*extensions]:
-            # Envoy cannot read it, and with it loses the other anchors of a bundle.
-            raise ValueError("it is of version 1, and has extensions")
-    except UNREADABLE as error:
-        message = f"{place}: expected a certificate that can be read: {error}"
-        raise _bad(message) from error
-    return certificate
 
 
 def _base64(der: bytes) -> str:
