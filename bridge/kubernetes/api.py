@@ -7,22 +7,19 @@ stream, as a watch is one, has a connection of its own and is no call in flight.
 
 import http.client
 import json
-import socket
-import ssl
 import threading
 import time
 import urllib.parse
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from typing import Any, Self, TypeVar
 
 from bridge.errors import ConfigError, ReviewError
-from bridge.kubernetes.connection import APIAnswer, APIConnection, Stream, left
 from bridge.kubernetes.credentials import Credentials, Shown
+from bridge.kubernetes.stream import Stream
 from bridge.resilience.budget import Budget
 from bridge.resilience.bulkhead import STALL_SECONDS, Bulkhead
-from bridge.system.host_addresses import HostAddresses
+from bridge.system.http_client import HTTPAnswer, HTTPClient
 from bridge.system.logs import on_one_line
 
 _WAIT_SECONDS = 0.2
@@ -65,11 +62,9 @@ class APIServer:
         self._place = ""
         self._credentials = credentials
         self._seconds = seconds
-        self._hosts: tuple[str, HostAddresses | None] = "", None
-        self._idle: deque[APIConnection] = deque()
+        self._client = HTTPClient()
         self._calls = _CallsInFlight()
         self._bulkhead = Bulkhead(calls, self._calls.are_stalled, spare=spare)
-        self._closed = False
 
     @property
     def url(self) -> str:
@@ -159,11 +154,9 @@ class APIServer:
 
     def close(self) -> None:
         """Close the idle connections; those in use close when their call ends."""
-        self._closed = True
-        while self._idle:
-            self._idle.pop().close()
+        self._client.close()
 
-    def _called(self, request: "_Request", budget: Budget) -> APIAnswer:
+    def _called(self, request: "_Request", budget: Budget) -> HTTPAnswer:
         now = time.monotonic()
         until = now + min(self._seconds, budget.part())
         if not self._bulkhead.enter(min(until, now + _WAIT_SECONDS)):
@@ -222,65 +215,13 @@ class APIServer:
     def _opened(
         self, shown: Shown, request: bytes, until: float, silence: float
     ) -> Stream:
-        connection = self._connected(shown, until)
-        try:
-            connection.send(request, until)
-            return Stream(connection, until, silence)
-        except BaseException:
-            connection.close()
-            raise
+        connection = self._client.opened(shown.peer, until)
+        connection.send(request, until)
+        return Stream(connection, until, silence)
 
-    def _exchange(self, shown: Shown, request: bytes, until: float) -> APIAnswer:
-        connection = self._pooled(shown.context)
-        if connection is not None:
-            try:
-                connection.send(request, until)
-            except OSError:
-                # The server had closed it, and the request did not go out.
-                connection.close()
-                connection = None
-        if connection is None:
-            connection = self._connected(shown, until)
-            try:
-                connection.send(request, until)
-            except BaseException:
-                connection.close()
-                raise
-        try:
-            answer = connection.receive(until)
-        except BaseException:
-            connection.close()
-            raise
-        if answer.keeps and not self._closed:
-            self._idle.append(connection)
-        else:
-            connection.close()
-        return answer
-
-    def _connected(self, shown: Shown, until: float) -> APIConnection:
-        place, hosts = self._hosts
-        if hosts is None or place != shown.place:
-            place, hosts = shown.place, HostAddresses(shown.host, shown.port)
-            self._hosts = place, hosts
-        context, name = shown.context, shown.server_name
-
-        def secured(plain: socket.socket, ends: float) -> ssl.SSLSocket:
-            plain.settimeout(left(ends))
-            return context.wrap_socket(plain, server_hostname=name)
-
-        found = hosts.resolved(until)
-        return APIConnection(hosts.opened(found, until, secured), context)
-
-    def _pooled(self, context: ssl.SSLContext) -> APIConnection | None:
-        # The last one in first: those that a quiet time leaves over grow old.
-        while True:
-            try:
-                connection = self._idle.pop()
-            except IndexError:
-                return None
-            if connection.is_usable(context):
-                return connection
-            connection.close()
+    def _exchange(self, shown: Shown, request: bytes, until: float) -> HTTPAnswer:
+        connection = self._client.sent(request, shown.peer, until, until)
+        return self._client.answer(connection, until)
 
     def _request(
         self, method: str, path: str, body: bytes = b"", accept: str = _JSON
@@ -299,7 +240,7 @@ class APIServer:
 
         return request
 
-    def _read(self, answer: APIAnswer) -> Mapping[str, Any]:
+    def _read(self, answer: HTTPAnswer) -> Mapping[str, Any]:
         if answer.status not in _DONE:
             raise self._failed(answer)
         try:
@@ -314,16 +255,16 @@ class APIServer:
             )
         return found
 
-    def _failed(self, answer: APIAnswer) -> ReviewError:
+    def _failed(self, answer: HTTPAnswer) -> ReviewError:
         rule, text = _STATUSES.get(answer.status, _OTHER)
         said = f"HTTP status {answer.status}"
-        if answer.retry_after:
-            said += f", Retry-After {answer.retry_after}"
+        if retry_after := answer.header("retry-after")[:40]:
+            said += f", Retry-After {retry_after}"
         if message := _message(answer.body):
             said += f": {message}"
         error = ReviewError(text, rule=rule, detail=self._shown(said))
         error.status = answer.status
-        error.retry_after = _seconds(answer.retry_after)
+        error.retry_after = _seconds(retry_after)
         return error
 
     def _busy(self, reason: str) -> ReviewError:

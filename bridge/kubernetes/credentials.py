@@ -22,6 +22,7 @@ from typing import Protocol
 from bridge.errors import ConfigError
 from bridge.kubernetes.exec_plugin import Command, ExecCredential, ExecPlugin
 from bridge.system.files import read_public, read_secret, stamp_of
+from bridge.system.http_client import HTTPPeer
 
 _TOKEN_SECONDS = 60.0
 _LOOK_SECONDS = 1.0
@@ -80,17 +81,14 @@ class AccessSource(Protocol):
 class Shown:
     """What one request is sent with. Another object once anything has changed."""
 
-    host: str
-    port: int
-    server_name: str
-    context: ssl.SSLContext
+    peer: HTTPPeer
     token: str = field(repr=False)
 
     @property
     def place(self) -> str:
         """Host and port, as the head of a request has them."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{host}:{self.port}"
+        host = f"[{self.peer.host}]" if ":" in self.peer.host else self.peer.host
+        return f"{host}:{self.peer.port}"
 
 
 def in_cluster() -> APIAccess:
@@ -187,7 +185,7 @@ class Credentials:
         is_due = is_other or is_refused or now - self._read_at >= _TOKEN_SECONDS
         if shown is not None and not looks and not is_due:
             return shown
-        context, token = (shown.context, shown.token) if shown else (None, "")
+        context, token = (shown.peer.tls, shown.token) if shown else (None, "")
         if looks:
             self._looked_at, stamp = now, stamp_of(access.files)
             if is_other or stamp != self._stamp:
@@ -199,13 +197,13 @@ class Credentials:
                 token = _token(access, made)
                 self._read_at = now
         self._made = made
-        if shown and shown.context is context and shown.token == token:
+        if shown and shown.peer.tls is context and shown.token == token:
             return shown
         assert context is not None  # noqa: S101 - else `_kept` has raised
         parts = urllib.parse.urlsplit(access.server)
         host = parts.hostname or ""
         name = access.server_name or host
-        return Shown(host, parts.port or 443, name, context, token)
+        return Shown(HTTPPeer(host, parts.port or 443, context, name), token)
 
     @contextmanager
     def _kept(self, shown: Shown | None) -> Iterator[None]:

@@ -4,7 +4,7 @@ A plugin for a backend that holds a key (a file, a PKCS#11 token, Vault's Transi
 implements `Signer`, and `SigningCA` makes an issuing CA of it. `parse_options` checks
 the options, `read_description` reads the certificates, `read_secret` reads secrets, and
 `FileWatch` reports changes of files. `ChildProcess` runs what may hang or crash, and
-`HostAddresses` connects to a host by a deadline.
+`HTTPClient` has one deadline for a whole answer.
 """
 
 from bridge.sdk.chain_file import (
@@ -38,7 +38,7 @@ from bridge.system.files import (
     read_secret,
     stamp_of,
 )
-from bridge.system.host_addresses import HostAddresses
+from bridge.system.http_client import HTTPAnswer, HTTPClient, HTTPPeer
 from bridge.system.linux import harden
 from bridge.system.logs import set_up as set_up_log
 from bridge.x509.algorithm import (
@@ -70,8 +70,10 @@ __all__ = [
     "ConfiguredCA",
     "FileOption",
     "FileWatch",
+    "HTTPAnswer",
+    "HTTPClient",
+    "HTTPPeer",
     "Holds",
-    "HostAddresses",
     "KeyAlgorithm",
     "PluginOptions",
     "SignatureAlgorithm",

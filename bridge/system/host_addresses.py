@@ -145,7 +145,7 @@ def _connected(
     family, kind, protocol, _, address = found
     plain = socket.socket(family, kind, protocol)
     try:
-        plain.settimeout(_left(until))
+        plain.settimeout(left(until))
         plain.connect(address)
         plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return secured(plain, until)
@@ -154,11 +154,16 @@ def _connected(
         raise
 
 
-def _left(until: float) -> float:
-    left = until - time.monotonic()
-    if left <= 0:
+def left(until: float) -> float:
+    """Return the seconds until a moment of `time.monotonic`.
+
+    Raises:
+        TimeoutError: It is over.
+    """
+    seconds = until - time.monotonic()
+    if seconds <= 0:
         raise TimeoutError("the time is up")
-    return left
+    return seconds
 
 
 def _look_up(host: str, port: int) -> list[Address]:

@@ -16,7 +16,8 @@ from typing import Any
 
 from hvac.adapters import JSONAdapter
 
-from bridge_vault.connection import Connections, ExchangeError, HTTPAnswer
+from bridge.sdk import HTTPAnswer
+from bridge_vault.connection import Connections, ExchangeError
 
 ATTEMPT_HEADER = "X-Meshca-Attempt"
 """Has the ID of an attempt in the ledger. Vault's audit log has it where it is an
@@ -88,7 +89,7 @@ class Servers:
         self._all = tuple(connections)
         self._first = 0
         self._lock = threading.Lock()
-        self._date: str | None = None
+        self._date = ""
         self.skew_seconds: float | None = None
         """How far the server's clock is ahead of ours, by its last answer, to a second
         or two. None before the first."""
@@ -146,7 +147,7 @@ class Servers:
                 self._first = (index + 1) % len(self._all)
 
     def _note_clock(self, answer: HTTPAnswer, sent_at: float) -> None:
-        date = answer.headers.get("Date")
+        date = answer.header("date")
         if date == self._date:
             return  # parsing costs as much as a small part of a call
         self._date = date
@@ -261,8 +262,8 @@ class VaultAdapter(JSONAdapter):  # type: ignore[misc]  # hvac has no types
 def _error_of(
     where: str, answer: HTTPAnswer, content: object, hidden: Collection[str]
 ) -> VaultError:
-    status, headers = answer.status, answer.headers
-    retry_after = _retry_after(headers.get("Retry-After", ""))
+    status = answer.status
+    retry_after = _retry_after(answer.header("retry-after"))
     errors = content.get("errors") if isinstance(content, dict) else None
     if isinstance(errors, list):
         assert isinstance(content, dict)  # noqa: S101 - it has errors
@@ -276,13 +277,13 @@ def _error_of(
             request_id=_tellable(str(content.get("request_id") or ""), hidden),
         )
     if status in _REDIRECTS:
-        place = _tellable(headers.get("Location", ""), hidden)
+        place = _tellable(answer.header("location"), hidden)
         text = (
             f"the server redirects to {place!r}, which is not followed: its own "
             "address is expected"
         )
     else:
-        kind = _tellable(headers.get("Content-Type", ""), hidden)
+        kind = _tellable(answer.header("content-type"), hidden)
         text = f"status {status} with {kind!r}: expected JSON of Vault's API"
     return VaultError(text, status=0, http_status=status, retry_after=retry_after)
 
@@ -312,7 +313,8 @@ _DECODER = json.JSONDecoder(parse_int=_integer, parse_float=_real, parse_constan
 
 
 def _json(answer: HTTPAnswer) -> Any:
-    if answer.headers.get_content_type() != "application/json":
+    kind = answer.header("content-type").partition(";")[0]
+    if kind.strip().lower() != "application/json":
         return None
     try:
         return _DECODER.decode(answer.body.decode("utf-8"))
@@ -332,9 +334,9 @@ def _retry_after(value: str) -> float:
     return min(max(0.0, seconds), _LONGEST_PAUSE)
 
 
-def _moment(value: str | None) -> datetime | None:
+def _moment(value: str) -> datetime | None:
     try:
-        moment = parsedate_to_datetime(value or "")
+        moment = parsedate_to_datetime(value)
     except (TypeError, ValueError, OverflowError, IndexError):
         return None
     return moment if moment.tzinfo is not None else None

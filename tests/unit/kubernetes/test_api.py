@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ from bridge.errors import ReviewError
 from bridge.kubernetes.api import METADATA, APIServer
 from bridge.kubernetes.credentials import APIAccess, Credentials
 from bridge.resilience.budget import Budget
-from bridge.system import host_addresses
 from tests.support.parts.scripted_http import json_answer, server_tls
 from tests.support.parts.token_reviews import (
     ACCESS,
@@ -50,45 +49,6 @@ def refused(api: APIServer, seconds: float = 30.0) -> ReviewError:
     return caught.value
 
 
-def test_a_connection_is_used_again(server: ReviewServer) -> None:
-    with closing(client(server)) as api:
-        for _ in range(5):
-            assert ask(api)["status"] == {"allowed": True}
-    assert (server.connections, len(server.requests)) == (1, 5)
-
-
-def test_a_connection_that_was_closed_meanwhile_is_replaced(
-    server: ReviewServer,
-) -> None:
-    whole = json_answer(b"{}", 201)
-    server.fault = saying(whole)  # and closes, though it did not say so
-    with closing(client(server)) as api:
-        for _ in range(3):
-            assert ask(api) == {}
-            # The end of the connection has to have come.
-            time.sleep(0.05)
-    assert (server.connections, len(server.requests)) == (3, 3)
-
-
-@pytest.mark.parametrize(
-    "said",
-    [
-        pytest.param(b"HTTP/1.1 103 Early Hints\r\n\r\n", id="a hint before it"),
-        pytest.param(
-            json_answer(b"{}", 201) + b"HTTP/1.1 201 Created\r\n", id="a second answer"
-        ),
-    ],
-)
-def test_no_call_gets_the_answer_of_another(server: ReviewServer, said: bytes) -> None:
-    server.fault = holding(said)
-    with closing(client(server)) as api:
-        with suppress(ReviewError):
-            assert ask(api) == {}
-        server.fault = None
-        assert ask(api)["status"] == {"allowed": True}
-    assert server.connections == 2
-
-
 @pytest.mark.parametrize(
     ("said", "seconds"), [("7", 7.0), ("9" * 40, 60.0), ("Mon", 0.0)]
 )
@@ -117,29 +77,8 @@ def test_what_an_api_server_says_is_one_line_of_the_log(
     assert told.isprintable()
 
 
-def test_a_request_that_went_out_is_not_sent_again(server: ReviewServer) -> None:
-    with closing(client(server)) as api:
-        ask(api)
-        server.fault = saying(b"")
-        error = refused(api)
-    assert error.rule == "review.unavailable"
-    assert len(server.requests) == 2
-
-
 FAULTS: dict[str, tuple[Fault, str, str]] = {
     "no answer": (holding(), "review.timeout", "time"),
-    "half a head": (holding(b"HTTP/1.1 201 Cre"), "review.timeout", "time"),
-    "a head alone": (
-        holding(HEAD + b"Content-Length: 9\r\n\r\n"),
-        "review.timeout",
-        "time",
-    ),
-    "a head that drips": (dripping(HEAD + b"X: ", b"a"), "review.timeout", "time"),
-    "a body that drips": (
-        dripping(HEAD + b"Content-Length: 99999\r\n\r\n{", b" "),
-        "review.timeout",
-        "time",
-    ),
     "closes": (saying(b""), "review.unavailable", "closed"),
     "closes in the body": (
         saying(HEAD + b"Content-Length: 99\r\n\r\n{"),
@@ -289,38 +228,16 @@ def test_who_waits_for_the_answer_to_another_call_does_not_for_long(
         api.awaits(over, budget)
 
 
-@pytest.fixture
-def lookups(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
-    """Hold each look-up of a name until the event is set."""
-    release = threading.Event()
-
-    def look_up(_: str, port: int) -> list[object]:
-        release.wait(60)
-        where = ("127.0.0.1", port)
-        return [(socket.AF_INET, socket.SOCK_STREAM, 0, "", where)]
-
-    monkeypatch.setattr(host_addresses, "_look_up", look_up)
-    yield release
-    release.set()
-
-
-def test_a_look_up_of_its_name_that_hangs_ends_with_the_call(
-    server: ReviewServer, lookups: threading.Event
+def test_a_server_may_have_a_certificate_for_another_name(
+    server: ReviewServer,
 ) -> None:
     named = APIAccess(
-        server=f"https://api.example:{server.port}",
+        server=f"https://localhost:{server.port}",
         server_name="127.0.0.1",
         ca=server.ca_file,
         token=server.token_file,
     )
     with closing(APIServer(Credentials(named), seconds=30, calls=2)) as api:
-        for _ in range(2):
-            error = refused(api, seconds=0.2)
-            assert error.rule == "review.timeout"
-            assert "api.example: the name is not resolved in time" in error.detail
-        names = [one.name for one in threading.enumerate()]
-        assert names.count("resolve-api.example") == 1
-        lookups.set()
         assert ask(api)["status"] == {"allowed": True}
 
 

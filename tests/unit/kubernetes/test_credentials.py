@@ -56,7 +56,9 @@ def token_of(credentials: Credentials, refused: Shown | None = None) -> str:
 
 
 def context_of(credentials: Credentials) -> ssl.SSLContext:
-    return credentials.shown(0).context
+    context = credentials.shown(0).peer.tls
+    assert context is not None
+    return context
 
 
 def test_a_token_is_read_again_every_minute_and_when_it_is_refused(
@@ -128,7 +130,7 @@ def test_a_context_that_cannot_be_made_does_not_hold_up_the_token(
     path(files.token).write_text("two")
     now(60)
     shown = credentials.shown(0)
-    assert (shown.context, shown.token) == (first, "two")
+    assert (shown.peer.tls, shown.token) == (first, "two")
 
 
 def test_a_key_is_in_no_file(files: APIAccess) -> None:
