@@ -24,7 +24,7 @@ from bridge.identity.keyring import Keyring
 from bridge.identity.offline_verifier import OfflineVerifier
 from bridge.identity.service_account_token import LEEWAY_SECONDS
 from bridge.identity.token_review import ReviewVerifier
-from bridge.kubernetes.api import METADATA, APIServer
+from bridge.kubernetes.api import METADATA, APIServer, unreadable
 from bridge.kubernetes.objects import ACCOUNTS, PODS, ClusterObject, ObjectIndex
 from bridge.resilience.budget import Budget
 
@@ -401,11 +401,7 @@ class _LiveLookups:
         try:
             found = None if answer is None else ClusterObject.of(answer)
         except ValueError as error:
-            raise ReviewError(
-                "the answer of the API server of this cluster cannot be read",
-                rule="review.answer",
-                detail=str(error),
-            ) from error
+            raise unreadable(str(error)) from error
         return found if found is not None and found.uid == uid else None
 
     def _missed(self, key: tuple[str, ...]) -> None:

@@ -22,7 +22,7 @@ from bridge.identity.service_account_token import (
     shown,
     unverified_account,
 )
-from bridge.kubernetes.api import APIServer
+from bridge.kubernetes.api import APIServer, unreadable
 from bridge.resilience.budget import Budget
 
 _PATH = "/apis/authentication.k8s.io/v1/tokenreviews"
@@ -40,8 +40,7 @@ class ReviewVerifier:
     verified_by: Final = "token_review"
 
     def __init__(self, server: APIServer) -> None:
-        self.server = server
-        """The API server of the tokens' cluster."""
+        self._server = server
         self._trouble = ""
 
     def verify(
@@ -50,7 +49,7 @@ class ReviewVerifier:
         """See TokenVerifier.verify."""
         claimed = unverified_account(token, audiences=audiences, now=now)
         try:
-            answer = self.server.post(_PATH, _review(token, audiences), budget)
+            answer = self._server.post(_PATH, _review(token, audiences), budget)
             status = _status(answer, token)
         except ReviewError as error:
             self._trouble = f"{error}: {error.detail}"
@@ -71,7 +70,7 @@ class ReviewVerifier:
 
     def close(self) -> None:
         """See TokenVerifier.close."""
-        self.server.close()
+        self._server.close()
 
 
 def _review(token: str, audiences: frozenset[str]) -> Mapping[str, object]:
@@ -85,17 +84,13 @@ def _review(token: str, audiences: frozenset[str]) -> Mapping[str, object]:
 def _status(answer: Mapping[str, Any], token: str) -> Mapping[str, Any]:
     status, spec = answer.get("status"), answer.get("spec")
     if answer.get("kind") != "TokenReview" or not isinstance(status, dict):
-        raise ReviewError(
-            "the answer of the API server of this cluster cannot be read",
-            rule="review.answer",
-            detail=f"expected a TokenReview with a status (found {shown(answer)})",
+        raise unreadable(
+            f"expected a TokenReview with a status (found {shown(answer)})"
         )
     # The API server repeats what it was asked for.
     if not isinstance(spec, dict) or spec.get("token") != token:
-        raise ReviewError(
-            "the answer of the API server of this cluster cannot be read",
-            rule="review.answer",
-            detail="expected the review of the token that was sent, in spec.token",
+        raise unreadable(
+            "expected the review of the token that was sent, in spec.token"
         )
     return status
 

@@ -248,11 +248,7 @@ class APIServer:
         except (ValueError, RecursionError):
             found = None
         if not isinstance(found, dict):
-            raise ReviewError(
-                "the answer of the API server of this cluster cannot be read",
-                rule="review.answer",
-                detail=self._shown("expected a JSON object"),
-            )
+            raise unreadable(self._shown("expected a JSON object"))
         return found
 
     def _failed(self, answer: HTTPAnswer) -> ReviewError:
@@ -328,6 +324,32 @@ class _CallsInFlight:
         with self._lock:
             waited = time.monotonic() - self._moved_at
             return self._count > 0 and waited > STALL_SECONDS
+
+
+def unreadable(detail: str) -> ReviewError:
+    """Return the error for an answer that is not what was asked for."""
+    return ReviewError(
+        "the answer of the API server of this cluster cannot be read",
+        rule="review.answer",
+        detail=detail,
+    )
+
+
+def endless(detail: str) -> ReviewError:
+    """Return the error for a list that is too long."""
+    return ReviewError(
+        "the API server of this cluster lists more than the bridge follows",
+        rule="review.endless",
+        detail=detail,
+    )
+
+
+def gone(detail: str) -> ReviewError:
+    """Return the error for a resource version that the API server has forgotten."""
+    rule, text = _STATUSES[http.client.GONE]
+    error = ReviewError(text, rule=rule, detail=detail)
+    error.status = http.client.GONE
+    return error
 
 
 def _seconds(text: str) -> float:

@@ -25,6 +25,8 @@ from bridge.kubernetes.api import (
     METADATA_LIST,
     APIServer,
     Query,
+    endless,
+    gone,
 )
 from bridge.kubernetes.objects import ACCOUNTS, KINDS, PODS, ClusterObject
 from bridge.resilience.budget import Budget
@@ -242,7 +244,7 @@ class Informer:
             self._changes += 1
             if self._changes > self._bounds.objects:
                 # Each may be of an object of its own. A list holds them to the bound.
-                raise _gone(f"there were more than {self._bounds.objects} changes")
+                raise gone(f"there were more than {self._bounds.objects} changes")
         metadata = _member(found, "metadata")
         if kind == "BOOKMARK":
             self._bookmark(metadata)
@@ -278,15 +280,15 @@ class Informer:
     def _require_bounded(self, count: int) -> None:
         # An API server that is another's may list without an end.
         if count > self._bounds.objects:
-            raise _endless(
+            raise endless(
                 f"it has more than {self._bounds.objects} {self._resource.kind}"
             )
         if time.monotonic() > self._until:
-            raise _endless(f"it has no end after {self._bounds.list_seconds:.0f} s")
+            raise endless(f"it has no end after {self._bounds.list_seconds:.0f} s")
 
     def _go_on(self, version: str) -> None:
         if _is_before(version, self._version):
-            raise _gone("its resource versions went back")
+            raise gone("its resource versions went back")
         self._version = version
         self._failures = 0
         if self._trouble:
@@ -331,7 +333,7 @@ def _event_error(status: Mapping[str, Any]) -> ReviewError:
     code = status.get("code")
     said = on_one_line(f"{str(code)[:20]}: {str(status.get('message') or '')[:200]}")
     if code == http.client.GONE:
-        return _gone(said)
+        return gone(said)
     error = ReviewError(
         "the API server of this cluster broke off a watch",
         rule="review.failed",
@@ -341,24 +343,6 @@ def _event_error(status: Mapping[str, Any]) -> ReviewError:
     seconds = details.get("retryAfterSeconds") if isinstance(details, dict) else None
     if isinstance(seconds, int):
         error.retry_after = float(min(seconds, LONGEST_RETRY_SECONDS))
-    return error
-
-
-def _endless(detail: str) -> ReviewError:
-    return ReviewError(
-        "the API server of this cluster lists more than the bridge follows",
-        rule="review.endless",
-        detail=detail,
-    )
-
-
-def _gone(detail: str) -> ReviewError:
-    error = ReviewError(
-        "the API server of this cluster has forgotten what the bridge goes on from",
-        rule="review.gone",
-        detail=detail,
-    )
-    error.status = http.client.GONE
     return error
 
 

@@ -10,8 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from bridge.errors import ReviewError
-from bridge.kubernetes.api import METADATA_LIST, APIServer, Query
+from bridge.kubernetes.api import METADATA_LIST, APIServer, Query, unreadable
 from bridge.resilience.budget import Budget
 
 _UNENDED = ("status.phase!=Failed", "status.phase!=Succeeded")
@@ -69,16 +68,16 @@ class LivePods:
         if found.get("kind") != "Pod" or not (
             isinstance(metadata, dict) and isinstance(spec, dict)
         ):
-            raise _unreadable("a Pod")
+            raise unreadable("expected a Pod")
         if (metadata.get("namespace"), metadata.get("name")) != (namespace, name):
-            raise _unreadable("the pod that was asked for")
+            raise unreadable("expected the pod that was asked for")
         # A pod has no node until the scheduler has chosen one.
         uid, node = metadata.get("uid"), spec.get("nodeName", "")
         account = spec.get("serviceAccountName")
         if not (
             isinstance(uid, str) and isinstance(account, str) and isinstance(node, str)
         ):
-            raise _unreadable("a Pod with a UID and an account")
+            raise unreadable("expected a Pod with a UID and an account")
         return FoundPod(uid, account, node)
 
     def has_pod_on(
@@ -97,18 +96,18 @@ class LivePods:
         for one in found:
             metadata = one.get("metadata") if isinstance(one, dict) else None
             if not isinstance(metadata, dict) or metadata.get("namespace") != namespace:
-                raise _unreadable(f"metadata of pods in {namespace}")
+                raise unreadable(f"expected metadata of pods in {namespace}")
         return bool(found)
 
 
 def _items(found: Mapping[str, Any] | None) -> list[Any]:
     # A namespace that does not exist has an empty list, and no status 404.
     if found is None or found.get("kind") != "PartialObjectMetadataList":
-        raise _unreadable("a PartialObjectMetadataList")
+        raise unreadable("expected a PartialObjectMetadataList")
     # The API server writes an empty list of metadata as null.
     items = found.get("items", "")
     if not isinstance(items, list | None):
-        raise _unreadable("a list of metadata")
+        raise unreadable("expected a list of metadata")
     return items or []
 
 
@@ -118,11 +117,3 @@ def _path(namespace: str) -> str:
 
 def _quoted(name: str) -> str:
     return urllib.parse.quote(name, safe="")
-
-
-def _unreadable(expected: str) -> ReviewError:
-    return ReviewError(
-        "the answer of the API server of this cluster cannot be read",
-        rule="review.answer",
-        detail=f"expected {expected}",
-    )

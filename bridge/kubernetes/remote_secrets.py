@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from bridge.errors import ConfigError, ReviewError
-from bridge.kubernetes.api import APIServer
+from bridge.kubernetes.api import APIServer, endless, unreadable
 from bridge.kubernetes.credentials import APIAccess
 from bridge.kubernetes.kubeconfig import access_of
 from bridge.resilience.budget import Budget
@@ -149,20 +149,12 @@ class RemoteSecrets:
             page = self.home.get(self._path, query, budget) or {}
             items, meta = page.get("items") or [], page.get("metadata") or {}
             if not isinstance(items, list) or not isinstance(meta, dict):
-                raise ReviewError(
-                    "the answer of the API server of this cluster cannot be read",
-                    rule="review.answer",
-                    detail="expected a list of secrets",
-                )
+                raise unreadable("expected a list of secrets")
             yield from (one for one in items if isinstance(one, dict))
             if not (more := meta.get("continue")):
                 return
             query["continue"] = str(more)
-        raise ReviewError(
-            "the API server of this cluster lists more than the bridge follows",
-            rule="review.endless",
-            detail=f"it has more than {_MOST} remote secrets",
-        )
+        raise endless(f"it has more than {_MOST} remote secrets")
 
     def _adopt(self, secrets: list[Mapping[str, Any]]) -> None:
         known: dict[str, _Known] = {}

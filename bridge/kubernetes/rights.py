@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from bridge.config import BoundConfig, BridgeConfig, ClusterConfig, JWKSConfig
-from bridge.errors import ReviewError
-from bridge.kubernetes.api import APIServer
+from bridge.kubernetes.api import APIServer, unreadable
 from bridge.kubernetes.clients import (
     access_source_of,
     api_server_of,
@@ -178,9 +177,5 @@ def _is_allowed(
     status = answer.get("status")
     allowed = status.get("allowed") if isinstance(status, dict) else None
     if not isinstance(allowed, bool):
-        raise ReviewError(
-            "the answer of the API server of this cluster cannot be read",
-            rule="review.answer",
-            detail="expected a SelfSubjectAccessReview with a status",
-        )
+        raise unreadable("expected a SelfSubjectAccessReview with a status")
     return allowed
