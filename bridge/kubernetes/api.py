@@ -346,8 +346,8 @@ def endless(detail: str) -> ReviewError:
 
 def gone(detail: str) -> ReviewError:
     """Return the error for a resource version that the API server has forgotten."""
-    rule, text = _STATUSES[http.client.GONE]
-    error = ReviewError(text, rule=rule, detail=detail)
+    _, text = _STATUSES[http.client.GONE]
+    error = ReviewError(text, rule="review.gone", detail=detail)
     error.status = http.client.GONE
     return error
 
