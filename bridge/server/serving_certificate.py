@@ -1,7 +1,8 @@
 """The serving certificate of Istio's front: its sources, and its renewal.
 
-A renewal needs no restart and ends no connection, see `tls_credentials`. If a renewal
-fails, the old certificate stays in service: the listener needs no backend until then.
+grpc asks for the certificate at each new connection. So a renewal needs no restart, and
+ends no connection. If a renewal fails, the old certificate stays in service: the
+listener needs no backend until then.
 """
 
 import logging
@@ -11,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import grpc
 from cryptography import x509
@@ -19,7 +20,6 @@ from cryptography import x509
 from bridge.errors import BridgeError, ConfigError
 from bridge.metrics.expiry import CertificateExpiry
 from bridge.metrics.instruments import Metrics
-from bridge.server.tls_credentials import credentials
 from bridge.system.background import BackgroundLoop
 from bridge.system.clock import Clock
 from bridge.system.files import Stamp, stamp_of
@@ -221,12 +221,19 @@ class ServingCertificate:
         """Return credentials for a port, which follow every renewal.
 
         Args:
-            client_anchors_pem: See `bridge.server.tls_credentials.credentials`.
+            client_anchors_pem: If given, a client must present a certificate that
+                chains to one of these trust anchors; called at each new connection.
 
         Raises:
             RuntimeError: There is no certificate yet.
+            ConfigError: Clients are to be verified, and there are no trust anchors.
         """
-        return credentials(lambda: self.pair, client_anchors_pem)
+        port = DynamicCredentials(lambda: self.pair, client_anchors_pem)
+        return grpc.dynamic_ssl_server_credentials(
+            port.configuration(),
+            port.changed_configuration,
+            require_client_authentication=client_anchors_pem is not None,
+        )
 
     def start(self) -> None:
         """Begin to renew in the background."""
@@ -257,3 +264,56 @@ class ServingCertificate:
     def _show(self, leaf: x509.Certificate) -> None:
         expiry = CertificateExpiry.of(leaf, "serving")
         self._metrics.expiries.replace("serving", [expiry])
+
+
+class DynamicCredentials:
+    """The certificate configuration of one port, as grpc asks for it.
+
+    grpc expects None for as long as nothing has changed.
+
+    Args:
+        pair: Returns the certificate in service; called at each new connection.
+        client_anchors_pem: See `ServingCertificate.credentials`.
+    """
+
+    def __init__(
+        self,
+        pair: Callable[[], KeyPair | None],
+        client_anchors_pem: Callable[[], bytes] | None,
+    ) -> None:
+        self._pair = pair
+        self._client_anchors_pem = client_anchors_pem
+        self._last: tuple[KeyPair, bytes | None] | None = None
+
+    def configuration(self) -> Any:
+        """Return the certificate configuration for new connections.
+
+        Raises:
+            RuntimeError: There is no certificate yet.
+            ConfigError: Clients are to be verified, and there are no trust anchors.
+        """
+        pair = self._pair()
+        if pair is None:
+            raise RuntimeError("there is no certificate yet")
+        anchors = self._client_anchors_pem() if self._client_anchors_pem else None
+        if anchors is not None and not anchors.strip():
+            raise ConfigError("there are no trust anchors to verify clients with")
+        self._last = (pair, anchors)
+        return grpc.ssl_server_certificate_configuration(
+            [(pair.private_key_pem, pair.certificate_chain_pem)],
+            root_certificates=anchors,
+        )
+
+    def changed_configuration(self) -> Any:
+        """Return `configuration` if it has changed since the last call, else None."""
+        # grpc calls this at each new connection. None keeps the certificate that is in
+        # service. So does an error, which grpc also logs.
+        pair = self._pair()
+        anchors = self._client_anchors_pem() if self._client_anchors_pem else None
+        if (
+            self._last is not None
+            and self._last[0] is pair
+            and self._last[1] == anchors
+        ):
+            return None
+        return self.configuration()

@@ -12,11 +12,11 @@ from bridge._proto.istio_ca_pb2 import IstioCertificateRequest
 from bridge.errors import BackendUnavailableError, BridgeError, ConfigError
 from bridge.metrics.instruments import Metrics
 from bridge.server.serving_certificate import (
+    DynamicCredentials,
     FileCertificateSource,
     IssuedCertificateSource,
     ServingCertificate,
 )
-from bridge.server.tls_credentials import DynamicCredentials
 from bridge.x509.key_pair import KeyPair, read_key_pair
 from tests.support.harness.clock import SetClock
 from tests.support.harness.in_process_server import (
