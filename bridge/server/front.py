@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import grpc
 
@@ -23,6 +23,7 @@ from bridge.errors import (
     drop_tracebacks,
 )
 from bridge.issuance.call import Call, Issued
+from bridge.issuance.procedure import Issuance
 from bridge.metrics.instruments import SHED_REASONS, Metrics
 from bridge.resilience.budget import Budget
 from bridge.server.status import BUG, status_of
@@ -60,16 +61,6 @@ class _HeadersStayOut(logging.Filter):
 
 
 _HEADERS_STAY_OUT = _HeadersStayOut()
-
-
-class IssuanceProcedure(Protocol):
-    """The part of `bridge.issuance.procedure.Issuance` that a front needs."""
-
-    def issue(self, call: Call) -> Issued:
-        """See `Issuance.issue`."""
-
-    def refuse(self, error: BridgeError, *, front: str) -> None:
-        """See `Issuance.refuse`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,7 +108,7 @@ class Front(grpc.GenericRpcHandler, ABC):  # type: ignore[misc]  # grpc has no t
 
     def __init__(
         self,
-        issuance: IssuanceProcedure,
+        issuance: Issuance,
         metrics: Metrics,
         pools: Pools,
         settings: FrontSettings,

@@ -12,9 +12,10 @@ from bridge.identity.caller import (
     TokenCredential,
 )
 from bridge.issuance.call import Call, Issued
+from bridge.issuance.procedure import Issuance
 from bridge.metrics.instruments import Metrics
 from bridge.resilience.budget import Budget
-from bridge.server.front import Front, FrontSettings, IssuanceProcedure
+from bridge.server.front import Front, FrontSettings
 from bridge.server.listener import Listener
 from bridge.server.messages import read_request, write_response
 from bridge.server.serving_certificate import (
@@ -104,7 +105,7 @@ class IstioListener(Listener):
     def __init__(  # noqa: PLR0913 - the server passes each by keyword
         self,
         config: BridgeConfig,
-        issuance: IssuanceProcedure,
+        issuance: Issuance,
         metrics: Metrics,
         *,
         shares_ports: bool = False,

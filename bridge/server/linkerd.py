@@ -12,9 +12,10 @@ from bridge.config import BridgeConfig, LinkerdConfig
 from bridge.errors import ConfigError
 from bridge.identity.caller import TokenCredential
 from bridge.issuance.call import Call, Issued
+from bridge.issuance.procedure import Issuance
 from bridge.metrics.instruments import Metrics
 from bridge.resilience.budget import Budget
-from bridge.server.front import Front, FrontSettings, IssuanceProcedure, Pools
+from bridge.server.front import Front, FrontSettings, Pools
 from bridge.server.listener import Listener
 from bridge.server.messages import parse_message
 
@@ -31,7 +32,7 @@ class LinkerdFront(Front):
 
     def __init__(
         self,
-        issuance: IssuanceProcedure,
+        issuance: Issuance,
         metrics: Metrics,
         pools: Pools,
         settings: FrontSettings,
@@ -97,7 +98,7 @@ class LinkerdListener(Listener):
     def __init__(
         self,
         config: BridgeConfig,
-        issuance: IssuanceProcedure,
+        issuance: Issuance,
         metrics: Metrics,
         *,
         shares_ports: bool = False,

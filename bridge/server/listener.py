@@ -15,8 +15,9 @@ import grpc
 from bridge.admin.endpoints import split_address
 from bridge.config import BridgeConfig
 from bridge.errors import ConfigError
+from bridge.issuance.procedure import Issuance
 from bridge.metrics.instruments import Metrics
-from bridge.server.front import Front, FrontSettings, IssuanceProcedure, Pools
+from bridge.server.front import Front, FrontSettings, Pools
 from bridge.server.messages import LONGEST_REQUEST_BYTES
 from bridge.server.transport.call_pool import CallPool
 from bridge.server.transport.connection_guard import (
@@ -154,7 +155,7 @@ class Listener(ABC):
     def __init__(
         self,
         config: BridgeConfig,
-        issuance: IssuanceProcedure,
+        issuance: Issuance,
         metrics: Metrics,
         *,
         shares_ports: bool = False,

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from bridge.admin.endpoints import PARTS, Admin, Views, readiness
 from bridge.config import BridgeConfig
 from bridge.errors import ConfigError
+from bridge.issuance.procedure import Issuance
 from bridge.metrics.instruments import Metrics
-from bridge.server.front import IssuanceProcedure
 from bridge.server.grpc_health import Health, HealthServer
 from bridge.server.istio import IstioListener
 from bridge.server.linkerd import LinkerdListener
@@ -48,7 +48,7 @@ class Server:
     def __init__(  # noqa: PLR0913 - the composition root passes each by keyword
         self,
         config: BridgeConfig,
-        issuance: IssuanceProcedure,
+        issuance: Issuance,
         *,
         issue_serving: IssueServing,
         anchors_pem: Callable[[], bytes],

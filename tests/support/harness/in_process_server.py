@@ -143,7 +143,7 @@ def linkerd_server(
     tree["clusters"] += [{**tree["clusters"][0], "name": "second"}]
     return Server(
         parse(yaml.safe_dump(tree), folder / "bridge.yaml"),
-        issuance,
+        issuance,  # type: ignore[arg-type]
         issue_serving=none,
         anchors_pem=bytes,
         metrics=metrics,
@@ -194,7 +194,7 @@ class Served:
         self.config = istio_config(folder, **configured)
         self.server = Server(
             self.config,
-            self.issuance,
+            self.issuance,  # type: ignore[arg-type]
             issue_serving=issue_serving or self.ca.issue_serving,
             anchors_pem=anchors_pem or (lambda: self.ca.pem),
             metrics=self.metrics,

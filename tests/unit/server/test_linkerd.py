@@ -223,7 +223,8 @@ def test_the_readiness_has_no_part_that_is_not_there(front: Front) -> None:
 def test_any_message_is_translated_or_refused(message: bytes) -> None:
     settings = FrontSettings(audiences=frozenset({"a"}), deadline_seconds=1)
     pools: Any = None
-    made = LinkerdFront(ScriptedIssuance(), Metrics(), pools, settings)
+    issuance: Any = ScriptedIssuance()
+    made = LinkerdFront(issuance, Metrics(), pools, settings)
     try:
         call = made.translate(message, None, Budget.of_seconds(1))
     except RequestError:
