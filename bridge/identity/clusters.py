@@ -50,7 +50,7 @@ from bridge.kubernetes.clients import (
     key_of,
     remote_secrets_of,
 )
-from bridge.kubernetes.pods import LivePods, PodLookup
+from bridge.kubernetes.pods import LivePods
 from bridge.kubernetes.remote_secrets import RemoteSecrets
 from bridge.resilience.budget import Budget
 from bridge.resilience.bulkhead import shared_places_of
@@ -170,7 +170,7 @@ class _VerifierMaker:
         self._places = max(1, all_places // max(1, 2 * count))
         self._spare = threading.Semaphore(max(0, all_places - count * self._places))
 
-    def verifier(self, entry: ClusterConfig) -> tuple[TokenVerifier, PodLookup | None]:
+    def verifier(self, entry: ClusterConfig) -> tuple[TokenVerifier, LivePods | None]:
         tokens = entry.tokens
         if isinstance(tokens, JWKSConfig):
             return self._offline(entry.name, tokens, source_of(tokens)), None

@@ -14,7 +14,7 @@ from bridge.dns_names import is_label, is_subdomain
 from bridge.errors import DeniedError, RequestError
 from bridge.identity.caller import Caller
 from bridge.identity.service_account_token import shown
-from bridge.kubernetes.pods import PodLookup
+from bridge.kubernetes.pods import LivePods
 from bridge.resilience.budget import Budget
 from bridge.spiffe import SpiffeID, TrustDomain
 
@@ -32,7 +32,7 @@ class NodeAuthorization:
         self,
         accounts: Collection[str],
         trust_domain: TrustDomain,
-        pods: PodLookup | None,
+        pods: LivePods | None,
     ) -> None:
         self._accounts = frozenset(accounts)
         self._trust_domain = trust_domain
@@ -85,7 +85,7 @@ class NodeAuthorization:
             )
         return identity
 
-    def _require_proxy(self, requester: Caller) -> PodLookup:
+    def _require_proxy(self, requester: Caller) -> LivePods:
         if self._pods is None:
             raise DeniedError(
                 "acting for another workload is not allowed here",
@@ -119,7 +119,7 @@ class NodeAuthorization:
             )
         return identity, namespace, account
 
-    def _node_of(self, pods: PodLookup, requester: Caller, budget: Budget) -> str:
+    def _node_of(self, pods: LivePods, requester: Caller, budget: Budget) -> str:
         claimed = requester.pod
         if not claimed.name:
             raise _other_pod("the credential is bound to no pod", requester)

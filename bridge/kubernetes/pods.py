@@ -8,7 +8,7 @@ Source:
 import urllib.parse
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from bridge.kubernetes.api import METADATA_LIST, APIServer, Query, unreadable
 from bridge.resilience.budget import Budget
@@ -26,31 +26,8 @@ class FoundPod:
     """The name of the node; empty until the pod is on one."""
 
 
-class PodLookup(Protocol):
-    """Tells what pods a cluster has. For all threads."""
-
-    def pod(self, namespace: str, name: str, budget: Budget) -> FoundPod | None:
-        """Return the pod with this name; None if there is none.
-
-        Raises:
-            ReviewError: It cannot be told now.
-        """
-
-    def has_pod_on(
-        self, node: str, namespace: str, service_account: str, budget: Budget
-    ) -> bool:
-        """Return whether a pod of this account is on a node, and has not ended.
-
-        A pod with phase Failed or Succeeded has ended. One that is being terminated
-        has not.
-
-        Raises:
-            ReviewError: It cannot be told now.
-        """
-
-
 class LivePods:
-    """Asks the API server each time, and keeps nothing. See PodLookup.
+    """Tells what pods a cluster has. Asks its API server each time, keeps nothing.
 
     Args:
         server: The API server of the pods' cluster.
@@ -60,7 +37,11 @@ class LivePods:
         self._server = server
 
     def pod(self, namespace: str, name: str, budget: Budget) -> FoundPod | None:
-        """See PodLookup.pod."""
+        """Return the pod with this name; None if there is none.
+
+        Raises:
+            ReviewError: It cannot be told now.
+        """
         found = self._server.get(f"{_path(namespace)}/{_quoted(name)}", {}, budget)
         if found is None:
             return None
@@ -83,7 +64,14 @@ class LivePods:
     def has_pod_on(
         self, node: str, namespace: str, service_account: str, budget: Budget
     ) -> bool:
-        """See PodLookup.has_pod_on."""
+        """Return whether a pod of this account is on a node, and has not ended.
+
+        A pod with phase Failed or Succeeded has ended. One that is being terminated
+        has not.
+
+        Raises:
+            ReviewError: It cannot be told now.
+        """
         selector = (
             f"spec.nodeName={node}",
             f"spec.serviceAccountName={service_account}",

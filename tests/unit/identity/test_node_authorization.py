@@ -1,6 +1,7 @@
 """Who may act for whom, by the pods as their cluster has them."""
 
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import pytest
 
@@ -56,7 +57,8 @@ class Pods:
 
 
 def nodes(pods: Pods | None, *accounts: str) -> NodeAuthorization:
-    return NodeAuthorization(accounts or ("istio-system/ztunnel",), DOMAIN, pods)
+    found: Any = pods
+    return NodeAuthorization(accounts or ("istio-system/ztunnel",), DOMAIN, found)
 
 
 def test_a_proxy_gets_the_name_of_a_pod_of_its_node() -> None:
