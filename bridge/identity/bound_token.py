@@ -213,7 +213,8 @@ class BoundVerifier:
         self._cluster = cluster
         self._offline = offline
         self._review = review
-        self._objects = objects
+        self.objects = objects
+        """What is known of pods and accounts."""
         self._max_age = max_age.total_seconds()
         self._monotonic = monotonic
         self._lock = threading.Lock()
@@ -230,14 +231,6 @@ class BoundVerifier:
     def keyring(self) -> Keyring:
         """The keys of the cluster."""
         return self._offline.keyring
-
-    def watch_age(self) -> float | None:
-        """Return the seconds since the watch heard of its API server; None if never."""
-        return self._objects.age()[0]
-
-    def object_counts(self) -> dict[str, int]:
-        """Return how many objects the watch has seen, by their kind."""
-        return self._objects.counts()
 
     def verify(
         self, token: str, *, audiences: frozenset[str], now: datetime, budget: Budget
@@ -268,14 +261,14 @@ class BoundVerifier:
             (ACCOUNTS, account.name, account.uid),
             (PODS, pod.name, pod.uid),
         ):
-            self._objects.require(
+            self.objects.require(
                 kind, account.namespace, name, uid, now=now.timestamp(), until=budget
             )
         return replace(account, verified_by="bound")
 
     def problems(self, now: datetime) -> list[str]:
         """See TokenVerifier.problems."""
-        if not self._objects.is_watched:  # `meshca check` has no watcher
+        if not self.objects.is_watched:  # `meshca check` has no watcher
             return self._review.problems(now)
         if doubt := self.look(now):
             told = f"the API server reviews each token: {doubt}"
@@ -302,7 +295,7 @@ class BoundVerifier:
         return doubt
 
     def _is_fresh(self, at: float) -> bool:
-        if self._objects.has_failed and not self._doubt:
+        if self.objects.has_failed and not self._doubt:
             return False
         return at - self._looked_at < _LOOK_SECONDS and self._is_told
 
@@ -318,10 +311,10 @@ class BoundVerifier:
         """Stop that, and let connections go."""
         self._offline.close()
         self._review.close()
-        self._objects.close()
+        self.objects.close()
 
     def _found(self, now: datetime) -> str:
-        age, trouble = self._objects.age()
+        age, trouble = self.objects.age()
         if age is None:
             why = "the watch of pods has not begun"
         elif age > self._max_age:

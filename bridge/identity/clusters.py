@@ -91,34 +91,7 @@ class Cluster:
         return self.namespaces is None or namespace in self.namespaces
 
 
-def read_clusters(
-    config: BridgeConfig,
-    *,
-    clock: Clock,
-    owners: KeyOwners,
-    watched: Path | None = None,
-    secrets: RemoteSecrets | None = None,
-) -> list[Cluster]:
-    """Build every cluster of the configuration, and read all keys in parallel.
-
-    A URL that does not answer is no error. Its keys are fetched later, and the
-    keyring's `problems` reports it. No API server is asked: one that hangs, or is
-    away, holds up no start.
-
-    Args:
-        config: The whole configuration.
-        clock: The time of key refreshes.
-        owners: Which cluster has which key.
-        watched: The index of what the watcher has seen; None where none runs.
-        secrets: Has the credentials of clusters with `tokens.remote_secret`.
-
-    Raises:
-        ConfigError: A key file cannot be read or has no usable key, the answer of a URL
-            is no key set, a key is weak or symmetric, two clusters have the same key,
-            a namespace is no valid name, or there is no API server to ask. Lists every
-            problem.
-    """
-    make = _VerifierMaker(config, clock, owners, watched, secrets)
+def _read_clusters(config: BridgeConfig, make: "_VerifierMaker") -> list[Cluster]:
     problems: list[str] = []
     clusters: list[Cluster] = []
     for index, entry in enumerate(config.clusters):
@@ -217,7 +190,7 @@ class _VerifierMaker:
         tokens: JWKSConfig | BoundConfig,
         source: KeySource,
     ) -> OfflineVerifier:
-        made = OfflineVerifier(
+        self.offline[name] = OfflineVerifier(
             name,
             tokens,
             source,
@@ -225,8 +198,7 @@ class _VerifierMaker:
             siblings=self.offline,
             clock=self._clock,
         )
-        self.offline[name] = made
-        return made
+        return self.offline[name]
 
 
 def _impossible_namespaces(entry: ClusterConfig, index: int) -> list[str]:
@@ -267,7 +239,10 @@ def _read(offline: Mapping[str, OfflineVerifier]) -> Mapping[str, _Answer]:
     answers: dict[str, _Answer] = dict.fromkeys(offline, late)
 
     def read(name: str, one: OfflineVerifier) -> None:
-        answers[name] = one.read()
+        try:
+            answers[name] = one.keyring.read()
+        except (ConfigError, ReviewError) as error:
+            answers[name] = error
 
     threads = [
         threading.Thread(target=read, args=each, name="cluster-keys", daemon=True)
@@ -305,21 +280,27 @@ class ClusterRegistry:
     def build(
         cls, config: BridgeConfig, *, clock: Clock, watched: Path | None = None
     ) -> Self:
-        """Build the registry, and read the keys: see `read_clusters`.
+        """Build every cluster of the configuration, and read all keys in parallel.
+
+        A URL that does not answer is no error. Its keys are fetched later, and the
+        keyring's `problems` reports it. No API server is asked: one that hangs, or is
+        away, holds up no start.
 
         Args:
             config: The whole configuration.
             clock: The time of key refreshes.
-            watched: See `read_clusters`.
+            watched: The index of what the watcher has seen; None where none runs.
 
         Raises:
-            ConfigError: See `read_clusters`.
+            ConfigError: A key file cannot be read or has no usable key, the answer of
+                a URL is no key set, a key is weak or symmetric, two clusters have the
+                same key, a namespace is no valid name, or there is no API server to
+                ask. Lists every problem.
         """
         secrets = remote_secrets_of(config)
         owners = KeyOwners([one.name for one in config.clusters])
-        clusters = read_clusters(
-            config, clock=clock, owners=owners, watched=watched, secrets=secrets
-        )
+        make = _VerifierMaker(config, clock, owners, watched, secrets)
+        clusters = _read_clusters(config, make)
         names = {
             name: cluster
             for cluster, entry in zip(clusters, config.clusters, strict=True)
@@ -446,7 +427,7 @@ class ClusterRegistry:
         return [
             (one.name, age)
             for one in self.clusters
-            if one.watch is not None and (age := one.watch.watch_age()) is not None
+            if one.watch is not None and (age := one.watch.objects.age()[0]) is not None
         ]
 
     def refused_keys(self) -> dict[str, int]:
@@ -459,7 +440,7 @@ class ClusterRegistry:
             (one.name, kind, count)
             for one in self.clusters
             if one.watch is not None
-            for kind, count in one.watch.object_counts().items()
+            for kind, count in one.watch.objects.counts().items()
         ]
 
     def key_ages(self) -> list[tuple[str, float]]:

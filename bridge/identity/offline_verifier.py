@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Final
 
 from bridge.config import BoundConfig, JWKSConfig
-from bridge.errors import AuthenticationError, BridgeError, ConfigError, ReviewError
+from bridge.errors import AuthenticationError, BridgeError, ConfigError
 from bridge.identity import service_account_token
 from bridge.identity.caller import ServiceAccount
 from bridge.identity.jwks import VerificationKey
@@ -71,15 +71,12 @@ class OfflineVerifier:
                 self.keyring.doubt()
             raise
 
-    def read(self) -> Sequence[VerificationKey] | BridgeError:
-        """Read the keys for the first time; return the error if that fails."""
-        try:
-            return self.keyring.read()
-        except (ConfigError, ReviewError) as error:
-            return error
-
     def adopt(self, answer: Sequence[VerificationKey] | BridgeError) -> list[str]:
-        """Take over what `read` returned; return what is wrong with it for good."""
+        """Take over the first keys, or why there are none.
+
+        Returns:
+            What is wrong with them for good.
+        """
         if isinstance(answer, ConfigError):
             return [str(answer)]
         if isinstance(answer, BridgeError):

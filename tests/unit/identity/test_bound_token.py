@@ -451,7 +451,7 @@ def test_an_index_that_cannot_be_read_refuses_nobody(
 ) -> None:
     assert ground.verify(token()).verified_by == "bound"
     broken = Broken(ground.index)
-    monkeypatch.setattr(ground.verifier._objects, "_index", broken)
+    monkeypatch.setattr(ground.verifier.objects, "_index", broken)
     ground.server.objects |= {
         POD: metadata("web-0", POD_UID),
         ACCOUNT: metadata("web", account_uid()),
@@ -473,7 +473,7 @@ def test_an_index_that_cannot_be_read_refuses_nobody(
 def test_a_pod_that_is_gone_is_refused_where_the_index_cannot_be_read(
     ground: Ground, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ground.verifier._objects, "_index", Broken(ground.index))
+    monkeypatch.setattr(ground.verifier.objects, "_index", Broken(ground.index))
     ground.server.objects[ACCOUNT] = metadata("web", account_uid())
     assert ground.refusal(token()).rule == "token.gone"
 
@@ -489,7 +489,7 @@ def test_one_thread_looks_at_the_watch(
         go_on.wait(30)
         return 1.0, ""
 
-    monkeypatch.setattr(ground.verifier._objects, "age", age)
+    monkeypatch.setattr(ground.verifier.objects, "age", age)
     with ThreadPoolExecutor(4) as pool:
         first = pool.submit(ground.verifier.look, NOW)
         assert began.wait(30)
