@@ -7,13 +7,11 @@ gone.
 
 import logging
 import time
-from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
 from bridge.config import BoundConfig, BridgeConfig, ClusterConfig
 from bridge.errors import ConfigError, ReviewError
-from bridge.kubernetes.api import APIServer
 from bridge.kubernetes.clients import (
     WatchSource,
     access_source_of,
@@ -21,8 +19,8 @@ from bridge.kubernetes.clients import (
     has_remote_secret,
     remote_secrets_of,
 )
-from bridge.kubernetes.informer import RESOURCES, Informer, Resource
-from bridge.kubernetes.objects import PODS, ClusterObject, ObjectIndex
+from bridge.kubernetes.informer import RESOURCES, Informer, Sink
+from bridge.kubernetes.objects import PODS, ObjectIndex
 from bridge.kubernetes.remote_secrets import RemoteSecrets
 from bridge.system.background import BackgroundLoop
 
@@ -41,12 +39,16 @@ def watch(config: BridgeConfig, path: Path) -> None:
     Raises:
         ReviewError: The index cannot be written.
     """
-    entries = [one for one in config.clusters if isinstance(one.tokens, BoundConfig)]
-    remote = [one.name for one in entries if has_remote_secret(one)]
+    entries = [
+        (one, one.tokens)
+        for one in config.clusters
+        if isinstance(one.tokens, BoundConfig)
+    ]
+    remote = [one.name for one, _ in entries if has_remote_secret(one)]
     index = ObjectIndex(path)
-    index.create([WatchSource(one, None)() for one in entries], remote)
+    index.create([WatchSource(one, None)() for one, _ in entries], remote)
     secrets = _Secrets(config, is_needed=bool(remote))
-    clusters = [_Cluster(index, one) for one in entries]
+    clusters = [_Cluster(index, *one) for one in entries]
     while True:
         found = secrets.found()
         for one in clusters:
@@ -81,13 +83,16 @@ class _Cluster:
     # Its watches begin when its credentials can be read, and hold up no others. They
     # end when a remote secret or kubeconfig names another API server, or the secret is
     # gone.
-    def __init__(self, index: ObjectIndex, entry: ClusterConfig) -> None:
+    def __init__(
+        self, index: ObjectIndex, entry: ClusterConfig, tokens: BoundConfig
+    ) -> None:
         self._index = index
         self._entry = entry
+        self._tokens = tokens
         self._secrets: RemoteSecrets | None = None
         self._called = WatchSource(entry, None)
         self._source = ""
-        self._watches: list[_Watch] = []
+        self._watches: list[tuple[Sink, BackgroundLoop]] = []
         self._trouble = ""
 
     def look(self, secrets: RemoteSecrets | None) -> None:
@@ -108,20 +113,20 @@ class _Cluster:
             self._tell(source, str(error))
             return
         self._source = source
-        self._watches = [
-            _Watch(server, resource_, _IntoIndex(self._index, source, resource_.kind))
-            for resource_ in RESOURCES.values()
-        ]
-
-    @property
-    def _tokens(self) -> BoundConfig:
-        tokens = self._entry.tokens
-        assert isinstance(tokens, BoundConfig)  # noqa: S101 - for the type checker
-        return tokens
+        for resource in RESOURCES.values():
+            sink = Sink(self._index, source, resource.kind)
+            informer = Informer(server, resource, sink)
+            loop = BackgroundLoop(
+                "watch", informer.follow, informer.pause, is_immediate=True
+            )
+            loop.start()
+            self._watches.append((sink, loop))
 
     def _end(self) -> None:
-        for watch in self._watches:
-            watch.end()
+        # A stream that is silent is left alone until it is dead.
+        for sink, loop in self._watches:
+            sink.is_over = True
+            loop.stop()
         if self._source:
             _log.info("cluster %s: not watched where it was before", self._entry.name)
             with suppress(ReviewError):  # nobody looks there any more
@@ -134,54 +139,3 @@ class _Cluster:
             _log.error("cluster %s: not watched so far: %s", self._entry.name, trouble)
         with suppress(ReviewError):  # those of others may be written
             self._index.trouble(source, PODS, trouble)
-
-
-class _Watch:
-    # One resource of one cluster is followed, until `end`.
-    def __init__(
-        self, server: APIServer, followed: Resource, sink: "_IntoIndex"
-    ) -> None:
-        self._sink = sink
-        informer = Informer(server, followed, sink)
-        self._loop = BackgroundLoop(
-            "watch", informer.follow, informer.pause, is_immediate=True
-        )
-        self._loop.start()
-
-    def end(self) -> None:
-        """End it. A stream that is silent is left alone until it is dead."""
-        self._sink.is_over = True
-        self._loop.stop()
-
-
-class _IntoIndex:
-    # The sink of one informer: see `Sink`.
-    def __init__(self, index: ObjectIndex, source: str, kind: str) -> None:
-        self._index = index
-        self._source = source
-        self._kind = kind
-        self.is_over = False
-
-    def publish(self, objects: Iterable[ClusterObject]) -> None:
-        self._require_open()
-        self._index.publish(self._source, self._kind, objects, time.monotonic())
-
-    def put(self, found: ClusterObject) -> None:
-        self._require_open()
-        self._index.put(self._source, self._kind, found, time.monotonic())
-
-    def remove(self, gone: ClusterObject) -> None:
-        self._require_open()
-        self._index.remove(self._source, self._kind, gone, time.monotonic())
-
-    def confirm(self) -> None:
-        self._require_open()
-        self._index.confirm(self._source, self._kind, time.monotonic())
-
-    def trouble(self, text: str) -> None:
-        if not self.is_over:
-            self._index.trouble(self._source, self._kind, text)
-
-    def _require_open(self) -> None:
-        if self.is_over:
-            raise ReviewError("this watch is over", rule="review.gone")

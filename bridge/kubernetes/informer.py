@@ -16,7 +16,7 @@ import random
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from bridge.errors import ReviewError
 from bridge.kubernetes.api import (
@@ -28,7 +28,7 @@ from bridge.kubernetes.api import (
     endless,
     gone,
 )
-from bridge.kubernetes.objects import ACCOUNTS, KINDS, PODS, ClusterObject
+from bridge.kubernetes.objects import ACCOUNTS, KINDS, PODS, ClusterObject, ObjectIndex
 from bridge.resilience.budget import Budget
 from bridge.system.logs import on_one_line
 
@@ -87,23 +87,52 @@ RESOURCES = {
 assert tuple(RESOURCES) == KINDS  # noqa: S101
 
 
-class Sink(Protocol):
-    """Takes over what a resource has."""
+class Sink:
+    """Takes over what a resource of one cluster has, into the index.
+
+    Once it `is_over`, it takes over nothing more, and whoever follows is told.
+
+    Args:
+        index: Takes all of it.
+        source: What the cluster is called in it.
+        kind: One of `KINDS`.
+    """
+
+    def __init__(self, index: ObjectIndex, source: str, kind: str) -> None:
+        self._index = index
+        self._source = source
+        self._kind = kind
+        self.is_over = False
+        """Set once nobody looks there any more."""
 
     def publish(self, objects: Iterable[ClusterObject]) -> None:
         """Replace everything."""
+        self._require_open()
+        self._index.publish(self._source, self._kind, objects, time.monotonic())
 
     def put(self, found: ClusterObject) -> None:
         """Take over a new object, or one that has changed."""
+        self._require_open()
+        self._index.put(self._source, self._kind, found, time.monotonic())
 
     def remove(self, gone: ClusterObject) -> None:
         """Forget an object."""
+        self._require_open()
+        self._index.remove(self._source, self._kind, gone, time.monotonic())
 
     def confirm(self) -> None:
         """Note that nothing has changed until now."""
+        self._require_open()
+        self._index.confirm(self._source, self._kind, time.monotonic())
 
     def trouble(self, text: str) -> None:
         """Note why the resource cannot be followed."""
+        if not self.is_over:
+            self._index.trouble(self._source, self._kind, text)
+
+    def _require_open(self) -> None:
+        if self.is_over:
+            raise ReviewError("this watch is over", rule="review.gone")
 
 
 _LOST = ("review.timeout", "review.unavailable")
@@ -132,6 +161,7 @@ class Informer:
     ) -> None:
         self._server = server
         self._resource = resource
+        self._name = f"watch of {resource.kind}"
         self._sink = sink
         self._bounds = bounds
         self._lot = lot
@@ -154,7 +184,8 @@ class Informer:
             if self._version:
                 self._require_not_restored()
             if self._version:
-                self._watch()
+                self._aside = None
+                self._stream(resourceVersion=self._version)
             else:
                 self._list()
         except ReviewError as error:
@@ -186,7 +217,7 @@ class Informer:
         objects, version = self._pages()
         self._sink.publish(objects)
         self._go_on(version)
-        self._watch()
+        self._stream(resourceVersion=self._version)
 
     def _pages(self) -> tuple[list[ClusterObject], str]:
         # Without a resource version the list is consistent. With `resourceVersion=0`
@@ -213,10 +244,6 @@ class Informer:
             if not (further := metadata.get("continue")):
                 return objects, version
             query["continue"] = str(further)
-
-    def _watch(self) -> None:
-        self._aside = None
-        self._stream(resourceVersion=self._version)
 
     def _stream(self, **query: str) -> None:
         whole: Query = {
@@ -323,10 +350,6 @@ class Informer:
             self._trouble = trouble
             _log.warning("%s; tried again in %.1f s", trouble, self._pause)
         self._sink.trouble(trouble)
-
-    @property
-    def _name(self) -> str:
-        return f"watch of {self._resource.kind}"
 
 
 def _event_error(status: Mapping[str, Any]) -> ReviewError:

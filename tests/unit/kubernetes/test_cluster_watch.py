@@ -13,6 +13,7 @@ from bridge.errors import ReviewError
 from bridge.kubernetes import clients, cluster_watch, kubeconfig
 from bridge.kubernetes.clients import WatchSource
 from bridge.kubernetes.credentials import APIAccess
+from bridge.kubernetes.informer import Sink
 from bridge.kubernetes.objects import PODS, ClusterObject, ObjectIndex, WatchState
 from bridge.kubernetes.remote_secrets import _Known
 from tests.support.harness.configuration import text
@@ -261,7 +262,7 @@ def test_a_watch_that_is_over_changes_nothing(tmp_path: Path) -> None:
     pod = ClusterObject("shop", "web-0", "1")
     with closing(ObjectIndex(tmp_path / "watched")) as index:
         index.create(["one"])
-        sink = cluster_watch._IntoIndex(index, "one", PODS)
+        sink = Sink(index, "one", PODS)
         sink.put(pod)
         sink.is_over = True
         changes: list[Callable[[], object]] = [

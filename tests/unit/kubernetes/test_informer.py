@@ -135,7 +135,7 @@ class Followed:
         self.informer = Informer(
             api,
             RESOURCES[PODS],
-            self.sink,
+            self.sink,  # type: ignore[arg-type]
             bounds=Bounds(silence=0.3, objects=4, list_seconds=list_seconds),
             lot=lot,
         )
