@@ -97,7 +97,7 @@ def access_source_of(
     """
     if secrets is None or not has_remote_secret(entry):
         return None
-    return secrets.access_for(entry.name)
+    return RemoteSecret(secrets, entry.name)
 
 
 def has_remote_secret(entry: ClusterConfig) -> bool:

@@ -73,10 +73,8 @@ class RemoteSecrets:
         names: Mapping[str, str],
         allowed: Allowed,
     ) -> None:
-        self.home = home
-        """The API server that has the secrets."""
-        self.namespace = namespace
-        """Where they are."""
+        self._home = home
+        self._namespace = namespace
         self._path = f"/api/v1/namespaces/{namespace}/secrets"
         self._names = names
         self._allowed = allowed
@@ -88,10 +86,6 @@ class RemoteSecrets:
             "remote-secrets", self.look, _SECONDS, is_immediate=True
         )
         self._looking = threading.Lock()
-
-    def access_for(self, cluster: str) -> "RemoteSecret":
-        """Return where the access to the API server of a cluster is described."""
-        return RemoteSecret(self, cluster)
 
     def known(self, cluster: str) -> _Known | None:
         """Return what the secrets say of a cluster; None if no secret does."""
@@ -125,7 +119,7 @@ class RemoteSecrets:
 
     def problems(self) -> list[str]:
         """Return what is wrong with the secrets, one sentence each."""
-        place = f"remote secrets in {self.namespace}"
+        place = f"remote secrets in {self._namespace}"
         found = [f"{place} cannot be listed: {self._trouble}"] if self._trouble else []
         found += [
             f"remote secret {known.place}: {known.trouble}"
@@ -141,12 +135,12 @@ class RemoteSecrets:
     def close(self) -> None:
         """Stop it. A list in progress ends by its time limit."""
         self._loop.close(_CLOSE_SECONDS)
-        self.home.close()
+        self._home.close()
 
     def _listed(self, budget: Budget) -> Iterator[Mapping[str, Any]]:
         query: dict[str, str | int] = {"labelSelector": _LABEL, "limit": _PAGE}
         for _ in range(_MOST // _PAGE):
-            page = self.home.get(self._path, query, budget) or {}
+            page = self._home.get(self._path, query, budget) or {}
             items, meta = page.get("items") or [], page.get("metadata") or {}
             if not isinstance(items, list) or not isinstance(meta, dict):
                 raise unreadable("expected a list of secrets")

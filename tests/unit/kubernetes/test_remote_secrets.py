@@ -14,7 +14,7 @@ import yaml
 from bridge.errors import ConfigError
 from bridge.kubernetes.api import APIServer
 from bridge.kubernetes.credentials import APIAccess, Credentials
-from bridge.kubernetes.remote_secrets import Allowed, RemoteSecrets
+from bridge.kubernetes.remote_secrets import Allowed, RemoteSecret, RemoteSecrets
 from tests.support.parts.scripted_http import json_answer
 from tests.support.parts.token_reviews import ReviewServer, saying
 
@@ -69,7 +69,7 @@ def listed(*secrets: Any, more: str = "") -> dict[str, Any]:
 
 
 def shown(secrets: RemoteSecrets, cluster: str = "far") -> str:
-    return Credentials(secrets.access_for(cluster)).shown(0).token
+    return Credentials(RemoteSecret(secrets, cluster)).shown(0).token
 
 
 def test_a_cluster_comes_changes_and_goes_with_its_secret(server: Home) -> None:
@@ -91,7 +91,7 @@ def test_a_cluster_comes_changes_and_goes_with_its_secret(server: Home) -> None:
 def test_credentials_follow_the_secret_at_once(server: Home) -> None:
     server.objects[PATH] = listed(secret(kubeconfig()))
     secrets = looked(server)
-    credentials = Credentials(secrets.access_for("far"))
+    credentials = Credentials(RemoteSecret(secrets, "far"))
     found = [credentials.shown(0).token]
     server.objects[PATH] = listed(secret(kubeconfig({"token": "two"})))
     secrets.look()
@@ -244,7 +244,7 @@ def test_what_the_configuration_names_is_allowed(server: Home, tmp_path: Path) -
     secrets = looked(server, allowed)
     assert secrets.problems() == []
     assert shown(secrets) == "of-a-file"
-    command = secrets.access_for("near").access().command
+    command = RemoteSecret(secrets, "near").access().command
     assert command is not None
     assert command.command == "/bin/true"
 
