@@ -171,7 +171,8 @@ class Credentials:
                 if access != self._access:
                     self._access, self._made, self._stamp = access, None, None
                     self._shown = None
-                    self._plugin = _plugin_of(access)
+                    command = access.command
+                    self._plugin = None if command is None else ExecPlugin(command)
                 self._source_stamp = stamp
         assert self._access is not None  # noqa: S101 - for the type checker
         return self._access, self._plugin
@@ -220,10 +221,6 @@ class Credentials:
         if (trouble := str(error)) != self._trouble:
             self._trouble = trouble
             _log.warning("what was read before stays in use: %s", trouble)
-
-
-def _plugin_of(access: APIAccess) -> ExecPlugin | None:
-    return None if access.command is None else ExecPlugin(access.command)
 
 
 class _Constant:

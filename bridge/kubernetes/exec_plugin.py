@@ -20,7 +20,6 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import IO, Any
 
 from bridge.errors import ConfigError
@@ -247,10 +246,3 @@ def _time_of(text: str) -> datetime | None:
     if found.tzinfo is None:
         raise ConfigError(f"expected expirationTimestamp with a zone (found {text!r})")
     return found
-
-
-def program_of(command: str, folder: Path | None) -> str:
-    """Return the path of a program: a relative one is relative to the kubeconfig."""
-    if "/" in command and not command.startswith("/") and folder is not None:
-        return str(folder / command)
-    return command

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from bridge.config.strict_yaml import parse_yaml
 from bridge.errors import ConfigError
 from bridge.kubernetes.credentials import APIAccess
-from bridge.kubernetes.exec_plugin import API_VERSIONS, Command, program_of
+from bridge.kubernetes.exec_plugin import API_VERSIONS, Command
 from bridge.system.files import Stamp, read_public, read_secret, stamp_of
 
 _EXTENSION = "client.authentication.k8s.io/exec"
@@ -189,8 +189,10 @@ def access_of(
     command = None
     if user.exec is not None:
         command = _command(in_user, user.exec, cluster, folder)
+    if not _is_origin(cluster.server):
+        raise ConfigError(f"{in_cluster}: server: expected https://HOST:PORT")
     return APIAccess(
-        server=_server(in_cluster, cluster.server),
+        server=cluster.server,
         server_name=cluster.tls_server_name,
         ca=ca,
         token=token,
@@ -256,12 +258,6 @@ def _is_origin(url: str) -> bool:
     return bool(is_good) and is_plain and not any(rest)
 
 
-def _server(place: str, url: str) -> str:
-    if not _is_origin(url):
-        raise ConfigError(f"{place}: server: expected https://HOST:PORT")
-    return url
-
-
 def _either(
     place: str, key: str, part: _Part, folder: Path | None
 ) -> Path | bytes | None:
@@ -294,9 +290,12 @@ def _command(
         )
     if not found.command:
         raise ConfigError(f"{place}: exec.command: expected a program")
+    command = found.command
+    if folder is not None and "/" in command and not command.startswith("/"):
+        command = str(folder / command)
     return Command(
         api_version=found.api_version,
-        command=program_of(found.command, folder),
+        command=command,
         args=tuple(found.args or ()),
         env=tuple((one.name, one.value) for one in found.env or ()),
         cluster=_info(cluster, folder) if found.provide_cluster_info else None,
