@@ -62,17 +62,11 @@ def _try_archive(config: BridgeConfig) -> None:
 
 def _try_file(path: Path) -> None:
     try:
-        mode = path.stat().st_mode
-    except FileNotFoundError:
-        _try_folder(path.parent)
-        return
-    except OSError as error:
-        reason = failure_text(path, error)
-        raise ConfigError(f"{path}: cannot be written: {reason}") from error
-    if not stat.S_ISREG(mode):
-        raise ConfigError(f"{path}: expected a file")
-    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise ConfigError(f"{path}: expected a file")
         os.close(os.open(path, os.O_RDWR | os.O_CLOEXEC))
+    except FileNotFoundError:
+        pass  # it will be made there
     except OSError as error:
         reason = failure_text(path, error)
         raise ConfigError(f"{path}: cannot be written: {reason}") from error
