@@ -106,18 +106,14 @@ class Admin:
             self._socket.close()
             reason = error.strerror or str(error)
             raise ConfigError(f"admin.listen: cannot be served: {reason}") from error
-        self._address = _address_of(self._socket, self._path)
+        self.address = _address_of(self._socket, self._path)
+        """`host:port` as bound, or `unix:PATH`."""
         self._views = views
         self._pages = SteadyPool(_PAGE_THREADS, "page")
         self._ending = asyncio.Event()
         self._open: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
         # A daemon: a view that hangs does not keep the process from ending.
         self._thread = threading.Thread(target=self._run, name="admin", daemon=True)
-
-    @property
-    def address(self) -> str:
-        """`host:port` as bound, or `unix:PATH`."""
-        return self._address
 
     def start(self) -> None:
         """Start every thread.

@@ -211,12 +211,11 @@ def _impossible_namespaces(entry: ClusterConfig, index: int) -> list[str]:
 
 
 def _load(config: BridgeConfig, made: Mapping[str, OfflineVerifier]) -> list[str]:
-    sections = {one.name: one.tokens for one in config.clusters}
     # An API server is asked later: one that hangs holds up no start.
     offline = {
-        name: one
-        for name, one in made.items()
-        if isinstance(sections[name], JWKSConfig)
+        one.name: made[one.name]
+        for one in config.clusters
+        if isinstance(one.tokens, JWKSConfig)
     }
     answers = _read(offline)
     problems = {name: one.adopt(answers[name]) for name, one in offline.items()}

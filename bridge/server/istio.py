@@ -114,7 +114,6 @@ class IstioListener(Listener):
         clock: Clock,
     ) -> None:
         self._config = config
-        self._issue_serving = issue_serving
         self._anchors_pem = anchors_pem
         self.serving = ServingCertificate(
             _source(config, issue_serving), clock, metrics

@@ -161,7 +161,8 @@ class Listener(ABC):
         shares_ports: bool = False,
     ) -> None:
         in_flight, queue_seconds = self.bounds(config)
-        reaper = Reaper(self._message_seconds(config))
+        settings = self.settings(config)
+        reaper = Reaper(min(self.message_seconds, settings.deadline_seconds))
         connections = most_connections(config)
         guard = ConnectionGuard(
             most=connections,
@@ -179,7 +180,7 @@ class Listener(ABC):
             reaper=reaper,
             guard=guard,
         )
-        self._front = self.front(issuance, metrics, self.pools, self.settings(config))
+        self._front = self.front(issuance, metrics, self.pools, settings)
         self._grpc = grpc.server(
             # grpc wants a pool. The front names another for each call that it takes,
             # and grpc answers any other method by itself, without a thread.
@@ -277,6 +278,3 @@ class Listener(ABC):
         for pool in (self.pools.calls, self.pools.refusals):
             if not pool.close(_CUT_SECONDS):
                 _log.error("a call still runs after the end of its time")
-
-    def _message_seconds(self, config: BridgeConfig) -> float:
-        return min(self.message_seconds, self.settings(config).deadline_seconds)

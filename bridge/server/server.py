@@ -196,7 +196,8 @@ class Server:
             self._draining = True
         self._health.drain()
         if self._shares_ports:
-            leave_to_others([*self._ports().values(), *self._health_ports()], grace)
+            ports = [*self._ports().values(), self._health.address]
+            leave_to_others([port for port in ports if port], grace)
         for listener in self._listeners:
             listener.stop_background()
         ended = [listener.stop(grace) for listener in self._listeners]
@@ -212,9 +213,6 @@ class Server:
             listener.close()
         self._health.close()
         self._admin.close()
-
-    def _health_ports(self) -> tuple[str, ...]:
-        return (self._health.address,) if self._health.address else ()
 
     def _ports(self) -> dict[str, str]:
         return {
