@@ -126,8 +126,10 @@ class AccountEvents:
         for key in due:
             with self._lock:
                 noted = self._noted.pop(key)
+            path = f"/api/v1/namespaces/{key[0]}/events"
+            budget = Budget.of_seconds(_SEND_SECONDS)
             try:
-                self._post(key, noted)
+                self._server.post(path, _event(key, noted), budget)
             except ReviewError as error:
                 self._failed(key, noted, error)
                 return
@@ -137,14 +139,6 @@ class AccountEvents:
             _log.info("events are written again, after: %s", self._trouble)
             self._trouble = ""
         self._pause = _PAUSE_SECONDS
-
-    def _post(self, key: tuple[str, str], noted: _Noted) -> None:
-        namespace, _ = key
-        self._server.post(
-            f"/api/v1/namespaces/{namespace}/events",
-            _event(key, noted),
-            Budget.of_seconds(_SEND_SECONDS),
-        )
 
     def _failed(self, key: tuple[str, str], noted: _Noted, error: ReviewError) -> None:
         self._count("failed", 1)
