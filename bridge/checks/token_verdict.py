@@ -48,7 +48,7 @@ def check_token(
     """
     config, token = read(path), _read(token_file)
     try:
-        clusters = ClusterRegistry.build(config, clock=clock)
+        clusters = ClusterRegistry(config, clock=clock)
     except ConfigError as error:
         lines = (f"{path}: {line}" for line in str(error).splitlines())
         raise ConfigError("\n".join(lines)) from error

@@ -20,7 +20,6 @@ from typing import Literal
 
 from bridge.errors import AuthenticationError, ReviewError
 from bridge.identity.caller import Pod, ServiceAccount
-from bridge.identity.keyring import Keyring
 from bridge.identity.offline_verifier import OfflineVerifier
 from bridge.identity.service_account_token import LEEWAY_SECONDS
 from bridge.identity.token_review import ReviewVerifier
@@ -212,6 +211,8 @@ class BoundVerifier:
     ) -> None:
         self._cluster = cluster
         self._offline = offline
+        self.keyring = offline.keyring
+        """The keys of the cluster."""
         self._review = review
         self.objects = objects
         """What is known of pods and accounts."""
@@ -226,11 +227,6 @@ class BoundVerifier:
     def verified_by(self) -> Literal["bound", "token_review"]:
         """See TokenVerifier.verified_by: as it would verify a token now."""
         return "token_review" if self._doubt else "bound"
-
-    @property
-    def keyring(self) -> Keyring:
-        """The keys of the cluster."""
-        return self._offline.keyring
 
     def verify(
         self, token: str, *, audiences: frozenset[str], now: datetime, budget: Budget

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from bridge.config import (
     BoundConfig,
@@ -152,9 +152,8 @@ class _VerifierMaker:
         review = ReviewVerifier(server)
         if not isinstance(tokens, BoundConfig):
             return review, LivePods(server)
-        made = self._bound(entry, tokens, server, review)
-        self.bound[entry.name] = made
-        return made, LivePods(server)
+        self.bound[entry.name] = self._bound(entry, tokens, server, review)
+        return self.bound[entry.name], LivePods(server)
 
     def _bound(
         self,
@@ -257,56 +256,40 @@ _SCHEME = "Bearer "
 
 
 class ClusterRegistry:
-    """The clusters of one configuration. Built by `build`; for all threads."""
+    """The clusters of one configuration. For all threads.
+
+    All keys are read in parallel. A URL that does not answer is no error: its keys are
+    fetched later, and the keyring's `problems` reports it. No API server is asked: one
+    that hangs, or is away, holds up no start.
+
+    Args:
+        config: The whole configuration.
+        clock: The time of key refreshes.
+        watched: The index of what the watcher has seen; None where none runs.
+
+    Raises:
+        ConfigError: A key file cannot be read or has no usable key, the answer of a URL
+            is no key set, a key is weak or symmetric, two clusters have the same key,
+            a namespace is no valid name, or there is no API server to ask. Lists every
+            problem.
+    """
 
     def __init__(
-        self,
-        clusters: Sequence[Cluster],
-        names: Mapping[str, Cluster],
-        owners: KeyOwners,
-        clock: Clock,
-        secrets: RemoteSecrets | None = None,
+        self, config: BridgeConfig, *, clock: Clock, watched: Path | None = None
     ) -> None:
-        self.clusters = clusters
-        """In the order of the configuration."""
-        self.secrets = secrets
+        self.secrets = remote_secrets_of(config)
         """The credentials of clusters that are in remote secrets."""
-        self._names = names
-        self._owners = owners
+        self._owners = KeyOwners([one.name for one in config.clusters])
         self._clock = clock
-
-    @classmethod
-    def build(
-        cls, config: BridgeConfig, *, clock: Clock, watched: Path | None = None
-    ) -> Self:
-        """Build every cluster of the configuration, and read all keys in parallel.
-
-        A URL that does not answer is no error. Its keys are fetched later, and the
-        keyring's `problems` reports it. No API server is asked: one that hangs, or is
-        away, holds up no start.
-
-        Args:
-            config: The whole configuration.
-            clock: The time of key refreshes.
-            watched: The index of what the watcher has seen; None where none runs.
-
-        Raises:
-            ConfigError: A key file cannot be read or has no usable key, the answer of
-                a URL is no key set, a key is weak or symmetric, two clusters have the
-                same key, a namespace is no valid name, or there is no API server to
-                ask. Lists every problem.
-        """
-        secrets = remote_secrets_of(config)
-        owners = KeyOwners([one.name for one in config.clusters])
-        make = _VerifierMaker(config, clock, owners, watched, secrets)
-        clusters = _read_clusters(config, make)
-        names = {
+        make = _VerifierMaker(config, clock, self._owners, watched, self.secrets)
+        self.clusters: Sequence[Cluster] = _read_clusters(config, make)
+        """In the order of the configuration."""
+        # Istio's agent sends an empty ID if none is configured.
+        self._names = {"": self.clusters[0]} | {
             name: cluster
-            for cluster, entry in zip(clusters, config.clusters, strict=True)
+            for cluster, entry in zip(self.clusters, config.clusters, strict=True)
             for name in (entry.name, *entry.aliases)
         }
-        # Istio's agent sends an empty ID if none is configured.
-        return cls(clusters, {"": clusters[0]} | names, owners, clock, secrets)
 
     def identify(
         self,

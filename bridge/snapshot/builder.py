@@ -507,7 +507,7 @@ def _has_clusters(config: BridgeConfig, sections: Collection[str]) -> bool:
 
 
 def _clusters(assembly: Assembly) -> ClusterRegistry:
-    return ClusterRegistry.build(
+    return ClusterRegistry(
         assembly.config, clock=assembly.clock, watched=assembly.watched
     )
 

@@ -92,7 +92,7 @@ def registry() -> ClusterRegistry:
         for cluster, issuer in ISSUERS.items():
             issuer.write_jwks(folder / f"{cluster}.json")
         config = parse(_CONFIGURATION, folder / "bridge.yaml")
-        return ClusterRegistry.build(config, clock=lambda: NOW)
+        return ClusterRegistry(config, clock=lambda: NOW)
 
 
 _CONFIGURATION = """

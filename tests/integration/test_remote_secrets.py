@@ -44,7 +44,7 @@ def registry(server: ReviewServer, folder: Path) -> ClusterRegistry:
         ],
     }
     config = parse(yaml.safe_dump(changed), folder / "bridge.yaml")
-    return ClusterRegistry.build(config, clock=system_clock)
+    return ClusterRegistry(config, clock=system_clock)
 
 
 def secret_of(server: ReviewServer) -> dict[str, object]:

@@ -264,7 +264,7 @@ def test_api_servers_that_hang_hold_few_threads_together(tmp_path: Path) -> None
             "limits": {"threads": 12},
         }
         config = parse(yaml.safe_dump(changed), tmp_path / "bridge.yaml")
-        clusters = ClusterRegistry.build(config, clock=system_clock)
+        clusters = ClusterRegistry(config, clock=system_clock)
         parts.callback(clusters.close)
 
         def ask(name: str) -> str:

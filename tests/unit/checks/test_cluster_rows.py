@@ -44,7 +44,7 @@ def rows(folder: Path, tokens: object, listen: str = "", **more: Any) -> dict[st
         "admin": {"listen": listen or netports.address()},
     }
     config = parse(text(**(changed | more)), folder / "bridge.yaml")
-    with closing(ClusterRegistry.build(config, clock=system_clock)) as clusters:
+    with closing(ClusterRegistry(config, clock=system_clock)) as clusters:
         return {row[0]: row for row in cluster_rows(config, clusters)}
 
 

@@ -60,7 +60,7 @@ def cluster(folder: Path, name: str, **changes: Any) -> dict[str, Any]:
 
 
 def built(configuration: config.BridgeConfig) -> ClusterRegistry:
-    return ClusterRegistry.build(configuration, clock=lambda: NOW)
+    return ClusterRegistry(configuration, clock=lambda: NOW)
 
 
 @pytest.fixture(scope="module")
@@ -487,7 +487,7 @@ def test_a_front_is_unserved_if_none_of_its_clusters_has_keys(
 def test_a_front_whose_keys_are_too_old_is_unserved(tmp_path: Path) -> None:
     now = NOW
     configuration = configured(tmp_path, cluster(tmp_path, "prod"))
-    registry = ClusterRegistry.build(configuration, clock=lambda: now)
+    registry = ClusterRegistry(configuration, clock=lambda: now)
     now += timedelta(hours=24)
     assert registry.unserved({"istio": ("prod",)}) == []
     now += timedelta(seconds=1)
