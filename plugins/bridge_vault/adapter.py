@@ -17,7 +17,7 @@ from typing import Any
 from hvac.adapters import JSONAdapter
 
 from bridge.sdk import HTTPAnswer
-from bridge_vault.connection import Connections, ExchangeError
+from bridge_vault.connection import Connections, NoAnswerError, VaultError
 
 ATTEMPT_HEADER = "X-Meshca-Attempt"
 """Has the ID of an attempt in the ledger. Vault's audit log has it where it is an
@@ -33,49 +33,6 @@ _MOST_DIGITS = 18
 _LONGEST_PAUSE = 3600.0
 _MOST_SKEW = 1e8
 """In seconds, three years: more is no clock, and no date is computed with it."""
-
-
-class VaultError(Exception):
-    """A call did not succeed.
-
-    Attributes:
-        status: Of Vault's answer; 0 where there is none, or not one of Vault's API.
-        http_status: Of whatever answered; 0 where nothing did.
-        errors: What Vault says, perhaps nothing.
-        retry_after: Seconds, an hour at most; 0 where the server does not say.
-        request_id: By which Vault's log has the request; "" where it is unknown.
-    """
-
-    def __init__(
-        self,
-        text: str,
-        *,
-        status: int,
-        http_status: int | None = None,
-        errors: Sequence[str] = (),
-        retry_after: float = 0.0,
-        request_id: str = "",
-    ) -> None:
-        super().__init__(text)
-        self.status = status
-        self.http_status = status if http_status is None else http_status
-        self.errors = tuple(errors)
-        self.retry_after = retry_after
-        self.request_id = request_id
-
-
-class NoAnswerError(VaultError):
-    """No answer came.
-
-    Attributes:
-        is_sent: The request may have been served all the same.
-        is_late: The time was spent.
-    """
-
-    def __init__(self, error: ExchangeError) -> None:
-        super().__init__(str(error), status=0)
-        self.is_sent = error.is_sent
-        self.is_late = error.is_late
 
 
 class Servers:
@@ -105,7 +62,7 @@ class Servers:
         """Have the first address that can serve a request serve it.
 
         Raises:
-            ExchangeError: None did; the last one's error.
+            NoAnswerError: None did; the last one's error.
         """
         first, count = self._first, len(self._all)
         for number in range(count):
@@ -121,7 +78,7 @@ class Servers:
                     deadline,
                     deadline if is_last else _share(deadline, count - number),
                 )
-            except ExchangeError as error:
+            except NoAnswerError as error:
                 self._leave(index)
                 if is_last or error.is_sent or time.monotonic() >= deadline:
                     raise
@@ -235,12 +192,7 @@ class VaultAdapter(JSONAdapter):  # type: ignore[misc]  # hvac has no types
         if (content := kwargs.get("json")) is not None:
             body = json.dumps(content).encode()
             sent.setdefault("Content-Type", "application/json")
-        try:
-            answer = self._servers.exchange(
-                method.upper(), url, sent, body, self._deadline
-            )
-        except ExchangeError as error:
-            raise NoAnswerError(error) from error
+        answer = self._servers.exchange(method.upper(), url, sent, body, self._deadline)
         if answer.status == _NO_CONTENT:
             return {}
         content = _json(answer)

@@ -12,7 +12,7 @@ from bridge.spi import (
     BackendTimeoutError,
     BackendUnavailableError,
 )
-from bridge_vault.adapter import NoAnswerError, VaultError
+from bridge_vault.connection import NoAnswerError, VaultError
 
 DENIED = frozenset({401, 403})
 """The token is dead, or no policy of it permits the call: `login.py` finds out."""

@@ -2,7 +2,7 @@
 
 import re
 import ssl
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from http.client import HTTPException
 from urllib.parse import urlsplit
 
@@ -13,7 +13,36 @@ _LINE = re.compile(r"[ -~]*")
 _PATH = re.compile(r"/[!-~]*")
 
 
-class ExchangeError(Exception):
+class VaultError(Exception):
+    """A call did not succeed.
+
+    Attributes:
+        status: Of Vault's answer; 0 where there is none, or not one of Vault's API.
+        http_status: Of whatever answered; 0 where nothing did.
+        errors: What Vault says, perhaps nothing.
+        retry_after: Seconds, an hour at most; 0 where the server does not say.
+        request_id: By which Vault's log has the request; "" where it is unknown.
+    """
+
+    def __init__(
+        self,
+        text: str,
+        *,
+        status: int,
+        http_status: int | None = None,
+        errors: Sequence[str] = (),
+        retry_after: float = 0.0,
+        request_id: str = "",
+    ) -> None:
+        super().__init__(text)
+        self.status = status
+        self.http_status = status if http_status is None else http_status
+        self.errors = tuple(errors)
+        self.retry_after = retry_after
+        self.request_id = request_id
+
+
+class NoAnswerError(VaultError):
     """No answer came.
 
     Args:
@@ -23,7 +52,7 @@ class ExchangeError(Exception):
     """
 
     def __init__(self, text: str, *, is_sent: bool, is_late: bool) -> None:
-        super().__init__(text)
+        super().__init__(text, status=0)
         self.is_sent = is_sent
         self.is_late = is_late
 
@@ -66,32 +95,32 @@ class Connections:
             connected_by: The same, for a new connection.
 
         Raises:
-            ExchangeError: There was no answer in time.
+            NoAnswerError: There was no answer in time.
         """
         request = self._written(method, path, headers, body)
         if self._client.is_closed:
             text = f"{self.address}: the connections are closed"
-            raise ExchangeError(text, is_sent=False, is_late=False)
+            raise NoAnswerError(text, is_sent=False, is_late=False)
         try:
             sent = self._client.sent(request, self._peer, deadline, connected_by)
         except (OSError, ValueError) as error:
             is_late = isinstance(error, TimeoutError)
             text = f"{self.address}: {_text(error)}"
-            raise ExchangeError(text, is_sent=False, is_late=is_late) from error
+            raise NoAnswerError(text, is_sent=False, is_late=is_late) from error
         try:
             return self._client.answer(sent, deadline)
         except TimeoutError as error:
             text = "no answer in time"
-            raise ExchangeError(text, is_sent=True, is_late=True) from error
+            raise NoAnswerError(text, is_sent=True, is_late=True) from error
         except OSError as error:
             text = f"the connection was cut: {_text(error)}"
-            raise ExchangeError(text, is_sent=True, is_late=False) from error
+            raise NoAnswerError(text, is_sent=True, is_late=False) from error
         except HTTPException as error:
             # Its text has the server's bytes.
             text = f"the answer is not whole, or no HTTP ({type(error).__name__})"
-            raise ExchangeError(text, is_sent=True, is_late=False) from error
+            raise NoAnswerError(text, is_sent=True, is_late=False) from error
         except ValueError as error:
-            raise ExchangeError(str(error), is_sent=True, is_late=False) from error
+            raise NoAnswerError(str(error), is_sent=True, is_late=False) from error
 
     def close(self) -> None:
         """Close the idle connections; those in use are closed after their answer."""
@@ -110,7 +139,7 @@ class Connections:
         if not _PATH.fullmatch(path) or not all(map(_LINE.fullmatch, lines)):
             # It may be the token, so it is not told.
             text = "the path or a header has characters that HTTP does not permit"
-            raise ExchangeError(text, is_sent=False, is_late=False)
+            raise NoAnswerError(text, is_sent=False, is_late=False)
         if body is not None:
             lines.append(f"Content-Length: {len(body)}")
         head = "\r\n".join([f"{method} {path} HTTP/1.1", *lines, "", ""])

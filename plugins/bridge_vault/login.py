@@ -17,8 +17,9 @@ from bridge.spi import (
     ConfigError,
     PluginContext,
 )
-from bridge_vault.adapter import VaultAdapter, VaultError
+from bridge_vault.adapter import VaultAdapter
 from bridge_vault.answers import DENIED, error_of
+from bridge_vault.connection import VaultError
 from bridge_vault.options import (
     AppRoleLogin,
     JWTLogin,

@@ -8,9 +8,9 @@ from typing import Any
 
 from bridge.sdk import digest_of
 from bridge.spi import BackendAuthError, PluginContext
-from bridge_vault.adapter import Servers, VaultAdapter, VaultError
+from bridge_vault.adapter import Servers, VaultAdapter
 from bridge_vault.answers import DENIED, error_of
-from bridge_vault.connection import Connections
+from bridge_vault.connection import Connections, VaultError
 from bridge_vault.options import VaultOptions, files_of, tls_of
 from bridge_vault.token import VaultToken
 

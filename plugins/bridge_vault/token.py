@@ -20,8 +20,8 @@ from bridge.spi import (
     BackendUnavailableError,
     PluginContext,
 )
-from bridge_vault.adapter import VaultError
 from bridge_vault.answers import DENIED, error_of
+from bridge_vault.connection import VaultError
 from bridge_vault.login import Adapt, GrantedToken, LoginMethod, seconds_of, uses_of
 from bridge_vault.options import VaultOptions
 

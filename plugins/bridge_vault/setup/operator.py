@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from bridge.spi import BackendError
-from bridge_vault.adapter import Servers, VaultAdapter, VaultError
+from bridge_vault.adapter import Servers, VaultAdapter
 from bridge_vault.answers import error_of
-from bridge_vault.connection import Connections
+from bridge_vault.connection import Connections, VaultError
 from bridge_vault.options import VaultOptions
 
 _CALL_SECONDS = 30.0

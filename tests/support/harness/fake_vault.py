@@ -4,7 +4,8 @@ import threading
 from collections.abc import Mapping
 from typing import Any, cast
 
-from bridge_vault.adapter import VaultAdapter, VaultError
+from bridge_vault.adapter import VaultAdapter
+from bridge_vault.connection import VaultError
 
 ANSWER_SECONDS = 10.0
 

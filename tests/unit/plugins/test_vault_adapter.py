@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bridge.spi import BackendError
-from bridge_vault.adapter import NoAnswerError, Servers, VaultAdapter, VaultError
+from bridge_vault.adapter import Servers, VaultAdapter
 from bridge_vault.answers import error_of
-from bridge_vault.connection import Connections
+from bridge_vault.connection import Connections, NoAnswerError, VaultError
 from tests.support.parts import netports
 from tests.support.parts.scripted_http import (
     OK,

@@ -13,9 +13,8 @@ from bridge.spi import (
     BackendTimeoutError,
     BackendUnavailableError,
 )
-from bridge_vault.adapter import NoAnswerError, VaultError
 from bridge_vault.answers import error_of
-from bridge_vault.connection import ExchangeError
+from bridge_vault.connection import NoAnswerError, VaultError
 
 _ID = "268acebf-f372-4508-5396-04586f3cbf4f"
 _NO_CA = "1 error occurred: * could not fetch the CA certificate (was one set?): "
@@ -172,7 +171,7 @@ def test_429_is_throttled_with_or_without_a_pause(status: int, pause: float) -> 
 def test_without_an_answer_only_what_was_not_sent_is_not_signed(
     *, is_sent: bool, is_late: bool, kind: type[BackendError]
 ) -> None:
-    error = NoAnswerError(ExchangeError("text", is_sent=is_sent, is_late=is_late))
+    error = NoAnswerError("text", is_sent=is_sent, is_late=is_late)
     found = error_of(error, signs=True)
     assert type(found) is kind
     assert found.certificate_may_exist is is_sent

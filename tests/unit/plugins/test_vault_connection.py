@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from bridge.sdk import HTTPAnswer
-from bridge_vault.connection import Connections, ExchangeError
+from bridge_vault.connection import Connections, NoAnswerError
 from tests.support.parts import netports
 from tests.support.parts.scripted_http import (
     OK,
@@ -81,7 +81,7 @@ def test_without_an_answer_a_request_that_went_out_may_have_been_served(
     with (
         ScriptedServer(script) as server,
         opened(server) as connections,
-        pytest.raises(ExchangeError, match=text) as caught,
+        pytest.raises(NoAnswerError, match=text) as caught,
     ):
         ask(connections, seconds=0.3 if is_late else 60)
     assert caught.value.is_sent
@@ -109,7 +109,7 @@ def test_a_request_that_did_not_go_out_whole_was_not_sent(
     with (
         ScriptedServer(script) as server,
         opened(server) as connections,
-        pytest.raises(ExchangeError, match=text) as caught,
+        pytest.raises(NoAnswerError, match=text) as caught,
     ):
         ask(connections, seconds=0.3 if is_late else 60, body=b"x" * 20_000_000)
     assert not caught.value.is_sent
@@ -129,7 +129,7 @@ def test_without_a_connection_nothing_was_sent(tmp_path: Path) -> None:
         ):
             with (
                 opened(url, other) as connections,
-                pytest.raises(ExchangeError, match=text) as caught,
+                pytest.raises(NoAnswerError, match=text) as caught,
             ):
                 ask(connections, seconds=0.5)
             assert not caught.value.is_sent
@@ -152,7 +152,7 @@ def test_what_would_be_another_request_is_not_sent_and_not_told(
     path: str, headers: dict[str, str]
 ) -> None:
     with ScriptedServer(answering(OK)) as server, opened(server) as connections:
-        with pytest.raises(ExchangeError, match="does not permit") as caught:
+        with pytest.raises(NoAnswerError, match="does not permit") as caught:
             ask(connections, path=path, headers=headers)
         assert server.connections == 0
     assert not caught.value.is_sent
@@ -176,7 +176,7 @@ def test_what_is_closed_makes_no_calls() -> None:
     with ScriptedServer(answering(OK)) as server, opened(server) as connections:
         ask(connections)
         connections.close()
-        with pytest.raises(ExchangeError, match="are closed") as caught:
+        with pytest.raises(NoAnswerError, match="are closed") as caught:
             ask(connections)
         assert len(server.requests) == 1
     assert not caught.value.is_sent

@@ -17,7 +17,7 @@ from bridge.spi import (
     Latch,
     PluginContext,
 )
-from bridge_vault.adapter import VaultError
+from bridge_vault.connection import VaultError
 from bridge_vault.login import LoginMethod
 from bridge_vault.options import VaultOptions
 from tests.support.harness.fake_vault import FakeVault, answer

@@ -19,7 +19,7 @@ from bridge.spi import (
     BackendUnavailableError,
     PluginContext,
 )
-from bridge_vault.adapter import VaultError
+from bridge_vault.connection import VaultError
 from bridge_vault.options import VaultOptions
 from bridge_vault.token import VaultToken
 from tests.support.harness.fake_vault import ANSWER_SECONDS, FakeVault, answer
