@@ -160,10 +160,6 @@ class VaultAdapter(JSONAdapter):  # type: ignore[misc]  # hvac has no types
     def close(self) -> None:
         """Do nothing: the connections are the servers'."""
 
-    def login(self, url: str, use_token: bool = False, **kwargs: Any) -> Any:  # noqa: FBT001, FBT002 - hvac's signature
-        """Send a login. Its token is not taken over."""
-        return self.post(url, **kwargs)
-
     def request(
         self,
         method: str,

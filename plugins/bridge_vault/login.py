@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-from hvac.api.auth_methods import AppRole, Kubernetes, Token
+from hvac.api.auth_methods import Token
 
 from bridge.sdk import read_public, read_secret, secret_line
 from bridge.spi import (
@@ -227,35 +227,21 @@ class LoginMethod:
         return ""  # the connection has the certificate
 
     def _send(self, secret: str, deadline: float) -> Mapping[str, Any]:
-        method, adapter = self._method, self._adapt(deadline, "")
-        answer: Mapping[str, Any]
+        method = self._method
+        body: dict[str, str] = {}
         if isinstance(method, AppRoleLogin):
-            answer = self._sent_secret_id(method, adapter, secret)
-        elif isinstance(method, KubernetesLogin):
-            answer = Kubernetes(adapter).login(
-                method.role, secret, mount_point=method.mount
-            )
-        else:
-            path = f"/v1/auth/{getattr(method, 'mount', '')}/login"
-            body: dict[str, str] = {}
-            if isinstance(method, JWTLogin):
-                body = {"role": method.role, "jwt": secret}
-            elif isinstance(method, TLSLogin) and method.role:
-                body = {"name": method.role}
-            answer = adapter.post(path, json=body)
-        return answer
-
-    def _sent_secret_id(
-        self, method: AppRoleLogin, adapter: VaultAdapter, secret: str
-    ) -> Mapping[str, Any]:
+            body = {"role_id": method.role_id, "secret_id": secret}
+        elif isinstance(method, KubernetesLogin | JWTLogin):
+            body = {"role": method.role, "jwt": secret}
+        elif isinstance(method, TLSLogin) and method.role:
+            body = {"name": method.role}
+        path = f"/v1/auth/{getattr(method, 'mount', '')}/login"
         try:
-            answer: Mapping[str, Any] = AppRole(adapter).login(
-                method.role_id, secret, mount_point=method.mount
-            )
+            answer: Mapping[str, Any] = self._adapt(deadline, "").post(path, json=body)
         except VaultError as error:
             # A SecretID is refused with 400. With 403 it was not looked at: the role is
             # locked for a while after wrong ones, or the mount is not there.
-            if error.status != _BAD_REQUEST:
+            if not isinstance(method, AppRoleLogin) or error.status != _BAD_REQUEST:
                 raise
             # Inside the latch's attempt: the kind of the error is what it keeps.
             raise BackendCredentialError(

@@ -103,6 +103,3 @@ class _Adapter:
 
     def post(self, url: str, **kwargs: Any) -> dict[str, Any]:
         return self._vault.serve(url, self._token, kwargs.get("json") or {})
-
-    def login(self, url: str, **kwargs: Any) -> dict[str, Any]:
-        return self.post(url, **kwargs)
