@@ -6,6 +6,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from copy import copy
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import cache
@@ -150,7 +151,7 @@ class VaultPKICA:
         self._require_open(timeout)
         deadline = time.monotonic() + timeout
         if self._fault is not None:
-            raise _again(self._fault)
+            raise copy(self._fault)
         limits = self._limits or self._verified(deadline, float("-inf"))
         request = prepared.request
         end, now = self._planned(request, limits, deadline)
@@ -311,7 +312,7 @@ class VaultPKICA:
         try:
             if self._looked_at >= since:  # another call has looked
                 if self._fault is not None:
-                    raise _again(self._fault)
+                    raise copy(self._fault)
                 if self._limits is not None:
                     return self._limits
             began = time.monotonic()
@@ -487,7 +488,3 @@ def _leaf_of(answer: Mapping[str, Any]) -> x509.Certificate:
             certificate_may_exist=True,
         ) from error
     return leaf
-
-
-def _again(error: BackendError) -> BackendError:
-    return type(error)(str(error), rule=error.rule, detail=error.detail)

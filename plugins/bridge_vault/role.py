@@ -66,22 +66,18 @@ _URLS = ("issuing_certificates", "ocsp_servers", "crl_distribution_points")
 _DELTA = "delta_crl_distribution_points"
 
 
-def role_problems(role: Mapping[str, Any], certificate: x509.Certificate) -> list[str]:
-    """Return what of a role would make other certificates than the bridge's.
+def role_problems(
+    role: Mapping[str, Any], certificate: x509.Certificate
+) -> Iterator[str]:
+    """Yield what of a role would make other certificates than the bridge's.
 
     Args:
         role: The data of `GET <mount>/roles/<name>`.
         certificate: The issuing CA's.
 
-    Returns:
+    Yields:
         A text for each, such as `no_store: expected true (found false)`.
     """
-    return list(_role_problems(role, certificate))
-
-
-def _role_problems(
-    role: Mapping[str, Any], certificate: x509.Certificate
-) -> Iterator[str]:
     for name, wanted in ROLE.items():
         # A field that this version of Vault does not have is as if it were not set.
         if (role.get(name) or type(wanted)()) != wanted:
@@ -187,8 +183,8 @@ def issuer_problems(
     urls: Mapping[str, Any],
     chain: Sequence[x509.Certificate],
     options: PKIOptions,
-) -> list[str]:
-    """Return what of an issuer is not as it was pinned.
+) -> Iterator[str]:
+    """Yield what of an issuer is not as it was pinned.
 
     Args:
         issuer: The data of `GET <mount>/issuer/<id>`.
@@ -198,15 +194,6 @@ def issuer_problems(
             name and key, such as the other half of a cross-signed pair, may be Vault's.
         options: Have the pinned URLs.
     """
-    return list(_issuer_problems(issuer, urls, chain, options))
-
-
-def _issuer_problems(
-    issuer: Mapping[str, Any],
-    urls: Mapping[str, Any],
-    chain: Sequence[x509.Certificate],
-    options: PKIOptions,
-) -> Iterator[str]:
     certificate = certificate_of(issuer)
     if certificate not in _twins(chain):
         shown = "none" if certificate is None else subject_text(certificate)

@@ -15,7 +15,13 @@ from bridge.sdk import ConfiguredCA
 from bridge.spi import BackendBrokenError
 from bridge_vault.options import PKIOptions
 from bridge_vault.rights import pki_rights
-from bridge_vault.role import KEY_USAGE, ROLE, SUBJECT, issuer_problems
+from bridge_vault.role import (
+    KEY_USAGE,
+    ROLE,
+    SUBJECT,
+    certificate_of,
+    issuer_problems,
+)
 from bridge_vault.setup.access import Access, chain_of
 from bridge_vault.setup.plan import PlanItem, Step
 
@@ -115,7 +121,7 @@ class PKISetup:
             return ""
         for one in self._listed("issuers"):
             found = self.access.vault.read(f"{mount}/issuer/{one}") or {}
-            if _is_same(found, self._chain[0]):
+            if certificate_of(found) == self._chain[0]:
                 return one
         return ""
 
@@ -205,8 +211,8 @@ class PKISetup:
         urls = self.access.vault.read(f"{mount}/config/urls") or {}
         wanted = {_BEHAVIOR: "err"}
         others = issuer_problems({**found, **wanted}, urls, self._chain, self.options)
-        if others:
-            return PlanItem(what=what, state="problem", note="; ".join(others))
+        if note := "; ".join(others):
+            return PlanItem(what=what, state="problem", note=note)
         return self.access.changed(what, found, wanted)
 
     def _new_issuer(self) -> PlanItem:
@@ -285,14 +291,6 @@ def _key_id(key: Any) -> str:
 
 def _hex(key: Mapping[str, Any]) -> str:
     return str(key.get("subject_key_id") or "").replace(":", "").lower()
-
-
-def _is_same(issuer: Mapping[str, Any], certificate: x509.Certificate) -> bool:
-    try:
-        found = x509.load_pem_x509_certificate(str(issuer["certificate"]).encode())
-    except (KeyError, ValueError):
-        return False
-    return found == certificate
 
 
 def _seconds(value: timedelta) -> int:

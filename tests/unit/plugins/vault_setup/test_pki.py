@@ -40,7 +40,7 @@ def test_the_role_passes_the_check_of_the_plugin(
 ) -> None:
     own = new_chain(kind).certificate
     role = wanted_role(configured(tmp_path), ISSUER, own, is_openbao=is_openbao)
-    assert role_problems(role, own) == []
+    assert [*role_problems(role, own)] == []
     assert Limits(role).backdate == timedelta(minutes=2)
     assert role["allow_subdomains"] is False
 
