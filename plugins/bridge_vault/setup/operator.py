@@ -2,10 +2,9 @@
 
 import ssl
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from bridge.spi import BackendError
 from bridge_vault.adapter import Servers, VaultAdapter
 from bridge_vault.answers import error_of
 from bridge_vault.connection import Connections, VaultError
@@ -42,11 +41,11 @@ class OperatorSession:
             of_server: Ask the root namespace, which alone has what is the whole
                 server's.
         """
-        return self._unless_absent("GET", path, of_server=of_server)
+        return self._call("GET", path, of_server=of_server)
 
     def list(self, path: str) -> Mapping[str, Any]:
         """Return the data of a list; empty if there is nothing."""
-        return self._unless_absent("LIST", path) or {}
+        return self._call("LIST", path) or {}
 
     def write(
         self, path: str, fields: Mapping[str, object], *, of_server: bool = False
@@ -62,57 +61,38 @@ class OperatorSession:
             BackendError: As all calls: Vault refuses or cannot be asked. The detail has
                 the path.
         """
-        return self._call(
-            f"POST {path}",
-            lambda adapter: adapter.post(f"/v1/{path}", json=dict(fields)),
-            of_server=of_server,
-        )
+        return self._call("POST", path, fields, of_server=of_server) or {}
 
     def change(self, path: str, fields: Mapping[str, object]) -> None:
         """Change some fields; the others stay."""
-        self._call(
-            f"PATCH {path}",
-            lambda adapter: adapter.request(
-                "PATCH", f"/v1/{path}", headers=_PATCH, json=dict(fields)
-            ),
-        )
+        self._call("PATCH", path, fields)
 
     def close(self) -> None:
         """Close the connections."""
         self._servers.close()
 
-    def _unless_absent(
-        self, method: str, path: str, *, of_server: bool = False
-    ) -> Mapping[str, Any] | None:
-        try:
-            return self._call(
-                f"{method} {path}",
-                lambda adapter: adapter.request(method, f"/v1/{path}"),
-                of_server=of_server,
-            )
-        except _AbsentError:
-            return None
-
     def _call(
-        self, what: str, ask: Callable[[VaultAdapter], Any], *, of_server: bool = False
-    ) -> Mapping[str, Any]:
+        self,
+        method: str,
+        path: str,
+        fields: Mapping[str, object] | None = None,
+        *,
+        of_server: bool = False,
+    ) -> Mapping[str, Any] | None:
         adapter = VaultAdapter(
             self._servers,
             time.monotonic() + _CALL_SECONDS,
             token=self._token,
             namespace="" if of_server else self._namespace,
         )
+        headers = _PATCH if method == "PATCH" else None
         try:
-            answer = ask(adapter)
+            answer = adapter.request(method, f"/v1/{path}", headers, json=fields)
         except VaultError as error:
+            if fields is None and error.status == _ABSENT:
+                return None
             told = error_of(error, signs=False)
-            kind = _AbsentError if error.status == _ABSENT else type(told)
-            raise kind(
-                str(told), rule=told.rule, detail=f"{what}: {told.detail}"
-            ) from error
+            detail = f"{method} {path}: {told.detail}"
+            raise type(told)(str(told), rule=told.rule, detail=detail) from error
         data = answer.get("data")
         return data if isinstance(data, dict) else {}
-
-
-class _AbsentError(BackendError):
-    pass
