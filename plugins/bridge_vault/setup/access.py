@@ -1,8 +1,7 @@
 """Setup's steps that both engines need: mount, audited header, policy and login."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,7 +87,7 @@ class Access:
             wanted[keys] = [*own, *more]
         if tune.get("max_lease_ttl", least_seconds) < least_seconds:
             wanted["max_lease_ttl"] = least_seconds
-        return self._changed(
+        return self.made_or_changed(
             what,
             tune,
             wanted,
@@ -233,7 +232,7 @@ class Access:
         path = what.rpartition(" ")[2]
         changes = differences(found, wanted)
         fields = {change.field: change.wanted for change in changes}
-        return self._changed(
+        return self.made_or_changed(
             what, found, fields, lambda: self.vault.change(path, fields)
         )
 
@@ -259,7 +258,10 @@ class Access:
                 if one not in ("", [])
             )
             return PlanItem(what=what, state="make", changes=changes, act=act)
-        return self._changed(what, found, wanted, act)
+        changes = differences(found, wanted)
+        if not changes:
+            return PlanItem(what=what, state="right")
+        return PlanItem(what=what, state="change", changes=changes, act=act)
 
     def _other_login(self) -> PlanItem:
         kind = next(name for name, one in self.options.login if one is not None)
@@ -268,18 +270,6 @@ class Access:
             state="right",
             note=f"setup does not make it: give its tokens the policy {self.policy}",
         )
-
-    def _changed(
-        self,
-        what: str,
-        found: Mapping[str, Any],
-        wanted: Mapping[str, object],
-        act: Callable[[], object],
-    ) -> PlanItem:
-        changes = differences(found, wanted)
-        if not changes:
-            return PlanItem(what=what, state="right")
-        return PlanItem(what=what, state="change", changes=changes, act=act)
 
 
 def _policy_of(name: str) -> str:
@@ -300,23 +290,18 @@ def chain_of(ca: ConfiguredCA) -> tuple[x509.Certificate, ...]:
 
 def _write_new(path: Path, text: str) -> None:
     try:
-        with path.open("x", encoding="ascii") as file, _removed_if_unwritten(path):
-            file.write(f"{text.strip()}\n")
-            file.flush()
+        with path.open("x", encoding="ascii") as file:
+            try:
+                file.write(f"{text.strip()}\n")
+                file.flush()
+            except BaseException:
+                # The next run would take half a CSR for somebody else's file.
+                path.unlink()
+                raise
     except OSError as error:
         raise ConfigError(
             f"{path}: cannot be written: {error.strerror}", rule="vault.setup"
         ) from error
-
-
-@contextmanager
-def _removed_if_unwritten(path: Path) -> Iterator[None]:
-    # The next run would take half a CSR for somebody else's file.
-    try:
-        yield
-    except BaseException:
-        path.unlink()
-        raise
 
 
 def _paths(policy: str) -> dict[str, Any]:
