@@ -32,7 +32,7 @@ from bridge_vault.options import (
 from bridge_vault.setup.access import Access
 from bridge_vault.setup.operator import OperatorSession
 from bridge_vault.setup.pki import UNKNOWN, PKISetup
-from bridge_vault.setup.plan import PlanItem, carried_out, looked_at, public, text_of
+from bridge_vault.setup.plan import PlanItem, carried_out, public, text_of
 from bridge_vault.setup.transit import TransitSetup
 
 app = typer.Typer(
@@ -139,7 +139,7 @@ def setup(  # noqa: PLR0913 - one parameter for each option
         access = Access(vault, ca, options, alike)
         file = csr or ca.context.base / f"{ca.context.name}.csr"
         made = _setup(access, options, key, file, login_role)
-        findings = looked_at(made.steps())
+        findings = tuple(step() for step in made.steps())
         is_blocked = any(one.state == "problem" for one in findings)
         is_applied = apply and not is_blocked
         if is_applied:
@@ -217,7 +217,8 @@ def _carried_out(
         done.append(finding)
         if is_shown:
             _print((finding,), is_done=True)
-    left = [one for one in looked_at(made.steps()) if one.act or one.state == "problem"]
+    now = [step() for step in made.steps()]
+    left = [one for one in now if one.act or one.state == "problem"]
     if left:
         raise BackendBrokenError(
             "Vault did not take over all that was written",

@@ -3,8 +3,9 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -12,7 +13,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from bridge.sdk import CAPublicKey, ConfiguredCA, read_chain, read_public
 from bridge.spi import BackendError, ConfigError
 from bridge_vault.adapter import ATTEMPT_HEADER
-from bridge_vault.options import AppRoleLogin, VaultOptions
+from bridge_vault.options import AppRoleLogin, Options, VaultOptions
 from bridge_vault.setup.operator import OperatorSession
 from bridge_vault.setup.plan import Change, PlanItem, differences
 
@@ -272,20 +273,36 @@ class Access:
         )
 
 
+@dataclass(frozen=True)
+class EngineSetup(Generic[Options]):
+    """The steps for one issuing CA, of which an engine has its own.
+
+    Args:
+        access: Calls, section and options.
+        options: Its options; `issuer` is `UNKNOWN` until there is one.
+        key: A key of `KEYS`, for a key that is made.
+        csr: The file of the CSR.
+        login_role: The role of AppRole.
+    """
+
+    access: Access
+    options: Options
+    key: str
+    csr: Path
+    login_role: str
+
+    @cached_property
+    def chain(self) -> tuple[x509.Certificate, ...]:
+        """The chain of the section; empty while there is no such file."""
+        ca = self.access.ca
+        chain = ca.context.chain
+        if chain is not None and not (ca.context.base / chain).exists():
+            return ()
+        return read_chain(ca.context)
+
+
 def _policy_of(name: str) -> str:
     return f"meshca-{name}"
-
-
-def chain_of(ca: ConfiguredCA) -> tuple[x509.Certificate, ...]:
-    """Return the chain of a section; empty while there is no such file.
-
-    Raises:
-        ConfigError: The section has no `chain`, or the file is no chain.
-    """
-    chain = ca.context.chain
-    if chain is not None and not (ca.context.base / chain).exists():
-        return ()
-    return read_chain(ca.context)
 
 
 def _write_new(path: Path, text: str) -> None:

@@ -1,10 +1,7 @@
 """Setup's steps for `vault-pki`: key, CSR, issuer, role, policy."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import timedelta
-from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from cryptography import x509
@@ -22,7 +19,7 @@ from bridge_vault.role import (
     certificate_of,
     issuer_problems,
 )
-from bridge_vault.setup.access import Access, chain_of
+from bridge_vault.setup.access import EngineSetup
 from bridge_vault.setup.plan import PlanItem, Step
 
 KEYS: Mapping[str, Mapping[str, object]] = {
@@ -88,23 +85,8 @@ def wanted_role(
     return role | ({"not_after_bound": "ttl-limited"} if is_openbao else {})
 
 
-@dataclass(frozen=True)
-class PKISetup:
-    """The steps for one issuing CA.
-
-    Args:
-        access: Calls, section and options.
-        options: Its options; `issuer` is `UNKNOWN` until there is one.
-        key: A key of `KEYS`, for a key that is made.
-        csr: The file of the CSR.
-        login_role: The role of AppRole.
-    """
-
-    access: Access
-    options: PKIOptions
-    key: str
-    csr: Path
-    login_role: str
+class PKISetup(EngineSetup[PKIOptions]):
+    """The steps of `vault-pki`."""
 
     def steps(self) -> Sequence[Step]:
         """Return the steps, in order."""
@@ -117,17 +99,13 @@ class PKISetup:
         """The ID of the issuer whose certificate is that of `chain`; "" for none."""
         mount = self.options.mount
         # Anybody may list the issuers, but not those of a mount that is not there.
-        if not self._chain or not self.access.is_mounted(mount):
+        if not self.chain or not self.access.is_mounted(mount):
             return ""
         for one in self._listed("issuers"):
             found = self.access.vault.read(f"{mount}/issuer/{one}") or {}
-            if certificate_of(found) == self._chain[0]:
+            if certificate_of(found) == self.chain[0]:
                 return one
         return ""
-
-    @cached_property
-    def _chain(self) -> tuple[x509.Certificate, ...]:
-        return chain_of(self.access.ca)
 
     def _mount(self) -> PlanItem:
         return self.access.mount(
@@ -146,7 +124,7 @@ class PKISetup:
         what = f"key {self._name} in {mount}"
         if self._own_key():
             return PlanItem(what=what, state="right")
-        if self._chain:
+        if self.chain:
             note = (
                 "no key of the mount is that of the first certificate of chain: "
                 "expected the certificate of a CSR that was made here"
@@ -167,10 +145,10 @@ class PKISetup:
         data = self.access.vault.list(f"{mount}/keys")
         names = data.get("key_info") or {}
         for one in data.get("keys") or ():
-            if not self._chain and names.get(one, {}).get("key_name") != self._name:
+            if not self.chain and names.get(one, {}).get("key_name") != self._name:
                 continue
             found = self.access.vault.read(f"{mount}/key/{one}") or {}
-            if not self._chain or _key_id(self._chain[0].public_key()) == _hex(found):
+            if not self.chain or _key_id(self.chain[0].public_key()) == _hex(found):
                 return found
         return None
 
@@ -180,7 +158,7 @@ class PKISetup:
             self.csr,
             lambda key: _key_id(key) == _hex(own),
             self._new_csr,
-            is_signed=bool(self._chain),
+            is_signed=bool(self.chain),
         )
 
     def _new_csr(self) -> str:
@@ -192,7 +170,7 @@ class PKISetup:
 
     def _issuer(self) -> PlanItem:
         mount = self.options.mount
-        if not self._chain:
+        if not self.chain:
             return PlanItem(
                 what=f"issuer in {mount}",
                 state="wait",
@@ -210,7 +188,7 @@ class PKISetup:
         found = self.access.vault.read(f"{mount}/issuer/{issuer}") or {}
         urls = self.access.vault.read(f"{mount}/config/urls") or {}
         wanted = {_BEHAVIOR: "err"}
-        others = issuer_problems({**found, **wanted}, urls, self._chain, self.options)
+        others = issuer_problems({**found, **wanted}, urls, self.chain, self.options)
         if note := "; ".join(others):
             return PlanItem(what=what, state="problem", note=note)
         return self.access.changed(what, found, wanted)
@@ -240,7 +218,7 @@ class PKISetup:
     def _import(self) -> None:
         vault, mount = self.access.vault, self.options.mount
         before = (vault.read(f"{mount}/config/issuers") or {}).get("default")
-        bundle = b"".join(one.public_bytes(Encoding.PEM) for one in self._chain)
+        bundle = b"".join(one.public_bytes(Encoding.PEM) for one in self.chain)
         fields = {"pem_bundle": bundle.decode("ascii")}
         vault.write(f"{mount}/issuers/import/cert", fields)
         after = (vault.read(f"{mount}/config/issuers") or {}).get("default")
@@ -257,12 +235,12 @@ class PKISetup:
     def _role(self) -> PlanItem:
         path = f"{self.options.mount}/roles/{self.options.role}"
         what = f"role {path}"
-        if not self._chain:
+        if not self.chain:
             return PlanItem(what=what, state="wait", note="for the issuer")
         issuer = self.issuer or _NEW
         found = self.access.vault.read(path)
         is_openbao = self.access.is_openbao()
-        own = self._chain[0]
+        own = self.chain[0]
         wanted = wanted_role(self.access.ca, issuer, own, is_openbao=is_openbao)
         if found is not None:
             return self.access.changed(what, found, wanted)
@@ -271,7 +249,7 @@ class PKISetup:
         )
 
     def _policy(self) -> PlanItem:
-        if not self._chain:
+        if not self.chain:
             what = f"policy {self.access.policy}"
             return PlanItem(what=what, state="wait", note="for the issuer")
         issuer = self.issuer or _NEW

@@ -71,11 +71,6 @@ def differences(
     )
 
 
-def looked_at(steps: Iterable[Step]) -> tuple[PlanItem, ...]:
-    """Return what a plan says: nothing is changed."""
-    return tuple(step() for step in steps)
-
-
 def carried_out(steps: Iterable[Step]) -> Iterator[PlanItem]:
     """Make and change what differs, and yield each finding once it is right.
 

@@ -1,17 +1,12 @@
 """Setup's steps for `vault-transit`: key, CSR, policy."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
 from typing import Any
-
-from cryptography import x509
 
 from bridge.sdk import CAPublicKey
 from bridge_vault.options import TransitOptions
 from bridge_vault.rights import transit_rights
-from bridge_vault.setup.access import Access, chain_of
+from bridge_vault.setup.access import EngineSetup
 from bridge_vault.setup.plan import PlanItem, Step
 from bridge_vault.transit import key_problem
 
@@ -28,23 +23,8 @@ _CLOSED = {"exportable": False, "allow_plaintext_backup": False}
 """Once true, they stay true."""
 
 
-@dataclass(frozen=True)
-class TransitSetup:
-    """The steps for one issuing CA.
-
-    Args:
-        access: Calls, section and options.
-        options: Its options.
-        key: A key of `KEYS`, for a key that is made.
-        csr: The file of the CSR.
-        login_role: The role of AppRole.
-    """
-
-    access: Access
-    options: TransitOptions
-    key: str
-    csr: Path
-    login_role: str
+class TransitSetup(EngineSetup[TransitOptions]):
+    """The steps of `vault-transit`."""
 
     def steps(self) -> Sequence[Step]:
         """Return the steps, in order."""
@@ -65,17 +45,13 @@ class TransitSetup:
     def _path(self) -> str:
         return f"{self.options.mount}/keys/{self.options.key}"
 
-    @cached_property
-    def _chain(self) -> tuple[x509.Certificate, ...]:
-        return chain_of(self.access.ca)
-
     def _found(self) -> Mapping[str, Any] | None:
         return self.access.vault.read(self._path)
 
     def _key(self) -> PlanItem:
         what, found = f"key {self._path}", self._found()
         if found is None:
-            if self._chain:
+            if self.chain:
                 note = "the certificate of chain is of a key that is not there"
                 return PlanItem(what=what, state="problem", note=note)
             fields = {"type": KEYS[self.key], **_CLOSED}
@@ -101,7 +77,7 @@ class TransitSetup:
 
     def _csr(self) -> PlanItem:
         return self.access.csr(
-            self.csr, self._is_own, self._new_csr, is_signed=bool(self._chain)
+            self.csr, self._is_own, self._new_csr, is_signed=bool(self.chain)
         )
 
     def _new_csr(self) -> str:
@@ -110,13 +86,13 @@ class TransitSetup:
 
     def _certificate(self) -> PlanItem:
         what = f"certificate {self.access.ca.context.chain}"
-        if not self._chain:
+        if not self.chain:
             note = (
                 f"have {self.csr} signed by the CA above, and put the certificate and "
                 "its intermediates into the file"
             )
             return PlanItem(what=what, state="wait", note=note)
-        key = self._chain[0].public_key()
+        key = self.chain[0].public_key()
         version = self.options.key_version
         problem = f"expected a CA's key (found {type(key).__name__})"
         if isinstance(key, CAPublicKey):
