@@ -7,37 +7,21 @@ it, so it logs in once with the PIN that it is given, and does not ask the latch
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
-from bridge.sdk import KeyAlgorithm, algorithm_of, csr_of
+from bridge.sdk import algorithm_of, csr_of
 from bridge.spi import BackendCredentialError, BackendError, ConfigError
 from bridge_pkcs11.operator_key import KINDS, TokenKey, TokenKeyOptions
 from bridge_pkcs11.token import read_pin
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CSROrder:
-    """The arguments. Those of token and key have the names of the options."""
-
-    module: Path
-    token_label: str
-    token_serial: str | None
-    key_label: str
-    key_id: bytes | None
-    pin_file: Path | None
-    make_key: KeyAlgorithm | None
-    subject: x509.Name | None
-    out: Path
-
-
 def main(given: Sequence[str] | None = None) -> int:
     """Make the CSR that the command line asks for; return the exit status."""
-    order = CSROrder(**vars(arguments().parse_args(given)))
+    order = arguments().parse_args(given)
     if order.out.exists():
         return _failed(f"{order.out}: expected a new file: nothing is overwritten")
     try:
@@ -56,7 +40,7 @@ def main(given: Sequence[str] | None = None) -> int:
     return 0
 
 
-def make_csr(order: CSROrder) -> x509.CertificateSigningRequest:
+def make_csr(order: argparse.Namespace) -> x509.CertificateSigningRequest:
     """Log in, make the key where that is wanted, and have it sign a CSR.
 
     Raises:
@@ -71,7 +55,7 @@ def make_csr(order: CSROrder) -> x509.CertificateSigningRequest:
         key_id=None if order.key_id is None else order.key_id.hex(),
         make=order.make_key,
     )
-    key = TokenKey(options, lambda what: _pin(order, what))
+    key = TokenKey(options, lambda what: _pin(order.pin_file, what))
     try:
         if order.make_key is not None and not key.was_made:
             _say(f"the key {order.key_label!r} is there already, and none is made")
@@ -89,10 +73,10 @@ def make_csr(order: CSROrder) -> x509.CertificateSigningRequest:
         key.close()
 
 
-def _pin(order: CSROrder, what: str) -> str:
-    if order.pin_file is None:
+def _pin(file: Path | None, what: str) -> str:
+    if file is None:
         raise _bad(f"{what} is needed: give it with --pin-file")
-    return read_pin(order.pin_file, allow_group_read=False).decode()
+    return read_pin(file, allow_group_read=False).decode()
 
 
 def arguments() -> argparse.ArgumentParser:

@@ -6,7 +6,6 @@ so it logs in once with the PIN that it is given, and does not ask the latch.
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
 
@@ -79,15 +78,6 @@ class TokenKeyOptions(PluginOptions):
         return f"{self.named} in token {self.token_label!r}"
 
 
-@dataclass(frozen=True, slots=True)
-class OpenedKey:
-    """A private key in a session that is logged in, and its public half."""
-
-    session: KeySession
-    public_key: CAPublicKey
-    was_made: bool
-
-
 class TokenKey:
     """A `Signer`: one key of a token, and a module that is loaded for it alone.
 
@@ -103,21 +93,18 @@ class TokenKey:
 
     def __init__(self, options: TokenKeyOptions, secret: Callable[[str], str]) -> None:
         self._options = options
+        self.was_made = False
+        """Whether the key was made now."""
         self._module = _calling(options, lambda: load_module(str(options.module)))
         try:
-            self._opened = _calling(options, lambda: self._open(secret))
+            _calling(options, lambda: self._open(secret))
         except BaseException:
             self.close()
             raise
 
-    @property
-    def was_made(self) -> bool:
-        """Whether the key was made now."""
-        return self._opened.was_made
-
     def public_key(self) -> CAPublicKey:
         """See `Signer.public_key`."""
-        return self._opened.public_key
+        return self._public_key
 
     def check(self, *, timeout: float) -> None:
         """See `Signer.check`: the key signs a challenge, which is verified."""
@@ -139,9 +126,7 @@ class TokenKey:
         self, tbs: bytes, algorithm: SignatureAlgorithm, *, timeout: float
     ) -> bytes:
         """See `Signer.sign`. The module is waited for, however long it takes."""
-        return _calling(
-            self._options, lambda: self._opened.session.sign(tbs), signs=True
-        )
+        return _calling(self._options, lambda: self._session.sign(tbs), signs=True)
 
     def device(self) -> Mapping[str, str]:
         """Return `serial`, `firmware` and `model` of the token, for the transcript."""
@@ -158,7 +143,7 @@ class TokenKey:
         """See `Signer.close`: logs out."""
         self._module.finish()
 
-    def _open(self, secret: Callable[[str], str]) -> OpenedKey:
+    def _open(self, secret: Callable[[str], str]) -> None:
         options = self._options
         self._token = find_token(
             self._module, options.token_label, options.token_serial
@@ -167,7 +152,7 @@ class TokenKey:
         if self._token.flags & TokenFlag.LOGIN_REQUIRED:
             pin = secret(f"the user PIN of token {options.token_label!r}")
             _log_in(self._module, session, options, pin)
-        was_made = False if options.make is None else _make_key(session, options)
+        self.was_made = options.make is not None and _make_key(session, options)
         private = _only(session, ObjectClass.PRIVATE_KEY, options)
         if wrong := unfit(private):
             raise BackendBrokenError(
@@ -178,9 +163,9 @@ class TokenKey:
                 "wants no PIN for each signature; make another one",
             )
         public = _only(session, ObjectClass.PUBLIC_KEY, options)
-        public_key = _public_key(private, public)
-        mechanism = mechanism_of(public_key, self._token.slot.get_mechanisms())
-        return OpenedKey(KeySession(session, private, mechanism), public_key, was_made)
+        self._public_key = _public_key(private, public)
+        mechanism = mechanism_of(self._public_key, self._token.slot.get_mechanisms())
+        self._session = KeySession(session, private, mechanism)
 
 
 def open_key(
