@@ -1,6 +1,5 @@
 """A session with Vault: its addresses, and one token for all CAs that log in alike."""
 
-import ssl
 import threading
 import time
 from collections.abc import Callable
@@ -20,66 +19,21 @@ ASK_SECONDS = 3.0
 Ask = Callable[[VaultAdapter], Any]
 
 
-class VaultSession:
-    """Makes calls with the session's token. Safe between threads.
-
-    Args:
-        options: Addresses, namespace and login.
-        context: Of the first CA that uses the session.
-        tls: How the server is verified.
-    """
-
-    def __init__(
-        self, options: VaultOptions, context: PluginContext, tls: ssl.SSLContext | None
-    ) -> None:
-        self._servers = Servers(
+class _Session:
+    # What those CAs have together that log in alike.
+    def __init__(self, options: VaultOptions, context: PluginContext) -> None:
+        tls = tls_of(options, context)
+        self.servers = Servers(
             [Connections(address, tls) for address in options.addresses]
         )
         self._namespace = options.namespace or ""
         self.users = [context]
         """The contexts of the CAs that use it. The oldest one has latch and metrics."""
-        self._token = VaultToken(options, lambda: self.users[0], self._adapter)
+        self.token = VaultToken(options, lambda: self.users[0], self.adapter)
 
-    @property
-    def skew_seconds(self) -> float:
-        """How far Vault's clock is ahead of ours; 0 before the first answer."""
-        return self._servers.skew_seconds or 0.0
-
-    def call(
-        self, ask: Ask, deadline: float, *, attempt: str = "", signs: bool = False
-    ) -> Any:
-        """Make a call, and log in where the token is dead.
-
-        Args:
-            ask: Makes the call with an adapter, and may be run twice.
-            deadline: A value of `time.monotonic()`.
-            attempt: The ID of the attempt in the ledger.
-            signs: See `error_of`.
-
-        Raises:
-            BackendError: The call did not succeed.
-        """
-        for _ in range(2):
-            token = self._token.get(deadline)
-            try:
-                return ask(self._adapter(deadline, token, attempt))
-            except VaultError as error:
-                if error.status not in DENIED:
-                    raise error_of(error, signs=signs) from error
-                # Nothing was signed.
-                self._token.refused(token, error, deadline)
-        raise BackendAuthError(
-            "Vault refuses the token of a new login as well", rule="vault.login"
-        )
-
-    def close(self) -> None:
-        """End the renewals and close the idle connections."""
-        self._token.close()
-        self._servers.close()
-
-    def _adapter(self, deadline: float, token: str, attempt: str = "") -> VaultAdapter:
+    def adapter(self, deadline: float, token: str, attempt: str = "") -> VaultAdapter:
         return VaultAdapter(
-            self._servers,
+            self.servers,
             deadline,
             token=token,
             namespace=self._namespace,
@@ -87,7 +41,7 @@ class VaultSession:
         )
 
 
-_open: dict[tuple[object, ...], VaultSession] = {}
+_open: dict[tuple[object, ...], _Session] = {}
 _lock = threading.Lock()
 
 
@@ -95,7 +49,7 @@ class SharedSession:
     """A CA's share in the session of its process.
 
     CAs with the same servers and login have one session, and so have a CA and its
-    successor after a reload: each login may use up a secret.
+    successor after a reload: each login may use up a secret. Safe between threads.
 
     Args:
         options: Of the CA.
@@ -118,7 +72,7 @@ class SharedSession:
         with _lock:
             session = _open.get(self._key)
             if session is None:
-                session = VaultSession(options, context, tls_of(options, context))
+                session = _Session(options, context)
                 _open[self._key] = session
             else:
                 session.users.append(context)
@@ -127,15 +81,36 @@ class SharedSession:
 
     @property
     def skew_seconds(self) -> float:
-        """See `VaultSession.skew_seconds`."""
-        return self._session.skew_seconds
+        """How far Vault's clock is ahead of ours; 0 before the first answer."""
+        return self._session.servers.skew_seconds or 0.0
 
     def call(
         self, ask: Ask, timeout: float, *, attempt: str = "", signs: bool = False
     ) -> Any:
-        """See `VaultSession.call`; `timeout` in seconds."""
-        deadline = time.monotonic() + timeout
-        return self._session.call(ask, deadline, attempt=attempt, signs=signs)
+        """Make a call with the session's token, and log in where the token is dead.
+
+        Args:
+            ask: Makes the call with an adapter, and may be run twice.
+            timeout: In seconds.
+            attempt: The ID of the attempt in the ledger.
+            signs: See `error_of`.
+
+        Raises:
+            BackendError: The call did not succeed.
+        """
+        session, deadline = self._session, time.monotonic() + timeout
+        for _ in range(2):
+            token = session.token.get(deadline)
+            try:
+                return ask(session.adapter(deadline, token, attempt))
+            except VaultError as error:
+                if error.status not in DENIED:
+                    raise error_of(error, signs=signs) from error
+                # Nothing was signed.
+                session.token.refused(token, error, deadline)
+        raise BackendAuthError(
+            "Vault refuses the token of a new login as well", rule="vault.login"
+        )
 
     def close(self) -> None:
         """Give the share back. The last one closes the session."""
@@ -150,4 +125,5 @@ class SharedSession:
             else:
                 users.remove(self._context)
         if is_last:
-            self._session.close()
+            self._session.token.close()
+            self._session.servers.close()
