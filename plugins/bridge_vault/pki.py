@@ -121,7 +121,7 @@ class VaultPKICA:
             self._look,
             lambda: _LOOK_AGAIN_SECONDS if self._fault else _LOOK_SECONDS,
         )
-        self._is_running = self._is_closed = False
+        self._is_looking = False
         self._skew_seconds: float | None = None
         self._dated_at = float("-inf")
         self._usual: object = None
@@ -190,14 +190,14 @@ class VaultPKICA:
 
     def close(self) -> None:
         """See `IssuingCA.close`."""
-        self._is_closed = True
         self._loop.stop()
         self._files.close()
         self._session.close()
 
     def _require_open(self, timeout: float) -> None:
-        if timeout <= 0 or self._is_closed:
-            why = "the issuing CA is closed" if self._is_closed else "no time is left"
+        is_closed = self._loop.is_closing
+        if timeout <= 0 or is_closed:
+            why = "the issuing CA is closed" if is_closed else "no time is left"
             raise BackendUnavailableError(why)
 
     @property
@@ -324,15 +324,12 @@ class VaultPKICA:
                 raise
             finally:
                 self._context.metrics.set("vault_role_faults", int(bool(self._fault)))
-                self._go_on_looking()
+                if not self._is_looking and not self._loop.is_closing:
+                    self._is_looking = True
+                    self._loop.start()
             return self._limits
         finally:
             self._looking.release()
-
-    def _go_on_looking(self) -> None:
-        if not self._is_running and not self._is_closed:
-            self._is_running = True
-            self._loop.start()
 
     def _read(self, deadline: float) -> Limits:
         options = self._options

@@ -100,7 +100,6 @@ class VaultToken:
         """The one that is under way."""
         self._failure: BackendError | None = None
         self._again_at = float("-inf")
-        self._is_closed = False
         self._is_running = False
         self._file_at = float("-inf")
         """When the token file is looked at next."""
@@ -173,8 +172,7 @@ class VaultToken:
     def close(self) -> None:
         """End the renewals. The token is left to its end, to calls under way."""
         with self._lock:
-            self._is_closed = True
-        self._loop.stop()
+            self._loop.stop()
 
     def _take(self, lease: _Lease) -> bool:
         # With the lock.
@@ -188,7 +186,7 @@ class VaultToken:
         # With the lock. Begins a login where none is under way.
         if self._login is not None:
             return self._login
-        if self._is_closed:
+        if self._loop.is_closing:
             raise BackendUnavailableError("the session with Vault is closed")
         if self._failure is not None and self._clock() < self._again_at:
             raise copy.copy(self._failure) from self._failure
