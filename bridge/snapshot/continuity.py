@@ -9,16 +9,14 @@ import hashlib
 import logging
 from collections.abc import Iterable
 from datetime import datetime
-from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from bridge.config import BridgeConfig
 from bridge.errors import ConfigError
-from bridge.snapshot.trust_bundle import TrustBundle, parse_bundle
+from bridge.snapshot.trust_bundle import TrustBundle, is_valid, parse_bundle
 from bridge.system.files import replace
-from bridge.x509.ca_certificate import validity_problems
 from bridge.x509.certificate import UNREADABLE, name_text, subject_of
 
 FILE = "trust-anchors.pem"
@@ -48,8 +46,8 @@ def require_continuity(config: BridgeConfig, content: bytes, now: datetime) -> N
     digest = hashlib.sha256(content).hexdigest()
     if config.accept_new_anchors == digest or (old := _last(config)) is None:
         return
-    before = [one for one in old.anchors if _is_valid(one, now)] or old.anchors
-    after = [one for one in new.anchors if _is_valid(one, now)]
+    before = [one for one in old.anchors if is_valid(one, now)] or old.anchors
+    after = [one for one in new.anchors if is_valid(one, now)]
     if _identities(before) & _identities(after):
         return
     raise ConfigError(
@@ -105,21 +103,13 @@ def _last(config: BridgeConfig) -> TrustBundle | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ConfigError) as error:
-        raise _unreadable(path, error) from error
-
-
-def _unreadable(path: Path, error: OSError | ConfigError) -> ConfigError:
-    reason = error.strerror if isinstance(error, OSError) else str(error)
-    return ConfigError(
-        f"{path}: expected the trust anchors last in service, which a start compares "
-        f"with trust_anchors ({reason}): restore the file, or remove it to start "
-        "without the comparison",
-        rule=_RULE,
-    )
-
-
-def _is_valid(anchor: x509.Certificate, now: datetime) -> bool:
-    return not [*validity_problems(anchor, now)]
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise ConfigError(
+            f"{path}: expected the trust anchors last in service, which a start "
+            f"compares with trust_anchors ({reason}): restore the file, or remove it "
+            "to start without the comparison",
+            rule=_RULE,
+        ) from error
 
 
 def _identities(anchors: Iterable[x509.Certificate]) -> set[tuple[bytes, bytes]]:

@@ -134,7 +134,7 @@ def _texts(
         ordered = [*encoded]
         for places in alike:
             valid_first = sorted(
-                places, key=lambda place: not _is_valid(anchors[place], moment)
+                places, key=lambda place: not is_valid(anchors[place], moment)
             )
             for place, chosen in zip(places, valid_first, strict=True):
                 ordered[place] = encoded[chosen]
@@ -151,7 +151,8 @@ def _validity(anchor: x509.Certificate) -> Iterator[datetime]:
     yield anchor.not_valid_after_utc
 
 
-def _is_valid(anchor: x509.Certificate, moment: datetime) -> bool:
+def is_valid(anchor: x509.Certificate, moment: datetime) -> bool:
+    """Return whether a trust anchor is valid at a moment."""
     return not [*validity_problems(anchor, moment)]
 
 
