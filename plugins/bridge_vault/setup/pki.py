@@ -101,10 +101,10 @@ class PKISetup(EngineSetup[PKIOptions]):
         # Anybody may list the issuers, but not those of a mount that is not there.
         if not self.chain or not self.access.is_mounted(mount):
             return ""
-        for one in self._listed("issuers"):
+        for one in self.access.vault.list(f"{mount}/issuers").get("keys") or ():
             found = self.access.vault.read(f"{mount}/issuer/{one}") or {}
             if certificate_of(found) == self.chain[0]:
-                return one
+                return str(one)
         return ""
 
     def _mount(self) -> PlanItem:
@@ -257,10 +257,6 @@ class PKISetup(EngineSetup[PKIOptions]):
         # In Vault, not_after is not held to max_ttl.
         denied = () if self.access.is_openbao() else ("not_after",)
         return self.access.write_policy(rights, denied=denied)
-
-    def _listed(self, kind: str) -> Sequence[str]:
-        found = self.access.vault.list(f"{self.options.mount}/{kind}").get("keys")
-        return found if isinstance(found, list) else []
 
 
 def _key_id(key: Any) -> str:
