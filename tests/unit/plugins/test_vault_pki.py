@@ -454,8 +454,9 @@ def test_whatever_is_read_ends_with_a_leaf_or_a_backend_error(
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(answer=st.fixed_dictionaries({}, optional={"data": JSON, "warnings": JSON}))
 def test_whatever_is_answered_ends_with_a_leaf_or_a_backend_error(
-    ground: Ground, answer: Any
+    make: Callable[..., Ground], answer: Any
 ) -> None:
+    ground = make()  # an answer may teach the CA another clock
     ground.vault.more = answer
     assert ground.is_leaf_or_open()
 
@@ -467,8 +468,10 @@ def test_whatever_is_answered_ends_with_a_leaf_or_a_backend_error(
 @given(at=st.integers(0, 2000), octet=st.integers(0, 255))
 @example(at=11, octet=0x80)
 def test_a_damaged_certificate_ends_with_a_leaf_or_a_backend_error(
-    ground: Ground, at: int, octet: int
+    make: Callable[..., Ground], at: int, octet: int
 ) -> None:
+    ground = make()  # an answer may teach the CA another clock
+
     def damage(answer: Answer) -> None:
         answer.edit = lambda tbs: (
             tbs[: at % len(tbs)] + bytes([octet]) + tbs[at % len(tbs) + 1 :]
