@@ -144,7 +144,9 @@ def _show_linkerd(
 ) -> None:
     *below, _ = answer.certificates()
     chain = [pem_of(one).decode("ascii") for one in below]
-    _write(out, answer.key_pem, chain, roots.read_bytes())
+    # Not read again for nothing: a pipe gives its content once.
+    anchors = b"" if out is None else roots.read_bytes()
+    _write(out, answer.key_pem, chain, anchors)
     valid_until = rfc3339(int(answer.valid_until.timestamp()))
     if output == "json":
         print_json({"cert_chain": chain, "valid_until": valid_until})

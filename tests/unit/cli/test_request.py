@@ -214,6 +214,21 @@ def test_a_linkerd_request_is_made_shown_and_written(
 
 
 @pytest.mark.usefixtures("linkerd_asked")
+def test_the_anchors_are_read_once_where_nothing_is_written(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    read, names = Path.read_bytes, list[str]()
+
+    def noted(path: Path) -> bytes:
+        names.append(path.name)
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", noted)
+    assert CliRunner().invoke(app, [*BASE, *TOKEN, *NAMED]).exit_code == 0
+    assert names == ["roots.pem", "token"]
+
+
+@pytest.mark.usefixtures("linkerd_asked")
 def test_a_program_may_read_the_answer_of_linkerd() -> None:
     result = CliRunner().invoke(app, [*BASE, *TOKEN, *NAMED, "-o", "json"])
     found = json.loads(result.stdout)
