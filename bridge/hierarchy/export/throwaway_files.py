@@ -62,9 +62,9 @@ def write(
             f"{folder}: expected none of these files: {', '.join(taken)}; "
             "choose a new folder"
         )
-    for path in {(folder / name).parent for name in files}:
-        _require_private(path)
     try:
+        for path in sorted({(folder / name).parent for name in files}):
+            _require_private(path)
         create_all(folder, files, _mode_of)
     except OSError as error:
         raise _bad(

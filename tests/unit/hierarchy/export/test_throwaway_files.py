@@ -139,6 +139,14 @@ def test_a_folder_that_others_can_enter_is_refused(
     assert tree(tmp_path) == []
 
 
+def test_a_folder_that_cannot_be_looked_at_is_refused_in_words(
+    tmp_path: Path, hierarchy: Hierarchy
+) -> None:
+    with pytest.raises(ConfigError, match="cannot be written: File name too long"):
+        write(hierarchy, tmp_path / ("x" * 256), layout="tls")
+    assert tree(tmp_path) == []
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_disk_that_fills_up_leaves_nothing_behind(
     tmp_path: Path,
