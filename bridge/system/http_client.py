@@ -322,11 +322,14 @@ class IncomingAnswer:
         coding = _header(self.head, b"transfer-encoding")
         if coding is not None and coding.lower() != "chunked":
             raise UnknownTransferEncoding(coding)
-        self._is_chunked = coding is not None
-        self._length = _length(_header(self.head, b"content-length"))
+        length = _length(_header(self.head, b"content-length"))
+        # RFC 9112, 6.3: chunks go before a length. With both, or with either where
+        # there is no body, what stands between may see another end than we do.
+        has_end = (coding is None) != (length is None)
         if self.status in _BODILESS:
-            self._is_chunked, self._length = False, 0
-        has_end = self._is_chunked or self._length is not None
+            has_end, coding, length = coding is None and not length, None, 0
+        self._is_chunked = coding is not None
+        self._length = None if self._is_chunked else length
         connection = _header(self.head, b"connection") or ""
         self._stays = has_end and version == b"1" and "close" not in connection.lower()
 

@@ -83,8 +83,6 @@ KEPT = {
     "chunks": CHUNKED.replace(b"c", b"C") + b"1\r\n{\r\n1\r\n}\r\n0\r\n\r\n",
     "extensions and a trailer": CHUNKED
     + b"01 ;a=b\r\n{\r\n1\r\n}\r\n0;\r\nX: 1\r\n\r\n",
-    "chunks and a length": CHUNKED[:-2]
-    + b"Content-Length: 9\r\n\r\n2\r\n{}\r\n0\r\n\r\n",
     "after informational answers": (
         b"HTTP/1.1 100 \r\n\r\nHTTP/1.1 103 \r\nA: b\r\n\r\n" + WHOLE
     ),
@@ -99,6 +97,12 @@ NOT_KEPT = {
     "more than it says": OK + TWO + b"\r\n{}x",
     "a second answer": WHOLE + WHOLE,
     "more than chunks": CHUNKED + b"2\r\n{}\r\n0\r\n\r\n\n",
+    **{
+        f"chunks and a length of {length}": CHUNKED[:-2]
+        + b"Content-Length: %d\r\n\r\n2\r\n{}\r\n0\r\n\r\n" % length
+        # The second one is that of all chunks.
+        for length in (9, 12)
+    },
 }
 
 
@@ -120,6 +124,23 @@ def test_a_head_says_where_its_answer_ends(name: str, piece: int) -> None:
 def test_an_answer_may_have_nothing_or_many_chunks(data: bytes, body: bytes) -> None:
     answer = received(data)
     assert (answer.body, answer.keeps) == (body, True)
+
+
+@pytest.mark.parametrize(
+    ("header", "keeps"),
+    [
+        (b"", True),
+        (b"Content-Length: 0\r\n", True),
+        (TWO, False),
+        (b"Transfer-Encoding: chunked\r\n", False),
+    ],
+)
+@pytest.mark.parametrize("status", [b"204", b"304"])
+def test_a_body_that_may_not_be_is_not_the_next_answer(
+    status: bytes, header: bytes, *, keeps: bool
+) -> None:
+    answer = received(b"HTTP/1.1 %b \r\n%b\r\n" % (status, header))
+    assert (answer.body, answer.keeps) == (b"", keeps)
 
 
 def test_a_long_header_takes_no_long_time_to_read() -> None:
