@@ -440,7 +440,9 @@ class IncomingAnswer:
 def _header(head: bytes, name: bytes) -> str | None:
     # Of several, all.
     found = re.findall(rb"(?im)^%b:(.*)" % name, head)
-    return b", ".join(map(bytes.strip, found)).decode("latin-1") if found else None
+    # Of the blanks, what HTTP has, and the end of the line.
+    values = [one.strip(b" \t\r") for one in found]
+    return b", ".join(values).decode("latin-1") if found else None
 
 
 def _length(text: str | None) -> int | None:

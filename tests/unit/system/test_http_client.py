@@ -178,6 +178,11 @@ NO_ANSWERS = {
     "a bare return": (OK + b"X: a\rY: b\r\n\r\n", "no header"),
     "no end": (OK + TWO, "no header"),
     "a coding": (OK + b"Transfer-Encoding: gzip, chunked\r\n\r\n", "gzip"),
+    "a coding after another blank": (
+        OK + TWO + b"Transfer-Encoding: \vchunked\r\n\r\n{}",
+        "chunked",
+    ),
+    "a length before another blank": (OK + TWO[:-2] + b"\f\r\n\r\n{}", "no number"),
     "many headers": (OK + b"X: a\r\n" * 101 + b"\r\n", "more than 100 headers"),
     "many trailers": (CHUNKED + b"0\r\n" + b"X: a\r\n" * 101, "more than 100 headers"),
     "a long status line": (b"H" * 70_000, TOO_LONG),
