@@ -158,7 +158,8 @@ def create_all(
 def _make_folders(folder: Path, made: list[Path]) -> None:
     new = [one for one in (folder, *folder.parents) if not one.exists()]
     for one in reversed(new):
-        one.mkdir(mode=0o700, exist_ok=True)
+        # One that somebody else has made meanwhile has another mode, or another owner.
+        one.mkdir(mode=0o700, exist_ok=one != folder)
         made.append(one)
 
 

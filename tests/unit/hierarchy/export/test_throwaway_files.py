@@ -3,6 +3,7 @@
 import errno
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -166,6 +167,21 @@ def test_a_disk_that_fills_up_leaves_nothing_behind(
     with pytest.raises(ConfigError, match=r"cannot be written: No space left"):
         write(hierarchy, tmp_path / "pki", layout=layout)
     assert tree(tmp_path) == []
+
+
+def test_a_folder_that_appears_meanwhile_is_not_used(
+    tmp_path: Path, hierarchy: Hierarchy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mkdir = Path.mkdir
+
+    def late(path: Path, **given: Any) -> None:
+        mkdir(path)
+        mkdir(path, **given)
+
+    monkeypatch.setattr(Path, "mkdir", late)
+    with pytest.raises(ConfigError, match="pki: cannot be written: File exists"):
+        write(hierarchy, tmp_path / "pki")
+    assert tree(tmp_path) == ["pki"]
 
 
 def test_a_file_that_appears_meanwhile_is_kept(
