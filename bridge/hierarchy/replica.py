@@ -107,7 +107,9 @@ def openssl_verdicts(
         untrusted = ["-untrusted", "untrusted"] if below else []
         done = subprocess.run(  # noqa: S603 - our own arguments, no shell
             [
-                *(program, "verify", *options, "-CAfile", "anchor", *untrusted),
+                # The search path may have a relative folder.
+                *(str(Path(program).absolute()), "verify", *options),
+                *("-CAfile", "anchor", *untrusted),
                 *map(str, range(len(leaves))),
             ],
             cwd=folder,

@@ -2,6 +2,7 @@
 
 from datetime import timedelta
 from pathlib import Path
+from shutil import which
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from cryptography import x509
 
 from bridge.errors import ConfigError
 from bridge.hierarchy.ceremony import sign
-from bridge.hierarchy.replica import replicate_path
+from bridge.hierarchy.replica import openssl_verdicts, replicate_path
 from bridge.hierarchy.verify import (
     Trial,
     TrialResult,
@@ -19,7 +20,7 @@ from bridge.hierarchy.verify import (
     tried,
 )
 from tests.support.parts.ceremonies import CONSTRAINTS, HOSTS, HeldCeremony, tree
-from tests.support.parts.pki import NOW
+from tests.support.parts.pki import NOW, new_root
 
 
 def path_of(
@@ -119,3 +120,14 @@ def test_a_root_alone_is_a_path_too(tmp_path: Path) -> None:
     assert not chain_problem([root], NOW)
     late = NOW + timedelta(days=365 * 30)
     assert "the root expired on" in chain_problem([root], late)
+
+
+def test_openssl_is_found_in_a_relative_folder_of_the_search_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/openssl").symlink_to(str(which("openssl")))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", "bin")
+    root = new_root().certificate
+    assert openssl_verdicts([root], [root], "-no_check_time") == [True]
