@@ -47,7 +47,7 @@ _EMPTY = (b"\r\n", b"\n")
 _BODILESS = (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED)
 _BESIDES = (
     rb"(?:(?!content-length:|transfer-encoding:|connection:)"
-    rb"[a-z0-9-]+: [^\r\n]*\r\n)*"
+    rb"[a-z0-9-]+: [^\r\n]*\r\n){0,49}"
 )
 _USUAL = re.compile(
     rb"HTTP/1\.1 (20[01]) [^\r\n]*\r\n%bcontent-length: ([0-9]{1,6})\r\n%b\r\n"
@@ -55,6 +55,7 @@ _USUAL = re.compile(
     re.IGNORECASE,
 )
 """A head in which one header says where the answer ends, and none ends the connection.
+Of more headers than this takes, there may be too many.
 """
 
 

@@ -87,6 +87,7 @@ KEPT = {
         b"HTTP/1.1 100 \r\n\r\nHTTP/1.1 103 \r\nA: b\r\n\r\n" + WHOLE
     ),
     "empty": OK + b"X:\r\n" + TWO + b"\r\n{}",
+    "100 headers": OK + b"X: a\r\n" * 99 + TWO + b"\r\n{}",
 }
 NOT_KEPT = {
     "to the end": OK + b"\r\n{}",
@@ -184,6 +185,14 @@ NO_ANSWERS = {
     ),
     "a length before another blank": (OK + TWO[:-2] + b"\f\r\n\r\n{}", "no number"),
     "many headers": (OK + b"X: a\r\n" * 101 + b"\r\n", "more than 100 headers"),
+    "many headers before a length": (
+        OK + b"X: a\r\n" * 100 + TWO + b"\r\n{}",
+        "more than 100 headers",
+    ),
+    "many headers around a length": (
+        OK + b"X: a\r\n" * 50 + TWO + b"X: a\r\n" * 50 + b"\r\n{}",
+        "more than 100 headers",
+    ),
     "many trailers": (CHUNKED + b"0\r\n" + b"X: a\r\n" * 101, "more than 100 headers"),
     "a long status line": (b"H" * 70_000, TOO_LONG),
     "a long header": (OK + b"X: " + b"a" * 70_000, TOO_LONG),
