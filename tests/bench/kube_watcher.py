@@ -130,7 +130,7 @@ class _Stream:
         self.is_held = Event()
         self.may_go_on = Event()
 
-    def say(self, server: ReviewServer, sock: socket.socket) -> None:
+    def say(self, server: ReviewServer, sock: socket.socket, _: str) -> None:
         sock.sendall(_HEAD)
         for number, event in enumerate(self._cluster.recorded(self._pods)):
             if number == self._pods // 2:
@@ -141,7 +141,7 @@ class _Stream:
         server.over.wait()
 
 
-def _saying_nothing(server: ReviewServer, sock: socket.socket) -> None:
+def _saying_nothing(server: ReviewServer, sock: socket.socket, _: str) -> None:
     sock.sendall(_HEAD + _END.encode())
     server.over.wait()
 

@@ -71,7 +71,10 @@ class ScriptedServer:
             timer.cancel()
 
     def read(self, sock: socket.socket) -> bytes:
-        """Return the next request of a connection, and keep it; empty at its end."""
+        """Return the next request of a connection, and keep it; empty at its end.
+
+        What is kept is in one list for all connections: its last one may be another's.
+        """
         data = b""
         while _END not in data and (more := _received(sock)):
             data += more
@@ -79,9 +82,11 @@ class ScriptedServer:
         length = _length(head)
         while len(body) < length and (more := _received(sock)):
             body += more
-        if head:
-            self.requests.append(head + _END + body)
-        return head
+        if not head:
+            return b""
+        request = head + _END + body
+        self.requests.append(request)
+        return request
 
     def _accept(self) -> None:
         with contextlib.suppress(OSError):

@@ -19,6 +19,8 @@ ACCESS = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
 OWN_TOKEN = "own-token"  # noqa: S105 - of a test
 Fault = Callable[["ReviewServer", socket.socket], None]
 """What is done after a request was read; the connection is closed after it."""
+Streamed = Callable[["ReviewServer", socket.socket, str], None]
+"""As a `Fault`, and it is told the target of the request."""
 
 
 def good_status(token: str, audiences: list[str]) -> dict[str, Any]:
@@ -69,7 +71,7 @@ class ReviewServer(ScriptedServer):
         self.accepted = OWN_TOKEN
         self.objects: dict[str, object] = {}
         """By path, what it has."""
-        self.streams: dict[str, Fault] = {}
+        self.streams: dict[str, Streamed] = {}
         """By path, what it says to a watch or a list; then the connection ends."""
         self.hanging = threading.Event()
         """Set when a fault holds a request."""
@@ -98,8 +100,8 @@ class ReviewServer(ScriptedServer):
     @staticmethod
     def _reviews(server: ScriptedServer, sock: socket.socket) -> None:
         assert isinstance(server, ReviewServer)
-        while server.read(sock):
-            head, _, body = server.requests[-1].partition(b"\r\n\r\n")
+        while request := server.read(sock):
+            head, _, body = request.partition(b"\r\n\r\n")
             fault = server.fault
             if head.startswith(b"GET "):
                 fault = fault or server.pod_fault
@@ -110,7 +112,7 @@ class ReviewServer(ScriptedServer):
                 return
             stream = server.streams.get(_path(head))
             if stream is not None and server.accepts(head):
-                stream(server, sock)
+                stream(server, sock, _target(head))
                 return
             sock.sendall(server._answer(head, body))
 
@@ -142,8 +144,12 @@ def _right(spec: Mapping[str, Any]) -> str:
     return f"{wanted['verb']} {wanted['path' if kind else 'resource']}"
 
 
+def _target(head: bytes) -> str:
+    return head.split(b" ")[1].decode()
+
+
 def _path(head: bytes) -> str:
-    return head.split(b" ")[1].decode().partition("?")[0]
+    return _target(head).partition("?")[0]
 
 
 def _made(kind: str, status: object, spec: object = None) -> bytes:

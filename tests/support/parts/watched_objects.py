@@ -64,18 +64,16 @@ class WatchedObjects:
             self._events[path].append((what, found))
             self._changed.notify_all()
 
-    def _stream(self, server: ReviewServer, sock: socket.socket) -> None:
+    def _stream(self, server: ReviewServer, sock: socket.socket, target: str) -> None:
         if self.fault is not None:
             self.fault(server, sock)
             return
-        head = server.requests[-1].split(b" ")[1].decode()
-        path = head.partition("?")[0]
-        if "watch=true" not in head:  # whether the store was restored
+        if "watch=true" not in target:  # whether the store was restored
             version = {"resourceVersion": str(self._version)}
             sock.sendall(json_answer(json.dumps({"metadata": version}).encode()))
             return
         sock.sendall(HEAD)
-        is_list = "sendInitialEvents" in head
+        path, is_list = target.partition("?")[0], "sendInitialEvents" in target
         for event in self._told(path, server, is_list=is_list):
             sock.sendall(chunk(event))
 

@@ -336,7 +336,8 @@ def test_a_stream_takes_no_place_of_a_call_and_has_its_own_connection(
 ) -> None:
     with closing(client(server, calls=1)) as api:
         ask(api)
-        server.streams["/api/v1/pods"] = holding(CHUNKED + chunks(b"a\n"))
+        hold = holding(CHUNKED + chunks(b"a\n"))
+        server.streams["/api/v1/pods"] = lambda server, sock, _: hold(server, sock)
         with api.stream("/api/v1/pods", {"watch": 1}, silence=30) as stream:
             assert next(stream.lines()) == b"a"
             assert ask(api)["status"] == {"allowed": True}
@@ -344,7 +345,7 @@ def test_a_stream_takes_no_place_of_a_call_and_has_its_own_connection(
 
 
 def test_a_stream_reads_a_refused_token_again(server: ReviewServer) -> None:
-    def say(_: ReviewServer, sock: socket.socket) -> None:
+    def say(_: ReviewServer, sock: socket.socket, __: str) -> None:
         sock.sendall(CHUNKED + chunks(b"a\n", b""))
 
     server.streams["/api/v1/pods"] = say

@@ -83,7 +83,7 @@ class Said:
         """What is said, in order; a number holds the answer that is before it."""
         server.streams[PATH] = self._say
 
-    def _say(self, server: ReviewServer, sock: socket.socket) -> None:
+    def _say(self, server: ReviewServer, sock: socket.socket, _: str) -> None:
         answer = self.answers.pop(0)
         assert isinstance(answer, bytes)
         sock.sendall(answer)
