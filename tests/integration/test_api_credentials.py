@@ -194,8 +194,9 @@ def test_an_exec_plugin_that_fails_harms_its_own_cluster_alone(
         return found == rule
 
     await_true(is_told, SECONDS)
-    # Until a run has ended, the old token is what there is, and is refused.
-    assert {*rules} <= {rule, "review.credential"}
+    # Until a run has ended, the old token is what there is, and is refused. A program
+    # may be late on a busy machine.
+    assert {*rules} <= {rule, "review.credential", "review.timeout"}
     assert told(wire, "filed") == ("OK", "")
     assert told(wire, "offline") == ("OK", "")
     assert ground.bridge.get("/readyz")[0] == 200

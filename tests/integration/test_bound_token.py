@@ -54,6 +54,7 @@ NAME = "spiffe://corp.example/ns/shop/sa/web"
 PROXY = "spiffe://corp.example/ns/istio-system/sa/ztunnel"
 UID = "7d3a1c9e-0000-4000-8000-000000000001"
 SECONDS = 60.0
+NUMBERS = itertools.count()
 
 
 def pods(*namespaces: str) -> dict[str, Any]:
@@ -136,17 +137,21 @@ class Ground:
             self._await_more(objects, cluster, kind)
 
     def _await_more(self, objects: WatchedObjects, cluster: str, kind: str) -> None:
-        numbers = itertools.count()
+        counts: list[float] = []
 
         def seen() -> float:
             labels = {"cluster": cluster, "kind": kind}
             return self.bridge.metric("meshca_watched_objects", **labels)
 
         def is_more() -> bool:
-            objects.put(kind, "shop", f"new-{next(numbers)}", UID)
-            return seen() > before
+            objects.put(kind, "shop", f"new-{next(NUMBERS)}", UID)
+            return seen() > counts[-1]
 
-        before = seen()
+        def is_told() -> bool:
+            counts.append(seen())
+            return counts[-1] > 0  # a page may be without a worker that is too busy
+
+        await_true(is_told, SECONDS)
         await_true(is_more, SECONDS)
 
 
@@ -531,7 +536,7 @@ def require_followed(bridge: Bridge, home: Side, pod: str) -> None:
         answer = wire.ask(shown)
         assert answer.code == "OK", answer
         home.objects.delete("pods", "shop", pod)
-        await_true(lambda: wire.ask(shown).code == "UNAUTHENTICATED", 10.0)
+        await_true(lambda: wire.ask(shown).code == "UNAUTHENTICATED", SECONDS)
 
 
 def endless(kind: str, *first: bytes) -> Fault:

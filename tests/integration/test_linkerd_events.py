@@ -72,7 +72,8 @@ def test_an_api_server_that_takes_no_events_costs_no_caller_anything(
         began = time.monotonic()
         for _ in range(MANY):  # more than there are threads, while that one hangs
             ask(client)
-        assert time.monotonic() - began < MANY * 0.25
+        # None waits for an event, which has 5 s.
+        assert time.monotonic() - began < MANY * 0.7
         await_true(lambda: of(bridge, "failed") >= 1)
         assert bridge.get("/readyz")[0] == 200
         assert (of(bridge, "dropped") > 0) == (name == "403")

@@ -67,7 +67,7 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
             },
         ]
         for cluster, server in zip(clusters, (home, remote, home), strict=True):
-            cluster["tokens"] = server.section | {"timeout": "0.5s"}
+            cluster["tokens"] = server.section | {"timeout": "1.5s"}
         jwks = {"verify": "jwks", "file": "jwks.json", "issuer": MAIN.issuer}
         offline = {"name": "offline", "namespaces": ["*"], "tokens": jwks}
         made = Bridge(

@@ -34,7 +34,7 @@ from tests.support.parts.vault_mounts import JWT, AppRole, TLSCertificate, Trans
 NAME = x509.UniformResourceIdentifier("spiffe://corp.example/ns/shop/sa/cart")
 CALL_SECONDS = 5.0
 FORGOTTEN_SECONDS = 60.0
-LIFE_SECONDS = 3
+LIFE_SECONDS = 6
 THREADS = 24
 
 pytestmark = pytest.mark.xdist_group("vault-logins")
@@ -198,8 +198,8 @@ class Life:
 LIVES = [
     Life("renewable", {"token_ttl": LIFE_SECONDS}, 1, 1),
     Life("periodic", {"token_period": LIFE_SECONDS}, 1, 1),
-    Life("ends", {"token_ttl": LIFE_SECONDS, "token_explicit_max_ttl": 5}, 2, 5),
-    Life("maximum", {"token_ttl": LIFE_SECONDS, "token_max_ttl": 5}, 2, 5),
+    Life("ends", {"token_ttl": LIFE_SECONDS, "token_explicit_max_ttl": 10}, 2, 5),
+    Life("maximum", {"token_ttl": LIFE_SECONDS, "token_max_ttl": 10}, 2, 5),
     Life("batch", {"token_ttl": LIFE_SECONDS, "token_type": "batch"}, 3, 7),
     Life("uses", {"token_num_uses": 20}, 3, 10_000),
 ]
@@ -387,7 +387,8 @@ class TestTokenFile:
             issue(ca)  # no call fails
 
     def test_a_periodic_one_lives_on(self, ground: Ground, tmp_path: Path) -> None:
-        token = vault_mounts.new_token(ground.server, ground.policy, period="3s")
+        period = f"{LIFE_SECONDS}s"
+        token = vault_mounts.new_token(ground.server, ground.policy, period=period)
         login = vault_mounts.token_login(token, tmp_path / "token")
         with ground.ca(login, tmp_path / "latch.json") as ca:
             end = time.monotonic() + 2 * LIFE_SECONDS

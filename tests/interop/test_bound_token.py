@@ -51,8 +51,10 @@ class Ground:
     def has_seen(self, pod: str) -> bool:
         """Return whether the watcher has written a pod into the index."""
         fds = Path(f"/proc/{watcher_of(self.bridge)}/fd").iterdir()
-        path = next(one.resolve() for one in fds if one.resolve().name == "watched")
-        with closing(sqlite3.connect(path)) as index:
+        paths = [one.resolve() for one in fds if one.resolve().name == "watched"]
+        if not paths:  # it has not begun
+            return False
+        with closing(sqlite3.connect(paths[0])) as index:
             query = "SELECT 1 FROM objects WHERE kind = 'pods' AND name = ?"
             return index.execute(query, (pod,)).fetchone() is not None
 
@@ -220,6 +222,8 @@ def test_a_killed_watcher_is_replaced_and_callers_do_not_notice(
     await_that(
         lambda: watchers(ground.bridge.pid) not in ([], [before]), "not replaced"
     )
+    of_new_pod(ground.server, "after-it")
+    await_that(lambda: ground.has_seen("after-it"), "the next one watches nothing")
 
 
 def test_an_api_server_that_is_gone_and_back_with_an_older_store(

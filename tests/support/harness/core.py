@@ -130,7 +130,7 @@ class World:
         self.own = OwnCertificates(
             lambda: self.snapshot, self.signing, self.failover, self.clock
         )
-        self.lineages = Lineages(self.config.ledger.archive)
+        self.lineages = Lineages(self.config.ledger.archive, seconds=30.0)
         self.bars = Bars(self.config.ledger.bars)
         self.issuance = Issuance(
             snapshot=lambda: self.snapshot,

@@ -46,6 +46,9 @@ PEER_SERVER_NAME = "istiod.istio-system.svc"
 _READY_SECONDS = 30.0
 _STOP_SECONDS = 30.0
 _ROW_SECONDS = 20.0
+_WHOLE_SECONDS = 5.0
+_SILENT = "it does not answer"
+_UP = "meshca_worker_up"
 
 
 class Bridge:
@@ -227,7 +230,19 @@ class Bridge:
         return (self.folder / "log").read_text("utf-8", errors="replace")[-8000:]
 
     def get(self, path: str) -> tuple[int, str]:
-        """Return status and body of a page of the admin address."""
+        """Return status and body of a page of the admin address.
+
+        A worker that is too busy for a second does not answer, for its parent. Where
+        no other one does, it is asked again.
+        """
+        until = time.monotonic() + _WHOLE_SECONDS
+        while True:
+            status, body = self._got(path)
+            is_silent = status != 200 and _SILENT in body
+            if not is_silent or time.monotonic() > until:
+                return status, body
+
+    def _got(self, path: str) -> tuple[int, str]:
         try:
             url = f"http://{self.admin}{path}"
             with urllib.request.urlopen(url, timeout=5) as answer:
@@ -237,8 +252,17 @@ class Bridge:
                 return error.code, error.read().decode()
 
     def metric(self, name: str, /, **labels: str) -> float:
-        """Return the sum of the samples `name` that carry `labels`; 0 without any."""
-        return prometheus.total(self.get("/metrics")[1], name, **labels)
+        """Return the sum of the samples `name` that carry `labels`; 0 without any.
+
+        The page is asked for again while it is without a worker, unless `name` tells
+        of that.
+        """
+        until = time.monotonic() + _WHOLE_SECONDS
+        while True:
+            page = self.get("/metrics")[1]
+            is_whole = name == _UP or all(up for _, up in prometheus.samples(page, _UP))
+            if is_whole or time.monotonic() > until:
+                return prometheus.total(page, name, **labels)
 
     def rows(self, **fields: object) -> list[dict[str, Any]]:
         """Return the rows of the journals in which `fields` have these values."""

@@ -57,14 +57,14 @@ def nothing_left(bridge: Bridge) -> Iterator[None]:
     """Serve inside the block; then no call, descriptor or thread of it is left.
 
     Raises:
-        TimeoutError: A call or a descriptor is.
-        AssertionError: A thread is.
+        TimeoutError: One is.
     """
     files, threads = _count(bridge, "fd"), _count(bridge, "task")
     yield
     await_true(lambda: bridge.metric("meshca_in_flight") == 0)
     await_true(lambda: _count(bridge, "fd") <= files + 3)
-    assert _count(bridge, "task") <= threads + 8  # grpc's own, by the load
+    # grpc has some of its own, by the load.
+    await_true(lambda: _count(bridge, "task") <= threads + 8)
 
 
 def _count(bridge: Bridge, kind: str) -> int:

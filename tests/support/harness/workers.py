@@ -17,6 +17,8 @@ from tests.support.harness.real_process import SERVER_NAME, Bridge
 
 WAIT_SECONDS = 20.0
 """Longer than anything takes that a test waits for."""
+RELOAD_SECONDS = 60.0
+"""The same of a reload: a worker may take 30 s for its start."""
 
 
 def await_true(what: Callable[[], object], seconds: float = WAIT_SECONDS) -> None:
@@ -99,11 +101,13 @@ class Supervised(Bridge):
         new.replace(self.configuration)
 
     def await_reloads(self, result: str, count: float = 1) -> None:
-        await_true(lambda: self.metric("meshca_reloads_total", result=result) == count)
+        told = "meshca_reloads_total"
+        await_true(lambda: self.metric(told, result=result) == count, RELOAD_SECONDS)
         if result == "ok":
-            # Workers of before take connections until they have heard of it.
-            up = "meshca_worker_up"
-            await_true(lambda: len(self.children()) == self.metric(up))
+            # Workers of before take connections until they have heard of it, and answer
+            # scrapes for longer.
+            workers = yaml.safe_load(self.configuration.read_text())["workers"]
+            await_true(lambda: len(self.children()) == workers)
 
     def issued_by(self) -> dict[str, int]:
         """Return how many certificates of workloads each writer's journal has."""

@@ -184,16 +184,22 @@ def saying(answer: bytes) -> Fault:
     return lambda _, sock: sock.sendall(answer)
 
 
+def refusing(status: int, *headers: str) -> Fault:
+    """Return a fault: this status."""
+    # The answer says that the connection ends: a client may be quicker than its end.
+    return saying(json_answer(b"{}", status, ["Connection: close", *headers]))
+
+
 JSON_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
 FAULTS: dict[str, tuple[Fault, str]] = {
-    "401": (saying(json_answer(b"{}", 401)), "review.credential"),
-    "403": (saying(json_answer(b"{}", 403)), "review.rights"),
-    "429": (saying(json_answer(b"{}", 429)), "review.throttled"),
+    "401": (refusing(401), "review.credential"),
+    "403": (refusing(403), "review.rights"),
+    "429": (refusing(429), "review.throttled"),
     "429 and when": (
-        saying(json_answer(b"{}", 429, ["Retry-After: 1"])),
+        refusing(429, "Retry-After: 1"),
         "review.throttled",
     ),
-    "500": (saying(json_answer(b"{}", 500)), "review.failed"),
+    "500": (refusing(500), "review.failed"),
     "hangs": (holding(), "review.timeout"),
     "hangs after the head": (
         holding(JSON_HEAD + b"Content-Length: 9\r\n\r\n"),
@@ -203,4 +209,5 @@ FAULTS: dict[str, tuple[Fault, str]] = {
     "closes": (saying(b""), "review.unavailable"),
 }
 """What an API server may do to any call, and the rule of the call that is refused."""
-OTHER_OBJECT = saying(json_answer(b'{"kind": "Status"}')), "review.answer"
+_STATUS = json_answer(b'{"kind": "Status"}', headers=["Connection: close"])
+OTHER_OBJECT = saying(_STATUS), "review.answer"

@@ -29,7 +29,7 @@ class Ground:
             server=server.url, ca=server.ca_file, token=server.token_file
         )
         self.events = AccountEvents(
-            APIServer(Credentials(access), seconds=0.5, calls=1),
+            APIServer(Credentials(access), seconds=2.0, calls=1),
             self.count,
             apart_seconds=APART,
             monotonic=lambda: self.time,

@@ -128,6 +128,7 @@ class Followed:
         server: ReviewServer,
         api: APIServer,
         list_seconds: float = 60.0,
+        silence: float = 0.3,
         lot: Callable[[float, float], float] = min,
     ) -> None:
         self.said = Said(server)
@@ -136,7 +137,7 @@ class Followed:
             api,
             RESOURCES[PODS],
             self.sink,  # type: ignore[arg-type]
-            bounds=Bounds(silence=0.3, objects=4, list_seconds=list_seconds),
+            bounds=Bounds(silence=silence, objects=4, list_seconds=list_seconds),
             lot=lot,
         )
 
@@ -304,7 +305,8 @@ def test_an_api_server_without_streaming_lists_is_asked_for_pages(
     assert followed.said.queries()[3]["resourceVersion"] == "20"
 
 
-def test_what_is_read_at_once_is_small(followed: Followed) -> None:
+def test_what_is_read_at_once_is_small(server: ReviewServer, api: APIServer) -> None:
+    followed = Followed(server, api, silence=30.0)
     page_of = json_answer(b" " * ((8 << 20) + 1))
     (told,) = followed.follow(json_answer(b"{}", 422), page_of)
     assert "the answer has more than 8388608 bytes" in str(told)

@@ -74,9 +74,9 @@ def test_many_sighups_start_few_workers(
         time.sleep(0.05)
     time.sleep(parent._APART_SECONDS)
     # The last of them counts, too.
-    await_true(lambda: len(nursery.alive()) == 1)
+    await_true(lambda: len(nursery.born) > 2 and len(nursery.alive()) == 1)
     most = 3 + (time.monotonic() - began) / parent._APART_SECONDS
-    assert 2 < len(nursery.born) <= most
+    assert len(nursery.born) <= most
     events.put(signal.SIGTERM)
     bridge.join(20)
     assert not bridge.is_alive()

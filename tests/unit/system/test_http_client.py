@@ -1,6 +1,7 @@
 """Answers and where they end, deadlines, and which connections are used again."""
 
 import contextlib
+import gc
 import http.client
 import io
 import socket
@@ -516,9 +517,12 @@ def test_no_descriptor_and_no_thread_is_left() -> None:
         server.read(sock)
         sock.sendall(answers[server.connections % len(answers)])
 
+    gc.collect()
     before = len(list(DESCRIPTORS.iterdir())), threading.active_count()
     with serving(script) as (server, client):
         for _ in range(70):
             with contextlib.suppress(OSError, http.client.HTTPException):
                 ask(client, peer(server))
-    assert (len(list(DESCRIPTORS.iterdir())), threading.active_count()) == before
+    # What an earlier test left may end meanwhile.
+    assert len(list(DESCRIPTORS.iterdir())) <= before[0]
+    assert threading.active_count() <= before[1]
