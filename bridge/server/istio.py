@@ -101,6 +101,7 @@ class IstioListener(Listener):
     front = IstioFront
     service = SERVICE
     streams = _STREAMS
+    header_bytes = 16 * 1024  # the longest token is in one
 
     def __init__(  # noqa: PLR0913 - the server passes each by keyword
         self,

@@ -32,16 +32,15 @@ from bridge.system.linux import spare_descriptors
 _CUT_SECONDS = 2.0
 """The longest wait for what should take no time. The process ends all the same."""
 _CONNECTION_SECONDS = 30 * 60
+_HEADER_BYTES = 4 * 1024
 _OPTIONS = (
     # Messages are small: a ping for each, to measure the bandwidth, costs more than a
     # window that fits.
     ("grpc.http2.bdp_probe", 0),
-    # Small, also where a refusal is then the transport's and not ours: what a peer
-    # sends takes a hundred times as much memory here (decision 42). grpc refuses longer
-    # messages, and headers above the second bound; above the first, some.
+    # Small, as the bounds of headers are, also where a refusal is then the transport's
+    # and not ours: what a peer sends takes a hundred times as much memory here
+    # (decision 42).
     ("grpc.max_receive_message_length", LONGEST_REQUEST_BYTES),
-    ("grpc.max_metadata_size", 16 * 1024),
-    ("grpc.absolute_max_metadata_size", 32 * 1024),
     # Calls that Python has not seen: grpc ends some above the first bound (1,000 by
     # default), all above the second, with CANCELLED, after which Istio's client does
     # not try again. The bounds of connections come first. Each takes some 15 KB.
@@ -84,6 +83,7 @@ def grpc_options(
     shares_ports: bool,
     connections: int,
     streams: int | None = None,
+    header_bytes: int = _HEADER_BYTES,
     age_seconds: int = _CONNECTION_SECONDS,
 ) -> tuple[tuple[str, int], ...]:
     """Return the options of a gRPC server.
@@ -92,6 +92,8 @@ def grpc_options(
         shares_ports: Other processes listen on the same ports (SO_REUSEPORT).
         connections: The most connections of a port.
         streams: The most concurrent calls on one connection; None sets no bound.
+        header_bytes: The headers of a call. grpc refuses some above it, and all above
+            twice as much.
         age_seconds: When a connection is ended, so that its client connects again,
             perhaps to a new replica.
     """
@@ -100,6 +102,8 @@ def grpc_options(
         ("grpc.so_reuseport", int(shares_ports)),
         ("grpc.max_connection_age_ms", age_seconds * 1000),
         ("grpc.max_allowed_incoming_connections", connections),
+        ("grpc.max_metadata_size", header_bytes),
+        ("grpc.absolute_max_metadata_size", 2 * header_bytes),
         *bound,
         *_OPTIONS,
     )
@@ -145,6 +149,8 @@ class Listener(ABC):
     """The API's name in gRPC."""
     streams: ClassVar[int | None] = None
     """The most concurrent calls on one connection; None sets no bound."""
+    header_bytes: ClassVar[int] = _HEADER_BYTES
+    """The headers of a call; see `grpc_options`."""
     message_seconds: ClassVar[float] = 2.0
     """The longest wait for the message of a call."""
     is_behind_proxy: ClassVar[bool] = False
@@ -190,6 +196,7 @@ class Listener(ABC):
                 shares_ports=shares_ports,
                 connections=connections,
                 streams=self.streams,
+                header_bytes=self.header_bytes,
             ),
         )
         self._bound: dict[str, str] = {}

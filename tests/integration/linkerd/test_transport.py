@@ -9,7 +9,7 @@ from bridge.identity.service_account_token import LONGEST_TOKEN
 from bridge.server.linkerd import METHOD
 from tests.support.clients import attacks, http2
 from tests.support.clients.istio_raw import padded_token
-from tests.support.clients.linkerd_raw import Certify, token
+from tests.support.clients.linkerd_raw import Certify, request, token
 from tests.support.harness.real_process import Bridge
 from tests.support.harness.workers import await_true
 
@@ -45,7 +45,8 @@ def test_a_connection_may_have_more_streams_than_calls_have_places(
     # The sidecar sends the calls of all proxies in one connection.
     told = settings(bridge)
     assert told[MAX_CONCURRENT_STREAMS] > IN_FLIGHT + AWAITED
-    assert told[MAX_HEADER_LIST_SIZE] == 32 * 1024
+    # Credentials are in the message.
+    assert told[MAX_HEADER_LIST_SIZE] == 8 * 1024
 
 
 def begin(bridge: Bridge, calls: int) -> socket.socket:
@@ -64,6 +65,15 @@ def test_calls_whose_messages_never_come_are_given_up(
     with begin(bridge, MANY):
         certify.require_healthy()
         await_true(lambda: bridge.metric("meshca_in_flight") == 0)
+
+
+@pytest.mark.parametrize(("kibibytes", "code"), [(3, "OK"), (9, "RESOURCE_EXHAUSTED")])
+def test_headers_over_8_kib_are_the_transports_to_refuse(
+    certify: Certify, kibibytes: int, code: str
+) -> None:
+    padding = (("x", "v" * kibibytes * 1024),)
+    assert {certify.send(request(), padding).code for _ in range(30)} == {code}
+    certify.require_healthy()
 
 
 def test_the_longest_token_passes(certify: Certify) -> None:

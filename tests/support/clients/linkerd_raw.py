@@ -19,6 +19,7 @@ from bridge.server.linkerd import METHOD
 from tests.support.clients.istio_raw import (
     MAIN,
     MOST_WAIT_SECONDS,
+    Metadata,
     Record,
     require_discreet,
 )
@@ -73,12 +74,17 @@ class Certify(Record):
         super().__init__(bridge, "linkerd", channel(bridge))
 
     def send(
-        self, message: bytes, *, method: str = METHOD, discreet: bool = True
+        self,
+        message: bytes,
+        headers: Metadata = (),
+        *,
+        method: str = METHOD,
+        discreet: bool = True,
     ) -> Answer:
         """Send any bytes and return what comes back."""
         call = self.channel.unary_unary(method)
         try:
-            reply = call(message, MOST_WAIT_SECONDS, wait_for_ready=True)
+            reply = call(message, MOST_WAIT_SECONDS, headers, wait_for_ready=True)
         except grpc.RpcError as error:
             raised: Any = error
             answer = Answer(raised.code().name, raised.details() or "")
