@@ -145,7 +145,7 @@ class Admin:
     async def _serve(self) -> None:
         # A lack of descriptors ends nothing here: asyncio accepts again after a second.
         server = await asyncio.start_server(
-            self._connected, sock=self._socket, limit=_LONGEST_REQUEST, backlog=_BACKLOG
+            self._accepted, sock=self._socket, limit=_LONGEST_REQUEST, backlog=_BACKLOG
         )
         await self._ending.wait()
         server.close()
@@ -154,27 +154,35 @@ class Admin:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
+    def _accepted(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        # No coroutine: a connection's task that was cancelled would be an error in the
+        # log of asyncio (Python 3.11).
+        self._make_room()
+        task = self._loop.create_task(self._connected(reader, writer))
+        self._open[task] = writer
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        writer = self._open.pop(task, None)
+        if writer is None:  # it made room
+            return
+        # Not `close`: that would wait for a peer that reads nothing.
+        if writer.transport.get_write_buffer_size():
+            writer.transport.abort()
+        else:
+            writer.close()
+
     async def _connected(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
-        task = asyncio.current_task()
-        if task is None:  # pragma: no cover - it always runs as one
-            return
-        self._make_room()
-        self._open[task] = writer
         try:
             request = await asyncio.wait_for(_request(reader), _REQUEST_SECONDS)
             reply = self._reply(writer, request)
             await asyncio.wait_for(reply, _REPLY_SECONDS)
         except (TimeoutError, OSError, EOFError):
             _log.debug("a connection of the admin address ended without its page")
-        finally:
-            self._open.pop(task, None)
-            # Not `close`: that would wait for a peer that reads nothing.
-            if writer.transport.get_write_buffer_size():
-                writer.transport.abort()
-            else:
-                writer.close()
 
     def _make_room(self) -> None:
         # The oldest first, in the order of the dictionary.

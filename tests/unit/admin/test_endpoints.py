@@ -110,6 +110,28 @@ def test_a_peer_that_says_nothing_does_not_hold_up_the_end(tmp_path: Path) -> No
         silent.close()
 
 
+def test_a_page_that_is_being_made_is_no_error_at_the_end(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    begun, may_end = threading.Event(), threading.Event()
+
+    def hang() -> dict[str, object]:
+        begun.set()
+        may_end.wait(WAIT_SECONDS)
+        return readiness({}, {})
+
+    admin = Admin("127.0.0.1:0", Views(hang, lambda: (b"", "text/plain")))
+    admin.start()
+    with socket.create_connection(split_address(admin.address)) as peer:
+        peer.settimeout(WAIT_SECONDS)
+        peer.sendall(b"GET /readyz HTTP/1.1\r\n\r\n")
+        assert begun.wait(WAIT_SECONDS)
+        admin.close()
+        assert peer.recv(1) == b""
+    may_end.set()
+    assert [one for one in caplog.records if one.levelname == "ERROR"] == []
+
+
 def test_an_address_in_use_is_named() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
