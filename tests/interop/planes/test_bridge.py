@@ -17,8 +17,6 @@ from tests.interop.planes.oddities import change_of
 pytestmark = [
     pytest.mark.interop,
     pytest.mark.xdist_group("planes"),
-    pytest.mark.filterwarnings("ignore:Parsed a serial number"),
-    pytest.mark.filterwarnings("ignore:Attribute's length must be"),
 ]
 
 LETTERS = {

@@ -15,8 +15,6 @@ from tests.interop.planes.certificates import build
 from tests.interop.planes.oddities import change_of
 from tests.support.parts.pki import new_root
 
-pytestmark = pytest.mark.filterwarnings("ignore:Parsed a serial number")
-
 SIDECAR, AMBIENT, LINKERD = DataPlane.SIDECAR, DataPlane.AMBIENT, DataPlane.LINKERD
 DIRECTORY = x509.NameConstraints([x509.DirectoryName(x509.Name([]))], None)
 URI = x509.NameConstraints([x509.UniformResourceIdentifier("corp.example")], None)

@@ -317,7 +317,6 @@ def test_a_serial_number_of_a_backend_has_64_to_159_bits(bits: int) -> None:
         answered(lie)
 
 
-@pytest.mark.filterwarnings("ignore:Parsed a serial number")
 def test_a_negative_serial_number_is_refused() -> None:
     def lie(answer: Answer) -> None:
         answer.serial = 0x40 << 64

@@ -77,7 +77,6 @@ def test_what_is_wrong_with_an_anchor_is_told(
     assert f"trust anchor (CN=root) {says}" in "; ".join(told)
 
 
-@pytest.mark.filterwarnings("ignore:Parsed a serial number")
 def test_an_anchor_that_programs_in_go_cannot_read_is_told() -> None:
     der = NEW.public_bytes(Encoding.DER)
     serial = NEW.serial_number.to_bytes(2)

@@ -14,7 +14,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID, ObjectIdentifier
-from hypothesis import event, given, settings
+from hypothesis import event, example, given, settings
 from hypothesis import strategies as st
 
 from bridge.dataplanes.planes import data_plane_problems
@@ -422,8 +422,16 @@ def damaged(draw: st.DrawFn) -> bytes:
     return bytes(der)
 
 
+# Of a country's name, which has two letters, one was lost.
+SHORT_COUNTRY = bytes.fromhex(
+    "3038a036300a87080a000000ff0000003028a4263024310a3008060355040a0c0161310a30080603"
+    "55040a0c0161310a300806035504060c0161"
+)
+
+
 @settings(deadline=None, max_examples=200)
 @given(value=st.one_of(damaged(), st.binary(max_size=30)))
+@example(value=SHORT_COUNTRY)
 def test_a_damaged_extension_is_refused_or_read_and_nothing_else(value: bytes) -> None:
     unfit = with_extension(value)
     try:
