@@ -33,6 +33,7 @@ _CUT_SECONDS = 2.0
 """The longest wait for what should take no time. The process ends all the same."""
 _CONNECTION_SECONDS = 30 * 60
 _HEADER_BYTES = 4 * 1024
+"""Of a call whose credential is in no header."""
 _OPTIONS = (
     # Messages are small: a ping for each, to measure the bandwidth, costs more than a
     # window that fits.

@@ -471,12 +471,13 @@ def test_a_new_token_in_a_remote_secret_interrupts_nothing(
     server = ground.far.server
     ground.await_watches("far")
     before = len(server.requests)
-    # What was not seen is asked for with the new token, once it is listed.
-    unseen = bearer(ground.far.token(pod="unseen"), "far")
 
     def is_asked() -> bool:
         assert certified(wire, ground.far, "far") == "bound"
-        answer = wire.ask(unseen)
+        # What was not seen is asked for with the new token, once it is listed. That a
+        # pod is not there is known for a second.
+        unseen = ground.far.token(pod=f"unseen-{next(NUMBERS)}")
+        answer = wire.ask(bearer(unseen, "far"))
         wire.new_outcome()
         return answer.text.startswith("token.gone")
 
